@@ -1,0 +1,1 @@
+"""Direct Preference Optimization as a declarative, reproducible pipeline."""

@@ -1,0 +1,99 @@
+"""Files that stages write: whole or not at all, the same bytes every time; and the hashes that identify them."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from prefdag.config import read_yaml
+from prefdag.errors import DataError
+
+
+def project_root() -> Path:
+    """The main repository. DVC names it, also where a queued experiment runs in a temporary copy of it."""
+    return Path(os.environ.get("DVC_ROOT", ".")).resolve()
+
+
+def scratch(*parts: str) -> Path:
+    """A path in the ignored scratch folder that all experiments share."""
+    return project_root().joinpath(".prefdag", *parts)
+
+
+@contextmanager
+def writing(target: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `target` to create as a file or a folder; rename it when the block ends well.
+
+    A block that raises, or a killed process, leaves nothing under the final name.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    remove(temporary)
+    try:
+        yield temporary
+        for path in [temporary, *temporary.rglob("*")]:
+            if path.is_file():
+                path.chmod(0o644)  # some writers choose 0600
+                fsync(path)
+        remove(target)
+        temporary.rename(target)
+        fsync(target.parent)
+    finally:
+        remove(temporary)
+
+
+def fsync(path: Path) -> None:
+    """Force a file's content, or a folder's entries, to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """JSON with sorted keys. Raises `ValueError` on NaN and infinity, which JSON does not have."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n", "utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file that a stage wrote. Raises `DataError` where it is absent or broken."""
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{path}: not found; `dvc repro` makes it") from None
+    except ValueError as error:
+        raise DataError(f"{path}: not JSON ({error}); `dvc repro` makes it anew") from None
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, or of a folder's file names and contents in sorted order."""
+    if path.is_dir():
+        digest = hashlib.sha256()
+        for file in sorted(p for p in path.rglob("*") if p.is_file()):
+            digest.update(f"{file.relative_to(path).as_posix()}\0{sha256(file)}\n".encode())
+        return digest.hexdigest()
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def stage_key(stage: str, params: Mapping[str, Any]) -> str:
+    """What shapes a stage's result, as 16 hex digits: its parameters and every file that dvc.yaml says it depends on.
+
+    Checkpoints are kept under this key, so that a changed parameter, input or line of code starts at step zero.
+    """
+    deps = read_yaml(Path("dvc.yaml"))["stages"][stage]["deps"]
+    parts = {"stage": stage, "params": dict(params), "deps": {dep: sha256(Path(dep)) for dep in deps}}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

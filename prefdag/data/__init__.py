@@ -1,0 +1,1 @@
+"""From raw files to checked, formatted, split rows. Imports no torch."""

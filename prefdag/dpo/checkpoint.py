@@ -1,0 +1,118 @@
+"""Checkpoints: what a killed stage needs to go on to the same bits. Safetensors and JSON, never pickle.
+
+They live outside the stage's outs, which DVC deletes before a stage runs, in a folder keyed by everything that shapes the
+result (`artifacts.stage_key`), so that no run continues from the state of another one.
+"""
+
+import logging
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from prefdag.artifacts import read_json, scratch, sha256, stage_key, write_json, writing
+from prefdag.config import flatten
+from prefdag.errors import DataError
+
+log = logging.getLogger(__name__)
+
+KEEP = 2  # the newest may be damaged; the one before it is then used
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """A model's trainable parameters and buffers, its optimiser's state, and the random number generator, as named tensors."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that changes while training, by name, detached and on the CPU."""
+        named: dict[str, Tensor] = {f"model/{name}": p for name, p in self.trainable().items()}
+        named |= {f"buffer/{name}": b for name, b in self.model.named_buffers()}
+        for name, p in self.trainable().items():
+            named |= {f"optimizer/{name}/{key}": value for key, value in self.optimizer.state[p].items()}
+        named |= {"rng/cpu": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            named |= {"rng/cuda": torch.cuda.get_rng_state()}
+        return {name: t.detach().cpu().contiguous().clone() for name, t in named.items()}
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Put back what `tensors` gave."""
+        groups: dict[str, dict[str, Tensor]] = {"model": {}, "buffer": {}, "optimizer": {}, "rng": {}}
+        for name, tensor in tensors.items():
+            kind, _, rest = name.partition("/")
+            groups[kind][rest] = tensor
+        with torch.no_grad():
+            for name, p in self.trainable().items():
+                p.copy_(groups["model"][name])
+            for name, b in self.model.named_buffers():
+                b.copy_(groups["buffer"][name])
+        for path, tensor in groups["optimizer"].items():
+            name, _, key = path.rpartition("/")
+            p = self.trainable()[name]
+            # AdamW keeps its step count on the CPU.
+            self.optimizer.state[p][key] = tensor if key == "step" else tensor.to(p.device)
+        torch.set_rng_state(groups["rng"]["cpu"])
+        if torch.cuda.is_available() and "cuda" in groups["rng"]:
+            torch.cuda.set_rng_state(groups["rng"]["cuda"])
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """The checkpoints of one run in `folder`, the newest `KEEP` of them."""
+
+    folder: Path
+
+    @classmethod
+    def of_stage(cls, stage: str, **params: Any) -> "Checkpoints":
+        """Those of a stage with these parameters, the inputs and the code that lie here now."""
+        return cls(scratch("checkpoints", stage, stage_key(stage, flatten(params))))
+
+    def save(self, step: int, state: TrainState, train: list[Any], validation: list[Any]) -> None:
+        """Write the state before step `step`, whole or not at all, and drop the oldest."""
+        with writing(self.folder / f"step-{step:08d}") as temporary:
+            temporary.mkdir()
+            save_file(state.tensors(), temporary / "state.safetensors")
+            manifest = {"step": step, "sha256": sha256(temporary / "state.safetensors")}
+            # Last: a folder with a manifest is a whole one.
+            write_json(temporary / "state.json", {**manifest, "train": train, "validation": validation})
+        for old in self._newest_first()[KEEP:]:
+            shutil.rmtree(old)
+
+    def restore(self, state: TrainState, train: list[Any], validation: list[Any]) -> int:
+        """Load the newest whole checkpoint into `state` and extend the histories; the step to go on with, 0 if none.
+
+        A damaged one is renamed away by name, and the one before it is taken.
+        """
+        for folder in self._newest_first():
+            try:
+                manifest = read_json(folder / "state.json")
+                if sha256(folder / "state.safetensors") != manifest["sha256"]:
+                    raise DataError(f"{folder / 'state.safetensors'}: content does not match its manifest")
+            except (DataError, OSError, KeyError) as error:
+                aside = folder.with_name(f"damaged-{folder.name}")
+                shutil.rmtree(aside, ignore_errors=True)
+                folder.rename(aside)
+                log.warning("checkpoint set aside as %s: %s", aside, error)
+                continue
+            state.load(load_file(folder / "state.safetensors"))
+            train += manifest["train"]
+            validation += manifest["validation"]
+            log.info("continuing from step %d", manifest["step"])
+            return int(manifest["step"])
+        return 0
+
+    def clear(self) -> None:
+        """Remove them all: the run's result is written."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _newest_first(self) -> list[Path]:
+        return sorted(self.folder.glob("step-*"), reverse=True)

@@ -1,0 +1,1 @@
+"""Image classifiers: ResNet, label pairs, log-probabilities."""

@@ -1,0 +1,20 @@
+"""Progress bars, with remaining time, that do not flood a log."""
+
+import sys
+from typing import Any
+
+from tqdm import tqdm
+
+
+def progress(total: int, unit: str, name: str = "", initial: int = 0, **options: Any) -> tqdm:
+    """A bar on stderr: live on a terminal, a line every ten seconds elsewhere."""
+    live = sys.stderr.isatty()
+    return tqdm(
+        total=total,
+        initial=initial,
+        unit=unit,
+        desc=name,
+        dynamic_ncols=live,
+        mininterval=0.2 if live else 10,
+        **options,
+    )

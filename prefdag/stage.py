@@ -1,0 +1,99 @@
+"""How a function becomes a DAG stage: its arguments are the keys of params.yaml that it reads.
+
+    @stage
+    def main(beta: float, dpo_text: DpoText) -> None: ...
+
+    if __name__ == "__main__":
+        main.run()
+
+`python -m stages.NAME` checks params.yaml, calls `main` with those keys, and turns a `PrefdagError` into one line and an
+exit code. A test compares the arguments with the stage's `params` in dvc.yaml.
+"""
+
+import argparse
+import errno
+import inspect
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from prefdag.config import load_params
+from prefdag.errors import PrefdagError
+
+# Set before any library is imported: no telemetry, no idle threads spinning against the other stages of a queue.
+ENVIRONMENT = {
+    "GX_ANALYTICS_ENABLED": "false",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "KMP_BLOCKTIME": "0",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+# The operating system's refusals that a user can mend; any other OSError is a fault of ours and keeps its traceback.
+REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES}
+
+
+@dataclass(frozen=True)
+class stage:  # noqa: N801 - it is used as a decorator
+    """A stage's `main`, to be called with its parameters, and `run`, its command line."""
+
+    main: Callable[..., None]
+
+    @property
+    def name(self) -> str:
+        """The module's name, also where it runs as `__main__`."""
+        return Path(inspect.getfile(self.main)).stem
+
+    @property
+    def keys(self) -> list[str]:
+        """The top-level keys of params.yaml that the stage reads."""
+        return list(inspect.signature(self.main).parameters)
+
+    def run(self) -> None:
+        """Run the stage in the current directory. Exits with 0; 1, 2 or 3 (see `errors`); 130 when interrupted."""
+        argparse.ArgumentParser(
+            f"python -m stages.{self.name}",
+            description=sys.modules[self.main.__module__].__doc__,
+            epilog=f"Reads from params.yaml: {', '.join(self.keys) or 'nothing'}. Inputs and outputs stand in dvc.yaml.",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        ).parse_args()
+        for name, value in ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+        logging.getLogger("prefdag").setLevel(logging.INFO)
+        try:
+            params = load_params()
+            with alone(self.name):
+                self.main(**{key: getattr(params, key) for key in self.keys})
+        except PrefdagError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(error.exit_code)
+        except OSError as error:
+            if error.errno not in REFUSALS:
+                raise
+            print(f"error: {error.filename or self.name}: {error.strerror}", file=sys.stderr)
+            sys.exit(1)
+        except KeyboardInterrupt:
+            print(f"{self.name}: interrupted; run it again to continue", file=sys.stderr)
+            sys.exit(130)
+
+
+@contextmanager
+def alone(name: str) -> Iterator[None]:
+    """Refuse a second run of a stage in this directory: the trainer that a killed `dvc repro` left behind, say."""
+    if int(os.environ.get("LOCAL_RANK", "0")) > 0:  # one of several processes that `accelerate launch` started
+        yield
+        return
+    path = Path(".prefdag", "locks", f"{name}.lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(path, timeout=0):
+            yield
+    except Timeout:
+        raise PrefdagError(f"{name}: already running in this directory; stop that process or wait for it") from None

@@ -1,0 +1,1 @@
+"""Causal language models: adapters, packing, log-probabilities, generation."""

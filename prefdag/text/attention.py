@@ -1,0 +1,59 @@
+"""Attention for packed rows: each group apart, each response over its prompt and itself.
+
+Registered with transformers as an attention implementation, so that any decoder which takes one (Llama, GPT-2, Qwen, ...)
+runs packed rows unchanged. No mask of the size of the row is ever made: a group costs one causal call over its prompt and
+first response, and one call for each further response.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface
+
+from prefdag.text.packing import Segment
+
+NAME = "prefdag_packed"
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    segments: Sequence[Segment],
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Query (1, heads, T, d), key and value (1, kv_heads, T, d) to (1, T, heads, d), in the dtype of the query."""
+    groups = query.shape[1] // key.shape[1]  # grouped-query attention, arXiv:2305.13245
+    key, value = (t.repeat_interleave(groups, dim=1) if groups > 1 else t for t in (key, value))
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, dropout_p=dropout
+        )
+
+    outputs = []
+    for start, prompt, responses in segments:
+        end = start + prompt + responses[0]
+        outputs.append(attend(*(t[:, :, start:end] for t in (query, key, value))))
+        for length in responses[1:]:
+            k, v = (
+                torch.cat([t[:, :, start : start + prompt], t[:, :, end : end + length]], dim=2) for t in (key, value)
+            )
+            # Row i of the response sees the prompt and the response up to itself.
+            mask = torch.ones(length, prompt + length, dtype=torch.bool, device=query.device).tril(prompt)
+            outputs.append(attend(query[:, :, end : end + length], k, v, mask))
+            end += length
+    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(NAME, packed_attention)
+AttentionMaskInterface.register(NAME, lambda *args, **kwargs: None)

@@ -1,0 +1,81 @@
+"""A fetched model, GGUF or Hugging Face folder, as the one form that every later stage reads."""
+
+import logging
+import shutil
+from contextlib import redirect_stderr
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from prefdag.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+
+def convert(source: Path, into: Path) -> None:
+    """Write the model in `source` to the folder `into`: config, float32 safetensors, tokenizer.json, chat template.
+
+    `source` holds one .gguf file, or config.json with .safetensors weights and tokenizer files. No code that came with
+    the model runs, and nothing is unpickled. The same source gives the same bytes, wherever it lies.
+
+    Raises:
+        DataError: no such model, or one with weights missing, without an EOS token or without a fast tokenizer.
+    """
+    name = _main_file(source)
+    model, tokenizer, missing = _load(source, name)
+    if missing:  # transformers has filled them at random
+        raise DataError(f"{name}: {len(missing)} weights are missing, '{missing[0]}' among them; fetch all the files")
+    if tokenizer.eos_token is None and model.config.eos_token_id is None:
+        raise DataError(f"{name}: the model has no EOS token, so no answer would end; choose another")
+    rows = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > rows:
+        raise DataError(f"{name}: {len(tokenizer)} tokens in the tokenizer, {rows} in the model; they do not match")
+
+    model.save_pretrained(into)
+    tokenizer.save_pretrained(into)
+    if (source / "tokenizer.json").exists():
+        # As published: some tokenizer classes are rebuilt from the vocabulary and lose, say, the normaliser.
+        shutil.copyfile(source / "tokenizer.json", into / "tokenizer.json")
+    if not (into / "tokenizer.json").exists():
+        raise DataError(f"{name}: the tokenizer has no fast form (tokenizer.json); choose a model that has one")
+
+
+def _main_file(source: Path) -> str:
+    """The name of the file that says what the model is: the .gguf, or config.json."""
+    ggufs = sorted(path.name for path in source.glob("*.gguf"))
+    if len(ggufs) > 1:
+        raise DataError(f"{ggufs[0]}: one of {len(ggufs)} .gguf files; a model is one of them")
+    if ggufs:
+        return ggufs[0]
+    for pattern in ("config.json", "*.safetensors"):
+        if not any(source.glob(pattern)):
+            there = ", ".join(sorted(path.name for path in source.iterdir())) or "nothing"
+            raise DataError(f"{pattern}: not fetched, nor is a .gguf file; there is {there}")
+    return "config.json"
+
+
+def _load(source: Path, name: str) -> tuple[Any, Any, list[str]]:
+    """Model (float32, on the CPU), tokenizer, and the names of the weights that the files do not hold."""
+    # Imported here: a source that cannot be fetched is not to cost the eight seconds that these take.
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers.utils import logging as noise
+
+    noise.set_verbosity_error()
+    noise.disable_progress_bar()
+    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    weights: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True}
+    if name.endswith(".gguf"):
+        options["gguf_file"] = name
+        # Unpacked: a model that keeps its weights in GGUF blocks can be neither trained nor saved.
+        weights = {"dtype": torch.float32, "quantization_config": GgufConfig(dequantize=True)}
+    logger.info("converting %s", name)
+    try:
+        with redirect_stderr(StringIO()):  # one progress bar asks nobody whether it is wanted
+            tokenizer = AutoTokenizer.from_pretrained(source, **options)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, **weights, **options)
+    except Exception as error:  # the readers of the many formats raise nothing narrower
+        text = " ".join(str(error).replace(f"{source}/", "").split()) or type(error).__name__
+        raise DataError(f"{name}: not a causal language model that transformers can read: {text}") from error
+    model, report = loaded
+    return model, tokenizer, sorted(report["missing_keys"])

@@ -1,0 +1,107 @@
+"""Packing: prompts and their responses in one row without padding, each prompt computed once for all its responses.
+
+Worked example: two groups, prompt [1, 2] with responses [3, 4] and [5], prompt [6] with response [7, 8]:
+
+    input_ids     1  2  3  4  5  6  7  8
+    position_ids  0  1  2  3  2  0  1  2      each response follows its prompt
+    predictors    1  2  1  5  6               the prompt's last token predicts the first token of every response
+    targets       3  4  5  7  8
+    owners        0  0  1  2  2               the response that a target belongs to
+    segments      (0, 2, (2, 1)), (5, 1, (2,))
+
+`attention.py` keeps a response from seeing its siblings and other groups.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Group(NamedTuple):
+    """A prompt and the responses to score after it, as token ids, none of them empty."""
+
+    prompt: Sequence[int]
+    responses: tuple[Sequence[int], ...]
+
+    @property
+    def n_tokens(self) -> int:
+        return len(self.prompt) + sum(map(len, self.responses))
+
+
+class Segment(NamedTuple):
+    """Where a group lies in a pack: its first token, the length of its prompt, the lengths of its responses."""
+
+    start: int
+    prompt: int
+    responses: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Groups in one row of T tokens, of which S are scored. Tensors are int64."""
+
+    input_ids: Tensor  # (T,)
+    position_ids: Tensor  # (T,)
+    predictors: Tensor  # (S,): the token whose logits predict the target
+    targets: Tensor  # (S,)
+    owners: Tensor  # (S,): number of the response, in the order of the groups
+    segments: tuple[Segment, ...]
+
+    @property
+    def n_responses(self) -> int:
+        return sum(len(segment.responses) for segment in self.segments)
+
+    def to(self, device: torch.device) -> "Pack":
+        """The same pack on another device."""
+        return Pack(
+            self.input_ids.to(device),
+            self.position_ids.to(device),
+            self.predictors.to(device),
+            self.targets.to(device),
+            self.owners.to(device),
+            self.segments,
+        )
+
+
+def pack(groups: Sequence[Group]) -> Pack:
+    """Put `groups` into one row, in their order. Raises `ValueError` for an empty prompt or response."""
+    ids: list[int] = []
+    positions: list[int] = []
+    predictors: list[int] = []
+    targets: list[int] = []
+    owners: list[int] = []
+    segments: list[Segment] = []
+    owner = 0
+    for prompt, responses in groups:
+        if not len(prompt) or not all(map(len, responses)):
+            raise ValueError("a prompt and each of its responses need a token; an empty prompt needs a BOS")
+        segments.append(Segment(len(ids), len(prompt), tuple(map(len, responses))))
+        ids += prompt
+        positions += range(len(prompt))
+        last = len(ids) - 1
+        for response in responses:
+            predictors += [last, *range(len(ids), len(ids) + len(response) - 1)]
+            targets += response
+            owners += [owner] * len(response)
+            positions += range(len(prompt), len(prompt) + len(response))
+            ids += response
+            owner += 1
+    tensor = torch.tensor
+    return Pack(tensor(ids), tensor(positions), tensor(predictors), tensor(targets), tensor(owners), tuple(segments))
+
+
+def batches(groups: Sequence[Group], max_tokens: int) -> Iterator[list[int]]:
+    """Row numbers, in order, in batches of at most `max_tokens` tokens; a longer group is a batch of its own."""
+    batch: list[int] = []
+    total = 0
+    for number, group in enumerate(groups):
+        if batch and total + group.n_tokens > max_tokens:
+            yield batch
+            batch, total = [], 0
+        batch.append(number)
+        total += group.n_tokens
+    if batch:
+        yield batch

@@ -1,0 +1,49 @@
+"""Train the reference classifier: a ResNet under cross-entropy."""
+
+from pathlib import Path
+
+from prefdag.config import ResnetWarmup
+from prefdag.stage import stage
+
+IMAGES = Path("data/validated/images")
+PAIRS = Path("data/image_pairs")
+REFERENCE = Path("models/resnet_reference")
+
+
+@stage
+def main(resnet_warmup: ResnetWarmup) -> None:
+    import torch
+
+    from prefdag.artifacts import read_json
+    from prefdag.dpo.session import train_stage
+    from prefdag.image import model as resnet
+    from prefdag.image.classify import classification
+    from prefdag.image.data import Augmentation, load_splits
+
+    config = resnet_warmup
+    splits = load_splits(IMAGES, PAIRS)
+    architecture = resnet.Architecture(
+        arch=config.arch,
+        stem=config.stem,
+        dropout=config.dropout,
+        channels=splits["train"].images.shape[1],
+        classes=len(read_json(IMAGES / "classes.json")),
+    )
+    torch.manual_seed(config.seed)
+    model = resnet.build(architecture).train()
+    augment = Augmentation(config.max_shift, config.flip, config.seed)
+    train_stage(
+        "resnet_warmup",
+        {"resnet_warmup": config},
+        model,
+        classification(splits["train"], augment),
+        classification(splits["val"], augment),
+        config.training,
+        config.seed,
+        REFERENCE,
+        lambda folder: resnet.save(model, architecture, folder),
+    )
+
+
+if __name__ == "__main__":
+    main.run()
