@@ -38,8 +38,9 @@ def writing(target: Path) -> Iterator[Path]:
             if path.is_file():
                 path.chmod(0o644)  # some writers choose 0600
                 fsync(path)
-        remove(target)
-        temporary.rename(target)
+        if target.is_dir():  # a folder is not replaced in one step as a file is
+            remove(target)
+        temporary.replace(target)
         fsync(target.parent)
     finally:
         remove(temporary)

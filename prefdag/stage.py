@@ -18,12 +18,12 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from prefdag.config import load_params
+from prefdag.config import Params, load_params
 from prefdag.errors import PrefdagError
 
 # Set before any library is imported: no telemetry, no idle threads spinning against the other stages of a queue.
@@ -39,6 +39,12 @@ ENVIRONMENT = {
 REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES}
 
 
+def set_environment() -> None:
+    """Put `ENVIRONMENT` into this process and its children, under what the user has set."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+
 @dataclass(frozen=True)
 class stage:  # noqa: N801 - it is used as a decorator
     """A stage's `main`, to be called with its parameters, and `run`, its command line."""
@@ -52,8 +58,9 @@ class stage:  # noqa: N801 - it is used as a decorator
 
     @property
     def keys(self) -> list[str]:
-        """The top-level keys of params.yaml that the stage reads."""
-        return list(inspect.signature(self.main).parameters)
+        """The top-level keys of params.yaml that the stage reads; an argument called `params` is all of them."""
+        names = list(inspect.signature(self.main).parameters)
+        return [field.name for field in fields(Params)] if names == ["params"] else names
 
     def run(self) -> None:
         """Run the stage in the current directory. Exits with 0; 1, 2 or 3 (see `errors`); 130 when interrupted."""
@@ -63,14 +70,13 @@ class stage:  # noqa: N801 - it is used as a decorator
             epilog=f"Reads from params.yaml: {', '.join(self.keys) or 'nothing'}. Inputs and outputs stand in dvc.yaml.",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         ).parse_args()
-        for name, value in ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
+        set_environment()
         logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
         logging.getLogger("prefdag").setLevel(logging.INFO)
         try:
             params = load_params()
             with alone(self.name):
-                self.main(**{key: getattr(params, key) for key in self.keys})
+                self.main(*(getattr(params, name, params) for name in inspect.signature(self.main).parameters))
         except PrefdagError as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(error.exit_code)

@@ -7,6 +7,8 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer
+
 from prefdag.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -27,11 +29,16 @@ def convert(source: Path, into: Path) -> None:
         raise DataError(f"{name}: {len(missing)} weights are missing, '{missing[0]}' among them; fetch all the files")
     if tokenizer.eos_token is None and model.config.eos_token_id is None:
         raise DataError(f"{name}: the model has no EOS token, so no answer would end; choose another")
+    _save_tokenizer(tokenizer, source, into, name)
+    tokens = Tokenizer.from_file(str(into / "tokenizer.json")).get_vocab_size()
     rows = model.get_input_embeddings().num_embeddings
-    if len(tokenizer) > rows:
-        raise DataError(f"{name}: {len(tokenizer)} tokens in the tokenizer, {rows} in the model; they do not match")
-
+    if tokens > rows:
+        raise DataError(f"{name}: {tokens} tokens in the tokenizer, {rows} in the model; they do not belong together")
     model.save_pretrained(into)
+
+
+def _save_tokenizer(tokenizer: Any, source: Path, into: Path, name: str) -> None:
+    """Write the tokenizer's files, tokenizer.json among them."""
     tokenizer.save_pretrained(into)
     if (source / "tokenizer.json").exists():
         # As published: some tokenizer classes are rebuilt from the vocabulary and lose, say, the normaliser.
@@ -75,7 +82,9 @@ def _load(source: Path, name: str) -> tuple[Any, Any, list[str]]:
             tokenizer = AutoTokenizer.from_pretrained(source, **options)
             loaded: Any = AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, **weights, **options)
     except Exception as error:  # the readers of the many formats raise nothing narrower
-        text = " ".join(str(error).replace(f"{source}/", "").split()) or type(error).__name__
+        text = " ".join(str(error).replace(f"{source}/", "").replace(str(source), "it").split()) or type(error).__name__
+        if "trust_remote_code" in text:
+            text = "it needs code of its own, and code that comes with a model is not run; choose another"
         raise DataError(f"{name}: not a causal language model that transformers can read: {text}") from error
     model, report = loaded
     return model, tokenizer, sorted(report["missing_keys"])

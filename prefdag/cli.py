@@ -1,0 +1,128 @@
+"""The command `prefdag`: what a user does beside `dvc repro`. Every import that takes time waits for its command."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from prefdag.errors import DataError, PrefdagError
+
+REFERENCE = Path("models/reference")
+POLICY = Path("models/dpo_text")
+
+
+class OneLineErrors(TyperGroup):
+    """A command group that turns a `PrefdagError` into one line on stderr and its exit code, as a stage does."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except PrefdagError as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(error.exit_code) from None
+
+
+app = typer.Typer(
+    cls=OneLineErrors,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Direct Preference Optimization as a declarative, reproducible pipeline. Run it at the repository root.",
+    epilog="The pipeline itself is DVC's: `dvc repro`, `dvc exp run -S beta=0.3`.",
+)
+
+
+@app.command()
+def profile(
+    name: Annotated[str | None, typer.Argument(help="Which; without it, list them.", show_default=False)] = None,
+) -> None:
+    """Lay profiles/NAME.yaml over params.yaml; `default` restores the committed parameters."""
+    from prefdag import profiles
+
+    if name is None:
+        known = profiles.list_profiles()
+        width = max(map(len, known))
+        for each, summary in known.items():
+            typer.echo(f"{each:<{width}}  {summary}")
+        return
+    changes = profiles.apply(name)
+    for change in changes:
+        note = "" if change.of_profile or name == profiles.DEFAULT else "   (back to the committed value)"
+        typer.echo(f"{change.key}: {_shown(change.old)} -> {_shown(change.new)}{note}")
+    typer.echo(f"{profiles.PARAMS}: {len(changes)} values changed; `dvc repro` runs what depends on them")
+
+
+@app.command()
+def sync() -> None:
+    """Send to MLflow what could not be sent while the tracking server was away."""
+    from prefdag.stage import set_environment
+
+    set_environment()
+    from prefdag import tracking
+
+    result = tracking.sync()
+    typer.echo(f"sent {result.sent}, left {result.left}")
+    if result.left:
+        raise PrefdagError("the tracking server does not take the rest; run `prefdag sync` again when it does")
+
+
+@app.command()
+def chat(
+    prompt: Annotated[str | None, typer.Option(help="Ask this once, and end.", show_default=False)] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 128,
+) -> None:
+    """Ask the reference and the trained policy the same, and see both answers side by side."""
+    for model in (REFERENCE, POLICY):  # said at once, not after the seconds that it takes to import torch
+        if not model.is_dir():
+            raise DataError(f"{model}: not found; run `dvc repro` first")
+    from prefdag.config import load_params
+
+    template = load_params().format_pairs.template
+    from prefdag.stage import set_environment
+
+    typer.echo("Loading both models ...", err=True)
+    set_environment()
+    from prefdag.text.generate import load_duo
+
+    duo = load_duo(REFERENCE, POLICY, template)
+    if prompt is not None:
+        _show(*duo.answers([{"role": "user", "content": prompt}], max_new_tokens))
+        return
+    typer.echo("Every question is asked afresh. An empty line ends.", err=True)
+    while question := _ask():
+        _show(*duo.answers([{"role": "user", "content": question}], max_new_tokens))
+
+
+
+def _ask() -> str:
+    """The next line from the terminal or a pipe; empty at its end."""
+    if sys.stdin.isatty():
+        typer.secho("> ", nl=False, bold=True)
+    return sys.stdin.readline().strip()
+
+
+def _show(reference: str, policy: str) -> None:
+    """Both answers, side by side. They are plain text: a bracket in them is no markup."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("reference", "policy", box=box.SIMPLE_HEAD, expand=True)
+    for column in table.columns:
+        column.ratio = 1
+    table.add_row(Text(reference), Text(policy))
+    Console().print(table)
+
+
+def _shown(value: Any) -> str:
+    """A parameter, or a source, on one line, as params.yaml could have it."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_shown(each)}" for key, each in value.items()) + "}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_shown, value))}]"
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,220 @@
+"""Dialogues to token ids: a template around the prompt, the response apart, control tokens only where we put them.
+
+    tokenizer = ChatTokenizer(Path("models/base"), "chat")
+    prompt = tokenizer.prompt([{"role": "user", "content": "Hi!"}], max_tokens=96)
+    response = tokenizer.response("Hello.", max_tokens=96)
+    row = prompt.ids + response.ids          # BOS? ... "Hi!" ... "Hello." EOS
+
+Two promises hold for every text, also for one in which somebody typed `<|im_end|>`:
+a prompt never gets a second BOS in front, and a response has exactly one EOS, at its end.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from tokenizers import Tokenizer
+
+from prefdag.artifacts import read_json
+from prefdag.errors import DataError, ParamsError
+
+TemplateName = Literal["chat", "instruction"]
+# {"role": "system" | "user" | "assistant", "content": ...}; a user turn last.
+Messages = Sequence[Mapping[str, str]]
+
+# The instruction template of Alpaca, written as a chat template so that both kinds take one path. A system message is a
+# paragraph below the preamble; earlier turns repeat the two headings.
+INSTRUCTION_TEMPLATE = """\
+{{- 'Below is an instruction that describes a task. Write a response that appropriately completes the request.' }}
+{%- for message in messages %}
+{%- if message['role'] == 'system' %}{{- '\\n\\n' + message['content'] }}
+{%- elif message['role'] == 'user' %}{{- '\\n\\n### Instruction:\\n' + message['content'] }}
+{%- else %}{{- '\\n\\n### Response:\\n' + message['content'] }}
+{%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '\\n\\n### Response:\\n' }}{% endif %}"""
+
+# Some templates (Llama 3, SmolLM3) write today's date into the prompt, so the same rows would have other ids tomorrow.
+# A macro of that name shadows the function that they call; the day is the one that Llama 3 itself falls back on.
+FIXED_DATE = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}\n"  # jinja drops the newline behind a tag
+
+# Unicode noncharacters, reserved for a program's own use: absent from exchanged text, and dropped where they are not.
+OPEN, CLOSE = "\ufdd0", "\ufdd1"
+NO_MARKS = str.maketrans("", "", OPEN + CLOSE)
+# Splitting at it gives text, control token, text, ...; a mark whose partner the template cut away gives None.
+MARKED = re.compile(f"{OPEN}([^{OPEN}{CLOSE}]*){CLOSE}|[{OPEN}{CLOSE}]")
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A prompt or a response as token ids, and the text that it was made of."""
+
+    ids: list[int]
+    text: str
+    length: int  # tokens before the cut, BOS or EOS included
+
+    @property
+    def truncated(self) -> bool:
+        """Whether tokens were cut away. The EOS behind a cut response is ours, not its author's: do not score it."""
+        return len(self.ids) < self.length
+
+
+class ChatTokenizer:
+    """A model folder's tokenizer (tokenizer.json, tokenizer_config.json, chat_template.jinja) under one template."""
+
+    eos_id: int
+    bos_id: int | None
+
+    def __init__(self, model: Path, template: TemplateName) -> None:
+        """Read the folder.
+
+        Raises:
+            DataError: a file is missing or broken, or the tokenizer has no EOS.
+            ParamsError: `template` is "chat" and the model has none.
+        """
+        config = read_json(model / "tokenizer_config.json")
+        self._tokenizer = _read_tokenizer(model / "tokenizer.json")
+        eos = _control_token(self._tokenizer, model, config, "eos")
+        if eos is None:
+            raise DataError(f"{model}/tokenizer_config.json: eos_token: missing; name the token that ends a response")
+        self.eos_id = _id(self._tokenizer, eos, model)
+        bos = _control_token(self._tokenizer, model, config, "bos")
+        self.bos_id = None if bos is None else _id(self._tokenizer, bos, model)
+        # BOS is due where the tokenizer's own post-processor puts one in front.
+        self._bos = [i for i in self._tokenizer.encode("").ids[:1] if i == self.bos_id]
+
+        self._template = FIXED_DATE + (INSTRUCTION_TEMPLATE if template == "instruction" else _template(model, config))
+        self._variables: dict[str, Any] = {"bos_token": bos or "", "eos_token": eos}  # templates write these themselves
+
+        # A second tokenizer, to which `<|im_end|>` is ten characters like any others.
+        self._plain = Tokenizer.from_str(self._tokenizer.to_str())
+        self._plain.encode_special_tokens = True
+        controls = [token.content for token in self._tokenizer.get_added_tokens_decoder().values() if token.special]
+        self._controls = re.compile("|".join(map(re.escape, sorted(controls, key=len, reverse=True))))
+
+    def prompt(self, messages: Messages, max_tokens: int | None = None) -> Encoded:
+        """A dialogue in the template, up to where the answer begins. A longer one keeps its end, behind BOS if due.
+
+        Control tokens of the template become their ids; the same strings typed in a message become ordinary tokens.
+
+        Raises:
+            DataError: the template refuses the dialogue: it knows no system message, say.
+        """
+        # Without typed control tokens there is one piece, so the ids are those of the rendered text by construction.
+        pieces = MARKED.split(self._render([{**m, "content": self._mark(m["content"])} for m in messages]))
+        ids: list[int] = []
+        for number, piece in enumerate(pieces):
+            if piece:
+                typed = number % 2 == 1
+                ids += self._text_ids(piece) if typed else self._tokenizer.encode(piece, add_special_tokens=False).ids
+        return self._cut_prompt(ids, "".join(piece or "" for piece in pieces), max_tokens)
+
+    def raw_prompt(self, text: str, max_tokens: int | None = None) -> Encoded:
+        """Text to be continued as it stands, in no template. Cut as `prompt`.
+
+        Never empty, since a response's first token is predicted from the token before it: empty text gives BOS, or EOS
+        in a model without one.
+        """
+        ids = self._text_ids(text) or [self.eos_id if self.bos_id is None else self.bos_id]
+        return self._cut_prompt(ids, text, max_tokens)
+
+    def response(self, text: str, max_tokens: int | None = None) -> Encoded:
+        """An answer's tokens and one EOS. A longer one keeps its beginning: `max_tokens - 1` tokens, then EOS."""
+        ids = self._text_ids(text)
+        kept = ids if max_tokens is None else ids[: max_tokens - 1]
+        return Encoded([*kept, self.eos_id], text, len(ids) + 1)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, control tokens shown."""
+        return self._plain.decode(list(ids), skip_special_tokens=False)
+
+    def _render(self, messages: Messages) -> str:
+        # Imported here, for it takes a second, and readers of images and evals import this module too.
+        from jinja2 import TemplateError
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        try:
+            return render_jinja_template(
+                [[dict(message) for message in messages]],
+                chat_template=self._template,
+                add_generation_prompt=True,
+                **self._variables,
+            )[0][0]
+        except TemplateError as error:
+            remedy = "change the dialogue or set `format_pairs.template: instruction`"
+            raise DataError(f"the model's chat template refuses this dialogue ({error}); {remedy}") from None
+
+    def _mark(self, content: str) -> str:
+        """A message with its control tokens between marks, so that they are told from the template's own."""
+        return self._controls.sub(f"{OPEN}\\g<0>{CLOSE}", content.translate(NO_MARKS))
+
+    def _text_ids(self, text: str) -> list[int]:
+        """Ordinary tokens of a text, whatever it spells."""
+        ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
+        if self.eos_id in ids or self.bos_id in ids:  # a vocabulary of whole words can hold "</s>" as a word
+            raise DataError(
+                "the tokenizer makes BOS or EOS of plain text; remove the control token from the row's text"
+            )
+        return ids
+
+    def _cut_prompt(self, ids: list[int], text: str, max_tokens: int | None) -> Encoded:
+        """The last `max_tokens` of ids, behind BOS where it is due."""
+        bos = self._bos
+        whole = ids if ids[:1] == bos else bos + ids
+        if max_tokens is None or len(whole) <= max_tokens:
+            return Encoded(whole, text, len(whole))
+        end = whole[len(whole) - max_tokens + len(bos) :]
+        # Some templates open every turn with BOS: the cut may fall right before one.
+        return Encoded(end if end[:1] == bos else bos + end, text, len(whole))
+
+
+def _template(model: Path, config: Mapping[str, Any]) -> str:
+    """The model's chat template: a file of its own, or in older folders a key of tokenizer_config.json."""
+    file = model / "chat_template.jinja"
+    template: Any = file.read_text("utf-8") if file.exists() else config.get("chat_template")
+    if isinstance(template, list):  # several, by name
+        template = {each["name"]: each["template"] for each in template}.get("default")
+    if not template:
+        remedy = "set `format_pairs.template: instruction`"
+        raise ParamsError(f"params.yaml: format_pairs.template: {model} has no chat template; {remedy}")
+    return str(template)
+
+
+def _read_tokenizer(path: Path) -> Tokenizer:
+    """tokenizer.json, with no cutting or padding of its own."""
+    if not path.exists():
+        raise DataError(f"{path}: not found; take a model that has one (a fast tokenizer)")
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing narrower
+        raise DataError(f"{path}: not a tokenizer ({error})") from None
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _control_token(tokenizer: Tokenizer, model: Path, config: Mapping[str, Any], name: str) -> str | None:
+    """The model's "eos" or "bos", which the tokenizer then knows as a control token; None where the model has none."""
+    token: Any = config.get(f"{name}_token")
+    if isinstance(token, Mapping):  # older folders
+        token = token["content"]
+    if token is None and (model / "config.json").exists():  # GPT-2's folder names them only there, by id
+        ids = read_json(model / "config.json").get(f"{name}_token_id")
+        first = ids[0] if isinstance(ids, list) else ids
+        token = None if first is None else tokenizer.id_to_token(first)
+    if token is None:
+        return None
+    added = tokenizer.get_added_tokens_decoder().get(_id(tokenizer, token, model))
+    if added is None or not added.special:
+        tokenizer.add_special_tokens([token])
+    return str(token)
+
+
+def _id(tokenizer: Tokenizer, token: str, model: Path) -> int:
+    """A token's id. Raises `DataError` where the vocabulary, hence the model, does not have it."""
+    number = tokenizer.token_to_id(token)
+    if number is None:
+        raise DataError(f"{model}/tokenizer_config.json: {token!r} is not in tokenizer.json; take matching files")
+    return int(number)

@@ -1,0 +1,327 @@
+"""The data gate's expectations (Great Expectations), and what they leave behind: results, Data Docs, offending rows.
+
+Importing this module imports Great Expectations, which takes seconds: stages import it inside `main`.
+"""
+
+import copy
+import logging
+import re
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import great_expectations as gx
+import great_expectations.expectations as gxe
+import pandas as pd
+from great_expectations.core.expectation_validation_result import ExpectationSuiteValidationResult
+from great_expectations.core.run_identifier import RunIdentifier
+from great_expectations.data_context.types.base import (
+    DataContextConfig,
+    InMemoryStoreBackendDefaults,
+    ProgressBarsConfig,
+)
+from great_expectations.execution_engine import PandasExecutionEngine
+from great_expectations.expectations.expectation import ColumnMapExpectation, ColumnPairMapExpectation, Expectation
+from great_expectations.expectations.metadata_types import FailureSeverity
+from great_expectations.expectations.metrics.map_metric_provider import (
+    ColumnMapMetricProvider,
+    ColumnPairMapMetricProvider,
+    column_condition_partial,
+    column_pair_condition_partial,
+)
+
+from prefdag.artifacts import write_json, writing
+from prefdag.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+SHOWN = 20  # offending rows an expectation shows in the Data Docs, and lines a refusal prints
+EXCERPT = 120  # characters
+OFFENDING = ["source", "column", "level", "reason", "excerpt"]
+# Data Docs name folders after the time of the run; the same data must make the same bytes.
+RUN = RunIdentifier(run_name="validation", run_time=datetime.fromtimestamp(0, UTC))
+
+
+class ColumnValuesNotBlank(ColumnMapMetricProvider):
+    condition_metric_name = "column_values.not_blank"
+
+    @column_condition_partial(engine=PandasExecutionEngine)
+    def _pandas(cls, column: pd.Series, **kwargs: Any) -> pd.Series:  # noqa: N805 - Great Expectations makes it a classmethod
+        # Not a regex: pandas may hand it to a library whose \S knows ASCII only.
+        return column.map(lambda text: bool(text.strip()))
+
+
+class ExpectColumnValuesToNotBeBlank(ColumnMapExpectation):
+    """Expect every text to hold something other than white space."""
+
+    map_metric = "column_values.not_blank"
+
+
+class ColumnPairValuesDiffer(ColumnPairMapMetricProvider):
+    condition_metric_name = "column_pair_values.differ"
+    condition_domain_keys = ("batch_id", "table", "column_A", "column_B", "ignore_row_if")
+
+    @column_pair_condition_partial(engine=PandasExecutionEngine)
+    def _pandas(cls, column_A: pd.Series, column_B: pd.Series, **kwargs: Any) -> pd.Series:  # noqa: N803, N805
+        return column_A != column_B
+
+
+class ExpectColumnPairValuesToDiffer(ColumnPairMapExpectation):
+    """Expect two columns to differ in every row."""
+
+    map_metric = "column_pair_values.differ"
+    success_keys = ("ignore_row_if", "mostly")
+    ignore_row_if: str = "either_value_is_missing"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows to judge, and what is expected of them.
+
+    `rows` has a unique column `source`. An expectation's `description` says what holds, its `notes` what is wrong with a
+    row where it does not, and the remedy; one of severity "warning" stops nothing. In the column `fault` stands why a
+    row could not be read; `fault_column` and `excerpt` go with it.
+    """
+
+    name: str
+    rows: pd.DataFrame
+    expectations: list[Expectation]
+
+
+def pairs_table(pairs: pd.DataFrame) -> Table:
+    """The pairs of `schema.read_pairs` as a table of texts; `prompt` is its last turn."""
+    rows = pairs.assign(
+        prompt=pairs["prompt"].map(lambda turns: turns[-1]["content"], na_action="ignore"),
+        copy_of=copy_of(pairs["source"], pairs["id"]),
+    )
+    blank = "blank; write it or remove the row"
+    return Table(
+        "pairs",
+        rows,
+        [
+            gxe.ExpectColumnValuesToBeNull(
+                column="fault", description="every row can be read", notes="column `fault` says where and why not"
+            ),
+            ExpectColumnValuesToNotBeBlank(column="prompt", description="the last turn holds text", notes=blank),
+            ExpectColumnValuesToNotBeBlank(column="chosen", description="the response holds text", notes=blank),
+            ExpectColumnValuesToNotBeBlank(column="rejected", description="the response holds text", notes=blank),
+            ExpectColumnPairValuesToDiffer(
+                column_A="rejected",
+                column_B="chosen",
+                description="chosen and rejected differ",
+                notes="the same response as chosen, so nothing is preferred; remove the row",
+            ),
+            gxe.ExpectColumnValuesToBeBetween(
+                column="preference",
+                min_value=0,
+                max_value=1,
+                description="the preference is a probability",
+                notes="not from 0 to 1; write the probability that chosen is preferred",
+            ),
+            gxe.ExpectColumnValuesToBeNull(
+                column="copy_of",
+                description="no row stands twice",
+                notes="the same content as an earlier row; remove it",
+            ),
+        ],
+    )
+
+
+def copy_of(sources: "pd.Series[str]", content: "pd.Series[str]") -> "pd.Series[str]":
+    """For each row the source of the first row with the same content; null in that first row, and without content."""
+    first = sources.groupby(content).transform("first")
+    return first.where(content.duplicated(keep="first") & content.notna())
+
+
+def images_tables(images: pd.DataFrame, classes: pd.DataFrame, max_imbalance: float) -> list[Table]:
+    """The tables of `images.image_rows` and `images.class_rows`."""
+    last = len(classes) - 1
+    of_images: list[Expectation] = [
+        gxe.ExpectColumnValuesToBeBetween(
+            column="label",
+            min_value=0,
+            max_value=last,
+            description="the label names a class",
+            notes=f"no class; labels run from 0 to {last}; mend it",
+        ),
+        gxe.ExpectColumnValuesToBeBetween(
+            column="contrast",
+            min_value=1,
+            description="the image shows something",
+            notes="all pixels are equal; remove the image",
+        ),
+        gxe.ExpectColumnValuesToBeNull(
+            column="copy_of",
+            severity=FailureSeverity.WARNING,
+            description="no image stands twice",
+            notes="the same pixels as an earlier image",
+        ),
+    ]
+    of_classes: list[Expectation] = [
+        gxe.ExpectColumnValuesToBeBetween(
+            column="images", min_value=1, description="every class has images", notes="no images; add some"
+        ),
+        gxe.ExpectColumnValuesToBeBetween(
+            column="times_smallest",
+            max_value=max_imbalance,
+            description=f"no class is more than {max_imbalance:g} times the smallest",
+            notes="too many images next to the smallest class; remove some or raise validate_images.max_imbalance",
+        ),
+    ]
+    images = images.assign(copy_of=copy_of(images["source"], images["content"]))
+    return [Table("images", images, of_images), Table("classes", classes, of_classes)]
+
+
+def check(tables: Iterable[Table], report: Path) -> pd.DataFrame:
+    """Judge `tables`; write results.json, offending.csv and data_docs/index.html below the folder `report`.
+
+    Returns:
+        What offending.csv holds, one row a fault, in the order of the tables' rows: `source` (FILE:ROW), `column`,
+        `level` (error or warning), `reason` (with its remedy), `excerpt` of what stands there.
+    """
+    report.mkdir(parents=True, exist_ok=True)
+    context = _context(report / "data_docs")
+    results, offending = {}, []
+    for table in tables:
+        result, rows = _judge(context, table)
+        results[table.name] = _plain(result)
+        offending.append(rows)
+    faults = pd.concat(offending, ignore_index=True)
+    write_json(report / "results.json", results)
+    faults.to_csv(report / "offending.csv", index=False, lineterminator="\n")
+    _data_docs(context, report / "data_docs")
+    return faults
+
+
+def refuse(offending: pd.DataFrame, report: Path, kept: Path, why: str = "") -> DataError:
+    """The error that names the first offending row; up to `SHOWN` are logged, all are kept with the report in `kept`.
+
+    For the user to look at: the report among the stage's outs does not exist when the stage fails.
+    """
+    with writing(kept) as folder:
+        shutil.copytree(report, folder)
+    faults = offending[offending["level"] == "error"]
+    first, *others = [_line(fault) for _, fault in faults.head(SHOWN).iterrows()]
+    for line in others:
+        logger.error("%s", line)
+    more = f" ({len(faults) - 1} more)" if len(faults) > 1 else ""
+    return DataError(f"{first}{more}{why}; all are listed in {kept / 'offending.csv'}")
+
+
+def _line(fault: "pd.Series[Any]") -> str:
+    """FILE:ROW:COLUMN: reason; remedy."""
+    return f"{':'.join(part for part in (fault['source'], fault['column']) if part)}: {fault['reason']}"
+
+
+def _judge(context: Any, table: Table) -> tuple[ExpectationSuiteValidationResult, pd.DataFrame]:
+    """The result of one table, stored in `context` with at most `SHOWN` rows an expectation, and all offending rows."""
+    # An index without a name: Great Expectations then lists rows by it, and copies none of their columns.
+    rows = table.rows.set_axis(list(table.rows["source"]), axis="index")
+    asset = context.data_sources.add_pandas(table.name).add_dataframe_asset(table.name)
+    batch_definition = asset.add_batch_definition_whole_dataframe("all")
+    suite = context.suites.add(gx.ExpectationSuite(table.name, expectations=copy.deepcopy(table.expectations)))
+    definition = gx.ValidationDefinition(name=table.name, data=batch_definition, suite=suite)
+    parameters = {"dataframe": rows}
+    definition = context.validation_definitions.add(definition)
+    result = definition.run(batch_parameters=parameters, run_id=RUN, result_format="SUMMARY")
+    batch = batch_definition.get_batch(parameters)
+    expectations = {expectation.id: expectation for expectation in suite.expectations}
+    offending = []
+    for outcome in result.results:
+        expectation = expectations[outcome.expectation_config.id]
+        if "element_count" not in outcome.result:
+            raise RuntimeError(f"{expectation.expectation_type} could not be evaluated: {outcome.exception_info}")
+        if not outcome.success:  # only now, and one by one: a complete result lists every row
+            single = copy.copy(expectation)
+            single.id = None
+            complete = batch.validate(single, result_format="COMPLETE").result
+            offending.append(_offending(rows, expectation, complete["unexpected_index_list"]))
+            outcome.result = {key: value for key, value in complete.items() if key != "unexpected_index_query"}
+        outcome.result = _short(outcome.result)
+    store = context.validation_results_store
+    for key in store.list_keys():
+        if key.expectation_suite_identifier.name == table.name:
+            store.update(key, result)
+    faults = pd.concat([pd.DataFrame(columns=OFFENDING), *offending])
+    order = rows.index.get_indexer(pd.Index(faults["source"])).argsort(kind="stable")
+    return result, faults.iloc[order]
+
+
+def _offending(rows: pd.DataFrame, expectation: Any, sources: list[str]) -> pd.DataFrame:
+    """The rows `sources`, which fail `expectation`, with the columns `OFFENDING`."""
+    found = rows.loc[sources]
+    if (column := getattr(expectation, "column", None) or expectation.column_A) == "fault":
+        columns, reasons, excerpts = found["fault_column"].fillna(""), found["fault"], found["excerpt"]
+    else:
+        columns, reasons, excerpts = column, expectation.notes, found[column].map(_short)
+    level = "warning" if expectation.severity == FailureSeverity.WARNING else "error"
+    values = {"source": sources, "column": columns, "level": level, "reason": reasons, "excerpt": excerpts}
+    return pd.DataFrame(values, index=found.index)
+
+
+def _short(value: Any) -> Any:
+    """`value` with long texts and long lists cut: an offending row may hold a megabyte."""
+    if isinstance(value, str):
+        return value if len(value) <= EXCERPT else value[:EXCERPT] + "…"
+    if isinstance(value, dict):
+        return {key: _short(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_short(item) for item in value[:SHOWN]]
+    return value
+
+
+def _plain(result: ExpectationSuiteValidationResult) -> dict[str, Any]:
+    """The result without what differs from run to run: identifiers, times, versions, batches."""
+    tree = result.to_json_dict()
+    kept = {key: tree[key] for key in ("success", "statistics", "suite_name")}
+    expectations = []
+    for outcome in tree["results"]:
+        config = outcome["expectation_config"]
+        kwargs = {key: value for key, value in config["kwargs"].items() if key != "batch_id"}
+        expectations.append(
+            {
+                "expectation": config["type"],
+                "kwargs": kwargs,
+                "notes": config.get("notes"),
+                "severity": config["severity"],
+                "success": outcome["success"],
+                "result": outcome["result"],
+            }
+        )
+    return kept | {"results": expectations}
+
+
+def _context(data_docs: Path) -> Any:
+    """Great Expectations in memory, without progress bars, with its pages in `data_docs`."""
+    site = {
+        "class_name": "SiteBuilder",
+        "show_how_to_buttons": False,
+        "store_backend": {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(data_docs.resolve())},
+        "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
+    }
+    config = DataContextConfig(
+        store_backend_defaults=InMemoryStoreBackendDefaults(),
+        data_docs_sites={"docs": site},
+        progress_bars=ProgressBarsConfig(globally=False),
+        analytics_enabled=False,
+    )
+    return gx.get_context(mode="ephemeral", project_config=config)
+
+
+def _data_docs(context: Any, folder: Path) -> None:
+    """Great Expectations' own pages. Their style sheets come from a CDN: offline they are plain, yet complete."""
+    context.build_data_docs(site_names=["docs"])
+    for page in sorted(folder.rglob("*.html")):
+        page.write_text(_pinned(page.read_text("utf-8"), "../" * len(page.relative_to(folder).parent.parts)), "utf-8")
+
+
+def _pinned(html: str, root: str) -> str:
+    """A page without random identifiers and times, and with the logo beside it; `root` leads to the folder."""
+    html = re.sub(r"https://great-expectations-web-assets[^\"')\s]*", f"{root}static/images/logo-long.png", html)
+    html = re.sub(r"\b\d{8}T\d{6}\.\d{6}Z", "19700101T000000.000000Z", html)
+    names: dict[str, str] = {}
+    uuid = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+    return re.sub(uuid, lambda match: names.setdefault(match[0], f"id{len(names)}"), html)

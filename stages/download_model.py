@@ -1,0 +1,26 @@
+"""Fetch the base model from its pinned source, and write it as float32 safetensors with its tokenizer."""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from prefdag.text.convert import convert
+
+from prefdag import artifacts
+from prefdag.config import DownloadModel
+from prefdag.data.sources import fetch
+from prefdag.stage import stage
+
+MODEL = Path("models/base")
+
+
+@stage
+def main(download_model: DownloadModel) -> None:
+    with artifacts.writing(MODEL) as folder:
+        folder.mkdir()
+        with TemporaryDirectory(dir=folder) as fetched:
+            fetch(download_model.source, Path(fetched), "download_model.source")
+            convert(Path(fetched), folder)
+
+
+if __name__ == "__main__":
+    main.run()

@@ -1,0 +1,20 @@
+"""Fetch the preference pairs from their pinned source, as they are."""
+
+from pathlib import Path
+
+from prefdag import artifacts
+from prefdag.config import DownloadPairs
+from prefdag.data.sources import fetch
+from prefdag.stage import stage
+
+PAIRS = Path("data/raw/pairs")
+
+
+@stage
+def main(download_pairs: DownloadPairs) -> None:
+    with artifacts.writing(PAIRS) as folder:
+        fetch(download_pairs.source, folder, "download_pairs.source")
+
+
+if __name__ == "__main__":
+    main.run()

@@ -1,0 +1,70 @@
+"""Evaluate base, reference and policy: held-out pairs, eval sets, and answers to held-out prompts side by side."""
+
+from pathlib import Path
+
+from prefdag.artifacts import write_json, writing
+from prefdag.config import EvaluateText, FormatPairs
+from prefdag.stage import stage
+
+PAIRS = Path("data/pairs")
+TRUTHFULQA = Path("data/raw/evals/truthfulqa")
+WINOGRANDE = Path("data/raw/evals/winogrande")
+BASE = Path("models/base")
+REFERENCE = Path("models/reference")
+POLICY = Path("models/dpo_text")
+METRICS = Path("reports/text/metrics.json")
+CROSS_ENTROPY = Path("reports/text/cross_entropy.csv")
+HELDOUT = Path("reports/text/pairs.csv")
+SAMPLES = Path("reports/text/samples.json")
+
+
+@stage
+def main(beta: float, format_pairs: FormatPairs, evaluate_text: EvaluateText) -> None:
+    from prefdag.data.evals import read_truthfulqa, read_winogrande
+    from prefdag.text import evaluate
+    from prefdag.text import model as lm
+    from prefdag.text.generate import load_duo
+    from prefdag.text.logps import score
+    from prefdag.text.rows import chosen_groups, eval_groups, pair_groups, read_split
+
+    budget = evaluate_text.tokens_per_batch
+    test = read_split(PAIRS, "test")
+    duo = load_duo(REFERENCE, POLICY, format_pairs.template)
+    sets = {
+        name: eval_groups(rows[: evaluate_text.max_eval_rows], duo.tokenizer, format_pairs)
+        for name, rows in (
+            ("truthfulqa", read_truthfulqa(TRUTHFULQA)),
+            ("winogrande", read_winogrande(WINOGRANDE)),
+        )
+    }
+
+    samples = [
+        {"id": row.id, "prompt": duo.tokenizer.decode(row.prompt_ids), "reference": reference, "policy": policy}
+        for row in test.head(evaluate_text.samples).itertuples()
+        for reference, policy in [duo.continuations(row.prompt_ids, evaluate_text.max_new_tokens)]
+    ]
+    del duo
+
+    policy = lm.load_policy(REFERENCE, POLICY)
+    frame, kl = evaluate.score_heldout(policy, pair_groups(test), budget)
+    frame = evaluate.add_rewards(frame, beta)
+    logps = {name: evaluate.score_policy(policy, groups, budget, name) for name, groups in sets.items()}
+    del policy
+
+    base = lm.load(BASE)
+    chosen = chosen_groups(test)
+    metrics = {"heldout": evaluate.heldout_metrics(frame, kl, score(base, chosen, budget, "heldout, base"), chosen)}
+    for name, groups in sets.items():
+        scores = {"base": score(base, groups, budget, f"{name}, base"), **logps[name]}
+        metrics[name] = evaluate.set_metrics(scores, groups)
+
+    for path, table in ((CROSS_ENTROPY, evaluate.table(metrics)), (HELDOUT, frame.assign(id=test["id"]))):
+        with writing(path) as temporary:
+            table.to_csv(temporary, index=False, lineterminator="\n")
+    for path, value in ((SAMPLES, samples), (METRICS, metrics)):
+        with writing(path) as temporary:
+            write_json(temporary, value)
+
+
+if __name__ == "__main__":
+    main.run()

@@ -1,0 +1,69 @@
+"""Build the report (one self-contained HTML page) and the model card from what the other stages left."""
+
+from pathlib import Path
+
+from prefdag.artifacts import read_json, sha256, writing
+from prefdag.config import Params
+from prefdag.stage import stage
+
+PAIRS = Path("data/pairs")
+VALIDATED_PAIRS = Path("data/validated/pairs.parquet")
+IMAGES = Path("data/validated/images")
+IMAGE_PAIRS = Path("data/image_pairs")
+REF_LOGPS_KEY = Path("data/ref_logps/key.json")
+PAIRS_VALIDATION = Path("reports/validation/pairs")
+IMAGES_VALIDATION = Path("reports/validation/images")
+REFERENCE = Path("models/reference")
+DPO_TEXT = Path("models/dpo_text")
+RESNET_REFERENCE = Path("models/resnet_reference")
+DPO_IMAGE = Path("models/dpo_image")
+CONTROL_IMAGE = Path("models/control_image")
+TEXT_METRICS = Path("reports/text/metrics.json")
+CROSS_ENTROPY = Path("reports/text/cross_entropy.csv")
+HELDOUT_PAIRS = Path("reports/text/pairs.csv")
+SAMPLES = Path("reports/text/samples.json")
+IMAGE_METRICS = Path("reports/image/metrics.json")
+PREDICTIONS = Path("reports/image/predictions.csv")
+PAGE = Path("reports/index.html")
+CARD = Path("reports/model_card.md")
+
+
+@stage
+def main(params: Params) -> None:
+    from prefdag.report import card, page
+    from prefdag.report.results import Results, read_image, read_images_dataset, read_pairs_dataset, read_text
+
+    key = read_json(REF_LOGPS_KEY)
+    hashed = (VALIDATED_PAIRS, DPO_TEXT, IMAGES, IMAGE_PAIRS, RESNET_REFERENCE, DPO_IMAGE, CONTROL_IMAGE)
+    results = Results(
+        text=read_text(
+            metrics=TEXT_METRICS,
+            cross_entropy=CROSS_ENTROPY,
+            pairs=HELDOUT_PAIRS,
+            samples=SAMPLES,
+            rows=PAIRS / "test.parquet",
+            messages=VALIDATED_PAIRS,
+            sft=REFERENCE,
+            dpo=DPO_TEXT,
+        ),
+        image=read_image(
+            metrics=IMAGE_METRICS,
+            predictions=PREDICTIONS,
+            images=IMAGES,
+            warmup=RESNET_REFERENCE,
+            dpo=DPO_IMAGE,
+            control=CONTROL_IMAGE,
+        ),
+        pairs=read_pairs_dataset(PAIRS, PAIRS_VALIDATION),
+        images=read_images_dataset(IMAGE_PAIRS, IMAGES_VALIDATION),
+        # The reference is large and was hashed when its log-probabilities were taken.
+        hashes={str(REFERENCE): key["reference_sha256"], **{str(path): sha256(path) for path in hashed}},
+        ref_logps=key,
+    )
+    for path, content in ((PAGE, page.render(results, params)), (CARD, card.render(results, params))):
+        with writing(path) as temporary:
+            temporary.write_text(content, "utf-8")
+
+
+if __name__ == "__main__":
+    main.run()

@@ -1,0 +1,32 @@
+"""Read the raw preference pairs into one schema, and let only those through that pass every expectation."""
+
+from pathlib import Path
+
+from prefdag.artifacts import scratch, writing
+from prefdag.config import ValidatePairs
+from prefdag.data.schema import read_pairs, write_pairs
+from prefdag.stage import stage
+
+RAW = Path("data/raw/pairs")
+PAIRS = Path("data/validated/pairs.parquet")
+REPORT = Path("reports/validation/pairs")
+
+
+@stage
+def main(validate_pairs: ValidatePairs) -> None:
+    from prefdag.data.checks import check, pairs_table, refuse  # seconds of import, not for --help
+
+    pairs = read_pairs(RAW, validate_pairs.format)
+    with writing(REPORT) as report, writing(PAIRS) as parquet:
+        offending = check([pairs_table(pairs)], report)
+        bad = pairs["source"].isin(offending["source"][offending["level"] == "error"])
+        drop = validate_pairs.on_invalid == "drop"
+        if bad.mean() > (validate_pairs.max_dropped if drop else 0):
+            why = f"; {bad.sum()} of {len(bad)} rows exceed validate_pairs.max_dropped" if drop else ""
+            raise refuse(offending, report, scratch("validation", "pairs"), why)
+        write_pairs(parquet, pairs[~bad])
+    print(f"validate_pairs: {len(pairs)} rows read, {bad.sum()} dropped, {(~bad).sum()} written to {PAIRS}")
+
+
+if __name__ == "__main__":
+    main.run()

@@ -1,0 +1,167 @@
+"""The gate: which rows it refuses, what it leaves for the user to read, and that it is the same on every run."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+
+from prefdag.artifacts import read_json, sha256
+from prefdag.config import ValidatePairs
+from prefdag.data.checks import SHOWN, Table, check, pairs_table
+from prefdag.data.schema import PAIRS, read_pairs
+from prefdag.errors import DataError
+from stages import validate_pairs
+
+ROOT = Path(__file__).parents[1]
+
+
+def row(number: int = 0, **changes: Any) -> dict[str, Any]:
+    return {"prompt": f"p{number}", "chosen": f"c{number}", "rejected": f"r{number}"} | changes
+
+
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "blank-prompt": (row(1, prompt=" "), "prompt: blank"),
+    "blank-last-turn": (row(1, prompt=[{"role": "user", "content": ""}]), "prompt: blank"),
+    "empty-chosen": (row(1, chosen=""), "chosen: blank"),
+    "blank-chosen": (row(1, chosen=" \n\u00a0\u2028"), "chosen: blank"),
+    "blank-rejected": (row(1, rejected="\t"), "rejected: blank"),
+    "identical": (row(1, rejected="c1"), "rejected: the same response as chosen"),
+    "preference-low": (row(1, preference=-0.01), "preference: not from 0 to 1"),
+    "preference-high": (row(1, preference=1.01), "preference: not from 0 to 1"),
+    "copy": (row(0), "copy_of: the same content as an earlier row"),
+    "unreadable": (row(1, chosen=None), "chosen: null where text is needed"),
+}
+
+
+@pytest.fixture
+def raw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """data/raw/pairs in an empty project."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    folder = tmp_path / validate_pairs.RAW
+    folder.mkdir(parents=True)
+    return folder
+
+
+def write(folder: Path, *rows: dict[str, Any]) -> None:
+    (folder / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def run(on_invalid: Any = "error", max_dropped: float = 0.0) -> None:
+    validate_pairs.main.main(ValidatePairs(format="plain", on_invalid=on_invalid, max_dropped=max_dropped))
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_bad_row_is_one_line_and_changes_no_out(
+    kind: str, raw: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    bad, line = BAD[kind]
+    write(raw, row(0), bad, row(2))
+    for out in (validate_pairs.PAIRS, validate_pairs.REPORT / "results.json"):
+        out.parent.mkdir(parents=True)
+        out.write_text("as before")
+    with pytest.raises(DataError) as error:
+        run()
+    kept = raw.parents[2] / ".prefdag/validation/pairs"
+    assert str(error.value).startswith(f"a.jsonl:2:{line}")
+    assert str(error.value).endswith(f"; all are listed in {kept / 'offending.csv'}")
+    assert "\n" not in str(error.value)
+    assert caplog.text == "" == capsys.readouterr().out
+    listed = pd.read_csv(kept / "offending.csv")
+    assert listed[["source", "level"]].to_numpy().tolist() == [["a.jsonl:2", "error"]]
+    assert (kept / "data_docs/index.html").exists()
+    assert validate_pairs.PAIRS.read_text() == "as before"
+    assert [path.name for path in validate_pairs.REPORT.iterdir()] == ["results.json"]
+
+
+def test_drop_removes_lists_and_counts(raw: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [row(100 + number) for number in range(20)]
+    write(raw, row(0), *[bad for bad, _ in BAD.values()], *rows)
+    run("drop", max_dropped=len(BAD) / (21 + len(BAD)))
+    table = pq.read_table(validate_pairs.PAIRS)
+    assert table.schema.equals(PAIRS)
+    assert table["chosen"].to_pylist() == ["c0"] + [row["chosen"] for row in rows]
+    listed = pd.read_csv(validate_pairs.REPORT / "offending.csv")
+    assert listed["source"].tolist() == [f"a.jsonl:{2 + number}" for number in range(len(BAD))]
+    assert f"31 rows read, {len(BAD)} dropped, 21 written" in capsys.readouterr().out
+    results = read_json(validate_pairs.REPORT / "results.json")["pairs"]["results"]
+    counts = {(r["expectation"], r["kwargs"].get("column")): r["result"]["unexpected_count"] for r in results}
+    assert counts["expect_column_values_to_be_null", "fault"] == 1
+    assert counts["expect_column_values_to_not_be_blank", "chosen"] == 2
+    assert counts["expect_column_values_to_be_between", "preference"] == 2
+
+
+def test_drop_above_the_level_stops(raw: Path) -> None:
+    write(raw, *[row(number) for number in range(18)], row(18, chosen=""), row(19, chosen=""))
+    with pytest.raises(
+        DataError, match=r"a\.jsonl:19:chosen: blank.*\(1 more\); 2 of 20 rows exceed validate_pairs.max_dropped"
+    ):
+        run("drop", max_dropped=0.05)
+    assert not validate_pairs.PAIRS.exists()
+
+
+def test_many_bad_rows_print_twenty_lines(raw: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(raw, *[row(number, chosen="") for number in range(50)])
+    with pytest.raises(DataError, match=r"^a\.jsonl:1:chosen: .*\(49 more\)"):
+        run()
+    assert [record.message.split(": ")[0] for record in caplog.records] == [
+        f"a.jsonl:{number}:chosen" for number in range(2, SHOWN + 1)
+    ]
+    assert len(pd.read_csv(".prefdag/validation/pairs/offending.csv")) == 50
+
+
+def test_the_same_data_make_the_same_bytes(raw: Path) -> None:
+    write(raw, row(0), row(0), row(1, chosen=""), *[row(number) for number in range(2, 60)])
+    hashes = []
+    for _ in range(2):
+        run("drop", max_dropped=0.1)
+        hashes.append((sha256(validate_pairs.PAIRS), sha256(validate_pairs.REPORT)))
+    assert hashes[0] == hashes[1]
+
+
+def test_data_docs_show_expectations_and_offending_rows(raw: Path) -> None:
+    write(
+        raw, row(0), row(1, chosen="", rejected="<script>alert(1)</script>"), row(2, rejected="c2"), row(3, chosen=None)
+    )
+    report = raw / "report"
+    check([pairs_table(read_pairs(raw, "plain"))], report)
+    docs = report / "data_docs"
+    (page,) = (docs / "validations").rglob("*.html")
+    assert page.relative_to(docs).as_posix() in (docs / "index.html").read_text()
+    html = page.read_text()
+    for text in ("every row can be read", "chosen and rejected differ", "a.jsonl:2", "a.jsonl:3", "a.jsonl:4"):
+        assert text in html
+    for link in ("static/images/logo-long.png", "great-expectations-web-assets"):
+        assert (link in html) == (docs / link).exists()
+
+
+def test_long_values_are_cut_in_what_is_written(raw: Path) -> None:
+    long = "x" * 1_000_000
+    write(raw, row(0), row(1, chosen=long, rejected=long))
+    report = raw / "report"
+    check([pairs_table(read_pairs(raw, "plain"))], report)
+    assert max(path.stat().st_size for path in report.rglob("*.[hjc]*") if "static" not in path.parts) < 200_000
+
+
+def test_an_expectation_that_cannot_be_evaluated_is_no_pass(tmp_path: Path) -> None:
+    rows = pd.DataFrame({"source": ["a:1"], "chosen": [3]})
+    table = pairs_table(pd.DataFrame(columns=[*PAIRS.names, "fault"]).assign(source=[]))
+    with pytest.raises(RuntimeError, match="could not be evaluated"):
+        check([Table("pairs", rows, table.expectations)], tmp_path / "report")
+
+
+@pytest.mark.parametrize("name", ["validate_pairs", "validate_images"])
+def test_stage_imports_no_torch_and_help_no_great_expectations(name: str) -> None:
+    code = (
+        f"import sys, stages.{name}; assert 'great_expectations' not in sys.modules; "
+        "import prefdag.data.checks; assert 'torch' not in sys.modules"
+    )
+    environment = os.environ | {"GX_ANALYTICS_ENABLED": "false"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,181 @@
+"""The eval sets: both schemas, their faults, and the files that the project and its authors have."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+from prefdag.data.chat import ChatTokenizer
+from prefdag.data.evals import EvalRow, encode_row, read_truthfulqa, read_winogrande
+from prefdag.errors import DataError
+
+ROOT = Path(__file__).parents[1]
+REAL = ROOT.parent / "shared" / "data"
+HEADER = "Type,Category,Question,Best Answer,Correct Answers,Incorrect Answers,Source\n"
+GAP = {"qID": "1", "sentence": "Ann helped Ben as _ was kind.", "option1": "Ann", "option2": "Ben", "answer": "1"}
+
+needs_real_data = pytest.mark.skipif(not REAL.is_dir(), reason="the real eval sets are not beside this repository")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> ChatTokenizer:
+    """Bytes, EOS, and a chat template that puts the message between brackets."""
+    vocab = {byte: i for i, byte in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    bytes_ = Tokenizer(models.BPE(vocab, []))
+    bytes_.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bytes_.decoder = decoders.ByteLevel()
+    bytes_.add_special_tokens([AddedToken("</s>", special=True)])
+    folder = tmp_path_factory.mktemp("model")
+    bytes_.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
+    (folder / "chat_template.jinja").write_text("{% for m in messages %}[{{ m['content'] }}]{% endfor %}")
+    return ChatTokenizer(folder, "chat")
+
+
+def csv_file(folder: Path, text: str) -> Path:
+    (folder / "set.csv").write_bytes(text.encode())
+    return folder
+
+
+def jsonl_file(folder: Path, *rows: object) -> Path:
+    (folder / "set.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def test_truthfulqa_row(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
+    # A byte-order mark, quoted commas and line breaks, and a blank line, as spreadsheets write them.
+    text = "\ufeff" + HEADER + 'A,B,"Is it,\nreally?",No,No; It is not,Yes; Of course ,C\n\n'
+    [row] = read_truthfulqa(csv_file(tmp_path, text))
+    assert row.prompt == [{"role": "user", "content": "Is it,\nreally?"}]
+    assert row.response == "No"
+    assert row.wrong_responses == ("Yes", "Of course")
+    prompt_ids, response_ids, eos_scored = encode_row(row, tokenizer, 100, 100)
+    assert tokenizer.decode(prompt_ids) == "[Is it,\nreally?]"
+    assert tokenizer.decode(response_ids) == "No</s>"
+    assert eos_scored
+    assert not encode_row(row, tokenizer, 100, 2).eos_scored  # cut
+    assert tokenizer.decode(encode_row(row, tokenizer, 100, 100, row.wrong_responses[0]).response_ids) == "Yes</s>"
+
+
+def test_winogrande_row(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
+    first, second = read_winogrande(jsonl_file(tmp_path, GAP, GAP | {"answer": "2"}))
+    assert (first.prompt, first.response, first.wrong_responses) == (
+        "Ann helped Ben as",
+        " Ann was kind.",
+        (" Ben was kind.",),
+    )
+    assert (second.response, second.wrong_responses) == (" Ben was kind.", (" Ann was kind.",))
+    prompt_ids, response_ids, eos_scored = encode_row(first, tokenizer, 100, 100)
+    assert tokenizer.decode(prompt_ids + response_ids) == "Ann helped Ben as Ann was kind.</s>"  # in no template
+    assert not eos_scored
+
+
+def test_gap_at_the_start_has_a_token_before_it(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
+    [row] = read_winogrande(jsonl_file(tmp_path, GAP | {"sentence": "_ helped."}))
+    prompt_ids, response_ids, _ = encode_row(row, tokenizer, 100, 100)
+    assert tokenizer.decode(prompt_ids) == "</s>"
+    assert tokenizer.decode(response_ids) == "Ann helped.</s>"
+
+
+def test_files_of_a_folder_in_order(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    for name in ("b.jsonl", "a.jsonl", "sub/c.jsonl"):
+        (tmp_path / name).write_text(json.dumps(GAP))  # no line break at the end
+    assert [Path(row.source).name for row in read_winogrande(tmp_path)] == ["a.jsonl:1", "b.jsonl:1", "c.jsonl:1"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (HEADER + "A,B,q,,r,w,s\n", r"set.csv:1:Best Answer: empty; fill it in"),
+        (HEADER + "A,B,q,a,r,w,s\nA,B, ,a,r,w,s\n", r"set.csv:2:Question: empty; fill it in"),
+        (HEADER + "A,B,q,a,b\n", r"set.csv:1: 5 cells under 7 columns; quote"),
+        (HEADER + 'A,B,q,"a"x,r,w,s\n', r"set.csv:1: not CSV"),
+        (HEADER + 'A,B,q,"a', r"set.csv:1: not CSV"),
+        ("Question,Incorrect Answers\nq,w\n", r"set.csv:1:Best Answer: missing; every row needs it"),
+        (HEADER, r"set.csv: no rows"),
+        ("", r"set.csv: no rows"),
+    ],
+)
+def test_truthfulqa_faults(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read_truthfulqa(csv_file(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (GAP | {"sentence": "No gap."}, r"set.jsonl:2:sentence: 0 gaps; write exactly one, as _"),
+        (GAP | {"sentence": "_ and _."}, r"set.jsonl:2:sentence: 2 gaps"),
+        (GAP | {"answer": ""}, r"set.jsonl:2:answer: Input should be '1' or '2'"),
+        (GAP | {"answer": 1}, r"set.jsonl:2:answer: Input should be '1' or '2'"),
+        (GAP | {"option2": " "}, r"set.jsonl:2:option2: empty; fill it in"),
+        (GAP | {"option1": None}, r"set.jsonl:2:option1: Input should be a valid string"),
+        ({"sentence": "_"}, r"set.jsonl:2:option1: missing; every row needs it"),
+        ([1], r"set.jsonl:2: Input should be an object"),
+    ],
+)
+def test_winogrande_faults(tmp_path: Path, row: object, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read_winogrande(jsonl_file(tmp_path, GAP, row))
+
+
+def test_broken_files(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no \.jsonl file"):
+        read_winogrande(tmp_path)
+    (tmp_path / "set.jsonl").write_bytes(b"")
+    with pytest.raises(DataError, match="no rows"):
+        read_winogrande(tmp_path)
+    (tmp_path / "set.jsonl").write_bytes(json.dumps(GAP).encode()[:-5])
+    with pytest.raises(DataError, match=r"set.jsonl:1: Invalid JSON"):
+        read_winogrande(tmp_path)
+    (tmp_path / "set.jsonl").write_bytes(b'{"sentence": "\xff"}')
+    with pytest.raises(DataError, match=r"set.jsonl: not UTF-8 \(byte 14\)"):
+        read_winogrande(tmp_path)
+
+
+def test_a_line_separator_inside_a_string_ends_no_row(tmp_path: Path) -> None:
+    (tmp_path / "set.jsonl").write_text(json.dumps(GAP | {"option1": "A\u2028B"}, ensure_ascii=False), "utf-8")
+    assert len(read_winogrande(tmp_path)) == 1
+
+
+def test_a_refused_row_is_named(tokenizer: ChatTokenizer) -> None:
+    class Refusing(ChatTokenizer):
+        def __init__(self) -> None: ...
+
+        def raw_prompt(self, *_: object) -> None:  # type: ignore[override]
+            raise DataError("no")
+
+    row = EvalRow(source="set.jsonl:7", prompt="a", response="b", wrong_responses=())
+    with pytest.raises(DataError, match=r"^set.jsonl:7: no$"):
+        encode_row(row, Refusing(), 10, 10)
+
+
+def test_the_sets_of_the_project(tmp_path: Path) -> None:
+    for name in ("misconceptions.csv", "pronouns.jsonl"):
+        (tmp_path / name).write_bytes((ROOT / "evals" / name).read_bytes())
+    questions, gaps = read_truthfulqa(tmp_path), read_winogrande(tmp_path)
+    assert (len(questions), len(gaps)) == (44, 40)
+    assert len({row.prompt[0]["content"] for row in questions if not isinstance(row.prompt, str)}) == 44
+    assert all(row.response not in row.wrong_responses and row.wrong_responses for row in questions)
+    # Twins: the same prompt, and what is right in one is the other's wrong name.
+    lines = [json.loads(line) for line in (ROOT / "evals" / "pronouns.jsonl").read_text().splitlines()]
+    assert Counter(line["answer"] for line in lines) == {"1": 20, "2": 20}
+    for one, two in zip(lines[::2], lines[1::2], strict=True):
+        assert (one["option1"], one["option2"]) == (two["option1"], two["option2"])
+        assert one["answer"] != two["answer"]
+        assert one["sentence"].split("_")[0] == two["sentence"].split("_")[0]
+        assert all(option in one["sentence"] for option in (one["option1"], one["option2"]))
+
+
+@needs_real_data
+def test_the_real_sets() -> None:
+    questions = read_truthfulqa(REAL / "truthfulqa")
+    assert len(questions) == 817
+    assert questions[0].response == "The watermelon seeds pass through your digestive system"
+    gaps = read_winogrande(REAL / "winogrande")
+    assert len(gaps) == 1267 + 160
+    assert gaps[0].prompt == "Sarah was a much better surgeon than Maria so"
+    assert gaps[0].response == " Maria always got the easier cases."

@@ -1,0 +1,237 @@
+"""Splits without leaks, pair rows, and pairs of classes."""
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+from prefdag.config import FormatPairs, LabelPairs
+from prefdag.data.chat import ChatTokenizer
+from prefdag.data.pairs import (
+    IMAGE_PAIRS_SCHEMA,
+    PAIRS_SCHEMA,
+    SPLITS,
+    format_rows,
+    group_rows,
+    label_pairs,
+    normalised,
+    split_by_prompt,
+)
+from prefdag.errors import DataError, ParamsError
+
+FORMAT = FormatPairs(
+    template="instruction",
+    max_prompt_tokens=300,
+    max_response_tokens=20,
+    max_pairs=None,
+    val_fraction=0.2,
+    test_fraction=0.2,
+    seed=0,
+)
+LABEL = LabelPairs(max_images=None, val_fraction=0.1, test_fraction=0.2, seed=0)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> ChatTokenizer:
+    """Bytes and EOS (id 256): one token a letter."""
+    vocab = {byte: i for i, byte in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    bytes_ = Tokenizer(models.BPE(vocab, []))
+    bytes_.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bytes_.decoder = decoders.ByteLevel()
+    bytes_.add_special_tokens([AddedToken("</s>", special=True)])
+    folder = tmp_path_factory.mktemp("model")
+    bytes_.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
+    return ChatTokenizer(folder, "instruction")
+
+
+def table(rows: list[tuple[str, str, str]]) -> pa.Table:
+    """(question, chosen, rejected) rows as validate_pairs writes them."""
+    records: list[dict[str, Any]] = [
+        {
+            "id": f"{number:016x}",
+            "source": f"pairs.json:{number}",
+            "prompt": [{"role": "user", "content": question}],
+            "chosen": chosen,
+            "rejected": rejected,
+            "preference": 1.0,
+        }
+        for number, (question, chosen, rejected) in enumerate(rows, 1)
+    ]
+    return pa.Table.from_pylist(records)
+
+
+def test_format_rows_by_hand(tokenizer: ChatTokenizer) -> None:
+    rows = [(f"question {n}", "yes", "no, not at all, never") for n in range(10)]
+    tables, summary = format_rows(table(rows), tokenizer, FORMAT)
+    assert list(tables) == list(SPLITS)
+    assert all(t.schema.equals(PAIRS_SCHEMA) for t in tables.values())
+    assert summary["rows"] == {"train": 6, "val": 2, "test": 2}
+    assert summary["chosen"]["truncated"] == 0.0
+    assert summary["rejected"]["truncated"] == 1.0
+    assert summary["chosen"]["tokens"] == 10 * 4
+    assert summary["rejected"]["length_p100"] == len("no, not at all, never") + 1
+    for row in tables["train"].to_pylist():
+        assert tokenizer.decode(row["chosen_ids"]) == "yes</s>"
+        assert tokenizer.decode(row["rejected_ids"]) == "no, not at all, nev</s>"
+        assert (row["chosen_truncated"], row["rejected_truncated"]) == (False, True)
+        assert tokenizer.decode(row["prompt_ids"]) == row["prompt"]
+    ids = [row["id"] for name in SPLITS for row in tables[name].to_pylist()]
+    assert len(set(ids)) == 10
+    assert all(t["id"].to_pylist() == sorted(t["id"].to_pylist()) for t in tables.values())  # the order of the source
+
+
+def test_pairs_that_the_cut_makes_identical_are_left_out(
+    tokenizer: ChatTokenizer, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [(f"question {n}", "yes", "no") for n in range(9)] + [("dead", "x" * 20 + "yes", "x" * 20 + "no")]
+    tables, summary = format_rows(table(rows), tokenizer, FORMAT)
+    assert summary["left_out_identical"] == 1
+    assert sum(t.num_rows for t in tables.values()) == 9
+    assert "1 of 10 pairs are left out" in caplog.text
+
+
+def test_max_pairs_takes_the_first(tokenizer: ChatTokenizer) -> None:
+    rows = [(f"question {n}", "yes", "no") for n in range(20)]
+    tables, _ = format_rows(table(rows), tokenizer, replace(FORMAT, max_pairs=10))
+    sources = {row["source"] for t in tables.values() for row in t.to_pylist()}
+    assert sources == {f"pairs.json:{n}" for n in range(1, 11)}
+
+
+def test_prompts_that_differ_only_before_the_cut_share_a_split(tokenizer: ChatTokenizer) -> None:
+    rows = [(f"{n} of twenty: go on", "yes", "no") for n in range(20)]
+    with pytest.raises(DataError, match="20 pairs with 1 distinct prompts leave val and test empty"):
+        format_rows(table(rows), tokenizer, replace(FORMAT, max_prompt_tokens=20))
+
+
+def test_parquet_is_byte_identical(tokenizer: ChatTokenizer, tmp_path: Path) -> None:
+    rows = [(f"question {n}", "yes", "no") for n in range(10)]
+    for name in ("a", "b"):
+        pq.write_table(format_rows(table(rows), tokenizer, FORMAT)[0]["train"], tmp_path / name)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert pq.read_schema(tmp_path / "a").field("prompt_ids").type == pa.list_(pa.int32())
+
+
+def test_a_control_token_that_cannot_be_spelled_out_names_the_row(tokenizer: ChatTokenizer) -> None:
+    class Refusing(ChatTokenizer):
+        def __init__(self) -> None: ...
+
+        def prompt(self, *_: Any) -> Any:
+            raise DataError("no")
+
+    with pytest.raises(DataError, match=r"^pairs.json:1: no$"):
+        format_rows(table([("a", "b", "c")]), Refusing(), FORMAT)
+
+
+def test_fractions_that_leave_nothing(tokenizer: ChatTokenizer) -> None:
+    with pytest.raises(ParamsError, match=r"params.yaml: format_pairs: val_fraction \+ test_fraction"):
+        format_rows(table([("a", "b", "c")]), tokenizer, replace(FORMAT, val_fraction=0.5, test_fraction=0.5))
+    with pytest.raises(ParamsError, match=r"params.yaml: label_pairs: val_fraction \+ test_fraction"):
+        label_pairs(np.arange(4), 4, replace(LABEL, val_fraction=0.5, test_fraction=0.5))
+
+
+def test_normalised_folds_case_and_space() -> None:
+    assert normalised(" What\tIS\n\nit? ") == normalised("what is it?") == "what is it?"
+    assert normalised("what is it") != normalised("what is it?")
+
+
+def test_group_rows_by_hand() -> None:
+    assert group_rows([("a", 1), ("b", 2), ("c", 3), ("a", 2), ("c", 4)]) == [0, 0, 2, 0, 2]
+    assert group_rows([("a", "b"), ("b", "a")]) == [0, 1]  # a key counts in its own place only
+
+
+@given(
+    keys=st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), min_size=1, max_size=60),
+    val=st.sampled_from([0.0, 0.1, 0.3]),
+    test=st.sampled_from([0.0, 0.25, 0.5]),
+    seed=st.integers(0, 3),
+)
+def test_no_key_in_two_splits(keys: list[tuple[int, int]], val: float, test: float, seed: int) -> None:
+    try:
+        splits = split_by_prompt(keys, val, test, seed)
+    except DataError:
+        return
+    for place in range(2):
+        homes: dict[int, set[str]] = {}
+        for key, split in zip(keys, splits, strict=True):
+            homes.setdefault(key[place], set()).add(split)
+        assert all(len(home) == 1 for home in homes.values())
+    assert splits == split_by_prompt(keys, val, test, seed)
+    largest = max(Counter(group_rows(keys)).values())
+    assert splits.count("test") - test * len(keys) < largest
+    assert splits.count("val") - val * len(keys) < largest
+
+
+def test_split_sizes_of_single_prompts() -> None:
+    keys = [(n,) for n in range(300)]
+    splits = split_by_prompt(keys, val_fraction=0.08, test_fraction=0.25, seed=0)
+    assert Counter(splits) == {"train": 201, "val": 24, "test": 75}
+    assert splits != split_by_prompt(keys, 0.08, 0.25, seed=1)
+
+
+def test_a_new_row_moves_few_others() -> None:
+    keys = [(n,) for n in range(300)]
+    before = split_by_prompt(keys, 0.1, 0.2, seed=0)
+    after = split_by_prompt([(1000,), *keys], 0.1, 0.2, seed=0)[1:]
+    assert sum(a != b for a, b in zip(before, after, strict=True)) <= 2
+
+
+def test_zero_fractions_give_empty_splits_and_too_few_prompts_an_error() -> None:
+    assert split_by_prompt([("a",), ("b",)], 0.0, 0.0, seed=0) == ["train", "train"]
+    with pytest.raises(DataError, match="2 pairs with 2 distinct prompts leave val empty; give more pairs"):
+        split_by_prompt([("a",), ("b",)], 0.1, 0.4, seed=0)
+
+
+@given(st.integers(2, 6), st.integers(0, 5), st.none() | st.integers(30, 200))
+def test_label_pairs_are_stratified_and_alive(n_classes: int, seed: int, max_images: int | None) -> None:
+    labels = np.random.default_rng(seed).permutation(np.arange(180) % n_classes)
+    pairs = label_pairs(labels, n_classes, replace(LABEL, seed=seed, max_images=max_images))
+    assert pairs.schema.equals(IMAGE_PAIRS_SCHEMA)
+    index, y_w, y_l = (pairs[name].to_numpy() for name in ("index", "y_w", "y_l"))
+    assert (y_w == labels[index]).all()
+    assert (y_l != y_w).all()
+    assert ((y_l >= 0) & (y_l < n_classes)).all()
+    assert (np.diff(index) > 0).all()  # hence no image twice, hence splits are disjoint
+    assert len(index) == min(max_images or 180, 180)
+    of_class = np.bincount(y_w, minlength=n_classes)
+    assert of_class.max() - of_class.min() <= 1
+    split = np.array(pairs["split"].to_pylist())
+    for label in range(n_classes):
+        assert abs((split[y_w == label] == "test").sum() - 0.2 * of_class[label]) <= 1
+        assert abs((split[y_w == label] == "val").sum() - 0.1 * of_class[label]) <= 1
+
+
+def test_y_l_is_uniform_over_the_other_classes() -> None:
+    labels = np.zeros(9000, dtype=np.int64)
+    y_l = label_pairs(labels, 10, LABEL)["y_l"].to_numpy()
+    counts = np.bincount(y_l, minlength=10)
+    assert counts[0] == 0
+    # Binomial(9000, 1/9): mean 1000, standard deviation 30.
+    assert (np.abs(counts[1:] - 1000) < 5 * 30).all()
+
+
+def test_max_images_takes_what_small_classes_have() -> None:
+    labels = np.array([0] * 50 + [1] * 3 + [2] * 50)
+    pairs = label_pairs(labels, 3, replace(LABEL, max_images=43, val_fraction=0.0))
+    assert np.bincount(pairs["y_w"].to_numpy()).tolist() == [20, 3, 20]
+
+
+def test_image_limit_leaves_y_l_as_it_is() -> None:
+    labels = np.arange(200) % 10
+    few, all_ = (label_pairs(labels, 10, replace(LABEL, max_images=m)) for m in (100, None))
+    assert few["y_l"].to_numpy().tolist() == all_["y_l"].to_numpy()[few["index"].to_numpy()].tolist()
+
+
+def test_labels_that_make_no_pairs() -> None:
+    with pytest.raises(DataError, match="one class only"):
+        label_pairs(np.zeros(5, dtype=np.int64), 1, LABEL)
+    with pytest.raises(DataError, match="4 images of 2 classes leave val and test empty"):
+        label_pairs(np.array([0, 1, 0, 1]), 2, LABEL)

@@ -1,0 +1,508 @@
+"""The report and the model card: what they say, that they say it safely, and that they need nothing but themselves."""
+
+import io
+import json
+import platform
+import re
+import shutil
+from base64 import b64decode
+from collections import Counter
+from html.parser import HTMLParser
+from itertools import pairwise
+from math import log
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from ruamel.yaml import YAML
+from safetensors.numpy import save_file
+
+from prefdag.artifacts import write_json
+from prefdag.config import Params, check_params, load_params, read_yaml
+from prefdag.errors import DataError
+from prefdag.report import card, figures, words
+from prefdag.report.page import excerpt, loss_at_reference
+from stages import report
+
+HOSTILE = "<script>alert(1)</script><img src=http://evil.example/x onerror=alert(2)> & </article>"
+N_TEST, N_IMAGES = 40, 300
+
+
+def history(rng: np.random.Generator, steps: int, every: int, *, dpo: bool) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """A plausible run: history.csv's and validation.csv's columns."""
+
+    def rows(at: np.ndarray, noise: float) -> pd.DataFrame:
+        progress, wobble = at / steps, rng.normal(size=len(at)) * noise
+        if not dpo:
+            loss = 2.1 - 0.4 * progress + wobble
+            return pd.DataFrame(
+                {"step": at, "loss": loss, "cross_entropy": loss, "accuracy": 0.3 + 0.6 * progress + wobble / 9}
+            )
+        chosen, rejected = -0.6 * progress + wobble, -1.2 * progress - wobble
+        frame = pd.DataFrame({"step": at, "loss": log(2) - 0.1 * progress + wobble / 5})
+        return frame.assign(
+            **{
+                "rewards/chosen": chosen,
+                "rewards/rejected": rejected,
+                "rewards/margin": chosen - rejected,
+                "rewards/accuracy": np.clip(0.5 + 0.12 * progress + wobble, 0, 1),
+                "logps/chosen": -180 + 10 * chosen,
+                "logps/rejected": -190 + 10 * rejected,
+            }
+        )
+
+    train = rows(np.arange(1, steps + 1), 0.12).assign(epoch=0, learning_rate=1e-4, grad_norm=0.9)
+    return train, rows(np.unique([*range(0, steps, every), steps]), 0.02)
+
+
+def write_run(folder: Path, rng: np.random.Generator, steps: int, *, dpo: bool) -> None:
+    folder.mkdir(parents=True)
+    for name, frame in zip(("history.csv", "validation.csv"), history(rng, steps, 10, dpo=dpo), strict=True):
+        frame.to_csv(folder / name, index=False)
+    (folder / "model.safetensors").write_bytes(b"weights")
+
+
+def validation(*names: str) -> dict[str, Any]:
+    """What prefdag.data.checks leaves: a result for each table."""
+    blank = {
+        "expectation": "expect_column_values_to_not_be_blank",
+        "kwargs": {"column": "chosen"},
+        "severity": "critical",
+    }
+    copies = {**blank, "kwargs": {"column": "copy_of"}, "severity": "warning", "description": "no row stands twice"}
+    results = [{**blank, "success": True}, {**copies, "success": False}]
+    return {name: {"success": False, "results": results} for name in names}
+
+
+def share(value: float, spread: float) -> dict[str, float]:
+    return {"accuracy": value, "accuracy_low": max(0.0, value - spread), "accuracy_high": min(1.0, value + spread)}
+
+
+def write_inputs(folder: Path) -> None:
+    """Everything that the stage reads, as the other stages write it; 40 held-out pairs and 300 test images."""
+    rng = np.random.default_rng(0)
+    ids = [f"{i:016x}" for i in range(N_TEST)]
+    texts = ["Sure! Bread needs flour, water, salt and time.", HOSTILE, "Ein längerer Satz. " * 60, ""]
+    conversation = [
+        {"role": "user", "content": "Hello\N{LINE SEPARATOR}there"},
+        {"role": "assistant", "content": "Hello!"},
+        {"role": "user", "content": f"How do I bake bread? {HOSTILE}"},
+    ]
+    pairs = folder / "data/pairs"
+    pairs.mkdir(parents=True)
+    validated = pd.DataFrame(
+        {
+            "id": ids,
+            "source": [f"demo.json:{i + 1}" for i in range(N_TEST)],
+            "prompt": [conversation[-1:] if i % 2 else conversation for i in range(N_TEST)],
+            "chosen": [texts[i % 3] for i in range(N_TEST)],
+            "rejected": [texts[(i + 1) % 3] for i in range(N_TEST)],
+        }
+    )
+    (folder / "data/validated/images").mkdir(parents=True)
+    validated.to_parquet(folder / "data/validated/pairs.parquet")
+    for split in ("train", "val", "test"):
+        cut = {f"{side}_truncated": [i % 2 == 0 for i in range(N_TEST)] for side in ("chosen", "rejected")}
+        pd.DataFrame({"id": ids, **cut}).to_parquet(pairs / f"{split}.parquet")
+    lengths = {"length_p50": 120, "length_p100": 2048, "truncated": 0.625}
+    parts = dict.fromkeys(("prompt", "chosen", "rejected"), lengths)
+    summary = {"max_prompt_tokens": 96, "max_response_tokens": 96, "left_out_identical": 1, **parts}
+    write_json(pairs / "summary.json", summary)
+    chosen, rejected = rng.normal(-0.6, 0.5, N_TEST), rng.normal(-1.0, 0.7, N_TEST)
+    text = folder / "reports/text"
+    text.mkdir(parents=True)
+    heldout = pd.DataFrame(
+        {"id": ids, "reward_chosen": chosen, "reward_rejected": rejected, "margin": chosen - rejected}
+    )
+    heldout.to_csv(text / "pairs.csv", index=False)
+    sets = {
+        name: {
+            "n_rows": 40 + i,
+            "n_tokens": 3456 + 1000 * i,
+            **{
+                model: {"cross_entropy": 2.4 + i - 0.05 * j, "perplexity": float(np.exp(2.4 + i - 0.05 * j))}
+                for j, model in enumerate(("base", "reference", "policy"))
+            },
+        }
+        for i, name in enumerate(("heldout", "truthfulqa", "winogrande"))
+    }
+    margin = {"margin": 0.412, "margin_low": 0.121, "margin_high": 0.703}
+    sets["heldout"] |= {
+        "n_pairs": N_TEST,
+        "kl": 0.0312,
+        "rewards": {**share(0.675, 0.14), "chosen": -0.61, "rejected": -1.02} | margin,
+    }
+    write_json(text / "metrics.json", sets)
+    models = ("base", "reference", "policy")
+    table = [
+        {"set": s, "model": m, **v[m], "n_tokens": v["n_tokens"], "n_rows": v["n_rows"]}
+        for s, v in sets.items()
+        for m in models
+    ]
+    pd.DataFrame(table).to_csv(text / "cross_entropy.csv", index=False)
+    write_json(
+        text / "samples.json",
+        [
+            {"id": ids[0], "prompt": conversation, "reference": texts[0], "policy": HOSTILE},
+            {"id": ids[1], "prompt": "plain text", "reference": "", "policy": texts[2]},
+        ],
+    )
+    image = folder / "reports/image"
+    image.mkdir(parents=True)
+    labels = np.arange(N_IMAGES) % 10
+    reference, policy, control = (
+        np.where(np.arange(N_IMAGES) % k < r, (labels + 1) % 10, labels) for k, r in ((20, 1), (25, 1), (24, 1))
+    )
+    policy[20] = (labels[20] + 2) % 10
+    probability = {f"{m}_probability": rng.uniform(0.2, 1, N_IMAGES) for m in ("reference", "policy", "control")}
+    predictions = {
+        "index": np.arange(N_IMAGES),
+        "label": labels,
+        "y_l": (labels + 3) % 10,
+        "reference": reference,
+        "policy": policy,
+        "control": control,
+    }
+    pd.DataFrame(predictions | probability).to_csv(image / "predictions.csv", index=False)
+    accuracy = {name: float((predictions[name] == labels).mean()) for name in ("reference", "policy", "control")}
+    models_metrics = {name: {**share(value, 0.02), "cross_entropy": 0.13} for name, value in accuracy.items()}
+    rewards = {**share(0.981, 0.011), "chosen": 0.31, "rejected": -0.77, "margin": 1.08}
+    write_json(image / "metrics.json", {"n_test": N_IMAGES, "kl": 0.0123, "rewards": rewards, **models_metrics})
+    grid = np.hypot(*np.meshgrid(np.arange(28) - 14, np.arange(28) - 14))
+    images = [[np.clip(255 - 60 * np.abs(grid - 2 - label), 0, 255).astype(np.uint8)] for label in labels]
+    save_file(
+        {"images": np.array(images), "labels": labels.astype(np.int64)},
+        folder / "data/validated/images/images.safetensors",
+    )
+    write_json(folder / "data/validated/images/classes.json", [str(digit) for digit in range(10)])
+    (folder / "data/image_pairs").mkdir()
+    splits = np.repeat(["train", "val", "test"], [N_IMAGES - 90, 30, 60])
+    pd.DataFrame({"index": np.arange(N_IMAGES), "split": splits}).to_parquet(folder / "data/image_pairs/pairs.parquet")
+    write_json(
+        folder / "data/ref_logps/key.json",
+        {"reference_sha256": "ab" * 32, "pairs_sha256": "cd" * 32, "dtype": "float32"},
+    )
+    for name, tables in (("pairs", ("pairs",)), ("images", ("files", "images"))):
+        write_json(folder / f"reports/validation/{name}/results.json", validation(*tables))
+    for name, dpo in (
+        ("reference", False),
+        ("dpo_text", True),
+        ("resnet_reference", False),
+        ("dpo_image", True),
+        ("control_image", False),
+    ):
+        write_run(folder / "models" / name, rng, 27, dpo=dpo)
+
+
+@pytest.fixture(scope="module")
+def params(root: Path) -> Params:
+    return load_params(root / "params.yaml")
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("report")
+    write_inputs(folder)
+    return folder
+
+
+@pytest.fixture
+def here(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the inputs, as the current directory: a test may change them."""
+    shutil.copytree(inputs, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def built(inputs: Path, params: Params) -> tuple[str, str]:
+    """Page and card of the untouched inputs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(inputs)
+        report.main.main(params)
+        return Path("reports/index.html").read_text("utf-8"), Path("reports/model_card.md").read_text("utf-8")
+
+
+class Page(HTMLParser):
+    """The tags of a page with their attributes, its text, and whether its tags are balanced."""
+
+    VOID = frozenset({"meta", "link", "img", "br", "hr", "input"})
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.open: list[str] = []
+        self.feed(html)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+@pytest.fixture(scope="module")
+def page(built: tuple[str, str]) -> Page:
+    return Page(built[0])
+
+
+def test_page_is_well_formed_and_its_headings_descend(page: Page) -> None:
+    assert page.open == []
+    levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch("h[1-6]", tag)]
+    assert levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in pairwise(levels))
+    ids = Counter(a["id"] for _, a in page.tags if "id" in a)
+    assert max(ids.values()) == 1
+    assert all(a["href"][1:] in ids for _, a in page.tags if (a.get("href") or "").startswith("#"))
+    clips = {
+        match for _, a in page.tags for match in re.findall(r"url\(#([^)]+)\)", " ".join(v or "" for v in a.values()))
+    }
+    assert clips
+    assert clips <= set(ids)
+
+
+def test_page_asks_nothing_of_the_network_and_runs_nothing(page: Page, built: tuple[str, str]) -> None:
+    assert not {"script", "iframe", "object", "embed", "base"} & {tag for tag, _ in page.tags}
+    for tag, attributes in page.tags:
+        assert not any(name.startswith("on") for name in attributes), tag
+        for name in ("src", "href", "srcset", "data"):
+            value = attributes.get(name) or ""
+            assert value.startswith(("#", "data:", "validation/")) or not value, (tag, value)
+    css = built[0].partition("<style>")[2].partition("</style>")[0]
+    assert "url(" not in css
+    assert "@import" not in css
+    assert built[0].count("<style") == 1  # a figure's own stylesheet would change the page
+
+
+def test_page_is_the_same_in_every_build_and_says_nothing_of_the_machine(
+    here: Path, params: Params, built: tuple[str, str]
+) -> None:
+    report.main.main(params)
+    assert Path("reports/index.html").read_text("utf-8") == built[0]
+    assert Path("reports/model_card.md").read_text("utf-8") == built[1]
+    for secret in (str(here), str(Path.home()) + "/", platform.node()):
+        assert secret not in built[0] + built[1]
+
+
+def test_hostile_text_is_shown_and_does_not_run(page: Page, built: tuple[str, str]) -> None:
+    assert "<script>alert(1)" not in built[0]
+    assert HOSTILE in page.text  # the parser decodes the escapes: the reader sees the text as it stands in the data
+
+
+def test_figures_and_pictures_say_what_they_show(page: Page) -> None:
+    svgs = [a for tag, a in page.tags if tag == "svg"]
+    assert len(svgs) >= 12
+    assert all(a["role"] == "img" and len(a["aria-label"] or "") > 30 for a in svgs)
+    images = [a for tag, a in page.tags if tag == "img"]
+    assert images
+    assert all(a["alt"] for a in images)
+    first = images[0]["src"].partition(",")[2]
+    assert Image.open(io.BytesIO(b64decode(first))).size == (28, 28)
+
+
+def test_numbers_are_those_of_the_metrics(page: Page, built: tuple[str, str], inputs: Path) -> None:
+    text = json.loads((inputs / "reports/text/metrics.json").read_text())
+    image = json.loads((inputs / "reports/image/metrics.json").read_text())
+    rewards = text["heldout"]["rewards"]
+    said = [
+        f"{rewards['accuracy']:.1%} right (95% interval {rewards['accuracy_low']:.1%}",
+        f"+{rewards['margin']:.3f}",
+        f"{text['heldout']['kl']:.4f} nats a token",
+        f"{text['heldout']['policy']['perplexity']:.2f}",
+        *(f"{image[m]['accuracy']:.1%}" for m in ("reference", "policy", "control")),
+    ]
+    said[0] = said[0].removesuffix("%")
+    tables = [f"{text[s][m]['cross_entropy']:.3f}" for s in text for m in ("base", "reference", "policy")]
+    for number in [*said, *tables, *(f"{text[s]['n_tokens']:,}" for s in text)]:
+        assert number in page.text
+        assert number in built[1]
+    assert f"n = {N_TEST} pairs" in page.text
+    assert f"n = {N_IMAGES} images" in page.text
+
+
+def test_data_gate_is_reported_expectation_by_expectation(page: Page) -> None:
+    assert "Preference pairs : 1 of 2 expectations met." in page.text
+    assert "column values to not be blank pairs, chosen met" in page.text
+    assert "no row stands twice images, copy_of not met (warning)" in page.text
+    assert "prompt 120 2,048 62.5%" in page.text
+
+
+def test_every_parameter_is_shown(page: Page, root: Path) -> None:
+    tree = read_yaml(root / "params.yaml")
+    assert all(section in page.text for section in tree)
+    assert tree["download_pairs"]["source"]["sha256"] in page.text
+    assert "dpo_text.training.learning_rate" in page.text
+
+
+def test_card_is_a_hub_card(built: tuple[str, str], inputs: Path) -> None:
+    _, front, body = built[1].split("---\n", 2)
+    matter = YAML(typ="safe").load(front)
+    assert matter["license"] == "apache-2.0"
+    rewards = json.loads((inputs / "reports/text/metrics.json").read_text())["heldout"]["rewards"]
+    (result,) = matter["model-index"][0]["results"]
+    assert result["metrics"][0]["value"] == rewards["accuracy"]
+    for heading in ("Training data", "Evaluation", "Intended use and limits", "Bias and misuse"):
+        assert f"## {heading}" in body
+    assert "{{" not in body
+
+
+def test_licence_of_a_source_that_is_not_embedded_is_unknown(root: Path) -> None:
+    tree = read_yaml(root / "params.yaml")
+    tree["download_model"]["source"] = {"kind": "path", "path": "/home/me/secret/model", "sha256": "0" * 64}
+    source = check_params(tree, Path("params.yaml")).download_model.source
+    assert card.licence(source) == "unknown"
+    assert card.source_name(source) == "model"
+
+
+def heldout(accuracy: float, low: float, high: float, chosen: float = 0.2, rejected: float = -0.3) -> dict[str, Any]:
+    rewards = {"accuracy": accuracy, "accuracy_low": low, "accuracy_high": high, "chosen": chosen, "rejected": rejected}
+    rewards |= {"margin": 2 * accuracy - 1, "margin_low": 2 * low - 1, "margin_high": 2 * high - 1}
+    perplexities = {model: {"perplexity": 9.0, "cross_entropy": 2.2} for model in ("base", "reference", "policy")}
+    return {"heldout": {"n_pairs": 75, "n_tokens": 7000, "kl": 0.02, "rewards": rewards, **perplexities}}
+
+
+@pytest.mark.parametrize(
+    ("interval", "tone", "phrases"),
+    [
+        ((0.61, 0.55, 0.67), "better", ("better than chance", "above the 50%", "above zero")),
+        ((0.61, 0.497, 0.72), "unclear", ("Not shown", "covers the 50% of a coin toss", "covers zero")),
+        ((0.50, 0.39, 0.61), "unclear", ("Not shown", "covers the 50% of a coin toss")),
+        ((0.39, 0.28, 0.49), "worse", ("worse than chance", "below the 50%", "below zero")),
+    ],
+)
+def test_text_verdict_says_no_more_than_its_interval(
+    interval: tuple[float, float, float], tone: str, phrases: tuple[str, ...]
+) -> None:
+    verdict = words.text_verdict(heldout(*interval))
+    assert verdict.tone == tone
+    said = " ".join([verdict.headline, *verdict.sentences])
+    for phrase in (*phrases, f"{interval[0]:.1%} right", "On 75 held-out pairs"):
+        assert phrase in said
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "phrase"),
+    [
+        (
+            0.2,
+            -0.3,
+            "Chosen responses became more likely than under the reference (mean reward +0.200), rejected ones less",
+        ),
+        (-0.2, -0.3, "Both kinds of response became less likely than under the reference, the rejected ones further"),
+        (-0.4, -0.3, "the chosen ones further"),
+        (0.0, 0.0, "neither more nor less"),
+    ],
+)
+def test_text_verdict_says_which_likelihoods_fell(chosen: float, rejected: float, phrase: str) -> None:
+    assert phrase in words.text_verdict(heldout(0.6, 0.55, 0.65, chosen, rejected)).sentences[2]
+
+
+@pytest.mark.parametrize(
+    ("policy", "tone", "phrases"),
+    [
+        (0.95, "better", ("more accurate", "rose from 90.0%", "do not overlap")),
+        (0.92, "unclear", ("No clear change", "rose from 90.0%", "intervals overlap, so the difference may be chance")),
+        (0.90, "unclear", ("No clear change", "stayed at 90.0%")),
+        (0.80, "worse", ("less accurate", "fell from 90.0%", "do not overlap")),
+    ],
+)
+def test_image_verdict_says_no_more_than_its_intervals(policy: float, tone: str, phrases: tuple[str, ...]) -> None:
+    metrics = {"n_test": 100, "kl": 0.1, "policy": share(policy, 0.02)}
+    metrics |= {"reference": share(0.90, 0.02), "control": share(0.90, 0.02)}
+    predictions = pd.DataFrame({"label": [0, 0, 0, 0], "reference": [0, 0, 1, 1], "policy": [0, 1, 0, 2]})
+    verdict = words.image_verdict(metrics, predictions)
+    assert verdict.tone == tone
+    said = " ".join([verdict.headline, *verdict.sentences])
+    for phrase in (*phrases, "set right 1 of the reference’s 2 mistakes, and broke 1 of its 2 right"):
+        assert phrase in said
+
+
+def test_page_stands_what_other_runs_leave(here: Path, params: Params) -> None:
+    """No changed picture, no sample, one validation, a history without rewards, one held-out pair, a tie."""
+    predictions = pd.read_csv("reports/image/predictions.csv")
+    predictions.assign(policy=predictions["reference"]).to_csv("reports/image/predictions.csv", index=False)
+    write_json(Path("reports/text/samples.json"), [])
+    for path in Path("models").glob("*/validation.csv"):
+        pd.read_csv(path)[["step", "loss"]][:1].to_csv(path, index=False)
+    for path in Path("models").glob("*/history.csv"):
+        pd.read_csv(path)[["step", "loss"]].to_csv(path, index=False)
+    pd.read_csv("reports/text/pairs.csv", dtype={"id": str})[:1].assign(
+        margin=0.0, reward_chosen=0.0, reward_rejected=0.0
+    ).to_csv("reports/text/pairs.csv", index=False)
+    report.main.main(params)
+    page = Page(Path("reports/index.html").read_text("utf-8"))
+    assert "policy and reference predict the same class for every test image" in page.text
+    assert "None were generated" in page.text
+    assert not [a for tag, a in page.tags if tag == "img"]
+    assert "a tie" in page.text
+
+
+def test_pairs_from_another_run_are_refused(here: Path, params: Params) -> None:
+    frame = pd.read_csv("reports/text/pairs.csv", dtype={"id": str})
+    frame.assign(id="0123").to_csv("reports/text/pairs.csv", index=False)
+    with pytest.raises(DataError, match=r"reports/text/pairs\.csv: 40 ids are not in .*dvc repro"):
+        report.main.main(params)
+    assert not list(Path("reports").glob(".*"))
+
+
+def test_missing_input_is_one_line(here: Path, params: Params) -> None:
+    Path("models/dpo_text/history.csv").unlink()
+    with pytest.raises(DataError, match=r"models/dpo_text/history\.csv: not found"):
+        report.main.main(params)
+
+
+def test_curve_of_a_long_run_stays_small_and_skips_what_is_not_finite() -> None:
+    steps = np.arange(20_000)
+    long = pd.DataFrame({"step": steps, "loss": np.where(steps == 7, np.inf, 1.0 + steps / 20_000)})
+    svg = figures.curves(long, long[:0], [figures.Line("loss", "policy")], name="long")
+    assert len(svg) < 40_000
+    assert "training 1.000 to 2.000" in svg
+    assert "inf" not in svg
+
+
+def test_figure_takes_its_colours_from_the_page() -> None:
+    frame = pd.DataFrame({"step": [0, 1], "a": [1.0, 2.0]})
+    svg = figures.curves(frame, frame, [figures.Line("a", "policy", "<b>")], name="x", level=(1.5, "ln 2"))
+    assert "var(--policy)" in svg
+    assert not re.search(r"#[0-9a-f]{6}\b", svg)
+    assert "&lt;b&gt;" in svg
+    assert "ln 2" in svg
+
+
+@pytest.mark.parametrize("loss", ["sigmoid", "hinge", "ipo"])
+def test_reference_level_is_the_loss_at_h_zero(loss: Any) -> None:
+    import torch
+
+    from prefdag.dpo.losses import LOSSES
+
+    assert loss_at_reference(loss, 0.3)[0] == pytest.approx(float(LOSSES[loss](torch.zeros(1).double(), 0.3, 0.0)))
+
+
+def test_excerpt_loses_nothing() -> None:
+    for text in ("", "short", "word " * 500, "x" * 5000):
+        head, rest = excerpt(text)
+        assert head + rest == text
+        assert len(head) <= 505
+
+
+def test_colour_picture_is_kept_pixel_by_pixel() -> None:
+    pixels = np.arange(3 * 4 * 5, dtype=np.uint8).reshape(3, 4, 5)
+    decoded = np.asarray(Image.open(io.BytesIO(b64decode(figures.picture(pixels).partition(",")[2]))))
+    np.testing.assert_array_equal(decoded, np.moveaxis(pixels, 0, -1))

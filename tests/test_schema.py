@@ -1,0 +1,361 @@
+"""Every raw file gives exactly the expected rows, or one line that names file, row and column."""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from prefdag.data.schema import FAULT, PAIRS, ROW_FORMATS, read_pairs, write_pairs
+from prefdag.errors import DataError
+
+HH_RLHF = Path(__file__).parents[2] / "shared/data/hh-rlhf/harmless-base.jsonl.gz"
+GOOD = {"prompt": "p", "chosen": "c", "rejected": "r"}
+USER = [{"role": "user", "content": "p"}]
+
+
+def read(folder: Path, content: bytes | str, row_format: str = "plain", name: str = "a.jsonl") -> pd.DataFrame:
+    (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    return read_pairs(folder, row_format)
+
+
+def faults(pairs: pd.DataFrame) -> list[str]:
+    """What a user reads of each unreadable row: FILE:ROW:COLUMN: reason."""
+    bad = pairs[pairs["fault"].notna()]
+    return [
+        ":".join(filter(None, [row["source"], row["fault_column"] if isinstance(row["fault_column"], str) else ""]))
+        + f": {row['fault']}"
+        for _, row in bad.iterrows()
+    ]
+
+
+def lines(*rows: Any) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def sharegpt(*turns: tuple[Any, Any], chosen: Any = ("gpt", "c"), rejected: Any = ("gpt", "r")) -> dict[str, Any]:
+    """A row in the shape of the embedded default."""
+    return {
+        "conversations": [{"from": who, "value": text} for who, text in turns],
+        "chosen": {"from": chosen[0], "value": chosen[1]},
+        "rejected": {"from": rejected[0], "value": rejected[1]},
+    }
+
+
+def hh(prompt: str, chosen: str, rejected: str) -> dict[str, str]:
+    return {"chosen": f"{prompt}\n\nAssistant:{chosen}", "rejected": f"{prompt}\n\nAssistant:{rejected}"}
+
+
+def test_sharegpt_keeps_system_and_turns(tmp_path: Path) -> None:
+    row = sharegpt(("system", "s"), ("human", "a"), ("gpt", "b"), ("human", "d"))
+    pairs = read(tmp_path, json.dumps([row, sharegpt(("human", "p"))], indent=1), "sharegpt", "demo.json")
+    assert pairs["source"].tolist() == ["demo.json:1", "demo.json:2"]
+    assert pairs["prompt"][0] == [
+        {"role": "system", "content": "s"},
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b"},
+        {"role": "user", "content": "d"},
+    ]
+    assert (pairs["prompt"][1], pairs["chosen"][1], pairs["rejected"][1], pairs["preference"][1]) == (USER, "c", "r", 1)
+    assert pairs[list(FAULT)].isna().all(axis=None)
+
+
+def test_hh_rlhf_splits_at_the_last_reply(tmp_path: Path) -> None:
+    prompt = "\n\nHuman: one\n\nAssistant: two\nlines\n\nHuman:  three"
+    pairs = read(tmp_path, lines(hh(prompt, " yes", " no Human: quoted")), "hh-rlhf")
+    assert pairs["prompt"][0] == [
+        {"role": "user", "content": "one"},
+        {"role": "assistant", "content": "two\nlines"},
+        {"role": "user", "content": " three"},
+    ]
+    assert (pairs["chosen"][0], pairs["rejected"][0]) == ("yes", "no Human: quoted")
+
+
+def test_plain_in_every_file_format_is_the_same(tmp_path: Path) -> None:
+    rows = [GOOD | {"preference": 0.75}, {"prompt": 'a,\n"b"', "chosen": "é", "rejected": "", "preference": 1.0}]
+    frame = pd.DataFrame(rows)
+    writers = {
+        "a.json": lambda path: path.write_text(json.dumps(rows)),
+        "a.jsonl": lambda path: path.write_text(lines(*rows)),
+        "a.jsonl.gz": lambda path: path.write_bytes(gzip.compress(lines(*rows).encode())),
+        "a.csv": lambda path: frame.to_csv(path, index=False),
+        "a.parquet": lambda path: frame.to_parquet(path),
+    }
+    read_back = []
+    for number, (name, write) in enumerate(writers.items()):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        write(folder / name)
+        pairs = read_pairs(folder, "plain")
+        assert pairs["source"].tolist() == [f"{name}:1", f"{name}:2"]
+        read_back.append(pairs.drop(columns="source"))
+    for pairs in read_back[1:]:
+        pd.testing.assert_frame_equal(pairs, read_back[0])
+    assert read_back[0]["preference"].tolist() == [0.75, 1.0]
+    assert read_back[0]["prompt"][1][0]["content"] == 'a,\n"b"'
+
+
+def test_plain_prompt_as_messages(tmp_path: Path) -> None:
+    messages = [{"role": "system", "content": "s"}, *USER]
+    assert read(tmp_path, lines(GOOD | {"prompt": messages}))["prompt"][0] == messages
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "👩‍👩‍👧",
+        "مرحبا שלום",
+        "a\r\nb",
+        "a\u2028b\u2029c\x85d",
+        "a\u0000b",
+        "\ufeff",
+        "x" * 2_000_000,
+        "<|im_end|>",
+        "a\rb\nc",
+    ],
+    ids=["emoji", "rtl", "crlf", "separators", "nul", "bom", "long", "control-token", "newlines"],
+)
+@pytest.mark.parametrize("escaped", [True, False])
+def test_odd_but_valid_text_survives(tmp_path: Path, text: str, escaped: bool) -> None:
+    row = json.dumps(GOOD | {"chosen": text}, ensure_ascii=escaped)
+    pairs = read(tmp_path, f"{row}\n{json.dumps(GOOD)}\n")
+    assert pairs["chosen"].tolist() == [text, "c"]
+    assert faults(pairs) == []
+    write_pairs(tmp_path / "out.parquet", pairs)
+    table = pq.read_table(tmp_path / "out.parquet")
+    assert table.schema.equals(PAIRS)
+    assert table["chosen"].to_pylist() == [text, "c"]
+
+
+@pytest.mark.parametrize(
+    ("content", "sources"),
+    [
+        (b"\xef\xbb\xbf" + lines(GOOD).encode(), ["a.jsonl:1"]),
+        (lines(GOOD, GOOD).replace("\n", "\r\n"), ["a.jsonl:1", "a.jsonl:2"]),
+        (lines(GOOD) + "\n \r\n" + lines(GOOD), ["a.jsonl:1", "a.jsonl:4"]),
+        (lines(GOOD).strip(), ["a.jsonl:1"]),
+        (" \n" + json.dumps([GOOD, GOOD]) + "\n\n", ["a.jsonl:1", "a.jsonl:2"]),
+        (lines(GOOD | {"other": None}), ["a.jsonl:1"]),
+    ],
+    ids=["bom", "crlf", "blank-lines", "no-last-newline", "list", "other-key"],
+)
+def test_odd_but_valid_files(tmp_path: Path, content: bytes | str, sources: list[str]) -> None:
+    pairs = read(tmp_path, content)
+    assert pairs["source"].tolist() == sources
+    assert faults(pairs) == []
+
+
+def test_odd_but_valid_csv(tmp_path: Path) -> None:
+    content = b'\xef\xbb\xbfprompt,chosen,rejected\r\n"a\nb",NA,' + "\u2028".encode() + b"\r\n\r\nc,null,1\x002\r\n"
+    pairs = read(tmp_path, content, name="a.csv")
+    assert pairs["chosen"].tolist() == ["NA", "null"]
+    assert pairs["rejected"].tolist() == ["\u2028", "1\x002"]
+
+
+MALFORMED_ROWS: dict[str, tuple[str, bytes | str, str]] = {
+    "null": ("plain", lines(GOOD | {"chosen": None}), "chosen: null where text"),
+    "number": ("plain", lines(GOOD | {"chosen": 3}), "chosen: a number where text"),
+    "boolean": ("plain", lines(GOOD | {"rejected": True}), "rejected: a boolean where text"),
+    "list": ("plain", lines(GOOD | {"rejected": ["r"]}), "rejected: a list where text"),
+    "nan": ("plain", '{"prompt":"p","chosen":NaN,"rejected":"r"}', "chosen: a number where text"),
+    "missing": ("plain", lines({"prompt": "p", "chosen": "c"}), "rejected: missing; format plain looks for prompt,"),
+    "misspelt": ("plain", lines({"prompt": "p", "chosen": "c", "reject": "r"}), "rejected: missing; format plain"),
+    "repeated-key": ("plain", '{"prompt":"p","chosen":"a","chosen":"b","rejected":"r"}', "chosen: the same key twice"),
+    "escaped-surrogate": ("plain", lines(GOOD | {"chosen": "ab\ud83d"}), "chosen: bytes that are not UTF-8, or a lone"),
+    "bad-utf-8": ("plain", b'{"prompt":"p","chosen":"ab\xff","rejected":"r"}', "chosen: bytes that are not UTF-8"),
+    "latin-1": ("plain", '{"prompt":"p","chosen":"é","rejected":"r"}'.encode("latin-1"), "chosen: bytes that are not"),
+    "bad-key": ("plain", b'{"prompt":"p","cho\xffsen":"c","rejected":"r"}', "chosen: missing"),
+    "truncated": ("plain", '{"prompt":"p","chosen":"c', "24: not JSON"),
+    "not-json": ("plain", "prompt: p", "1: not JSON"),
+    "raw-control-character": ("plain", '{"prompt":"p\x00","chosen":"c","rejected":"r"}', "13: not JSON"),
+    "two-objects": ("plain", json.dumps(GOOD) * 2, "48: not JSON"),
+    "not-an-object": ("plain", '"text"', " text where an object"),
+    "deep": ("plain", '{"prompt":' + "[" * 100_000, " not usable JSON"),
+    "huge-number": ("plain", '{"prompt":' + "9" * 5_000 + "}", " not usable JSON"),
+    "preference-text": ("plain", lines(GOOD | {"preference": "high"}), "preference: not a finite number"),
+    "preference-null": ("plain", lines(GOOD | {"preference": None}), "preference: null where a number"),
+    "preference-boolean": ("plain", lines(GOOD | {"preference": True}), "preference: a boolean where a number"),
+    "preference-nan": ("plain", lines(GOOD | {"preference": float("nan")}), "preference: not a finite number"),
+    "preference-huge": ("plain", lines(GOOD | {"preference": 10**400}), "preference: not a finite number"),
+    "empty-prompt": ("plain", lines(GOOD | {"prompt": []}), "prompt: the prompt ends with no turn"),
+    "bad-role": ("plain", lines(GOOD | {"prompt": [{"role": "tool", "content": "p"}]}), "prompt[0].role: unknown role"),
+    "no-content": ("plain", lines(GOOD | {"prompt": [{"role": "user"}]}), "prompt[0].content: missing"),
+    "turn-text": ("plain", lines(GOOD | {"prompt": ["p"]}), "prompt[0]: text where an object"),
+    "assistant-last": (
+        "sharegpt",
+        lines(sharegpt(("human", "p"), ("gpt", "a"))),
+        "conversations: the prompt ends with",
+    ),
+    "unknown-from": ("sharegpt", lines(sharegpt(("bot", "p"))), "conversations[0].from: unknown role 'bot'"),
+    "human-reply": ("sharegpt", lines(sharegpt(("human", "p"), chosen=("human", "c"))), "chosen.from: unknown role"),
+    "value-number": ("sharegpt", lines(sharegpt(("human", 1))), "conversations[0].value: a number where text"),
+    "not-turns": ("sharegpt", lines(sharegpt() | {"conversations": "p"}), "conversations: text where a list"),
+    "repeated-in-turn": (
+        "sharegpt",
+        lines(sharegpt(("human", "p"))).replace('"value": "c"', '"value": "c", "value": "d"'),
+        "chosen.value: the same key twice",
+    ),
+    "other-prompt": (
+        "hh-rlhf",
+        lines({"chosen": hh("\n\nHuman: a", " c", "")["chosen"], "rejected": hh("\n\nHuman: b", "", " r")["rejected"]}),
+        "rejected: another prompt than that of chosen",
+    ),
+    "no-assistant": ("hh-rlhf", lines({"chosen": "c", "rejected": "r"}), "chosen: no '\\n\\nAssistant:' in it"),
+    "human-last": ("hh-rlhf", lines(hh("\n\nHuman: a", " c\n\nHuman: d", " r")), "chosen: ends with a human turn"),
+    "text-before": ("hh-rlhf", lines(hh("x\n\nHuman: a", " c", " r")), "chosen: text before the first turn"),
+    "two-replies": (
+        "hh-rlhf",
+        lines(hh("\n\nHuman: a\n\nAssistant: b", " c", " r")),
+        "chosen: the prompt ends with an as",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", MALFORMED_ROWS)
+def test_malformed_row_is_one_line(tmp_path: Path, kind: str) -> None:
+    row_format, content, start = MALFORMED_ROWS[kind]
+    content = content if isinstance(content, bytes) else content.encode()
+    good = {"plain": GOOD, "sharegpt": sharegpt(("human", "p")), "hh-rlhf": hh("\n\nHuman: p", " c", " r")}[row_format]
+    pairs = read(tmp_path, lines(good).encode() + content.strip() + b"\n" + lines(good).encode(), row_format)
+    assert pairs["source"].tolist() == ["a.jsonl:1", "a.jsonl:2", "a.jsonl:3"]
+    assert pairs["fault"].isna().tolist() == [True, False, True]
+    (line,) = faults(pairs)
+    assert line.startswith(f"a.jsonl:2:{start}")
+    assert "\n" not in line
+    line.encode()  # it can be printed
+    assert pairs.loc[1, PAIRS.names].drop("source").isna().all()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "line"),
+    [
+        ("a.jsonl", b"", "a.jsonl: holds no rows"),
+        ("a.jsonl", b"\n \n", "a.jsonl: holds no rows"),
+        ("a.json", b"[]", "a.json: holds no rows"),
+        ("a.json", b"[", "a.json:1: not JSON"),
+        ("a.json", json.dumps([GOOD, GOOD]).encode()[:-20], "a.json:2: not JSON"),
+        ("a.json", b"[%s,]" % json.dumps(GOOD).encode(), "a.json:2: not JSON"),
+        ("a.json", b"[%s] x" % json.dumps(GOOD).encode(), "a.json:1: not JSON"),
+        ("a.json", b"[" * 100_000, "a.json:1: not usable JSON"),
+        ("a.jsonl.gz", lines(GOOD).encode(), "a.jsonl.gz: not a whole gzip file"),
+        ("a.jsonl.gz", gzip.compress(lines(GOOD).encode() * 99)[:-9], "a.jsonl.gz: not a whole gzip file"),
+        ("a.csv", b"", "a.csv: holds no rows"),
+        ("a.csv", b"prompt,chosen,rejected\n", "a.csv: holds no rows"),
+        ("a.csv", b"prompt,chosen,chosen\np,c,r\n", "a.csv:header:chosen: the column stands 2 times"),
+        ("a.csv", b'prompt,chosen,rejected\np,c,r\np,c,"r', "a.csv:2: not CSV"),
+        ("a.parquet", b"PAR1", "a.parquet:1: not readable parquet"),
+        ("a.txt", b"x", "a.txt: not .json"),
+    ],
+)
+def test_malformed_file_is_one_line(tmp_path: Path, name: str, content: bytes, line: str) -> None:
+    with pytest.raises(DataError) as error:
+        read(tmp_path, content, name=name)
+    assert str(error.value).startswith(line)
+    assert "\n" not in str(error.value)
+
+
+def test_ragged_csv_row_is_one_line(tmp_path: Path) -> None:
+    pairs = read(tmp_path, "prompt,chosen,rejected\np,c,r\np,c\n", name="a.csv")
+    assert faults(pairs) == ["a.csv:2: 2 cells under a header of 3; quote cells that hold commas or line breaks"]
+
+
+def test_parquet_null_and_wrong_type(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"prompt": ["p", "p"], "chosen": ["c", None], "rejected": [1, 2]}), tmp_path / "a.parquet")
+    assert [fault.split(";")[0] for fault in faults(read_pairs(tmp_path, "plain"))] == [
+        "a.parquet:1:rejected: a number where text is needed",
+        "a.parquet:2:chosen: null where text is needed",
+    ]
+
+
+def test_wrong_format_names_what_was_looked_for_and_found(tmp_path: Path) -> None:
+    (line,) = faults(read(tmp_path, lines(GOOD), "sharegpt"))
+    assert line == (
+        "a.jsonl:1:conversations: missing; format sharegpt looks for conversations, chosen, rejected "
+        "and found prompt, chosen, rejected; mend the row or set validate_pairs.format"
+    )
+
+
+def test_no_files(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no files"):
+        read_pairs(tmp_path, "plain")
+
+
+def test_files_are_read_in_the_order_of_their_names(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    for name in ("b.jsonl", "sub/a.jsonl", "a.jsonl"):
+        (tmp_path / name).write_text(lines(GOOD | {"chosen": name}))
+    pairs = read_pairs(tmp_path, "plain")
+    assert pairs["source"].tolist() == ["a.jsonl:1", "b.jsonl:1", "sub/a.jsonl:1"]
+
+
+def test_id_follows_the_content_alone(tmp_path: Path) -> None:
+    rows = [GOOD, GOOD, GOOD | {"preference": 0.5}, GOOD | {"chosen": "r", "rejected": "c"}]
+    ids = read(tmp_path, lines(*rows))["id"]
+    assert ids[0] == ids[1]
+    assert ids.nunique() == 3
+    assert ids.str.fullmatch("[0-9a-f]{16}").all()
+
+
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.floats()
+    | st.integers()
+    | st.text(st.characters())
+    | st.text(st.characters(codec=None)),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["role", "from", "value"]), inner),
+    max_leaves=6,
+)
+rows = st.dictionaries(
+    st.sampled_from(["prompt", "conversations", "chosen", "rejected", "preference", "x"]), json_values, min_size=2
+)
+texts = st.lists(rows | json_values, max_size=4).map(lambda values: "\n".join(json.dumps(value) for value in values))
+contents = (
+    st.binary(max_size=200)
+    | texts.map(str.encode)
+    | st.tuples(texts.map(str.encode), st.binary(max_size=3), st.integers(0, 100)).map(
+        lambda parts: parts[0][: parts[2]] + parts[1] + parts[0][parts[2] :]
+    )
+)
+
+
+@given(contents, st.sampled_from(sorted(ROW_FORMATS)), st.sampled_from(["json", "jsonl", "csv", "jsonl.gz", "parquet"]))
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_any_bytes_give_rows_of_the_schema_or_a_data_error(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes, row_format: str, suffix: str
+) -> None:
+    folder = tmp_path_factory.mktemp("fuzz")
+    try:
+        pairs = read(folder, content, row_format, f"a.{suffix}")
+    except DataError as error:
+        assert "\n" not in str(error)  # noqa: PT017 - either outcome is right
+        return
+    good = pairs[pairs["fault"].isna()]
+    write_pairs(folder / "out.parquet", good)
+    for row in pq.read_table(folder / "out.parquet").to_pylist():
+        assert all(value is not None for value in row.values())
+        assert row["prompt"][-1]["role"] == "user"
+    assert all(line.startswith(f"a.{suffix}:") and "\n" not in line for line in faults(pairs))
+
+
+@pytest.mark.skipif(not HH_RLHF.exists(), reason="needs ../shared/data/hh-rlhf")
+def test_real_hh_rlhf(tmp_path: Path) -> None:
+    (tmp_path / HH_RLHF.name).symlink_to(HH_RLHF)
+    pairs = read_pairs(tmp_path, "hh-rlhf")
+    assert len(pairs) == 2000
+    bad = pairs[pairs["fault"].notna()]
+    # Found by an independent count: two prompts that differ by a reply, and such as end with one.
+    assert bad["source"].tolist() == [f"{HH_RLHF.name}:{row + 1}" for row in (1254, 1688, 1950, 1952)]
+    raw = [json.loads(line) for line in gzip.decompress(HH_RLHF.read_bytes()).decode().split("\n") if line]
+    for (_, pair), row in zip(pairs.iterrows(), raw, strict=True):
+        if isinstance(pair["fault"], str):
+            continue
+        names = {"user": "Human", "assistant": "Assistant"}
+        prompt = "".join(f"\n\n{names[turn['role']]}: {turn['content']}" for turn in pair["prompt"])
+        assert row == {side: f"{prompt}\n\nAssistant: {pair[side]}" for side in ("chosen", "rejected")}
