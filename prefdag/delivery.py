@@ -256,11 +256,10 @@ class Store:
             except Exception:  # whatever a driver raises, a second trial tells
                 return question()
         except Exception as error:
-            reason = _one_line(error)
             if isinstance(error, MlflowException) and error.get_http_status_code() < 500:
-                raise RefusalError(reason) from error
+                raise RefusalError(_one_line(error)) from error
             self.note_dead()
-            raise OutageError(reason) from error
+            raise OutageError(_one_line(_root(error))) from error
         finally:
             self._asked = None
 
@@ -297,6 +296,13 @@ def without_secrets(text: str) -> str:
     return re.sub(r"(?<=//)[^/\s]*@", "", text)
 
 
-def _one_line(error: Exception) -> str:
+def _root(error: BaseException) -> BaseException:
+    """What it all began with: "connection refused" says more than the five exceptions around it."""
+    while cause := error.__cause__ or error.__context__:
+        error = cause
+    return error
+
+
+def _one_line(error: BaseException) -> str:
     text = " ".join(without_secrets(str(error)).split())
     return f"{type(error).__name__}: {text[:200]}"

@@ -106,6 +106,12 @@ def test_drop_above_the_level_stops(raw: Path) -> None:
     assert not validate_pairs.PAIRS.exists()
 
 
+def test_a_file_in_another_format_names_what_was_found(raw: Path) -> None:
+    write(raw, {"question": "p", "answer": "c"}, {"question": "q", "answer": "d"})
+    with pytest.raises(DataError, match=r"^a\.jsonl:1:prompt: missing; .* found question, answer; .*\(1 more\)"):
+        run()
+
+
 def test_many_bad_rows_print_twenty_lines(raw: Path, caplog: pytest.LogCaptureFixture) -> None:
     write(raw, *[row(number, chosen="") for number in range(50)])
     with pytest.raises(DataError, match=r"^a\.jsonl:1:chosen: .*\(49 more\)"):

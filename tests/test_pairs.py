@@ -204,6 +204,8 @@ def test_label_pairs_are_stratified_and_alive(n_classes: int, seed: int, max_ima
     of_class = np.bincount(y_w, minlength=n_classes)
     assert of_class.max() - of_class.min() <= 1
     split = np.array(pairs["split"].to_pylist())
+    assert (split == "test").sum() == round(0.2 * len(index))
+    assert (split != "train").sum() == round(0.3 * len(index))
     for label in range(n_classes):
         assert abs((split[y_w == label] == "test").sum() - 0.2 * of_class[label]) <= 1
         assert abs((split[y_w == label] == "val").sum() - 0.1 * of_class[label]) <= 1
@@ -233,5 +235,5 @@ def test_image_limit_leaves_y_l_as_it_is() -> None:
 def test_labels_that_make_no_pairs() -> None:
     with pytest.raises(DataError, match="one class only"):
         label_pairs(np.zeros(5, dtype=np.int64), 1, LABEL)
-    with pytest.raises(DataError, match="4 images of 2 classes leave val and test empty"):
+    with pytest.raises(DataError, match="4 images of 2 classes leave val empty"):
         label_pairs(np.array([0, 1, 0, 1]), 2, LABEL)

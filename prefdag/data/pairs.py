@@ -171,11 +171,16 @@ def label_pairs(labels: np.ndarray, n_classes: int, params: LabelPairs) -> pa.Ta
     y_l = (labels + rng.integers(1, n_classes, len(labels))) % n_classes
     rank = _rank_in_class(labels, rng.permutation(len(labels)))
     kept = np.sort(np.lexsort((labels, rank))[: params.max_images])  # all firsts of their class, all seconds, ...
-    # The place within the class, from 0 to 1: the first `test_fraction` of each class is test, and so on.
-    place = (rank[kept] + 0.5) / np.bincount(labels[kept], minlength=n_classes)[labels[kept]]
-    is_test = place < params.test_fraction
-    is_val = ~is_test & (place < params.test_fraction + params.val_fraction)
-    split = np.select([is_test, is_val], ["test", "val"], "train")
+    # In the order of an image's place in its class, from 0 to 1, any stretch holds the classes in their proportions:
+    # the first `test_fraction` of all is test, the next `val_fraction` val.
+    place = (rank[kept] + 0.5) / np.bincount(labels[kept])[labels[kept]]
+    order = np.lexsort((labels[kept], place))
+    n_test, n_held_out = (
+        round(f * len(kept)) for f in (params.test_fraction, params.test_fraction + params.val_fraction)
+    )
+    split = np.full(len(kept), "train")
+    split[order[:n_held_out]] = "val"
+    split[order[:n_test]] = "test"
     if empty := _empty_splits(split, params.val_fraction, params.test_fraction):
         found = f"{len(kept)} images of {n_classes} classes leave {' and '.join(empty)} empty"
         raise DataError(f"data/validated/images: {found}; use more images or change the fractions")

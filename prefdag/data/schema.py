@@ -87,7 +87,9 @@ def read_pairs(folder: Path, row_format: str) -> pd.DataFrame:
         rows += [_row(f"{name}:{number}", record, read_row) for number, record in read_records(path, name)]
         if len(rows) == before:
             raise DataError(f"{name}: holds no rows; fetch it again or remove it from download_pairs.source")
-    return pd.DataFrame(rows, columns=[*PAIRS.names, *FAULT]).astype({"preference": "float64"})
+    texts = dict.fromkeys(["id", "source", "chosen", "rejected", *FAULT], "str")  # also where all of a column is null
+    pairs = pd.DataFrame(rows, columns=[*PAIRS.names, *FAULT])
+    return pairs.astype({"prompt": "object", "preference": "float64"} | texts)
 
 
 def write_pairs(path: Path, pairs: pd.DataFrame) -> None:
