@@ -95,7 +95,6 @@ def chat(
         _show(*duo.answers([{"role": "user", "content": question}], max_new_tokens))
 
 
-
 def _ask() -> str:
     """The next line from the terminal or a pipe; empty at its end."""
     if sys.stdin.isatty():

@@ -12,10 +12,11 @@ import logging
 import math
 import os
 import re
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from operator import methodcaller
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -168,7 +169,7 @@ class Store:
         self._client: MlflowClient | None = None
 
     def waited(self) -> float:
-        """Seconds since the question under way was put; 0 where there is none. Making a database is no question."""
+        """Seconds since the question under way was put; 0 where there is none. Opening our database is no question."""
         asked = self._asked
         return 0.0 if asked is None else time.monotonic() - asked
 
@@ -224,7 +225,7 @@ class Store:
             if found := client.get_experiment_by_name(name):
                 return str(found.experiment_id)
             try:
-                return client.create_experiment(name, place, {"mlflow.experimentKind": "custom_model_development"})
+                return client.create_experiment(name, place)
             except MlflowException:
                 if found := client.get_experiment_by_name(name):  # another process was faster
                     return str(found.experiment_id)
@@ -240,16 +241,17 @@ class Store:
         scratch().mkdir(parents=True, exist_ok=True)
         try:
             with FileLock(scratch("mlflow.lock"), timeout=60):
-                if not Path(self.uri.removeprefix("sqlite:///")).exists():
-                    return mlflow.MlflowClient(self.uri)
-                return self._twice(lambda: mlflow.MlflowClient(self.uri))
+                database = Path(self.uri.removeprefix("sqlite:///"))
+                if database.exists():
+                    self._twice(lambda: _wait_for_lock(database))
+                return self._twice(lambda: mlflow.MlflowClient(self.uri), clocked=False)  # our own work, however slow
         except Timeout as error:
             raise OutageError("another process has been opening the database for a minute") from error
 
-    def _twice(self, question: Callable[[], T]) -> T:
+    def _twice(self, question: Callable[[], T], clocked: bool = True) -> T:
         from mlflow.exceptions import MlflowException
 
-        self._asked = time.monotonic()
+        self._asked = time.monotonic() if clocked else None
         try:
             try:
                 return question()
@@ -289,6 +291,12 @@ def import_mlflow() -> Any:
     import mlflow
 
     return mlflow
+
+
+def _wait_for_lock(database: Path) -> None:
+    """Raises where another process holds the database: MLflow, opening it, would try for minutes."""
+    with closing(sqlite3.connect(database, timeout=3)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
 
 
 def without_secrets(text: str) -> str:

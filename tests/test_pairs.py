@@ -205,7 +205,7 @@ def test_label_pairs_are_stratified_and_alive(n_classes: int, seed: int, max_ima
     assert of_class.max() - of_class.min() <= 1
     split = np.array(pairs["split"].to_pylist())
     assert (split == "test").sum() == round(0.2 * len(index))
-    assert (split != "train").sum() == round(0.3 * len(index))
+    assert (split == "val").sum() == round(0.1 * len(index))
     for label in range(n_classes):
         assert abs((split[y_w == label] == "test").sum() - 0.2 * of_class[label]) <= 1
         assert abs((split[y_w == label] == "val").sum() - 0.1 * of_class[label]) <= 1

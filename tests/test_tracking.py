@@ -261,9 +261,9 @@ def test_a_dead_server_costs_a_warning_and_sync_replays_once(
     asked: list[str] = []
     twice = delivery.Store._twice
 
-    def counted(store: delivery.Store, question: Any) -> Any:
+    def counted(store: delivery.Store, question: Any, **how: Any) -> Any:
         asked.append(store.name)
-        return twice(store, question)
+        return twice(store, question, **how)
 
     monkeypatch.setattr(delivery.Store, "_twice", counted)
     with tracking.stage_run("dpo_text", {"beta": 0.1}, "dead") as run:

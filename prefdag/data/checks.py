@@ -312,8 +312,18 @@ def _context(data_docs: Path) -> Any:
 
 
 def _data_docs(context: Any, folder: Path) -> None:
-    """Great Expectations' own pages. Their style sheets come from a CDN: offline they are plain, yet complete."""
+    """Great Expectations' own pages.
+
+    Their style sheets and scripts come from a CDN. Offline the pages of results are plain, yet complete; the table of
+    the index, which a script draws, is empty, so that the index gets a line of plain links.
+    """
     context.build_data_docs(site_names=["docs"])
+    index = folder / "index.html"
+    pages = sorted(page.relative_to(folder) for page in folder.glob("validations/**/*.html"))
+    links = ", ".join(f'<a href="{page.as_posix()}">{page.parts[1]}</a>' for page in pages)
+    container = '<div class="container-fluid'
+    head, _, tail = index.read_text("utf-8").partition(container)
+    index.write_text(f"{head}<p>Results: {links}</p>{container}{tail}", "utf-8")
     for page in sorted(folder.rglob("*.html")):
         page.write_text(_pinned(page.read_text("utf-8"), "../" * len(page.relative_to(folder).parent.parts)), "utf-8")
 

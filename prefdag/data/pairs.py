@@ -175,11 +175,9 @@ def label_pairs(labels: np.ndarray, n_classes: int, params: LabelPairs) -> pa.Ta
     # the first `test_fraction` of all is test, the next `val_fraction` val.
     place = (rank[kept] + 0.5) / np.bincount(labels[kept])[labels[kept]]
     order = np.lexsort((labels[kept], place))
-    n_test, n_held_out = (
-        round(f * len(kept)) for f in (params.test_fraction, params.test_fraction + params.val_fraction)
-    )
+    n_test, n_val = (round(fraction * len(kept)) for fraction in (params.test_fraction, params.val_fraction))
     split = np.full(len(kept), "train")
-    split[order[:n_held_out]] = "val"
+    split[order[n_test : n_test + n_val]] = "val"
     split[order[:n_test]] = "test"
     if empty := _empty_splits(split, params.val_fraction, params.test_fraction):
         found = f"{len(kept)} images of {n_classes} classes leave {' and '.join(empty)} empty"

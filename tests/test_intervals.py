@@ -1,0 +1,43 @@
+"""Intervals against closed forms worked by hand."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prefdag.intervals import mean, proportion
+
+
+@given(n=st.integers(1, 10_000), share=st.floats(0, 1))
+def test_proportion_is_wilsons_formula(n: int, share: float) -> None:
+    """(p + z^2/2n ± z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n) with z = 1.959964, Wilson 1927."""
+    successes = round(share * n)
+    p, z = successes / n, 1.959963984540054
+    center = p + z * z / (2 * n)
+    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    low, high = proportion(successes, n)
+    assert low == pytest.approx((center - half) / (1 + z * z / n), abs=1e-9)
+    assert high == pytest.approx((center + half) / (1 + z * z / n), abs=1e-9)
+    assert 0 <= low <= p <= high <= 1
+
+
+def test_proportion_by_hand() -> None:
+    """5 of 10: z^2 = 3.8415; center (0.5 + 0.19207) / 1.38415 = 0.5; half 1.96 sqrt(0.025 + 0.0096) / 1.38415 = 0.2634."""
+    assert proportion(5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-4)
+
+
+def test_proportion_of_none_and_of_all_is_not_certain() -> None:
+    """0 of 10: 3.8415 / 13.8415 = 0.2775 at the upper end, not 0."""
+    assert proportion(0, 10) == pytest.approx((0, 0.2775), abs=1e-4)
+    assert proportion(10, 10) == pytest.approx((0.7225, 1), abs=1e-4)
+
+
+def test_mean_by_hand() -> None:
+    """1, 2, 3: mean 2, s = 1, standard error 1 / sqrt(3) = 0.57735, t(0.975, 2) = 4.302653: 2 ± 2.484138."""
+    assert mean([1, 2, 3]) == pytest.approx((-0.484138, 4.484138), abs=1e-6)
+
+
+@pytest.mark.parametrize("values", [[1.5], [1.5, 1.5, 1.5]])
+def test_mean_without_spread_is_a_point(values: list[float]) -> None:
+    assert mean(values) == (1.5, 1.5)

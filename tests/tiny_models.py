@@ -1,0 +1,100 @@
+"""Tiny random models and training settings for the tests. Nothing is fetched."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from prefdag.config import Lora, Training
+from prefdag.text import model as lm
+from prefdag.text.packing import Group
+
+VOCABULARY = 64
+TARGETS = {"llama": ["q_proj", "v_proj"], "gpt2": ["c_attn"]}
+
+
+def write_model(folder: Path, kind: str, seed: int = 0) -> Path:
+    """A model folder: two layers of width 32, weights large enough that a wrong mask or position shows.
+
+    "llama" has two query heads a key head and no dropout; "gpt2" has biases, transposed weights and dropout of 0.1.
+    """
+    torch.manual_seed(seed)
+    model: PreTrainedModel
+    if kind == "llama":
+        model = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=VOCABULARY,
+                hidden_size=32,
+                intermediate_size=64,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                max_position_embeddings=128,
+                initializer_range=0.3,
+            )
+        )
+    else:
+        model = GPT2LMHeadModel(
+            GPT2Config(vocab_size=VOCABULARY, n_positions=128, n_embd=32, n_layer=2, n_head=4, initializer_range=0.3)
+        )
+    model.save_pretrained(folder)
+    return folder
+
+
+def write_both(folder: Path) -> dict[str, Path]:
+    """A folder of each kind."""
+    return {kind: write_model(folder / kind, kind) for kind in TARGETS}
+
+
+def with_lora(folder: Path, seed: int = 0, dropout: float = 0.0, rank: int = 2) -> PeftModel:
+    """The model in `folder` with fresh adapters on its attention."""
+    config = Lora(rank=rank, alpha=2 * rank, dropout=dropout, target_modules=TARGETS[folder.name])
+    return lm.add_lora(lm.load(folder), config, seed)
+
+
+def disturb(model: PeftModel, seed: int = 1) -> None:
+    """Give the adapters' B, zero at first, random values: the policy then differs from its reference."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "lora_B" in name:
+                p.normal_(std=0.3)
+
+
+def random_groups(n: int, responses: int | None = 2, seed: int = 0, longest: int = 6) -> list[Group]:
+    """Groups of random lengths; `responses` of None: one to three responses each."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(low: int, high: int) -> int:
+        return int(torch.randint(low, high + 1, (1,), generator=generator))
+
+    def ids() -> list[int]:
+        return torch.randint(0, VOCABULARY, (draw(1, longest),), generator=generator).tolist()
+
+    return [Group(ids(), tuple(ids() for _ in range(responses or draw(1, 3)))) for _ in range(n)]
+
+
+def training(**changes: Any) -> Training:
+    """Settings that train a tiny model; constant learning rate."""
+    default = Training(
+        epochs=1,
+        batch_size=4,
+        micro_batch_size=4,
+        learning_rate=1e-2,
+        weight_decay=0.0,
+        warmup_fraction=0.0,
+        schedule="constant",
+        max_grad_norm=1.0,
+        precision="float32",
+        validate_every=100,
+        checkpoint_every=100,
+    )
+    return dataclasses.replace(default, **changes)
+
+
+def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """A copy of all parameters and buffers."""
+    return {name: t.detach().clone() for name, t in model.state_dict().items()}
