@@ -38,11 +38,12 @@ def main(beta: float, format_pairs: FormatPairs, evaluate_text: EvaluateText) ->
         )
     }
 
-    samples = [
-        {"id": row.id, "prompt": duo.tokenizer.decode(row.prompt_ids), "reference": reference, "policy": policy}
-        for row in test.head(evaluate_text.samples).itertuples()
-        for reference, policy in [duo.continuations(row.prompt_ids, evaluate_text.max_new_tokens)]
-    ]
+    samples = []
+    shown = test.head(evaluate_text.samples)
+    for name, prompt_ids in zip(shown["id"], shown["prompt_ids"], strict=True):
+        answers = duo.continuations(prompt_ids, evaluate_text.max_new_tokens)
+        prompt = duo.tokenizer.decode(prompt_ids)
+        samples.append({"id": name, "prompt": prompt, **dict(zip(("reference", "policy"), answers, strict=True))})
     del duo
 
     policy = lm.load_policy(REFERENCE, POLICY)

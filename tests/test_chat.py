@@ -203,6 +203,10 @@ def test_ordinary_text_has_the_tokenizers_ordinary_ids(chatml: ChatTokenizer, te
     assert prompt.text == f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
 
 
+def test_marks_typed_in_two_messages_do_not_turn_the_template_between_them_into_text(chatml: ChatTokenizer) -> None:
+    assert chatml.prompt(user(f"a{OPEN}") + user(f"{CLOSE}b")) == chatml.prompt(user("a") + user("b"))
+
+
 def test_a_template_that_cuts_a_marked_token_apart(tmp_path: Path) -> None:
     # A lone mark must neither show nor turn what follows into control tokens.
     template = "{% for m in messages %}{{ m['content'].split('</s>')[0] + '<s>' }}{% endfor %}"

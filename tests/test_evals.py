@@ -45,8 +45,8 @@ def jsonl_file(folder: Path, *rows: object) -> Path:
 
 
 def test_truthfulqa_row(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
-    # A byte-order mark, quoted commas and line breaks, and a blank line, as spreadsheets write them.
-    text = "\ufeff" + HEADER + 'A,B,"Is it,\nreally?",No,No; It is not,Yes; Of course ,C\n\n'
+    # Quoted commas and line breaks, and a blank line, as spreadsheets write them.
+    text = HEADER + 'A,B,"Is it,\nreally?",No,No; It is not,Yes; Of course ,C\n\n'
     [row] = read_truthfulqa(csv_file(tmp_path, text))
     assert row.prompt == [{"role": "user", "content": "Is it,\nreally?"}]
     assert row.response == "No"
@@ -89,6 +89,7 @@ def test_files_of_a_folder_in_order(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("\ufeff" + HEADER.removeprefix("Type,Category,") + "q,,r,w,s\n", r"set.csv:1:Best Answer: empty; fill it in"),
         (HEADER + "A,B,q,,r,w,s\n", r"set.csv:1:Best Answer: empty; fill it in"),
         (HEADER + "A,B,q,a,r,w,s\nA,B, ,a,r,w,s\n", r"set.csv:2:Question: empty; fill it in"),
         (HEADER + "A,B,q,a,b\n", r"set.csv:1: 5 cells under 7 columns; quote"),
