@@ -113,7 +113,7 @@ class ValidateImages:
 class FormatPairs:
     template: Literal["chat", "instruction"]
     max_prompt_tokens: PositiveInt
-    max_response_tokens: PositiveInt
+    max_response_tokens: Annotated[int, Field(ge=2)]  # one token and EOS
     max_pairs: PositiveInt | None
     val_fraction: Fraction
     test_fraction: Fraction

@@ -87,11 +87,11 @@ class Preference:
         `tolerance` is in nats of log-ratio. What it catches: stale reference log-probabilities, dropout left on,
         batch statistics in the policy, adapters that do not start at zero.
         """
-        low, expected, high = self(torch.tensor([-2 * tolerance, 0, 2 * tolerance], dtype=torch.float64)).tolist()
+        nearby = _, expected, _ = self(torch.tensor([-2 * tolerance, 0, 2 * tolerance], dtype=torch.float64)).tolist()
 
         def check(metrics: Mapping[str, float]) -> None:
             off = max(abs(metrics["rewards/chosen"]), abs(metrics["rewards/rejected"])) / self.beta
-            inside = min(low, high) - 1e-6 <= metrics["loss"] <= max(low, high) + 1e-6
+            inside = min(nearby) - 1e-6 <= metrics["loss"] <= max(nearby) + 1e-6
             if not (off <= tolerance and inside):
                 raise NumericError(
                     f"step 0: the policy is not its reference: loss {metrics['loss']:.6f}, expected {expected:.6f}; "

@@ -1,0 +1,268 @@
+"""Exact resume: a run killed anywhere and run again ends in the same bits as one that was left alone."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from tiny_models import random_groups, training, weights, with_lora, write_model
+from torch import Tensor, nn
+
+from prefdag.artifacts import sha256
+from prefdag.dpo.checkpoint import KEEP, Checkpoints, TrainState
+from prefdag.dpo.trainer import History, Outcome, Task, fit
+from prefdag.text.sft import imitation
+
+STEPS = 12
+CONFIG = training(
+    epochs=4, schedule="cosine", warmup_fraction=0.2, weight_decay=0.1, validate_every=3, checkpoint_every=2
+)
+Result = tuple[dict[str, Tensor], History]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Two threads may add in another order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+class Killed(Exception):  # noqa: N818 - nothing went wrong
+    """Stands for kill -9: nothing in the loop catches it."""
+
+
+def convolutional() -> nn.Module:
+    """Batch statistics and dropout: buffers and random numbers that a resumed run needs."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, 3)
+    ).train()
+
+
+def classification() -> Task:
+    generator = torch.Generator().manual_seed(0)
+    images, labels = torch.randn(12, 1, 6, 6, generator=generator), torch.arange(12) % 3
+
+    def objective(model: nn.Module, rows: Sequence[int], epoch: int | None) -> Outcome:
+        logits = model(images[list(rows)])
+        right = (logits.argmax(1) == labels[list(rows)]).float()
+        return F.cross_entropy(logits, labels[list(rows)], reduction="none"), {"accuracy": right}
+
+    return Task(objective, [1.0] * 12, [f"image {i}" for i in range(12)])
+
+
+def start(folder: Path, kill: int | None = None, model: nn.Module | None = None, task: Task | None = None) -> Result:
+    """What a new process does: build the model, then fit; killed when `kill` is logged, before its step is saved."""
+
+    def log(step: int, metrics: Mapping[str, float]) -> None:
+        if step == kill and "learning_rate" in metrics:
+            raise Killed
+
+    model, task = model or convolutional(), task or classification()
+    history = fit(model, task, task, CONFIG, seed=0, checkpoints=Checkpoints(folder), log=log)
+    return weights(model), history
+
+
+def killed(folder: Path, step: int, **options: Any) -> None:
+    with pytest.raises(Killed):
+        start(folder, step, **options)
+
+
+def same(a: Result, b: Result) -> bool:
+    """Bit for bit: weights, buffers and all that was measured."""
+    return a[1] == b[1] and all(torch.equal(a[0][name], b[0][name]) for name in a[0].keys() | b[0].keys())
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Result:
+    """The result of the run that nobody interrupts."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    result = start(tmp_path_factory.mktemp("whole"))
+    torch.set_num_threads(threads)
+    return result
+
+
+def test_the_run_is_deterministic(tmp_path: Path, whole: Result) -> None:
+    assert same(start(tmp_path), whole)
+    assert [row["step"] for row in whole[1].train] == list(range(STEPS))
+
+
+@pytest.mark.parametrize("step", range(STEPS))
+def test_killed_once(tmp_path: Path, whole: Result, step: int) -> None:
+    killed(tmp_path, step)
+    assert same(start(tmp_path), whole)
+
+
+def test_killed_again_and_again(tmp_path: Path, whole: Result) -> None:
+    for step in (2, 3, 3, 7, 8, 11):
+        killed(tmp_path, step)
+    assert same(start(tmp_path), whole)
+
+
+def test_a_resumed_run_does_only_what_is_left(tmp_path: Path) -> None:
+    killed(tmp_path, 9)
+    steps: list[int] = []
+    task = classification()
+
+    def objective(model: nn.Module, rows: Sequence[int], epoch: int | None) -> Outcome:
+        steps.extend([epoch] if epoch is not None else [])
+        return task.objective(model, rows, epoch)
+
+    start(tmp_path, task=Task(objective, task.weights, task.ids))
+    assert steps == [2, 3, 3, 3]  # the epochs of steps 8 to 11: the checkpoint before step 9 is that of step 8
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_adapters_with_dropout_resume_exactly(tmp_path: Path, kind: str) -> None:
+    """Killed where no validation follows at once, which would hide a difference of mode (GPT-2 has dropout of its own)."""
+    folder = write_model(tmp_path / kind, kind)
+    groups = random_groups(12, 1)
+    task = imitation(groups, [f"row {i}" for i in range(12)])
+
+    def model() -> nn.Module:
+        return with_lora(folder, dropout=0.2)
+
+    expected = start(tmp_path / "whole", model=model(), task=task)
+    killed(tmp_path / "killed", 5, model=model(), task=task)
+    assert same(start(tmp_path / "killed", model=model(), task=task), expected)
+
+
+# The comparison above can fail
+
+
+def tamper(folder: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:
+    """Alter the tensors of the newest checkpoint under a manifest that fits."""
+    newest = max(folder.glob("step-*"))
+    path = newest / "state.safetensors"
+    save_file(change(load_file(path)), path)
+    manifest = json.loads((newest / "state.json").read_text())
+    (newest / "state.json").write_text(json.dumps({**manifest, "sha256": sha256(path)}))
+
+
+@pytest.mark.parametrize("kind", ["model", "buffer", "optimizer", "rng"])
+def test_everything_in_a_checkpoint_is_needed(tmp_path: Path, whole: Result, kind: str) -> None:
+    """Weights, batch statistics, AdamW's moments or random numbers of a new run give another result, or no resume."""
+    other = convolutional()
+    fresh = TrainState(other, torch.optim.AdamW(other.parameters())).tensors()
+
+    def without(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        assert any(name.startswith(f"{kind}/") for name in tensors)
+        kept = {name: t for name, t in tensors.items() if not name.startswith(f"{kind}/")}
+        return kept | {name: t for name, t in fresh.items() if name.startswith(f"{kind}/")}
+
+    killed(tmp_path, 7)
+    tamper(tmp_path, without)
+    assert not same(start(tmp_path), whole)
+
+
+def test_tampering_alone_changes_nothing(tmp_path: Path, whole: Result) -> None:
+    killed(tmp_path, 7)
+    tamper(tmp_path, lambda tensors: tensors)
+    assert same(start(tmp_path), whole)
+
+
+# Damage
+
+
+def flip(path: Path) -> None:
+    """One bit, in the middle."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGE: dict[str, Callable[[Path], None]] = {
+    "a flipped bit": lambda folder: flip(folder / "state.safetensors"),
+    "a cut file": lambda folder: (folder / "state.safetensors").write_bytes(
+        (folder / "state.safetensors").read_bytes()[:-100]
+    ),
+    "no tensors": lambda folder: (folder / "state.safetensors").unlink(),
+    "no manifest": lambda folder: (folder / "state.json").unlink(),
+    "half a manifest": lambda folder: (folder / "state.json").write_text('{"step": 8, "sha'),
+    "an empty manifest": lambda folder: (folder / "state.json").write_text("{}"),
+    "a flipped bit in the manifest": lambda folder: flip(folder / "state.json"),
+    "another step in the manifest": lambda folder: (folder / "state.json").write_text(
+        (folder / "state.json").read_text().replace('"step": 8,\n  "train"', '"step": 9,\n  "train"')
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
+def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(
+    tmp_path: Path, whole: Result, damage: Callable[[Path], None]
+) -> None:
+    killed(tmp_path, 9)
+    assert names(tmp_path) == ["step-00000006", "step-00000008"]
+    damage(tmp_path / "step-00000008")
+    assert same(start(tmp_path), whole)
+    assert "damaged-step-00000008" in names(tmp_path)
+
+
+def test_where_every_checkpoint_is_damaged_the_run_starts_anew(tmp_path: Path, whole: Result) -> None:
+    killed(tmp_path, 9)
+    for folder in tmp_path.iterdir():
+        flip(folder / "state.safetensors")
+    assert same(start(tmp_path), whole)
+
+
+def test_a_checkpoint_that_was_half_written_is_not_seen(tmp_path: Path, whole: Result) -> None:
+    killed(tmp_path, 5)
+    half = tmp_path / ".step-00000006.123.tmp"
+    half.mkdir()
+    (half / "state.safetensors").write_bytes(b"")
+    assert same(start(tmp_path), whole)
+
+
+# Housekeeping
+
+
+def test_the_newest_are_kept(tmp_path: Path) -> None:
+    start(tmp_path)
+    assert names(tmp_path) == ["step-00000008", "step-00000010"]
+    assert len(names(tmp_path)) == KEEP
+
+
+def test_clear_leaves_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    killed(folder, 5)
+    Checkpoints(folder).clear()
+    assert not folder.exists()
+    Checkpoints(folder).clear()
+
+
+def test_frozen_weights_are_not_saved(tmp_path: Path) -> None:
+    """An adapter's checkpoint is as small as the adapter."""
+    model = with_lora(write_model(tmp_path / "llama", "llama"))
+    state = TrainState(model, torch.optim.AdamW([p for p in model.parameters() if p.requires_grad]))
+    saved = {name for name in state.tensors() if name.startswith("model/")}
+    assert saved == {f"model/{name}" for name, p in model.named_parameters() if "lora_" in name}
+
+
+PARAMS: dict[str, Any] = {"beta": 0.1, "loss": "sigmoid", "seed": 0}
+
+
+@pytest.mark.parametrize("change", [{"beta": 0.3}, {"seed": 1}, {"loss": "ipo"}])
+def test_another_parameter_has_other_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
+) -> None:
+    """As does another input; the same of both has the same."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    (tmp_path / "dvc.yaml").write_text("stages: {dpo_text: {deps: [code.py]}}\n")
+    (tmp_path / "code.py").write_text("a = 1\n")
+    before = Checkpoints.of_stage("dpo_text", **PARAMS)
+    assert Checkpoints.of_stage("dpo_text", **PARAMS) == before
+    assert Checkpoints.of_stage("dpo_text", **{**PARAMS, **change}) != before
+    (tmp_path / "code.py").write_text("a = 2\n")
+    assert Checkpoints.of_stage("dpo_text", **PARAMS) != before

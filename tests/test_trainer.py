@@ -1,0 +1,468 @@
+"""The training loop: what a step is must not depend on how its rows are cut, watched or interrupted."""
+
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from tiny_models import disturb, random_groups, training, weights, with_lora, write_both
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from prefdag.dpo.checkpoint import Checkpoints
+from prefdag.dpo.losses import Preference
+from prefdag.dpo.trainer import History, Outcome, Task, fit, learning_rate, plan, run
+from prefdag.errors import NumericError
+from prefdag.text.logps import pair_logps, score
+from prefdag.text.packing import Group
+from prefdag.text.sft import imitation
+
+
+def ignore(step: int, metrics: Mapping[str, float]) -> None:
+    pass
+
+
+def train(model: nn.Module, task: Task, folder: Path, validation: Task | None = None, **changes: Any) -> History:
+    return fit(
+        model,
+        task,
+        validation or task,
+        training(**changes),
+        seed=3,
+        checkpoints=Checkpoints(folder / "checkpoints"),
+        log=ignore,
+    )
+
+
+def linear() -> nn.Linear:
+    torch.manual_seed(0)
+    return nn.Linear(3, 1).double()
+
+
+def regression(n: int, seed: int = 0) -> Task:
+    """Squared errors of `linear`, each row counted 1, 2 or 3 times over."""
+    generator = torch.Generator().manual_seed(seed)
+    x, y = torch.randn(n, 4, generator=generator, dtype=torch.float64).split([3, 1], dim=1)
+    weight = [float(1 + i % 3) for i in range(n)]
+
+    def objective(model: nn.Module, rows: Sequence[int], epoch: int | None) -> Outcome:
+        error = (model(x[list(rows)]) - y[list(rows)])[:, 0]
+        return error**2 * torch.tensor([weight[i] for i in rows]), {"error": error.detach()}
+
+    return Task(objective, weight, [f"row-{i}" for i in range(n)])
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return write_both(tmp_path_factory.mktemp("models"))
+
+
+def dpo(model: nn.Module, groups: list[Group], beta: float = 0.5) -> Task:
+    """DPO against what `model` says now."""
+    preference = Preference("sigmoid", beta, 0.0)
+    reference = torch.from_numpy(score(model, groups, 1000, "reference")).float().view(-1, 2)
+
+    def objective(model: nn.Module, rows: Sequence[int], epoch: int | None) -> Outcome:
+        logps = pair_logps(model, [groups[i] for i in rows])
+        return preference.outcome(*logps, *reference[list(rows)].unbind(1))
+
+    return Task(objective, [1.0] * len(groups), [f"pair {i}" for i in range(len(groups))])
+
+
+# Data order and learning rate
+
+
+def test_an_epoch_is_a_permutation_of_the_rows() -> None:
+    steps = plan(10, training(epochs=3, batch_size=4), seed=5)
+    assert [epoch for epoch, _ in steps] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    orders = [[row for e, rows in steps if e == epoch for row in rows] for epoch in range(3)]
+    assert all(sorted(order) == list(range(10)) for order in orders)
+    assert all(1 <= len(rows) <= 4 for _, rows in steps)
+    assert len({tuple(order) for order in orders}) == 3
+
+
+def test_the_order_is_a_function_of_seed_and_epoch_alone() -> None:
+    first = plan(10, training(epochs=1), seed=5)
+    torch.manual_seed(1)
+    np.random.seed(1)
+    assert plan(10, training(epochs=3), seed=5)[: len(first)] == first
+    assert plan(10, training(epochs=1), seed=6) != first
+    flat = [row for _, rows in first for row in rows]
+    assert [row for _, rows in plan(10, training(batch_size=3), seed=5) for row in rows] == flat
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", [0.5, 1.0, 1.0, 1.0, 1.0, 1.0]),
+        ("linear", [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]),
+        ("cosine", [0.5, 1.0, 1.0, 0.853553, 0.5, 0.146447]),
+    ],
+)
+def test_learning_rates_by_hand(schedule: str, expected: list[float]) -> None:
+    """6 steps, warm-up ceil(0.3 * 6) = 2: 1/2, 2/2. Then progress 0, 1/4, 1/2, 3/4: cosine (1 + cos(pi / 4)) / 2."""
+    config = training(learning_rate=2.0, warmup_fraction=0.3, schedule=schedule)
+    rates = [learning_rate(step, 6, config) / 2 for step in range(6)]
+    assert rates == pytest.approx(expected, abs=1e-6)
+
+
+def test_without_warm_up_the_first_step_has_the_whole_rate() -> None:
+    assert learning_rate(0, 1, training(schedule="cosine")) == training().learning_rate
+
+
+# What a step is
+
+
+def test_a_step_by_hand(tmp_path: Path) -> None:
+    """Two rows, w = 2, losses 1 * w and 3 * w, weights 1 and 3: loss 8 / 4 = 2, gradient 4 / 4 = 1.
+
+    AdamW's first step is rate * g / |g| = 0.1 after the decay of 0.1 * 0.5 of w: 2 - 0.1 - 0.1 = 1.8.
+    """
+    model = nn.Linear(1, 1, bias=False).double()
+    nn.init.constant_(model.weight, 2)
+
+    def objective(model: nn.Module, rows: Sequence[int], epoch: int | None) -> Outcome:
+        factor = torch.tensor([[1.0], [3.0]], dtype=torch.float64)[list(rows)]
+        return model(factor)[:, 0], {"factor": factor[:, 0]}
+
+    task = Task(objective, [1.0, 3.0], ["a", "b"])
+    history = train(model, task, tmp_path, learning_rate=0.1, weight_decay=0.5, max_grad_norm=10.0)
+    first = {"step": 0, "epoch": 0, "learning_rate": 0.1, "loss": 2.0, "grad_norm": 1.0, "factor": 2.0}
+    assert history.train == [pytest.approx(first)]
+    assert model.weight.item() == pytest.approx(1.8, abs=1e-6)
+    assert [row["loss"] for row in history.validation] == pytest.approx([2.0, 1.8], abs=1e-6)
+
+
+def test_gradients_are_scaled_down_to_the_norm_and_reported_before(tmp_path: Path) -> None:
+    """AdamW's first step does not depend on the gradient's scale, so the gradient itself is looked at."""
+    model, seen = linear(), []
+    handle = register_optimizer_step_pre_hook(
+        lambda optimizer, args, kwargs: seen.append(torch.cat([p.grad.flatten() for p in model.parameters()]).norm())
+    )
+    try:
+        history = fit(
+            model,
+            regression(4),
+            regression(4),
+            training(max_grad_norm=0.01),
+            seed=0,
+            checkpoints=Checkpoints(tmp_path),
+            log=ignore,
+        )
+    finally:
+        handle.remove()
+    assert history.train[0]["grad_norm"] > 0.1
+    assert float(seen[0]) == pytest.approx(0.01, rel=1e-3)
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 2, 3, 5, 8])
+def test_weights_do_not_depend_on_the_micro_batch(micro_batch_size: int, tmp_path: Path) -> None:
+    """Float64, 19 rows of unequal weight in batches of 8: 8 = 5 + 3 = 3 + 3 + 2, and a last batch that is smaller."""
+    whole, cut = linear(), linear()
+    config = {"batch_size": 8, "epochs": 3}
+    expected = train(whole, regression(19), tmp_path / "a", micro_batch_size=8, **config)
+    found = train(cut, regression(19), tmp_path / "b", micro_batch_size=micro_batch_size, **config)
+    torch.testing.assert_close(cut.state_dict(), whole.state_dict(), rtol=1e-9, atol=1e-12)
+    assert found.train == [pytest.approx(row, rel=1e-9) for row in expected.train]
+
+
+def gradients(model: nn.Module, task: Task, micro_batch_size: int) -> tuple[dict[str, float], dict[str, Tensor]]:
+    model.zero_grad()
+    config = training(batch_size=8, micro_batch_size=micro_batch_size)
+    metrics = run(Accelerator(), model, task, range(8), 0, config, backward=True)
+    return metrics, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("objective", ["sft", "dpo"])
+def test_gradients_of_language_models_do_not_depend_on_the_micro_batch(
+    models: dict[str, Path], kind: str, objective: str
+) -> None:
+    """8 = 4 + 4 = 2 + 2 + 2 + 2 = eight of one, lengths from 1 to 12, in double precision but for the logits."""
+    groups = random_groups(8, longest=12)
+    policy = with_lora(models[kind]).double().eval()
+    task = imitation(groups, [""] * 8) if objective == "sft" else dpo(policy, groups)
+    disturb(policy)
+    expected, whole = gradients(policy, task, 8)
+    assert max(g.abs().max() for g in whole.values()) > 1e-2
+    for micro_batch_size in (4, 2, 1):
+        metrics, cut = gradients(policy, task, micro_batch_size)
+        assert metrics == pytest.approx(expected, rel=1e-5)
+        torch.testing.assert_close(cut, whole, rtol=1e-5, atol=1e-6)
+
+
+def test_the_loss_of_fine_tuning_is_a_mean_over_tokens(models: dict[str, Path]) -> None:
+    """Not a mean over rows, nor over micro-batches: a row of 9 tokens counts nine times a row of one."""
+    groups = [Group([1], ([2] * 9,)), Group([3, 4], ([5],))]
+    model = with_lora(models["llama"]).eval()
+    a, b = score(model, groups, 100, "test")
+    metrics = run(
+        Accelerator(), model, imitation(groups, ["a", "b"]), [0, 1], 0, training(micro_batch_size=1), backward=False
+    )
+    assert metrics["loss"] == pytest.approx(-(a + b) / 10, rel=1e-6)
+    assert not math.isclose(metrics["loss"], -(a / 9 + b) / 2, rel_tol=0.01)
+
+
+def test_the_launcher_cannot_change_the_scale_of_the_gradient(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """`accelerate launch` passes a user's gradient_accumulation_steps on; the batch is params.yaml's alone."""
+    plain = train(linear(), regression(8), tmp_path / "a")
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    assert train(linear(), regression(8), tmp_path / "b").train == plain.train
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_a_policy_starts_at_its_reference(models: dict[str, Path], kind: str, tmp_path: Path) -> None:
+    """Also where the base model has dropout of its own (GPT-2: 0.1): the reference was scored without, so must the policy."""
+    policy = with_lora(models[kind])
+    first = train(policy, dpo(policy, random_groups(8)), tmp_path).train[0]
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-5)
+    assert (first["rewards/chosen"], first["rewards/rejected"]) == pytest.approx((0, 0), abs=1e-4)
+
+
+def test_overfits_eight_pairs(models: dict[str, Path], tmp_path: Path) -> None:
+    policy = with_lora(models["llama"], rank=8)
+    history = train(
+        policy, dpo(policy, random_groups(8)), tmp_path, epochs=20, batch_size=8, micro_batch_size=8, learning_rate=3e-2
+    )
+    assert history.train[0]["loss"] == pytest.approx(math.log(2), abs=1e-5)
+    last = history.validation[-1]
+    assert last["loss"] < 0.1
+    assert last["rewards/accuracy"] == 1.0
+    assert last["rewards/margin"] > 2
+
+
+# What is recorded
+
+
+def test_history_numbers_steps_and_measures_before_the_update(tmp_path: Path) -> None:
+    logged: list[tuple[int, set[str]]] = []
+    history = fit(
+        linear(),
+        regression(10),
+        regression(3, seed=1),
+        training(epochs=2, batch_size=4, validate_every=4),
+        seed=0,
+        checkpoints=Checkpoints(tmp_path),
+        log=lambda step, metrics: logged.append((step, set(metrics))),
+    )
+    assert [row["step"] for row in history.train] == [0, 1, 2, 3, 4, 5]
+    assert [row["epoch"] for row in history.train] == [0, 0, 0, 1, 1, 1]
+    assert [row["step"] for row in history.validation] == [0, 4, 6]
+    names = {"learning_rate", "grad_norm", "loss", "error"}
+    assert all(set(row) == {"step", "epoch", *names} for row in history.train)
+    assert [step for step, found in logged if found == names] == [0, 1, 2, 3, 4, 5]
+    assert [step for step, found in logged if found == {"val/loss", "val/error"}] == [0, 4, 6]
+
+
+def test_a_whole_batch_measured_twice_is_the_same_before_the_update(tmp_path: Path) -> None:
+    history = train(linear(), regression(8), tmp_path, batch_size=8, epochs=3, validate_every=1)
+    assert [row["loss"] for row in history.train] == pytest.approx([row["loss"] for row in history.validation[:3]])
+
+
+class Shaky(nn.Module):
+    """Dropout, batch statistics and a frozen part in eval mode: what validation could disturb."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, 1)).double()
+        self.frozen = nn.Dropout(0.9).eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(self.frozen(x))
+
+
+def test_validation_does_not_change_training(tmp_path: Path) -> None:
+    often, seldom = Shaky(), Shaky()
+    config = {"epochs": 3, "micro_batch_size": 2}
+    train(often, regression(8), tmp_path / "a", validation=regression(5, seed=1), validate_every=1, **config)
+    train(seldom, regression(8), tmp_path / "b", validation=regression(2, seed=2), validate_every=100, **config)
+    assert all(torch.equal(a, b) for a, b in zip(weights(often).values(), weights(seldom).values(), strict=True))
+
+
+def test_every_part_of_the_model_keeps_its_mode(tmp_path: Path) -> None:
+    """A base model stays in eval mode under adapters whose dropout is on."""
+    model = Shaky()
+    modes: list[bool] = []
+    model.body.register_forward_pre_hook(lambda module, args: modes.append(module.training))
+    task = regression(4)
+    train(model, task, tmp_path)
+    assert modes == [False, True, False]
+    assert model.body[2].training
+    assert not model.frozen.training
+
+
+def test_a_model_in_eval_mode_is_trained_in_eval_mode(tmp_path: Path) -> None:
+    """As the image policy is: its batch statistics stay the reference's."""
+    model = Shaky().eval()
+    before = weights(model)
+    train(model, regression(8), tmp_path, epochs=2)
+    assert not model.training
+    changed = {name for name, t in weights(model).items() if not torch.equal(t, before[name])}
+    assert changed == {name for name, _ in model.named_parameters()}
+
+
+# What stops it
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient", "metric"])
+def test_a_step_that_is_not_finite_changes_nothing_and_names_its_rows(where: str, tmp_path: Path) -> None:
+    """The second of three steps. The square root of 0 is finite, its gradient is not."""
+    model, task = linear(), regression(12)
+    last: list[dict[str, Tensor]] = []
+    calls = 0
+
+    def objective(model: nn.Module, rows: Sequence[int], epoch: int | None) -> Outcome:
+        nonlocal calls
+        losses, metrics = task.objective(model, rows, epoch)
+        if epoch is None:
+            return losses, metrics
+        calls += 1
+        if calls == 2:
+            last.append(weights(model))
+            if where == "loss":
+                losses = losses * math.inf
+            elif where == "gradient":
+                losses = losses + (losses - losses.detach()).sqrt()
+            else:
+                metrics = {"error": metrics["error"] * math.nan}
+        return losses, metrics
+
+    with pytest.raises(NumericError, match=r"^step 1: .*not finite; rows row-\d+, row-\d+, row-\d+, row-\d+;") as info:
+        train(model, Task(objective, task.weights, task.ids), tmp_path, validation=task)
+    rows = plan(12, training(), seed=3)[1][1]
+    assert all(f"row-{row}" in str(info.value) for row in rows)
+    assert all(torch.equal(t, last[0][name]) for name, t in weights(model).items())
+
+
+def test_a_first_step_that_is_not_finite_names_its_rows(tmp_path: Path) -> None:
+    """Rather than advise to compute the reference again."""
+    task = regression(4)
+
+    def objective(model: nn.Module, rows: Sequence[int], epoch: int | None) -> Outcome:
+        losses, metrics = task.objective(model, rows, epoch)
+        return losses * math.nan, metrics
+
+    def check(metrics: Mapping[str, float]) -> None:
+        raise NumericError("step 0: the policy is not its reference")
+
+    with pytest.raises(NumericError, match=r"not finite; rows row-"):
+        fit(
+            linear(),
+            Task(objective, task.weights, task.ids),
+            task,
+            training(),
+            seed=0,
+            checkpoints=Checkpoints(tmp_path),
+            log=ignore,
+            check_start=check,
+        )
+
+
+def test_a_model_that_is_not_finite_at_the_end_is_no_result(tmp_path: Path) -> None:
+    """The last update can break a model that every step before measured as whole."""
+    task = regression(4)
+
+    def objective(model: nn.Module, rows: Sequence[int], epoch: int | None) -> Outcome:
+        losses, metrics = task.objective(model, rows, epoch)
+        return losses * (math.nan if float(model.weight.abs().max()) > 1e6 else 1.0), metrics
+
+    with pytest.raises(NumericError, match="validation"):
+        train(linear(), task, tmp_path, validation=Task(objective, task.weights, task.ids), learning_rate=1e9)
+
+
+def test_the_start_is_checked_before_the_first_update_and_only_there(tmp_path: Path) -> None:
+    model, seen = linear(), []
+    before = weights(model)
+
+    def check(metrics: Mapping[str, float]) -> None:
+        seen.append(metrics["loss"])
+        assert all(torch.equal(t, before[name]) for name, t in weights(model).items())
+
+    history = fit(
+        model,
+        regression(8),
+        regression(8),
+        training(),
+        seed=0,
+        checkpoints=Checkpoints(tmp_path),
+        log=ignore,
+        check_start=check,
+    )
+    assert seen == [history.train[0]["loss"]]
+
+
+# Batch statistics
+
+
+def test_no_batch_of_one_row_where_others_have_more() -> None:
+    """Batch normalisation in train mode refuses a batch of one at 1x1 pixels: 65 rows are 33 + 32, not 64 + 1."""
+    sizes = [len(rows) for _, rows in plan(65, training(batch_size=64), seed=0)]
+    assert sorted(sizes) == [32, 33]
+
+
+# Several processes
+
+SCRIPT = """
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from safetensors.torch import save_file
+from test_trainer import Shaky, ignore, regression
+from tiny_models import training
+
+from prefdag.dpo.checkpoint import Checkpoints
+from prefdag.dpo.trainer import fit
+from prefdag.errors import ParamsError
+
+out = Path(sys.argv[1])
+out.mkdir(exist_ok=True)
+rank = PartialState().process_index
+for n in (1, 9, 23):
+    model = Shaky().eval()
+    history = fit(
+        model, regression(n), regression(3, seed=1),
+        training(batch_size=8, micro_batch_size=3, epochs=3, validate_every=2, checkpoint_every=2),
+        seed=3, checkpoints=Checkpoints(out / str(n)), log=ignore,
+    )
+    losses = torch.tensor([row["loss"] for row in history.train + history.validation])
+    save_file({**model.state_dict(), "losses": losses}, out / f"{n}-{rank}.safetensors")
+try:
+    config = training(batch_size=3)
+    fit(Shaky(), regression(3), regression(3), config, seed=0, checkpoints=Checkpoints(out / "x"), log=ignore)
+except ParamsError as error:
+    (out / f"refused-{rank}").write_text(str(error))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_same_model_as_one(tmp_path: Path, root: Path) -> None:
+    """Also with fewer rows than processes, in a batch (n = 1, 9) and in validation (3 rows), and uneven micro-batches."""
+    from safetensors.torch import load_file
+
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    paths = os.pathsep.join([str(root), str(root / "tests")])
+    environment = {**os.environ, "PYTHONPATH": paths, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    for name, launcher in (("one", []), ("two", torchrun)):
+        subprocess.run([sys.executable, *launcher, script, tmp_path / name], check=True, env=environment, cwd=root)
+    for n in (1, 9, 23):
+        one = load_file(tmp_path / "one" / f"{n}-0.safetensors")
+        for rank in (0, 1):
+            two = load_file(tmp_path / "two" / f"{n}-{rank}.safetensors")
+            torch.testing.assert_close(two, one, rtol=1e-8, atol=1e-10)
+        assert sorted(path.name for path in (tmp_path / "two" / str(n)).glob("*")) == sorted(
+            path.name for path in (tmp_path / "one" / str(n)).glob("*")
+        )
+    for rank in (0, 1):
+        assert "training.batch_size: 3 rows over 2 processes" in (tmp_path / "two" / f"refused-{rank}").read_text()
