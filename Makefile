@@ -6,6 +6,9 @@ ACTIVATE := . $(VENV)/bin/activate
 INSTALLED := $(VENV)/.installed
 LOCK := $(UV) pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11
 
+# MLflow opens on an empty overview; this is the list of pipeline runs of the first experiment in the store.
+RUNS := \#/experiments/1/runs?searchFilter=tags.kind%20%3D%20%22pipeline%22
+
 export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
@@ -21,7 +24,7 @@ repro: setup ## run the whole pipeline on params.yaml; what has not changed is n
 	@$(ACTIVATE) && dvc repro
 	@echo
 	@echo "Report:       reports/index.html (opens offline)"
-	@echo "Experiments:  make ui, then open http://127.0.0.1:5000"
+	@echo "Experiments:  make ui, then open http://127.0.0.1:5000/$(RUNS)"
 	@echo "Next:         . $(VENV)/bin/activate && dvc exp run -S beta=0.3"
 
 test: setup ## run the fast tests
@@ -34,6 +37,7 @@ lint: setup ## check style and types
 	@$(ACTIVATE) && ruff check && ruff format --check && mypy
 
 ui: setup ## open the experiments in MLflow, until Ctrl-C
+	@echo "Experiments:  http://127.0.0.1:5000/$(RUNS)"
 	@$(ACTIVATE) && mlflow ui
 
 lock: $(UV) ## bring the locks up to date with pyproject.toml, versions kept; ARGS=--upgrade takes the newest

@@ -144,10 +144,10 @@ def test_adapters_with_dropout_resume_exactly(tmp_path: Path, kind: str) -> None
 def tamper(folder: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:
     """Alter the tensors of the newest checkpoint under a manifest that fits."""
     newest = max(folder.glob("step-*"))
-    path = newest / "state.safetensors"
+    path, manifest = newest / "state.safetensors", newest / "state.json"
+    before = sha256(path)
     save_file(change(load_file(path)), path)
-    manifest = json.loads((newest / "state.json").read_text())
-    (newest / "state.json").write_text(json.dumps({**manifest, "sha256": sha256(path)}))
+    manifest.write_text(manifest.read_text().replace(before, sha256(path)))
 
 
 @pytest.mark.parametrize("kind", ["model", "buffer", "optimizer", "rng"])
@@ -182,19 +182,28 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def change_history(folder: Path) -> None:
+    for path in folder.glob("*.json"):
+        path.write_text(path.read_text().replace('"loss": ', '"loss": 9', 1))
+
+
+def change_step(path: Path) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), "step": 9}))
+
+
 DAMAGE: dict[str, Callable[[Path], None]] = {
     "a flipped bit": lambda folder: flip(folder / "state.safetensors"),
-    "a cut file": lambda folder: (folder / "state.safetensors").write_bytes(
-        (folder / "state.safetensors").read_bytes()[:-100]
-    ),
+    "a cut file": lambda folder: cut(folder / "state.safetensors"),
     "no tensors": lambda folder: (folder / "state.safetensors").unlink(),
     "no manifest": lambda folder: (folder / "state.json").unlink(),
-    "half a manifest": lambda folder: (folder / "state.json").write_text('{"step": 8, "sha'),
+    "half a manifest": lambda folder: cut(folder / "state.json"),
     "an empty manifest": lambda folder: (folder / "state.json").write_text("{}"),
-    "a flipped bit in the manifest": lambda folder: flip(folder / "state.json"),
-    "another step in the manifest": lambda folder: (folder / "state.json").write_text(
-        (folder / "state.json").read_text().replace('"step": 8,\n  "train"', '"step": 9,\n  "train"')
-    ),
+    "another history": change_history,
+    "another step": lambda folder: change_step(folder / "state.json"),
 }
 
 

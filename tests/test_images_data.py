@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from prefdag.artifacts import read_json, sha256
 from prefdag.config import ValidateImages
-from prefdag.data.images import CIFAR10, DIGITS, read_images
+from prefdag.data.images import CIFAR10, DIGITS, Images, read_images, write_images
 from prefdag.errors import DataError
 from stages import validate_images
 
@@ -253,3 +253,13 @@ def test_real_cifar10_tar(tmp_path: Path) -> None:
     assert data.classes == CIFAR10
     assert np.bincount(data.labels).tolist() == [500] * 10
     assert (data.sources[0], data.sources[-1]) == ("train/airplane/0000.jpg", "train/truck/0499.jpg")
+
+
+def test_what_is_written_is_what_was_read_in_any_memory_order(tmp_path: Path) -> None:
+    """A CSV read column by column gives an array in Fortran order, which safetensors would write scrambled."""
+    expected = np.arange(24, dtype=np.uint8).reshape(2, 1, 3, 4)
+    labels = np.array([0, 1], dtype=np.int64)
+    write_images(tmp_path / "out", Images(np.asfortranarray(expected), labels, ["a", "b"], ["x:1", "x:2"]))
+    found = load_file(tmp_path / "out" / "images.safetensors")
+    assert np.array_equal(found["images"], expected)
+    assert np.array_equal(found["labels"], labels)

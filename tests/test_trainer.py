@@ -170,7 +170,7 @@ def test_weights_do_not_depend_on_the_micro_batch(micro_batch_size: int, tmp_pat
     expected = train(whole, regression(19), tmp_path / "a", micro_batch_size=8, **config)
     found = train(cut, regression(19), tmp_path / "b", micro_batch_size=micro_batch_size, **config)
     torch.testing.assert_close(cut.state_dict(), whole.state_dict(), rtol=1e-9, atol=1e-12)
-    assert found.train == [pytest.approx(row, rel=1e-9) for row in expected.train]
+    assert found.train == [pytest.approx(row, rel=1e-6) for row in expected.train]
 
 
 def gradients(model: nn.Module, task: Task, micro_batch_size: int) -> tuple[dict[str, float], dict[str, Tensor]]:

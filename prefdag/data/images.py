@@ -49,7 +49,9 @@ def read_images(folder: Path, source_format: str) -> Images:
 def write_images(folder: Path, data: Images) -> None:
     """`folder` with images.safetensors (images, labels) and classes.json."""
     folder.mkdir(parents=True)
-    save_file({"images": data.images, "labels": data.labels}, folder / "images.safetensors")
+    # The library writes an array's memory as it lies: one in another order, a transposed view say, would be scrambled.
+    tensors = {"images": np.ascontiguousarray(data.images), "labels": np.ascontiguousarray(data.labels)}
+    save_file(tensors, folder / "images.safetensors")
     write_json(folder / "classes.json", data.classes)
 
 
