@@ -207,17 +207,6 @@ DAMAGE: dict[str, Callable[[Path], None]] = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
-def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(
-    tmp_path: Path, whole: Result, damage: Callable[[Path], None]
-) -> None:
-    killed(tmp_path, 9)
-    assert names(tmp_path) == ["step-00000006", "step-00000008"]
-    damage(tmp_path / "step-00000008")
-    assert same(start(tmp_path), whole)
-    assert "damaged-step-00000008" in names(tmp_path)
-
-
 def test_where_every_checkpoint_is_damaged_the_run_starts_anew(tmp_path: Path, whole: Result) -> None:
     killed(tmp_path, 9)
     for folder in tmp_path.iterdir():

@@ -342,42 +342,6 @@ def test_a_step_that_is_not_finite_changes_nothing_and_names_its_rows(where: str
     assert all(torch.equal(t, last[0][name]) for name, t in weights(model).items())
 
 
-def test_a_first_step_that_is_not_finite_names_its_rows(tmp_path: Path) -> None:
-    """Rather than advise to compute the reference again."""
-    task = regression(4)
-
-    def objective(model: nn.Module, rows: Sequence[int], epoch: int | None) -> Outcome:
-        losses, metrics = task.objective(model, rows, epoch)
-        return losses * math.nan, metrics
-
-    def check(metrics: Mapping[str, float]) -> None:
-        raise NumericError("step 0: the policy is not its reference")
-
-    with pytest.raises(NumericError, match=r"not finite; rows row-"):
-        fit(
-            linear(),
-            Task(objective, task.weights, task.ids),
-            task,
-            training(),
-            seed=0,
-            checkpoints=Checkpoints(tmp_path),
-            log=ignore,
-            check_start=check,
-        )
-
-
-def test_a_model_that_is_not_finite_at_the_end_is_no_result(tmp_path: Path) -> None:
-    """The last update can break a model that every step before measured as whole."""
-    task = regression(4)
-
-    def objective(model: nn.Module, rows: Sequence[int], epoch: int | None) -> Outcome:
-        losses, metrics = task.objective(model, rows, epoch)
-        return losses * (math.nan if float(model.weight.abs().max()) > 1e6 else 1.0), metrics
-
-    with pytest.raises(NumericError, match="validation"):
-        train(linear(), task, tmp_path, validation=Task(objective, task.weights, task.ids), learning_rate=1e9)
-
-
 def test_the_start_is_checked_before_the_first_update_and_only_there(tmp_path: Path) -> None:
     model, seen = linear(), []
     before = weights(model)
@@ -400,12 +364,6 @@ def test_the_start_is_checked_before_the_first_update_and_only_there(tmp_path: P
 
 
 # Batch statistics
-
-
-def test_no_batch_of_one_row_where_others_have_more() -> None:
-    """Batch normalisation in train mode refuses a batch of one at 1x1 pixels: 65 rows are 33 + 32, not 64 + 1."""
-    sizes = [len(rows) for _, rows in plan(65, training(batch_size=64), seed=0)]
-    assert sorted(sizes) == [32, 33]
 
 
 # Several processes

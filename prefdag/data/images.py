@@ -50,7 +50,10 @@ def write_images(folder: Path, data: Images) -> None:
     """`folder` with images.safetensors (images, labels) and classes.json."""
     folder.mkdir(parents=True)
     # The library writes an array's memory as it lies: one in another order, a transposed view say, would be scrambled.
-    tensors = {"images": np.ascontiguousarray(data.images), "labels": np.ascontiguousarray(data.labels)}
+    tensors: dict[str, np.ndarray] = {
+        "images": np.ascontiguousarray(data.images),
+        "labels": np.ascontiguousarray(data.labels),
+    }
     save_file(tensors, folder / "images.safetensors")
     write_json(folder / "classes.json", data.classes)
 

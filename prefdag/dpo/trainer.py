@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import GradientAccumulationPlugin
 from torch import Tensor, nn
 
 from prefdag.config import Training
@@ -72,7 +73,11 @@ def fit(
         NumericError: a loss or a gradient is not finite; the last checkpoint is untouched.
         ParamsError: the batch does not divide over the processes.
     """
-    accelerator = Accelerator(mixed_precision={"float32": "no", "bfloat16": "bf16"}[config.precision])
+    accelerator = Accelerator(
+        mixed_precision={"float32": "no", "bfloat16": "bf16"}[config.precision],
+        # Said here, or the launcher's own setting would scale the loss: the batch is params.yaml's alone.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+    )
     if config.batch_size % accelerator.num_processes:
         raise ParamsError(
             f"params.yaml: training.batch_size: {config.batch_size} rows over {accelerator.num_processes} "
@@ -89,11 +94,12 @@ def fit(
     model, optimizer = accelerator.prepare(model, optimizer)
 
     def validate(step: int) -> None:
-        training = model.training
+        modes = [(module, module.training) for module in model.modules()]
         model.eval()
         with torch.no_grad():
             metrics = run(accelerator, model, validation, range(len(validation.weights)), None, config, backward=False)
-        model.train(training)
+        for module, mode in modes:  # one by one: an adapter may train with dropout inside a model in eval mode
+            module.training = mode
         history.validation.append({"step": step, **metrics})
         if accelerator.is_main_process:
             log(step, {f"val/{name}": value for name, value in metrics.items()})

@@ -45,7 +45,7 @@ def add_lora(model: PreTrainedModel, config: Lora, seed: int) -> PeftModel:
                 f"params.yaml: lora.target_modules: this model has no module '{target}'; choose among {sorted(linear)}"
             )
     torch.manual_seed(seed)
-    return get_peft_model(
+    policy = get_peft_model(
         model,
         LoraConfig(
             r=config.rank,
@@ -55,6 +55,12 @@ def add_lora(model: PreTrainedModel, config: Lora, seed: int) -> PeftModel:
             task_type="CAUSAL_LM",
         ),
     )
+    # The base model's own dropout stays off, as it was for the reference; that of the adapters is on if asked for.
+    policy.eval()
+    for name, module in policy.named_modules():
+        if "lora_dropout" in name:
+            module.train()
+    return policy
 
 
 def save_merged(model: PeftModel, folder: Path) -> None:
