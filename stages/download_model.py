@@ -3,12 +3,11 @@
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from prefdag.text.convert import convert
-
 from prefdag import artifacts
 from prefdag.config import DownloadModel
 from prefdag.data.sources import fetch
 from prefdag.stage import stage
+from prefdag.text.convert import convert
 
 MODEL = Path("models/base")
 
