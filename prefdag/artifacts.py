@@ -1,5 +1,6 @@
 """Files that stages write: whole or not at all, the same bytes every time; and the hashes that identify them."""
 
+import glob
 import hashlib
 import json
 import os
@@ -8,6 +9,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from prefdag.config import read_yaml
 from prefdag.errors import DataError
@@ -27,11 +30,14 @@ def scratch(*parts: str) -> Path:
 def writing(target: Path) -> Iterator[Path]:
     """Yield a temporary path beside `target` to create as a file or a folder; rename it when the block ends well.
 
-    A block that raises, or a killed process, leaves nothing under the final name.
+    A block that raises, or a killed process, leaves nothing under the final name. What a killed one left beside it is
+    removed by the next.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    remove(temporary)
+    for left in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
+        if left == temporary or not psutil.pid_exists(int(left.name.split(".")[-2])):
+            remove(left)
     try:
         yield temporary
         for path in [temporary, *temporary.rglob("*")]:

@@ -1,6 +1,5 @@
 """Exact resume: a run killed anywhere and run again ends in the same bits as one that was left alone."""
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -144,7 +143,7 @@ def test_adapters_with_dropout_resume_exactly(tmp_path: Path, kind: str) -> None
 def tamper(folder: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:
     """Alter the tensors of the newest checkpoint under a manifest that fits."""
     newest = max(folder.glob("step-*"))
-    path, manifest = newest / "state.safetensors", newest / "state.json"
+    path, manifest = newest / "state.safetensors", newest / "sha256.json"
     before = sha256(path)
     save_file(change(load_file(path)), path)
     manifest.write_text(manifest.read_text().replace(before, sha256(path)))
@@ -186,25 +185,35 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
 
-def change_history(folder: Path) -> None:
-    for path in folder.glob("*.json"):
-        path.write_text(path.read_text().replace('"loss": ', '"loss": 9', 1))
-
-
-def change_step(path: Path) -> None:
-    path.write_text(json.dumps({**json.loads(path.read_text()), "step": 9}))
+def change(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
 
 
 DAMAGE: dict[str, Callable[[Path], None]] = {
     "a flipped bit": lambda folder: flip(folder / "state.safetensors"),
     "a cut file": lambda folder: cut(folder / "state.safetensors"),
     "no tensors": lambda folder: (folder / "state.safetensors").unlink(),
-    "no manifest": lambda folder: (folder / "state.json").unlink(),
-    "half a manifest": lambda folder: cut(folder / "state.json"),
-    "an empty manifest": lambda folder: (folder / "state.json").write_text("{}"),
-    "another history": change_history,
-    "another step": lambda folder: change_step(folder / "state.json"),
+    "no manifest": lambda folder: (folder / "sha256.json").unlink(),
+    "half a manifest": lambda folder: cut(folder / "sha256.json"),
+    "an empty manifest": lambda folder: (folder / "sha256.json").write_text("{}"),
+    "no history": lambda folder: (folder / "history.json").unlink(),
+    "half a history": lambda folder: cut(folder / "history.json"),
+    "another history": lambda folder: change(folder / "history.json", '"loss": ', '"loss": 9'),
+    "another step": lambda folder: change(folder / "history.json", '"step": 8,\n  "train"', '"step": 9,\n  "train"'),
 }
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
+def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(
+    tmp_path: Path, whole: Result, damage: Callable[[Path], None]
+) -> None:
+    killed(tmp_path, 9)
+    assert names(tmp_path) == ["step-00000006", "step-00000008"]
+    damage(tmp_path / "step-00000008")
+    assert same(start(tmp_path), whole)
+    assert "damaged-step-00000008" in names(tmp_path)
 
 
 def test_where_every_checkpoint_is_damaged_the_run_starts_anew(tmp_path: Path, whole: Result) -> None:

@@ -18,6 +18,7 @@ from prefdag.config import DpoImage
 from prefdag.dpo import session
 from prefdag.dpo.checkpoint import Checkpoints
 from prefdag.dpo.trainer import History, Task, fit
+from prefdag.errors import DataError
 from prefdag.image import evaluate
 from prefdag.image import model as resnet
 from prefdag.image.classify import class_logps, classification, predict, view
@@ -299,6 +300,14 @@ def test_splits_hold_their_images_and_labels(project: Path) -> None:
     assert splits["val"].y_w.tolist() == [0, 1, 2, 3]
     assert splits["val"].y_l.tolist() == [1, 2, 3, 0]
     assert splits["val"].ids[0] == "image 7"
+
+
+def test_a_split_without_images_is_named(project: Path) -> None:
+    """`label_pairs.val_fraction: 0` is within its range."""
+    frame = pd.read_parquet(dpo_image.PAIRS / "pairs.parquet")
+    frame[frame["split"] != "val"].to_parquet(dpo_image.PAIRS / "pairs.parquet")
+    with pytest.raises(DataError, match="val"):
+        load_splits(dpo_image.IMAGES, dpo_image.PAIRS)
 
 
 # Metrics

@@ -176,7 +176,7 @@ def test_weights_do_not_depend_on_the_micro_batch(micro_batch_size: int, tmp_pat
 def gradients(model: nn.Module, task: Task, micro_batch_size: int) -> tuple[dict[str, float], dict[str, Tensor]]:
     model.zero_grad()
     config = training(batch_size=8, micro_batch_size=micro_batch_size)
-    metrics = run(Accelerator(), model, task, range(8), 0, config, backward=True)
+    metrics = run(Accelerator(), model, task, range(8), 0, config, where="here", backward=True)
     return metrics, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
@@ -203,9 +203,8 @@ def test_the_loss_of_fine_tuning_is_a_mean_over_tokens(models: dict[str, Path]) 
     groups = [Group([1], ([2] * 9,)), Group([3, 4], ([5],))]
     model = with_lora(models["llama"]).eval()
     a, b = score(model, groups, 100, "test")
-    metrics = run(
-        Accelerator(), model, imitation(groups, ["a", "b"]), [0, 1], 0, training(micro_batch_size=1), backward=False
-    )
+    task, config = imitation(groups, ["a", "b"]), training(micro_batch_size=1)
+    metrics = run(Accelerator(), model, task, [0, 1], 0, config, where="here", backward=False)
     assert metrics["loss"] == pytest.approx(-(a + b) / 10, rel=1e-6)
     assert not math.isclose(metrics["loss"], -(a / 9 + b) / 2, rel_tol=0.01)
 
@@ -342,6 +341,56 @@ def test_a_step_that_is_not_finite_changes_nothing_and_names_its_rows(where: str
     assert all(torch.equal(t, last[0][name]) for name, t in weights(model).items())
 
 
+def test_a_first_step_that_is_not_finite_names_its_rows(tmp_path: Path) -> None:
+    """Rather than advise to compute the reference again."""
+    task = regression(4)
+
+    def objective(model: nn.Module, rows: Sequence[int], epoch: int | None) -> Outcome:
+        losses, metrics = task.objective(model, rows, epoch)
+        return losses * math.nan, metrics
+
+    def check(metrics: Mapping[str, float]) -> None:
+        raise NumericError("step 0: the policy is not its reference")
+
+    with pytest.raises(NumericError, match=r"not finite; rows row-"):
+        fit(
+            linear(),
+            Task(objective, task.weights, task.ids),
+            task,
+            training(),
+            seed=0,
+            checkpoints=Checkpoints(tmp_path),
+            log=ignore,
+            check_start=check,
+        )
+
+
+@pytest.mark.parametrize("name", ["loss", "error"])
+def test_the_row_that_is_not_finite_is_named_and_no_other(tmp_path: Path, name: str) -> None:
+    """Whichever micro-batch it is in, and where only a metric shows it."""
+    task = regression(9)
+
+    def objective(model: nn.Module, rows: Sequence[int], epoch: int | None) -> Outcome:
+        losses, metrics = task.objective(model, rows, epoch)
+        poison = torch.tensor([math.inf if row == 5 else 1.0 for row in rows], dtype=torch.float64)
+        return (losses * poison, metrics) if name == "loss" else (losses, {"error": metrics["error"].abs() * poison})
+
+    with pytest.raises(NumericError, match=rf"^step \d: {name} inf: not finite; rows row-5;"):
+        train(linear(), Task(objective, task.weights, task.ids), tmp_path, validation=task, micro_batch_size=2)
+
+
+def test_a_model_that_is_not_finite_at_the_end_is_no_result(tmp_path: Path) -> None:
+    """The last update can break a model that every step before measured as whole."""
+    task = regression(4)
+
+    def objective(model: nn.Module, rows: Sequence[int], epoch: int | None) -> Outcome:
+        losses, metrics = task.objective(model, rows, epoch)
+        return losses * (math.nan if float(model.weight.abs().max()) > 1e6 else 1.0), metrics
+
+    with pytest.raises(NumericError, match="validation"):
+        train(linear(), task, tmp_path, validation=Task(objective, task.weights, task.ids), learning_rate=1e9)
+
+
 def test_the_start_is_checked_before_the_first_update_and_only_there(tmp_path: Path) -> None:
     model, seen = linear(), []
     before = weights(model)
@@ -366,6 +415,12 @@ def test_the_start_is_checked_before_the_first_update_and_only_there(tmp_path: P
 # Batch statistics
 
 
+def test_no_batch_of_one_row_where_others_have_more() -> None:
+    """Batch normalisation in train mode refuses a batch of one at 1x1 pixels: 65 rows are 33 + 32, not 64 + 1."""
+    sizes = [len(rows) for _, rows in plan(65, training(batch_size=64), seed=0)]
+    assert sorted(sizes) == [32, 33]
+
+
 # Several processes
 
 SCRIPT = """
@@ -373,7 +428,7 @@ import sys
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
+from prefdag.process import process
 from safetensors.torch import save_file
 from test_trainer import Shaky, ignore, regression
 from tiny_models import training
@@ -384,7 +439,7 @@ from prefdag.errors import ParamsError
 
 out = Path(sys.argv[1])
 out.mkdir(exist_ok=True)
-rank = PartialState().process_index
+rank = process().process_index
 for n in (1, 9, 23):
     model = Shaky().eval()
     history = fit(

@@ -20,6 +20,7 @@ from prefdag.errors import DataError
 
 log = logging.getLogger(__name__)
 
+STATE, HISTORY, MANIFEST = "state.safetensors", "history.json", "sha256.json"
 KEEP = 2  # the newest may be damaged; the one before it is then used
 
 
@@ -78,12 +79,11 @@ class Checkpoints:
 
     def save(self, step: int, state: TrainState, train: list[Any], validation: list[Any]) -> None:
         """Write the state before step `step`, whole or not at all, and drop the oldest."""
-        with writing(self.folder / f"step-{step:08d}") as temporary:
-            temporary.mkdir()
-            save_file(state.tensors(), temporary / "state.safetensors")
-            manifest = {"step": step, "sha256": sha256(temporary / "state.safetensors")}
-            # Last: a folder with a manifest is a whole one.
-            write_json(temporary / "state.json", {**manifest, "train": train, "validation": validation})
+        with writing(self.folder / f"step-{step:08d}") as folder:
+            folder.mkdir()
+            save_file(state.tensors(), folder / STATE)
+            write_json(folder / HISTORY, {"step": step, "train": train, "validation": validation})
+            write_json(folder / MANIFEST, {name: sha256(folder / name) for name in (STATE, HISTORY)})
         for old in self._newest_first()[KEEP:]:
             shutil.rmtree(old)
 
@@ -94,20 +94,22 @@ class Checkpoints:
         """
         for folder in self._newest_first():
             try:
-                manifest = read_json(folder / "state.json")
-                if sha256(folder / "state.safetensors") != manifest["sha256"]:
-                    raise DataError(f"{folder / 'state.safetensors'}: content does not match its manifest")
+                manifest = read_json(folder / MANIFEST)
+                for name in (STATE, HISTORY):
+                    if sha256(folder / name) != manifest[name]:
+                        raise DataError(f"{folder / name}: content does not match {MANIFEST}")
             except (DataError, OSError, KeyError) as error:
                 aside = folder.with_name(f"damaged-{folder.name}")
                 shutil.rmtree(aside, ignore_errors=True)
                 folder.rename(aside)
                 log.warning("checkpoint set aside as %s: %s", aside, error)
                 continue
-            state.load(load_file(folder / "state.safetensors"))
-            train += manifest["train"]
-            validation += manifest["validation"]
-            log.info("continuing from step %d", manifest["step"])
-            return int(manifest["step"])
+            state.load(load_file(folder / STATE))
+            history = read_json(folder / HISTORY)
+            train += history["train"]
+            validation += history["validation"]
+            log.info("continuing from step %d", history["step"])
+            return int(history["step"])
         return 0
 
     def clear(self) -> None:

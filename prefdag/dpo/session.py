@@ -1,6 +1,5 @@
 """A training stage from start to artefact: tracked live, resumable, written whole."""
 
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from prefdag.artifacts import writing
 from prefdag.config import Training, flatten
 from prefdag.dpo.checkpoint import Checkpoints
 from prefdag.dpo.trainer import Task, fit
+from prefdag.process import process
 
 
 def train_stage(
@@ -34,15 +34,15 @@ def train_stage(
         save: called with the folder to write the trained model to.
     """
     checkpoints = Checkpoints.of_stage(stage, **params)
-    with tracking.stage_run(stage, flatten(params)) as run:
+    with tracking.stage_run(stage, flatten(params), checkpoints.folder.name) as run:
         history = fit(
             model, train, validation, config, seed=seed, checkpoints=checkpoints, log=run.log, check_start=check_start
         )
-    if int(os.environ.get("RANK", "0")) > 0:  # under `accelerate launch`, the main process writes
-        return
-    with writing(output) as folder:
-        folder.mkdir()
-        save(folder)
-        pd.DataFrame(history.train).to_csv(folder / "history.csv", index=False, lineterminator="\n")
-        pd.DataFrame(history.validation).to_csv(folder / "validation.csv", index=False, lineterminator="\n")
+        if not process().is_main_process:
+            return
+        with writing(output) as folder:
+            folder.mkdir()
+            save(folder)
+            pd.DataFrame(history.train).to_csv(folder / "history.csv", index=False, lineterminator="\n")
+            pd.DataFrame(history.validation).to_csv(folder / "validation.csv", index=False, lineterminator="\n")
     checkpoints.clear()

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import GradientAccumulationPlugin
+from accelerate.utils import GradientAccumulationPlugin, gather_object
 from torch import Tensor, nn
 
 from prefdag.config import Training
 from prefdag.dpo.checkpoint import Checkpoints, TrainState
 from prefdag.errors import NumericError, ParamsError
+from prefdag.process import process
 from prefdag.progress import progress
 
 Row = dict[str, float]
@@ -73,6 +74,7 @@ def fit(
         NumericError: a loss or a gradient is not finite; the last checkpoint is untouched.
         ParamsError: the batch does not divide over the processes.
     """
+    process()
     accelerator = Accelerator(
         mixed_precision={"float32": "no", "bfloat16": "bf16"}[config.precision],
         # Said here, or the launcher's own setting would scale the loss: the batch is params.yaml's alone.
@@ -97,7 +99,17 @@ def fit(
         modes = [(module, module.training) for module in model.modules()]
         model.eval()
         with torch.no_grad():
-            metrics = run(accelerator, model, validation, range(len(validation.weights)), None, config, backward=False)
+            rows = range(len(validation.weights))
+            metrics = run(
+                accelerator,
+                model,
+                validation,
+                rows,
+                None,
+                config,
+                where=f"validation before step {step}",
+                backward=False,
+            )
         for module, mode in modes:  # one by one: an adapter may train with dropout inside a model in eval mode
             module.training = mode
         history.validation.append({"step": step, **metrics})
@@ -112,15 +124,12 @@ def fit(
         rate = learning_rate(step, len(steps), config)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        metrics = run(accelerator, model, train, rows, epoch, config, backward=True)
+        metrics = run(accelerator, model, train, rows, epoch, config, where=f"step {step}", backward=True)
         if step == 0:
             check_start(metrics)
         norm = float(accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm) or 0.0)
-        if not (math.isfinite(norm) and all(map(math.isfinite, metrics.values()))):
-            raise NumericError(
-                f"step {step}: loss {metrics['loss']}, gradient norm {norm}: not finite; rows "
-                f"{', '.join(train.ids[i] for i in rows)}; look at these rows, or lower the learning rate"
-            )
+        if not math.isfinite(norm):
+            raise not_finite(f"step {step}", "gradient norm", norm, [train.ids[i] for i in rows])
         optimizer.step()
         optimizer.zero_grad()
         history.train.append({"step": step, "epoch": epoch, "learning_rate": rate, "grad_norm": norm, **metrics})
@@ -144,18 +153,22 @@ def run(
     epoch: int | None,
     config: Training,
     *,
+    where: str,
     backward: bool,
 ) -> Row:
     """Forward (and backward) over `rows`, a micro-batch at a time; the loss and mean metrics over all processes.
 
     Gradients are of sum(losses) / sum(weights) over all rows of all processes.
+
+    Raises:
+        NumericError: a loss or a metric is not finite; it starts with `where` and names the rows.
     """
     total_weight = float(sum(task.weights[i] for i in rows))
     mine = list(rows)[accelerator.process_index :: accelerator.num_processes]
     counts = float(bool(mine))  # every process takes part in every step; one without rows with a loss of zero
     mine = mine or list(rows)[:1]
-    chunks = [mine[i : i + config.micro_batch_size] for i in range(0, len(mine), config.micro_batch_size)]
-    sums: dict[str, Tensor] = {}
+    chunks = evenly(mine, config.micro_batch_size)
+    outcomes: list[dict[str, Tensor]] = []
     for number, chunk in enumerate(chunks):
         with accelerator.no_sync(model) if number < len(chunks) - 1 else nullcontext():
             with accelerator.autocast():
@@ -163,21 +176,42 @@ def run(
             if backward:
                 # Distributed backward averages over processes; the sum is wanted.
                 accelerator.backward(losses.sum() * (counts * accelerator.num_processes / total_weight))
-        for name, values in {"loss": losses, **metrics}.items():
-            value = counts * values.detach().double().sum()
-            sums[name] = sums[name] + value if name in sums else value
-    totals = accelerator.reduce(torch.stack(list(sums.values())), reduction="sum").tolist()
-    return {
-        name: total / (total_weight if name == "loss" else len(rows)) for name, total in zip(sums, totals, strict=True)
-    }
+        outcomes.append({"loss": losses.detach().double(), **metrics})
+    values = {name: torch.cat([outcome[name].double() for outcome in outcomes]) for name in outcomes[0]}
+    sums = torch.stack([counts * value.sum() for value in values.values()])
+    totals = dict(zip(values, accelerator.reduce(sums, reduction="sum").tolist(), strict=True))
+    for name, total in totals.items():
+        if not math.isfinite(total):
+            bad = [
+                task.ids[row]
+                for row, value in zip(mine, values[name].tolist(), strict=True)
+                if not math.isfinite(value)
+            ]
+            raise not_finite(where, name, total, gather_object(bad))
+    return {name: total / (total_weight if name == "loss" else len(rows)) for name, total in totals.items()}
+
+
+def not_finite(where: str, what: str, value: float, ids: Sequence[str]) -> NumericError:
+    """The error that names the rows, those in `ids`."""
+    return NumericError(
+        f"{where}: {what} {value}: not finite; rows {', '.join(ids)}; look at these rows, or lower the learning rate"
+    )
+
+
+def evenly(rows: Sequence[int] | np.ndarray, size: int) -> list[list[int]]:
+    """`rows` in their order in as few parts of at most `size` as there can be, whose lengths differ by one at most.
+
+    The rest of a division is no batch of its own: batch normalisation would get the statistics of a row or two from it.
+    """
+    return [part.tolist() for part in np.array_split(np.asarray(rows), math.ceil(len(rows) / size))]
 
 
 def plan(n_rows: int, config: Training, seed: int) -> list[tuple[int, list[int]]]:
-    """The epoch and rows of every step: a pure function of seed and epoch. The last batch of an epoch may be smaller."""
+    """The epoch and rows of every step: a pure function of seed and epoch."""
     steps = []
     for epoch in range(config.epochs):
-        order = np.random.default_rng([seed, epoch]).permutation(n_rows).tolist()
-        steps += [(epoch, order[i : i + config.batch_size]) for i in range(0, n_rows, config.batch_size)]
+        order = np.random.default_rng([seed, epoch]).permutation(n_rows)
+        steps += [(epoch, rows) for rows in evenly(order, config.batch_size)]
     return steps
 
 

@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from accelerate import PartialState
 from safetensors.torch import load_file
 from torch import Tensor
+
+from prefdag.errors import DataError
+from prefdag.process import process
 
 
 @dataclass(frozen=True)
@@ -31,10 +33,19 @@ class ImagePairs:
 
 
 def load_splits(images: Path, pairs: Path) -> dict[str, ImagePairs]:
-    """The splits train, val and test from the validated images and their label pairs, on a GPU where there is one."""
-    device = PartialState().device
+    """The splits train, val and test from the validated images and their label pairs, on a GPU where there is one.
+
+    Raises:
+        DataError: a split has no images.
+    """
+    device = process().device
     pixels = load_file(images / "images.safetensors")["images"].to(device)
     frame = pd.read_parquet(pairs / "pairs.parquet")
+    for split in ("train", "val", "test"):
+        if split not in set(frame["split"]):
+            raise DataError(
+                f"{pairs / 'pairs.parquet'}: no images in split {split}; raise the fractions of label_pairs"
+            )
     return {
         str(split): ImagePairs(
             rows["index"].tolist(),

@@ -6,11 +6,11 @@ from typing import Literal
 
 import torch
 import torchvision
-from accelerate import PartialState
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from prefdag.artifacts import read_json, write_json
+from prefdag.process import process
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def build(architecture: Architecture) -> nn.Module:
         nn.Dropout(architecture.dropout),
         nn.Linear(width, architecture.classes),
     )
-    return model.to(PartialState().device, memory_format=torch.channels_last)
+    return model.to(process().device, memory_format=torch.channels_last)
 
 
 def save(model: nn.Module, architecture: Architecture, folder: Path) -> None:

@@ -4,7 +4,6 @@ import shutil
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -12,6 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from prefdag.artifacts import write_json
 from prefdag.config import Dtype, Lora
 from prefdag.errors import ParamsError
+from prefdag.process import process
 from prefdag.text import attention
 
 DTYPES: dict[Dtype, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -27,7 +27,7 @@ def load(folder: Path, dtype: Dtype = "float32") -> PreTrainedModel:
         local_files_only=True,
         trust_remote_code=False,
     )
-    return model.eval().to(PartialState().device)
+    return model.eval().to(process().device)
 
 
 def add_lora(model: PreTrainedModel, config: Lora, seed: int) -> PeftModel:
