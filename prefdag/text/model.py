@@ -1,12 +1,14 @@
 """Causal language models on disk and in memory: loading, LoRA, merging. Safetensors only, no remote code."""
 
 import shutil
+import warnings
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils.logging import disable_progress_bar
 
 from prefdag.artifacts import write_json
 from prefdag.config import Dtype, Lora
@@ -14,6 +16,8 @@ from prefdag.errors import ParamsError
 from prefdag.process import process
 from prefdag.text import attention
 
+disable_progress_bar()  # of a second; ours are of minutes
+warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)  # asked for by peft
 DTYPES: dict[Dtype, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
