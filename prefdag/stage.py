@@ -12,6 +12,7 @@ exit code. A test compares the arguments with the stage's `params` in dvc.yaml.
 
 import argparse
 import errno
+import gc
 import inspect
 import logging
 import os
@@ -71,6 +72,7 @@ class stage:  # noqa: N801 - it is used as a decorator
             formatter_class=argparse.RawDescriptionHelpFormatter,
         ).parse_args()
         set_environment()
+        gc.set_threshold(100_000)  # importing torch makes objects for seconds, none of them garbage
         logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
         logging.getLogger("prefdag").setLevel(logging.INFO)
         try:
