@@ -59,8 +59,7 @@ class TrainState:
         for path, tensor in groups["optimizer"].items():
             name, _, key = path.rpartition("/")
             p = self.trainable()[name]
-            # AdamW keeps its step count on the CPU.
-            self.optimizer.state[p][key] = tensor if key == "step" else tensor.to(p.device)
+            self.optimizer.state[p][key] = tensor.to(p.device)
         torch.set_rng_state(groups["rng"]["cpu"])
         if torch.cuda.is_available() and "cuda" in groups["rng"]:
             torch.cuda.set_rng_state(groups["rng"]["cuda"])

@@ -87,9 +87,8 @@ def fit(
         )
     torch.manual_seed(seed)
     steps = plan(len(train.weights), config, seed)
-    optimizer = torch.optim.AdamW(
-        [p for p in model.parameters() if p.requires_grad], lr=config.learning_rate, weight_decay=config.weight_decay
-    )
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trainable, config.learning_rate, weight_decay=config.weight_decay, fused=True)
     state = TrainState(model, optimizer)
     history = History([], [])
     start = checkpoints.restore(state, history.train, history.validation)
