@@ -6,7 +6,7 @@ from the cache, and for those that ran in a temporary folder.
 
 from pathlib import Path
 
-from prefdag.artifacts import read_json
+from prefdag.artifacts import read_json, writing
 from prefdag.config import Params
 from prefdag.publishing import publish
 from prefdag.stage import stage
@@ -21,6 +21,9 @@ CURVES = {
 }
 REPORT = Path("reports/index.html")
 MODEL_CARD = Path("reports/model_card.md")
+# Always the same bytes, and in dvc.yaml neither cached nor restored: DVC publishes wherever this file is absent, as in a
+# fresh clone or the folder of a queued experiment, even if every other stage comes from the cache.
+PUBLISHED = Path("reports/published.txt")
 
 
 @stage
@@ -28,6 +31,8 @@ def main(params: Params) -> None:
     """Read what the other stages wrote, and publish it."""
     metrics = {track: read_json(path) for track, path in METRICS.items()}
     publish(params, metrics, CURVES, files=[REPORT, MODEL_CARD, *METRICS.values()])
+    with writing(PUBLISHED) as path:
+        path.write_text("This pipeline is a run in MLflow with the tag kind=pipeline; see docs/tracking.md.\n", "utf-8")
 
 
 if __name__ == "__main__":
