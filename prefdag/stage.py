@@ -63,7 +63,10 @@ class stage:  # noqa: N801 - it is used as a decorator
         return [field.name for field in fields(Params)] if names == ["params"] else names
 
     def run(self) -> None:
-        """Run the stage in the current directory. Exits with 0; 1, 2 or 3 (see `errors`); 130 when interrupted."""
+        """Run the stage in the current directory; as a script, this ends the process.
+
+        Exit codes: 0; 1, 2 or 3 (see `errors`); 130 when interrupted.
+        """
         argparse.ArgumentParser(
             f"python -m stages.{self.name}",
             description=sys.modules[self.main.__module__].__doc__,
@@ -89,6 +92,12 @@ class stage:  # noqa: N801 - it is used as a decorator
         except KeyboardInterrupt:
             print(f"{self.name}: interrupted; run it again to continue", file=sys.stderr)
             sys.exit(130)
+        if self.main.__module__ == "__main__":
+            # All is written and closed. To take torch's modules apart one by one would last two more seconds a stage.
+            logging.shutdown()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(0)
 
 
 @contextmanager
