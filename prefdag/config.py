@@ -28,7 +28,7 @@ Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 CommitHash = Annotated[str, Field(pattern="^[0-9a-f]{40}$")]
 Text = Annotated[str, Field(min_length=1)]
 
-LossName = Literal["sigmoid", "ipo", "hinge"]
+LossName = Literal["sigmoid", "robust", "exo", "hinge", "ipo", "sppo", "discopop", "nca", "apo_zero", "apo_down"]
 Dtype = Literal["float32", "bfloat16"]
 
 

@@ -73,7 +73,11 @@ def test_the_default_is_valid_and_complete() -> None:
         (put("seed", 1.5), "seed: input should be a valid integer, not 1.5"),
         (put("seed", True), "seed: input should be a valid integer, not True"),
         (put("seed", -1), "seed: input should be greater than or equal to 0, not -1"),
-        (put("loss", "dpo"), "loss: input should be 'sigmoid', 'ipo' or 'hinge', not 'dpo'"),
+        (
+            put("loss", "dpo"),
+            "loss: input should be 'sigmoid', 'robust', 'exo', 'hinge', 'ipo', 'sppo', 'discopop', 'nca', 'apo_zero' or "
+            "'apo_down', not 'dpo'",
+        ),
         (put("dpo_image.flip", "yes"), "dpo_image.flip: input should be a valid boolean, not 'yes'"),
         (put("format_pairs.max_pairs", 0), "format_pairs.max_pairs: input should be greater than or equal to 1, not 0"),
         (put("dpo_text.label_smoothing", 0.5), "dpo_text.label_smoothing: input should be less than 0.5, not 0.5"),

@@ -89,3 +89,15 @@ def test_what_is_missing_is_found(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text('[a](page.md#x) [b](gone.md) [c](https://localhost/x) <img src="gone.png"> [d](#here)')
     assert broken_links(page) == ["gone.md", "gone.png"]
+
+
+def test_every_loss_stands_in_the_docs() -> None:
+    """In the order of the parameter, with the paper and the equation that its docstring names."""
+    from prefdag.dpo.losses import LOSSES
+
+    rows = re.findall(
+        r"^\| (\w+) \| .* \| (arXiv:[^|]*?) \|$", (ROOT / "docs" / "training.md").read_text(), re.MULTILINE
+    )
+    assert [name for name, _ in rows] == list(LOSSES)
+    for name, paper in rows:
+        assert all(part in (LOSSES[name].__doc__ or "") for part in paper.split(", "))

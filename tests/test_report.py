@@ -24,7 +24,7 @@ from prefdag.artifacts import write_json
 from prefdag.config import Params, check_params, load_params, read_yaml
 from prefdag.errors import DataError
 from prefdag.report import card, figures, words
-from prefdag.report.page import excerpt, loss_at_reference
+from prefdag.report.page import excerpt
 from stages import report
 
 HOSTILE = "<script>alert(1)</script><img src=http://evil.example/x onerror=alert(2)> & </article>"
@@ -484,15 +484,6 @@ def test_figure_takes_its_colours_from_the_page() -> None:
     assert not re.search(r"#[0-9a-f]{6}\b", svg)
     assert "&lt;b&gt;" in svg
     assert "ln 2" in svg
-
-
-@pytest.mark.parametrize("loss", ["sigmoid", "hinge", "ipo"])
-def test_reference_level_is_the_loss_at_h_zero(loss: Any) -> None:
-    import torch
-
-    from prefdag.dpo.losses import LOSSES
-
-    assert loss_at_reference(loss, 0.3)[0] == pytest.approx(float(LOSSES[loss](torch.zeros(1).double(), 0.3, 0.0)))
 
 
 def test_excerpt_loses_nothing() -> None:

@@ -6,7 +6,6 @@ style, figures and pictures are inside. Everything that comes from data is escap
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from math import log
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from prefdag.config import LossName, Params, flatten
+from prefdag.config import Params, flatten
 from prefdag.report import figures, provenance, words
 from prefdag.report.figures import Line
 from prefdag.report.results import Dataset, ImageTrack, Results, Run, TextTrack
@@ -142,10 +141,10 @@ def image_curves(image: ImageTrack, params: Params) -> list[Panel]:
 
 def dpo_curves(run: Run, params: Params, name: str) -> list[Panel]:
     """Loss, rewards, margin and accuracy of a DPO run: those that its history has."""
+    at_reference = float(run.validation["loss"].iloc[0])  # step 0: there the policy is its reference
+    start = (at_reference, "ln 2" if params.loss == "sigmoid" else words.number(at_reference))
     return [
-        *panel(
-            run, "Loss", [Line("loss", "policy")], f"{name}-loss", level=loss_at_reference(params.loss, params.beta)
-        ),
+        *panel(run, "Loss", [Line("loss", "policy")], f"{name}-loss", level=start),
         *panel(run, "Rewards", chosen_and_rejected("rewards"), f"{name}-rewards", level=(0.0, "")),
         *panel(run, "Reward margin", [Line("rewards/margin", "policy")], f"{name}-margin", level=(0.0, "")),
         *panel(
@@ -177,12 +176,6 @@ def panel(
         return []
     svg = figures.curves(run.history, run.validation, lines, name=name, level=level, as_percent=as_percent)
     return [Panel(title, Markup(svg))]
-
-
-def loss_at_reference(loss: LossName, beta: float) -> tuple[float, str]:
-    """What the loss is where the policy equals its reference (h = 0 in `dpo.losses`), and how to call that."""
-    levels = {"sigmoid": (log(2), "ln 2"), "hinge": (1.0, "1"), "ipo": (1 / (2 * beta) ** 2, "1/(2β)²")}
-    return levels[loss]
 
 
 def text_margins(text: TextTrack) -> list[Panel]:
