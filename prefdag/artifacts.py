@@ -1,9 +1,9 @@
 """Files that stages write: whole or not at all, the same bytes every time; and the hashes that identify them."""
 
-import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -35,9 +35,10 @@ def writing(target: Path) -> Iterator[Path]:
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    for left in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
-        if left == temporary or not psutil.pid_exists(int(left.name.split(".")[-2])):
-            remove(left)
+    for path in target.parent.iterdir():
+        left = re.fullmatch(rf"\.{re.escape(target.name)}\.(\d+)\.tmp", path.name)
+        if left and (path == temporary or not psutil.pid_exists(int(left[1]))):
+            remove(path)
     try:
         yield temporary
         for path in [temporary, *temporary.rglob("*")]:

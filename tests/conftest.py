@@ -1,5 +1,6 @@
 """The environment of the tests is that of a stage: no telemetry, no idle threads spinning."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,3 +14,14 @@ set_environment()
 def root() -> Path:
     """The repository's root."""
     return Path(__file__).parents[1]
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Torch on one thread: two may add in another order."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

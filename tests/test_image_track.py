@@ -1,7 +1,7 @@
 """The image track: shapes, augmentation as a pure function, the DPO stage from its first step, and its metrics."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +29,7 @@ SMALL = resnet.Architecture(arch="resnet18", stem="imagenet", dropout=0.2, chann
 IDENTITY = Augmentation(max_shift=0, flip=False, seed=0)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Two threads may add in another order."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def random_images(n: int, channels: int = 1, size: int = 12, seed: int = 0) -> Tensor:

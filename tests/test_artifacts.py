@@ -1,0 +1,41 @@
+"""Files are written whole or not at all, and what a killed writer left is cleared away."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from prefdag.artifacts import writing
+
+
+def test_a_block_that_raises_leaves_what_was_there(tmp_path: Path) -> None:
+    target = tmp_path / "metrics.json"
+    target.write_text("old")
+
+    def fail() -> None:
+        with writing(target) as path:
+            path.write_text("new")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert [(each.name, each.read_text()) for each in tmp_path.iterdir()] == [("metrics.json", "old")]
+
+
+def test_what_a_killed_writer_left_is_removed_by_the_next_and_nothing_else(tmp_path: Path) -> None:
+    """Neither the half of a writer that lives (our parent stands for it), nor a file that only looks like one."""
+    script = (
+        "import os, signal, sys; from pathlib import Path; from prefdag.artifacts import writing\n"
+        "with writing(Path(sys.argv[1])) as path: path.mkdir(); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    killed = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "model")])
+    killed.wait()
+    alive, other = tmp_path / f".model.{os.getppid()}.tmp", tmp_path / ".model.old.tmp"
+    for path in (alive, other):
+        path.mkdir()
+    assert (tmp_path / f".model.{killed.pid}.tmp").is_dir()
+    with writing(tmp_path / "model") as folder:
+        folder.mkdir()
+    assert {path.name for path in tmp_path.iterdir()} == {"model", alive.name, other.name}
