@@ -4,6 +4,7 @@ VENV ?= .venv
 UV := $(VENV)/bin/uv
 ACTIVATE := . $(VENV)/bin/activate
 INSTALLED := $(VENV)/.installed
+ORACLE := $(VENV)/.oracle
 LOCK := $(UV) pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11
 
 # MLflow opens on an empty overview; this is the list of pipeline runs of the first experiment in the store.
@@ -12,7 +13,7 @@ RUNS := \#/experiments/1/runs?searchFilter=tags.kind%20%3D%20%22pipeline%22
 export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help setup repro test test-slow lint ui lock clean
+.PHONY: help setup repro test test-slow lint docs ui lock clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -27,14 +28,17 @@ repro: setup ## run the whole pipeline on params.yaml; what has not changed is n
 	@echo "Experiments:  make ui, then open http://127.0.0.1:5000/$(RUNS)"
 	@echo "Next:         . $(VENV)/bin/activate && dvc exp run -S beta=0.3"
 
-test: setup ## run the fast tests
+test: $(ORACLE) ## run the fast tests
 	@$(ACTIVATE) && pytest
 
-test-slow: setup ## run the slow tests
+test-slow: $(ORACLE) ## run the slow tests
 	@$(ACTIVATE) && pytest -m slow
 
 lint: setup ## check style and types
 	@$(ACTIVATE) && ruff check && ruff format --check && mypy
+
+docs: setup ## write docs/losses.md anew from the code
+	@$(ACTIVATE) && python -m prefdag.dpo.losses_page > docs/losses.md
 
 ui: setup ## open the experiments in MLflow, until Ctrl-C
 	@echo "Experiments:  http://127.0.0.1:5000/$(RUNS)"
@@ -43,6 +47,7 @@ ui: setup ## open the experiments in MLflow, until Ctrl-C
 lock: $(UV) ## bring the locks up to date with pyproject.toml, versions kept; ARGS=--upgrade takes the newest
 	$(LOCK) $(ARGS) --extra dev pyproject.toml --output-file requirements.lock
 	echo uv | $(LOCK) $(ARGS) - --output-file requirements-uv.lock
+	echo 'trl==1.16.*' | $(LOCK) --no-deps - --output-file requirements-test.lock
 
 clean: ## remove .venv and the tools' caches; data, models, reports and experiments stay
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
@@ -66,4 +71,9 @@ $(INSTALLED): $(UV) requirements.lock pyproject.toml
 	@test -t 2 || quiet=--quiet; \
 		$(UV) pip install $$quiet --python $(VENV)/bin/python --compile-bytecode --require-hashes -r requirements.lock && \
 		$(UV) pip install $$quiet --python $(VENV)/bin/python --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# A peer whose losses ours are compared with (tests/test_against_trl.py); the pipeline never imports it.
+$(ORACLE): $(INSTALLED) requirements-test.lock
+	@$(UV) pip install --quiet --python $(VENV)/bin/python --no-deps --require-hashes -r requirements-test.lock
 	@touch $@

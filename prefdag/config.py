@@ -9,9 +9,9 @@ import difflib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Discriminator, Field, Tag, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 from ruamel.yaml import YAML, YAMLError
 
@@ -28,8 +28,21 @@ Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 CommitHash = Annotated[str, Field(pattern="^[0-9a-f]{40}$")]
 Text = Annotated[str, Field(min_length=1)]
 
-LossName = Literal["sigmoid", "robust", "exo", "hinge", "ipo", "sppo", "discopop", "nca", "apo_zero", "apo_down"]
 Dtype = Literal["float32", "bfloat16"]
+LossName = Literal[  # noqa: RUF041 - one list on few lines
+    Literal["sigmoid", "robust", "exo", "hinge", "ipo", "discopop", "sppo", "nca", "apo_zero", "apo_down"],
+    Literal["kto", "bco", "aot", "aot_unpaired", "cpo", "simpo", "orpo", "sft"],
+]
+ConstraintName = Literal["kl", "chosen_drop"]
+FindingName = Literal[  # noqa: RUF041
+    Literal["not_at_reference", "zero_gradient", "likelihood_displacement", "length_exploitation"],
+    Literal["reward_saturation", "kl_out_of_budget", "drift", "divergence"],
+]
+
+
+def _shape(value: Any) -> str:
+    """Whether a value that may be a name or a mapping is the one or the other; `_walk` leaves these tags out."""
+    return "<name>" if isinstance(value, str) else "<mapping>"
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -72,6 +85,7 @@ class Cifar10Source:
 
 
 Source = Annotated[PypiSource | HubSource | PathSource, Field(discriminator="kind")]
+ModelSource = Annotated[HubSource | PathSource, Field(discriminator="kind")]
 ImageSource = Annotated[PypiSource | HubSource | PathSource | Cifar10Source, Field(discriminator="kind")]
 
 
@@ -97,8 +111,13 @@ class DownloadImages:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class DownloadResnet:
+    source: ModelSource | None
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class ValidatePairs:
-    format: Literal["sharegpt", "hh-rlhf", "plain"]
+    format: Literal["sharegpt", "hh-rlhf", "plain", "unpaired"]
     on_invalid: Literal["error", "drop"]
     max_dropped: Fraction  # share of all rows
 
@@ -130,25 +149,76 @@ class LabelPairs:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Lora:
-    """LoRA, arXiv:2106.09685: W + (alpha / rank) B A on each target module."""
+    """LoRA, arXiv:2106.09685: W + (alpha / rank) B A on each target module; qlora: W in 4 bits, arXiv:2305.14314."""
 
+    kind: Literal["lora", "qlora"]
     rank: PositiveInt
     alpha: PositiveInt
     dropout: Fraction
-    target_modules: Annotated[list[Text], Field(min_length=1)]
+    # auto: those that peft names for the architecture; all-linear: every linear layer but the head
+    target_modules: Annotated[
+        Annotated[Literal["auto", "all-linear"], Tag("<name>")]
+        | Annotated[list[Text], Field(min_length=1), Tag("<mapping>")],
+        Discriminator(_shape),
+    ]
+    rslora: bool  # scale alpha / sqrt(rank), arXiv:2312.03732
+    dora: bool  # direction and magnitude apart, arXiv:2402.09353
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Prefix:
+    """Prefix tuning, arXiv:2101.00190: trained keys and values before every prompt. It does not start at the reference."""
+
+    kind: Literal["prefix"]
+    tokens: PositiveInt
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Full:
+    """Every weight is trained."""
+
+    kind: Literal["full"]
+
+
+Adapter = Annotated[Lora | Prefix | Full, Field(discriminator="kind")]
+MergedAdapter = Annotated[Lora | Full, Field(discriminator="kind")]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class StepDecay:
+    """The learning rate times `factor` after every `epochs` epochs (StepLR)."""
+
+    kind: Literal["step"]
+    epochs: PositiveInt
+    factor: Annotated[float, Field(gt=0, le=1)]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Momentum:
+    """An optimiser with momentum."""
+
+    kind: Literal["sgd", "rmsprop"]
+    momentum: Fraction
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Training:
-    """One optimisation run: AdamW (arXiv:1711.05101), linear warm-up, then `schedule`."""
+    """One optimisation run: linear warm-up, then `schedule`."""
 
     epochs: PositiveInt
     batch_size: PositiveInt  # rows an optimiser step, over all processes
     micro_batch_size: PositiveInt  # rows a forward pass
+    optimizer: Annotated[  # AdamW: arXiv:1711.05101
+        Annotated[Literal["adamw", "adam", "sgd", "rmsprop"], Tag("<name>")] | Annotated[Momentum, Tag("<mapping>")],
+        Discriminator(_shape),
+    ]
     learning_rate: Positive
     weight_decay: NonNegative
     warmup_fraction: Fraction  # of all steps
-    schedule: Literal["constant", "linear", "cosine"]
+    schedule: Annotated[
+        Annotated[Literal["constant", "linear", "cosine"], Tag("<name>")] | Annotated[StepDecay, Tag("<mapping>")],
+        Discriminator(_shape),
+    ]
     max_grad_norm: Positive
     precision: Dtype  # bfloat16: autocast; weights stay as they are
     validate_every: PositiveInt  # optimiser steps
@@ -157,7 +227,7 @@ class Training:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class SftRef:
-    lora: Lora
+    adapter: MergedAdapter
     training: Training
     seed: Count
 
@@ -180,18 +250,108 @@ class ResnetWarmup:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class LossOptions:
+    """Parameters of losses. Null: what the loss's paper takes, or nothing. `Preference` refuses one that is not used."""
+
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] | None
+    reduction: Literal["sum", "mean"] | None
+    reference_free: bool | None
+    f_divergence: Literal["forward_kl", "js", "alpha"] | None
+    f_alpha: Annotated[float, Field(gt=0, lt=1)] | None
+    ld_alpha: Annotated[float, Field(ge=0, le=1)] | None
+    wpo: bool | None
+    simpo_gamma: NonNegative | None
+    discopop_tau: Positive | None
+    sft_weight: NonNegative | None
+    desirable_weight: Positive | None
+    undesirable_weight: Positive | None
+
+
+# A name, or a weighted sum of losses.
+Loss = Annotated[
+    Annotated[LossName, Tag("<name>")] | Annotated[dict[LossName, Positive], Field(min_length=1), Tag("<mapping>")],
+    Discriminator(_shape),
+]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Constraint:
+    """The term multiplier * relu(c - threshold); dual ascent: multiplier + dual_rate * mean(c - threshold), at least 0."""
+
+    threshold: float
+    multiplier: NonNegative
+    dual_rate: NonNegative
+
+
+Constraints = dict[ConstraintName, Constraint | None]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Reference:
+    """How the reference of DPO moves: not at all, polyak (every step), copy (every epoch), sync (every so many steps)."""
+
+    update: Literal["none", "polyak", "copy", "sync"]
+    alpha: Annotated[float, Field(gt=0, le=1)] | None  # polyak, sync: how far it goes to the policy
+    every: PositiveInt | None  # sync: steps
+
+    @model_validator(mode="after")
+    def _used(self) -> Self:
+        """Each way to move has the parameters that it uses, and no others."""
+        for key, users in (("alpha", ("polyak", "sync")), ("every", ("sync",))):
+            if (getattr(self, key) is not None) != (self.update in users):
+                raise ValueError(
+                    f"update '{self.update}' {'needs' if self.update in users else 'does not use'} '{key}'"
+                )
+        return self
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class TextReference(Reference):
+    """`logps` cached: those of stage ref_logps; live: computed beside the policy's."""
+
+    logps: Literal["cached", "live"]
+
+    @model_validator(mode="after")
+    def _no_cache_of_what_moves(self) -> Self:
+        if self.update != "none" and self.logps == "cached":
+            raise ValueError(
+                f"a reference that moves (update '{self.update}') has no cached log-probabilities: set logps to live"
+            )
+        return self
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Health:
+    """What the verdict on a finished DPO run goes by."""
+
+    kl_budget: Positive  # nats a response
+    fail_on: list[FindingName]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class DpoText:
-    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)]
-    lora: Lora
+    adapter: Adapter
+    reference: TextReference
     training: Training
+    health: Health
+
+    @model_validator(mode="after")
+    def _same_weights(self) -> Self:
+        if self.adapter.kind == "qlora" and self.reference.logps == "cached":
+            raise ValueError(
+                "qlora trains other weights, of 4 bits, than ref_logps scored: set reference.logps to live"
+            )
+        return self
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class DpoImage:
-    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)]
+    negatives: Literal["random", "hard", "confusion"]
+    reference: Reference
     max_shift: Count
     flip: bool
     training: Training
+    health: Health
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -213,12 +373,15 @@ class Params:
     """All of params.yaml."""
 
     beta: Positive
-    loss: LossName
+    loss: Loss
     seed: Count
+    loss_options: LossOptions
+    constraints: Constraints
     download_model: DownloadModel
     download_pairs: DownloadPairs
     download_evals: DownloadEvals
     download_images: DownloadImages
+    download_resnet: DownloadResnet
     validate_pairs: ValidatePairs
     validate_images: ValidateImages
     format_pairs: FormatPairs
@@ -267,10 +430,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings or dataclasses as one level of dotted keys; lists stay values."""
+    """Nested mappings or dataclasses as one level of dotted keys; lists, and mappings without keys, stay values."""
     if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
         tree = dataclasses.asdict(tree)
-    if not isinstance(tree, Mapping):
+    if not isinstance(tree, Mapping) or (prefix and not tree):
         return {prefix: tree}
     items: dict[str, Any] = {}
     for key, value in tree.items():
@@ -292,6 +455,8 @@ def _one_line(error: ValidationError, tree: Mapping[str, Any]) -> str:
     if first["type"] == "missing":
         return f"{dotted}: missing; every key is required"
     found = "" if isinstance(first["input"], Mapping) else f", not {first['input']!r}"
+    if first["type"] == "value_error":  # raised by a check of ours
+        return f"{dotted}: {first['ctx']['error']}"
     return f"{dotted}: {first['msg'][0].lower()}{first['msg'][1:]}{found}"
 
 
@@ -305,6 +470,8 @@ def _walk(tree: Mapping[str, Any], loc: tuple[int | str, ...]) -> tuple[list[str
     parent: Mapping[str, Any] = tree
     tagged: Any = None
     for i, part in enumerate(loc):
+        if str(part).startswith(("<", "[")):  # our tags (see `_shape`), and pydantic's for the key of a mapping
+            continue
         if isinstance(node, Mapping):
             if node.get("kind") == part and node is not tagged and i < len(loc) - 1:
                 tagged = node

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
+from tasks import objective_of, task_of
 from tiny_models import random_groups, training, weights, with_lora, write_model
 from torch import Tensor, nn
 
@@ -47,7 +48,7 @@ def classification() -> Task:
         right = (logits.argmax(1) == labels[list(rows)]).float()
         return F.cross_entropy(logits, labels[list(rows)], reduction="none"), {"accuracy": right}
 
-    return Task(objective, [1.0] * 12, [f"image {i}" for i in range(12)])
+    return task_of(objective, [1.0] * 12, [f"image {i}" for i in range(12)])
 
 
 def start(folder: Path, kill: int | None = None, model: nn.Module | None = None, task: Task | None = None) -> Result:
@@ -110,9 +111,9 @@ def test_a_resumed_run_does_only_what_is_left(tmp_path: Path) -> None:
 
     def objective(model: nn.Module, rows: Sequence[int], epoch: int | None) -> Outcome:
         steps.extend([epoch] if epoch is not None else [])
-        return task.objective(model, rows, epoch)
+        return objective_of(task)(model, rows, epoch)
 
-    start(tmp_path, task=Task(objective, task.weights, task.ids))
+    start(tmp_path, task=task_of(objective, task.weights, task.ids))
     assert steps == [2, 3, 3, 3]  # the epochs of steps 8 to 11: the checkpoint before step 9 is that of step 8
 
 

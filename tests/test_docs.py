@@ -91,13 +91,19 @@ def test_what_is_missing_is_found(tmp_path: Path) -> None:
     assert broken_links(page) == ["gone.md", "gone.png"]
 
 
-def test_every_loss_stands_in_the_docs() -> None:
-    """In the order of the parameter, with the paper and the equation that its docstring names."""
-    from prefdag.dpo.losses import LOSSES
+def test_the_page_of_losses_is_what_the_code_makes() -> None:
+    from prefdag.dpo.losses_page import page
 
-    rows = re.findall(
-        r"^\| (\w+) \| .* \| (arXiv:[^|]*?) \|$", (ROOT / "docs" / "training.md").read_text(), re.MULTILINE
-    )
-    assert [name for name, _ in rows] == list(LOSSES)
-    for name, paper in rows:
-        assert all(part in (LOSSES[name].__doc__ or "") for part in paper.split(", "))
+    assert (ROOT / "docs" / "losses.md").read_text("utf-8") == page(), "run `make docs`"
+
+
+def test_the_page_of_losses_says_all() -> None:
+    """A formula, a paper and every option; the docstring of a new loss has to have the first two."""
+    from prefdag.dpo.losses import LOSSES
+    from prefdag.dpo.losses_page import options, page
+
+    rows = re.findall(r"^\| (\w+) \| ([^|]*(?:\\\|[^|]*)*) \| .* \| (arXiv:[^|]+) \|$", page(), re.MULTILINE)
+    assert [name for name, *_ in rows] == list(LOSSES)
+    assert all(len(formula) > 5 for _, formula, _ in rows)
+    for option in options():
+        assert re.search(rf"^\| {option} \| \w+", page(), re.MULTILINE), option

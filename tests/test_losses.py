@@ -1,250 +1,322 @@
-"""Preference losses: numbers worked by hand, a naive twin, gradients, and the check of the first step."""
+"""The losses as pure functions: numbers worked by hand, naive twins, gradients, limits; and held-out rewards."""
 
+import itertools
 import math
-from typing import get_args
+from typing import Any, get_args
 
+import naive_losses as naive
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from naive_losses import double
 from torch import Tensor
 
 from prefdag.config import LossName
-from prefdag.dpo.losses import LOSSES, SMOOTHED, START_TOLERANCE, Preference
+from prefdag.dpo.losses import EXTRAS, LOSSES, f_score, log_odds
 from prefdag.dpo.rewards import reward_metrics
-from prefdag.errors import NumericError, ParamsError
 
 LOSS_NAMES: list[LossName] = list(get_args(LossName))
+OF_MARGIN: list[LossName] = ["sigmoid", "robust", "exo", "hinge", "ipo", "discopop"]
+OF_REWARDS: list[LossName] = ["sppo", "nca", "apo_down"]
+SMOOTHED: list[LossName] = ["sigmoid", "robust", "exo", "aot", "aot_unpaired", "cpo", "simpo"]
 
 
-def smoothing(loss: LossName, e: float) -> float:
-    """A label smoothing that the loss takes: e, none where it uses none, never zero for EXO."""
-    return max(e, 1e-3) if loss == "exo" else e if loss in SMOOTHED else 0.0
+def value(loss: LossName, chosen: Tensor, rejected: Tensor, beta: float, **keywords: Any) -> Tensor:
+    """The loss, with what rows have to say filled in; the sum over responses for losses of one response at a time."""
+    ones = torch.ones_like(chosen)
+    extras = {"kl": ones, "present": (ones, ones), "ref_margin": ones.cumsum(0), "chosen_mean_logps": -ones}
+    wanted = {key: extras[key] for key in LOSSES[loss].keywords if key in extras}
+    losses = LOSSES[loss].function(chosen, rejected, beta, **wanted | keywords)
+    return sum(losses) if isinstance(losses, tuple) else losses  # type: ignore[return-value]
 
 
-def double(*values: float) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
-
-
-def naive(loss: str, beta: float, e: float, chosen: float, rejected: float) -> float:
-    """The formulas as the papers write them, of the two log-ratios."""
-
-    def log_sigmoid(z: float) -> float:
-        return -math.log1p(math.exp(-z)) if z > 0 else z - math.log1p(math.exp(z))
-
-    def sigmoid(z: float) -> float:
-        return math.exp(log_sigmoid(z))
-
-    h = chosen - rejected
-    z, r_w, r_l = beta * h, beta * chosen, beta * rejected
-    match loss:
-        case "sigmoid":
-            return -(1 - e) * log_sigmoid(z) - e * log_sigmoid(-z)
-        case "robust":
-            return (-(1 - e) * log_sigmoid(z) + e * log_sigmoid(-z)) / (1 - 2 * e)
-        case "exo":
-            return sigmoid(z) * (log_sigmoid(z) - math.log(1 - e)) + sigmoid(-z) * (log_sigmoid(-z) - math.log(e))
-        case "hinge":
-            return max(0.0, 1 - z)
-        case "ipo":
-            return (h - 1 / (2 * beta)) ** 2
-        case "sppo":
-            return (chosen - 1 / (2 * beta)) ** 2 + (rejected + 1 / (2 * beta)) ** 2
-        case "discopop":
-            m = sigmoid(z / 0.05)
-            return -(1 - m) * log_sigmoid(z) + (m * math.exp(-z) if m > 1e-300 else 0.0)
-        case "nca":
-            return -log_sigmoid(r_w) - log_sigmoid(-r_w) / 2 - log_sigmoid(-r_l) / 2
-        case "apo_zero":
-            return 1 - sigmoid(r_w) + sigmoid(r_l)
-        case "apo_down":
-            return sigmoid(r_w) + 1 - sigmoid(r_w - r_l)
-    raise ValueError(loss)
+def test_every_loss_of_the_parameters_is_there() -> None:
+    assert set(LOSSES) == set(LOSS_NAMES)
 
 
 @pytest.mark.parametrize(
-    ("loss", "beta", "label_smoothing", "expected"),
+    ("loss", "beta", "keywords", "expected"),
     [
-        ("sigmoid", 0.5, 0.0, 0.313262),
-        ("sigmoid", 0.5, 0.1, 0.413262),
-        ("hinge", 0.5, 0.0, 0.0),
-        ("hinge", 0.1, 0.0, 0.8),
-        ("ipo", 0.5, 0.0, 1.0),
-        ("ipo", 0.1, 0.0, 9.0),
-        ("robust", 0.5, 0.1, 0.188262),
-        ("exo", 0.5, 0.1, 0.114082),
-        ("sppo", 0.25, 0.0, 2.0),
-        ("discopop", 0.5, 0.0, 0.367879),
-        ("nca", 0.5, 0.0, 1.198154),
-        ("apo_zero", 0.5, 0.0, 0.755081),
-        ("apo_down", 0.5, 0.0, 0.891401),
+        ("sigmoid", 0.5, {}, 0.313262),
+        ("sigmoid", 0.5, {"label_smoothing": 0.1}, 0.413262),
+        ("robust", 0.5, {"label_smoothing": 0.1}, 0.188262),
+        ("exo", 0.5, {"label_smoothing": 0.1}, 0.114082),
+        ("exo", 0.5, {}, 1.276310),
+        ("hinge", 0.5, {}, 0.0),
+        ("hinge", 0.1, {}, 0.8),
+        ("ipo", 0.5, {}, 1.0),
+        ("ipo", 0.1, {}, 9.0),
+        ("discopop", 0.5, {}, 0.367879),
+        ("discopop", 0.5, {"discopop_tau": 1.0}, 0.353190),
+        ("sppo", 0.25, {}, 2.0),
+        ("nca", 0.5, {}, 1.198154),
+        ("apo_zero", 0.5, {}, 0.755081),
+        ("apo_down", 0.5, {}, 0.891401),
     ],
 )
-def test_losses_by_hand(loss: LossName, beta: float, label_smoothing: float, expected: float) -> None:
-    """Policy -1 and -4, reference -2 and -3: log-ratios 1 and -1, h = 2.
+def test_losses_of_log_ratios_by_hand(loss: LossName, beta: float, keywords: dict[str, float], expected: float) -> None:
+    """Log-ratios 1 and -1: h = 2, with beta 0.5 z = 1 and rewards 0.5 and -0.5. s(1) = 0.731059, s(0.5) = 0.622459.
 
-    sigmoid, beta 0.5: ln(1 + exp(-1)) = 0.313262; smoothed 0.9 * 0.313262 + 0.1 * ln(1 + e) = 0.281936 + 0.131326
-    hinge: 1 - 0.5 * 2 = 0; 1 - 0.1 * 2 = 0.8      ipo: (2 - 1 / 1)^2 = 1; (2 - 1 / 0.2)^2 = 9
+    sigmoid: ln(1 + exp(-1)) = 0.313262; smoothed 0.9 * 0.313262 + 0.1 * ln(1 + e) = 0.281936 + 0.131326
     robust: (0.9 * 0.313262 - 0.1 * 1.313262) / 0.8 = (0.281936 - 0.131326) / 0.8
-    exo: s = 0.731059: s (-0.313262 - ln 0.9) + (1 - s) (-1.313262 - ln 0.1) = -0.151988 + 0.266070
-    sppo: (1 - 1 / 0.5)^2 + (-1 + 1 / 0.5)^2 = 2      discopop: m = sigmoid(20) = 1 - 2e-9, exp(-1) = 0.367879
-    nca: r = 0.5, -0.5: 0.474077 + 0.974077 / 2 + 0.474077 / 2      apo_zero: 1 - 0.622459 + 0.377541
-    apo_down: 0.622459 + 1 - 0.731059
+    exo: 0.731059 (-0.313262 - ln 0.9) + 0.268941 (-1.313262 - ln 0.1) = -0.151988 + 0.266070; with
+    e = 0.001, its default: 0.731059 (-0.313262 + 0.001001) + 0.268941 (-1.313262 + 6.907755) = -0.228281 + 1.504591
+    hinge: 1 - 0.5 * 2 = 0; 1 - 0.1 * 2 = 0.8      ipo: (2 - 1 / 1)^2 = 1; (2 - 1 / 0.2)^2 = 9
+    discopop, tau 0.05: m = s(20) = 1 - 2e-9, exp(-1) = 0.367879; tau 1: m = s(1): 0.268941 * 0.313262 + 0.731059 * 0.367879
+    sppo: (1 - 1 / 0.5)^2 + (-1 + 1 / 0.5)^2 = 2
+    nca: -ln s(0.5) = 0.474077, -ln s(-0.5) = 0.974077: 0.474077 + 0.974077 / 2 + 0.474077 / 2
+    apo_zero: 1 - 0.622459 + 0.377541      apo_down: 0.622459 + 1 - 0.731059
     """
-    losses, _ = Preference(loss, beta, label_smoothing).outcome(double(-1), double(-4), double(-2), double(-3))
-    assert losses.tolist() == pytest.approx([expected], abs=1e-6)
+    assert value(loss, double(1), double(-1), beta, **keywords).item() == pytest.approx(expected, abs=1e-6)
 
 
-def test_metrics_by_hand() -> None:
-    """beta 0.5. Right: rewards 0.5 * 1 and 0.5 * -1, margin 1. Tie: 0.5 * 2 twice, half right. Wrong: 0 and 0.5 * 4."""
-    chosen = double(-1, -3, -5).requires_grad_()
-    losses, metrics = Preference("sigmoid", 0.5, 0.0).outcome(
-        chosen, double(-4, -1, -2), double(-2, -5, -5), double(-3, -3, -6)
+def test_kto_by_hand() -> None:
+    """beta 0.5; the rows say 3 and -1 of the KL, so z0 = 1; the weights are 2 and 3.
+
+    Chosen log-ratios 1 and 3: 2 s(-0.5 (1 - 1)) = 1, 2 s(-0.5 (3 - 1)) = 2 * 0.268941
+    Rejected -1 and 2: 3 s(-0.5 (1 + 1)) = 3 * 0.268941, 3 s(-0.5 (1 - 2)) = 3 * 0.622459
+    """
+    chosen, rejected = LOSSES["kto"].function(
+        double(1, 3), double(-1, 2), 0.5, kl=double(3, -1), desirable_weight=2.0, undesirable_weight=3.0
     )
-    assert {name: values.tolist() for name, values in metrics.items()} == {
-        "rewards/chosen": [0.5, 1.0, 0.0],
-        "rewards/rejected": [-0.5, 1.0, 2.0],
-        "rewards/margin": [1.0, 0.0, -2.0],
-        "rewards/accuracy": [1.0, 0.5, 0.0],
-        "logps/chosen": [-1.0, -3.0, -5.0],
-        "logps/rejected": [-4.0, -1.0, -2.0],
-    }
-    assert losses.requires_grad
-    assert not any(values.requires_grad for values in metrics.values())
+    assert chosen.tolist() == pytest.approx([1.0, 0.537883], abs=1e-6)
+    assert rejected.tolist() == pytest.approx([0.806824, 1.867378], abs=1e-6)
 
 
-@given(beta=st.floats(1e-3, 1e3), label_smoothing=st.floats(0, 0.499))
-def test_sigmoid_starts_at_ln_2(beta: float, label_smoothing: float) -> None:
-    loss = Preference("sigmoid", beta, label_smoothing)(torch.zeros(1), torch.zeros(1))
-    assert loss.item() == pytest.approx(math.log(2), rel=1e-6)
+def test_kto_takes_no_negative_kl() -> None:
+    """A mean of -1 can only be noise of the estimate: z0 = 0, so that 1 - s(0.5 * 2) = 0.268941, and s(0.5 * 2)."""
+    chosen, rejected = LOSSES["kto"].function(double(2, 2), double(2, 2), 0.5, kl=double(-3, 1))
+    assert chosen.tolist() == pytest.approx([0.268941, 0.268941], abs=1e-6)
+    assert rejected.tolist() == pytest.approx([0.731059, 0.731059], abs=1e-6)
+
+
+def test_bco_by_hand() -> None:
+    """beta 0.5: chosen rewards 1 and 2, mean 1.5; rejected 0 and -1, mean -0.5; the shift is 0.5.
+
+    Chosen: -ln s(1 - 0.5) = 0.474077, -ln s(2 - 0.5) = 0.201413; rejected: -ln s(0.5 - 0), -ln s(0.5 + 1), the same.
+    """
+    ones = double(1, 1)
+    losses = LOSSES["bco"].function(double(2, 4), double(0, -2), 0.5, present=(ones, ones))
+    for side in losses:
+        assert side.tolist() == pytest.approx([0.474077, 0.201413], abs=1e-6)
+
+
+def test_the_reward_shift_of_bco_is_taken_over_the_responses_that_are_there() -> None:
+    """Chosen rewards 1 and 2, mean 1.5; one rejected reward, -0.5, and not the mean of it and an absent one's 0: 0.5 again."""
+    chosen, rejected = LOSSES["bco"].function(double(2, 4), double(-1, 0), 0.5, present=(double(1, 1), double(1, 0)))
+    assert chosen.tolist() == pytest.approx([0.474077, 0.201413], abs=1e-6)
+    assert rejected[0].item() == pytest.approx(0.313262, abs=1e-6)  # -ln s(0.5 + 0.5)
+
+
+def test_aot_by_hand() -> None:
+    """Policy margins 1 and 4, reference margins 3 and 0: sorted, each is 1 above its peer, -ln s(1) = 0.313262.
+
+    A row at a time they would be -2 and 4. With e = 0.1: 0.9 * 0.313262 + 0.1 * 1.313262.
+    """
+    reference = double(3, 0)
+    arguments = double(1, 4) - reference, double(0, 0), 1.0
+    losses = LOSSES["aot"].function(*arguments, ref_margin=reference)
+    assert losses.tolist() == pytest.approx([0.313262] * 2, abs=1e-6)
+    losses = LOSSES["aot"].function(*arguments, ref_margin=reference, label_smoothing=0.1)
+    assert losses.tolist() == pytest.approx([0.413262] * 2, abs=1e-6)
+
+
+def test_aot_unpaired_by_hand() -> None:
+    """Chosen log-ratios 3 and 1, rejected 0 and 2: sorted, 1 - 0 and 3 - 2. A row at a time they would be 3 and -1."""
+    losses = LOSSES["aot_unpaired"].function(double(3, 1), double(0, 2), 1.0)
+    assert losses.tolist() == pytest.approx([0.313262] * 2, abs=1e-6)
+    losses = LOSSES["aot_unpaired"].function(double(3, 1), double(0, 2), 1.0, label_smoothing=0.1)
+    assert losses.tolist() == pytest.approx([0.413262] * 2, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("loss", "chosen", "rejected", "beta", "keywords", "expected"),
+    [
+        ("cpo", -1, -3, 0.5, {}, 0.563262),
+        ("cpo", -1, -3, 0.5, {"sft_weight": 2.0}, 0.813262),
+        ("cpo", -1, -3, 0.5, {"label_smoothing": 0.1}, 0.663262),
+        ("simpo", -0.5, -1.5, 2.0, {}, 0.201413),
+        ("simpo", -0.5, -1.5, 2.0, {"simpo_gamma": 1.0}, 0.313262),
+        ("simpo", -0.5, -1.5, 2.0, {"simpo_gamma": 1.0, "label_smoothing": 0.1}, 0.413262),
+        ("orpo", 0.0, -1.0, 0.25, {}, 0.328315),
+        ("orpo", 0.0, -1.0, 0.25, {"sft_weight": 0.0}, 0.078315),
+        ("sft", -0.5, -1.5, 0.25, {}, 0.5),
+    ],
+)
+def test_losses_without_a_reference_by_hand(
+    loss: LossName, chosen: float, rejected: float, beta: float, keywords: dict[str, float], expected: float
+) -> None:
+    """The average chosen token has log-probability -0.25.
+
+    cpo: log-probabilities -1 and -3, z = 1: 0.313262 + 0.25, + 2 * 0.25; smoothed 0.413262 + 0.25
+    simpo: z = 2 (-0.5 + 1.5) - 0.5 = 1.5, ln(1 + exp(-1.5)) = 0.201413; with gamma 1: z = 1
+    orpo: log-odds 0 and -1: 0.25 * 0.313262 + 0.25      sft: 0.5
+    """
+    wanted = {"chosen_mean_logps": double(-0.25)} if "chosen_mean_logps" in LOSSES[loss].keywords else {}
+    losses = LOSSES[loss].function(double(chosen), double(rejected), beta, **wanted | keywords)
+    assert losses.item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_log_odds_by_hand() -> None:
+    """Probabilities 1/2, 1/4 and 4/5: odds 1, 1/3 and 4. At 1 the odds are infinite; ours stop at a million."""
+    odds = log_odds(double(0.5, 0.25, 0.8, 1.0).log()).exp()
+    assert odds.tolist() == pytest.approx([1.0, 1 / 3, 4.0, 1e6], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("divergence", "alpha", "expected"),
+    [
+        ("forward_kl", None, [0.5, 0.0, -1.0]),
+        ("js", None, [0.287682, 0.0, -0.405465]),
+        ("alpha", 0.5, [0.585786, 0.0, -0.828427]),
+    ],
+)
+def test_f_divergences_by_hand(divergence: str, alpha: float | None, expected: list[float]) -> None:
+    """At u = 2, 1 and 1/2.
+
+    forward_kl: 1 - 1/2, 1 - 2      js: ln(4/3) = 0.287682, ln(2/3) = -0.405465
+    alpha 0.5: (1 - 1 / sqrt 2) / 0.5 = 0.292893 / 0.5, (1 - sqrt 2) / 0.5 = -0.414214 / 0.5
+    """
+    found = f_score(double(2, 1, 0.5).log(), divergence, *[alpha] if alpha else [])
+    assert found.tolist() == pytest.approx(expected, abs=1e-6)
+
+
+@given(ratio=st.floats(-5, 5))
+@settings(deadline=None)
+def test_the_alpha_divergences_lie_between_reverse_and_forward_kl(ratio: float) -> None:
+    """(1 - u^-a) / a = log u - a (log u)^2 / 2 + ...: the log-ratio as a goes to 0, 1 - 1/u as a goes to 1, falling."""
+    r = double(ratio)
+    torch.testing.assert_close(f_score(r, "alpha", 1e-9), r, atol=1e-7, rtol=1e-7)
+    torch.testing.assert_close(f_score(r, "alpha", 1 - 1e-9), f_score(r, "forward_kl"), atol=1e-5, rtol=1e-7)
+    falling = [r, *(f_score(r, "alpha", a) for a in (0.1, 0.3, 0.5, 0.7, 0.9)), f_score(r, "forward_kl")]
+    assert all(a >= b - 1e-9 for a, b in itertools.pairwise(falling))
+
+
+@pytest.mark.parametrize("divergence", ["forward_kl", "js", "alpha"])
+def test_f_divergences_are_the_log_ratio_near_the_reference(divergence: str) -> None:
+    """f'(1) = 0 and f''(1) = 1, but 1/2 for the Jensen-Shannon divergence, the sum of two halves."""
+    slope = 0.5 if divergence == "js" else 1.0
+    found = f_score(double(-1e-6, 0, 1e-6), divergence, 0.3)
+    torch.testing.assert_close(found, slope * double(-1e-6, 0, 1e-6), atol=1e-11, rtol=0)
+
+
+LOG_RATIOS = st.floats(-300, 300)
 
 
 @given(
-    loss=st.sampled_from(LOSS_NAMES),
-    beta=st.floats(0.01, 10),
-    label_smoothing=st.floats(0, 0.499),
-    logps=st.lists(st.tuples(*[st.floats(-1e3, 0)] * 4), min_size=1, max_size=5),
+    loss=st.sampled_from(OF_MARGIN),
+    beta=st.floats(0.01, 2),
+    e=st.floats(1e-3, 0.499),
+    tau=st.floats(0.05, 0.5),
+    rows=st.lists(st.tuples(LOG_RATIOS, LOG_RATIOS), min_size=1, max_size=5),
 )
-def test_losses_equal_their_naive_twins(
-    loss: LossName, beta: float, label_smoothing: float, logps: list[tuple[float, ...]]
+@settings(deadline=None)
+def test_losses_of_the_margin_equal_their_naive_twins(
+    loss: LossName, beta: float, e: float, tau: float, rows: list[tuple[float, float]]
 ) -> None:
-    e = smoothing(loss, label_smoothing)
-    losses, _ = Preference(loss, beta, e).outcome(*double(*sum(logps, ())).view(-1, 4).unbind(1))
-    expected = [naive(loss, beta, e, c - rc, r - rr) for c, r, rc, rr in logps]
-    assert losses.tolist() == pytest.approx(expected, rel=1e-9, abs=1e-12)
+    keywords = {key: {"label_smoothing": e, "discopop_tau": tau}[key] for key in LOSSES[loss].keywords}
+    chosen, rejected = double(*sum(rows, ())).view(-1, 2).unbind(1)
+    expected = [naive.of_margin(loss, c - r, beta, e, tau) for c, r in rows]
+    assert value(loss, chosen, rejected, beta, **keywords).tolist() == pytest.approx(expected, rel=1e-9, abs=1e-9)
 
 
-@pytest.mark.parametrize("e", [0.0, 0.2])
-@pytest.mark.parametrize("loss", LOSS_NAMES)
-def test_gradients_equal_finite_differences(loss: LossName, e: float) -> None:
-    e = smoothing(loss, e)
-    logps = (torch.rand(4, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * -3).requires_grad_()
-    assert torch.autograd.gradcheck(lambda t: Preference(loss, 0.3, e).outcome(*t.unbind())[0], (logps,))
+@given(
+    loss=st.sampled_from(OF_REWARDS),
+    beta=st.floats(0.01, 2),
+    rows=st.lists(st.tuples(LOG_RATIOS, LOG_RATIOS), min_size=1, max_size=5),
+)
+@settings(deadline=None)
+def test_losses_of_either_reward_equal_their_naive_twins(
+    loss: LossName, beta: float, rows: list[tuple[float, float]]
+) -> None:
+    chosen, rejected = double(*sum(rows, ())).view(-1, 2).unbind(1)
+    expected = [naive.of_rewards(loss, c, r, beta) for c, r in rows]
+    assert value(loss, chosen, rejected, beta).tolist() == pytest.approx(expected, rel=1e-9, abs=1e-9)
+
+
+def test_discopop_far_to_the_left_of_a_wide_passage() -> None:
+    """z = -100, tau 1: m = exp(-100), so that m exp(-z) = 1, beside -ln s(-100) = 100."""
+    assert value("discopop", double(-100), double(0), 1.0, discopop_tau=1.0).item() == pytest.approx(101, abs=1e-6)
+
+
+@pytest.mark.parametrize("loss", [name for name in LOSS_NAMES if name != "bco"])
+def test_gradients_equal_finite_differences(loss: LossName) -> None:
+    """But BCO's, whose shift depends on the scores and passes no gradient: see test_preference.py."""
+    scores = (torch.rand(2, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * -3).requires_grad_()
+    assert torch.autograd.gradcheck(lambda t: value(loss, t[0], t[1], 0.3), (scores,))
+
+
+@pytest.mark.parametrize("loss", SMOOTHED)
+def test_gradients_of_smoothed_losses_equal_finite_differences(loss: LossName) -> None:
+    scores = (torch.rand(2, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * -3).requires_grad_()
+    assert torch.autograd.gradcheck(lambda t: value(loss, t[0], t[1], 0.3, label_smoothing=0.2), (scores,))
 
 
 def test_gradient_of_dpo_is_weighted_by_how_wrong_the_reward_is() -> None:
     """DPO, section 4: the gradient with respect to log pi(y_w) is -beta sigmoid(-beta h), the opposite for y_l."""
-    chosen, rejected = double(-1, -8).requires_grad_(), double(-4, -2).requires_grad_()
-    losses, _ = Preference("sigmoid", 0.5, 0.0).outcome(chosen, rejected, double(-2, -2), double(-3, -3))
-    losses.sum().backward()
+    chosen, rejected = double(1, -6).requires_grad_(), double(-1, 1).requires_grad_()
+    value("sigmoid", chosen, rejected, 0.5).sum().backward()
     expected = -0.5 * torch.sigmoid(-0.5 * double(2, -7))
     torch.testing.assert_close(chosen.grad, expected)
     torch.testing.assert_close(rejected.grad, -expected)
 
 
+@pytest.mark.parametrize(("loss", "extra"), [("kto", "kl"), ("bco", None)])
+def test_the_shifts_of_joint_losses_pass_no_gradient(loss: LossName, extra: str | None) -> None:
+    """Otherwise a row's gradient would hold a part of every other row's loss: with one row's loss alone, others have none."""
+    chosen, rejected = double(1, 3).requires_grad_(), double(-1, 2).requires_grad_()
+    keywords = {extra: chosen - rejected} if extra else {}
+    value(loss, chosen, rejected, 0.5, **keywords)[0].backward()
+    for side in (chosen, rejected):
+        assert side.grad is not None
+        assert side.grad[0] != 0
+        assert side.grad[1] == 0
+
+
+@given(beta=st.floats(1e-3, 1e3), e=st.floats(0, 0.499))
+@settings(deadline=None)
+def test_sigmoid_starts_at_ln_2(beta: float, e: float) -> None:
+    losses = value("sigmoid", torch.zeros(1), torch.zeros(1), beta, label_smoothing=e)
+    assert losses.item() == pytest.approx(math.log(2), rel=1e-6)
+
+
+@given(e=st.floats(0, 0.45), beta=st.floats(0.01, 2), c=st.floats(-10, 10), r=st.floats(-10, 10))
+@settings(deadline=None)
+def test_robust_dpo_is_unbiased(e: float, beta: float, c: float, r: float) -> None:
+    """arXiv:2403.00409: in the mean over labels of which a share e is flipped, it is the loss on the clean ones."""
+    right, wrong = (
+        value("robust", *pair, beta, label_smoothing=e) for pair in ((double(c), double(r)), (double(r), double(c)))
+    )
+    torch.testing.assert_close((1 - e) * right + e * wrong, value("sigmoid", double(c), double(r), beta))
+
+
+def test_exo_is_smallest_where_the_policy_prefers_as_the_label_does() -> None:
+    """A Kullback-Leibler divergence is zero where its two distributions are one: s(z) = 1 - e."""
+    h = double(-1, 0, math.log(0.8 / 0.2), 3)
+    losses = value("exo", h, torch.zeros_like(h), 1.0, label_smoothing=0.2)
+    assert losses[2].item() == pytest.approx(0, abs=1e-12)
+    assert (losses[[0, 1, 3]] > 1e-3).all()
+
+
+@pytest.mark.parametrize("beta", [0.1, 10.0])
 @pytest.mark.parametrize("loss", LOSS_NAMES)
-def test_large_differences_stay_finite(loss: LossName) -> None:
+def test_large_differences_stay_finite(loss: LossName, beta: float) -> None:
+    """A million nats, float32: of long responses, or of a policy that has run away; a NaN would end the run."""
     chosen = torch.tensor([-1e6, 1e6, 1e6, -1e6], requires_grad=True)
     rejected = torch.tensor([1e6, -1e6, 1e6, -1e6], requires_grad=True)
-    losses = Preference(loss, 10.0, smoothing(loss, 0.1))(chosen, rejected)
+    losses = value(loss, chosen, rejected, beta)
     losses.sum().backward()
     assert bool(losses.isfinite().all())
     for side in (chosen, rejected):
-        assert side.grad is not None
-        assert bool(side.grad.isfinite().all())
+        assert side.grad is None or bool(side.grad.isfinite().all())
 
 
-@pytest.mark.parametrize("loss", [name for name in LOSS_NAMES if name not in SMOOTHED])
-def test_label_smoothing_is_refused_where_it_would_be_ignored(loss: LossName) -> None:
-    with pytest.raises(ParamsError, match=f"label_smoothing: loss '{loss}' does not use it"):
-        Preference(loss, 0.1, 0.1)
-    Preference(loss, 0.1, 0.0)
-
-
-def test_label_smoothing_is_asked_for_where_the_loss_is_infinite_without_it() -> None:
-    with pytest.raises(ParamsError, match="label_smoothing: loss 'exo' is infinite without it"):
-        Preference("exo", 0.1, 0.0)
-
-
-@pytest.mark.parametrize("loss", SMOOTHED)
-def test_label_smoothing_changes_the_losses_that_take_it(loss: LossName) -> None:
-    a, b = (Preference(loss, 0.1, e)(double(2), double(-1)) for e in (0.01, 0.3))
-    assert not torch.allclose(a, b)
-
-
-def test_robust_dpo_is_unbiased() -> None:
-    """arXiv:2403.00409: in the mean over labels of which a share e is flipped, it is the loss on the clean ones."""
-    e, clean = 0.3, Preference("sigmoid", 0.5, 0.0)
-    noisy = Preference("robust", 0.5, e)
-    chosen, rejected = double(2, -1), double(-1, 4)
-    mean = (1 - e) * noisy(chosen, rejected) + e * noisy(rejected, chosen)
-    torch.testing.assert_close(mean, clean(chosen, rejected))
-
-
-def test_every_loss_of_the_parameters_is_there() -> None:
-    assert list(LOSSES) == LOSS_NAMES
-
-
-def start(preference: Preference, chosen: Tensor, rejected: Tensor) -> dict[str, float]:
-    """The metrics of a first step, as the trainer means them, where the reference's log-probabilities are all zero."""
-    losses, metrics = preference.outcome(chosen, rejected, torch.zeros_like(chosen), torch.zeros_like(chosen))
-    return {name: values.mean().item() for name, values in {"loss": losses, **metrics}.items()}
-
-
-CASES = [
-    ("sigmoid", 0.1, 0.0),
-    ("sigmoid", 1.0, 0.4),
-    ("ipo", 0.1, 0.0),
-    ("ipo", 0.5, 0.0),
-    ("hinge", 0.1, 0.0),
-    ("hinge", 2.0, 0.0),
-    ("robust", 0.1, 0.2),
-    ("exo", 0.1, 0.1),
-    ("sppo", 0.1, 0.0),
-    ("discopop", 0.1, 0.0),
-    ("nca", 0.1, 0.0),
-    ("apo_zero", 0.1, 0.0),
-    ("apo_down", 0.1, 0.0),
-]
-
-
-@pytest.mark.parametrize("tolerance", START_TOLERANCE.values(), ids=START_TOLERANCE.keys())
-@pytest.mark.parametrize(("loss", "beta", "e"), CASES)
-def test_the_check_of_the_start_passes_where_policy_is_reference(
-    loss: LossName, beta: float, e: float, tolerance: float
-) -> None:
-    """With a tolerance of 2 nats the losses at its ends can both lie above the loss at zero: IPO, beta 0.5: 25, 9 and 1."""
-    preference = Preference(loss, beta, e)
-    check = preference.check_start(tolerance)
-    for off in (0.0, 0.4 * tolerance, -0.4 * tolerance):
-        check(start(preference, double(off, 0), double(0, off)))
-
-
-@pytest.mark.parametrize(("loss", "beta", "e"), CASES)
-def test_the_check_of_the_start_stops_a_policy_that_is_not_its_reference(loss: LossName, beta: float, e: float) -> None:
-    preference = Preference(loss, beta, e)
-    check = preference.check_start(START_TOLERANCE["float32"])
-    for chosen, rejected in [(0.1, 0.0), (0.0, -0.1), (0.1, 0.1), (math.nan, 0.0)]:
-        with pytest.raises(NumericError, match=r"^step 0: the policy is not its reference: .*ref_logps"):
-            check(start(preference, double(chosen, chosen), double(rejected, rejected)))
-
-
-@pytest.mark.parametrize("loss", ["sigmoid", "ipo"])
-def test_the_check_of_the_start_sees_errors_whose_mean_is_zero(loss: LossName) -> None:
-    """Log-ratios of +5 and -5 cancel in the mean reward, not in a curved loss: dropout left on looks like this."""
-    preference = Preference(loss, 0.1, 0.0)
-    with pytest.raises(NumericError):
-        preference.check_start(START_TOLERANCE["float32"])(start(preference, double(5, -5), double(0, 0)))
+@pytest.mark.parametrize("loss", LOSS_NAMES)
+def test_keywords_of_losses_are_options_or_come_from_the_rows(loss: LossName) -> None:
+    """What is neither would be a parameter that nobody can set."""
+    names = set(LOSSES[loss].keywords)
+    assert names <= {*EXTRAS, *vars(naive.options())}
 
 
 def test_held_out_rewards_by_hand() -> None:

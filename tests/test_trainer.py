@@ -12,15 +12,18 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from tasks import objective_of, preference_of, task_of
 from tiny_models import disturb, random_groups, training, weights, with_lora, write_both
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from prefdag.dpo.checkpoint import Checkpoints
-from prefdag.dpo.losses import Preference
-from prefdag.dpo.trainer import History, Outcome, Task, fit, learning_rate, plan, run
+from prefdag.dpo.optimizer import learning_rate
+from prefdag.dpo.plan import plan
+from prefdag.dpo.preference import Preference
+from prefdag.dpo.trainer import History, Outcome, Said, Task, fit, run
 from prefdag.errors import NumericError
-from prefdag.text.logps import pair_logps, score
+from prefdag.text.logps import Pair, score, score_all_pairs, score_pairs
 from prefdag.text.packing import Group
 from prefdag.text.sft import imitation
 
@@ -56,7 +59,23 @@ def regression(n: int, seed: int = 0) -> Task:
         error = (model(x[list(rows)]) - y[list(rows)])[:, 0]
         return error**2 * torch.tensor([weight[i] for i in rows]), {"error": error.detach()}
 
-    return Task(objective, weight, [f"row-{i}" for i in range(n)])
+    return task_of(objective, weight, [f"row-{i}" for i in range(n)])
+
+
+def spread(n: int) -> Task:
+    """A joint loss of `linear`: squared distances from the mean of what the model says of all rows of a step."""
+    x = torch.randn(n, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def score(model: nn.Module, rows: Sequence[int], epoch: int | None) -> Said:
+        return {"y": model(x[list(rows)])[:, 0], "x": x[list(rows), 0]}
+
+    return Task(
+        score,
+        lambda said: ((said["y"] - said["y"].mean() - said["x"]) ** 2, {"y": said["y"].detach()}),
+        [1.0] * n,
+        [f"row-{i}" for i in range(n)],
+        jointly=True,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -64,16 +83,18 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return write_both(tmp_path_factory.mktemp("models"))
 
 
-def dpo(model: nn.Module, groups: list[Group], beta: float = 0.5) -> Task:
+def dpo(model: nn.Module, groups: list[Group], beta: float = 0.5, preference: Preference | None = None) -> Task:
     """DPO against what `model` says now."""
-    preference = Preference("sigmoid", beta, 0.0)
-    reference = torch.from_numpy(score(model, groups, 1000, "reference")).float().view(-1, 2)
+    preference = preference or preference_of("sigmoid", beta)
+    pairs = [Pair(g.prompt, *g.responses, groups[i - 1].responses[0]) for i, g in enumerate(groups)]
+    reference = score_all_pairs(model, pairs, 1000, "reference")
 
-    def objective(model: nn.Module, rows: Sequence[int], epoch: int | None) -> Outcome:
-        logps = pair_logps(model, [groups[i] for i in rows])
-        return preference.outcome(*logps, *reference[list(rows)].unbind(1))
+    def said(model: nn.Module, rows: Sequence[int], epoch: int | None) -> Said:
+        found = score_pairs(model, [pairs[i] for i in rows], confidence=True)
+        found |= {f"ref_{name}": values[list(rows)].to(found["chosen"]) for name, values in reference.items()}
+        return {**found, "kl": found["mismatched"].detach() - found["ref_mismatched"]}
 
-    return Task(objective, [1.0] * len(groups), [f"pair {i}" for i in range(len(groups))])
+    return Task(said, preference, [1.0] * len(groups), [f"pair {i}" for i in range(len(groups))], preference.jointly)
 
 
 # Data order and learning rate
@@ -109,12 +130,12 @@ def test_the_order_is_a_function_of_seed_and_epoch_alone() -> None:
 def test_learning_rates_by_hand(schedule: str, expected: list[float]) -> None:
     """6 steps, warm-up ceil(0.3 * 6) = 2: 1/2, 2/2. Then progress 0, 1/4, 1/2, 3/4: cosine (1 + cos(pi / 4)) / 2."""
     config = training(learning_rate=2.0, warmup_fraction=0.3, schedule=schedule)
-    rates = [learning_rate(step, 6, config) / 2 for step in range(6)]
+    rates = [learning_rate(step, 6, 0, config) / 2 for step in range(6)]
     assert rates == pytest.approx(expected, abs=1e-6)
 
 
 def test_without_warm_up_the_first_step_has_the_whole_rate() -> None:
-    assert learning_rate(0, 1, training(schedule="cosine")) == training().learning_rate
+    assert learning_rate(0, 1, 0, training(schedule="cosine")) == training().learning_rate
 
 
 # What a step is
@@ -132,7 +153,7 @@ def test_a_step_by_hand(tmp_path: Path) -> None:
         factor = torch.tensor([[1.0], [3.0]], dtype=torch.float64)[list(rows)]
         return model(factor)[:, 0], {"factor": factor[:, 0]}
 
-    task = Task(objective, [1.0, 3.0], ["a", "b"])
+    task = task_of(objective, [1.0, 3.0], ["a", "b"])
     history = train(model, task, tmp_path, learning_rate=0.1, weight_decay=0.5, max_grad_norm=10.0)
     first = {"step": 0, "epoch": 0, "learning_rate": 0.1, "loss": 2.0, "grad_norm": 1.0, "factor": 2.0}
     assert history.train == [pytest.approx(first)]
@@ -320,7 +341,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_names_its_rows(where: str
 
     def objective(model: nn.Module, rows: Sequence[int], epoch: int | None) -> Outcome:
         nonlocal calls
-        losses, metrics = task.objective(model, rows, epoch)
+        losses, metrics = objective_of(task)(model, rows, epoch)
         if epoch is None:
             return losses, metrics
         calls += 1
@@ -335,7 +356,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_names_its_rows(where: str
         return losses, metrics
 
     with pytest.raises(NumericError, match=r"^step 1: .*not finite; rows row-\d+, row-\d+, row-\d+, row-\d+;") as info:
-        train(model, Task(objective, task.weights, task.ids), tmp_path, validation=task)
+        train(model, task_of(objective, task.weights, task.ids), tmp_path, validation=task)
     rows = plan(12, training(), seed=3)[1][1]
     assert all(f"row-{row}" in str(info.value) for row in rows)
     assert all(torch.equal(t, last[0][name]) for name, t in weights(model).items())
@@ -346,7 +367,7 @@ def test_a_first_step_that_is_not_finite_names_its_rows(tmp_path: Path) -> None:
     task = regression(4)
 
     def objective(model: nn.Module, rows: Sequence[int], epoch: int | None) -> Outcome:
-        losses, metrics = task.objective(model, rows, epoch)
+        losses, metrics = objective_of(task)(model, rows, epoch)
         return losses * math.nan, metrics
 
     def check(metrics: Mapping[str, float]) -> None:
@@ -355,7 +376,7 @@ def test_a_first_step_that_is_not_finite_names_its_rows(tmp_path: Path) -> None:
     with pytest.raises(NumericError, match=r"not finite; rows row-"):
         fit(
             linear(),
-            Task(objective, task.weights, task.ids),
+            task_of(objective, task.weights, task.ids),
             task,
             training(),
             seed=0,
@@ -371,12 +392,12 @@ def test_the_row_that_is_not_finite_is_named_and_no_other(tmp_path: Path, name: 
     task = regression(9)
 
     def objective(model: nn.Module, rows: Sequence[int], epoch: int | None) -> Outcome:
-        losses, metrics = task.objective(model, rows, epoch)
+        losses, metrics = objective_of(task)(model, rows, epoch)
         poison = torch.tensor([math.inf if row == 5 else 1.0 for row in rows], dtype=torch.float64)
         return (losses * poison, metrics) if name == "loss" else (losses, {"error": metrics["error"].abs() * poison})
 
     with pytest.raises(NumericError, match=rf"^step \d: {name} inf: not finite; rows row-5;"):
-        train(linear(), Task(objective, task.weights, task.ids), tmp_path, validation=task, micro_batch_size=2)
+        train(linear(), task_of(objective, task.weights, task.ids), tmp_path, validation=task, micro_batch_size=2)
 
 
 def test_a_model_that_is_not_finite_at_the_end_is_no_result(tmp_path: Path) -> None:
@@ -384,11 +405,11 @@ def test_a_model_that_is_not_finite_at_the_end_is_no_result(tmp_path: Path) -> N
     task = regression(4)
 
     def objective(model: nn.Module, rows: Sequence[int], epoch: int | None) -> Outcome:
-        losses, metrics = task.objective(model, rows, epoch)
+        losses, metrics = objective_of(task)(model, rows, epoch)
         return losses * (math.nan if float(model.weight.abs().max()) > 1e6 else 1.0), metrics
 
     with pytest.raises(NumericError, match="validation"):
-        train(linear(), task, tmp_path, validation=Task(objective, task.weights, task.ids), learning_rate=1e9)
+        train(linear(), task, tmp_path, validation=task_of(objective, task.weights, task.ids), learning_rate=1e9)
 
 
 def test_the_start_is_checked_before_the_first_update_and_only_there(tmp_path: Path) -> None:
@@ -430,7 +451,7 @@ from pathlib import Path
 import torch
 from prefdag.process import process
 from safetensors.torch import save_file
-from test_trainer import Shaky, ignore, regression
+from test_trainer import Shaky, ignore, regression, spread
 from tiny_models import training
 
 from prefdag.dpo.checkpoint import Checkpoints
@@ -443,12 +464,19 @@ rank = process().process_index
 for n in (1, 9, 23):
     model = Shaky().eval()
     history = fit(
-        model, regression(n), regression(3, seed=1),
+        model, regression(n), regression(13, seed=1),
         training(batch_size=8, micro_batch_size=3, epochs=3, validate_every=2, checkpoint_every=2),
         seed=3, checkpoints=Checkpoints(out / str(n)), log=ignore,
     )
     losses = torch.tensor([row["loss"] for row in history.train + history.validation])
     save_file({**model.state_dict(), "losses": losses}, out / f"{n}-{rank}.safetensors")
+    model = Shaky().eval()
+    history = fit(
+        model, spread(n), spread(13), training(batch_size=8, micro_batch_size=3, epochs=2, validate_every=2),
+        seed=3, checkpoints=Checkpoints(out / f"joint-{n}"), log=ignore,
+    )
+    losses = torch.tensor([row["loss"] for row in history.train + history.validation])
+    save_file({**model.state_dict(), "losses": losses}, out / f"joint-{n}-{rank}.safetensors")
 try:
     config = training(batch_size=3)
     fit(Shaky(), regression(3), regression(3), config, seed=0, checkpoints=Checkpoints(out / "x"), log=ignore)
@@ -459,7 +487,9 @@ except ParamsError as error:
 
 @pytest.mark.slow
 def test_two_processes_make_the_same_model_as_one(tmp_path: Path, root: Path) -> None:
-    """Also with fewer rows than processes, in a batch (n = 1, 9) and in validation (3 rows), and uneven micro-batches."""
+    """Also with fewer rows than processes, in a batch (n = 1, 9) and an unequal number of micro-batches (13 rows
+    of validation); and
+    for a loss that looks at all rows of all processes."""
     from safetensors.torch import load_file
 
     script = tmp_path / "script.py"
@@ -470,6 +500,11 @@ def test_two_processes_make_the_same_model_as_one(tmp_path: Path, root: Path) ->
     for name, launcher in (("one", []), ("two", torchrun)):
         subprocess.run([sys.executable, *launcher, script, tmp_path / name], check=True, env=environment, cwd=root)
     for n in (1, 9, 23):
+        for rank in (0, 1):
+            one, two = (
+                load_file(tmp_path / name / f"joint-{n}-{r}.safetensors") for name, r in (("one", 0), ("two", rank))
+            )
+            torch.testing.assert_close(two, one, rtol=1e-8, atol=1e-10)
         one = load_file(tmp_path / "one" / f"{n}-0.safetensors")
         for rank in (0, 1):
             two = load_file(tmp_path / "two" / f"{n}-{rank}.safetensors")

@@ -6,7 +6,8 @@ result (`artifacts.stage_key`), so that no run continues from the state of anoth
 
 import logging
 import shutil
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,27 @@ STATE, HISTORY, MANIFEST = "state.safetensors", "history.json", "sha256.json"
 KEEP = 2  # the newest may be damaged; the one before it is then used
 
 
+def random_state() -> dict[str, Tensor]:
+    """The state of the random number generators, by device."""
+    cuda = {"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {}
+    return {"cpu": torch.get_rng_state(), **cuda}
+
+
+def set_random_state(state: Mapping[str, Tensor]) -> None:
+    """Put back what `random_state` gave."""
+    torch.set_rng_state(state["cpu"])
+    if torch.cuda.is_available() and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"])
+
+
 @dataclass(frozen=True)
 class TrainState:
-    """A model's trainable parameters and buffers, its optimiser's state, and the random number generator, as named tensors."""
+    """All that changes in training, as named tensors: a model's trainable parameters and buffers, its optimiser's state,
+    its companions' (a moving reference, say), and the random number generator's."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
+    companions: Mapping[str, Tensor] = field(default_factory=dict)
 
     def trainable(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
@@ -40,14 +56,13 @@ class TrainState:
         named |= {f"buffer/{name}": b for name, b in self.model.named_buffers()}
         for name, p in self.trainable().items():
             named |= {f"optimizer/{name}/{key}": value for key, value in self.optimizer.state[p].items()}
-        named |= {"rng/cpu": torch.get_rng_state()}
-        if torch.cuda.is_available():
-            named |= {"rng/cuda": torch.cuda.get_rng_state()}
+        named |= {f"companion/{name}": t for name, t in self.companions.items()}
+        named |= {f"rng/{device}": t for device, t in random_state().items()}
         return {name: t.detach().cpu().contiguous().clone() for name, t in named.items()}
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Put back what `tensors` gave."""
-        groups: dict[str, dict[str, Tensor]] = {"model": {}, "buffer": {}, "optimizer": {}, "rng": {}}
+        groups: dict[str, dict[str, Tensor]] = {"model": {}, "buffer": {}, "optimizer": {}, "companion": {}, "rng": {}}
         for name, tensor in tensors.items():
             kind, _, rest = name.partition("/")
             groups[kind][rest] = tensor
@@ -56,13 +71,13 @@ class TrainState:
                 p.copy_(groups["model"][name])
             for name, b in self.model.named_buffers():
                 b.copy_(groups["buffer"][name])
+            for name, t in self.companions.items():
+                t.copy_(groups["companion"][name])
         for path, tensor in groups["optimizer"].items():
             name, _, key = path.rpartition("/")
             p = self.trainable()[name]
             self.optimizer.state[p][key] = tensor.to(p.device)
-        torch.set_rng_state(groups["rng"]["cpu"])
-        if torch.cuda.is_available() and "cuda" in groups["rng"]:
-            torch.cuda.set_rng_state(groups["rng"]["cuda"])
+        set_random_state(groups["rng"])
 
 
 @dataclass(frozen=True)

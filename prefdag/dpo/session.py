@@ -1,6 +1,6 @@
 """A training stage from start to artefact: tracked live, resumable, written whole."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +8,10 @@ import pandas as pd
 from torch import nn
 
 from prefdag import tracking
-from prefdag.artifacts import writing
+from prefdag.artifacts import write_json, writing
 from prefdag.config import Training, flatten
 from prefdag.dpo.checkpoint import Checkpoints
-from prefdag.dpo.trainer import Task, fit
+from prefdag.dpo.trainer import Companion, Task, fit
 from prefdag.process import process
 
 
@@ -25,24 +25,41 @@ def train_stage(
     seed: int,
     output: Path,
     save: Callable[[Path], None],
+    *,
+    companions: Sequence[Companion] = (),
     check_start: Callable[[Mapping[str, float]], None] = lambda metrics: None,
+    examine: Callable[[pd.DataFrame, pd.DataFrame], Mapping[str, Any] | None] = lambda history, validation: None,
 ) -> None:
     """Run `trainer.fit`, then write the folder `output`: what `save` puts there, history.csv and validation.csv.
 
     Args:
-        params: what the stage reads from params.yaml; part of the key of its checkpoints, and logged.
+        params: what the stage reads from params.yaml; logged, and but for `health` part of the key of its checkpoints.
         save: called with the folder to write the trained model to.
+        examine: of both histories to what is written as health.json; raises where the run must not be taken.
     """
-    checkpoints = Checkpoints.of_stage(stage, **params)
+    shaping = {key: value for key, value in flatten(params).items() if ".health." not in key}
+    checkpoints = Checkpoints.of_stage(stage, **shaping)
     with tracking.stage_run(stage, flatten(params), checkpoints.folder.name) as run:
         history = fit(
-            model, train, validation, config, seed=seed, checkpoints=checkpoints, log=run.log, check_start=check_start
+            model,
+            train,
+            validation,
+            config,
+            seed=seed,
+            checkpoints=checkpoints,
+            log=run.log,
+            companions=companions,
+            check_start=check_start,
         )
         if not process().is_main_process:
             return
+        tables = {"history": pd.DataFrame(history.train), "validation": pd.DataFrame(history.validation)}
+        verdict = examine(*tables.values())
         with writing(output) as folder:
             folder.mkdir()
             save(folder)
-            pd.DataFrame(history.train).to_csv(folder / "history.csv", index=False, lineterminator="\n")
-            pd.DataFrame(history.validation).to_csv(folder / "validation.csv", index=False, lineterminator="\n")
+            for name, table in tables.items():
+                table.to_csv(folder / f"{name}.csv", index=False, lineterminator="\n")
+            if verdict is not None:
+                write_json(folder / "health.json", verdict)
     checkpoints.clear()

@@ -1,23 +1,26 @@
 """The one training loop: SFT, warm-up and DPO, of language models and image classifiers.
 
-What is optimised is a `Task`: rows, their weights, and an objective that turns some of the rows into losses. The loss of a
-step is sum(losses) / sum(weights) over all its rows, so that it does not depend on how the rows are cut into forward passes
-or spread over processes. `accelerate` runs the loop on whatever `accelerate launch` or torchrun provides.
+What is optimised is a `Task`: rows, their weights, what the model says of some of them, and the losses that follow from
+that. The loss of a step is sum(losses) / sum(weights) over all its rows, so that it does not depend on how the rows are cut
+into forward passes or spread over processes; nor does a loss that looks at all rows of a step at once (see `jointly`).
+`accelerate` runs the loop on whatever `accelerate launch` or torchrun provides.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any, Protocol
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin, gather_object
 from torch import Tensor, nn
 
 from prefdag.config import Training
-from prefdag.dpo.checkpoint import Checkpoints, TrainState
+from prefdag.dpo.checkpoint import Checkpoints, TrainState, random_state, set_random_state
+from prefdag.dpo.optimizer import learning_rate, make_optimizer
+from prefdag.dpo.plan import evenly, plan
 from prefdag.errors import NumericError, ParamsError
 from prefdag.process import process
 from prefdag.progress import progress
@@ -25,21 +28,41 @@ from prefdag.progress import progress
 Row = dict[str, float]
 
 
-# The losses of some rows, (rows,), with gradient, summed over a row's tokens where weights count tokens; and their metrics,
-# each (rows,), without gradient, logged as the mean over rows.
-Outcome = tuple[Tensor, Mapping[str, Tensor]]
+# What a model says of some rows, by name, (rows,) each: those that have a gradient, and constants.
+Said = Mapping[str, Tensor]
 
-# From the model, row numbers and the epoch (None in validation: no augmentation) to their outcome.
-Objective = Callable[[nn.Module, Sequence[int], int | None], Outcome]
+# The losses of some rows, (rows,), with gradient, summed over a row's tokens where weights count tokens; and their metrics
+# without gradient, logged as the mean over rows: (rows,), or (rows, 2) with each row's weight beside its value.
+Outcome = tuple[Tensor, Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True)
 class Task:
     """Rows to learn from or to validate on."""
 
-    objective: Objective
+    score: Callable[
+        [nn.Module, Sequence[int], int | None], Said
+    ]  # of row numbers; epoch None: validation, no augmentation
+    loss: Callable[[Any], Outcome]  # a pure function of what `score` gave
     weights: Sequence[float]  # (rows,): 1 a row, or its number of tokens for a mean over tokens
     ids: Sequence[str]  # (rows,): how an error names a row
+    jointly: bool = False  # the loss looks at all rows of a step at once
+
+
+class Companion(Protocol):
+    """What changes or is watched beside the model: a moving reference, the multipliers of constraints."""
+
+    def state(self) -> Mapping[str, Tensor]:
+        """Its tensors, live: checkpoints save them, and copy into them."""
+        ...
+
+    def after_step(self, metrics: Mapping[str, float], epoch_ends: bool) -> None:
+        """Called after each optimiser step with that step's metrics."""
+        ...
+
+    def metrics(self) -> Mapping[str, float]:
+        """What it has to tell at a validation."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -59,6 +82,7 @@ def fit(
     seed: int,
     checkpoints: Checkpoints,
     log: Callable[[int, Mapping[str, float]], None],
+    companions: Sequence[Companion] = (),
     check_start: Callable[[Mapping[str, float]], None] = lambda metrics: None,
 ) -> History:
     """Optimise the parameters of `model` that require a gradient, in place, in the mode (train or eval) that it is in.
@@ -88,8 +112,9 @@ def fit(
     torch.manual_seed(seed)
     steps = plan(len(train.weights), config, seed)
     trainable = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trainable, config.learning_rate, weight_decay=config.weight_decay, fused=True)
-    state = TrainState(model, optimizer)
+    optimizer = make_optimizer(trainable, config)
+    beside = {f"{i}/{name}": t for i, companion in enumerate(companions) for name, t in companion.state().items()}
+    state = TrainState(model, optimizer, beside)
     history = History([], [])
     start = checkpoints.restore(state, history.train, history.validation)
     model, optimizer = accelerator.prepare(model, optimizer)
@@ -109,6 +134,8 @@ def fit(
                 where=f"validation before step {step}",
                 backward=False,
             )
+        for companion in companions:
+            metrics |= companion.metrics()
         for module, mode in modes:  # one by one: an adapter may train with dropout inside a model in eval mode
             module.training = mode
         history.validation.append({"step": step, **metrics})
@@ -120,7 +147,7 @@ def fit(
         epoch, rows = steps[step]
         if step % config.validate_every == 0:
             validate(step)
-        rate = learning_rate(step, len(steps), config)
+        rate = learning_rate(step, len(steps), epoch, config)
         for group in optimizer.param_groups:
             group["lr"] = rate
         metrics = run(accelerator, model, train, rows, epoch, config, where=f"step {step}", backward=True)
@@ -131,6 +158,8 @@ def fit(
             raise not_finite(f"step {step}", "gradient norm", norm, [train.ids[i] for i in rows])
         optimizer.step()
         optimizer.zero_grad()
+        for companion in companions:
+            companion.after_step(metrics, epoch_ends=step + 1 == len(steps) or steps[step + 1][0] > epoch)
         history.train.append({"step": step, "epoch": epoch, "learning_rate": rate, "grad_norm": norm, **metrics})
         bar.set_postfix_str(f"loss {metrics['loss']:.4f}", refresh=False)
         bar.update()
@@ -162,32 +191,107 @@ def run(
     Raises:
         NumericError: a loss or a metric is not finite; it starts with `where` and names the rows.
     """
-    total_weight = float(sum(task.weights[i] for i in rows))
+    weight = float(sum(task.weights[i] for i in rows))
+    model = model if backward else accelerator.unwrap_model(model)  # see `run_jointly`
     mine = list(rows)[accelerator.process_index :: accelerator.num_processes]
-    counts = float(bool(mine))  # every process takes part in every step; one without rows with a loss of zero
-    mine = mine or list(rows)[:1]
-    chunks = evenly(mine, config.micro_batch_size)
-    outcomes: list[dict[str, Tensor]] = []
-    for number, chunk in enumerate(chunks):
-        with accelerator.no_sync(model) if number < len(chunks) - 1 else nullcontext():
-            with accelerator.autocast():
-                losses, metrics = task.objective(model, chunk, epoch)
-            if backward:
-                # Distributed backward averages over processes; the sum is wanted.
-                accelerator.backward(losses.sum() * (counts * accelerator.num_processes / total_weight))
-        outcomes.append({"loss": losses.detach().double(), **metrics})
-    values = {name: torch.cat([outcome[name].double() for outcome in outcomes]) for name in outcomes[0]}
-    sums = torch.stack([counts * value.sum() for value in values.values()])
-    totals = dict(zip(values, accelerator.reduce(sums, reduction="sum").tolist(), strict=True))
-    for name, total in totals.items():
-        if not math.isfinite(total):
+    if task.jointly and (len(mine) > config.micro_batch_size or accelerator.num_processes > 1):
+        values = run_jointly(accelerator, model, task, mine, epoch, config, weight, backward=backward)
+        mine = gather_object(mine)
+        sums = {name: value.sum(0) for name, value in values.items()}
+    else:
+        counts = float(bool(mine))  # every process takes part in every step; one without rows with a loss of zero
+        mine = mine or list(rows)[:1]
+        outcomes: list[dict[str, Tensor]] = []
+        for chunk, synchronised in chunks(accelerator, model, mine, config):
+            with synchronised:
+                with accelerator.autocast():
+                    losses, metrics = task.loss(task.score(model, chunk, epoch))
+                if backward:
+                    # Distributed backward averages over processes; the sum is wanted.
+                    accelerator.backward(losses.sum() * (counts * accelerator.num_processes / weight))
+            outcomes.append(weighted(losses, metrics))
+        values = {name: torch.cat([outcome[name] for outcome in outcomes]) for name in outcomes[0]}
+        totals = accelerator.reduce(torch.stack([counts * value.sum(0) for value in values.values()]), reduction="sum")
+        sums = dict(zip(values, totals, strict=True))
+    means = {
+        name: float(total[0] / (weight if name == "loss" else total[1])) for name, total in sums.items() if total[1]
+    }
+    for name, value in means.items():
+        if not math.isfinite(value):
             bad = [
                 task.ids[row]
-                for row, value in zip(mine, values[name].tolist(), strict=True)
-                if not math.isfinite(value)
+                for row, (one, _) in zip(mine, values[name].tolist(), strict=True)
+                if not math.isfinite(one)
             ]
-            raise not_finite(where, name, total, gather_object(bad))
-    return {name: total / (total_weight if name == "loss" else len(rows)) for name, total in totals.items()}
+            raise not_finite(where, name, value, list(dict.fromkeys(gather_object(bad))))
+    return means
+
+
+def weighted(losses: Tensor, metrics: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Losses and metrics as float64 (rows, 2): a value times its weight, and the weight, 1 where it has none."""
+    found = {}
+    for name, value in {"loss": losses.detach(), **metrics}.items():
+        value, weight = (
+            (value.double(), torch.ones_like(value).double()) if value.ndim == 1 else value.double().unbind(1)
+        )
+        found[name] = torch.stack([value * weight, weight], dim=1)
+    return found
+
+
+def run_jointly(
+    accelerator: Accelerator,
+    model: nn.Module,
+    task: Task,
+    mine: Sequence[int],
+    epoch: int | None,
+    config: Training,
+    weight: float,
+    *,
+    backward: bool,
+) -> dict[str, Tensor]:
+    """The losses and metrics of all rows of all processes, in the order of `gather_object(mine)`, for a loss of all of them.
+
+    The exact gradient in micro-batches (GradCache, arXiv:2101.06983): what the model says is computed first, without
+    gradient; then the loss's gradient with respect to that; then, micro-batch by micro-batch once more with gradient, the
+    model's. Random numbers (dropout) are the same in both passes.
+    """
+    before = random_state()
+    bare = accelerator.unwrap_model(model)  # the wrapper exchanges buffers at each forward, and not all have as many
+    with torch.no_grad(), accelerator.autocast():
+        parts = [task.score(bare, part, epoch) for part in evenly(mine, config.micro_batch_size)] if mine else []
+    own = [{name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}] if parts else []
+    everyone = gather_object(own)
+    said = {name: torch.cat([one[name] for one in everyone]).to(accelerator.device) for name in everyone[0]}
+    leaves = {name: t.requires_grad_() for name, t in said.items() if backward and t.is_floating_point()}
+    losses, metrics = task.loss(said)
+    if backward:
+        gradients = torch.autograd.grad(losses.sum() / weight, list(leaves.values()), allow_unused=True)
+        first = sum(gather_object([len(mine)])[: accelerator.process_index])
+        set_random_state(before)
+        # A process without rows takes part in the backward pass all the same.
+        for part, synchronised in chunks(accelerator, model, mine or [0], config):
+            with synchronised:
+                with accelerator.autocast():
+                    again = task.score(model, part, epoch)
+                place = slice(first, first + len(part))
+                first += len(part)
+                pieces = [
+                    (again[name] * (gradient[place] if mine else 0.0)).sum()
+                    for name, gradient in zip(leaves, gradients, strict=True)
+                    if gradient is not None and again[name].requires_grad
+                ]
+                accelerator.backward(torch.stack(pieces).sum() * accelerator.num_processes)
+    return weighted(losses, metrics)
+
+
+def chunks(
+    accelerator: Accelerator, model: nn.Module, rows: Sequence[int], config: Training
+) -> Iterator[tuple[list[int], AbstractContextManager[Any]]]:
+    """The rows of each forward pass, and the context to run it in: gradients are exchanged in the last one alone."""
+    parts = evenly(rows, config.micro_batch_size)
+    for number, part in enumerate(parts):
+        last = number == len(parts) - 1 or not torch.is_grad_enabled()
+        yield part, nullcontext() if last else accelerator.no_sync(model)
 
 
 def not_finite(where: str, what: str, value: float, ids: Sequence[str]) -> NumericError:
@@ -195,30 +299,3 @@ def not_finite(where: str, what: str, value: float, ids: Sequence[str]) -> Numer
     return NumericError(
         f"{where}: {what} {value}: not finite; rows {', '.join(ids)}; look at these rows, or lower the learning rate"
     )
-
-
-def evenly(rows: Sequence[int] | np.ndarray, size: int) -> list[list[int]]:
-    """`rows` in their order in as few parts of at most `size` as there can be, whose lengths differ by one at most.
-
-    The rest of a division is no batch of its own: batch normalisation would get the statistics of a row or two from it.
-    """
-    return [part.tolist() for part in np.array_split(np.asarray(rows), math.ceil(len(rows) / size))]
-
-
-def plan(n_rows: int, config: Training, seed: int) -> list[tuple[int, list[int]]]:
-    """The epoch and rows of every step: a pure function of seed and epoch."""
-    steps = []
-    for epoch in range(config.epochs):
-        order = np.random.default_rng([seed, epoch]).permutation(n_rows)
-        steps += [(epoch, rows) for rows in evenly(order, config.batch_size)]
-    return steps
-
-
-def learning_rate(step: int, total: int, config: Training) -> float:
-    """The rate of a step: linear warm-up to `config.learning_rate`, then constant, linear to 0 or half a cosine to 0."""
-    warmup = math.ceil(config.warmup_fraction * total)
-    if step < warmup:
-        return config.learning_rate * (step + 1) / warmup
-    progress = (step - warmup) / max(1, total - warmup)
-    shape = {"constant": 1.0, "linear": 1 - progress, "cosine": (1 + math.cos(math.pi * progress)) / 2}
-    return config.learning_rate * shape[config.schedule]

@@ -1,0 +1,99 @@
+"""The reference beside its policy: it stands still, or follows the policy as params.yaml says; and the proof of it.
+
+Averaging (polyak) and copying come from the field's older practice; TR-DPO (arXiv:2404.09656) follows by `sync`, softly
+(alpha below 1) or hard (alpha 1).
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from prefdag.config import Reference
+
+
+class MovingReference:
+    """A reference model that follows its policy (see `trainer.Companion`).
+
+    Args:
+        model: the reference: frozen, in eval mode, equal to the policy at the start.
+        follow: the policy's present tensors under the names of the reference's parameters and buffers; those that it
+            leaves out stand still.
+    """
+
+    def __init__(self, model: nn.Module, follow: Callable[[], Mapping[str, Tensor]], config: Reference) -> None:
+        self.model = model
+        self.follow = follow
+        self.config = config
+        self.steps = torch.zeros((), dtype=torch.int64)
+        own = dict(model.named_parameters()) | dict(model.named_buffers())
+        self.moving = {name: own[name] for name in follow()}
+
+    def state(self) -> dict[str, Tensor]:
+        """The tensors that move, and the number of steps taken."""
+        return {"steps": self.steps, **{f"reference/{name}": t for name, t in self.moving.items()}}
+
+    @torch.no_grad()
+    def after_step(self, metrics: Mapping[str, float], epoch_ends: bool) -> None:
+        """reference + alpha (policy - reference): every step, at the end of an epoch, or every so many steps.
+
+        What is no floating-point number (BatchNorm's count of batches) is copied.
+        """
+        self.steps += 1
+        match self.config.update:
+            case "polyak":
+                due = True
+            case "copy":
+                due = epoch_ends
+            case "sync":
+                due = int(self.steps) % (self.config.every or 1) == 0
+            case _:
+                due = False
+        if not due:
+            return
+        alpha = self.config.alpha or 1.0
+        for name, policy in self.follow().items():
+            reference = self.moving[name]
+            if alpha < 1 and reference.is_floating_point():
+                reference.lerp_(policy.to(reference), alpha)
+            else:
+                reference.copy_(policy)
+
+    def metrics(self) -> dict[str, float]:
+        """Nothing: what the reference does shows in the rewards."""
+        return {}
+
+
+class StandsStill:
+    """The proof that what must not change does not: how many tensors differ from what they were, at every validation.
+
+    `drift/reference`: tensors of the reference or, under adapters, of the base model; `drift/buffers`: BatchNorm's.
+    """
+
+    def __init__(self, reference: Iterable[Tensor], buffers: Iterable[Tensor] = ()) -> None:
+        self.tensors = {"drift/reference": list(reference), "drift/buffers": list(buffers)}
+        self.before = {name: [fingerprint(t) for t in tensors] for name, tensors in self.tensors.items()}
+
+    def state(self) -> dict[str, Tensor]:
+        """Nothing: it is taken before a checkpoint is restored, of what no checkpoint holds or changes."""
+        return {}
+
+    def after_step(self, metrics: Mapping[str, float], epoch_ends: bool) -> None:
+        """Nothing to do."""
+
+    def metrics(self) -> dict[str, float]:
+        """How many tensors have changed."""
+        return {
+            name: float(sum(fingerprint(t) != old for t, old in zip(tensors, self.before[name], strict=True)))
+            for name, tensors in self.tensors.items()
+        }
+
+
+@torch.no_grad()
+def fingerprint(tensor: Tensor) -> tuple[int, int]:
+    """Two sums over a tensor's bits, the second weighted by place: changed values show, exchanged ones too."""
+    width = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
+    bits = tensor.detach().contiguous().view(-1).view(width)
+    even = len(bits) // 32 * 32
+    columns = torch.cat([bits[:even].view(-1, 32).sum(0, dtype=torch.int64), bits[even:].to(torch.int64)])
+    return int(columns.sum()), int((columns * torch.arange(1, len(columns) + 1, device=bits.device)).sum())

@@ -1,0 +1,64 @@
+"""What tests of training share: tasks, preferences, and stages run without tracking."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from torch import nn
+
+from prefdag.config import LossName, LossOptions
+from prefdag.dpo import session
+from prefdag.dpo.checkpoint import Checkpoints
+from prefdag.dpo.preference import Preference
+from prefdag.dpo.trainer import Companion, History, Outcome, Said, Task, fit
+
+Objective = Callable[[nn.Module, Sequence[int], int | None], Outcome]
+
+
+def task_of(objective: Objective, weights: Sequence[float], ids: Sequence[str]) -> Task:
+    """A task whose losses and metrics are made in one place."""
+
+    def score(model: nn.Module, rows: Sequence[int], epoch: int | None) -> Said:
+        losses, metrics = objective(model, rows, epoch)
+        return {"losses": losses, **metrics}
+
+    def loss(said: Said) -> Outcome:
+        return said["losses"], {name: value for name, value in said.items() if name != "losses"}
+
+    return Task(score, loss, weights, ids)
+
+
+def objective_of(task: Task) -> Objective:
+    """The losses and metrics of some rows."""
+    return lambda model, rows, epoch: task.loss(task.score(model, rows, epoch))
+
+
+NO_OPTIONS = dict.fromkeys(LossOptions.__dataclass_fields__)
+
+
+def preference_of(
+    loss: LossName | Mapping[LossName, float], beta: float = 0.5, constraints: Any = None, **options: Any
+) -> Preference:
+    """A preference with the options that are named."""
+    return Preference(loss, beta, LossOptions(**{**NO_OPTIONS, **options}), constraints or {})
+
+
+def without_tracking(monkeypatch: pytest.MonkeyPatch, checkpoints: Path) -> list[tuple[History, nn.Module]]:
+    """Let training stages run without MLflow and without dvc.yaml; what each of them trained is found in the list."""
+    results: list[tuple[History, nn.Module]] = []
+
+    @contextmanager
+    def stage_run(*_: Any) -> Any:
+        yield SimpleNamespace(log=lambda step, metrics: None)
+
+    def fitted(model: nn.Module, *args: Any, companions: Sequence[Companion] = (), **kwargs: Any) -> History:
+        results.append((fit(model, *args, companions=companions, **kwargs), model))
+        return results[-1][0]
+
+    monkeypatch.setattr(session.tracking, "stage_run", stage_run)
+    monkeypatch.setattr(session, "fit", fitted)
+    monkeypatch.setattr(Checkpoints, "of_stage", classmethod(lambda cls, stage, **params: cls(checkpoints)))
+    return results

@@ -1,0 +1,291 @@
+"""The verdict on a run: each finding where its numbers say so, and not in the run next to it."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from prefdag.artifacts import write_json
+from prefdag.config import FindingName, Health
+from prefdag.dpo import health
+from prefdag.dpo.health import Verdict, examine
+from prefdag.errors import NumericError
+
+CONFIG = Health(kl_budget=10.0, fail_on=[])
+NAMES = get_args(FindingName)
+STEPS = 8
+Columns = dict[str, list[float]]
+
+# A run in which all goes well: eight steps, three validations.
+HISTORY: Columns = {
+    "loss": [0.7, 0.7, 0.7, 0.6, 0.7, 0.5, 0.7, 0.5],  # varies by 0.1 over the last half
+    "grad_norm": [1.0] * STEPS,
+    "gradient/zero": [0.0] * STEPS,
+    # The longer response is the chosen one half of the time, and gains more; but the shorter gains, too, where it is chosen.
+    "rewards/longer": [0.4] * STEPS,
+    "rewards/margin": [0.5] * STEPS,
+    "lengths/longer": [0.0] * STEPS,
+}
+VALIDATION: Columns = {
+    "loss": [0.69, 0.65, 0.6],
+    "gradient/zero": [0.0, 0.0, 0.5],
+    "logps/chosen": [-80.0, -79.0, -79.5],
+    "logps/rejected": [-90.0, -91.0, -92.0],
+    "rewards/saturated": [0.0, 0.2, 0.5],
+    "rewards/longer": [0.0, 0.2, 0.4],
+    "rewards/margin": [0.0, 0.3, 0.5],
+    "lengths/longer": [0.0, 0.0, 0.0],
+    "kl": [0.0, 2.0, 10.0],
+    "drift/reference": [0.0, 0.0, 0.0],
+    "drift/buffers": [0.0, 0.0, 0.0],
+}
+
+
+def frame(columns: Columns) -> pd.DataFrame:
+    return pd.DataFrame({"step": range(len(next(iter(columns.values())))), **columns})
+
+
+def judged(history: Columns | None = None, validation: Columns | None = None) -> Verdict:
+    """The verdict on the good run with some columns replaced; log-ratios may be off by 0.1 nats at step 0."""
+    return examine(
+        frame(HISTORY | (history or {})), frame(VALIDATION | (validation or {})), CONFIG, start_tolerance=0.1
+    )
+
+
+def found(verdict: Verdict) -> list[str]:
+    return [finding.name for finding in verdict.findings]
+
+
+def test_good_run_has_no_finding_in_any_check() -> None:
+    """Several of its numbers lie exactly on a threshold, which is not yet beyond it."""
+    assert judged() == Verdict([], list(NAMES), [])
+
+
+# A finding, columns of history and validation that make it, the same a little better, and what the sentence says.
+CASES: list[tuple[str, Columns, Columns, Columns, Columns, str]] = [
+    # sqrt(2 * 0.0051) = 0.101; sqrt(2 * 0.0049) = 0.099
+    ("not_at_reference", {}, {"kl": [0.0051, 1, 1]}, {}, {"kl": [0.0049, 1, 1]}, "off by 0.101 nats, more than.* 0.1"),
+    ("zero_gradient", {}, {"gradient/zero": [0.04, 0, 0]}, {}, {"gradient/zero": [0, 0.04, 0]}, "step 0.* 4% of"),
+    ("zero_gradient", {"gradient/zero": [0.125] + [0] * 7}, {}, {"gradient/zero": [0, 0.125] + [0] * 6}, {}, "12.5%"),
+    ("zero_gradient", {}, {"gradient/zero": [0, 0, 0.51]}, {}, {"gradient/zero": [0, 0.51, 0.49]}, "end 51%"),
+    (
+        "likelihood_displacement",
+        {},
+        {"logps/chosen": [-80.0, -70.0, -80.5]},
+        {},
+        {"logps/chosen": [-80.0, -85.0, -80.005]},  # it fell on the way; what remains is less than 1%
+        "from -80.00 to -80.50 nats, .* from -90.00 to -92.00",
+    ),
+    (
+        "likelihood_displacement",
+        {},
+        {"logps/chosen": [-80.0, -80.0, -81.0], "logps/rejected": [-90.0, -90.0, -90.1]},
+        {},
+        {"logps/chosen": [-80.0, -80.0, -81.0], "logps/rejected": [-90.0, -90.0, -89.9]},
+        "-81.00 nats, .* -90.10",
+    ),
+    (
+        # Half of the pairs each way. Margins 1.2 where the longer is chosen, -0.2 where the shorter is: mean 0.5, and the
+        # longer gains (1.2 + 0.2) / 2. With 1.0 and 0.0 it gains as much as the chosen, 0.5.
+        "length_exploitation",
+        {},
+        {"rewards/longer": [0.0, 0.2, 0.7]},
+        {},
+        {"rewards/longer": [0.0, 0.2, 0.5]},
+        r"\+0.700 more .* explains \+0.000; .* \+0.500",
+    ),
+    (
+        # Nine of ten chosen responses are longer, s = 0.8. Margins 1 and -1, of length alone: mean 0.8, the longer gains 1, of
+        # which 0.64 is explained. Margins 0.8 and 0.8: the longer gains 0.64.
+        "length_exploitation",
+        {},
+        {"rewards/longer": [0, 0, 1.0], "rewards/margin": [0, 0, 0.8], "lengths/longer": [0.8] * 3},
+        {},
+        {"rewards/longer": [0, 0, 0.64], "rewards/margin": [0, 0, 0.8], "lengths/longer": [0.8] * 3},
+        r"\+1.000 more .* explains \+0.640; .* \+0.800",
+    ),
+    (
+        # A policy that learned the wrong way round, three of four chosen responses longer: -0.2 of it is the preference's.
+        "length_exploitation",
+        {},
+        {"rewards/longer": [0, 0, -0.1], "rewards/margin": [0, 0, -0.4], "lengths/longer": [0.5] * 3},
+        {},
+        {"rewards/longer": [0, 0, -0.3], "rewards/margin": [0, 0, -0.4], "lengths/longer": [0.5] * 3},
+        r"-0.100 more .* explains -0.200; .* -0.400",
+    ),
+    ("reward_saturation", {}, {"rewards/saturated": [0, 0, 0.51]}, {}, {"rewards/saturated": [0, 0.9, 0.5]}, "51%"),
+    ("kl_out_of_budget", {}, {"kl": [0, 1, 10.1]}, {}, {"kl": [0, 11.0, 9.9]}, "lies 10.1 nats .* budget of 10$"),
+    ("drift", {}, {"drift/buffers": [0, 1e-9, 0]}, {}, {"drift/buffers": [0, 0, 0]}, "drift/buffers is 1e-09, not 0"),
+    ("divergence", {}, {"loss": [0.69, 0.5, 0.8]}, {}, {"loss": [0.69, 0.9, 0.78]}, "0.800, .* 0.690 .* the 0.100"),
+    ("divergence", {"grad_norm": [1.0] * 7 + [101]}, {}, {"grad_norm": [1.0] * 7 + [99]}, {}, "reached 101, .* 1$"),
+    (
+        "divergence",
+        {"grad_norm": [1.0] * 7 + [np.inf]},
+        {},
+        {"grad_norm": [0.0] * 7 + [1]},
+        {},
+        "finite: gradient norm",
+    ),
+    ("divergence", {}, {"loss": [0.69, np.nan, 0.6]}, {}, {}, "not finite: validation loss"),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "history", "validation", "near_history", "near_validation", "said"),
+    CASES,
+    ids=[f"{i}-{case[0]}" for i, case in enumerate(CASES)],
+)
+def test_finding_is_made_alone_and_not_in_the_nearest_run(
+    name: str, history: Columns, validation: Columns, near_history: Columns, near_validation: Columns, said: str
+) -> None:
+    verdict = judged(history, validation)
+    assert found(verdict) == [name]
+    assert re.search(said, verdict.findings[0].sentence)
+    assert found(judged(near_history, near_validation)) == []
+
+
+def test_every_finding_has_a_case() -> None:
+    assert {case[0] for case in CASES} == set(NAMES)
+
+
+def test_length_finding_needs_more_than_a_few_validation_pairs() -> None:
+    """Over the last four steps the excess is 0.6, -0.4, 0.6, -0.4: its mean of 0.1 is nothing beside that spread."""
+    unlucky: Columns = {"rewards/longer": [0.0, 0.2, 0.7]}
+    assert found(judged({"rewards/longer": [0.6, -0.4] * 4}, unlucky)) == []
+    assert found(judged({"rewards/longer": [0.6, 0.5] * 4}, unlucky)) == ["length_exploitation"]
+    # All that the longer gains, 0.25, is explained where three of four chosen responses are longer; with 0.3 it is not.
+    explained: Columns = {"rewards/longer": [0.25] * STEPS, "lengths/longer": [0.5] * STEPS}
+    assert found(judged(explained, unlucky)) == []
+    assert found(judged(explained | {"rewards/longer": [0.3] * STEPS}, unlucky)) == ["length_exploitation"]
+    # Batches that differ in their lengths alone do not hide an excess of 0.05 in each.
+    mixed: Columns = {"rewards/longer": [0.55, -0.45] * 4, "lengths/longer": [1.0, -1.0] * 4}
+    assert found(judged(mixed, unlucky)) == ["length_exploitation"]
+    # Nor are the steps before the last half, or a single step, evidence.
+    assert found(judged({"rewards/longer": [5.0] * 4 + [0.0] * 4}, unlucky)) == []
+    single = {name: values[-1:] for name, values in HISTORY.items()}
+    assert "length_exploitation" not in found(
+        examine(frame(single), frame(VALIDATION | unlucky), CONFIG, start_tolerance=0.1)
+    )
+
+
+margins = st.lists(st.floats(-3, 3), min_size=1, max_size=6)
+
+
+def length_columns(margin: list[float], sign: list[int], steps: int) -> Columns:
+    m, s = np.array(margin), np.array(sign)
+    return {
+        "rewards/longer": [float((m * s).mean())] * steps,
+        "rewards/margin": [float(m.mean())] * steps,
+        "lengths/longer": [float(s.mean())] * steps,
+    }
+
+
+@given(margins, st.lists(st.sampled_from([-1, 0, 1]), min_size=1, max_size=6))
+def test_policy_indifferent_to_length_is_never_said_to_exploit_it(margin: list[float], sign: list[int]) -> None:
+    """Every margin meets every order of lengths: they are independent, whatever share of chosen responses is longer."""
+    columns = length_columns([m for m in margin for _ in sign], sign * len(margin), STEPS)
+    assert columns["rewards/longer"][0] == pytest.approx(np.mean(sign) * np.mean(margin), abs=1e-12)
+    columns["rewards/longer"] = [v - 1e-9 for v in columns["rewards/longer"]]  # more by rounding alone is not more
+    assert found(judged(columns, {name: values[:3] for name, values in columns.items()})) == []
+
+
+@given(margins, margins)
+def test_length_is_exploited_just_where_shorter_chosen_responses_lose(
+    longer: list[float], shorter: list[float]
+) -> None:
+    """What the docstring says of pairs without equal lengths, whatever the share of either, in runs that learned something.
+
+    `longer`: the margins of the pairs whose longer response was chosen; `shorter`: those of the others.
+    """
+    assume(np.mean(longer + shorter) > 1e-6)
+    assume(abs(np.mean(shorter)) > 1e-6)
+    columns = length_columns(longer + shorter, [1] * len(longer) + [-1] * len(shorter), STEPS)
+    verdict = judged(columns, {name: values[:3] for name, values in columns.items()})
+    assert found(verdict) == (["length_exploitation"] if np.mean(shorter) < 0 else [])
+
+
+@pytest.mark.parametrize(
+    ("column", "missing"),
+    [
+        ("kl", ["not_at_reference", "kl_out_of_budget"]),
+        ("gradient/zero", ["zero_gradient"]),
+        ("lengths/longer", ["length_exploitation"]),
+        ("logps/chosen", ["likelihood_displacement"]),
+        ("rewards/saturated", ["reward_saturation"]),
+        ("drift/reference", []),  # the other one is still looked at
+        ("drift/", ["drift"]),
+        ("grad_norm", ["divergence"]),
+    ],
+)
+def test_what_has_no_column_is_listed_as_not_checked(column: str, missing: list[FindingName]) -> None:
+    def without(columns: Columns) -> pd.DataFrame:
+        kept = {name: v for name, v in columns.items() if name != column and not (column[-1] == "/" and column in name)}
+        return frame(kept)
+
+    verdict = examine(without(HISTORY), without(VALIDATION), CONFIG, start_tolerance=0.1)
+    assert verdict == Verdict([], [name for name in NAMES if name not in missing], missing)
+
+
+def test_policy_that_does_not_start_at_its_reference_is_not_asked_to() -> None:
+    away = frame(VALIDATION | {"kl": [3.0, 2.0, 1.0]})
+    verdict = examine(frame(HISTORY), away, CONFIG, start_tolerance=None)
+    assert verdict == Verdict([], list(NAMES[1:]), ["not_at_reference"])
+
+
+def test_length_is_not_checked_where_all_responses_are_equally_long() -> None:
+    """A classifier's responses are of one token each; that all went well with their lengths would be empty praise."""
+    equal: Columns = {"rewards/longer": [0.0] * STEPS}
+    verdict = judged(equal, {"rewards/longer": [0.0] * 3})
+    assert verdict.findings == []
+    assert verdict.not_checked == ["length_exploitation"]
+
+
+def test_run_of_one_step_and_one_validation_is_judged() -> None:
+    history, validation = (
+        frame({name: values[:1] for name, values in columns.items()}) for columns in (HISTORY, VALIDATION)
+    )
+    assert found(examine(history, validation, CONFIG, start_tolerance=0.1)) == []
+
+
+def test_fail_on_raises_one_line_with_those_findings_alone() -> None:
+    verdict = judged({}, {"kl": [0.0, 1.0, 12.5], "rewards/saturated": [0.0, 0.0, 0.9], "loss": [0.69, 0.7, 0.9]})
+    names: list[FindingName] = ["divergence", "kl_out_of_budget", "drift"]
+    with pytest.raises(NumericError) as error:
+        health.fail(verdict, Health(kl_budget=10.0, fail_on=names))
+    said = str(error.value)
+    assert said.startswith("health.fail_on: kl_out_of_budget: at the end the policy lies 12.5 nats")
+    assert "; divergence: the validation loss" in said
+    assert "reward_saturation" not in said
+    assert "\n" not in said
+    health.fail(verdict, Health(kl_budget=10.0, fail_on=["drift"]))
+    health.fail(verdict, CONFIG)
+
+
+def test_metrics_count_what_was_looked_for() -> None:
+    verdict = Verdict([health.Finding("drift", "moved")], ["drift", "divergence"], ["zero_gradient"])
+    assert health.metrics(verdict) == {"findings": 1, "drift": 1, "divergence": 0}
+
+
+def test_verdict_is_the_same_from_its_file(tmp_path: Path) -> None:
+    """Also where a value is not finite: JSON has no NaN, the sentence has."""
+    verdict = judged({"grad_norm": [float("nan")] * STEPS}, {"kl": [float("nan")] * 3})
+    assert found(verdict) == ["not_at_reference", "kl_out_of_budget", "divergence"]
+    write_json(tmp_path / "health.json", health.to_json(verdict))
+    assert health.read(tmp_path / "health.json") == verdict
+
+
+def test_torch_is_not_imported() -> None:
+    code = "import sys, prefdag.dpo.health; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_docs_list_the_findings_in_their_order(root: Path) -> None:
+    rows = re.findall(r"^\| (\w+) \| .* \| .* \|$", (root / "docs" / "health.md").read_text("utf-8"), re.MULTILINE)
+    assert tuple(rows[1:]) == NAMES  # the first is the head

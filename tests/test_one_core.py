@@ -1,0 +1,74 @@
+"""One core for two tracks: a classifier of K classes and a language model that completes with one token are the same."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from tasks import preference_of
+from torch import Tensor, nn
+
+from prefdag.dpo.losses import LOSSES
+from prefdag.image.classify import class_logps
+from prefdag.image.classify import score_pairs as score_classes
+from prefdag.image.data import normalise
+from prefdag.text.logps import Pair
+from prefdag.text.logps import score_pairs as score_responses
+
+N, K = 6, 5
+GENERATOR = torch.Generator().manual_seed(0)
+IMAGES = torch.randint(0, 256, (N, 1, 4, 4), dtype=torch.uint8, generator=GENERATOR)
+Y_W = torch.tensor([0, 1, 2, 3, 4, 0])
+Y_L = torch.tensor([1, 2, 3, 4, 0, 3])
+
+
+class Classifier(nn.Module):
+    """A linear layer on pixels."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.head = nn.Linear(16, K)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(images.flatten(1))
+
+
+class OneToken(nn.Module):
+    """A language model that answers with one of K tokens; the prompt is one token, the number of an image."""
+
+    def __init__(self, classifier: Classifier) -> None:
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, input_ids: Tensor, logits_to_keep: Tensor, **_: Any) -> SimpleNamespace:
+        prompts = input_ids[0, logits_to_keep]
+        return SimpleNamespace(logits=self.classifier(normalise(IMAGES)[prompts])[None])
+
+
+def results(scores: Any, preference: Any, policy: Classifier) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+    policy.zero_grad()
+    losses, metrics = preference(scores)
+    losses.sum().backward()
+    gradient = policy.head.weight.grad
+    assert gradient is not None
+    return losses.detach(), metrics, gradient.clone()
+
+
+@pytest.mark.parametrize("loss", [name for name in LOSSES if name != "sft"])
+def test_a_classifier_is_a_language_model_of_one_token(loss: Any) -> None:
+    """The same losses, metrics and gradients; KTO's KL, which the two tracks estimate differently, is set alike."""
+    policy, reference = Classifier(0), Classifier(1)
+    preference = preference_of(loss, 0.7)
+    with torch.no_grad():
+        ref_logps = class_logps(reference, IMAGES)
+        pairs = [Pair([i], [int(w)], [int(y)]) for i, (w, y) in enumerate(zip(Y_W, Y_L, strict=True))]
+        said = {f"ref_{k}": v for k, v in score_responses(OneToken(reference), pairs).items()}
+    images = score_classes(class_logps(policy, IMAGES), ref_logps, Y_W, Y_L)
+    of_classes = results(images, preference, policy)
+    text = {**said, **score_responses(OneToken(policy), pairs, confidence=True), "kl": images["kl"]}
+    of_tokens = results(text, preference, policy)
+    torch.testing.assert_close(of_tokens[0], of_classes[0])
+    torch.testing.assert_close(of_tokens[1], of_classes[1])
+    torch.testing.assert_close(of_tokens[2], of_classes[2])
+    assert of_classes[2].abs().max() > 1e-3

@@ -1,0 +1,847 @@
+"""What stands around a loss: options, soft labels, sums, constraints, metrics; the check of the first step; optima."""
+
+import itertools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import naive_losses as naive
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from naive_losses import TAKES, Pair, Response, double, preference, scores, smoothed
+from torch import Tensor
+
+from prefdag.config import Constraint, LossName
+from prefdag.dpo.preference import START_TOLERANCE, Preference, Scores, mirrored
+from prefdag.errors import DataError, NumericError, ParamsError
+
+LOSS_NAMES = list(TAKES)
+OF_MARGIN: list[LossName] = ["sigmoid", "robust", "exo", "hinge", "ipo", "discopop"]
+UNPAIRED: list[LossName] = ["apo_zero", "kto", "bco"]
+SORTING: list[LossName] = ["aot", "aot_unpaired"]
+WITHOUT_REFERENCE: list[LossName] = ["cpo", "simpo", "orpo"]
+FAMILIES = [[name for name in LOSS_NAMES if name not in WITHOUT_REFERENCE], *([name] for name in WITHOUT_REFERENCE)]
+
+# Two tokens and four: log-probabilities -1 and -4, -2 and -3 under the reference. The log-ratios are 1 and -1.
+CHOSEN = Response([-0.25, -0.75], [-1.5, -0.5], confidence=math.log(0.5))
+REJECTED = Response([-1.0, -0.5, -2.0, -0.5], [-0.5, -0.5, -1.0, -1.0], confidence=math.log(0.8))
+BY_HAND = Pair(CHOSEN, REJECTED)
+
+
+def losses_of(pref: Preference, *pairs: Pair) -> list[float]:
+    return pref(scores(pairs))[0].tolist()
+
+
+@pytest.mark.parametrize(
+    ("loss", "options", "expected"),
+    [
+        ("sigmoid", {}, 0.313262),
+        ("sigmoid", {"reduction": "sum"}, 0.313262),
+        ("sigmoid", {"reduction": "mean"}, 0.523123),
+        ("ipo", {"reduction": "mean"}, 0.0625),
+        ("sigmoid", {"reference_free": True}, 0.201413),
+        ("sigmoid", {"reduction": "mean", "reference_free": True}, 0.575939),
+        ("sigmoid", {"f_divergence": "forward_kl"}, 0.269078),
+        ("sigmoid", {"f_divergence": "js"}, 0.474077),
+        ("sigmoid", {"f_divergence": "alpha"}, 0.302089),
+        ("sigmoid", {"f_divergence": "alpha", "f_alpha": 0.25}, 0.310462),
+        ("hinge", {"ld_alpha": 0.0}, 0.25),
+        ("hinge", {"ld_alpha": 0.5}, 0.125),
+        ("hinge", {"ld_alpha": 1.0}, 0.0),
+        ("sigmoid", {"wpo": True}, 0.125305),
+        ("cpo", {}, 0.701413),
+        ("cpo", {"sft_weight": 2.0}, 1.201413),
+        ("simpo", {"simpo_gamma": 0.25}, 0.693147),
+        ("orpo", {}, 0.660150),
+        ("kto", {"desirable_weight": 2.0, "undesirable_weight": 3.0}, 0.943852),
+    ],
+)
+def test_options_by_hand(loss: LossName, options: dict[str, Any], expected: float) -> None:
+    """beta 0.5, log-ratios 1 and -1: z = 1, -ln s(1) = 0.313262.
+
+    reduction mean: 1/2 and -1/4: h = 0.75, ln(1 + exp(-0.375)) = 0.523123; ipo: (0.75 - 1)^2
+    reference_free: h = -1 + 4 = 3, z = 1.5: ln(1 + exp(-1.5)); both: -1/2 + 4/4 = 0.5, ln(1 + exp(-0.25)) = 0.575939
+    forward_kl: (1 - 1/e) - (1 - e) = 0.632121 + 1.718282 = 2.350402: ln(1 + exp(-1.175201)) = 0.269078
+    js: ln(2e / (1 + e)) - ln(2 / (1 + e)) = 1, since u_w u_l = 1: ln(1 + exp(-0.5)) = 0.474077
+    alpha 1/2: 2 (exp(0.5) - exp(-0.5)) = 2.084381: ln(1 + exp(-1.042191)) = 0.302089
+    alpha 1/4: 4 (exp(0.25) - exp(-0.25)) = 2.020899: ln(1 + exp(-1.010449)) = 0.310462
+    ld_alpha: the first two tokens of rejected: -1.5 + 1 = -0.5, the others -2.5 + 2 = -0.5; a = 0: h = 1 + 0.5; 0.5: 1.75;
+    1: 2: hinges 1 - h / 2 = 0.25, 0.125, 0
+    wpo: 0.5 * 0.8 * 0.313262
+    cpo: 0.201413 + 1/2 (two tokens), + 2 / 2      simpo: 0.5 (-1/2 + 1) - 0.25 = 0: ln 2
+    orpo: p_w = exp(-1/2) = 0.606531, p_l = exp(-1) = 0.367879: log-odds 0.432754 and -0.541327:
+    0.5 ln(1 + exp(-0.974081)) + 1/2 = 0.160150 + 0.5
+    kto, z0 = 0: (2 s(-0.5) + 3 s(-0.5)) / 2 = 2.5 * 0.377541
+    """
+    assert losses_of(preference(loss, **options), BY_HAND) == pytest.approx([expected], abs=1e-6)
+
+
+def test_soft_labels_by_hand() -> None:
+    """z = 1, chosen preferred with probability 0.8: 0.8 * 0.313262 + 0.2 * 1.313262. Hinge: 0.8 * 0 + 0.2 * 2."""
+    soft = Pair(CHOSEN, REJECTED, preference=0.8)
+    assert losses_of(preference("sigmoid"), soft) == pytest.approx([0.513262], abs=1e-6)
+    assert losses_of(preference("hinge"), soft) == pytest.approx([0.4], abs=1e-6)
+
+
+def test_weighted_sum_by_hand() -> None:
+    """MPO's sum: 0.8 sigmoid + 0.2 bco + sft, beta 0.5.
+
+    z = 1; the rewards 0.5 and -0.5 have shift 0: 0.8 * 0.313262 + 0.2 * 2 * 0.474077 + 1/2 = 0.250609 + 0.189631 + 0.5
+    """
+    pref = preference({"sigmoid": 0.8, "bco": 0.2, "sft": 1.0})
+    assert losses_of(pref, BY_HAND) == pytest.approx([0.940240], abs=1e-6)
+
+
+def test_constraints_by_hand() -> None:
+    """Chosen log-ratio -3, rejected 1: kl (9 + 1) / 4 = 2.5, chosen_drop 3; hinge, beta 0.5: 1 + 0.5 * 4 = 3.
+
+    Violated: 3 + 0.1 (2.5 - 1) + 2 (3 - 0.5) = 8.15. Held: thresholds of 3 leave the loss alone.
+    """
+    pair = Pair(Response([-5], [-2]), Response([-2], [-3]))
+    for thresholds, loss in (((1.0, 0.5), 8.15), ((3.0, 3.0), 3.0)):
+        pref = preference(
+            "hinge",
+            constraints={
+                "kl": Constraint(threshold=thresholds[0], multiplier=0.1, dual_rate=0.0),
+                "chosen_drop": Constraint(threshold=thresholds[1], multiplier=2.0, dual_rate=0.0),
+            },
+        )
+        losses, metrics = pref(scores([pair]))
+        assert losses.tolist() == pytest.approx([loss])
+        assert metrics["constraint/kl"].tolist() == [2.5]
+        assert metrics["constraint/chosen_drop"].tolist() == [3.0]
+
+
+def test_constraints_pass_a_gradient() -> None:
+    """A chosen log-probability 2 nats below the reference's: chosen_drop's is -multiplier, kl's multiplier * r / 2 = -m."""
+    of = scores([Pair(Response([-5], [-3]), Response([-2], [-2]))])
+    of["chosen"].requires_grad_()
+    for name, gradient in (("chosen_drop", -0.7), ("kl", -0.7)):
+        pref = preference("hinge", 1e-9, constraints={name: Constraint(threshold=0.0, multiplier=0.7, dual_rate=0.0)})
+        (found,) = torch.autograd.grad(pref(of)[0].sum(), of["chosen"])
+        assert found.item() == pytest.approx(gradient, abs=1e-6)
+
+
+def test_multipliers_climb_while_their_constraint_is_violated() -> None:
+    """Dual ascent, threshold 1, rate 0.5, from 0.1: c = 3 twice: 1.1, 2.1; c = 0: 1.6, 1.1, 0.6, 0.1, then 0, never below."""
+    pref = preference("sigmoid", constraints={"kl": Constraint(threshold=1.0, multiplier=0.1, dual_rate=0.5)})
+    seen = []
+    for c in [3.0, 3.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 3.0]:
+        pref.after_step({"constraint/kl": c}, epoch_ends=False)
+        seen.append(pref.metrics()["multiplier/kl"])
+    assert seen == pytest.approx([1.1, 2.1, 1.6, 1.1, 0.6, 0.1, 0.0, 0.0, 1.0])
+    assert pref.state()["multipliers"].tolist() == pytest.approx([1.0])
+
+
+def test_multipliers_of_two_constraints_are_apart_and_weigh_the_loss() -> None:
+    """chosen_drop alone is violated: its multiplier goes from 0 to 0.5 * 2 = 1, and with it the loss grows by 2."""
+    constraints: dict[str, Constraint] = {
+        "kl": Constraint(threshold=10.0, multiplier=0.0, dual_rate=0.5),
+        "chosen_drop": Constraint(threshold=0.0, multiplier=0.0, dual_rate=0.5),
+    }
+    pref = preference("sigmoid", constraints=constraints)
+    of = scores([Pair(Response([-5], [-3]), Response([-2], [-2]))])
+    before, metrics = pref(of)
+    pref.after_step({name: values.mean().item() for name, values in metrics.items()}, epoch_ends=True)
+    assert pref.metrics() == {"multiplier/kl": 0.0, "multiplier/chosen_drop": 1.0}
+    assert (pref(of)[0] - before).tolist() == pytest.approx([2.0])
+
+
+def test_a_multiplier_without_rate_stays() -> None:
+    pref = preference("sigmoid", constraints={"kl": Constraint(threshold=1.0, multiplier=0.3, dual_rate=0.0)})
+    pref.after_step({"constraint/kl": 100.0}, epoch_ends=False)
+    assert pref.metrics() == {"multiplier/kl": 0.3}
+
+
+# Naive twins
+
+TOKENS = st.lists(st.tuples(st.floats(-3, -0.05), st.floats(-3, -0.05)), min_size=1, max_size=4)
+RESPONSES = st.builds(
+    lambda tokens, confidence: Response([t[0] for t in tokens], [t[1] for t in tokens], confidence),
+    TOKENS,
+    st.floats(-2, 0),
+)
+CERTAIN_PAIRS = st.builds(Pair, RESPONSES, RESPONSES, kl=st.floats(-1, 3))
+PAIRS = st.builds(Pair, RESPONSES, RESPONSES, preference=st.sampled_from([1.0, 0.8, 0.0]), kl=st.floats(-1, 3))
+ROWS = st.one_of(
+    PAIRS,
+    st.builds(Pair, RESPONSES, st.none(), kl=st.floats(-1, 3)),
+    st.builds(Pair, st.none(), RESPONSES, kl=st.floats(-1, 3)),
+)
+VALUES: Mapping[str, st.SearchStrategy[Any]] = {
+    "label_smoothing": st.floats(0.01, 0.45),
+    "reduction": st.sampled_from(["sum", "mean"]),
+    "reference_free": st.booleans(),
+    "f_divergence": st.sampled_from(["forward_kl", "js", "alpha"]),
+    "f_alpha": st.floats(0.05, 0.95),
+    "ld_alpha": st.floats(0, 1),
+    "wpo": st.booleans(),
+    "simpo_gamma": st.floats(0, 2),
+    "discopop_tau": st.floats(0.05, 0.5),
+    "sft_weight": st.floats(0, 2),
+    "desirable_weight": st.floats(0.1, 3),
+    "undesirable_weight": st.floats(0.1, 3),
+}
+
+
+@st.composite
+def options_of(draw: st.DrawFn, taken: set[str]) -> dict[str, Any]:
+    """Some of the options that a loss takes, but for those that another of them leaves without a use."""
+    chosen = draw(st.sets(st.sampled_from(sorted(taken))))
+    drawn = {key: draw(VALUES[key]) for key in sorted(chosen)}
+    if drawn.get("reduction") == "mean":
+        drawn.pop("ld_alpha", None)
+    if drawn.get("reference_free"):
+        drawn.pop("f_divergence", None)
+    if drawn.get("f_divergence") != "alpha":
+        drawn.pop("f_alpha", None)
+    return drawn
+
+
+@pytest.mark.parametrize("loss", LOSS_NAMES)
+@given(data=st.data(), beta=st.floats(0.05, 2))
+@settings(deadline=None, max_examples=40)
+def test_any_options_equal_the_naive_twin(loss: LossName, data: st.DataObject, beta: float) -> None:
+    """From the log-probabilities of tokens, over pairs, rows with one response and soft labels."""
+    options = data.draw(options_of(TAKES[loss]))
+    rows = ROWS if loss in UNPAIRED else CERTAIN_PAIRS if loss in SORTING else PAIRS
+    pairs = data.draw(st.lists(rows, min_size=1, max_size=4))
+    expected = naive.losses({loss: 1.0}, pairs, beta, options)
+    assert losses_of(preference(loss, beta, **options), *pairs) == pytest.approx(expected, rel=1e-7, abs=1e-9)
+
+
+@given(data=st.data(), beta=st.floats(0.05, 2))
+@settings(deadline=None, max_examples=60)
+def test_sums_equal_the_naive_twin(data: st.DataObject, beta: float) -> None:
+    names = data.draw(
+        st.sets(st.sampled_from([*FAMILIES[0], "sft"]), min_size=1, max_size=4).filter(lambda s: s != {"sft"})
+    )
+    terms: dict[LossName, float] = {name: data.draw(st.floats(0.1, 2)) for name in sorted(names)}
+    rows = ROWS if names <= set(UNPAIRED) else CERTAIN_PAIRS if names & set(SORTING) else PAIRS
+    pairs = data.draw(st.lists(rows, min_size=1, max_size=4))
+    options: dict[str, Any] = {"reduction": "mean"} if "kto" not in names and data.draw(st.booleans()) else {}
+    expected = naive.losses(terms, pairs, beta, options)
+    assert losses_of(preference(terms, beta, **options), *pairs) == pytest.approx(expected, rel=1e-7, abs=1e-9)
+
+
+def test_ld_alpha_leaves_cross_entropy_alone() -> None:
+    """As it does CPO's term, and TRL's: 1 - z / 2 = 0.25 for the hinge (see above), and 4/4 of four tokens beside two."""
+    pref = preference({"hinge": 1.0, "sft": 1.0}, ld_alpha=0.0)
+    expected = naive.losses({"hinge": 1.0, "sft": 1.0}, [naive.swapped(BY_HAND)], 0.5, {"ld_alpha": 0.0})
+    assert losses_of(pref, naive.swapped(BY_HAND)) == pytest.approx(expected)
+
+
+# Gradients
+
+SETS: list[dict[str, Any]] = [
+    {},
+    {"label_smoothing": 0.2},
+    {"reduction": "mean"},
+    {"reference_free": True},
+    {"f_divergence": "forward_kl"},
+    {"f_divergence": "js", "reduction": "mean", "wpo": True},
+    {"f_divergence": "alpha", "f_alpha": 0.3, "ld_alpha": 0.4},
+    {"ld_alpha": 0.4},
+    {"simpo_gamma": 1.0, "wpo": True},
+    {"sft_weight": 0.3, "wpo": True},
+    {"discopop_tau": 0.3},
+    {"desirable_weight": 0.7, "undesirable_weight": 1.3},
+]
+LOSSES_AND_OPTIONS = [(loss, o) for loss in LOSS_NAMES for o in SETS if set(o) <= TAKES[loss]]
+
+
+def some_pairs(loss: LossName) -> list[Pair]:
+    """Four pairs of uneven lengths, soft where the loss can weigh them, and rows with one response where it takes them."""
+    random = torch.Generator().manual_seed(0)
+
+    def response(length: int) -> Response:
+        policy, reference = (torch.rand(2, length, generator=random, dtype=torch.float64) * -1.5 - 0.05).tolist()
+        return Response(policy, reference, confidence=-0.3 * length)
+
+    pairs = [
+        Pair(response(w), response(r), 1.0 if loss in SORTING else p, kl=kl)
+        for w, r, p, kl in [(2, 4, 1.0, 0.5), (3, 1, 0.7, -0.2), (2, 2, 1.0, 0.9), (1, 3, 0.1, 0.0)]
+    ]
+    return [*pairs, Pair(response(3), None, kl=0.1), Pair(None, response(2))] if loss in UNPAIRED else pairs
+
+
+@pytest.mark.parametrize(("loss", "options"), [(loss, o) for loss, o in LOSSES_AND_OPTIONS if loss != "bco"])
+def test_gradients_equal_finite_differences(loss: LossName, options: dict[str, Any]) -> None:
+    """Of the scores that have a gradient, as the model gives them."""
+    of = scores(some_pairs(loss))
+    keys = ["chosen", "rejected", "chosen_shared", "rejected_shared"]
+    leaves = [of[key].requires_grad_() for key in keys]  # type: ignore[literal-required]
+    pref = preference(loss, 0.3, **options)
+    assert torch.autograd.gradcheck(lambda *t: pref({**of, **dict(zip(keys, t, strict=True))})[0], leaves)
+
+
+@pytest.mark.parametrize(("loss", "options"), LOSSES_AND_OPTIONS)
+def test_gradients_equal_those_of_the_naive_twin(loss: LossName, options: dict[str, Any]) -> None:
+    """Central differences of the naive sum of losses, with the shifts of KTO and BCO held where they are."""
+    pairs = some_pairs(loss)
+    of = scores(pairs)
+    # A response's first token is in the length that both share.
+    sides = ["chosen", "rejected"]
+    steps = {side: torch.zeros(len(pairs), dtype=torch.float64, requires_grad=True) for side in sides}
+    moved = {f"{side}{part}": of[f"{side}{part}"] + steps[side] for side in sides for part in ("", "_shared")}  # type: ignore[literal-required]
+    found = torch.autograd.grad(preference(loss, 0.3, **options)({**of, **moved})[0].sum(), list(steps.values()))
+    for side, gradient in zip(sides, found, strict=True):
+        for i, pair in enumerate(pairs):
+            response: Response | None = getattr(pair, side)
+            if response is None:
+                assert gradient[i] == 0
+                continue
+            ends = []
+            for step in (1e-5, -1e-5):
+                changed = Response(
+                    [response.policy[0] + step, *response.policy[1:]], response.reference, response.confidence
+                )
+                rows = [*pairs[:i], Pair(**vars(pair) | {side: changed}), *pairs[i + 1 :]]
+                ends.append(sum(naive.losses({loss: 1.0}, rows, 0.3, options, at=pairs)))
+            assert gradient[i].item() == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=1e-5, abs=1e-7)
+
+
+@pytest.mark.parametrize("side", ["chosen", "rejected"])
+def test_confidence_and_kl_pass_no_gradient(side: str) -> None:
+    """They may come from the very tensors that are learned."""
+    leaf = double(-0.3).requires_grad_()
+    of = scores([BY_HAND])
+    wpo = preference("sigmoid", wpo=True)({**of, f"{side}_confidence": leaf})[0].sum()
+    kto = preference("kto")({**of, "kl": leaf})[0].sum()
+    assert not wpo.requires_grad
+    assert not kto.requires_grad
+
+
+# Soft labels
+
+
+@pytest.mark.parametrize("loss", [name for name in LOSS_NAMES if name not in SORTING])
+def test_soft_labels_of_one_are_hard_and_mirrored_pairs_agree(loss: LossName) -> None:
+    """A pair preferred with p is the mirrored pair preferred with 1 - p, whatever the loss."""
+    pairs = some_pairs(loss)
+    of = scores(pairs)
+    pref = preference(loss)
+    hard: Scores = {key: t for key, t in of.items() if key != "preference"}  # type: ignore[assignment]
+    ones: Scores = {**hard, "preference": torch.ones(len(pairs))}
+    torch.testing.assert_close(pref(ones)[0], pref(hard)[0])
+    for p in (0.0, 0.3, 1.0):
+        here: Scores = {**hard, "preference": torch.full((len(pairs),), p)}
+        there: Scores = {**mirrored(hard), "preference": torch.full((len(pairs),), 1 - p)}
+        torch.testing.assert_close(pref(here)[0], pref(there)[0])
+
+
+def test_mirrored_swaps_every_score_that_has_a_side() -> None:
+    """And twice is once too often: it gives the scores back."""
+    of = scores(some_pairs("bco"))
+    other = mirrored(of)
+    assert other.keys() == of.keys()
+    for key in of:
+        name = "".join(
+            {"chosen": "rejected", "rejected": "chosen"}.get(part, part) for part in key.replace("_", " _ ").split()
+        )
+        assert other[name] is of[key]  # type: ignore[literal-required]
+    assert mirrored(other) == of
+
+
+# Metrics
+
+
+def test_metrics_by_hand() -> None:
+    """beta 0.5. Right: rewards 0.5 * 1 and 0.5 * -1, margin 1. Tie: 0.5 * 2 twice, half right. Wrong: 0 and 0.5 * 4.
+
+    Lengths: 2 beside 4, 1 beside 1, 3 beside 1: the margins of longer responses are -1, 0 and -2. kl: (1 + 1) / 4,
+    (4 + 4) / 4, (0 + 16) / 4.
+    """
+    pairs = [
+        BY_HAND,
+        Pair(Response([-3], [-5]), Response([-1], [-3])),
+        Pair(Response([-1, -1, -3], [-1, -3, -1]), Response([-2], [-6])),
+    ]
+    of = scores(pairs)
+    of["chosen"].requires_grad_()
+    losses, metrics = preference("sigmoid")(of)
+    assert {name: values.tolist() for name, values in metrics.items()} == {
+        "rewards/chosen": [0.5, 1.0, 0.0],
+        "rewards/rejected": [-0.5, 1.0, 2.0],
+        "rewards/margin": [1.0, 0.0, -2.0],
+        "rewards/accuracy": [1.0, 0.5, 0.0],
+        "rewards/saturated": [0.0, 0.0, 0.0],
+        "rewards/longer": [-1.0, 0.0, -2.0],
+        "lengths/longer": [-1.0, 0.0, 1.0],
+        "logps/chosen": [-1.0, -3.0, -5.0],
+        "logps/rejected": [-4.0, -1.0, -2.0],
+        "kl": [0.5, 2.0, 4.0],
+        "gradient/zero": [0.0, 0.0, 0.0],
+    }
+    assert losses.requires_grad
+    assert not any(values.requires_grad for values in metrics.values())
+
+
+def test_accuracy_of_soft_labels_by_hand() -> None:
+    """The share of labels that the margin's sign gets right: p where it is positive, 1 - p where negative, 1/2 at a tie."""
+    right, tie = BY_HAND, Pair(CHOSEN, CHOSEN)
+    pairs = [Pair(**vars(pair) | {"preference": 0.8}) for pair in (right, naive.swapped(right), tie)]
+    accuracy = preference("sigmoid")(scores(pairs))[1]["rewards/accuracy"]
+    assert accuracy.tolist() == pytest.approx([0.8, 0.2, 0.5])
+
+
+def pair_of(ratio: float) -> Pair:
+    """One token each, the chosen one's log-ratio `ratio`, the rejected one's 0."""
+    return Pair(Response([ratio - 50], [-50]), Response([-1], [-1]))
+
+
+def test_saturated_margins_by_hand() -> None:
+    """Beyond 4.6 nats of reward on either side, where the sigmoid is 0.99; beta 0.5: log-ratios of 9.2."""
+    metrics = preference("sigmoid")(scores([pair_of(r) for r in (9.4, 9.0, -9.0, -9.4)]))[1]
+    assert metrics["rewards/saturated"].tolist() == [1.0, 0.0, 0.0, 1.0]
+
+
+def test_pairs_without_a_gradient_by_hand() -> None:
+    """Hinge, beta 0.5: flat beyond h = 2. Identical responses teach nothing, though either has a gradient."""
+    pairs = [pair_of(3), pair_of(1), Pair(CHOSEN, CHOSEN)]
+    assert preference("hinge")(scores(pairs))[1]["gradient/zero"].tolist() == [1.0, 0.0, 1.0]
+    assert preference("sigmoid")(scores(pairs))[1]["gradient/zero"].tolist() == [0.0, 0.0, 1.0]
+    with torch.no_grad():  # as at a validation
+        assert preference("hinge")(scores(pairs))[1]["gradient/zero"].tolist() == [1.0, 0.0, 1.0]
+
+
+def test_metrics_of_absent_responses_weigh_nothing() -> None:
+    """beta 0.5. Rewards 0.5 * 1 and 0.5 * -1 of the first row; the second has no rejected, the third no chosen response.
+
+    A mean over rows takes values times weights: the mean chosen reward is (0.5 + 0.5) / 2, the margin that of one row.
+    """
+    of = scores([BY_HAND, Pair(CHOSEN, None), Pair(None, REJECTED)])
+    _, metrics = preference("apo_zero")(of)
+    assert metrics["rewards/chosen"].tolist() == [[0.5, 1.0], [0.5, 1.0], [0.0, 0.0]]
+    assert metrics["rewards/rejected"].tolist() == [[-0.5, 1.0], [0.0, 0.0], [-0.5, 1.0]]
+    assert metrics["rewards/margin"].tolist() == [[1.0, 1.0], [0.5, 0.0], [0.5, 0.0]]
+    assert metrics["logps/chosen"][:, 1].tolist() == [1.0, 1.0, 0.0]
+    assert metrics["kl"].tolist() == [0.5, 0.5, 0.5]
+
+
+def test_a_row_with_one_response_has_a_gradient() -> None:
+    """Though that of the absent response is zero."""
+    rows = [Pair(CHOSEN, None), Pair(None, REJECTED)]
+    assert preference("apo_zero")(scores(rows))[1]["gradient/zero"].tolist() == [0.0, 0.0]
+
+
+def test_ipo_is_flat_where_the_margin_is_the_one_it_aims_at() -> None:
+    """h = 1 / (2 * 0.5)."""
+    metrics = preference("ipo")(scores([pair_of(1), pair_of(1.5)]))[1]
+    assert metrics["gradient/zero"].tolist() == [1.0, 0.0]
+
+
+def test_a_soft_label_is_a_gradient_where_the_hard_one_is_flat() -> None:
+    """Hinge, h = 3: with probability 0.2 the label is the other one, whose hinge is not flat."""
+    of = scores([Pair(**vars(pair_of(3)) | {"preference": 0.8})])
+    of["chosen"].requires_grad_()
+    losses, metrics = preference("hinge")(of)
+    (gradient,) = torch.autograd.grad(losses.sum(), of["chosen"])
+    assert gradient.item() == pytest.approx(0.2 * 0.5)
+    assert metrics["gradient/zero"].tolist() == [0.0]
+
+
+# What the loss is of the margin m of the rewards that are logged.
+OF_LOGGED_MARGIN: Mapping[LossName, Callable[[float, float, float], float]] = {
+    "sigmoid": lambda m, beta, e: smoothed(m, e),
+    "robust": lambda m, beta, e: naive.of_margin("robust", m / beta, beta, e),
+    "exo": lambda m, beta, e: naive.of_margin("exo", m / beta, beta, e),
+    "hinge": lambda m, beta, e: max(0.0, 1 - m),
+    "ipo": lambda m, beta, e: (m / beta - 1 / (2 * beta)) ** 2,
+    "discopop": lambda m, beta, e: naive.of_margin("discopop", m / beta, beta, e),
+    "simpo": lambda m, beta, e: smoothed(m - 0.5, e),
+    "cpo": lambda m, beta, e: smoothed(m, e),
+    "orpo": lambda m, beta, e: -beta * naive.log_s(m),
+}
+LOGGED: list[dict[str, Any]] = [
+    {},
+    {"label_smoothing": 0.1},
+    {"reduction": "mean"},
+    {"reference_free": True},
+    {"reduction": "mean", "reference_free": True},
+    {"f_divergence": "forward_kl"},
+    {"f_divergence": "js"},
+    {"f_divergence": "alpha", "f_alpha": 0.3},
+    {"ld_alpha": 0.3},
+    {"f_divergence": "js", "reduction": "mean"},
+]
+
+
+@pytest.mark.parametrize(
+    ("loss", "options"), [(loss, o) for loss in OF_LOGGED_MARGIN for o in LOGGED if set(o) <= TAKES[loss]]
+)
+def test_logged_margins_are_those_of_the_loss(loss: LossName, options: dict[str, Any]) -> None:
+    """The loss can be had from them alone: the rewards that are logged are the ones that are learned."""
+    beta, of = 0.7, scores([Pair(p.chosen, p.rejected) for p in some_pairs(loss)])
+    if "sft_weight" in TAKES[loss]:
+        options = {**options, "sft_weight": 0.0}
+    losses, metrics = preference(loss, beta, **options)(of)
+    e = options.get("label_smoothing", 1e-3 if loss == "exo" else 0.0)
+    expected = [OF_LOGGED_MARGIN[loss](m, beta, e) for m in metrics["rewards/margin"].tolist()]
+    assert losses.tolist() == pytest.approx(expected, rel=1e-9, abs=1e-9)
+    torch.testing.assert_close(metrics["rewards/margin"], metrics["rewards/chosen"] - metrics["rewards/rejected"])
+
+
+@pytest.mark.parametrize("options", [{}, {"reduction": "mean"}, {"reference_free": True}, {"ld_alpha": 0.3}])
+@pytest.mark.parametrize("loss", ["sppo", "nca", "apo_zero", "apo_down", "bco"])
+def test_logged_rewards_are_those_of_the_loss(loss: LossName, options: dict[str, Any]) -> None:
+    """Of losses of either reward: both are there."""
+    beta, of = 0.7, scores([Pair(p.chosen, p.rejected) for p in some_pairs(loss)[:4]])
+    losses, metrics = preference(loss, beta, **options)(of)
+    w, r = metrics["rewards/chosen"].tolist(), metrics["rewards/rejected"].tolist()
+    if loss == "bco":
+        shift = (naive.mean(w) + naive.mean(r)) / 2
+        expected = [-naive.log_s(a - shift) - naive.log_s(shift - b) for a, b in zip(w, r, strict=True)]
+    elif loss == "apo_zero":
+        expected = [1 - naive.s(a) + naive.s(b) for a, b in zip(w, r, strict=True)]
+    else:
+        expected = [naive.of_rewards(loss, a / beta, b / beta, beta) for a, b in zip(w, r, strict=True)]
+    assert losses.tolist() == pytest.approx(expected, rel=1e-9)
+
+
+@given(beta=st.floats(1e-3, 1e2), pairs=st.lists(st.builds(Pair, RESPONSES, RESPONSES), min_size=1, max_size=4))
+@settings(deadline=None, max_examples=30)
+def test_a_policy_equal_to_its_reference_scores_one_half(beta: float, pairs: list[Pair]) -> None:
+    """Loss ln 2, rewards and KL zero."""
+    of = scores(pairs)
+    losses, metrics = preference("sigmoid", beta)({**of, "ref_chosen": of["chosen"], "ref_rejected": of["rejected"]})
+    assert losses.tolist() == pytest.approx([math.log(2)] * len(pairs))
+    assert metrics["rewards/accuracy"].tolist() == [0.5] * len(pairs)
+    for name in ("rewards/chosen", "rewards/rejected", "rewards/margin", "kl"):
+        assert metrics[name].tolist() == [0.0] * len(pairs)
+
+
+def test_the_kl_of_rows_with_one_response_is_that_response_s() -> None:
+    """Half of 2 squared, and half of 1 squared; both of them: the mean."""
+    rows = [
+        Pair(Response([-3], [-1]), None),
+        Pair(None, Response([-3], [-2])),
+        Pair(Response([-3], [-1]), Response([-3], [-2])),
+    ]
+    assert preference("bco")(scores(rows))[1]["kl"].tolist() == [2.0, 0.5, 1.25]
+
+
+def test_absent_responses_do_not_touch_the_others() -> None:
+    """Rows with one response each are, for APO-zero and BCO, the pairs cut in two; for KTO each half weighs as its whole."""
+    pairs = [Pair(p.chosen, p.rejected, kl=0.4) for p in some_pairs("sigmoid")]
+    halves = [Pair(p.chosen, None, kl=0.4) for p in pairs] + [Pair(None, p.rejected, kl=0.4) for p in pairs]
+    for loss in ("apo_zero", "bco"):
+        assert sum(losses_of(preference(loss), *halves)) == pytest.approx(sum(losses_of(preference(loss), *pairs)))
+    assert naive.mean(losses_of(preference("kto"), *halves)) == pytest.approx(
+        naive.mean(losses_of(preference("kto"), *pairs))
+    )
+
+
+# Which options and losses go together
+
+EXAMPLES: Mapping[str, Any] = {
+    "label_smoothing": 0.1,
+    "reduction": "mean",
+    "reference_free": True,
+    "f_divergence": "js",
+    "ld_alpha": 0.5,
+    "wpo": True,
+    "simpo_gamma": 0.1,
+    "discopop_tau": 0.5,
+    "sft_weight": 0.5,
+    "desirable_weight": 2.0,
+    "undesirable_weight": 2.0,
+}
+
+
+@pytest.mark.parametrize("option", EXAMPLES)
+@pytest.mark.parametrize("loss", LOSS_NAMES)
+def test_an_option_changes_the_loss_or_is_refused(loss: LossName, option: str) -> None:
+    """Never is it ignored."""
+    if option not in TAKES[loss]:
+        with pytest.raises(ParamsError, match=rf"loss_options\.{option}: loss '{loss}' does not use it"):
+            preference(loss, **{option: EXAMPLES[option]})
+        return
+    pairs = some_pairs(loss)
+    before, after = (losses_of(preference(loss, **options), *pairs) for options in ({}, {option: EXAMPLES[option]}))
+    assert before != pytest.approx(after, rel=1e-3)
+
+
+@pytest.mark.parametrize("loss", LOSS_NAMES)
+def test_f_alpha_is_of_the_alpha_divergence(loss: LossName) -> None:
+    for divergence in (None, "js"):
+        with pytest.raises(ParamsError, match=r"loss_options\.f_(alpha|divergence): "):
+            preference(loss, f_alpha=0.3, f_divergence=divergence)
+    if loss in OF_MARGIN:
+        before, after = (
+            losses_of(preference(loss, 0.1, f_divergence="alpha", f_alpha=alpha), BY_HAND) for alpha in (None, 0.3)
+        )
+        assert before != pytest.approx(after, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("loss", "options", "key"),
+    [
+        ("sigmoid", {"f_alpha": 0.3}, "f_alpha"),
+        ("sigmoid", {"f_alpha": 0.3, "f_divergence": "js"}, "f_alpha"),
+        ("sigmoid", {"reference_free": True, "f_divergence": "js"}, "f_divergence"),
+        ("sigmoid", {"reduction": "mean", "ld_alpha": 0.5}, "ld_alpha"),
+        ({"sigmoid": 1.0, "nca": 1.0}, {"f_divergence": "js"}, "f_divergence"),
+        ({"sigmoid": 1.0, "kto": 1.0}, {"reduction": "mean"}, "reduction"),
+        ({"sigmoid": 1.0, "kto": 1.0}, {"reference_free": True}, "reference_free"),
+        ({"sigmoid": 1.0, "kto": 1.0}, {"ld_alpha": 0.5}, "ld_alpha"),
+        ({"sigmoid": 1.0, "bco": 1.0}, {"wpo": True}, "wpo"),
+        ({"sigmoid": 1.0, "aot": 1.0}, {"wpo": True}, "wpo"),
+        ({"sigmoid": 1.0, "sft": 1.0}, {"sft_weight": 1.0}, "sft_weight"),
+        ({"hinge": 1.0, "sft": 1.0}, {"label_smoothing": 0.1}, "label_smoothing"),
+        ("exo", {"label_smoothing": 0.0}, "label_smoothing"),
+    ],
+)
+def test_options_without_a_use_beside_others_are_refused(loss: Any, options: dict[str, Any], key: str) -> None:
+    """A regulariser without a reference, length taken out twice, one loss of a sum that cannot follow the others."""
+    with pytest.raises(ParamsError, match=rf"^params\.yaml: loss_options\.{key}: "):
+        preference(loss, **options)
+
+
+@pytest.mark.parametrize(
+    ("loss", "options"),
+    [
+        ({"sigmoid": 1.0, "sft": 1.0}, {"f_divergence": "js", "wpo": True, "label_smoothing": 0.1}),
+        ({"sigmoid": 1.0, "hinge": 1.0}, {"label_smoothing": 0.1, "f_divergence": "alpha", "f_alpha": 0.3}),
+        ({"discopop": 1.0, "sppo": 1.0}, {"discopop_tau": 0.1, "reduction": "mean"}),
+        ({"kto": 1.0, "bco": 1.0}, {"desirable_weight": 2.0}),
+        ("sigmoid", {"reduction": "sum", "ld_alpha": 0.5}),
+        ("sigmoid", {"reference_free": False, "f_divergence": "js"}),
+        ("sigmoid", {"label_smoothing": 0.0}),
+    ],
+)
+def test_options_that_a_loss_of_the_sum_uses_are_taken(loss: Any, options: dict[str, Any]) -> None:
+    preference(loss, **options)
+
+
+@pytest.mark.parametrize(("a", "b"), list(itertools.combinations(LOSS_NAMES, 2)))
+def test_losses_go_together_where_they_have_one_kind_of_reward(a: LossName, b: LossName) -> None:
+    """Else the rewards that are logged, and their accuracy, would be those of one of them alone."""
+    if any(a in family and b in family for family in FAMILIES):
+        preference({a: 0.5, b: 2.0})
+    else:
+        with pytest.raises(ParamsError, match=r"^params\.yaml: loss: .*a sum has one kind of reward"):
+            preference({a: 0.5, b: 2.0})
+
+
+@pytest.mark.parametrize("loss", LOSS_NAMES)
+def test_sft_goes_with_losses_that_have_no_such_term(loss: LossName) -> None:
+    if loss in ("cpo", "orpo"):
+        with pytest.raises(ParamsError, match=r"^params\.yaml: loss: .*sft_weight"):
+            preference({loss: 1.0, "sft": 1.0})
+        return
+    pairs = [p for p in some_pairs(loss) if p.chosen and p.rejected]
+    with_sft = losses_of(preference({"sft": 0.5, loss: 2.0}), *pairs)
+    assert with_sft == pytest.approx(naive.losses({"sft": 0.5, loss: 2.0}, pairs, 0.5, {}))
+    for reward in ("rewards/chosen", "rewards/rejected"):  # not those of the cross-entropy, though it comes first
+        found, expected = (preference(x)(scores(pairs))[1][reward] for x in ({"sft": 0.5, loss: 2.0}, loss))
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("loss", ["sft", {"sft": 2.0}])
+def test_sft_alone_learns_no_preference(loss: Any) -> None:
+    with pytest.raises(ParamsError, match=r"^params\.yaml: loss: 'sft' learns no preference"):
+        preference(loss)
+
+
+@pytest.mark.parametrize("loss", LOSS_NAMES)
+def test_rows_with_one_response_are_for_losses_of_one_response(loss: LossName) -> None:
+    ones = torch.ones(3)
+    pref = preference(loss)
+    pref.check_rows(ones, True, "pairs.parquet")
+    if loss in UNPAIRED:
+        pref.check_rows(ones, False, "pairs.parquet")
+        return
+    with pytest.raises(
+        DataError, match=rf"^pairs\.parquet: .*'{loss}' needs both; set loss to one of apo_zero, kto, bco"
+    ):
+        pref.check_rows(ones, False, "pairs.parquet")
+
+
+@pytest.mark.parametrize("loss", LOSS_NAMES)
+def test_losses_that_sort_rows_cannot_weigh_them(loss: LossName) -> None:
+    """The loss at a place of a sorted batch belongs to no row, so neither does its label."""
+    pref, soft = preference({"sigmoid": 1.0, loss: 1.0} if loss in SORTING else loss), double(1.0, 0.7)
+    if loss in SORTING:
+        with pytest.raises(DataError, match=rf"^pairs\.parquet: column preference: loss '{loss}' sorts rows"):
+            pref.check_rows(soft, True, "pairs.parquet")
+    else:
+        pref.check_rows(soft, True, "pairs.parquet")
+
+
+@pytest.mark.parametrize("loss", LOSS_NAMES)
+def test_what_a_loss_needs_and_looks_at(loss: LossName) -> None:
+    """Scores that cost a forward pass are made only where they are used; a joint loss is taken over all rows of a step."""
+    assert preference(loss).needs("kl") == (loss == "kto")
+    assert not preference(loss).needs("confidence")
+    if "wpo" in TAKES[loss]:
+        assert preference(loss, wpo=True).needs("confidence")
+        assert not preference(loss, wpo=False).needs("confidence")
+    pairs = [Pair(p.chosen, p.rejected, kl=i) for i, p in enumerate(some_pairs("sigmoid"))]
+    whole = losses_of(preference(loss), *pairs)
+    alone = [losses_of(preference(loss), pair)[0] for pair in pairs]
+    assert preference(loss).jointly == (whole != pytest.approx(alone))
+
+
+# Large differences
+
+
+@pytest.mark.parametrize(
+    ("loss", "options"),
+    [(loss, {}) for loss in LOSS_NAMES]
+    + [(loss, {"f_divergence": d}) for loss in OF_MARGIN for d in ("forward_kl", "js", "alpha")],
+)
+def test_large_differences_stay_finite(loss: LossName, options: dict[str, Any]) -> None:
+    """A million nats, float32: losses, metrics and gradients."""
+    check_finite(preference(loss, 0.1, **options))
+    check_finite(preference(loss, 10.0, **options))
+
+
+def test_large_differences_stay_finite_where_f_alpha_is_small() -> None:
+    check_finite(preference("ipo", 0.1, f_divergence="alpha", f_alpha=0.01))
+
+
+def check_finite(pref: Preference) -> None:
+    chosen, rejected = (torch.tensor(t).mul(1e6).requires_grad_() for t in ([-1.0, 0, 0, -1], [0.0, -1, 0, -1]))
+    of = {"chosen": chosen, "rejected": rejected, "ref_chosen": rejected.detach(), "ref_rejected": chosen.detach()}
+    tokens = {"chosen_tokens": torch.full((4,), 10.0), "rejected_tokens": torch.full((4,), 20.0), "kl": torch.zeros(4)}
+    losses, metrics = pref({**of, **tokens})
+    gradients = torch.autograd.grad(losses.sum(), [chosen, rejected])
+    for values in (losses, *gradients, *metrics.values()):
+        assert bool(values.isfinite().all())
+
+
+# The first step
+
+
+def start(pref: Preference, chosen: Tensor, rejected: Tensor) -> dict[str, float]:
+    """The metrics of a first step, as the trainer means them, where the reference's log-probabilities are all -9."""
+    nine, one = torch.full_like(chosen, -9), torch.ones_like(chosen)
+    losses, metrics = pref(
+        {
+            "chosen": chosen - 9,
+            "rejected": rejected - 9,
+            "ref_chosen": nine,
+            "ref_rejected": nine,
+            "chosen_tokens": one,
+            "rejected_tokens": one,
+            "kl": chosen,
+        }
+    )
+    return {name: values.mean().item() for name, values in {"loss": losses, **metrics}.items()}
+
+
+@pytest.mark.parametrize("tolerance", START_TOLERANCE.values(), ids=START_TOLERANCE.keys())
+@pytest.mark.parametrize("loss", LOSS_NAMES)
+def test_the_check_of_the_start_passes_where_policy_is_reference(loss: LossName, tolerance: float) -> None:
+    pref = preference(loss)
+    check = pref.check_start(tolerance)
+    for off in (0.0, 0.9 * tolerance, -0.9 * tolerance):
+        check(start(pref, double(off, -off), double(-off, off)))
+
+
+@pytest.mark.parametrize("loss", LOSS_NAMES)
+def test_the_check_of_the_start_stops_a_policy_that_is_not_its_reference(loss: LossName) -> None:
+    """On one side alone, on both alike, where margins and rewards cancel in the mean, and where a number is none."""
+    pref = preference(loss)
+    tolerance = START_TOLERANCE["float32"]
+    off = 1.1 * tolerance
+    for chosen, rejected in [
+        ((2 * off, 2 * off), (0, 0)),
+        ((0, 0), (-2 * off, -2 * off)),
+        ((off, off), (off, off)),
+        ((off, -off), (-off, off)),
+        ((5, -5), (0, 0)),
+        ((math.nan, 0), (0, 0)),
+    ]:
+        with pytest.raises(NumericError, match=r"^step 0: the policy is not its reference: .*ref_logps"):
+            pref.check_start(tolerance)(start(pref, double(*chosen), double(*rejected)))
+
+
+def test_the_check_of_the_start_goes_by_the_root_mean_square() -> None:
+    """Log-ratios 3, 0, 0 and 4: the root of 25 / 4 is 2.5 nats."""
+    pref = preference("sigmoid")
+    metrics = start(pref, double(3, 0), double(0, 4))
+    pref.check_start(2.501)(metrics)
+    with pytest.raises(NumericError, match=r"off by 2\.5 nats \(tolerance 2\.499\)"):
+        pref.check_start(2.499)(metrics)
+
+
+# Optima: a policy that is a table of logits, one a response
+
+
+def optimum(pref: Preference, pairs: list[tuple[int, int, float]], reference: Tensor) -> Tensor:
+    """The log-ratios (responses,) of the policy that is best on pairs (chosen, rejected, preference)."""
+    logits = reference.clone().requires_grad_()
+    frozen = reference.log_softmax(0)
+    w, r = (torch.tensor([pair[i] for pair in pairs]) for i in (0, 1))
+    ones = torch.ones(len(pairs), dtype=torch.float64)
+    optimizer = torch.optim.LBFGS(
+        [logits], lr=1, max_iter=500, tolerance_grad=1e-12, tolerance_change=1e-15, line_search_fn="strong_wolfe"
+    )
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        logps = logits.log_softmax(0)
+        losses, _ = pref(
+            {
+                "chosen": logps[w],
+                "rejected": logps[r],
+                "ref_chosen": frozen[w],
+                "ref_rejected": frozen[r],
+                "chosen_tokens": ones,
+                "rejected_tokens": ones,
+                "preference": double(*(pair[2] for pair in pairs)),
+            }
+        )
+        loss = losses.sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return (logits.log_softmax(0) - frozen).detach()
+
+
+REFERENCE = double(0.3, -1.0, 0.7)
+
+
+@pytest.mark.parametrize("beta", [0.1, 1.0])
+@pytest.mark.parametrize("p", [0.2, 0.5, 0.9])
+def test_dpo_learns_the_preference(beta: float, p: float) -> None:
+    """-p log s(z) - (1 - p) log s(-z) is smallest where s(z) = p: h = logit(p) / beta."""
+    ratios = optimum(preference("sigmoid", beta), [(0, 1, p)], REFERENCE)
+    assert (ratios[0] - ratios[1]).item() == pytest.approx(math.log(p / (1 - p)) / beta, abs=1e-4)
+
+
+@pytest.mark.parametrize("e", [0.05, 0.3])
+@pytest.mark.parametrize("loss", ["sigmoid", "exo"])
+def test_smoothed_losses_learn_the_smoothed_label(loss: LossName, e: float) -> None:
+    """cDPO and EXO are a KL divergence to the label, one way round and the other: h = logit(1 - e) / beta for both."""
+    ratios = optimum(preference(loss, 0.5, label_smoothing=e), [(0, 1, 1.0)], REFERENCE)
+    assert (ratios[0] - ratios[1]).item() == pytest.approx(math.log((1 - e) / e) / 0.5, abs=1e-4)
+
+
+@pytest.mark.parametrize("beta", [0.1, 1.0])
+def test_ipo_stops_at_a_margin(beta: float) -> None:
+    """h = 1 / (2 beta), for a label that is certain; with probability p it is (2 p - 1) times that."""
+    for p in (1.0, 0.8):
+        ratios = optimum(preference("ipo", beta), [(0, 1, p)], REFERENCE)
+        assert (ratios[0] - ratios[1]).item() == pytest.approx((2 * p - 1) / (2 * beta), abs=1e-5)
+
+
+def test_f_dpo_learns_the_preference_in_its_own_measure() -> None:
+    """f'(u_w) - f'(u_l) = logit(p) / beta, with f' = 1 - 1/u for the forward KL."""
+    ratios = optimum(preference("sigmoid", 0.5, f_divergence="forward_kl"), [(0, 1, 0.7)], REFERENCE)
+    scores_of = 1 - (-ratios).exp()
+    assert (scores_of[0] - scores_of[1]).item() == pytest.approx(math.log(0.7 / 0.3) / 0.5, abs=1e-4)
+
+
+def test_dpo_finds_the_policy_that_is_optimal_for_its_reward() -> None:
+    """DPO, eq. 4: with preferences s(r_i - r_j) over all pairs, pi is proportional to pi_ref exp(r / beta)."""
+    reward, beta = double(1.0, 0.0, -0.5), 0.5
+    pairs = [(i, j, naive.s((reward[i] - reward[j]).item())) for i, j in itertools.combinations(range(3), 2)]
+    ratios = optimum(preference("sigmoid", beta), pairs, REFERENCE)
+    best = (REFERENCE + reward / beta).log_softmax(0) - REFERENCE.log_softmax(0)
+    torch.testing.assert_close(ratios, best, atol=1e-5, rtol=0)

@@ -1,0 +1,162 @@
+"""References that follow their policy, by hand and in the trainer; and the proof that the others stand still."""
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tasks import preference_of
+from tiny_models import training
+from torch import Tensor, nn
+
+from prefdag.config import Reference
+from prefdag.dpo.checkpoint import Checkpoints
+from prefdag.dpo.reference import MovingReference, StandsStill, fingerprint
+from prefdag.dpo.trainer import History, Said, Task, fit
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def following(policy: nn.Module, **config: Any) -> MovingReference:
+    reference = copy.deepcopy(policy).requires_grad_(False).eval()
+    every = {"alpha": None, "every": None, **config}
+    return MovingReference(
+        reference, lambda: dict(policy.named_parameters()) | dict(policy.named_buffers()), Reference(**every)
+    )
+
+
+def weight(module: nn.Module, value: float | None = None) -> float:
+    """The one weight of a linear layer, set first if a value is given."""
+    if value is not None:
+        nn.init.constant_(module.get_parameter("weight"), value)
+    return module.get_parameter("weight").item()
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"update": "none"}, [0, 0, 0, 0]),
+        ({"update": "polyak", "alpha": 0.5}, [0.5, 1.25, 2.125, 3.0625]),
+        ({"update": "polyak", "alpha": 1.0}, [1, 2, 3, 4]),
+        ({"update": "copy"}, [0, 2, 2, 4]),
+        ({"update": "sync", "alpha": 1.0, "every": 3}, [0, 0, 3, 3]),
+        ({"update": "sync", "alpha": 0.5, "every": 2}, [0, 1, 1, 2.5]),
+    ],
+)
+def test_references_by_hand(config: dict[str, Any], expected: list[float]) -> None:
+    """The policy's weight is 1, 2, 3, 4 after four steps, an epoch being two of them; the reference starts at 0.
+
+    polyak 0.5: (0 + 1) / 2, (0.5 + 2) / 2, (1.25 + 3) / 2, (2.125 + 4) / 2; sync 0.5 every 2: (0 + 2) / 2, (1 + 4) / 2.
+    """
+    policy = nn.Linear(1, 1, bias=False)
+    weight(policy, 0.0)
+    reference = following(policy, **config)
+    found = []
+    for step in range(1, 5):
+        weight(policy, float(step))
+        reference.after_step({}, epoch_ends=step % 2 == 0)
+        found.append(weight(reference.model))
+    assert found == expected
+    assert not reference.model.get_parameter("weight").requires_grad
+
+
+@pytest.mark.parametrize("update", ["polyak", "copy"])
+def test_buffers_follow_too(update: str) -> None:
+    """The seed work's averaged weights under the batch statistics of another model; the count of batches is copied."""
+    policy = nn.BatchNorm1d(2)
+    reference = following(policy, update=update, alpha=0.25 if update == "polyak" else None)
+    with torch.no_grad():
+        policy.get_buffer("running_mean").fill_(4.0)
+        policy.get_buffer("num_batches_tracked").fill_(7)
+    reference.after_step({}, epoch_ends=True)
+    assert reference.model.get_buffer("running_mean").tolist() == ([1.0, 1.0] if update == "polyak" else [4.0, 4.0])
+    assert reference.model.get_buffer("num_batches_tracked").item() == 7
+
+
+def test_a_change_of_one_bit_is_seen() -> None:
+    tensor = torch.randn(1000, generator=torch.Generator().manual_seed(0))
+    before = fingerprint(tensor)
+    assert fingerprint(tensor.clone()) == before
+    for i in (0, 31, 32, 998, 999):
+        other = tensor.clone()
+        other.view(torch.int32)[i] ^= 1
+        assert fingerprint(other) != before
+    swapped = tensor[[1, 0, *range(2, 1000)]]
+    assert fingerprint(swapped) != before
+
+
+def test_what_does_not_stand_still_is_counted() -> None:
+    model = nn.BatchNorm1d(2)
+    watch = StandsStill(model.parameters(), model.buffers())
+    assert watch.metrics() == {"drift/reference": 0.0, "drift/buffers": 0.0}
+    model(torch.randn(4, 2))  # in train mode: mean, variance and count
+    assert watch.metrics() == {"drift/reference": 0.0, "drift/buffers": 3.0}
+
+
+# In the trainer
+
+PAIRS = torch.randn(12, 2, 3, generator=torch.Generator().manual_seed(0))
+
+
+def run(folder: Path, config: dict[str, Any], kill: int | None = None, **changes: Any) -> tuple[History, Any]:
+    """DPO of a linear scorer of vectors against a reference that may move."""
+
+    def log(step: int, metrics: Any) -> None:
+        if step == kill and "learning_rate" in metrics:
+            raise KeyboardInterrupt
+
+    torch.manual_seed(0)
+    policy = nn.Linear(3, 1)
+    reference = following(policy, **config)
+    preference = preference_of("sigmoid", constraints=None)
+
+    def said(model: nn.Module, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+        chosen, rejected = model(PAIRS[list(rows)])[..., 0].unbind(1)
+        return chosen, rejected
+
+    def score(model: nn.Module, rows: Sequence[int], epoch: int | None) -> Said:
+        one = torch.ones(len(rows))
+        names = ("chosen", "rejected", "ref_chosen", "ref_rejected", "chosen_tokens", "rejected_tokens")
+        return dict(zip(names, (*said(model, rows), *said(reference.model, rows), one, one), strict=True))
+
+    task = Task(score, preference, [1.0] * 12, [str(i) for i in range(12)])
+    history = fit(
+        policy,
+        task,
+        task,
+        training(epochs=2, validate_every=2, checkpoint_every=2, **changes),
+        seed=0,
+        checkpoints=Checkpoints(folder),
+        log=log,
+        companions=[preference, reference],
+    )
+    return history, reference
+
+
+MOVING = [
+    {"update": "polyak", "alpha": 0.3},
+    {"update": "copy"},
+    {"update": "sync", "alpha": 0.5, "every": 2},
+]
+
+
+@pytest.mark.parametrize("config", MOVING, ids=lambda c: c["update"])
+@pytest.mark.parametrize("kill", range(1, 6))
+def test_a_run_with_a_moving_reference_resumes_exactly(tmp_path: Path, config: dict[str, Any], kill: int) -> None:
+    """The reference's weights and its count of steps stand in the checkpoint."""
+    whole, reference = run(tmp_path / "whole", config)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "killed", config, kill)
+    again, resumed = run(tmp_path / "killed", config)
+    assert again == whole
+    assert all(torch.equal(t, resumed.moving[name]) for name, t in reference.moving.items())
+
+
+def test_the_reference_is_the_policy_at_the_end_of_each_epoch(tmp_path: Path) -> None:
+    """Copied after steps 2 and 5 of six: the first step of the second epoch starts at zero rewards again."""
+    history, _ = run(tmp_path, {"update": "copy"}, learning_rate=0.1)
+    rewards = [abs(row["rewards/margin"]) for row in history.train]
+    assert [reward == 0 for reward in rewards] == [True, False, False, True, False, False]
+    assert history.validation[-1]["rewards/margin"] == 0
