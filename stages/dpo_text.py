@@ -1,9 +1,9 @@
-"""Train the policy of the language model with DPO (LoRA), against the cached log-probabilities of the reference."""
+"""Train the policy of the language model with DPO, against cached or live log-probabilities of the reference."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from prefdag.config import DpoText, LossName
+from prefdag.config import Constraints, DpoText, Loss, LossOptions
 from prefdag.stage import stage
 
 PAIRS = Path("data/pairs")
@@ -13,42 +13,78 @@ POLICY = Path("models/dpo_text")
 
 
 @stage
-def main(beta: float, loss: LossName, seed: int, dpo_text: DpoText) -> None:
+def main(
+    beta: float,
+    loss: Loss,
+    seed: int,
+    loss_options: LossOptions,
+    constraints: Constraints,
+    dpo_text: DpoText,
+) -> None:
     import torch
 
-    from prefdag.dpo.losses import START_TOLERANCE, Preference
-    from prefdag.dpo.session import train_stage
-    from prefdag.dpo.trainer import Outcome, Task
+    from prefdag.dpo.dpo_session import train_dpo
+    from prefdag.dpo.preference import Preference
+    from prefdag.dpo.reference import MovingReference, StandsStill
+    from prefdag.dpo.trainer import Said, Task
     from prefdag.text import model as lm
-    from prefdag.text.logps import pair_logps
-    from prefdag.text.rows import pair_groups, read_ref_logps, read_split
+    from prefdag.text.logps import score_pairs
+    from prefdag.text.rows import pair_rows, presence, read_ref_logps, read_split, soft_labels
 
-    preference = Preference(loss, beta, dpo_text.label_smoothing)
+    preference = Preference(loss, beta, loss_options, constraints)
+    policy = lm.add_adapter(
+        lm.load_for(REFERENCE, dpo_text.adapter, "dpo_text.adapter"), dpo_text.adapter, seed, "dpo_text.adapter"
+    )
+    frozen = [p for p in policy.parameters() if not p.requires_grad]
+    moving = None
+    if dpo_text.reference.update != "none":
+        moving = MovingReference(lm.frozen_copy(policy), lambda: lm.effective_tensors(policy), dpo_text.reference)
+    cached = dpo_text.reference.logps == "cached"
+    live = not cached or preference.needs("kl")
+    reference = moving.model if moving else lm.untrained(policy) if live else None
 
     def task(split: str) -> Task:
         frame = read_split(PAIRS, split)
-        groups = pair_groups(frame)
-        cached = read_ref_logps(REF_LOGPS, split, frame, PAIRS, REFERENCE)
-        reference = torch.tensor(cached[["chosen_logps", "rejected_logps"]].to_numpy(), dtype=torch.float32)
+        pairs = pair_rows(frame, mismatched=preference.needs("kl"))
+        constants = soft_labels(frame) | presence(frame)
+        preference.check_rows(frame["preference"], "has_chosen" not in constants, f"{PAIRS / split}.parquet")
+        if cached:
+            logps = read_ref_logps(REF_LOGPS, split, frame, PAIRS, REFERENCE)
+            constants |= {f"ref_{name}": t for name, t in logps.items()}
 
-        def objective(model: torch.nn.Module, rows: Sequence[int], epoch: int | None) -> Outcome:
-            chosen, rejected = pair_logps(model, [groups[i] for i in rows])
-            return preference.outcome(chosen, rejected, *reference[list(rows)].to(chosen.device).unbind(1))
+        def score(model: torch.nn.Module, rows: Sequence[int], epoch: int | None) -> Said:
+            batch = [pairs[i] for i in rows]
+            said = score_pairs(model, batch, confidence=preference.needs("confidence"))
+            if reference:
+                with torch.no_grad():
+                    said |= {f"ref_{name}": t for name, t in score_pairs(reference, batch).items()}
+            said |= {name: values[list(rows)].to(said["chosen"]) for name, values in constants.items()}
+            if "mismatched" in said:
+                said["kl"] = said["mismatched"].detach() - said["ref_mismatched"]
+            return said
 
-        return Task(objective, [1.0] * len(groups), frame["id"].tolist())
+        return Task(score, preference, [1.0] * len(pairs), frame["id"].tolist(), preference.jointly)
 
-    model = lm.add_lora(lm.load(REFERENCE), dpo_text.lora, seed)
-    train_stage(
+    train_dpo(
         "dpo_text",
-        {"beta": beta, "loss": loss, "seed": seed, "dpo_text": dpo_text},
-        model,
+        {
+            "beta": beta,
+            "loss": loss,
+            "seed": seed,
+            "loss_options": loss_options,
+            "constraints": constraints,
+            "dpo_text": dpo_text,
+        },
+        policy,
         task("train"),
         task("val"),
-        dpo_text.training,
+        dpo_text,
         seed,
         POLICY,
-        lambda folder: lm.save_adapter(model, folder, REFERENCE),
-        preference.check_start(START_TOLERANCE[dpo_text.training.precision]),
+        lambda folder: lm.save_policy(policy, folder, REFERENCE),
+        preference,
+        [moving or StandsStill(frozen)],
+        starts_at_reference=dpo_text.adapter.kind != "prefix",
     )
 
 

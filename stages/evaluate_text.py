@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from prefdag.artifacts import write_json, writing
-from prefdag.config import EvaluateText, FormatPairs
+from prefdag.config import EvaluateText, FormatPairs, Loss, LossOptions
 from prefdag.stage import stage
 
 PAIRS = Path("data/pairs")
@@ -19,13 +19,17 @@ SAMPLES = Path("reports/text/samples.json")
 
 
 @stage
-def main(beta: float, format_pairs: FormatPairs, evaluate_text: EvaluateText) -> None:
+def main(
+    beta: float, loss: Loss, loss_options: LossOptions, format_pairs: FormatPairs, evaluate_text: EvaluateText
+) -> None:
     from prefdag.data.evals import read_truthfulqa, read_winogrande
+    from prefdag.dpo import health
+    from prefdag.dpo.preference import Preference
     from prefdag.text import evaluate
     from prefdag.text import model as lm
     from prefdag.text.generate import load_duo
     from prefdag.text.logps import score
-    from prefdag.text.rows import chosen_groups, eval_groups, pair_groups, read_split
+    from prefdag.text.rows import chosen_groups, eval_groups, pair_rows, read_split
 
     budget = evaluate_text.tokens_per_batch
     test = read_split(PAIRS, "test")
@@ -46,22 +50,26 @@ def main(beta: float, format_pairs: FormatPairs, evaluate_text: EvaluateText) ->
         samples.append({"id": name, "prompt": prompt, **dict(zip(("reference", "policy"), answers, strict=True))})
     del duo
 
-    policy = lm.load_policy(REFERENCE, POLICY)
-    frame, kl = evaluate.score_heldout(policy, pair_groups(test), budget)
-    frame = evaluate.add_rewards(frame, beta)
-    logps = {name: evaluate.score_policy(policy, groups, budget, name) for name, groups in sets.items()}
-    del policy
+    models = lm.load_models(REFERENCE, POLICY)
+    heldout, kl = evaluate.score_heldout(models, pair_rows(test), budget)
+    rewards = Preference(loss, beta, loss_options, {}).rewards(heldout)
+    logps = {name: evaluate.score_models(models, groups, budget, name) for name, groups in sets.items()}
+    del models
 
     base = lm.load(BASE)
     chosen = chosen_groups(test)
-    metrics = {"heldout": evaluate.heldout_metrics(frame, kl, score(base, chosen, budget, "heldout, base"), chosen)}
+    said = score(base, chosen, budget, "heldout, base")
+    metrics = {"heldout": evaluate.heldout_metrics(heldout, rewards, test["preference"].to_numpy(), kl, said, chosen)}
     for name, groups in sets.items():
         scores = {"base": score(base, groups, budget, f"{name}, base"), **logps[name]}
         metrics[name] = evaluate.set_metrics(scores, groups)
+    cross_entropies = evaluate.table(metrics)
+    table = evaluate.heldout_table(heldout, rewards).assign(id=test["id"])
+    metrics["health"] = health.metrics(health.read(POLICY / "health.json"))
 
-    for path, table in ((CROSS_ENTROPY, evaluate.table(metrics)), (HELDOUT, frame.assign(id=test["id"]))):
+    for path, frame in ((CROSS_ENTROPY, cross_entropies), (HELDOUT, table)):
         with writing(path) as temporary:
-            table.to_csv(temporary, index=False, lineterminator="\n")
+            frame.to_csv(temporary, index=False, lineterminator="\n")
     for path, value in ((SAMPLES, samples), (METRICS, metrics)):
         with writing(path) as temporary:
             write_json(temporary, value)

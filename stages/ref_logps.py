@@ -16,16 +16,18 @@ def main(ref_logps: RefLogps) -> None:
     import pandas as pd
 
     from prefdag.text import model as lm
-    from prefdag.text.logps import score
-    from prefdag.text.rows import pair_groups, read_split, reference_key
+    from prefdag.text.logps import score_all_pairs
+    from prefdag.text.rows import REF_COLUMNS, pair_rows, read_split, reference_key
 
     model = lm.load(REFERENCE, ref_logps.dtype)
     with writing(REF_LOGPS) as folder:
         folder.mkdir()
         for split in ("train", "val", "test"):
             frame = read_split(PAIRS, split)
-            chosen, rejected = score(model, pair_groups(frame), ref_logps.tokens_per_batch, split).reshape(-1, 2).T
-            logps = pd.DataFrame({"id": frame["id"], "chosen_logps": chosen, "rejected_logps": rejected})
+            scores = score_all_pairs(model, pair_rows(frame), ref_logps.tokens_per_batch, split)
+            logps = pd.DataFrame(
+                {"id": frame["id"], **{f"{name}_logps": scores[name].double() for name in REF_COLUMNS}}
+            )
             logps.to_parquet(folder / f"{split}.parquet", index=False)
         write_json(folder / "key.json", reference_key(PAIRS, REFERENCE, ref_logps.dtype))
 

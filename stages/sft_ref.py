@@ -1,4 +1,4 @@
-"""Fine-tune the base model on the chosen responses (LoRA) and merge: the reference pi_ref of DPO."""
+"""Fine-tune the base model on the chosen responses: the reference pi_ref of DPO, adapters merged."""
 
 from pathlib import Path
 
@@ -18,8 +18,10 @@ def main(sft_ref: SftRef) -> None:
     from prefdag.text.sft import imitation
 
     frames = read_split(PAIRS, "train"), read_split(PAIRS, "val")
-    train, validation = (imitation(chosen_groups(frame), frame["id"].tolist()) for frame in frames)
-    model = lm.add_lora(lm.load(BASE), sft_ref.lora, sft_ref.seed)
+    taught = [frame[frame["chosen_ids"].map(len) > 0] for frame in frames]  # unpaired data has rows without
+    train, validation = (imitation(chosen_groups(frame), frame["id"].tolist()) for frame in taught)
+    key = "sft_ref.adapter"
+    model = lm.add_adapter(lm.load_for(BASE, sft_ref.adapter, key), sft_ref.adapter, sft_ref.seed, key)
 
     def save(folder: Path) -> None:
         lm.save_merged(model, folder)

@@ -53,8 +53,8 @@ def write(folder: Path, *rows: dict[str, Any]) -> None:
     (folder / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def run(on_invalid: Any = "error", max_dropped: float = 0.0) -> None:
-    validate_pairs.main.main(ValidatePairs(format="plain", on_invalid=on_invalid, max_dropped=max_dropped))
+def run(on_invalid: Any = "error", max_dropped: float = 0.0, row_format: Any = "plain") -> None:
+    validate_pairs.main.main(ValidatePairs(format=row_format, on_invalid=on_invalid, max_dropped=max_dropped))
 
 
 @pytest.mark.parametrize("kind", BAD)
@@ -78,6 +78,45 @@ def test_a_bad_row_is_one_line_and_changes_no_out(
     assert (kept / "data_docs/index.html").exists()
     assert validate_pairs.PAIRS.read_text() == "as before"
     assert [path.name for path in validate_pairs.REPORT.iterdir()] == ["results.json"]
+
+
+def lone(number: int, label: Any, **changes: Any) -> dict[str, Any]:
+    return {"prompt": f"p{number}", "completion": f"c{number}", "label": label} | changes
+
+
+def test_of_unpaired_rows_the_responses_that_there_are_are_judged(raw: Path) -> None:
+    """Neither null is blank, nor are two of them identical; the same response under the other label is no copy."""
+    good = [lone(0, True), lone(0, False), lone(1, False)]
+    bad = [lone(2, True, completion=" "), lone(3, False, completion=""), lone(0, False), lone(4, "no")]
+    write(raw, *good, *bad)
+    run("drop", max_dropped=0.6, row_format="unpaired")
+    listed = pd.read_csv(validate_pairs.REPORT / "offending.csv")
+    assert listed[["source", "column"]].to_numpy().tolist() == [
+        ["a.jsonl:4", "chosen"],
+        ["a.jsonl:5", "rejected"],
+        ["a.jsonl:6", "copy_of"],
+        ["a.jsonl:7", "label"],
+    ]
+    table = pq.read_table(validate_pairs.PAIRS)
+    assert table["chosen"].to_pylist() == ["c0", None, None]
+    assert table["rejected"].to_pylist() == [None, "c0", "c1"]
+
+
+def test_rows_of_one_label_alone_can_be_judged(raw: Path) -> None:
+    """A column of nothing but nulls: whether there are too few of the other kind is for the splits to say."""
+    write(raw, *[lone(number, True) for number in range(3)])
+    run(row_format="unpaired")
+    assert pq.read_table(validate_pairs.PAIRS)["rejected"].null_count == 3
+
+
+def test_a_row_without_any_response_is_listed(raw: Path) -> None:
+    """No reader makes one; the gate does not rely on that. An unreadable row, which has none either, is listed once."""
+    write(raw, row(0), row(1), row(2, chosen=None))
+    pairs = read_pairs(raw, "plain")
+    pairs.loc[1, ["chosen", "rejected"]] = None
+    offending = check([pairs_table(pairs)], raw / "report")
+    assert offending[["source", "column"]].to_numpy().tolist() == [["a.jsonl:2", "response"], ["a.jsonl:3", "chosen"]]
+    assert offending["reason"][0].startswith("neither chosen nor rejected")
 
 
 def test_drop_removes_lists_and_counts(raw: Path, capsys: pytest.CaptureFixture[str]) -> None:

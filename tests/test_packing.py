@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import TARGETS, random_groups, write_model
+from tiny_models import TARGETS, VOCABULARY, random_groups, write_model
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from prefdag.text import model as lm
-from prefdag.text.logps import pair_logps, response_logps
+from prefdag.text.logps import Pair, response_logps, score_pairs
 from prefdag.text.packing import Group, Segment, batches, pack
 
 
@@ -76,10 +76,65 @@ def test_a_response_sees_neither_its_sibling_nor_other_groups(tmp_path: Path) ->
     assert torch.equal(one, again)
 
 
-def test_pair_logps_are_chosen_then_rejected(tmp_path: Path) -> None:
+@torch.no_grad()
+def test_scores_of_pairs_are_those_of_their_responses(tmp_path: Path) -> None:
+    """One pair with a mismatched response, one without its rejected, one without its chosen response.
+
+    The shared length of the first pair is 1, so its chosen response's shared part is that of its first token alone.
+    """
     model = lm.load(write_model(tmp_path / "llama", "llama"))
-    pairs = [Group([1, 2], ([3, 4], [5])), Group([6], ([7], [8, 9]))]
-    with torch.no_grad():
-        chosen, rejected = pair_logps(model, pairs)
-        torch.testing.assert_close(chosen, response_logps(model, pack([Group(p, (c,)) for p, (c, _) in pairs])))
-        torch.testing.assert_close(rejected, response_logps(model, pack([Group(p, (r,)) for p, (_, r) in pairs])))
+    pairs = [Pair([1, 2], [3, 4], [5], [6, 7, 8]), Pair([6], [7, 9], None), Pair([6], None, [8, 9, 10])]
+    found = score_pairs(model, pairs, confidence=True)
+    alone = [([1, 2], [3, 4]), ([1, 2], [5]), ([1, 2], [6, 7, 8]), ([6], [7, 9]), ([6], [8, 9, 10]), ([1, 2], [3])]
+    c, r, m, second, third, first_token = (response_logps(model, pack([Group(p, (y,))]))[0] for p, y in alone)
+    zero = torch.tensor(0.0)
+    expected = {
+        "chosen": [c, second, zero],
+        "rejected": [r, zero, third],
+        "mismatched": [m, zero, zero],
+        "chosen_shared": [first_token, second, zero],
+        "rejected_shared": [r, zero, third],
+    }
+    for name, values in expected.items():
+        torch.testing.assert_close(found[name], torch.stack(values), rtol=1e-5, atol=1e-5, msg=name)
+    assert found["chosen_tokens"].tolist() == [2, 2, 1]
+    assert found["rejected_tokens"].tolist() == [1, 1, 3]
+    # WPO, eq. 2, written out for the first chosen response: the mean over its tokens of log p - log sum p^2.
+    logits = model(
+        input_ids=torch.tensor([[1, 2, 3]]),
+        position_ids=torch.arange(3)[None],
+        segments=(Segment(0, 2, (1,)),),
+    ).logits[0]
+    p = logits.softmax(-1)
+    by_hand = sum((p[place, token] / (p[place] ** 2).sum()).log() for place, token in ((1, 3), (2, 4))) / 2
+    assert float(found["chosen_confidence"][0]) == pytest.approx(float(by_hand), abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", TARGETS)
+@torch.no_grad()
+def test_neither_padding_nor_companions_change_a_score(kind: str, tmp_path: Path) -> None:
+    """Against transformers' own attention over rows padded left or right with one pad id or another, alone or in a batch."""
+    folder = write_model(tmp_path / kind, kind)
+    model, plain = lm.load(folder), AutoModelForCausalLM.from_pretrained(folder).eval()
+    groups = random_groups(6, responses=1, seed=3)
+    found = response_logps(model, pack(groups))
+    alone = torch.cat([response_logps(model, pack([group])) for group in groups])
+    torch.testing.assert_close(found, alone, rtol=1e-5, atol=1e-5)
+    rows = [[*g.prompt, *g.responses[0]] for g in groups]
+    width = max(map(len, rows)) + 2
+    for pad, left in ((0, False), (VOCABULARY - 1, False), (0, True), (VOCABULARY - 1, True)):
+        fill = [[pad] * (width - len(row)) for row in rows]
+        ids = torch.tensor([f + row if left else row + f for row, f in zip(rows, fill, strict=True)])
+        mask = torch.tensor(
+            [
+                [0] * len(f) + [1] * len(r) if left else [1] * len(r) + [0] * len(f)
+                for r, f in zip(rows, fill, strict=True)
+            ]
+        )
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        logps = plain(input_ids=ids, attention_mask=mask, position_ids=positions).logits.log_softmax(-1)
+        for i, (group, f) in enumerate(zip(groups, fill, strict=True)):
+            start = len(f) * left + len(group.prompt)
+            places = range(start - 1, start - 1 + len(group.responses[0]))
+            expected = sum(logps[i, place, token] for place, token in zip(places, group.responses[0], strict=True))
+            assert float(found[i]) == pytest.approx(float(expected), abs=1e-4)

@@ -1,6 +1,7 @@
 """Splits without leaks, pair rows, and pairs of classes."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> ChatTokenizer:
     return ChatTokenizer(folder, "instruction")
 
 
-def table(rows: list[tuple[str, str, str]]) -> pa.Table:
+def table(rows: Sequence[tuple[str, str | None, str | None]]) -> pa.Table:
     """(question, chosen, rejected) rows as validate_pairs writes them."""
     records: list[dict[str, Any]] = [
         {
@@ -97,6 +98,40 @@ def test_pairs_that_the_cut_makes_identical_are_left_out(
     assert summary["left_out_identical"] == 1
     assert sum(t.num_rows for t in tables.values()) == 9
     assert "1 of 10 pairs are left out" in caplog.text
+
+
+def test_format_unpaired_rows_by_hand(tokenizer: ChatTokenizer) -> None:
+    """Three chosen to one rejected response of another length: lengths are of the responses that there are."""
+    rows = [(f"question {n}", *((None, "no, not at all, never") if n % 4 == 0 else ("yes", None))) for n in range(40)]
+    tables, summary = format_rows(table(rows), tokenizer, FORMAT)
+    assert all(t.schema.equals(PAIRS_SCHEMA) for t in tables.values())
+    assert summary["left_out_identical"] == 0
+    assert (summary["chosen"]["tokens"], summary["chosen"]["length_p100"]) == (30 * 4, 4)
+    assert (summary["rejected"]["tokens"], summary["rejected"]["truncated"]) == (10 * 20, 1.0)
+    found = [row for name in SPLITS for row in tables[name].to_pylist()]
+    assert len(found) == 40
+    for row in found:
+        side, other = ("chosen", "rejected") if row["rejected"] is None else ("rejected", "chosen")
+        assert tokenizer.decode(row[f"{side}_ids"]) in ("yes</s>", "no, not at all, nev</s>")
+        assert (row[other], row[f"{other}_ids"], row[f"{other}_truncated"]) == (None, [], False)
+
+
+def test_responses_of_one_prompt_share_a_split(tokenizer: ChatTokenizer) -> None:
+    rows = [(f"question {n // 4}", *(("yes", None) if n % 2 else (None, "no"))) for n in range(80)]
+    tables, _ = format_rows(table(rows), tokenizer, FORMAT)
+    prompts = [set(t["prompt"].to_pylist()) for t in tables.values()]
+    assert sum(map(len, prompts)) == len(set.union(*prompts)) == 20
+
+
+@pytest.mark.parametrize(("side", "kind"), [("chosen", "desirable"), ("rejected", "undesirable")])
+def test_a_split_without_responses_of_a_kind_is_named(tokenizer: ChatTokenizer, side: str, kind: str) -> None:
+    """Here, before anything is trained that could not be evaluated."""
+    there = ("no", None) if side == "rejected" else (None, "no")
+    rows = [(f"question {n}", *there) for n in range(10)]
+    with pytest.raises(
+        DataError, match=f"^data/validated/pairs.parquet: column {side}: no {kind} .* 6 rows .* train; "
+    ):
+        format_rows(table(rows), tokenizer, FORMAT)
 
 
 def test_max_pairs_takes_the_first(tokenizer: ChatTokenizer) -> None:

@@ -158,6 +158,34 @@ def test_odd_but_valid_csv(tmp_path: Path) -> None:
     assert pairs["rejected"].tolist() == ["\u2028", "1\x002"]
 
 
+LONE = {"prompt": "p", "completion": "c", "label": True}
+
+
+def test_unpaired_rows_have_one_response(tmp_path: Path) -> None:
+    """Desirable ones are chosen; the same response to the same prompt is another row where it is undesirable."""
+    messages = [{"role": "system", "content": "s"}, *USER]
+    pairs = read(tmp_path, lines(LONE, LONE | {"label": False}, LONE | {"prompt": messages}), "unpaired")
+    assert faults(pairs) == []
+    assert pairs["prompt"].tolist() == [USER, USER, messages]
+    assert pairs["id"].nunique() == 3
+    assert (pairs["preference"] == 1.0).all()
+    write_pairs(tmp_path / "out.parquet", pairs)
+    table = pq.read_table(tmp_path / "out.parquet")
+    assert table.schema.equals(PAIRS)
+    assert table["chosen"].to_pylist() == ["c", None, "c"]
+    assert table["rejected"].to_pylist() == [None, "c", None]
+
+
+@pytest.mark.parametrize("label", [True, 1, 1.0, "true", "True", "TRUE", "1"])
+def test_labels_in_every_spelling(tmp_path: Path, label: Any) -> None:
+    """JSON has booleans, other people's files 0 and 1, CSV text."""
+    opposite = {"t": "FALSE", "T": "False", "1": "0"}[label[0]] if isinstance(label, str) else type(label)(0)
+    pairs = read(tmp_path, lines(LONE | {"label": label}, LONE | {"label": opposite}), "unpaired")
+    assert faults(pairs) == []
+    assert pairs["chosen"].isna().tolist() == [False, True]
+    assert pairs["rejected"].isna().tolist() == [True, False]
+
+
 MALFORMED_ROWS: dict[str, tuple[str, bytes | str, str]] = {
     "null": ("plain", lines(GOOD | {"chosen": None}), "chosen: null where text"),
     "number": ("plain", lines(GOOD | {"chosen": 3}), "chosen: a number where text"),
@@ -206,6 +234,23 @@ MALFORMED_ROWS: dict[str, tuple[str, bytes | str, str]] = {
         lines({"chosen": hh("\n\nHuman: a", " c", "")["chosen"], "rejected": hh("\n\nHuman: b", "", " r")["rejected"]}),
         "rejected: another prompt than that of chosen",
     ),
+    "label-number": (
+        "unpaired",
+        lines(LONE | {"label": 2}),
+        "label: a number where true or false is needed; write true",
+    ),
+    "label-half": ("unpaired", lines(LONE | {"label": 0.5}), "label: a number where true or false"),
+    "label-text": ("unpaired", lines(LONE | {"label": "yes"}), "label: text where true or false"),
+    "label-null": ("unpaired", lines(LONE | {"label": None}), "label: null where true or false"),
+    "label-list": ("unpaired", lines(LONE | {"label": [1]}), "label: a list where true or false"),
+    "label-repeated": ("unpaired", lines(LONE)[:-2] + ',"label":true}', "label: the same key twice"),
+    "completion-null": ("unpaired", lines(LONE | {"completion": None}), "completion: null where text"),
+    "pair-as-unpaired": ("unpaired", lines(GOOD), "completion: missing; format unpaired looks for prompt, completion,"),
+    "unpaired-as-plain": (
+        "plain",
+        lines({"prompt": "p", "chosen": "c", "rejected": None}),
+        "rejected: null where text",
+    ),
     "no-assistant": ("hh-rlhf", lines({"chosen": "c", "rejected": "r"}), "chosen: no '\\n\\nAssistant:' in it"),
     "human-last": ("hh-rlhf", lines(hh("\n\nHuman: a", " c\n\nHuman: d", " r")), "chosen: ends with a human turn"),
     "text-before": ("hh-rlhf", lines(hh("x\n\nHuman: a", " c", " r")), "chosen: text before the first turn"),
@@ -221,7 +266,12 @@ MALFORMED_ROWS: dict[str, tuple[str, bytes | str, str]] = {
 def test_malformed_row_is_one_line(tmp_path: Path, kind: str) -> None:
     row_format, content, start = MALFORMED_ROWS[kind]
     content = content if isinstance(content, bytes) else content.encode()
-    good = {"plain": GOOD, "sharegpt": sharegpt(("human", "p")), "hh-rlhf": hh("\n\nHuman: p", " c", " r")}[row_format]
+    good = {
+        "plain": GOOD,
+        "sharegpt": sharegpt(("human", "p")),
+        "hh-rlhf": hh("\n\nHuman: p", " c", " r"),
+        "unpaired": LONE,
+    }[row_format]
     pairs = read(tmp_path, lines(good).encode() + content.strip() + b"\n" + lines(good).encode(), row_format)
     assert pairs["source"].tolist() == ["a.jsonl:1", "a.jsonl:2", "a.jsonl:3"]
     assert pairs["fault"].isna().tolist() == [True, False, True]
@@ -313,7 +363,9 @@ json_values = st.recursive(
     max_leaves=6,
 )
 rows = st.dictionaries(
-    st.sampled_from(["prompt", "conversations", "chosen", "rejected", "preference", "x"]), json_values, min_size=2
+    st.sampled_from(["prompt", "conversations", "chosen", "rejected", "preference", "completion", "label"]),
+    json_values,
+    min_size=2,
 )
 texts = st.lists(rows | json_values, max_size=4).map(lambda values: "\n".join(json.dumps(value) for value in values))
 contents = (
@@ -339,6 +391,8 @@ def test_any_bytes_give_rows_of_the_schema_or_a_data_error(
     good = pairs[pairs["fault"].isna()]
     write_pairs(folder / "out.parquet", good)
     for row in pq.read_table(folder / "out.parquet").to_pylist():
+        sides = [row.pop("chosen"), row.pop("rejected")]
+        assert sum(side is None for side in sides) == (row_format == "unpaired")
         assert all(value is not None for value in row.values())
         assert row["prompt"][-1]["role"] == "user"
     assert all(line.startswith(f"a.{suffix}:") and "\n" not in line for line in faults(pairs))

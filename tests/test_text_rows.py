@@ -1,7 +1,8 @@
 """The text track between files and figures: what is scored, stale references, the stages' first step, the metrics."""
 
+import json
 import math
-from collections.abc import Mapping
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,21 +10,27 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tiny_models import TARGETS, disturb, random_groups, training, with_lora, write_model
-from torch import nn
+from scipy import stats
+from tasks import NO_OPTIONS, preference_of, without_tracking
+from tiny_models import TARGETS, disturb, lora, random_groups, training, with_lora, write_model
+from tokenizers import AddedToken, Tokenizer, pre_tokenizers
+from tokenizers import models as tokenizer_models
+from torch import Tensor, nn
 
-from prefdag.artifacts import sha256, write_json
-from prefdag.config import DpoText, FormatPairs, Lora, RefLogps
+from prefdag.artifacts import read_json, sha256, write_json
+from prefdag.config import DpoText, EvaluateText, FormatPairs, Health, LossOptions, RefLogps, SftRef, TextReference
 from prefdag.data.evals import EncodedRow
-from prefdag.dpo import session
-from prefdag.dpo.checkpoint import Checkpoints
-from prefdag.dpo.trainer import History, Task, fit
+from prefdag.data.schema import read_pairs, write_pairs
+from prefdag.dpo.preference import Scores
+from prefdag.dpo.rewards import unpaired_reward_metrics
+from prefdag.dpo.trainer import History
 from prefdag.errors import DataError, NumericError
+from prefdag.intervals import difference, roc_area
 from prefdag.text import evaluate, rows
 from prefdag.text import model as lm
-from prefdag.text.logps import score
+from prefdag.text.logps import Pair, score
 from prefdag.text.packing import Group
-from stages import dpo_text, ref_logps
+from stages import dpo_text, evaluate_text, format_pairs, ref_logps, sft_ref
 
 EOS = 0
 SPLITS = ("train", "val", "test")
@@ -41,6 +48,7 @@ def frame_of(n: int, seed: int = 0) -> pd.DataFrame:
             "rejected_ids": rejected,
             "chosen_truncated": [i % 3 == 0 for i in range(n)],
             "rejected_truncated": [i % 2 == 0 for i in range(n)],
+            "preference": 1.0,
         }
     )
 
@@ -60,8 +68,32 @@ def test_the_eos_behind_a_cut_is_not_scored() -> None:
     )
     assert rows.scored(frame, "chosen") == [[1, 2], [3, EOS]]
     assert rows.scored(frame, "rejected") == [[4, EOS], [8, 9]]
-    assert rows.pair_groups(frame) == [Group([5], ([1, 2], [4, EOS])), Group([6, 7], ([3, EOS], [8, 9]))]
+    assert rows.pair_rows(frame) == [Pair([5], [1, 2], [4, EOS]), Pair([6, 7], [3, EOS], [8, 9])]
+    assert rows.presence(frame) == {}
     assert rows.chosen_groups(frame) == [Group([5], ([1, 2],)), Group([6, 7], ([3, EOS],))]
+
+
+def test_an_absent_response_is_scored_nowhere() -> None:
+    """The middle row is undesirable: nothing to imitate. What a row is mismatched with is any response of the row below."""
+    nothing = np.array([], dtype=np.int32)
+    frame = pd.DataFrame(
+        {
+            "prompt_ids": [np.array([5]), np.array([6]), np.array([7])],
+            "chosen_ids": [np.array([1, EOS]), nothing, np.array([2, EOS])],
+            "rejected_ids": [nothing, np.array([3, 4, EOS]), nothing],
+            "chosen_truncated": False,
+            "rejected_truncated": [False, True, False],
+        }
+    )
+    assert rows.pair_rows(frame, mismatched=True) == [
+        Pair([5], [1, EOS], None, [3, 4]),
+        Pair([6], None, [3, 4], [2, EOS]),
+        Pair([7], [2, EOS], None, [1, EOS]),
+    ]
+    assert rows.chosen_groups(frame) == [Group([5], ([1, EOS],)), Group([7], ([2, EOS],))]
+    found = {name: values.tolist() for name, values in rows.presence(frame).items()}
+    assert found == {"has_chosen": [1, 0, 1], "has_rejected": [0, 1, 0]}
+    assert rows.presence(frame)["has_chosen"].dtype == torch.float32
 
 
 def test_eval_rows_are_scored_as_they_say(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,45 +141,26 @@ def project(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.fixture
-def histories(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[History]:
-    """What a stage measured, with `fit` in the place of `train_stage` and its tracking."""
-    found: list[History] = []
-
-    def train_stage(
-        stage: str,
-        params: Mapping[str, Any],
-        model: nn.Module,
-        train: Task,
-        validation: Task,
-        config: Any,
-        seed: int,
-        output: Path,
-        save: Any,
-        check_start: Any,
-    ) -> None:
-        checkpoints = Checkpoints(tmp_path / "checkpoints")
-        found.append(
-            fit(
-                model,
-                train,
-                validation,
-                config,
-                seed=seed,
-                checkpoints=checkpoints,
-                log=lambda *_: None,
-                check_start=check_start,
-            )
-        )
-        output.mkdir(parents=True)
-        save(output)
-
-    monkeypatch.setattr(session, "train_stage", train_stage)
-    return found
+def histories(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[History, nn.Module]]:
+    """What a training stage measured, and the model that it trained."""
+    return without_tracking(monkeypatch, tmp_path / "checkpoints")
 
 
-def settings(kind: str) -> DpoText:
-    lora = Lora(rank=4, alpha=8, dropout=0.0, target_modules=TARGETS[kind])
-    return DpoText(label_smoothing=0.0, lora=lora, training=training(epochs=10, micro_batch_size=2))
+def settings(**changes: Any) -> DpoText:
+    return DpoText(
+        adapter=lora(rank=4, alpha=8),
+        reference=TextReference(logps="cached", update="none", alpha=None, every=None),
+        training=training(**{"epochs": 10, "micro_batch_size": 2} | changes),
+        health=Health(kl_budget=1000.0, fail_on=[]),
+    )
+
+
+OPTIONS = LossOptions(**NO_OPTIONS)
+
+
+def train(loss: Any = "sigmoid", seed: int = 0, **changes: Any) -> None:
+    """Stage dpo_text with beta 0.5."""
+    dpo_text.main.main(0.5, loss, seed, OPTIONS, {}, settings(**changes))
 
 
 def test_cached_references_are_those_of_each_pair(project: str) -> None:
@@ -157,16 +170,18 @@ def test_cached_references_are_those_of_each_pair(project: str) -> None:
     for split in SPLITS:
         frame = rows.read_split(dpo_text.PAIRS, split)
         cached = rows.read_ref_logps(dpo_text.REF_LOGPS, split, frame, dpo_text.PAIRS, dpo_text.REFERENCE)
-        expected = score(model, rows.pair_groups(frame), 1000, split).reshape(-1, 2)
-        assert cached["chosen_logps"].dtype == np.float64
-        np.testing.assert_allclose(cached[["chosen_logps", "rejected_logps"]], expected, rtol=1e-5, atol=1e-4)
+        groups = [pair.group for pair in rows.pair_rows(frame)]
+        expected = torch.tensor(score(model, groups, 1000, split).reshape(-1, 2), dtype=torch.float32)
+        found = torch.stack([cached["chosen"], cached["rejected"]], dim=1)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
 
 
-def test_dpo_starts_at_ln_2_and_learns(project: str, histories: list[History]) -> None:
+def test_dpo_starts_at_ln_2_and_learns(project: str, histories: list[tuple[History, nn.Module]]) -> None:
     ref_logps.main.main(RefLogps(dtype="float32", tokens_per_batch=30))
     before = sha256(dpo_text.REFERENCE)
-    dpo_text.main.main(0.5, "sigmoid", 0, settings(project))
-    first, last = histories[0].train[0], histories[0].train[-1]
+    train()
+    ((history, _),) = histories
+    first, last = history.train[0], history.train[-1]
     assert first["loss"] == pytest.approx(math.log(2), abs=1e-5)
     assert (first["rewards/chosen"], first["rewards/rejected"]) == pytest.approx((0, 0), abs=1e-4)
     assert last["loss"] < 0.5 * first["loss"]
@@ -174,33 +189,32 @@ def test_dpo_starts_at_ln_2_and_learns(project: str, histories: list[History]) -
     assert sha256(dpo_text.REFERENCE) == before
     # What was saved is what was trained: its reward on the training rows goes on from the last step.
     frame = rows.read_split(dpo_text.PAIRS, "train")
-    policy = lm.load_policy(dpo_text.REFERENCE, dpo_text.POLICY)
-    scored, _ = evaluate.score_heldout(policy, rows.pair_groups(frame), 1000)
-    assert (evaluate.add_rewards(scored, 0.5)["margin"] > 0.1).all()
+    models = lm.load_models(dpo_text.REFERENCE, dpo_text.POLICY)
+    scored, _ = evaluate.score_heldout(models, rows.pair_rows(frame), 1000)
+    assert (evaluate.heldout_table(scored, preference_of("sigmoid").rewards(scored))["margin"] > 0.1).all()
 
 
-def test_dpo_is_a_function_of_its_seed(project: str, histories: list[History]) -> None:
+@pytest.mark.usefixtures("project", "histories", "one_thread")
+def test_dpo_is_a_function_of_its_seed() -> None:
     ref_logps.main.main(RefLogps(dtype="float32", tokens_per_batch=30))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        dpo_text.main.main(0.5, "sigmoid", seed, settings(project))
+        train(seed=seed)
         dpo_text.POLICY.rename(name)
-    torch.set_num_threads(threads)
     assert sha256(Path("a")) == sha256(Path("b")) != sha256(Path("c"))
 
 
-def test_wrong_references_stop_dpo_at_its_first_step(project: str, histories: list[History]) -> None:
+@pytest.mark.usefixtures("project", "histories")
+def test_wrong_references_stop_dpo_at_its_first_step() -> None:
     ref_logps.main.main(RefLogps(dtype="float32", tokens_per_batch=30))
     path = dpo_text.REF_LOGPS / "train.parquet"
     frame = pd.read_parquet(path)
     frame.assign(chosen_logps=frame["chosen_logps"] + 0.1).to_parquet(path)
     with pytest.raises(NumericError, match="the policy is not its reference"):
-        dpo_text.main.main(0.5, "sigmoid", 0, settings(project))
+        train()
     assert not dpo_text.POLICY.exists()
 
 
-def read() -> pd.DataFrame:
+def read() -> dict[str, Tensor]:
     frame = rows.read_split(dpo_text.PAIRS, "train")
     return rows.read_ref_logps(dpo_text.REF_LOGPS, "train", frame, dpo_text.PAIRS, dpo_text.REFERENCE)
 
@@ -214,15 +228,15 @@ def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (dpo_text.REFERENCE / "model.safetensors").write_bytes(b"weights")
     frame = frame_of(5)
     frame.to_parquet(dpo_text.PAIRS / "train.parquet")
-    logps = pd.DataFrame({"id": frame["id"], "chosen_logps": -1.0, "rejected_logps": np.arange(5.0)})
-    logps.to_parquet(dpo_text.REF_LOGPS / "train.parquet")
+    logps = pd.DataFrame({"id": frame["id"], **{f"{name}_logps": -1.0 for name in rows.REF_COLUMNS}})
+    logps.assign(rejected_logps=np.arange(5.0)).to_parquet(dpo_text.REF_LOGPS / "train.parquet")
     key = rows.reference_key(dpo_text.PAIRS, dpo_text.REFERENCE, "float32")
     write_json(dpo_text.REF_LOGPS / "key.json", key)
 
 
 @pytest.mark.usefixtures("cached")
 def test_references_of_the_same_pairs_and_model_are_used() -> None:
-    assert read()["rejected_logps"].tolist() == [0, 1, 2, 3, 4]
+    assert read()["rejected"].tolist() == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.usefixtures("cached")
@@ -255,6 +269,109 @@ def test_a_split_without_pairs_is_named() -> None:
         rows.read_split(dpo_text.PAIRS, "val")
 
 
+# Unpaired data, from the file to the metrics
+
+WORDS = ["</s>", "<s>", "<unk>", "good", "bad", "Is", "it", *map(str, range(40))]
+
+
+def write_tokenizer(folder: Path) -> None:
+    """One token a word; ids are below the tiny models' 64, and 1 is BOS, as their config says."""
+    tokenizer = Tokenizer(tokenizer_models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.add_special_tokens([AddedToken("</s>", special=True)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
+
+
+FORMAT = FormatPairs(
+    template="instruction",
+    max_prompt_tokens=16,
+    max_response_tokens=6,
+    max_pairs=None,
+    val_fraction=0.2,
+    test_fraction=0.3,
+    seed=0,
+)
+
+
+@pytest.fixture(scope="module")
+def unpaired(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project up to ref_logps: 40 prompts; where desirable, "good" is said, else "bad"; prompt 3 has two responses."""
+    folder = tmp_path_factory.mktemp("unpaired")
+    raw = folder / "raw"
+    raw.mkdir()
+    labels = [(i, i % 3 == 0) for i in range(40)] + [(3, False)]
+    lines = [
+        {"prompt": f"Is it {i} ?", "completion": f"{'good' if label else 'bad'} {i}", "label": label}
+        for i, label in labels
+    ]
+    (raw / "rows.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        without_tracking(patch, folder / "checkpoints")
+        format_pairs.PAIRS.parent.mkdir(parents=True)
+        write_pairs(format_pairs.PAIRS, read_pairs(raw, "unpaired"))
+        write_tokenizer(write_model(sft_ref.BASE, "llama"))
+        format_pairs.main.main(FORMAT)
+        sft_ref.main.main(SftRef(adapter=lora(), training=training(learning_rate=1e-3), seed=0))
+        ref_logps.main.main(RefLogps(dtype="float32", tokens_per_batch=100))
+    return folder
+
+
+@pytest.fixture
+def unpaired_project(unpaired: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy of it, as the working directory."""
+    shutil.copytree(unpaired, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_every_response_is_in_one_split_and_scored_once(unpaired: Path) -> None:
+    frames = {split: pd.read_parquet(unpaired / dpo_text.PAIRS / f"{split}.parquet") for split in SPLITS}
+    assert sum(map(len, frames.values())) == 41
+    homes = [{split for split, frame in frames.items() if f" {i} " in " ".join(frame["prompt"])} for i in range(40)]
+    assert all(len(home) == 1 for home in homes)  # prompt 3, too
+    for split, frame in frames.items():
+        logps = pd.read_parquet(unpaired / dpo_text.REF_LOGPS / f"{split}.parquet")
+        assert ((logps["chosen_logps"] < 0) == frame["chosen"].notna()).all()
+        assert ((logps["rejected_logps"] < 0) == frame["rejected"].notna()).all()
+        assert (frame["chosen"].isna() != frame["rejected"].isna()).all()
+
+
+@pytest.mark.usefixtures("unpaired_project")
+@pytest.mark.parametrize("loss", ["kto", "bco", "apo_zero"])
+def test_unpaired_responses_are_learnt_from_and_evaluated(
+    loss: Any, root: Path, histories: list[tuple[History, nn.Module]]
+) -> None:
+    train(loss)
+    ((history, _),) = histories
+    assert history.train[0]["kl"] == pytest.approx(0, abs=1e-6)  # the policy starts at its reference
+    assert history.validation[-1]["loss"] < history.validation[0]["loss"]
+    for name, target in (("misconceptions.csv", "truthfulqa"), ("pronouns.jsonl", "winogrande")):
+        folder = Path("data/raw/evals") / target
+        folder.mkdir(parents=True)
+        shutil.copy(root / "evals" / name, folder)
+    config = EvaluateText(max_eval_rows=2, tokens_per_batch=200, samples=1, max_new_tokens=2)
+    evaluate_text.main.main(0.5, loss, OPTIONS, FORMAT, config)
+
+    test = pd.read_parquet(dpo_text.PAIRS / "test.parquet")
+    heldout = read_json(evaluate_text.METRICS)["heldout"]
+    n_chosen = int(test["chosen"].notna().sum())
+    assert (heldout["n_chosen"], heldout["n_rejected"]) == (n_chosen, len(test) - n_chosen)
+    assert heldout["n_rows"] == n_chosen
+    assert heldout["rewards"]["accuracy"] > 0.9  # one word tells good from bad
+    assert heldout["rewards"]["margin"] > 0
+    table = pd.read_csv(evaluate_text.HELDOUT, dtype={"id": str})
+    assert table["id"].tolist() == test["id"].tolist()
+    assert table["reward_chosen"].isna().tolist() == test["chosen"].isna().tolist()
+    assert table["reward_rejected"].isna().tolist() == test["rejected"].isna().tolist()
+
+
+@pytest.mark.usefixtures("unpaired_project", "histories")
+def test_a_loss_of_pairs_refuses_lone_responses() -> None:
+    with pytest.raises(DataError, match=r"^data/pairs/train.parquet: .*'sigmoid' needs .* one of apo_zero, kto, bco$"):
+        train("sigmoid")
+
+
 # Metrics
 
 GROUPS = [Group([1], ([2, 3, 4],)), Group([5, 6], ([7],))]
@@ -283,33 +400,41 @@ def test_set_metrics_and_their_table() -> None:
     assert set(table["set"]) == {"winogrande"}
 
 
+def scores_of(*, has_chosen: list[float], has_rejected: list[float], **values: list[float]) -> Scores:
+    """Held-out scores of responses of one token."""
+    names = {"has_chosen": has_chosen, "has_rejected": has_rejected, **values}
+    tokens = dict.fromkeys(("chosen_tokens", "rejected_tokens"), [1.0] * len(has_chosen))
+    scores: Any = {name: torch.tensor(v, dtype=torch.float64) for name, v in (names | tokens).items()}
+    return scores
+
+
+PAIRED = scores_of(
+    has_chosen=[1, 1],
+    has_rejected=[1, 1],
+    chosen=[-1.0, -3.0],
+    rejected=[-4.0, -4.0],
+    ref_chosen=[-3.0, -5.0],
+    ref_rejected=[-2.0, -6.0],
+)
+
+
 def test_rewards_by_hand() -> None:
     """beta 0.5: 0.5 * (-1 - -3) = 1 and 0.5 * (-4 - -2) = -1: margin 2."""
-    frame = pd.DataFrame(
-        {
-            "policy_chosen_logps": [-1.0],
-            "policy_rejected_logps": [-4.0],
-            "ref_chosen_logps": [-3.0],
-            "ref_rejected_logps": [-2.0],
-        }
-    )
-    found = evaluate.add_rewards(frame, 0.5)
-    assert (
-        found.iloc[0].to_dict()
-        == {"reward_chosen": 1.0, "reward_rejected": -1.0, "margin": 2.0} | frame.iloc[0].to_dict()
-    )
+    table = evaluate.heldout_table(PAIRED, preference_of("sigmoid").rewards(PAIRED))
+    assert table.iloc[0].to_dict() == {
+        "reward_chosen": 1.0,
+        "reward_rejected": -1.0,
+        "margin": 2.0,
+        "policy_chosen_logps": -1.0,
+        "policy_rejected_logps": -4.0,
+        "ref_chosen_logps": -3.0,
+        "ref_rejected_logps": -2.0,
+    }
 
 
 def test_heldout_metrics_take_each_model_from_its_place() -> None:
-    frame = pd.DataFrame(
-        {
-            "policy_chosen_logps": [-1.0, -3.0],
-            "policy_rejected_logps": [-4.0, -4.0],
-            "ref_chosen_logps": [-3.0, -5.0],
-            "ref_rejected_logps": [-2.0, -6.0],
-        }
-    )
-    found = evaluate.heldout_metrics(evaluate.add_rewards(frame, 0.5), 0.25, np.array([-6.0, -6.0]), GROUPS)
+    rewards = preference_of("sigmoid").rewards(PAIRED)
+    found = evaluate.heldout_metrics(PAIRED, rewards, np.ones(2), 0.25, np.array([-6.0, -6.0]), GROUPS)
     assert [found[name]["cross_entropy"] for name in ("base", "reference", "policy")] == [3.0, 2.0, 1.0]
     assert (found["n_pairs"], found["n_rows"], found["n_tokens"], found["kl"]) == (2, 2, 4, 0.25)
     # Rewards 1 and 1 against -1 and 1: margins 2 and 0.
@@ -317,40 +442,115 @@ def test_heldout_metrics_take_each_model_from_its_place() -> None:
     assert (rewards["chosen"], rewards["rejected"], rewards["margin"], rewards["accuracy"]) == (1, 0, 1, 0.5)
 
 
+def test_heldout_metrics_of_unpaired_rows_by_hand() -> None:
+    """Desirable rewards 1 and 3, undesirable 1: of the two pairs one is right, one a tie: 3/4; the means differ by 1.
+
+    What score_heldout says of an absent response, 0 and one token, enters nowhere: the two chosen responses have a
+    cross-entropy of (1 + 3) / 4 tokens.
+    """
+    scores = scores_of(
+        has_chosen=[1, 0, 1],
+        has_rejected=[0, 1, 0],
+        chosen=[-1.0, 0.0, -3.0],
+        rejected=[0.0, -4.0, 0.0],
+        ref_chosen=[-3.0, 0.0, -9.0],
+        ref_rejected=[0.0, -6.0, 0.0],
+    )
+    rewards = preference_of("kto").rewards(scores)
+    found = evaluate.heldout_metrics(scores, rewards, np.ones(3), 0.25, np.array([-6.0, -6.0]), GROUPS)
+    assert "n_pairs" not in found
+    assert (found["n_chosen"], found["n_rejected"], found["n_rows"], found["n_tokens"]) == (2, 1, 2, 4)
+    assert [found[name]["cross_entropy"] for name in ("base", "reference", "policy")] == [3.0, 3.0, 1.0]
+    means = [found["rewards"][key] for key in ("chosen", "rejected", "margin", "accuracy")]
+    assert means == [2.0, 1.0, 1.0, 0.75]
+    assert not {"log_loss", "brier", "calibration_error"} & set(found["rewards"])  # they are of pairs
+    table = evaluate.heldout_table(scores, rewards)
+    assert table["reward_chosen"].isna().tolist() == [False, True, False]
+    assert table["reward_rejected"].isna().tolist() == [True, False, True]
+    assert table["margin"].isna().all()
+    assert table.filter(like="_logps").isna().sum().tolist() == [1, 2, 1, 2]
+
+
+def test_roc_area_and_welch_agree_with_scipy() -> None:
+    rng = np.random.default_rng(0)
+    chosen, rejected = rng.normal(0.8, 1, 23).round(1), rng.normal(0, 2, 17).round(1)  # rounded: with ties
+    found = unpaired_reward_metrics(torch.tensor(chosen), torch.tensor(rejected))
+    assert found["accuracy"] == pytest.approx(stats.mannwhitneyu(chosen, rejected).statistic / (23 * 17))
+    interval = stats.ttest_ind(chosen, rejected, equal_var=False).confidence_interval(0.95)
+    assert (found["margin_low"], found["margin_high"]) == pytest.approx(tuple(interval))
+    assert found["margin"] == pytest.approx(chosen.mean() - rejected.mean())
+
+
+def test_interval_of_a_roc_area_keeps_its_promise() -> None:
+    """Over 400 draws of 12 desirable and 30 undesirable rewards it misses the true area about 20 times (4.4 is one sigma).
+
+    And mirrored for the mirrored area, honest where all is ranked right, and never outside 0..1.
+    """
+    rng = np.random.default_rng(0)
+    chosen, rejected = rng.normal(1, 1, (400, 12)), rng.normal(0, 1, (400, 30))
+    areas = (chosen[:, :, None] > rejected[:, None, :]).mean((1, 2))
+    intervals = np.array([roc_area(float(area), 12, 30) for area in areas])
+    true = stats.norm.cdf(1 / math.sqrt(2))
+    missed = int(((intervals[:, 0] > true) | (intervals[:, 1] < true)).sum())
+    assert 4 < missed < 36
+    low, high = roc_area(0.7, 38, 40)
+    assert roc_area(0.3, 40, 38) == pytest.approx((1 - high, 1 - low))
+    assert roc_area(1.0, 5, 5)[0] < 0.7
+    assert roc_area(1.0, 5, 5)[1] == 1.0
+    assert roc_area(0.0, 5, 5)[0] == 0.0
+
+
+def test_difference_of_single_or_equal_values_is_a_number() -> None:
+    """scipy's interval is NaN there, which JSON does not have."""
+    assert difference([1.0], [3.0]) == (-2.0, -2.0)
+    assert difference([1.0, 1.0], [3.0, 3.0]) == (-2.0, -2.0)
+    low, high = difference([1.0], [2.0, 3.0, 4.0])
+    assert low < -2.0 < high
+
+
 @pytest.mark.parametrize("kind", TARGETS)
 def test_heldout_scores_equal_a_naive_loop(tmp_path: Path, kind: str) -> None:
     """KL(policy || reference) = sum over the vocabulary of p (ln p - ln q), at every scored position of both responses."""
     policy = with_lora(write_model(tmp_path / kind, kind)).eval()
     disturb(policy)
-    pairs = random_groups(7, 2, seed=4)
-    frame, kl = evaluate.score_heldout(policy, pairs, max_tokens=40)
+    pairs = [Pair(prompt, *responses) for prompt, responses in random_groups(7, 2, seed=4)]
+    models = lm.Models(lm.untrained(policy), policy)
+    scores, kl = evaluate.score_heldout(models, pairs, max_tokens=40)
 
-    logps: dict[str, list[float]] = {"policy": [], "ref": []}
+    logps: dict[str, list[float]] = {"": [], "ref_": []}
     kls: list[float] = []
     with torch.no_grad():
-        for prompt, responses in pairs:
+        for prompt, responses in (pair.group for pair in pairs):
             for response in responses:
                 ids = torch.tensor([[*prompt, *response]])
                 whole = {"input_ids": ids, "segments": [(0, len(prompt), (len(response),))]}
                 p = policy(**whole).logits[0, len(prompt) - 1 : -1].double().log_softmax(-1)
                 with policy.disable_adapter():
                     q = policy(**whole).logits[0, len(prompt) - 1 : -1].double().log_softmax(-1)
-                for name, values in (("policy", p), ("ref", q)):
+                for name, values in (("", p), ("ref_", q)):
                     logps[name].append(sum(float(row[token]) for row, token in zip(values, response, strict=True)))
                 kls += (p.exp() * (p - q)).sum(-1).tolist()
 
     assert kl == pytest.approx(sum(kls) / len(kls), rel=1e-4)
     assert kl > 0.01
     for name, values in logps.items():
-        assert frame[f"{name}_chosen_logps"].tolist() == pytest.approx(values[0::2], abs=1e-4)
-        assert frame[f"{name}_rejected_logps"].tolist() == pytest.approx(values[1::2], abs=1e-4)
+        found: Any = scores
+        assert found[f"{name}chosen"].tolist() == pytest.approx(values[0::2], abs=1e-4)
+        assert found[f"{name}rejected"].tolist() == pytest.approx(values[1::2], abs=1e-4)
+    # Half of each pair alone: the same numbers, and zeros for what is not there.
+    lone = [Pair(p, c if i % 2 else None, None if i % 2 else r) for i, (p, c, r, _) in enumerate(pairs)]
+    halves: Any = evaluate.score_heldout(models, lone, max_tokens=40)[0]
+    for i in range(len(pairs)):
+        there, absent = ("chosen", "rejected") if i % 2 else ("rejected", "chosen")
+        assert float(halves[there][i]) == pytest.approx(float(found[there][i]), abs=1e-4)
+        assert (halves[absent][i], halves[f"has_{there}"][i], halves[f"has_{absent}"][i]) == (0, 1, 0)
 
 
-def test_score_policy_tells_the_policy_from_its_reference(tmp_path: Path) -> None:
+def test_score_models_tells_the_policy_from_its_reference(tmp_path: Path) -> None:
     folder = write_model(tmp_path / "llama", "llama")
     policy = with_lora(folder).eval()
     disturb(policy)
-    found = evaluate.score_policy(policy, GROUPS, 100, "test")
+    found = evaluate.score_models(lm.Models(lm.untrained(policy), policy), GROUPS, 100, "test")
     assert np.array_equal(found["reference"], score(lm.load(folder), GROUPS, 100, "test"))
     assert np.array_equal(found["policy"], score(policy, GROUPS, 100, "test"))
     assert np.abs(found["policy"] - found["reference"]).max() > 0.01

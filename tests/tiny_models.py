@@ -8,7 +8,7 @@ import torch
 from peft import PeftModel
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from prefdag.config import Lora, Training
+from prefdag.config import Adapter, Full, Lora, Prefix, Training
 from prefdag.text import model as lm
 from prefdag.text.packing import Group
 
@@ -49,19 +49,40 @@ def write_both(folder: Path) -> dict[str, Path]:
     return {kind: write_model(folder / kind, kind) for kind in TARGETS}
 
 
+def lora(**changes: Any) -> Lora:
+    """A small LoRA on the modules that are usual for the architecture."""
+    default = Lora(kind="lora", rank=2, alpha=4, dropout=0.0, target_modules="auto", rslora=False, dora=False)
+    return dataclasses.replace(default, **changes)
+
+
+# alpha / rank is 2: rslora's scale, alpha / sqrt(rank), is another.
+ADAPTERS: dict[str, Adapter] = {
+    "lora": lora(),
+    "rslora": lora(rslora=True),
+    "dora": lora(dora=True),
+    "prefix": Prefix(kind="prefix", tokens=3),
+    "full": Full(kind="full"),
+}
+
+
+def with_adapter(folder: Path, config: Adapter, seed: int = 0) -> lm.Policy:
+    """The model in `folder` as a fresh policy."""
+    return lm.add_adapter(lm.load(folder), config, seed, "dpo_text.adapter")
+
+
 def with_lora(folder: Path, seed: int = 0, dropout: float = 0.0, rank: int = 2) -> PeftModel:
-    """The model in `folder` with fresh adapters on its attention."""
-    config = Lora(rank=rank, alpha=2 * rank, dropout=dropout, target_modules=TARGETS[folder.name])
-    return lm.add_lora(lm.load(folder), config, seed)
+    """The model in `folder` with fresh LoRA on its attention."""
+    policy: Any = with_adapter(folder, lora(rank=rank, alpha=2 * rank, dropout=dropout), seed)
+    return policy
 
 
-def disturb(model: PeftModel, seed: int = 1) -> None:
-    """Give the adapters' B, zero at first, random values: the policy then differs from its reference."""
+def disturb(model: torch.nn.Module, seed: int = 1) -> None:
+    """Move all that is trained by random amounts: the policy then differs from its reference."""
     torch.manual_seed(seed)
     with torch.no_grad():
-        for name, p in model.named_parameters():
-            if "lora_B" in name:
-                p.normal_(std=0.3)
+        for p in model.parameters():
+            if p.requires_grad:
+                p.add_(torch.randn_like(p), alpha=0.3)
 
 
 def random_groups(n: int, responses: int | None = 2, seed: int = 0, longest: int = 6) -> list[Group]:
@@ -83,6 +104,7 @@ def training(**changes: Any) -> Training:
         epochs=1,
         batch_size=4,
         micro_batch_size=4,
+        optimizer="adamw",
         learning_rate=1e-2,
         weight_decay=0.0,
         warmup_fraction=0.0,

@@ -92,9 +92,14 @@ class Table:
 
 
 def pairs_table(pairs: pd.DataFrame) -> Table:
-    """The pairs of `schema.read_pairs` as a table of texts; `prompt` is its last turn."""
+    """The pairs of `schema.read_pairs` as a table of texts; `prompt` is its last turn.
+
+    Expectations hold for the responses that there are: unpaired rows have one. `response` is any of them.
+    """
     rows = pairs.assign(
         prompt=pairs["prompt"].map(lambda turns: turns[-1]["content"], na_action="ignore"),
+        # An unreadable row has its own fault; it needs no second one.
+        response=pairs["chosen"].fillna(pairs["rejected"]).where(pairs["fault"].isna(), ""),
         copy_of=copy_of(pairs["source"], pairs["id"]),
     )
     blank = "blank; write it or remove the row"
@@ -104,6 +109,11 @@ def pairs_table(pairs: pd.DataFrame) -> Table:
         [
             gxe.ExpectColumnValuesToBeNull(
                 column="fault", description="every row can be read", notes="column `fault` says where and why not"
+            ),
+            gxe.ExpectColumnValuesToNotBeNull(
+                column="response",
+                description="the row has a response",
+                notes="neither chosen nor rejected; write one or remove the row",
             ),
             ExpectColumnValuesToNotBeBlank(column="prompt", description="the last turn holds text", notes=blank),
             ExpectColumnValuesToNotBeBlank(column="chosen", description="the response holds text", notes=blank),

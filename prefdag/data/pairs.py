@@ -22,7 +22,7 @@ PAIRS_SCHEMA = pa.schema(
         "id": pa.string(),
         "source": pa.string(),  # "FILE:ROW"
         "prompt": pa.string(),  # in its template, whole
-        "chosen": pa.string(),
+        "chosen": pa.string(),  # null where there is no such response, its ids empty: unpaired rows have one of the two
         "rejected": pa.string(),
         "preference": pa.float64(),  # probability that chosen is preferred
         "prompt_ids": IDS,
@@ -32,6 +32,7 @@ PAIRS_SCHEMA = pa.schema(
         "rejected_truncated": pa.bool_(),
     }
 )
+NO_RESPONSE = Encoded([], "", 0)  # a response that there is has an EOS at least
 IMAGE_PAIRS_SCHEMA = pa.schema({"index": pa.int64(), "split": pa.string(), "y_w": pa.int64(), "y_l": pa.int64()})
 
 
@@ -44,7 +45,8 @@ def format_rows(
     out and counted.
 
     Raises:
-        DataError: the template refuses a dialogue, or there are too few prompts for the splits.
+        DataError: the template refuses a dialogue, there are too few prompts for the splits, or one of these has no chosen
+            or no rejected response.
         ParamsError: the fractions leave nothing to train on.
     """
     _check_fractions("format_pairs", params)
@@ -60,6 +62,8 @@ def format_rows(
     keys = [(normalised(row["prompt"].text), tuple(row["prompt"].ids)) for row in distinct]
     splits = split_by_prompt(keys, params.val_fraction, params.test_fraction, params.seed)
     by_split = {name: [row for row, split in zip(distinct, splits, strict=True) if split == name] for name in SPLITS}
+    for name, part in by_split.items():
+        _check_sides(name, part)
     tables = {name: pa.Table.from_pylist([_columns(row) for row in by_split[name]], PAIRS_SCHEMA) for name in SPLITS}
     summary = {
         "template": params.template,
@@ -68,7 +72,10 @@ def format_rows(
         "rows": {name: len(by_split[name]) for name in SPLITS},
         "prompts": {name: len({row["prompt"].text for row in by_split[name]}) for name in SPLITS},
         "left_out_identical": len(rows) - len(distinct),
-        **{part: _lengths([row[part] for row in distinct]) for part in ("prompt", "chosen", "rejected")},
+        **{
+            part: _lengths([row[part] for row in distinct if row[part].ids])
+            for part in ("prompt", "chosen", "rejected")
+        },
     }
     return tables, summary
 
@@ -80,8 +87,10 @@ def encode_pair(
     try:
         return row | {
             "prompt": tokenizer.prompt(row["prompt"], max_prompt_tokens),
-            "chosen": tokenizer.response(row["chosen"], max_response_tokens),
-            "rejected": tokenizer.response(row["rejected"], max_response_tokens),
+            **{
+                side: NO_RESPONSE if row[side] is None else tokenizer.response(row[side], max_response_tokens)
+                for side in ("chosen", "rejected")
+            },
         }
     except DataError as error:
         raise DataError(f"{row['source']}: {error}") from None
@@ -190,6 +199,16 @@ def _check_fractions(section: str, params: FormatPairs | LabelPairs) -> None:
         raise ParamsError(f"params.yaml: {section}: val_fraction + test_fraction leave nothing to train on; lower them")
 
 
+def _check_sides(split: str, rows: Sequence[dict[str, Any]]) -> None:
+    """That a split with rows has responses of either kind: to learn from, to validate on, to compare. Raises `DataError`."""
+    for side, kind in (("chosen", "desirable"), ("rejected", "undesirable")):
+        if rows and not any(row[side].ids for row in rows):
+            raise DataError(
+                f"data/validated/pairs.parquet: column {side}: no {kind} response among the {len(rows)} rows of split {split}; "
+                "give more of them, or change the fractions or the seed of format_pairs"
+            )
+
+
 def _empty_splits(splits: Sequence[str] | np.ndarray, val_fraction: float, test_fraction: float) -> list[str]:
     """The splits that should have rows and have none."""
     wanted = {"train": 1.0, "val": val_fraction, "test": test_fraction}
@@ -210,7 +229,7 @@ def _columns(row: dict[str, Any]) -> dict[str, Any]:
     parts: dict[str, Encoded] = {part: row[part] for part in ("prompt", "chosen", "rejected")}
     return (
         {name: row[name] for name in ("id", "source", "preference")}
-        | {part: encoded.text for part, encoded in parts.items()}
+        | {part: encoded.text if encoded.ids else None for part, encoded in parts.items()}
         | {f"{part}_ids": encoded.ids for part, encoded in parts.items()}
         | {f"{part}_truncated": parts[part].truncated for part in ("chosen", "rejected")}
     )

@@ -1,8 +1,8 @@
 """Readers of preference data: every raw file becomes rows of one schema, and a row that cannot be read says why.
 
-A file format (JSON, JSON lines, CSV, parquet) yields records; a row format (sharegpt, hh-rlhf, plain) turns a record
-into a pair. A row's fault is kept in the row: `checks.py` lists it, `validate_pairs.on_invalid` judges it. A file's fault,
-after which nobody can say how many rows are lost, is a `DataError`.
+A file format (JSON, JSON lines, CSV, parquet) yields records; a row format (sharegpt, hh-rlhf, plain, unpaired) turns a
+record into a pair. A row's fault is kept in the row: `checks.py` lists it, `validate_pairs.on_invalid` judges it. A file's
+fault, after which nobody can say how many rows are lost, is a `DataError`.
 """
 
 import csv
@@ -27,7 +27,8 @@ from prefdag.errors import DataError
 Message = dict[str, str]  # {"role": system|user|assistant, "content": text}
 
 # What validated pairs hold. `prompt` ends with a user turn; `preference` is the probability that chosen is preferred to
-# rejected; `source` is FILE:ROW, rows counted from 1 (lines in JSON lines, rows below the header in CSV).
+# rejected; `source` is FILE:ROW, rows counted from 1 (lines in JSON lines, rows below the header in CSV). Of unpaired data a
+# row has one response, chosen if it is desirable, and null in the place of the other.
 PAIRS = pa.schema(
     {
         "id": pa.string(),
@@ -51,8 +52,8 @@ class Pair(NamedTuple):
     """What a row format reads from one record."""
 
     prompt: list[Message]
-    chosen: str
-    rejected: str
+    chosen: str | None
+    rejected: str | None
     preference: float = 1.0
 
 
@@ -151,15 +152,24 @@ def hh_rlhf(row: dict[str, Any]) -> Pair:
 def plain(row: dict[str, Any]) -> Pair:
     """`prompt` (text, or a list of {"role", "content"}), `chosen`, `rejected`; `preference`, 1 where absent."""
     turns, chosen, rejected = _fields(row, "plain", ("prompt", "chosen", "rejected"))
-    if isinstance(turns, list):
-        prompt = _messages(turns, "prompt", ("role", "content"), CHAT_ROLES)
-    else:
-        prompt = [{"role": "user", "content": _text(turns, "prompt")}]
+    prompt = _text_or_messages(turns, "prompt")
     preference = _number(row.get("preference", 1.0), "preference")
     return Pair(prompt, _text(chosen, "chosen"), _text(rejected, "rejected"), preference)
 
 
-ROW_FORMATS: dict[str, Callable[[dict[str, Any]], Pair]] = {"sharegpt": sharegpt, "hh-rlhf": hh_rlhf, "plain": plain}
+def unpaired(row: dict[str, Any]) -> Pair:
+    """`prompt` (as in `plain`), `completion`, `label`: true (or 1) where it is desirable, false (or 0) where it is not."""
+    turns, completion, label = _fields(row, "unpaired", ("prompt", "completion", "label"))
+    prompt, response = _text_or_messages(turns, "prompt"), _text(completion, "completion")
+    return Pair(prompt, response, None) if _label(label, "label") else Pair(prompt, None, response)
+
+
+ROW_FORMATS: dict[str, Callable[[dict[str, Any]], Pair]] = {
+    "sharegpt": sharegpt,
+    "hh-rlhf": hh_rlhf,
+    "plain": plain,
+    "unpaired": unpaired,
+}
 
 
 def _fields(row: dict[str, Any], row_format: str, keys: tuple[str, ...]) -> list[Any]:
@@ -170,6 +180,13 @@ def _fields(row: dict[str, Any], row_format: str, keys: tuple[str, ...]) -> list
             wanted = f"format {row_format} looks for {', '.join(keys)} and found {found}"
             raise Fault(key, f"missing; {wanted[: 4 * EXCERPT]}; mend the row or set validate_pairs.format")
     return [row[key] for key in keys]
+
+
+def _text_or_messages(value: Any, column: str) -> list[Message]:
+    """A prompt as a list of {"role", "content"}, or as the text of one user turn."""
+    if isinstance(value, list):
+        return _messages(value, column, ("role", "content"), CHAT_ROLES)
+    return [{"role": "user", "content": _text(value, column)}]
 
 
 def _messages(value: Any, column: str, keys: tuple[str, str], roles: dict[str, str]) -> list[Message]:
@@ -226,6 +243,15 @@ def _number(value: Any, column: str) -> float:
     if not math.isfinite(number):
         raise Fault(column, "not a finite number; write a probability, or leave the column out")
     return number
+
+
+def _label(value: Any, column: str) -> bool:
+    """`value` as true or false; 1 and 0 will do, and either as text, as CSV has it."""
+    if isinstance(value, str):
+        value = {"true": True, "1": True, "false": False, "0": False}.get(value.lower(), value)
+    if not isinstance(value, bool | int | float) or value not in (0, 1):
+        raise Fault(column, f"{_kind(value)} where true or false is needed; write true for a desirable completion")
+    return bool(value)
 
 
 def _kind(value: Any) -> str:

@@ -2,7 +2,7 @@
 
 Registered with transformers as an attention implementation, so that any decoder which takes one (Llama, GPT-2, Qwen, ...)
 runs packed rows unchanged. No mask of the size of the row is ever made: a group costs one causal call over its prompt and
-first response, and one call for each further response.
+first response, and one call for each further response. A trained prefix (prefix tuning) is seen by all of them.
 """
 
 from collections.abc import Sequence
@@ -31,26 +31,32 @@ def packed_attention(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Query (1, heads, T, d), key and value (1, kv_heads, T, d) to (1, T, heads, d), in the dtype of the query."""
+    """Query (1, heads, T, d), key and value (1, kv_heads, P + T, d) to (1, T, heads, d), in the dtype of the query.
+
+    The first P keys and values, 0 without a prefix, are no tokens of the row: every token sees them.
+    """
     groups = query.shape[1] // key.shape[1]  # grouped-query attention, arXiv:2305.13245
     key, value = (t.repeat_interleave(groups, dim=1) if groups > 1 else t for t in (key, value))
+    prefix = key.shape[2] - query.shape[2]
 
-    def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    def attend(start: int, end: int, prompt: tuple[int, int] = (0, 0)) -> Tensor:
+        """Tokens start..end over the prefix, the prompt, and each other up to themselves."""
+        seen = [(0, prefix), *((a + prefix, b + prefix) for a, b in (prompt, (start, end)))]
+        k, v = (torch.cat([t[:, :, a:b] for a, b in seen if a < b], dim=2) for t in (key, value))
+        before = k.shape[2] - (end - start)
+        mask = (
+            torch.ones(end - start, k.shape[2], dtype=torch.bool, device=query.device).tril(before) if before else None
+        )
         return F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, dropout_p=dropout
+            query[:, :, start:end], k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, dropout_p=dropout
         )
 
     outputs = []
     for start, prompt, responses in segments:
         end = start + prompt + responses[0]
-        outputs.append(attend(*(t[:, :, start:end] for t in (query, key, value))))
+        outputs.append(attend(start, end))
         for length in responses[1:]:
-            k, v = (
-                torch.cat([t[:, :, start : start + prompt], t[:, :, end : end + length]], dim=2) for t in (key, value)
-            )
-            # Row i of the response sees the prompt and the response up to itself.
-            mask = torch.ones(length, prompt + length, dtype=torch.bool, device=query.device).tril(prompt)
-            outputs.append(attend(query[:, :, end : end + length], k, v, mask))
+            outputs.append(attend(end, end + length, (start, start + prompt)))
             end += length
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
 

@@ -2,17 +2,19 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 import torch
-from peft import PeftModel
 from torch import Tensor
 
-from prefdag.dpo.rewards import reward_metrics
-from prefdag.text.logps import packs, response_logits, score
-from prefdag.text.packing import Group
+from prefdag.dpo.preference import Scores
+from prefdag.dpo.rewards import reward_metrics, unpaired_reward_metrics
+from prefdag.progress import progress
+from prefdag.text.logps import Pair, pair_scores, response_logits, score
+from prefdag.text.model import Models
+from prefdag.text.packing import Group, batches, pack
 
 
 def cross_entropy(logps: np.ndarray, groups: Sequence[Group]) -> dict[str, float]:
@@ -30,72 +32,91 @@ def n_tokens(groups: Sequence[Group]) -> int:
     return sum(len(response) for group in groups for response in group.responses)
 
 
-def score_policy(policy: PeftModel, groups: Sequence[Group], max_tokens: int, name: str) -> dict[str, np.ndarray]:
+def score_models(models: Models, groups: Sequence[Group], max_tokens: int, name: str) -> dict[str, np.ndarray]:
     """Log-probabilities of responses under "reference" and "policy", (responses,), in the order of the groups."""
-    with policy.disable_adapter():
-        reference = score(policy, groups, max_tokens, f"{name}, reference")
-    return {"reference": reference, "policy": score(policy, groups, max_tokens, f"{name}, policy")}
+    return {role: score(model, groups, max_tokens, f"{name}, {role}") for role, model in models._asdict().items()}
 
 
 @torch.no_grad()
-def score_heldout(policy: PeftModel, pairs: Sequence[Group], max_tokens: int) -> tuple[pd.DataFrame, float]:
-    """Log-probabilities of held-out pairs, a row a pair, and the KL between policy and reference.
+def score_heldout(models: Models, pairs: Sequence[Pair], max_tokens: int) -> tuple[Scores, float]:
+    """What policy and reference say of held-out pairs, float64 on the CPU, and the KL between them.
 
-    The KL is KL(policy || reference) over the whole vocabulary, in nats a token, averaged over the scored tokens of both
+    The scores say where a response is absent (`has_chosen`, `has_rejected`).
+
+    The KL is KL(policy || reference) over the whole vocabulary, in nats a token, averaged over the scored tokens of all
     responses: exact where it is taken, though the contexts are the data's, not the policy's own.
     """
-    logps: dict[str, list[Tensor]] = {"ref": [], "policy": []}
+    parts: list[dict[str, Tensor]] = []
     kl, scored = 0.0, 0
-    for packed in packs(policy, pairs, max_tokens, "heldout, reference and policy"):
-        with policy.disable_adapter():
-            reference = response_logits(policy, packed).log_softmax(-1)
-        trained = response_logits(policy, packed).log_softmax(-1)
-        kl += float((trained.exp() * (trained - reference)).sum(-1).double().sum())
-        scored += len(packed.targets)
-        for name, token_logps in (("ref", reference), ("policy", trained)):
-            target = token_logps.gather(1, packed.targets[:, None])[:, 0]
-            sums = torch.zeros(packed.n_responses, device=target.device).index_add(0, packed.owners, target)
-            logps[name].append(sums.double().cpu().view(-1, 2))
-    columns = {name: torch.cat(parts) for name, parts in logps.items()}
-    frame = pd.DataFrame(
-        {
-            f"{name}_{side}_logps": columns[name][:, number]
-            for name in ("policy", "ref")
-            for number, side in enumerate(("chosen", "rejected"))
-        }
-    )
-    return frame, kl / scored
+    device = next(models.policy.parameters()).device
+    with progress(len(pairs), "row", "heldout, reference and policy") as bar:
+        for rows in batches([pair.group for pair in pairs], max_tokens):
+            batch = [pairs[i] for i in rows]
+            packed = pack([pair.group for pair in batch]).to(device)
+            reference, policy = (response_logits(model, packed).log_softmax(-1) for model in models)
+            kl += float((policy.exp() * (policy - reference)).sum(-1).double().sum())
+            scored += len(packed.targets)
+            said = pair_scores(batch, packed, policy)
+            parts.append(said | {f"ref_{name}": t for name, t in pair_scores(batch, packed, reference).items()})
+            bar.update(len(rows))
+    scores = {name: torch.cat([part[name] for part in parts]).double().cpu() for name in parts[0]}
+    for side in ("chosen", "rejected"):
+        scores[f"has_{side}"] = torch.tensor([getattr(pair, side) is not None for pair in pairs]).double()
+    return cast(Scores, scores), kl / scored
 
 
-def heldout_metrics(frame: pd.DataFrame, kl: float, base: np.ndarray, chosen: Sequence[Group]) -> dict[str, Any]:
+def heldout_table(scores: Scores, rewards: tuple[Tensor, Tensor]) -> pd.DataFrame:
+    """A row a pair: implicit rewards (see `Preference.rewards`), their margin, and log-probabilities of either model.
+
+    NaN where a row has no such response.
+    """
+    chosen, rejected = rewards
+    has_chosen, has_rejected = scores["has_chosen"].bool(), scores["has_rejected"].bool()
+    columns = {
+        "reward_chosen": (chosen, has_chosen),
+        "reward_rejected": (rejected, has_rejected),
+        "margin": (chosen - rejected, has_chosen & has_rejected),
+        "policy_chosen_logps": (scores["chosen"], has_chosen),
+        "policy_rejected_logps": (scores["rejected"], has_rejected),
+        "ref_chosen_logps": (scores["ref_chosen"], has_chosen),
+        "ref_rejected_logps": (scores["ref_rejected"], has_rejected),
+    }
+    return pd.DataFrame({name: values.where(has, torch.nan) for name, (values, has) in columns.items()})
+
+
+def heldout_metrics(
+    scores: Scores,
+    rewards: tuple[Tensor, Tensor],
+    preference: np.ndarray,
+    kl: float,
+    base: np.ndarray,
+    chosen: Sequence[Group],
+) -> dict[str, Any]:
     """Implicit rewards with intervals, KL, and cross-entropies of the chosen responses.
 
+    Of pairs, their number is `n_pairs`; of unpaired responses, `n_chosen` and `n_rejected`.
+
     Args:
-        frame: from `score_heldout`, with the columns that `add_rewards` adds.
-        base: log-probabilities of the chosen responses under the base model, (pairs,).
+        scores: from `score_heldout`.
+        rewards: from `Preference.rewards`.
+        preference: the probability that the chosen response is preferred, (rows,).
+        base: log-probabilities of the chosen responses under the base model, (responses,).
         chosen: prompts with their chosen responses, in the same order.
     """
+    has_chosen, has_rejected = scores["has_chosen"].bool(), scores["has_rejected"].bool()
     models = {
         "base": base,
-        "reference": frame["ref_chosen_logps"].to_numpy(),
-        "policy": frame["policy_chosen_logps"].to_numpy(),
+        "reference": scores["ref_chosen"][has_chosen].numpy(),
+        "policy": scores["chosen"][has_chosen].numpy(),
     }
-    return {
-        "n_pairs": len(frame),
-        "rewards": reward_metrics(
-            *(torch.tensor(frame[f"reward_{side}"].to_numpy()) for side in ("chosen", "rejected"))
-        ),
-        "kl": kl,
-        **set_metrics(models, chosen),
-    }
-
-
-def add_rewards(frame: pd.DataFrame, beta: float) -> pd.DataFrame:
-    """The frame of `score_heldout` with implicit rewards, beta times the log-ratio, and their margin."""
-    rewards = {
-        f"reward_{s}": beta * (frame[f"policy_{s}_logps"] - frame[f"ref_{s}_logps"]) for s in ("chosen", "rejected")
-    }
-    return pd.DataFrame({**rewards, "margin": rewards["reward_chosen"] - rewards["reward_rejected"]}).join(frame)
+    found: dict[str, Any]
+    if bool((has_chosen & has_rejected).all()):
+        found = {"n_pairs": len(has_chosen), "rewards": reward_metrics(*rewards, torch.tensor(preference))}
+    else:
+        of_chosen, of_rejected = rewards[0][has_chosen], rewards[1][has_rejected]
+        found = {"n_chosen": len(of_chosen), "n_rejected": len(of_rejected)}
+        found["rewards"] = unpaired_reward_metrics(of_chosen, of_rejected)
+    return {**found, "kl": kl, **set_metrics(models, chosen)}
 
 
 def set_metrics(logps: Mapping[str, np.ndarray], groups: Sequence[Group]) -> dict[str, Any]:

@@ -6,18 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
+from torch import nn
 
 from prefdag.data.chat import ChatTokenizer, Messages, TemplateName
 from prefdag.errors import DataError
-from prefdag.text.model import load_policy
+from prefdag.text.model import Models, load_models
 
 
 @dataclass(frozen=True)
 class Duo:
-    """Policy and reference in one model: with and without its adapters."""
+    """Reference and policy, and the tokenizer of both."""
 
-    model: PeftModel
+    models: Models
     tokenizer: ChatTokenizer
 
     def answers(self, messages: Messages, max_new_tokens: int) -> tuple[str, str]:
@@ -26,32 +26,34 @@ class Duo:
 
     def continuations(self, prompt_ids: Sequence[int], max_new_tokens: int) -> tuple[str, str]:
         """How the reference and the policy go on after these tokens, without the EOS."""
-        with self.model.disable_adapter():
-            reference = self._continue(prompt_ids, max_new_tokens)
-        return reference, self._continue(prompt_ids, max_new_tokens)
-
-    @torch.no_grad()
-    def _continue(self, prompt_ids: Sequence[int], max_new_tokens: int) -> str:
-        ids = torch.tensor([list(prompt_ids)], device=self.model.device)
-        model: Any = self.model
-        output = model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            eos_token_id=self.tokenizer.eos_id,
-            pad_token_id=self.tokenizer.eos_id,
+        reference, policy = (
+            self.tokenizer.decode(continuation(model, prompt_ids, max_new_tokens, self.tokenizer.eos_id))
+            for model in self.models
         )
-        new = output[0, ids.shape[1] :].tolist()
-        return self.tokenizer.decode(new[:-1] if new[-1:] == [self.tokenizer.eos_id] else new)
+        return reference, policy
 
 
-def load_duo(reference: Path, adapter: Path, template: TemplateName) -> Duo:
+@torch.no_grad()
+def continuation(model: nn.Module, prompt_ids: Sequence[int], max_new_tokens: int, eos_id: int) -> list[int]:
+    """The most probable token after these, the most probable after that, and so on, up to the EOS, which is left out."""
+    ids = torch.tensor([list(prompt_ids)], device=next(model.parameters()).device)
+    generator: Any = model
+    output = generator.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        eos_token_id=eos_id,
+        pad_token_id=eos_id,
+    )
+    new = output[0, ids.shape[1] :].tolist()
+    return new[:-1] if new[-1:] == [eos_id] else new
+
+
+def load_duo(reference: Path, policy: Path, template: TemplateName) -> Duo:
     """The pipeline's reference and policy, ready to answer. Raises `DataError` where they are not there."""
-    for folder in (reference, adapter):
+    for folder in (reference, policy):
         if not folder.is_dir():
             raise DataError(f"{folder}: not found; `dvc repro` makes it")
-    model = load_policy(reference, adapter)
-    base: Any = model.get_base_model()
-    base.set_attn_implementation("sdpa")  # generation caches keys and values, and packs nothing
-    return Duo(model, ChatTokenizer(reference, template))
+    # Generation caches keys and values, and packs nothing: transformers' own attention.
+    return Duo(load_models(reference, policy, attention="sdpa"), ChatTokenizer(reference, template))

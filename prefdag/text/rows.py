@@ -5,12 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
+from torch import Tensor
 
 from prefdag.artifacts import read_json, sha256
 from prefdag.config import FormatPairs
 from prefdag.data.chat import ChatTokenizer
 from prefdag.data.evals import EvalRow, encode_row
 from prefdag.errors import DataError
+from prefdag.text.logps import Pair
 from prefdag.text.packing import Group
 
 
@@ -22,21 +25,14 @@ def read_split(pairs: Path, split: str) -> pd.DataFrame:
     return frame
 
 
-def pair_groups(frame: pd.DataFrame) -> list[Group]:
-    """Each prompt with its chosen and its rejected response."""
-    chosen, rejected = scored(frame, "chosen"), scored(frame, "rejected")
-    return [
-        Group(p.tolist(), pair) for p, pair in zip(frame["prompt_ids"], zip(chosen, rejected, strict=True), strict=True)
-    ]
-
-
 def chosen_groups(frame: pd.DataFrame) -> list[Group]:
-    """Each prompt with its chosen response alone."""
-    return [Group(p.tolist(), (r,)) for p, r in zip(frame["prompt_ids"], scored(frame, "chosen"), strict=True)]
+    """Each prompt with its chosen response alone; a row without one is left out. `format_pairs` leaves no split without any."""
+    responses = scored(frame, "chosen")
+    return [Group(p.tolist(), (r,)) for p, r in zip(frame["prompt_ids"], responses, strict=True) if r]
 
 
 def scored(frame: pd.DataFrame, side: str) -> list[list[int]]:
-    """The scored tokens of each response: all of them, but for the EOS behind a cut.
+    """The scored tokens of each response: all of them, but for the EOS behind a cut. None of a response that is not there.
 
     A model must not learn to stop where `format_pairs.max_response_tokens` happened to end a response.
     """
@@ -56,18 +52,46 @@ def eval_groups(rows: Sequence[EvalRow], tokenizer: ChatTokenizer, limits: Forma
     return groups
 
 
+def pair_rows(frame: pd.DataFrame, *, mismatched: bool = False) -> list[Pair]:
+    """Each prompt with its responses and, if asked for, the chosen response (else the rejected one) of the row below."""
+    chosen, rejected = scored(frame, "chosen"), scored(frame, "rejected")
+    below = [c or r for c, r in zip(chosen, rejected, strict=True)]
+    other = [*below[1:], below[0]] if mismatched else [None] * len(below)
+    prompts = [ids.tolist() for ids in frame["prompt_ids"]]
+    return [Pair(p, c or None, r or None, o) for p, c, r, o in zip(prompts, chosen, rejected, other, strict=True)]
+
+
+def soft_labels(frame: pd.DataFrame) -> dict[str, Tensor]:
+    """The rows' `preference`, float32 (rows,), where a label is less than certain; nothing where all are 1."""
+    values = torch.tensor(frame["preference"].to_numpy(), dtype=torch.float32)
+    return {} if bool((values == 1).all()) else {"preference": values}
+
+
+def presence(frame: pd.DataFrame) -> dict[str, Tensor]:
+    """1.0 where a row has a chosen, and where it has a rejected response, float32 (rows,); nothing where all have both."""
+    has = {
+        f"has_{side}": torch.tensor(frame[f"{side}_ids"].map(len).to_numpy() > 0, dtype=torch.float32)
+        for side in ("chosen", "rejected")
+    }
+    return {} if all(bool(values.all()) for values in has.values()) else has
+
+
+# The columns of ref_logps: the log-probabilities of whole responses, and of the tokens that both responses of a pair have.
+REF_COLUMNS = tuple(f"{side}{part}" for part in ("", "_shared") for side in ("chosen", "rejected"))
+
+
 def reference_key(pairs: Path, reference: Path, dtype: str) -> dict[str, Any]:
     """What reference log-probabilities are a function of. Not beta, the loss, a learning rate or a seed."""
     return {
         "pairs_sha256": sha256(pairs),
         "reference_sha256": sha256(reference),
         "dtype": dtype,
-        "reduction": "sum over scored tokens",
+        "reduction": "sum over scored tokens, and over those within the shorter response's length",
     }
 
 
-def read_ref_logps(folder: Path, split: str, frame: pd.DataFrame, pairs: Path, reference: Path) -> pd.DataFrame:
-    """The reference's chosen_logps and rejected_logps of the rows of `frame`, float64, in their order.
+def read_ref_logps(folder: Path, split: str, frame: pd.DataFrame, pairs: Path, reference: Path) -> dict[str, Tensor]:
+    """The reference's log-probabilities of the rows of `frame` by `REF_COLUMNS`, float32 (rows,), in their order.
 
     Raises:
         DataError: they were computed from other pairs or another model.
@@ -83,4 +107,4 @@ def read_ref_logps(folder: Path, split: str, frame: pd.DataFrame, pairs: Path, r
         raise DataError(
             f"{folder / split}.parquet: rows differ from those of {pairs / split}.parquet; run ref_logps again"
         )
-    return logps
+    return {name: torch.tensor(logps[f"{name}_logps"].to_numpy(), dtype=torch.float32) for name in REF_COLUMNS}
