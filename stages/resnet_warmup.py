@@ -1,4 +1,4 @@
-"""Train the reference classifier: a ResNet under cross-entropy."""
+"""Train the reference classifier: a ResNet under cross-entropy, from pretrained weights where there are any."""
 
 from pathlib import Path
 
@@ -7,6 +7,7 @@ from prefdag.stage import stage
 
 IMAGES = Path("data/validated/images")
 PAIRS = Path("data/image_pairs")
+BASE = Path("models/resnet_base")
 REFERENCE = Path("models/resnet_reference")
 
 
@@ -31,6 +32,8 @@ def main(resnet_warmup: ResnetWarmup) -> None:
     )
     torch.manual_seed(config.seed)
     model = resnet.build(architecture).train()
+    if read_json(BASE / "base.json")["arch"] is not None:
+        resnet.warm_start(model, BASE / "model.safetensors")
     augment = Augmentation(config.max_shift, config.flip, config.seed)
     train_stage(
         "resnet_warmup",

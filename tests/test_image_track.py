@@ -1,7 +1,6 @@
 """The image track: shapes, augmentation as a pure function, the DPO stage from its first step, and its metrics."""
 
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +8,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from tasks import NO_OPTIONS, objective_of, preference_of, without_tracking
 from tiny_models import training, weights
 from torch import Tensor, nn
 
-from prefdag.artifacts import sha256
-from prefdag.config import DpoImage
-from prefdag.dpo import session
-from prefdag.dpo.checkpoint import Checkpoints
-from prefdag.dpo.trainer import History, Task, fit
-from prefdag.errors import DataError
+from prefdag.artifacts import read_json, sha256
+from prefdag.config import DpoImage, Health, LossOptions, Reference
+from prefdag.dpo.trainer import History
+from prefdag.errors import DataError, NumericError, ParamsError
 from prefdag.image import evaluate
 from prefdag.image import model as resnet
 from prefdag.image.classify import class_logps, classification, predict, view
@@ -150,12 +148,12 @@ def test_classification_by_hand() -> None:
     white = torch.full((2, 1, 4, 4), 255, dtype=torch.uint8)
     split = ImagePairs([3, 8], white, torch.tensor([0, 1]), torch.tensor([1, 0]))
     task = classification(split, IDENTITY)
-    losses, metrics = task.objective(Brightness(), [0, 1], None)
+    losses, metrics = objective_of(task)(Brightness(), [0, 1], None)
     assert losses.tolist() == pytest.approx([0.126928, 2.126928], abs=1e-5)
     assert metrics["accuracy"].tolist() == [1.0, 0.0]
     assert task.weights == [1.0, 1.0]
     assert task.ids == ["image 3", "image 8"]
-    assert torch.equal(task.objective(Brightness(), [1], None)[0], losses[1:])
+    assert torch.equal(objective_of(task)(Brightness(), [1], None)[0], losses[1:])
 
 
 def test_predictions_do_not_depend_on_the_batch() -> None:
@@ -200,47 +198,28 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def ran(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[History, nn.Module]]:
-    """What each stage trained, in the place of `train_stage` and its tracking."""
-    results: list[tuple[History, nn.Module]] = []
-
-    def train_stage(
-        stage: str,
-        params: Mapping[str, Any],
-        model: nn.Module,
-        train: Task,
-        validation: Task,
-        config: Any,
-        seed: int,
-        output: Path,
-        save: Any,
-        check_start: Any = lambda metrics: None,
-    ) -> None:
-        checkpoints = Checkpoints(tmp_path / "checkpoints")
-        history = fit(
-            model,
-            train,
-            validation,
-            config,
-            seed=seed,
-            checkpoints=checkpoints,
-            log=lambda *_: None,
-            check_start=check_start,
-        )
-        output.mkdir(parents=True)
-        save(output)
-        results.append((history, model))
-
-    monkeypatch.setattr(session, "train_stage", train_stage)
-    return results
+    """What each stage trained."""
+    return without_tracking(monkeypatch, tmp_path / "checkpoints")
 
 
 SETTINGS = DpoImage(
-    label_smoothing=0.0, max_shift=1, flip=False, training=training(epochs=2, learning_rate=3e-4, batch_size=8)
+    negatives="random",
+    reference=Reference(update="none", alpha=None, every=None),
+    max_shift=1,
+    flip=False,
+    training=training(epochs=2, learning_rate=3e-4, batch_size=8),
+    health=Health(kl_budget=100.0, fail_on=[]),
 )
+OPTIONS = LossOptions(**NO_OPTIONS)
+
+
+def dpo(seed: int = 0, settings: DpoImage = SETTINGS, loss: Any = "sigmoid") -> None:
+    """The DPO stage with beta 0.5."""
+    dpo_image.main.main(0.5, loss, seed, OPTIONS, {}, settings)
 
 
 def test_dpo_starts_at_ln_2_and_learns(project: Path, ran: list[tuple[History, nn.Module]]) -> None:
-    dpo_image.main.main(0.5, "sigmoid", 0, SETTINGS)
+    dpo(settings=dataclasses.replace(SETTINGS, training=training(epochs=5, learning_rate=3e-4, batch_size=8)))
     history, _ = ran[0]
     first, last = history.train[0], history.validation[-1]
     assert first["loss"] == pytest.approx(float(np.log(2)), abs=1e-7)
@@ -249,7 +228,7 @@ def test_dpo_starts_at_ln_2_and_learns(project: Path, ran: list[tuple[History, n
     assert first["rewards/accuracy"] == 0.5
     assert history.validation[0]["loss"] == pytest.approx(float(np.log(2)), abs=1e-7)
     assert history.train[-1]["loss"] < 0.6
-    assert last["step"] == 4
+    assert last["step"] == 10
 
 
 def test_dpo_leaves_the_reference_and_all_batch_statistics_alone(
@@ -257,7 +236,7 @@ def test_dpo_leaves_the_reference_and_all_batch_statistics_alone(
 ) -> None:
     before = sha256(dpo_image.REFERENCE)
     reference = weights(resnet.load(dpo_image.REFERENCE)[0])
-    dpo_image.main.main(0.5, "sigmoid", 0, SETTINGS)
+    dpo()
     assert sha256(dpo_image.REFERENCE) == before
     policy, architecture = resnet.load(dpo_image.POLICY)
     assert architecture == SMALL
@@ -271,7 +250,7 @@ def test_dpo_leaves_the_reference_and_all_batch_statistics_alone(
 def test_dpo_is_a_function_of_its_seed(project: Path, ran: list[tuple[History, nn.Module]]) -> None:
     once = dataclasses.replace(SETTINGS, training=training(batch_size=8))
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        dpo_image.main.main(0.5, "sigmoid", seed, once)
+        dpo(seed, once)
         dpo_image.POLICY.rename(name)
     assert sha256(Path("a")) == sha256(Path("b")) != sha256(Path("c"))
 
@@ -279,11 +258,104 @@ def test_dpo_is_a_function_of_its_seed(project: Path, ran: list[tuple[History, n
 def test_the_control_starts_where_dpo_does(project: Path, ran: list[tuple[History, nn.Module]]) -> None:
     """The same rows and shifts in the same order under the cross-entropy of the reference."""
     control_image.main.main(0, SETTINGS)
-    dpo_image.main.main(0.5, "sigmoid", 0, SETTINGS)
-    control, dpo = ran[0][0], ran[1][0]
-    assert control.train[0]["loss"] == pytest.approx(-dpo.train[0]["logps/chosen"], abs=1e-5)
+    dpo()
+    control, policy = ran[0][0], ran[1][0]
+    assert control.train[0]["loss"] == pytest.approx(-policy.train[0]["logps/chosen"], abs=1e-5)
     assert control.train[-1]["loss"] < control.train[0]["loss"]
     assert resnet.load(control_image.CONTROL)[1] == SMALL
+
+
+@pytest.mark.parametrize("negatives", ["random", "hard", "confusion"])
+def test_what_is_validated_is_the_validation_split(
+    project: Path, ran: list[tuple[History, nn.Module]], negatives: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The seed work validated on its training rows. Other validation images change what is measured, never the model."""
+    dpo(settings=dataclasses.replace(SETTINGS, negatives=negatives))
+    dpo_image.POLICY.rename("before")
+    pixels = load_file(dpo_image.IMAGES / "images.safetensors")["images"]
+    pixels[load_splits(dpo_image.IMAGES, dpo_image.PAIRS)["val"].index] = 255
+    save_file({"images": pixels}, dpo_image.IMAGES / "images.safetensors")
+    dpo(settings=dataclasses.replace(SETTINGS, negatives=negatives))
+    assert sha256(Path("before/model.safetensors")) == sha256(dpo_image.POLICY / "model.safetensors")
+    assert sha256(Path("before/history.csv")) == sha256(dpo_image.POLICY / "history.csv")
+    assert sha256(Path("before/validation.csv")) != sha256(dpo_image.POLICY / "validation.csv")
+
+
+def test_nothing_is_chosen_by_looking_at_the_test_split(project: Path, ran: list[tuple[History, nn.Module]]) -> None:
+    """Other test images change nothing that training writes: neither models nor what was measured on the way."""
+    for name, images in (("a", None), ("b", 255)):
+        if images is not None:
+            pixels = load_file(dpo_image.IMAGES / "images.safetensors")["images"]
+            pixels[load_splits(dpo_image.IMAGES, dpo_image.PAIRS)["test"].index] = images
+            save_file({"images": pixels}, dpo_image.IMAGES / "images.safetensors")
+        dpo(settings=dataclasses.replace(SETTINGS, negatives="confusion"))
+        control_image.main.main(0, SETTINGS)
+        Path(name).mkdir()
+        dpo_image.POLICY.rename(f"{name}/dpo")
+        control_image.CONTROL.rename(f"{name}/control")
+    assert sha256(Path("a")) == sha256(Path("b"))
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [
+        Reference(update="polyak", alpha=0.5, every=None),
+        Reference(update="copy", alpha=None, every=None),
+        Reference(update="sync", alpha=1.0, every=2),
+    ],
+    ids=lambda reference: reference.update,
+)
+def test_a_moving_reference_follows_the_policy(
+    project: Path, ran: list[tuple[History, nn.Module]], reference: Reference
+) -> None:
+    """Its artefact stays as it is, and the rewards shrink towards those of a policy that is its own reference."""
+    before = sha256(dpo_image.REFERENCE)
+    dpo()
+    dpo_image.POLICY.rename("frozen")
+    dpo(settings=dataclasses.replace(SETTINGS, reference=reference))
+    frozen, moving = ran[0][0], ran[1][0]
+    assert sha256(dpo_image.REFERENCE) == before
+    assert moving.train[0] == frozen.train[0]
+    assert 0 <= abs(moving.validation[-1]["kl"]) < 0.9 * frozen.validation[-1]["kl"]
+    assert "drift/reference" not in moving.validation[-1]
+    assert frozen.validation[-1]["drift/reference"] == frozen.validation[-1]["drift/buffers"] == 0
+
+
+def test_a_reference_that_the_loss_does_not_use_cannot_be_asked_to_move(
+    project: Path, ran: list[tuple[History, nn.Module]]
+) -> None:
+    """No parameter is silently ignored."""
+    settings = dataclasses.replace(SETTINGS, reference=Reference(update="copy", alpha=None, every=None))
+    with pytest.raises(
+        ParamsError, match=r"^params.yaml: dpo_image.reference.update: 'copy' moves a reference that the loss"
+    ):
+        dpo(settings=settings, loss="simpo")
+    assert not ran
+
+
+def test_a_finding_can_fail_the_stage_and_its_checkpoints_stay(
+    project: Path, ran: list[tuple[History, nn.Module]]
+) -> None:
+    """Nothing is written; with the finding no longer fatal, the run goes on from its last checkpoint."""
+    slow = training(epochs=2, learning_rate=3e-4, batch_size=8, checkpoint_every=1)
+    strict = dataclasses.replace(SETTINGS, training=slow, health=Health(kl_budget=1e-9, fail_on=["kl_out_of_budget"]))
+    with pytest.raises(NumericError, match="kl_out_of_budget"):
+        dpo(settings=strict)
+    assert not dpo_image.POLICY.exists()
+    assert list((project / "checkpoints").glob("step-*"))
+    dpo(settings=dataclasses.replace(strict, health=Health(kl_budget=1e-9, fail_on=[])))
+    findings = read_json(dpo_image.POLICY / "health.json")["findings"]
+    assert "kl_out_of_budget" in {finding["name"] for finding in findings}
+    assert not (project / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("loss", ["kto", "aot", "simpo", {"sigmoid": 0.8, "bco": 0.2, "sft": 1.0}])
+def test_other_losses_train_the_classifier_too(project: Path, ran: list[tuple[History, nn.Module]], loss: Any) -> None:
+    """In micro-batches of four, so that joint losses are taken over the whole step."""
+    dpo(loss=loss)
+    history, _ = ran[0]
+    assert history.train[-1]["loss"] < history.train[0]["loss"]
+    assert {"accuracy", "kl", "rewards/margin"} <= history.validation[-1].keys()
 
 
 def test_splits_hold_their_images_and_labels(project: Path) -> None:
@@ -322,7 +394,7 @@ def test_metrics_by_hand() -> None:
     Rewards, beta 2, chosen: ln 1.5, ln 4/3, ln 1.5, ln .5 = .405465 .287682 .405465 -.693147, mean .101366, times 2
         rejected: ln .5, ln .5, ln 2/3, ln 9/8 = -.693147 -.693147 -.405465 .117783, mean -.418494, times 2
     """
-    found = evaluate.metrics(TEST, LOGPS, beta=2.0)
+    found = evaluate.metrics(TEST, LOGPS, preference_of("sigmoid", 2.0))
     assert found["n_test"] == 4
     assert [found[name]["accuracy"] for name in evaluate.MODELS] == [0.5, 0.75, 0.75]
     assert found["policy"]["cross_entropy"] == pytest.approx(0.831059, abs=1e-5)
@@ -337,7 +409,7 @@ def test_metrics_by_hand() -> None:
 
 
 def test_a_policy_that_is_its_reference_has_no_kl_and_no_reward() -> None:
-    found = evaluate.metrics(TEST, {**LOGPS, "policy": REFERENCE}, beta=2.0)
+    found = evaluate.metrics(TEST, {**LOGPS, "policy": REFERENCE}, preference_of("sigmoid", 2.0))
     assert found["kl"] == 0
     assert (found["rewards"]["margin_low"], found["rewards"]["margin_high"]) == (0, 0)
 

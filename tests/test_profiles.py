@@ -129,7 +129,10 @@ def test_the_users_own_edits_are_undone_and_listed(repo: Path) -> None:
 @pytest.mark.parametrize(
     ("overlay", "message"),
     [
-        ("dpo_text: {lora: {rnak: 4}}", "profiles/mine.yaml: dpo_text.lora.rnak: unknown key; did you mean 'rank'?"),
+        (
+            "dpo_text: {adapter: {rnak: 4}}",
+            "profiles/mine.yaml: dpo_text.adapter.rnak: unknown key; did you mean 'rank'?",
+        ),
         ("bta: 0.3", "profiles/mine.yaml: bta: unknown key; did you mean 'beta'?"),
         ("beta: -1.0", "profiles/mine.yaml: beta: input should be greater than 0, not -1.0"),
         ("- beta", "profiles/mine.yaml: expected a mapping of keys to values at the top level"),

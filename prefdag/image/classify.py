@@ -1,18 +1,67 @@
-"""Class log-probabilities of an image classifier, and learning them from labels."""
+"""Class log-probabilities of an image classifier, what DPO reads off them, and learning them from labels.
+
+To DPO an image is a prompt, and its class a response of one token, whose vocabulary are the classes.
+"""
 
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prefdag.dpo.trainer import Outcome, Task
+from prefdag.dpo.trainer import Outcome, Said, Task
 from prefdag.image.data import Augmentation, ImagePairs, normalise
 
 
 def class_logps(model: nn.Module, images: Tensor) -> Tensor:
     """log p(class | image) for uint8 images (n, channels, H, W): (n, classes), float32, in nats."""
     return model(normalise(images)).float().log_softmax(dim=-1)
+
+
+def of_class(logps: Tensor, classes: Tensor) -> Tensor:
+    """log p(class | image) of one class an image: (n, classes) and int64 (n,) -> (n,), in nats."""
+    return logps.gather(1, classes[:, None])[:, 0]
+
+
+def confidence(logps: Tensor, classes: Tensor) -> Tensor:
+    """The log-weight of a response in WPO, arXiv:2406.11827, eq. 2: log p(y|x) - log sum_v p(v|x)^2, (n,), in nats.
+
+    Relative to what the policy says on average: zero for the policy that knows nothing, and for the one that is certain
+    of `classes`. With gradient where `logps` has one; a weight wants it detached.
+    """
+    return of_class(logps, classes) - (2 * logps).logsumexp(1)
+
+
+def kl(policy: Tensor, reference: Tensor) -> Tensor:
+    """KL(policy || reference) of the class distributions, exact: (n, classes) each -> (n,), in nats, dtype kept."""
+    return (policy.exp() * (policy - reference)).sum(1)
+
+
+def correct(logps: Tensor, labels: Tensor) -> Tensor:
+    """1 where the most probable class is the label, 0 where not: (n, classes) and int64 (n,) -> float32 (n,)."""
+    return (logps.argmax(1) == labels).float()
+
+
+def score_pairs(policy: Tensor, reference: Tensor, y_w: Tensor, y_l: Tensor) -> dict[str, Tensor]:
+    """What two classifiers say of pairs of classes, as `preference.Scores`: (n,) each, with the gradient of `policy`.
+
+    A response is one token. `kl` is exact; it and the confidences have no gradient.
+
+    Args:
+        policy, reference: class log-probabilities, float32 (n, classes).
+        y_w, y_l: int64 (n,).
+    """
+    frozen, one = policy.detach(), torch.ones_like(policy[:, 0])
+    return {
+        "chosen": of_class(policy, y_w),
+        "rejected": of_class(policy, y_l),
+        "ref_chosen": of_class(reference, y_w),
+        "ref_rejected": of_class(reference, y_l),
+        "chosen_tokens": one,
+        "rejected_tokens": one,
+        "chosen_confidence": confidence(frozen, y_w),
+        "rejected_confidence": confidence(frozen, y_l),
+        "kl": kl(frozen, reference),
+    }
 
 
 def view(split: ImagePairs, rows: Sequence[int], epoch: int | None, augment: Augmentation) -> Tensor:
@@ -24,12 +73,15 @@ def view(split: ImagePairs, rows: Sequence[int], epoch: int | None, augment: Aug
 def classification(split: ImagePairs, augment: Augmentation) -> Task:
     """Cross-entropy on the true classes: the warm-up, and the control that DPO is compared with."""
 
-    def objective(model: nn.Module, rows: Sequence[int], epoch: int | None) -> Outcome:
+    def score(model: nn.Module, rows: Sequence[int], epoch: int | None) -> Said:
         logps = class_logps(model, view(split, rows, epoch, augment))
         labels = split.y_w[list(rows)]
-        return F.nll_loss(logps, labels, reduction="none"), {"accuracy": (logps.argmax(1) == labels).float()}
+        return {"logps": of_class(logps, labels), "accuracy": correct(logps, labels)}
 
-    return Task(objective, [1.0] * len(split), split.ids)
+    def loss(said: Said) -> Outcome:
+        return -said["logps"], {"accuracy": said["accuracy"]}
+
+    return Task(score, loss, [1.0] * len(split), split.ids)
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -71,13 +72,20 @@ class Augmentation:
 
     def __call__(self, images: Tensor, rows: Sequence[int], epoch: int) -> Tensor:
         """uint8 (n, channels, H, W) to the same shape, drawn for each row by its number, whatever the batch."""
-        shift = self.max_shift
-        height, width = images.shape[-2:]
-        padded = torch.nn.functional.pad(images, (shift,) * 4)
-        out = torch.empty_like(images)
+        n, channels, height, width = images.shape
+        padded = F.pad(images, (self.max_shift,) * 4)
+        top, left, mirrored = self._draw(rows, epoch).to(images.device).T[:, :, None]  # (n, 1) each
+        across = torch.arange(width, device=images.device)
+        y = top + torch.arange(height, device=images.device)
+        x = left + torch.where(mirrored.bool(), across.flip(0), across)
+        pixels = y[:, :, None] * padded.shape[-1] + x[:, None, :]  # (n, H, W): places in the padded image, row by row
+        return padded.flatten(2).gather(2, pixels.flatten(1)[:, None].expand(n, channels, -1)).view_as(images)
+
+    def _draw(self, rows: Sequence[int], epoch: int) -> Tensor:
+        """Where the crop of each row starts, in pixels, and whether it is mirrored: int64 (n, 3), top, left, 0 or 1."""
+        drawn = np.zeros((len(rows), 3), dtype=np.int64)
         for i, row in enumerate(rows):
             rng = np.random.default_rng([self.seed, epoch, row])
-            top, left = rng.integers(0, 2 * shift + 1, size=2)
-            crop = padded[i, :, top : top + height, left : left + width]
-            out[i] = crop.flip(-1) if self.flip and rng.random() < 0.5 else crop
-        return out
+            drawn[i, :2] = rng.integers(0, 2 * self.max_shift + 1, size=2)
+            drawn[i, 2] = self.flip and rng.random() < 0.5
+        return torch.from_numpy(drawn)

@@ -1,0 +1,31 @@
+"""Fetch pretrained ResNet weights from their pinned source, where params.yaml names one, and check what they are."""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from prefdag import artifacts
+from prefdag.config import DownloadResnet
+from prefdag.data.sources import fetch
+from prefdag.stage import stage
+
+BASE = Path("models/resnet_base")
+
+
+@stage
+def main(download_resnet: DownloadResnet) -> None:
+    arch = None
+    with artifacts.writing(BASE) as folder:
+        folder.mkdir()
+        if download_resnet.source is not None:
+            from prefdag.image import model as resnet
+
+            with TemporaryDirectory(dir=folder) as fetched:
+                fetch(download_resnet.source, Path(fetched), "download_resnet.source")
+                weights = resnet.weights_in(Path(fetched))
+                arch = resnet.recognise(weights)
+                weights.rename(folder / "model.safetensors")
+        artifacts.write_json(folder / "base.json", {"arch": arch})
+
+
+if __name__ == "__main__":
+    main.run()
