@@ -22,6 +22,7 @@ from safetensors.numpy import save_file
 
 from prefdag.artifacts import write_json
 from prefdag.config import Params, check_params, load_params, read_yaml
+from prefdag.dpo import health
 from prefdag.errors import DataError
 from prefdag.report import card, figures, words
 from prefdag.report.page import excerpt
@@ -29,6 +30,11 @@ from stages import report
 
 HOSTILE = "<script>alert(1)</script><img src=http://evil.example/x onerror=alert(2)> & </article>"
 N_TEST, N_IMAGES = 40, 300
+HEALTH = health.Verdict(
+    [health.Finding("kl_out_of_budget", "at the end the policy lies 12.5 nats a response from its reference")],
+    ["kl_out_of_budget", "divergence"],
+    ["length_exploitation"],
+)
 
 
 def history(rng: np.random.Generator, steps: int, every: int, *, dpo: bool) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -195,6 +201,8 @@ def write_inputs(folder: Path) -> None:
         ("control_image", False),
     ):
         write_run(folder / "models" / name, rng, 27, dpo=dpo)
+    write_json(folder / "models/dpo_text/health.json", health.to_json(HEALTH))
+    write_json(folder / "models/dpo_image/health.json", health.to_json(health.Verdict([], ["drift", "divergence"], [])))
 
 
 @pytest.fixture(scope="module")
@@ -363,6 +371,95 @@ def test_card_is_a_hub_card(built: tuple[str, str], inputs: Path) -> None:
     assert "{{" not in body
 
 
+def test_health_of_either_run_is_shown(page: Page, built: tuple[str, str]) -> None:
+    assert "Health : 1 finding in 2 checks (not checked: length exploitation)." in page.text
+    assert "kl out of budget : at the end the policy lies 12.5 nats a response" in page.text
+    assert "Health : no findings in 2 checks." in page.text
+    assert "- The run of the language model: 1 finding in 2 checks (not checked: length exploitation).\n" in built[1]
+    assert "  - **kl out of budget**: at the end the policy lies 12.5 nats a response" in built[1]
+    assert "- The run of the image classifier: no findings in 2 checks.\n" in built[1]
+
+
+FULL = {"kind": "full"}
+QLORA = {"kind": "qlora", "rank": 4, "alpha": 8, "dropout": 0.0, "rslora": True, "dora": False}
+DECAY = {"kind": "step", "epochs": 6, "factor": 0.9}
+
+
+@pytest.mark.parametrize(
+    ("changes", "both", "in_card"),
+    [
+        (
+            {
+                "loss": {"sigmoid": 0.8, "sft": 1.0},
+                "loss_options.label_smoothing": 0.1,
+                "constraints": {"kl": {"threshold": 1.0, "multiplier": 0.1, "dual_rate": 0.01}},
+                "dpo_text.adapter": FULL,
+                "sft_ref.adapter": FULL,
+                "dpo_text.reference": {"logps": "live", "update": "polyak", "alpha": 0.001, "every": None},
+                "dpo_text.training.optimizer": {"kind": "sgd", "momentum": 0.9},
+                "dpo_text.training.schedule": DECAY,
+                "dpo_image.negatives": "hard",
+            },
+            (
+                *(
+                    "0.8 sigmoid + 1 sft",
+                    "label smoothing 0.1; kl kept below 1 (multiplier 0.1, adapted at the rate 0.01)",
+                ),
+                *("every weight", "moved 0.001 of the way to the policy after every step"),
+                "the wrong class that the reference finds most probable",
+            ),
+            (
+                *("# A language model trained", "library_name: transformers", "- name: dpo-sigmoid-sft-beta-0.1"),
+                *("SGD with momentum 0.9", "(times 0.9 every 6 epochs after warm-up)"),
+                "dvc exp run -S beta=0.1 -S 'loss={sigmoid:0.8,sft:1.0}' -S seed=0",
+            ),
+        ),
+        (
+            {
+                "dpo_text.adapter": QLORA | {"target_modules": "all-linear"},
+                "sft_ref.adapter": QLORA | {"target_modules": ["q_proj", "v_proj"], "dora": True, "kind": "lora"},
+                "dpo_text.reference": {"logps": "live", "update": "sync", "alpha": 0.5, "every": 20},
+                "dpo_image.reference": {"update": "copy", "alpha": None, "every": None},
+            },
+            (
+                *("4-bit QLoRA of rank 4, rank-stabilised on every linear layer but the head", "Loss sigmoid"),
+                "moved 0.5 of the way to the policy after every 20 steps",
+            ),
+            (
+                *(
+                    "# A QLoRA adapter",
+                    "library_name: peft",
+                    "LoRA of rank 4, rank-stabilised, DoRA on q_proj, v_proj, merged",
+                ),
+                "Its reference became a copy of the policy after every epoch.",
+            ),
+        ),
+        ({"dpo_text.adapter": {"kind": "prefix", "tokens": 8}}, ("a prefix of 8 tokens",), ("# A prefix trained",)),
+    ],
+    ids=["weighted-sum-full", "qlora-moving", "prefix"],
+)
+def test_how_it_was_trained_is_said(
+    here: Path, root: Path, changes: dict[str, Any], both: tuple[str, ...], in_card: tuple[str, ...]
+) -> None:
+    tree = read_yaml(root / "params.yaml")
+    for dotted, value in changes.items():
+        *sections, key = dotted.split(".")
+        node = tree
+        for section in sections:
+            node = node[section]
+        node[key] = value
+    report.main.main(check_params(tree, Path("params.yaml")))
+    page, model_card = (
+        Page(Path("reports/index.html").read_text("utf-8")),
+        Path("reports/model_card.md").read_text("utf-8"),
+    )
+    for phrase in both:
+        assert phrase in page.text
+        assert phrase in model_card
+    for phrase in in_card:
+        assert phrase in model_card
+
+
 def test_licence_of_a_source_that_is_not_embedded_is_unknown(root: Path) -> None:
     tree = read_yaml(root / "params.yaml")
     tree["download_model"]["source"] = {"kind": "path", "path": "/home/me/secret/model", "sha256": "0" * 64}
@@ -454,6 +551,63 @@ def test_page_stands_what_other_runs_leave(here: Path, params: Params) -> None:
     assert "a tie" in page.text
 
 
+@pytest.fixture
+def unpaired(here: Path) -> Path:
+    """The inputs as a run on unpaired rows leaves them: three desirable responses to one undesirable."""
+    chosen = np.arange(N_TEST) % 4 > 0
+    heldout = pd.read_csv("reports/text/pairs.csv", dtype={"id": str})
+    sides = {"reward_chosen": chosen, "reward_rejected": ~chosen}
+    heldout.assign(margin=np.nan, **{name: heldout[name].where(has) for name, has in sides.items()}).to_csv(
+        "reports/text/pairs.csv", index=False
+    )
+    validated = pd.read_parquet("data/validated/pairs.parquet")
+    validated.assign(
+        chosen=validated["chosen"].where(chosen, None), rejected=validated["rejected"].where(~chosen, None)
+    ).to_parquet("data/validated/pairs.parquet")
+    tree = json.loads(Path("reports/text/metrics.json").read_text("utf-8"))
+    del tree["heldout"]["n_pairs"]
+    tree["heldout"] |= {"n_chosen": 30, "n_rejected": 10, "n_rows": 30}
+    write_json(Path("reports/text/metrics.json"), tree)
+    for name in ("history.csv", "validation.csv"):  # what is of pairs is not measured, and a step may lack a kind
+        path = Path("models/dpo_text", name)
+        history = pd.read_csv(path).drop(columns=["rewards/margin", "rewards/accuracy"])
+        history.loc[1, "rewards/rejected"] = np.nan
+        history.to_csv(path, index=False)
+    return here
+
+
+@pytest.mark.usefixtures("unpaired")
+def test_responses_that_stand_alone_are_not_called_pairs(params: Params) -> None:
+    report.main.main(params)
+    html, model_card = Path("reports/index.html").read_text("utf-8"), Path("reports/model_card.md").read_text("utf-8")
+    page = Page(html)
+    ranked = "Of all pairs of a desirable and an undesirable held-out response (30 and 10 of them) it ranks 67.5% right"
+    for phrase in (ranked, "The difference of the mean rewards of desirable and undesirable responses is +0.412"):
+        assert phrase in page.text
+        assert phrase in model_card
+    for phrase in ("n = 30 and 10 responses", "the area under the ROC curve", "12 of 40 held-out responses, evenly"):
+        assert phrase in page.text
+    assert "Histograms of the rewards of responses: 30 desirable, mean" in html
+    # An example shows the response that there is, and its reward.
+    assert len(re.findall(r'aria-label="Held-out response', html)) == 12
+    assert len(re.findall(r'class="side (?:chosen|rejected)-side"', html)) == 12
+    text = page.text.lower()
+    for wrong in ("held-out pairs", "margin nan", "nan</", "a tie", "preference pairs", "ranked wrong"):
+        assert wrong not in text, wrong
+        assert wrong not in model_card.lower(), wrong
+    assert "nan" not in [word.strip("−+") for word in text.split()]
+    matter = YAML(typ="safe").load(model_card.split("---\n", 2)[1])
+    (result,) = matter["model-index"][0]["results"]
+    assert result["metrics"][0]["type"] == "roc_auc"  # which this number is, and no accuracy
+    assert "responses to train on" in model_card
+
+
+def test_spread_stands_equal_rewards() -> None:
+    """A policy that is its reference: every reward is zero, and a histogram has no width."""
+    pairs = pd.DataFrame({"reward_chosen": [0.0, np.nan, 0.0], "reward_rejected": [np.nan, 0.0, np.nan]})
+    assert "2 desirable, mean +0.000; 1 undesirable, mean +0.000" in figures.spread(pairs, name="x")
+
+
 def test_pairs_from_another_run_are_refused(here: Path, params: Params) -> None:
     frame = pd.read_csv("reports/text/pairs.csv", dtype={"id": str})
     frame.assign(id="0123").to_csv("reports/text/pairs.csv", index=False)
@@ -462,9 +616,10 @@ def test_pairs_from_another_run_are_refused(here: Path, params: Params) -> None:
     assert not list(Path("reports").glob(".*"))
 
 
-def test_missing_input_is_one_line(here: Path, params: Params) -> None:
-    Path("models/dpo_text/history.csv").unlink()
-    with pytest.raises(DataError, match=r"models/dpo_text/history\.csv: not found"):
+@pytest.mark.parametrize("name", ["models/dpo_text/history.csv", "models/dpo_image/health.json"])
+def test_missing_input_is_one_line(here: Path, params: Params, name: str) -> None:
+    Path(name).unlink()
+    with pytest.raises(DataError, match=f"^{re.escape(name)}: not found; `dvc repro` makes it$"):
         report.main.main(params)
 
 

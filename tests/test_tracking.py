@@ -232,8 +232,8 @@ def test_publish_writes_one_run_with_everything(project: Path, monkeypatch: pyte
     (run,) = runs("tags.`dvc.exp_name` = 'whole-pipe'")
     assert run.info.run_name == f"beta={params.beta} whole-pipe"
     assert run.info.artifact_uri.startswith((project / "mlartifacts").as_uri())
-    assert run.data.params["dpo_text.lora.rank"] == str(params.dpo_text.lora.rank)
-    assert json.loads(run.data.params["dpo_text.lora.target_modules"]) == params.dpo_text.lora.target_modules
+    assert run.data.params["dpo_text.adapter.kind"] == params.dpo_text.adapter.kind
+    assert json.loads(run.data.params["dpo_text.health.fail_on"]) == params.dpo_text.health.fail_on
     assert {key.partition(".")[0] for key in run.data.params} == set(params.__dataclass_fields__)
     check_pipeline(run)
 

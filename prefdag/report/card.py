@@ -5,7 +5,7 @@ Every number comes from the artefacts, through the same functions as the page's.
 
 from typing import Any
 
-from prefdag.config import HubSource, Params, PypiSource, Source
+from prefdag.config import Full, HubSource, Lora, Loss, Params, PypiSource, Source
 from prefdag.report import words
 from prefdag.report.page import SETS, environment
 from prefdag.report.provenance import source_name
@@ -31,12 +31,17 @@ def render(results: Results, params: Params) -> str:
         .render(
             front_matter=front_matter(results, params),
             params=params,
+            trained=trained(params),
+            loss_settings=words.loss_settings(params),
+            override=override(params.loss),
             source_name=source_name,
             licence=licence,
             text=text,
+            unit="pairs" if words.is_paired(text) else "responses",
             accuracy=Estimate.of(rewards, "accuracy"),
             text_verdict=words.text_verdict(text),
             image=results.image.metrics,
+            health={"language model": results.text.health, "image classifier": results.image.health},
             image_accuracy={
                 m: Estimate.of(results.image.metrics[m], "accuracy") for m in ("reference", "policy", "control")
             },
@@ -53,25 +58,43 @@ def front_matter(results: Results, params: Params) -> str:
     """The YAML that the hub reads: licence, base model, tags and results."""
     from huggingface_hub import EvalResult, ModelCardData
 
+    adapter = params.dpo_text.adapter
     heldout, source = results.text.metrics["heldout"], params.download_model.source
-    dataset = {"dataset_type": dataset_id(params.download_pairs.source), "dataset_name": "held-out preference pairs"}
+    if words.is_paired(results.text.metrics):
+        ranking, rows = ("accuracy", "Held-out implicit-reward accuracy"), "held-out preference pairs"
+    else:
+        ranking, rows = ("roc_auc", "Held-out implicit-reward AUC"), "held-out labelled responses"
+    dataset = {"dataset_type": dataset_id(params.download_pairs.source), "dataset_name": rows}
     task: dict[str, Any] = {"task_type": "text-generation", "dataset_split": "test", **dataset}
     data = ModelCardData(
-        model_name=f"dpo-{params.loss}-beta-{params.beta}",
+        model_name=f"dpo-{'-'.join([params.loss] if isinstance(params.loss, str) else params.loss)}-beta-{params.beta}",
         license=licence(source),
-        library_name="peft",
+        library_name="transformers" if isinstance(adapter, Full) else "peft",
         pipeline_tag="text-generation",
         base_model=source.repo if isinstance(source, HubSource) else None,
-        tags=["dpo", "lora", "preference-optimization", "prefdag"],
+        tags=["dpo", *([adapter.kind] if isinstance(adapter, Lora) else []), "preference-optimization", "prefdag"],
         eval_results=[
             EvalResult(metric_type=kind, metric_name=name, metric_value=value, **task)
             for kind, name, value in (
-                ("accuracy", "Held-out implicit-reward accuracy", heldout["rewards"]["accuracy"]),
+                (*ranking, heldout["rewards"]["accuracy"]),
                 ("perplexity", "Response-only perplexity", heldout["policy"]["perplexity"]),
             )
         ],
     )
     return str(data.to_yaml())
+
+
+def trained(params: Params) -> str:
+    """What the card describes, with its article."""
+    kinds = {"lora": "A LoRA adapter", "qlora": "A QLoRA adapter", "prefix": "A prefix", "full": "A language model"}
+    return kinds[params.dpo_text.adapter.kind]
+
+
+def override(loss: Loss) -> str:
+    """The argument of `dvc exp run -S` that sets the loss."""
+    if isinstance(loss, str):
+        return f"loss={loss}"
+    return f"'loss={{{','.join(f'{name}:{weight}' for name, weight in loss.items())}}}'"
 
 
 def dataset_id(source: Source) -> str:

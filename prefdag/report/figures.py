@@ -175,6 +175,32 @@ def rewards(pairs: pd.DataFrame, *, name: str) -> str:
     return _svg(draw, (290, 190), (44, 12, 22, 8), name, words)
 
 
+def spread(pairs: pd.DataFrame, *, name: str) -> str:
+    """How the rewards of desirable and of undesirable responses are spread: histograms, in shares of either kind."""
+    kinds = {"desirable": "chosen", "undesirable": "rejected"}
+    rewards = {kind: pairs[f"reward_{side}"].dropna() for kind, side in kinds.items()}
+    edges = np.histogram_bin_edges(pd.concat(rewards.values()), 20)
+
+    def draw(axes: "Axes") -> None:
+        from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+        for height, (kind, values) in zip((0.99, 0.88), rewards.items(), strict=True):
+            color = COLOR[kinds[kind]]
+            shares = np.histogram(values, edges)[0] / len(values)
+            axes.stairs(shares, edges, color=color, fill=True, alpha=0.25)
+            axes.stairs(shares, edges, color=color, linewidth=1.6)
+            axes.text(0.02, height, kind, va="top", color=color, transform=axes.transAxes)
+        axes.axvline(0, color=COLOR["ink"], linewidth=0.9)
+        axes.set_ylim(0, 1.35 * axes.get_ylim()[1])
+        axes.grid(axis="y")
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.3g}%"))
+
+    words = "; ".join(f"{number(len(v))} {kind}, mean {signed(float(v.mean()))}" for kind, v in rewards.items())
+    return _svg(draw, (290, 190), (42, 12, 22, 8), name, f"Histograms of the rewards of responses: {words}.")
+
+
 def intervals(rows: pd.DataFrame, *, name: str) -> str:
     """A dot and its 95% interval a row. Columns: label, role, value, low, high, all shares."""
     records = rows.to_dict("records")

@@ -6,6 +6,7 @@ style, figures and pictures are inside. Everything that comes from data is escap
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from math import isclose, log
 from pathlib import Path
 from typing import Any
 
@@ -54,36 +55,47 @@ def environment(*, autoescape: bool) -> Environment:
         lstrip_blocks=True,
     )
     env.filters |= {
-        f.__name__: f for f in (words.percent, words.percent_span, words.signed, words.number, excerpt, turns)
+        f.__name__: f
+        for f in (
+            *(words.percent, words.percent_span, words.signed, words.number, words.health_line, words.spaced),
+            *(words.loss_name, words.reference, words.adapter, words.training, words.negatives, excerpt, turns),
+        )
     }
     return env
 
 
 def render(results: Results, params: Params) -> str:
     """The whole page."""
+    paired = words.is_paired(results.text.metrics)
     return (
         environment(autoescape=True)
         .get_template("page.html.j2")
         .render(
             params=params,
             flat_params=flatten(params),
+            loss_settings=words.loss_settings(params),
             source_name=provenance.source_name,
             text=results.text,
+            paired=paired,
             text_verdict=words.text_verdict(results.text.metrics),
             text_numbers=text_numbers(results.text),
-            text_curves=text_curves(results.text, params),
+            text_curves=text_curves(results.text),
             text_margins=text_margins(results.text),
             cross_entropy=cross_entropy_table(results.text.cross_entropy),
             examples=examples(results.text.pairs, params.report.text_examples),
             image=results.image,
             image_verdict=words.image_verdict(results.image.metrics, results.image.predictions),
             image_numbers=image_numbers(results.image),
-            image_curves=image_curves(results.image, params),
+            image_curves=image_curves(results.image),
             accuracies=accuracies(results.image),
             pictures=pictures(results.image, params.report.image_examples),
             cuts=results.pairs.summary,
             datasets=[
-                dataset_view("Preference pairs", "validation/pairs/data_docs/index.html", results.pairs),
+                dataset_view(
+                    "Preference pairs" if paired else "Labelled responses",
+                    "validation/pairs/data_docs/index.html",
+                    results.pairs,
+                ),
                 dataset_view("Images", "validation/images/data_docs/index.html", results.images),
             ],
             hashes=results.hashes,
@@ -98,11 +110,16 @@ def text_numbers(text: TextTrack) -> list[KeyNumber]:
     """The text track in four numbers."""
     heldout = text.metrics["heldout"]
     accuracy, margin = Estimate.of(heldout["rewards"], "accuracy"), Estimate.of(heldout["rewards"], "margin")
-    pairs, tokens = f"n = {words.number(heldout['n_pairs'])} pairs", f"n = {words.number(heldout['n_tokens'])} tokens"
+    tokens = f"n = {words.number(heldout['n_tokens'])} tokens"
+    if words.is_paired(text.metrics):
+        difference, rows = "Mean reward margin", f"n = {words.number(heldout['n_pairs'])} pairs"
+    else:
+        difference = "Difference of mean rewards"
+        rows = f"n = {words.number(heldout['n_chosen'])} and {words.number(heldout['n_rejected'])} responses"
     return [
-        KeyNumber("Pairs ranked right", words.percent(accuracy.value), words.percent_span(accuracy), pairs, accuracy),
-        KeyNumber("Mean reward margin", words.signed(margin.value), words.signed_span(margin), pairs),
-        KeyNumber("KL to the reference", words.number(heldout["kl"], 4), "nats a token", pairs),
+        KeyNumber("Pairs ranked right", words.percent(accuracy.value), words.percent_span(accuracy), rows, accuracy),
+        KeyNumber(difference, words.signed(margin.value), words.signed_span(margin), rows),
+        KeyNumber("KL to the reference", words.number(heldout["kl"], 4), "nats a token", rows),
         KeyNumber(
             "Perplexity",
             words.number(heldout["policy"]["perplexity"], 2),
@@ -121,28 +138,29 @@ def image_numbers(image: ImageTrack) -> list[KeyNumber]:
     return [KeyNumber(label, words.percent(e.value), words.percent_span(e), count, e) for label, e in shares.items()]
 
 
-def text_curves(text: TextTrack, params: Params) -> list[Panel]:
+def text_curves(text: TextTrack) -> list[Panel]:
     """Training of the policy, then that of its reference."""
     return [
-        *dpo_curves(text.dpo, params, "text"),
+        *dpo_curves(text.dpo, "text"),
         *panel(text.dpo, "Log-probabilities, nats", chosen_and_rejected("logps"), "text-logps"),
         *panel(text.sft, "Reference: supervised loss", [Line("loss", "reference")], "text-sft"),
     ]
 
 
-def image_curves(image: ImageTrack, params: Params) -> list[Panel]:
+def image_curves(image: ImageTrack) -> list[Panel]:
     """Training of the policy, then that of its reference and its control."""
     return [
-        *dpo_curves(image.dpo, params, "image"),
+        *dpo_curves(image.dpo, "image"),
+        *panel(image.dpo, "Policy: accuracy", [Line("accuracy", "policy")], "image-policy", as_percent=True),
         *panel(image.warmup, "Reference: accuracy", [Line("accuracy", "reference")], "image-warmup", as_percent=True),
         *panel(image.control, "Control: accuracy", [Line("accuracy", "control")], "image-control", as_percent=True),
     ]
 
 
-def dpo_curves(run: Run, params: Params, name: str) -> list[Panel]:
+def dpo_curves(run: Run, name: str) -> list[Panel]:
     """Loss, rewards, margin and accuracy of a DPO run: those that its history has."""
-    at_reference = float(run.validation["loss"].iloc[0])  # step 0: there the policy is its reference
-    start = (at_reference, "ln 2" if params.loss == "sigmoid" else words.number(at_reference))
+    first = float(run.validation["loss"].iloc[0])  # step 0: ln 2 for sigmoid, where the policy is its reference
+    start = (first, "ln 2" if isclose(first, log(2), abs_tol=5e-4) else words.number(first))
     return [
         *panel(run, "Loss", [Line("loss", "policy")], f"{name}-loss", level=start),
         *panel(run, "Rewards", chosen_and_rejected("rewards"), f"{name}-rewards", level=(0.0, "")),
@@ -179,7 +197,9 @@ def panel(
 
 
 def text_margins(text: TextTrack) -> list[Panel]:
-    """The held-out pairs: how far apart each pair's two rewards are, and where they lie."""
+    """The held-out pairs: how far apart each pair's two rewards are, and where they lie; or the rewards of lone responses."""
+    if not words.is_paired(text.metrics):
+        return [Panel("Rewards of either kind", Markup(figures.spread(text.pairs, name="spread")))]
     return [
         Panel("Reward margins", Markup(figures.margins(text.pairs["margin"], name="margins"))),
         Panel("Reward of chosen against rejected", Markup(figures.rewards(text.pairs, name="scatter"))),
@@ -211,10 +231,18 @@ def cross_entropy_table(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def examples(pairs: pd.DataFrame, count: int) -> list[dict[Hashable, Any]]:
-    """`count` held-out pairs, evenly spaced from the largest margin to the smallest, so that none is hand-picked."""
-    ordered = pairs.sort_values(["margin", "id"], ascending=[False, True])
+    """`count` held-out pairs, evenly spaced from the largest margin to the smallest, so that none is hand-picked.
+
+    Of lone responses, from the highest reward to the lowest. `sides` are the responses that there are.
+    """
+    by = pairs["margin"].fillna(pairs["reward_chosen"]).fillna(pairs["reward_rejected"])
+    ordered = pairs.assign(by=by).sort_values(["by", "id"], ascending=[False, True])
     where = np.unique(np.linspace(0, len(ordered) - 1, min(count, len(ordered))).round().astype(int))
-    return ordered.iloc[where].to_dict("records")
+    records = ordered.iloc[where].to_dict("records")
+    return [
+        {**record, "sides": [side for side in ("chosen", "rejected") if pd.notna(record[f"reward_{side}"])]}
+        for record in records
+    ]
 
 
 def pictures(image: ImageTrack, count: int) -> list[dict[str, Any]]:

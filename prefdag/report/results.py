@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from prefdag.artifacts import read_json
+from prefdag.dpo import health
 from prefdag.errors import DataError
 
 SPLITS = ("train", "val", "test")
@@ -32,6 +33,7 @@ class TextTrack:
     samples: list[dict[str, Any]]
     sft: Run
     dpo: Run
+    health: health.Verdict
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class ImageTrack:
     warmup: Run
     dpo: Run
     control: Run
+    health: health.Verdict
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,7 @@ def read_text(
         samples=read_json(samples),
         sft=read_run(sft),
         dpo=read_run(dpo),
+        health=health.read(dpo / "health.json"),
     )
 
 
@@ -101,6 +105,7 @@ def read_image(*, metrics: Path, predictions: Path, images: Path, warmup: Path, 
         warmup=read_run(warmup),
         dpo=read_run(dpo),
         control=read_run(control),
+        health=health.read(dpo / "health.json"),
     )
 
 

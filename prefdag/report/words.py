@@ -5,10 +5,13 @@ it is. Report and model card print these sentences as they stand.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import pandas as pd
+
+from prefdag.config import DpoImage, Full, Lora, Loss, Momentum, Params, Prefix, Reference, StepDecay, Training
+from prefdag.dpo import health
 
 Tone = Literal["better", "unclear", "worse"]
 MINUS, DASH = "\N{MINUS SIGN}", "\N{EN DASH}"
@@ -70,6 +73,102 @@ def number(value: float, digits: int = 3) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:,.{digits}f}".replace("-", MINUS)
 
 
+def health_line(verdict: health.Verdict) -> str:
+    """How many findings in how many checks, and what a run does not have the columns for."""
+    found, checked = len(verdict.findings), len(verdict.checked)
+    line = f"{found or 'no'} {plural('finding', found)} in {checked} {plural('check', checked)}"
+    missing = ", ".join(map(spaced, verdict.not_checked))
+    return f"{line} (not checked: {missing})." if missing else f"{line}."
+
+
+def plural(noun: str, count: int) -> str:
+    """1 finding; 0 or 2 findings."""
+    return noun if count == 1 else f"{noun}s"
+
+
+def spaced(name: str) -> str:
+    """A name of params.yaml in words: kl_out_of_budget -> kl out of budget."""
+    return name.replace("_", " ")
+
+
+def loss_name(loss: Loss) -> str:
+    """A loss, or a weighted sum of some: 0.8 sigmoid + 1 sft."""
+    return loss if isinstance(loss, str) else " + ".join(f"{weight:g} {name}" for name, weight in loss.items())
+
+
+def loss_settings(params: Params) -> str:
+    """What is set beside the loss, its own parameters and the constraints, as "; "-separated phrases; or nothing."""
+    options = {name: value for name, value in asdict(params.loss_options).items() if value not in (None, False)}
+    phrases = [spaced(name) if value is True else f"{spaced(name)} {value}" for name, value in options.items()]
+    phrases += [
+        f"{spaced(name)} kept below {c.threshold:g} (multiplier {c.multiplier:g}, "
+        f"{f'adapted at the rate {c.dual_rate:g}' if c.dual_rate else 'fixed'})"
+        for name, c in params.constraints.items()
+        if c
+    ]
+    return "; ".join(phrases)
+
+
+def reference(config: Reference) -> str:
+    """What the reference did while the policy was trained, as a predicate."""
+    match config.update:
+        case "polyak":
+            return f"moved {config.alpha:g} of the way to the policy after every step"
+        case "copy":
+            return "became a copy of the policy after every epoch"
+        case "sync":
+            return f"moved {config.alpha:g} of the way to the policy after every {config.every} steps"
+        case _:
+            return "was frozen"
+
+
+def adapter(config: Lora | Prefix | Full) -> str:
+    """What is trained of a language model."""
+    if isinstance(config, Full):
+        return "every weight"
+    if isinstance(config, Prefix):
+        return f"a prefix of {config.tokens} {plural('token', config.tokens)}"
+    modules = {"auto": "the usual linear layers", "all-linear": "every linear layer but the head"}
+    where = (
+        modules[config.target_modules] if isinstance(config.target_modules, str) else ", ".join(config.target_modules)
+    )
+    kind = {"lora": "LoRA", "qlora": "4-bit QLoRA"}[config.kind]
+    variants = "".join([", rank-stabilised" if config.rslora else "", ", DoRA" if config.dora else ""])
+    return f"{kind} of rank {config.rank}{variants} on {where}"
+
+
+def training(config: Training) -> str:
+    """An optimisation run: optimiser, learning rate and its schedule, epochs, batches, precision."""
+    names = {"adamw": "AdamW", "adam": "Adam", "sgd": "SGD", "rmsprop": "RMSprop"}
+    if isinstance(config.optimizer, Momentum):
+        optimizer = f"{names[config.optimizer.kind]} with momentum {config.optimizer.momentum:g}"
+    else:
+        optimizer = names[config.optimizer]
+    if isinstance(config.schedule, StepDecay):
+        every = "epoch" if config.schedule.epochs == 1 else f"{config.schedule.epochs} epochs"
+        schedule = f"times {config.schedule.factor:g} every {every}"
+    else:
+        schedule = config.schedule
+    return (
+        f"{optimizer}, learning rate {config.learning_rate} ({schedule} after warm-up), {config.epochs} "
+        f"{plural('epoch', config.epochs)} in batches of {config.batch_size} rows, {config.precision}"
+    )
+
+
+def negatives(config: DpoImage) -> str:
+    """Which class of an image is the rejected one."""
+    return {
+        "random": "another class, drawn at random",
+        "hard": "the wrong class that the reference finds most probable",
+        "confusion": "a wrong class, drawn as the reference confuses them",
+    }[config.negatives]
+
+
+def is_paired(text: Mapping[str, Any]) -> bool:
+    """Whether the held-out rows of reports/text/metrics.json are pairs, or responses that stand alone."""
+    return "n_pairs" in text["heldout"]
+
+
 def text_verdict(metrics: Mapping[str, Any]) -> Verdict:
     """The text track, from reports/text/metrics.json."""
     heldout = metrics["heldout"]
@@ -88,13 +187,20 @@ def text_verdict(metrics: Mapping[str, Any]) -> Verdict:
     }[tone]
     sign = {"better": "above zero", "unclear": "which covers zero", "worse": "below zero"}[margin.against(0.0)]
     reference, policy = heldout["reference"], heldout["policy"]
+    if is_paired(metrics):
+        ranked, margins = f"On {number(heldout['n_pairs'])} held-out pairs it ranks", "The mean reward margin"
+    else:  # accuracy is the area under the ROC curve
+        ranked = (
+            f"Of all pairs of a desirable and an undesirable held-out response ({number(heldout['n_chosen'])} and "
+            f"{number(heldout['n_rejected'])} of them) it ranks"
+        )
+        margins = "The difference of the mean rewards of desirable and undesirable responses"
     return Verdict(
         tone,
         headline,
         (
-            f"On {number(heldout['n_pairs'])} held-out pairs it ranks {percent(accuracy.value)} right "
-            f"(95% interval {percent_span(accuracy)}, {beside}).",
-            f"The mean reward margin is {signed(margin.value)} (95% interval {signed_span(margin)}, {sign}).",
+            f"{ranked} {percent(accuracy.value)} right (95% interval {percent_span(accuracy)}, {beside}).",
+            f"{margins} is {signed(margin.value)} (95% interval {signed_span(margin)}, {sign}).",
             _displacement(rewards["chosen"], rewards["rejected"]),
             f"The policy lies {number(heldout['kl'], 4)} nats a token from the reference (KL). On the held-out chosen "
             f"responses its perplexity is {number(policy['perplexity'], 2)}, the reference’s "
