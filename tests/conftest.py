@@ -1,5 +1,7 @@
-"""The environment of the tests is that of a stage: no telemetry, no idle threads spinning."""
+"""The environment of the tests is that of a stage: no telemetry, no idle threads spinning. A test has one thread, and as
+many tests run at once as there are cores."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import pytest
 from prefdag.stage import set_environment
 
 set_environment()
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")

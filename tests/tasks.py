@@ -62,3 +62,8 @@ def without_tracking(monkeypatch: pytest.MonkeyPatch, checkpoints: Path) -> list
     monkeypatch.setattr(session, "fit", fitted)
     monkeypatch.setattr(Checkpoints, "of_stage", classmethod(lambda cls, stage, **params: cls(checkpoints)))
     return results
+
+
+def slow(value: Any) -> Any:
+    """A parameter that only the slow tests try; another of its kind is tried by the fast ones."""
+    return pytest.param(value, marks=pytest.mark.slow)

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tasks import NO_OPTIONS, objective_of, preference_of, without_tracking
+from tasks import NO_OPTIONS, objective_of, preference_of, slow, without_tracking
 from tiny_models import training, weights
 from torch import Tensor, nn
 
@@ -265,7 +265,7 @@ def test_the_control_starts_where_dpo_does(project: Path, ran: list[tuple[Histor
     assert resnet.load(control_image.CONTROL)[1] == SMALL
 
 
-@pytest.mark.parametrize("negatives", ["random", "hard", "confusion"])
+@pytest.mark.parametrize("negatives", [slow("random"), "hard", slow("confusion")])
 def test_what_is_validated_is_the_validation_split(
     project: Path, ran: list[tuple[History, nn.Module]], negatives: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -300,8 +300,8 @@ def test_nothing_is_chosen_by_looking_at_the_test_split(project: Path, ran: list
     "reference",
     [
         Reference(update="polyak", alpha=0.5, every=None),
-        Reference(update="copy", alpha=None, every=None),
-        Reference(update="sync", alpha=1.0, every=2),
+        slow(Reference(update="copy", alpha=None, every=None)),
+        slow(Reference(update="sync", alpha=1.0, every=2)),
     ],
     ids=lambda reference: reference.update,
 )
@@ -349,7 +349,7 @@ def test_a_finding_can_fail_the_stage_and_its_checkpoints_stay(
     assert not (project / "checkpoints").exists()
 
 
-@pytest.mark.parametrize("loss", ["kto", "aot", "simpo", {"sigmoid": 0.8, "bco": 0.2, "sft": 1.0}])
+@pytest.mark.parametrize("loss", ["kto", slow("aot"), slow("simpo"), {"sigmoid": 0.8, "bco": 0.2, "sft": 1.0}])
 def test_other_losses_train_the_classifier_too(project: Path, ran: list[tuple[History, nn.Module]], loss: Any) -> None:
     """In micro-batches of four, so that joint losses are taken over the whole step."""
     dpo(loss=loss)

@@ -294,7 +294,7 @@ def test_malformed_row_is_one_line(tmp_path: Path, kind: str) -> None:
         ("a.json", b"[%s] x" % json.dumps(GOOD).encode(), "a.json:1: not JSON"),
         ("a.json", b"[" * 100_000, "a.json:1: not usable JSON"),
         ("a.jsonl.gz", lines(GOOD).encode(), "a.jsonl.gz: not a whole gzip file"),
-        ("a.jsonl.gz", gzip.compress(lines(GOOD).encode() * 99)[:-9], "a.jsonl.gz: not a whole gzip file"),
+        ("a.jsonl.gz", gzip.compress(lines(GOOD).encode() * 99, mtime=0)[:-9], "a.jsonl.gz: not a whole gzip file"),
         ("a.csv", b"", "a.csv: holds no rows"),
         ("a.csv", b"prompt,chosen,rejected\n", "a.csv: holds no rows"),
         ("a.csv", b"prompt,chosen,chosen\np,c,r\n", "a.csv:header:chosen: the column stands 2 times"),

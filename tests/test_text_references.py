@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from tasks import NO_OPTIONS, without_tracking
+from tasks import NO_OPTIONS, slow, without_tracking
 from test_text_rows import settings, write_project
 from tiny_models import weights
 from torch import nn
@@ -26,7 +26,7 @@ POLYAK = TextReference(logps="live", update="polyak", alpha=0.5, every=None)
 SYNC = TextReference(logps="live", update="sync", alpha=1.0, every=2)
 
 
-@pytest.fixture(params=["llama", "gpt2"])
+@pytest.fixture(params=["llama", slow("gpt2")])
 def ran(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> list[tuple[History, nn.Module]]:

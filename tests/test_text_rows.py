@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from scipy import stats
-from tasks import NO_OPTIONS, preference_of, without_tracking
+from tasks import NO_OPTIONS, preference_of, slow, without_tracking
 from tiny_models import TARGETS, disturb, lora, random_groups, training, with_lora, write_model
 from tokenizers import AddedToken, Tokenizer, pre_tokenizers
 from tokenizers import models as tokenizer_models
@@ -338,7 +338,7 @@ def test_every_response_is_in_one_split_and_scored_once(unpaired: Path) -> None:
 
 
 @pytest.mark.usefixtures("unpaired_project")
-@pytest.mark.parametrize("loss", ["kto", "bco", "apo_zero"])
+@pytest.mark.parametrize("loss", ["kto", slow("bco"), slow("apo_zero")])
 def test_unpaired_responses_are_learnt_from_and_evaluated(
     loss: Any, root: Path, histories: list[tuple[History, nn.Module]]
 ) -> None:

@@ -1,0 +1,257 @@
+"""DPO against cross-entropy on CIFAR-10: the pipeline's own image stages, once a seed and an arm.
+
+    python benchmarks/cifar10.py run FOLDER_OF_TARS WORK_FOLDER     hours on one core; goes on where it was stopped
+    python benchmarks/cifar10.py table                                the table of docs/cifar10.md
+
+FOLDER_OF_TARS holds tars of images as SPLIT/CLASS/NAME, which are put together and split anew. A seed sets the split, the
+warm-up, the order of the data and the negatives. Every arm starts at its seed's reference and takes the same number of
+gradient steps; its learning rate is the one with the lowest cross-entropy on the first seed's validation split. The test
+split is read once, at the end.
+"""
+
+import argparse
+import csv
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from ruamel.yaml import YAML
+
+from prefdag.artifacts import read_json, sha256
+from prefdag.intervals import mean
+
+ROOT = Path(__file__).parents[1]
+RESULTS = Path(__file__).with_name("cifar10.csv")
+PAGE = ROOT / "docs" / "cifar10.md"
+SEEDS = (0, 1, 2)
+
+FROZEN = {"update": "none", "alpha": None, "every": None}
+POLYAK = {"update": "polyak", "alpha": 0.001, "every": None}
+COPY = {"update": "copy", "alpha": None, "every": None}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to go on from the reference."""
+
+    name: str
+    stage: str
+    rates: tuple[float, ...]  # tried on the first seed's validation split
+    settings: Mapping[str, Any]
+
+
+# DPO wants smaller steps than cross-entropy: at 1e-5 its own validation cross-entropy has more than tripled.
+ARMS = [Arm("cross-entropy", "control_image", (1e-5, 1e-4), {})] + [
+    Arm(
+        f"DPO, {name} reference, {negatives} negatives",
+        "dpo_image",
+        (1e-6, 1e-5),
+        {"reference": reference, "negatives": negatives},
+    )
+    for name, reference in (("frozen", FROZEN), ("polyak", POLYAK), ("copied", COPY))
+    for negatives in ("random", "hard")
+]
+TRAINING = {
+    "batch_size": 32,
+    "micro_batch_size": 32,
+    "optimizer": "adamw",
+    "weight_decay": 0.0,
+    "warmup_fraction": 0.05,
+    "schedule": "cosine",
+    "max_grad_norm": 10.0,
+    "precision": "float32",
+    "validate_every": 1000,
+    "checkpoint_every": 200,
+}
+WARMUP = TRAINING | {
+    "epochs": 10,
+    "learning_rate": 1e-3,
+    "weight_decay": 1e-2,
+    "batch_size": 64,
+    "micro_batch_size": 64,
+}
+EPOCHS = 3
+
+
+def parameters(images: Path, seed: int, arm: Arm | None = None, rate: float = 1e-5) -> dict[str, Any]:
+    """The project's params.yaml with what this study changes."""
+    tree: dict[str, Any] = YAML(typ="safe").load((ROOT / "params.yaml").read_text("utf-8"))
+    augmentation = {"max_shift": 4, "flip": True}
+    tree["seed"] = seed
+    tree["download_images"]["source"] = {"kind": "path", "path": str(images.resolve()), "sha256": sha256(images)}
+    tree["validate_images"]["format"] = "image-folder"
+    tree["label_pairs"] |= {"val_fraction": 0.1, "test_fraction": 2 / 7, "seed": seed}
+    tree["resnet_warmup"] |= {**augmentation, "training": WARMUP, "seed": seed}
+    training = TRAINING | {"epochs": EPOCHS, "learning_rate": rate}
+    tree["dpo_image"] |= {**augmentation, "training": training, **(arm.settings if arm else {})}
+    return tree
+
+
+def collect(tars: Path, folder: Path) -> None:
+    """The images of all tars as `folder`/CLASS/SPLIT-NAME."""
+    for path in sorted(tars.glob("*.tar")):
+        with tarfile.open(path) as archive:
+            for member in archive:
+                if member.isreg() and (stream := archive.extractfile(member)):
+                    split, label, name = Path(member.name).parts[-3:]
+                    (folder / label).mkdir(parents=True, exist_ok=True)
+                    (folder / label / f"{split}-{name}").write_bytes(stream.read())
+
+
+def stage(folder: Path, name: str, tree: Mapping[str, Any]) -> None:
+    """Run a stage of the pipeline in `folder`, on one core."""
+    with (folder / "params.yaml").open("w", encoding="utf-8") as stream:
+        YAML().dump(dict(tree), stream)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DVC_ROOT": str(folder), "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-m", f"stages.{name}"], cwd=folder, env=environment, check=True)
+
+
+def run(tars: Path, work: Path) -> None:
+    """Everything that is not in `RESULTS` yet."""
+    from prefdag.image.classify import predict
+    from prefdag.image.data import load_splits
+    from prefdag.image.model import load
+
+    def measure(folder: Path, model: str) -> dict[str, Any]:
+        """Accuracies of a model in `folder` on the validation and the test split of its seed."""
+        splits = load_splits(folder / "data/validated/images", folder / "data/image_pairs")
+        found: dict[str, Any] = {}
+        for split in ("val", "test"):
+            logps = predict(load(folder / "models" / model)[0], splits[split].images)
+            truth = splits[split].y_w
+            found |= {
+                f"{split}_n": len(truth),
+                f"{split}_accuracy": float((logps.argmax(1) == truth).float().mean()),
+                f"{split}_cross_entropy": -float(logps.gather(1, truth[:, None]).double().mean()),
+            }
+        return found
+
+    images = work / "images"
+    if not images.exists():
+        collect(tars, images)
+    rates: dict[str, float] = {}
+    for seed in SEEDS:
+        folder = (work / f"seed-{seed}").resolve()
+        folder.mkdir(parents=True, exist_ok=True)
+        for code in ("prefdag", "stages", "dvc.yaml"):
+            if not (folder / code).exists():
+                (folder / code).symlink_to(ROOT / code)
+        tree = parameters(images, seed)
+        for name, made in (
+            ("download_images", "data/raw/images"),
+            ("download_resnet", "models/resnet_base"),
+            ("validate_images", "data/validated/images"),
+            ("label_pairs", "data/image_pairs"),
+            ("resnet_warmup", "models/resnet_reference"),
+        ):
+            if not (folder / made).exists():
+                stage(folder, name, tree)
+        if not have(seed, "reference", 0.0):
+            record({"seed": seed, "arm": "reference", "learning_rate": 0.0, **measure(folder, "resnet_reference")})
+        for arm in ARMS:
+            for rate in arm.rates if seed == SEEDS[0] else (rates[arm.name],):
+                if not have(seed, arm.name, rate):
+                    shutil.rmtree(folder / "models" / arm.stage, ignore_errors=True)
+                    stage(folder, arm.stage, parameters(images, seed, arm, rate))
+                    health = folder / "models" / arm.stage / "health.json"
+                    findings = [f["name"] for f in read_json(health)["findings"]] if health.exists() else []
+                    record(
+                        {
+                            "seed": seed,
+                            "arm": arm.name,
+                            "learning_rate": rate,
+                            **measure(folder, arm.stage),
+                            "findings": " ".join(findings),
+                        }
+                    )
+            rates[arm.name] = chosen_rate(arm.name)
+
+
+COLUMNS = ["seed", "arm", "learning_rate"]
+COLUMNS += [f"{split}_{what}" for split in ("val", "test") for what in ("n", "accuracy", "cross_entropy")]
+COLUMNS += ["findings"]
+
+
+def record(row: Mapping[str, Any]) -> None:
+    """Append a row to the results."""
+    new = not RESULTS.exists()
+    with RESULTS.open("a", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+def results() -> pd.DataFrame:
+    """All results so far."""
+    return pd.read_csv(RESULTS, keep_default_na=False) if RESULTS.exists() else pd.DataFrame(columns=COLUMNS)
+
+
+def have(seed: int, arm: str, rate: float) -> bool:
+    """Whether this run is in the results."""
+    found = results()
+    return bool(((found["seed"] == seed) & (found["arm"] == arm) & (found["learning_rate"] == rate)).any())
+
+
+def chosen_rate(arm: str) -> float:
+    """The learning rate of the lowest cross-entropy on the first seed's validation split."""
+    found = results()
+    mine = found[(found["arm"] == arm) & (found["seed"] == SEEDS[0])]
+    return float(mine.sort_values("val_cross_entropy").iloc[0]["learning_rate"])
+
+
+def table() -> str:
+    """The results as a table: means over seeds with 95% t intervals, and each arm's difference to its seed's control."""
+    found = results()
+    control = found[found["arm"] == "cross-entropy"]
+    control = control[control["learning_rate"] == chosen_rate("cross-entropy")].set_index("seed")["test_accuracy"]
+    lines = [
+        "| arm | learning rate | test accuracy | minus cross-entropy | test cross-entropy |",
+        "|---|---|---|---|---|",
+    ]
+    for name in ["reference", *(arm.name for arm in ARMS)]:
+        rate = 0.0 if name == "reference" else chosen_rate(name)
+        mine = found[(found["arm"] == name) & (found["learning_rate"] == rate)].set_index("seed")
+        difference = (mine["test_accuracy"] - control).dropna()
+        cells = [
+            name,
+            f"{rate:g}" if rate else "",
+            spread(100 * mine["test_accuracy"], "%", 1),
+            "" if name == "cross-entropy" else spread(100 * difference, "", 1, sign=True),
+            spread(mine["test_cross_entropy"], "", 3),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def spread(values: pd.Series, unit: str, digits: int, *, sign: bool = False) -> str:
+    """Mean and 95% interval over seeds."""
+    low, high = mean(values.tolist())
+    plus = "+" if sign else ""
+    return f"{values.mean():{plus}.{digits}f}{unit} ({low:{plus}.{digits}f} to {high:{plus}.{digits}f})"
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    running = commands.add_parser("run")
+    running.add_argument("tars", type=Path)
+    running.add_argument("work", type=Path)
+    commands.add_parser("table")
+    arguments = parser.parse_args()
+    if arguments.command == "run":
+        run(arguments.tars, arguments.work)
+    else:
+        print(table())
+
+
+if __name__ == "__main__":
+    main()

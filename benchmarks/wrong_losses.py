@@ -1,0 +1,324 @@
+"""Two losses that do not what they are meant to, beside the right ones: what they make of a language model.
+
+    python benchmarks/wrong_losses.py run FOLDER      a row of benchmarks/wrong_losses.csv an arm; goes on where it stopped
+    python benchmarks/wrong_losses.py table           the results as the tables of docs/wrong_losses.md
+
+FOLDER is that of a pipeline run: its data/pairs, data/ref_logps and models/reference are read. Every arm starts at the
+reference and learns in steps of `BATCH` pairs, everything else being as params.yaml has it for dpo_text. Nothing but the
+loss differs between the arms of a study and a seed. What is measured is measured on the test split.
+
+The wrong losses stand here and nowhere else; docs/wrong_losses.md says what is wrong with them.
+"""
+
+import argparse
+import csv
+import itertools
+import math
+import os
+import re
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from prefdag.dpo.losses import sigmoid
+from prefdag.dpo.preference import Scores, kl
+from prefdag.intervals import mean, proportion
+
+RESULTS = Path(__file__).with_name("wrong_losses.csv")
+SEEDS = (0,)  # of LoRA's start and the order of the data
+RATE = 1e-3  # the default's
+BATCH = 4  # half the default's, for twice the steps
+BETA = 0.1
+P = 0.7  # soft label: the probability that the chosen response is preferred
+TARGET = math.log(P / (1 - P)) / BETA  # nats: where -p log s(b m) - (1 - p) log s(-b m) is lowest, 8.47
+
+
+# The losses: (pairs,) each
+
+
+def probabilistic(scores: Scores, p: float) -> Tensor:
+    """-p log s(b h) - (1 - p) log s(-b h), h = log-ratio of y_w - log-ratio of y_l: DPO where p = 1. Lowest at logit(p) / b."""
+    logratios = scores["chosen"] - scores["ref_chosen"], scores["rejected"] - scores["ref_rejected"]
+    return sigmoid(*logratios, BETA, label_smoothing=1 - p)
+
+
+def without_reference(scores: Scores, p: float) -> Tensor:
+    """WRONG. The same of the policy's log-probabilities: its optimum is log pi(y_w) - log pi(y_l) = logit(p) / b."""
+    return sigmoid(scores["chosen"], scores["rejected"], BETA, label_smoothing=1 - p)
+
+
+def cross_entropy_difference(scores: Scores) -> Tensor:
+    """WRONG. CE(y_w) - CE(y_l), means over a response's tokens: no reference, and no bound below."""
+    return scores["rejected"] / scores["rejected_tokens"] - scores["chosen"] / scores["chosen_tokens"]
+
+
+ARMS: Mapping[str, Callable[[Scores], Tensor]] = {
+    "DPO": lambda scores: probabilistic(scores, 1.0),
+    "difference of cross-entropies": cross_entropy_difference,
+    "probabilistic DPO, p = 0.7": lambda scores: probabilistic(scores, P),
+    "without the reference, p = 0.7": lambda scores: without_reference(scores, P),
+    "without the reference, p = 1": lambda scores: without_reference(scores, 1.0),
+}
+
+
+@dataclass(frozen=True)
+class Study:
+    """What the arms learn from: the first `pairs` training pairs (None: all of them), `epochs` times."""
+
+    pairs: int | None
+    epochs: int
+    arms: Sequence[str]
+    shown: Mapping[str, tuple[str, str]]  # columns of its table: a column of `RESULTS` and a format by heading
+
+
+MEASURED = {
+    "chosen": ("chosen_per_token", "+.2f"),
+    "rejected": ("rejected_per_token", "+.2f"),
+    "perplexity": ("perplexity", ".3g"),
+    "KL": ("kl", ".3g"),
+}
+STUDIES = {
+    "one epoch": Study(
+        None,
+        1,
+        list(ARMS),
+        {
+            "h": ("margin", "+.1f"),
+            "h, pushed back": ("margin_pushed_back", "+.1f"),
+            "h, others": ("margin_others", "+.1f"),
+            "correlation": ("correlation", "+.2f"),
+            **MEASURED,
+        },
+    ),
+    # What a loss does once it has what it wanted: the same four pairs in every step.
+    "four pairs": Study(
+        BATCH,
+        20,
+        ["DPO", "difference of cross-entropies"],
+        {
+            "first loss": ("first_loss", ".3f"),
+            "last loss": ("last_loss", ".3f"),
+            "h, learnt": ("learnt_margin", "+.1f"),
+            "h": ("margin", "+.1f"),
+            **MEASURED,
+        },
+    ),
+}
+
+
+# The measurement
+
+
+def run(folder: Path) -> None:
+    """Everything that is not in `RESULTS` yet."""
+    from prefdag.config import load_params
+    from prefdag.dpo.checkpoint import Checkpoints
+    from prefdag.dpo.trainer import Task, fit
+    from prefdag.text import model as lm
+    from prefdag.text.logps import Pair, score_all_pairs, score_pairs
+    from prefdag.text.rows import pair_rows, read_ref_logps, read_split
+
+    params = load_params(folder / "params.yaml")
+    pairs: dict[str, list[Pair]] = {}
+    references: dict[str, dict[str, Tensor]] = {}
+    for split in ("train", "val", "test"):
+        frame = read_split(folder / "data/pairs", split)
+        pairs[split] = pair_rows(frame)
+        logps = read_ref_logps(
+            folder / "data/ref_logps", split, frame, folder / "data/pairs", folder / "models/reference"
+        )
+        references[split] = {f"ref_{name}": values for name, values in logps.items()}
+
+    def task(split: str, count: int, loss: Callable[[Scores], Tensor]) -> Task:
+        def score(model: nn.Module, rows: Sequence[int], epoch: int | None) -> Mapping[str, Tensor]:
+            said = score_pairs(model, [pairs[split][i] for i in rows])
+            return said | {name: values[list(rows)] for name, values in references[split].items()}
+
+        def outcome(said: Scores) -> tuple[Tensor, dict[str, Tensor]]:
+            h = said["chosen"] - said["ref_chosen"] - said["rejected"] + said["ref_rejected"]
+            return loss(said), {"margin": h.detach(), "kl": kl(said).detach()}
+
+        return Task(score, outcome, [1.0] * count, [f"{split} {i}" for i in range(count)])
+
+    if not have("", 0, "reference"):
+        sides = ("chosen", "rejected")
+        tokens = {
+            f"{side}_tokens": torch.tensor([len(getattr(pair, side)) for pair in pairs["test"]]) for side in sides
+        }
+        same: Any = {side: references["test"][f"ref_{side}"] for side in sides} | tokens | references["test"]
+        shares = {
+            f"{split}_{name}": value
+            for split in ("train", "test")
+            for name, value in wrong_way(references[split]["ref_chosen"] - references[split]["ref_rejected"]).items()
+        }
+        record({"study": "", "seed": 0, "arm": "reference", "learning_rate": 0.0, **measure(same), **shares})
+    for (name, study), seed in itertools.product(STUDIES.items(), SEEDS):
+        count = study.pairs or len(pairs["train"])
+        steps = study.epochs * math.ceil(count / BATCH)
+        never = steps + 1  # a validation between start and end, a checkpoint
+        training = replace(
+            params.dpo_text.training,
+            epochs=study.epochs,
+            batch_size=BATCH,
+            micro_batch_size=BATCH,
+            learning_rate=RATE,
+            validate_every=never,
+            checkpoint_every=never,
+        )
+        for arm in study.arms:
+            if have(name, seed, arm):
+                continue
+            start = time.monotonic()
+            reference = lm.load(folder / "models/reference")
+            policy = lm.add_adapter(reference, params.dpo_text.adapter, seed, "dpo_text.adapter")
+            with tempfile.TemporaryDirectory() as empty:
+                history = fit(
+                    policy,
+                    task("train", count, ARMS[arm]),
+                    task("val", 1, ARMS[arm]),  # one row, for form's sake: the test split is measured afterwards
+                    training,
+                    seed=seed,
+                    checkpoints=Checkpoints(Path(empty)),
+                    log=lambda step, metrics: None,
+                ).train
+            scores: Any = {**score_all_pairs(policy, pairs["test"], 1024, arm), **references["test"]}
+            # The mean over the last steps says what the loss came to; the margin, where they are of pairs already learnt.
+            last = {key: sum(row[key] for row in history[-8:]) / 8 for key in ("loss", "margin")}
+            record(
+                {
+                    "study": name,
+                    "seed": seed,
+                    "arm": arm,
+                    "learning_rate": RATE,
+                    "steps": steps,
+                    "train_n": count,
+                    "first_loss": history[0]["loss"],
+                    "last_loss": last["loss"],
+                    **({"learnt_margin": last["margin"]} if study.epochs > 1 else {}),
+                    **measure(scores),
+                    "seconds": round(time.monotonic() - start),
+                    "hardware": hardware(),
+                }
+            )
+
+
+def measure(scores: Scores) -> dict[str, float]:
+    """What the policy has become on held-out pairs, in nats, against the reference.
+
+    `pushed_back` are the pairs whose responses the reference itself tells apart by more than `TARGET`: there the loss
+    without the reference, p = 0.7, asks for a margin h below zero.
+    """
+    s: dict[str, Tensor] = {name: values.double() for name, values in scores.items()}  # type: ignore[attr-defined]
+    chosen, rejected = s["chosen"] - s["ref_chosen"], s["rejected"] - s["ref_rejected"]
+    h, given = chosen - rejected, s["ref_chosen"] - s["ref_rejected"]
+    low, high = mean(h.tolist())
+    return {
+        "test_n": len(h),
+        "accuracy": float((h > 0).double().mean()),
+        "margin": float(h.mean()),
+        "margin_low": low,
+        "margin_high": high,
+        "margin_pushed_back": float(h[given > TARGET].mean()),
+        "margin_others": float(h[given <= TARGET].mean()),
+        "correlation": float(torch.corrcoef(torch.stack([given, h]))[0, 1]) if bool(h.any()) else 0.0,
+        "chosen_per_token": float(chosen.sum() / s["chosen_tokens"].sum()),
+        "rejected_per_token": float(rejected.sum() / s["rejected_tokens"].sum()),
+        "perplexity": math.exp(-float(s["chosen"].sum() / s["chosen_tokens"].sum())),
+        "kl": float(kl(s).mean()),  # type: ignore[arg-type]
+    }
+
+
+def wrong_way(given: Tensor) -> dict[str, float]:
+    """What the loss without the reference, p = 0.7, asks of pairs to which the reference gives the margins `given`, (pairs,).
+
+    `pushed_back`: the share of pairs whose chosen response it makes less likely against the rejected one; `beyond`: the
+    share that the reference tells apart by more than `TARGET`, either way; `optimum`: mean and deviation of the h of its
+    lowest value, which is logit(p) / b, of deviation 0, of the right loss.
+    """
+    optimum = TARGET - given.double()
+    return {
+        "pushed_back": float((given > TARGET).double().mean()),
+        "beyond": float((given.abs() > TARGET).double().mean()),
+        "optimum_mean": float(optimum.mean()),
+        "optimum_deviation": float(optimum.std()),
+    }
+
+
+def hardware() -> str:
+    """The processor, its cores and the threads in use."""
+    found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    return f"{os.cpu_count()} cores of an {found.group(1) if found else 'unknown processor'}; {torch.get_num_threads()} thread"
+
+
+# The results
+
+COLUMNS = ["study", "seed", "arm", "learning_rate", "steps", "train_n", "test_n"]
+COLUMNS += ["first_loss", "last_loss", "learnt_margin"]
+COLUMNS += ["accuracy", "margin", "margin_low", "margin_high", "margin_pushed_back", "margin_others", "correlation"]
+COLUMNS += ["chosen_per_token", "rejected_per_token", "perplexity", "kl"]
+COLUMNS += [
+    f"{split}_{name}"
+    for split in ("train", "test")
+    for name in ("pushed_back", "beyond", "optimum_mean", "optimum_deviation")
+]
+COLUMNS += ["seconds", "hardware"]
+
+
+def record(row: Mapping[str, Any]) -> None:
+    """Append a row to the results."""
+    new = not RESULTS.exists()
+    with RESULTS.open("a", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerow({name: f"{x:.6g}" if isinstance(x, float) else x for name, x in row.items()})
+
+
+def results() -> pd.DataFrame:
+    """All results so far."""
+    return pd.read_csv(RESULTS).fillna({"study": ""}) if RESULTS.exists() else pd.DataFrame(columns=COLUMNS)
+
+
+def have(study: str, seed: int, arm: str) -> bool:
+    """Whether this run is in the results."""
+    found = results()
+    return bool(((found["study"] == study) & (found["seed"] == seed) & (found["arm"] == arm)).any())
+
+
+def table(study: str) -> str:
+    """The results of a study, means over seeds; of the accuracy the 95% interval over pairs."""
+    shown = STUDIES[study].shown
+    headings = ["loss", "ranked right", *shown]
+    lines = [f"| {' | '.join(headings)} |", "|---" * len(headings) + "|"]
+    found = results()
+    for arm, rows in found[found["study"] == study].groupby("arm", sort=False):
+        row = rows.mean(numeric_only=True)
+        low, high = proportion(round(row["accuracy"] * row["test_n"]), round(row["test_n"]))
+        cells = [str(arm), f"{row['accuracy']:.0%} ({low:.0%} to {high:.0%})"]
+        cells += [format(row[column], form) for column, form in shown.values()]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("run").add_argument("folder", type=Path)
+    commands.add_parser("table")
+    arguments = parser.parse_args()
+    if arguments.command == "run":
+        run(arguments.folder)
+    else:
+        print("\n\n".join(f"{name}\n\n{table(name)}" for name in STUDIES))
+
+
+if __name__ == "__main__":
+    main()
