@@ -13,7 +13,7 @@ RUNS := \#/experiments/1/runs?searchFilter=tags.kind%20%3D%20%22pipeline%22
 export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help setup repro test test-slow lint docs ui lock clean
+.PHONY: help setup repro test test-slow lint docs qlora ui lock clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -40,6 +40,9 @@ lint: setup ## check style and types
 docs: setup ## write docs/losses.md anew from the code
 	@$(ACTIVATE) && python -m prefdag.dpo.losses_page > docs/losses.md
 
+qlora: setup ## install bitsandbytes, for kind: qlora on a GPU
+	@$(UV) pip install --quiet --python $(VENV)/bin/python --no-deps --require-hashes -r requirements-qlora.lock
+
 ui: setup ## open the experiments in MLflow, until Ctrl-C
 	@echo "Experiments:  http://127.0.0.1:5000/$(RUNS)"
 	@$(ACTIVATE) && mlflow ui
@@ -47,6 +50,7 @@ ui: setup ## open the experiments in MLflow, until Ctrl-C
 lock: $(UV) ## bring the locks up to date with pyproject.toml, versions kept; ARGS=--upgrade takes the newest
 	$(LOCK) $(ARGS) --extra dev pyproject.toml --output-file requirements.lock
 	echo uv | $(LOCK) $(ARGS) - --output-file requirements-uv.lock
+	echo bitsandbytes | $(LOCK) $(ARGS) --no-deps - --output-file requirements-qlora.lock
 	echo 'trl==1.16.*' | $(LOCK) --no-deps - --output-file requirements-test.lock
 
 clean: ## remove .venv and the tools' caches; data, models, reports and experiments stay

@@ -147,7 +147,7 @@ def test_auto_says_which_modules_there_are_where_it_knows_none(folders: dict[str
     ("device", "package", "kind", "line"),
     [
         ("cpu", True, "llama", "qlora needs a CUDA device, and there is none; set it to lora"),
-        ("cuda", False, "llama", "qlora needs bitsandbytes; pip install bitsandbytes, or set it to lora"),
+        ("cuda", False, "llama", "qlora needs bitsandbytes; run `make qlora`, or set it to lora"),
         ("cuda", True, "gpt2", "qlora does not take gpt2 models; set it to lora"),
     ],
 )

@@ -24,7 +24,8 @@ from prefdag.artifacts import write_json
 from prefdag.config import Params, check_params, load_params, read_yaml
 from prefdag.dpo import health
 from prefdag.errors import DataError
-from prefdag.report import card, figures, words
+from prefdag.intervals import proportion
+from prefdag.report import calibration, card, figures, words
 from prefdag.report.page import excerpt
 from stages import report
 
@@ -112,7 +113,7 @@ def write_inputs(folder: Path) -> None:
     validated.to_parquet(folder / "data/validated/pairs.parquet")
     for split in ("train", "val", "test"):
         cut = {f"{side}_truncated": [i % 2 == 0 for i in range(N_TEST)] for side in ("chosen", "rejected")}
-        pd.DataFrame({"id": ids, **cut}).to_parquet(pairs / f"{split}.parquet")
+        pd.DataFrame({"id": ids, "preference": 1.0, **cut}).to_parquet(pairs / f"{split}.parquet")
     lengths = {"length_p50": 120, "length_p100": 2048, "truncated": 0.625}
     parts = dict.fromkeys(("prompt", "chosen", "rejected"), lengths)
     summary = {"max_prompt_tokens": 96, "max_response_tokens": 96, "left_out_identical": 1, **parts}
@@ -139,7 +140,14 @@ def write_inputs(folder: Path) -> None:
     sets["heldout"] |= {
         "n_pairs": N_TEST,
         "kl": 0.0312,
-        "rewards": {**share(0.675, 0.14), "chosen": -0.61, "rejected": -1.02} | margin,
+        "rewards": {
+            **share(0.675, 0.14),
+            "chosen": -0.61,
+            "rejected": -1.02,
+            "log_loss": 0.652,
+            "calibration_error": 0.081,
+        }
+        | margin,
     }
     write_json(text / "metrics.json", sets)
     models = ("base", "reference", "policy")
@@ -652,3 +660,17 @@ def test_colour_picture_is_kept_pixel_by_pixel() -> None:
     pixels = np.arange(3 * 4 * 5, dtype=np.uint8).reshape(3, 4, 5)
     decoded = np.asarray(Image.open(io.BytesIO(b64decode(figures.picture(pixels).partition(",")[2]))))
     np.testing.assert_array_equal(decoded, np.moveaxis(pixels, 0, -1))
+
+
+def test_calibration_by_hand() -> None:
+    """Eight pairs, two bins of four: margins of 0.1 of which two have the right sign, of 3 of which three have.
+
+    sigmoid(0.1) = 0.525, sigmoid(3) = 0.953; a soft label of 0.6 agrees with a positive margin to 60%.
+    """
+    margin = pd.Series([0.1, 0.1, -0.1, -0.1, 3.0, 3.0, 3.0, -3.0])
+    svg = calibration.reliability(margin, pd.Series([1.0] * 8), name="c")
+    assert "8 margins in 2 bins: stated 52.5%, true 50.0%; stated 95.3%, true 75.0%." in svg
+    svg = calibration.reliability(pd.Series([3.0] * 4), pd.Series([0.6] * 4), name="c")
+    assert "stated 95.3%, true 60.0%." in svg
+    assert calibration.span(np.array([0.6, 0.6])) == (0.6, 0.6)
+    assert calibration.span(np.array([1.0, 0.0])) == proportion(1, 2)

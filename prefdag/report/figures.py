@@ -102,7 +102,7 @@ def curves(
         _label_ends(axes, ends)
 
     described = "; ".join(_describe(history, validation, line, as_percent) for line in drawn)
-    return _svg(draw, (290, 190), (42, 50, 22, 8), name, f"Curves by optimiser step. {described}.")
+    return svg(draw, (290, 190), (42, 50, 22, 8), name, f"Curves by optimiser step. {described}.")
 
 
 def margins(margin: pd.Series, *, name: str) -> str:
@@ -135,7 +135,7 @@ def margins(margin: pd.Series, *, name: str) -> str:
         axes.text(width / 3, 0.96, f"{number(right)} right", ha="left", va="top", color=COLOR["chosen"], transform=top)
 
     words = f"Histogram of {number(len(margin))} reward margins: {number(right)} above zero, {number(wrong)} below."
-    return _svg(draw, (290, 190), (30, 12, 22, 8), name, words)
+    return svg(draw, (290, 190), (30, 12, 22, 8), name, words)
 
 
 def rewards(pairs: pd.DataFrame, *, name: str) -> str:
@@ -172,7 +172,7 @@ def rewards(pairs: pd.DataFrame, *, name: str) -> str:
         f"{signed(float(pairs['reward_chosen'].mean()))}; of the rejected: "
         f"mean {signed(float(pairs['reward_rejected'].mean()))}."
     )
-    return _svg(draw, (290, 190), (44, 12, 22, 8), name, words)
+    return svg(draw, (290, 190), (44, 12, 22, 8), name, words)
 
 
 def spread(pairs: pd.DataFrame, *, name: str) -> str:
@@ -198,7 +198,7 @@ def spread(pairs: pd.DataFrame, *, name: str) -> str:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.3g}%"))
 
     words = "; ".join(f"{number(len(v))} {kind}, mean {signed(float(v.mean()))}" for kind, v in rewards.items())
-    return _svg(draw, (290, 190), (42, 12, 22, 8), name, f"Histograms of the rewards of responses: {words}.")
+    return svg(draw, (290, 190), (42, 12, 22, 8), name, f"Histograms of the rewards of responses: {words}.")
 
 
 def intervals(rows: pd.DataFrame, *, name: str) -> str:
@@ -230,7 +230,7 @@ def intervals(rows: pd.DataFrame, *, name: str) -> str:
         f"{row['label']} {percent(row['value'])}, 95% interval {percent(row['low'])} to {percent(row['high'])}"
         for row in records
     )
-    return _svg(draw, (380, 34 + 32 * len(rows)), (66, 108, 22, 8), name, f"Accuracies with 95% intervals. {words}.")
+    return svg(draw, (380, 34 + 32 * len(rows)), (66, 108, 22, 8), name, f"Accuracies with 95% intervals. {words}.")
 
 
 def picture(pixels: np.ndarray) -> str:
@@ -289,7 +289,7 @@ def _nice(width: float) -> float:
     return float(next(power * step for step in (1, 2, 5, 10) if power * step >= width))
 
 
-def _svg(
+def svg(
     draw: Callable[["Axes"], None],
     size: tuple[float, float],
     margin: tuple[float, float, float, float],

@@ -16,7 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from prefdag.config import Params, flatten
-from prefdag.report import figures, provenance, words
+from prefdag.report import calibration, figures, provenance, words
 from prefdag.report.figures import Line
 from prefdag.report.results import Dataset, ImageTrack, Results, Run, TextTrack
 from prefdag.report.words import Estimate
@@ -203,6 +203,10 @@ def text_margins(text: TextTrack) -> list[Panel]:
     return [
         Panel("Reward margins", Markup(figures.margins(text.pairs["margin"], name="margins"))),
         Panel("Reward of chosen against rejected", Markup(figures.rewards(text.pairs, name="scatter"))),
+        Panel(
+            "Share ranked right against stated",
+            Markup(calibration.reliability(text.pairs["margin"], text.pairs["preference"], name="calibration")),
+        ),
     ]
 
 

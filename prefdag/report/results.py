@@ -77,7 +77,7 @@ def read_text(
 ) -> TextTrack:
     """The text track; `rows` is the test split as tokenised, `messages` the validated pairs. Raises `DataError`."""
     rewards = read_csv(pairs)
-    tokenised = pd.read_parquet(rows, columns=["id", "chosen_truncated", "rejected_truncated"])
+    tokenised = pd.read_parquet(rows, columns=["id", "preference", "chosen_truncated", "rejected_truncated"])
     conversations = pd.read_parquet(messages, columns=["id", "source", "prompt", "chosen", "rejected"])
     joined = rewards.merge(tokenised, on="id").merge(conversations, on="id")
     if len(joined) != len(rewards):

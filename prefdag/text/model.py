@@ -65,7 +65,7 @@ def load_for(folder: Path, adapter: Adapter, key: str) -> PreTrainedModel:
     if process().device.type != "cuda":
         raise ParamsError(f"{kind}: qlora needs a CUDA device, and there is none; set it to lora")
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise ParamsError(f"{kind}: qlora needs bitsandbytes; pip install bitsandbytes, or set it to lora")
+        raise ParamsError(f"{kind}: qlora needs bitsandbytes; run `make qlora`, or set it to lora")
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     with torch.device("meta"):
         modules = AutoModelForCausalLM.from_config(config).modules()
