@@ -107,3 +107,11 @@ def test_the_page_of_losses_says_all() -> None:
     assert all(len(formula) > 5 for _, formula, _ in rows)
     for option in options():
         assert re.search(rf"^\| {option} \| \w+", page(), re.MULTILINE), option
+
+
+def test_the_study_of_cifar10_shows_its_own_results() -> None:
+    """The table in docs/cifar10.md is what the results file gives."""
+    import runpy
+
+    made = runpy.run_path(str(ROOT / "benchmarks" / "cifar10.py"))["table"]()
+    assert made in (ROOT / "docs" / "cifar10.md").read_text("utf-8")
