@@ -8,10 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import torchvision
 from safetensors.torch import load_file, save_file
 from tasks import NO_OPTIONS, objective_of, preference_of, slow, without_tracking
 from tiny_models import training, weights
 from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, ResNet
 
 from prefdag.artifacts import read_json, sha256
 from prefdag.config import DpoImage, Health, LossOptions, Reference
@@ -179,7 +181,11 @@ IMAGES = striped_images()
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with 24 images in three splits and a reference that has seen them; stages run in it."""
+    """A working directory with 24 images in three splits and a reference that has seen them; stages run in it.
+
+    One block where resnet18 has two, since these tests are about what stages do with a classifier.
+    """
+    monkeypatch.setattr(torchvision.models, "resnet18", lambda weights: ResNet(BasicBlock, [1, 1, 1, 1]))
     monkeypatch.chdir(tmp_path)
     for folder in (dpo_image.IMAGES, dpo_image.PAIRS, dpo_image.REFERENCE):
         folder.mkdir(parents=True)
