@@ -1,7 +1,7 @@
 """The parameters: one frozen dataclass a section of params.yaml, checked strictly, every key required.
 
-Values live in params.yaml alone; this file says what each may be. A stage names the sections that it reads
-as the arguments of its `main` (see `stage.py`), and they arrive as the types below.
+Values live in params.yaml alone; this file says what each may be, in the same order, and is long because that one is.
+A stage names the sections that it reads as the arguments of its `main` (see `stage.py`), and they arrive as the types below.
 """
 
 import dataclasses
@@ -251,7 +251,10 @@ class ResnetWarmup:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class LossOptions:
-    """Parameters of losses. Null: what the loss's paper takes, or nothing. `Preference` refuses one that is not used."""
+    """Parameters of losses, for both tracks, as the loss is. Null: what the loss's paper takes, or nothing.
+
+    `options.check_options` refuses one that the loss does not use.
+    """
 
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] | None
     reduction: Literal["sum", "mean"] | None

@@ -296,6 +296,5 @@ def chunks(
 
 def not_finite(where: str, what: str, value: float, ids: Sequence[str]) -> NumericError:
     """The error that names the rows, those in `ids`."""
-    return NumericError(
-        f"{where}: {what} {value}: not finite; rows {', '.join(ids)}; look at these rows, or lower the learning rate"
-    )
+    remedy = "look at these rows, or lower the learning rate"
+    return NumericError(f"{where}: {what} {value}: not finite; rows {', '.join(ids)}; {remedy}")
