@@ -1,5 +1,7 @@
 """Exact resume: a run killed anywhere and run again ends in the same bits as one that was left alone."""
 
+import dataclasses
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from tiny_models import random_groups, training, weights, with_lora, write_model
 from torch import Tensor, nn
 
 from prefdag.artifacts import sha256
+from prefdag.config import Momentum, StepDecay
 from prefdag.dpo.checkpoint import KEEP, Checkpoints, TrainState
 from prefdag.dpo.trainer import History, Outcome, Task, fit
 from prefdag.text.sft import imitation
@@ -130,6 +133,19 @@ def test_adapters_with_dropout_resume_exactly(tmp_path: Path, kind: str) -> None
     expected = start(tmp_path / "whole", model=model(), task=task)
     killed(tmp_path / "killed", 5, model=model(), task=task)
     assert same(start(tmp_path / "killed", model=model(), task=task), expected)
+
+
+@pytest.mark.parametrize(
+    "optimizer", ["adam", "sgd", Momentum(kind="sgd", momentum=0.9), Momentum(kind="rmsprop", momentum=0.9)], ids=str
+)
+def test_every_optimiser_resumes_exactly(tmp_path: Path, optimizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has a state of its own, plain SGD none; the steps of its schedule go on, too."""
+    schedule = StepDecay(kind="step", epochs=1, factor=0.7)
+    config = dataclasses.replace(CONFIG, optimizer=optimizer, schedule=schedule)
+    monkeypatch.setattr(sys.modules[__name__], "CONFIG", config)
+    expected = start(tmp_path / "whole")
+    killed(tmp_path / "killed", 7)
+    assert same(start(tmp_path / "killed"), expected)
 
 
 # The comparison above can fail

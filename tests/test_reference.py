@@ -11,7 +11,7 @@ from tasks import preference_of
 from tiny_models import training
 from torch import Tensor, nn
 
-from prefdag.config import Reference
+from prefdag.config import Constraint, Reference
 from prefdag.dpo.checkpoint import Checkpoints
 from prefdag.dpo.reference import MovingReference, StandsStill, fingerprint
 from prefdag.dpo.trainer import History, Said, Task, fit
@@ -100,7 +100,9 @@ def test_what_does_not_stand_still_is_counted() -> None:
 PAIRS = torch.randn(12, 2, 3, generator=torch.Generator().manual_seed(0))
 
 
-def run(folder: Path, config: dict[str, Any], kill: int | None = None, **changes: Any) -> tuple[History, Any]:
+def run(
+    folder: Path, config: dict[str, Any], kill: int | None = None, constraints: Any = None, **changes: Any
+) -> tuple[History, Any]:
     """DPO of a linear scorer of vectors against a reference that may move."""
 
     def log(step: int, metrics: Any) -> None:
@@ -110,7 +112,7 @@ def run(folder: Path, config: dict[str, Any], kill: int | None = None, **changes
     torch.manual_seed(0)
     policy = nn.Linear(3, 1)
     reference = following(policy, **config)
-    preference = preference_of("sigmoid", constraints=None)
+    preference = preference_of("sigmoid", constraints=constraints)
 
     def said(model: nn.Module, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
         chosen, rejected = model(PAIRS[list(rows)])[..., 0].unbind(1)
@@ -160,3 +162,15 @@ def test_the_reference_is_the_policy_at_the_end_of_each_epoch(tmp_path: Path) ->
     rewards = [abs(row["rewards/margin"]) for row in history.train]
     assert [reward == 0 for reward in rewards] == [True, False, False, True, False, False]
     assert history.validation[-1]["rewards/margin"] == 0
+
+
+@pytest.mark.parametrize("kill", [3, 5])
+def test_multipliers_resume_exactly(tmp_path: Path, kill: int) -> None:
+    """Dual ascent has a state, which stands in the checkpoint; without it the loss after the kill would be another."""
+    strict = {"kl": Constraint(threshold=1e-4, multiplier=0.5, dual_rate=10.0)}
+    whole, _ = run(tmp_path / "whole", {"update": "none"}, constraints=strict)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "killed", {"update": "none"}, kill, constraints=strict)
+    again, _ = run(tmp_path / "killed", {"update": "none"}, constraints=strict)
+    assert again == whole
+    assert len({row["multiplier/kl"] for row in whole.validation}) > 2

@@ -17,6 +17,7 @@ from tiny_models import disturb, random_groups, training, weights, with_lora, wr
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from prefdag.config import Momentum, StepDecay
 from prefdag.dpo.checkpoint import Checkpoints
 from prefdag.dpo.optimizer import learning_rate
 from prefdag.dpo.plan import plan
@@ -134,6 +135,14 @@ def test_learning_rates_by_hand(schedule: str, expected: list[float]) -> None:
     assert rates == pytest.approx(expected, abs=1e-6)
 
 
+def test_step_decay_by_hand() -> None:
+    """Two warm-up steps, then the rate times 0.5 after every two epochs; the epochs of the warm-up count, too."""
+    decay = StepDecay(kind="step", epochs=2, factor=0.5)
+    config = training(learning_rate=2.0, warmup_fraction=0.2, schedule=decay)
+    rates = [learning_rate(step, 10, step // 2, config) for step in range(10)]
+    assert rates == [1.0, 2.0, 2.0, 2.0, 1.0, 1.0, 1.0, 1.0, 0.5, 0.5]
+
+
 def test_without_warm_up_the_first_step_has_the_whole_rate() -> None:
     assert learning_rate(0, 1, 0, training(schedule="cosine")) == training().learning_rate
 
@@ -159,6 +168,37 @@ def test_a_step_by_hand(tmp_path: Path) -> None:
     assert history.train == [pytest.approx(first)]
     assert model.weight.item() == pytest.approx(1.8, abs=1e-6)
     assert [row["loss"] for row in history.validation] == pytest.approx([2.0, 1.8], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "expected"),
+    [
+        ("adamw", [2 - 0.1 - 0.1]),
+        ("adam", [2 - 0.1]),
+        ("sgd", [2 - 0.1 * 2]),
+        ({"kind": "sgd", "momentum": 0.5}, [2 - 0.2, 1.8 - 0.1 * (1 + 0.9 + 0.5 * 2)]),
+        ("rmsprop", [2 - 0.1 * 2 / (0.01**0.5 * 2)]),
+        ({"kind": "rmsprop", "momentum": 0.5}, [2 - 0.1 * 2 / (0.01**0.5 * 2)]),
+    ],
+    ids=str,
+)
+def test_optimisers_by_hand(optimizer: Any, expected: list[float], tmp_path: Path) -> None:
+    """w = 2, loss w, gradient 1, weight decay 0.5, rate 0.1.
+
+    adamw: decay 0.1 * 0.5 * 2, then 0.1 * g / |g|. All others add the decay to the gradient, 1 + 0.5 * 2 = 2: adam 0.1 * 2 / 2,
+    sgd 0.1 * 2; with momentum the second step moves by 0.1 * (1 + 0.5 * 1.8 + 0.5 * 2); rmsprop divides by sqrt(0.01 * 2^2).
+    """
+    model = nn.Linear(1, 1, bias=False).double()
+    nn.init.constant_(model.weight, 2)
+
+    def objective(model: nn.Module, rows: Sequence[int], epoch: int | None) -> Outcome:
+        return model(torch.ones(len(rows), 1, dtype=torch.float64))[:, 0], {}
+
+    if isinstance(optimizer, dict):
+        optimizer = Momentum(**optimizer)
+    config = {"learning_rate": 0.1, "weight_decay": 0.5, "max_grad_norm": 10.0, "optimizer": optimizer}
+    history = train(model, task_of(objective, [1.0], ["a"]), tmp_path, epochs=len(expected), validate_every=1, **config)
+    assert [row["loss"] for row in history.validation[1:]] == pytest.approx(expected, abs=1e-5)
 
 
 def test_gradients_are_scaled_down_to_the_norm_and_reported_before(tmp_path: Path) -> None:
