@@ -168,7 +168,7 @@ def run(tars: Path, work: Path) -> None:
                             "arm": arm.name,
                             "learning_rate": rate,
                             **measure(folder, arm.stage),
-                            "findings": " ".join(findings),
+                            "likelihood_displacement": int("likelihood_displacement" in findings),
                         }
                     )
             rates[arm.name] = chosen_rate(arm.name)
@@ -176,7 +176,7 @@ def run(tars: Path, work: Path) -> None:
 
 COLUMNS = ["seed", "arm", "learning_rate"]
 COLUMNS += [f"{split}_{what}" for split in ("val", "test") for what in ("n", "accuracy", "cross_entropy")]
-COLUMNS += ["findings"]
+COLUMNS += ["likelihood_displacement"]
 
 
 def record(row: Mapping[str, Any]) -> None:

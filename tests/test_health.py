@@ -43,6 +43,7 @@ VALIDATION: Columns = {
     "rewards/margin": [0.0, 0.3, 0.5],
     "lengths/longer": [0.0, 0.0, 0.0],
     "kl": [0.0, 2.0, 10.0],
+    "logratios/square": [0.0, 4.0, 20.0],
     "drift/reference": [0.0, 0.0, 0.0],
     "drift/buffers": [0.0, 0.0, 0.0],
 }
@@ -70,8 +71,15 @@ def test_good_run_has_no_finding_in_any_check() -> None:
 
 # A finding, columns of history and validation that make it, the same a little better, and what the sentence says.
 CASES: list[tuple[str, Columns, Columns, Columns, Columns, str]] = [
-    # sqrt(2 * 0.0051) = 0.101; sqrt(2 * 0.0049) = 0.099
-    ("not_at_reference", {}, {"kl": [0.0051, 1, 1]}, {}, {"kl": [0.0049, 1, 1]}, "off by 0.101 nats, more than.* 0.1"),
+    # sqrt(0.0102) = 0.101; sqrt(0.0098) = 0.099
+    (
+        "not_at_reference",
+        {},
+        {"logratios/square": [0.0102, 2, 2]},
+        {},
+        {"logratios/square": [0.0098, 2, 2]},
+        "off by 0.101 nats, more than.* 0.1",
+    ),
     ("zero_gradient", {}, {"gradient/zero": [0.04, 0, 0]}, {}, {"gradient/zero": [0, 0.04, 0]}, "step 0.* 4% of"),
     ("zero_gradient", {"gradient/zero": [0.125] + [0] * 7}, {}, {"gradient/zero": [0, 0.125] + [0] * 6}, {}, "12.5%"),
     ("zero_gradient", {}, {"gradient/zero": [0, 0, 0.51]}, {}, {"gradient/zero": [0, 0.51, 0.49]}, "end 51%"),
@@ -214,7 +222,8 @@ def test_length_is_exploited_just_where_shorter_chosen_responses_lose(
 @pytest.mark.parametrize(
     ("column", "missing"),
     [
-        ("kl", ["not_at_reference", "kl_out_of_budget"]),
+        ("kl", ["kl_out_of_budget"]),
+        ("logratios/square", ["not_at_reference"]),
         ("gradient/zero", ["zero_gradient"]),
         ("lengths/longer", ["length_exploitation"]),
         ("logps/chosen", ["likelihood_displacement"]),
@@ -234,7 +243,7 @@ def test_what_has_no_column_is_listed_as_not_checked(column: str, missing: list[
 
 
 def test_policy_that_does_not_start_at_its_reference_is_not_asked_to() -> None:
-    away = frame(VALIDATION | {"kl": [3.0, 2.0, 1.0]})
+    away = frame(VALIDATION | {"logratios/square": [6.0, 4.0, 2.0]})
     verdict = examine(frame(HISTORY), away, CONFIG, start_tolerance=None)
     assert verdict == Verdict([], list(NAMES[1:]), ["not_at_reference"])
 
@@ -275,7 +284,9 @@ def test_metrics_count_what_was_looked_for() -> None:
 
 def test_verdict_is_the_same_from_its_file(tmp_path: Path) -> None:
     """Also where a value is not finite: JSON has no NaN, the sentence has."""
-    verdict = judged({"grad_norm": [float("nan")] * STEPS}, {"kl": [float("nan")] * 3})
+    verdict = judged(
+        {"grad_norm": [float("nan")] * STEPS}, {"kl": [float("nan")] * 3, "logratios/square": [float("nan")] * 3}
+    )
     assert found(verdict) == ["not_at_reference", "kl_out_of_budget", "divergence"]
     write_json(tmp_path / "health.json", health.to_json(verdict))
     assert health.read(tmp_path / "health.json") == verdict

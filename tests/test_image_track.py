@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
 from prefdag.artifacts import read_json, sha256
-from prefdag.config import DpoImage, Health, LossOptions, Reference
+from prefdag.config import Constraint, DpoImage, Health, LossOptions, Reference
 from prefdag.dpo.trainer import History
 from prefdag.errors import DataError, NumericError, ParamsError
 from prefdag.image import evaluate
@@ -337,6 +337,20 @@ def test_a_reference_that_the_loss_does_not_use_cannot_be_asked_to_move(
     ):
         dpo(settings=settings, loss="simpo")
     assert not ran
+
+
+def test_the_kl_of_a_classifier_is_exact_and_can_be_held_down(
+    project: Path, ran: list[tuple[History, nn.Module]]
+) -> None:
+    """In validation it is the mean over images that evaluation reports, too; as a constraint it passes a gradient."""
+    held = {"kl": Constraint(threshold=0.0, multiplier=10.0, dual_rate=0.0)}
+    for constraints in ({}, held):
+        dpo_image.main.main(0.5, "sigmoid", 0, OPTIONS, constraints, SETTINGS)
+    val = load_splits(dpo_image.IMAGES, dpo_image.PAIRS)["val"]
+    logps = [predict(resnet.load(folder)[0], val.images) for folder in (dpo_image.POLICY, dpo_image.REFERENCE)]
+    exact = (logps[0].exp() * (logps[0] - logps[1])).sum(1).mean()
+    assert ran[1][0].validation[-1]["kl"] == pytest.approx(float(exact), rel=1e-4, abs=1e-7)
+    assert ran[1][0].validation[-1]["kl"] < 0.5 * ran[0][0].validation[-1]["kl"]
 
 
 def test_a_finding_can_fail_the_stage_and_its_checkpoints_stay(

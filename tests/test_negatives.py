@@ -279,8 +279,9 @@ def test_score_pairs_by_hand() -> None:
         "chosen_confidence": torch.tensor([0.7 / 0.54, 0.5 / 0.375]).log(),
         "rejected_confidence": torch.tensor([0.2 / 0.54, 0.25 / 0.375]).log(),
         "kl": kl(LOGPS, UNIFORM),
+        "exact_kl": kl(LOGPS, UNIFORM),
     }
     assert scores.keys() == expected.keys()
     for name, value in expected.items():
         torch.testing.assert_close(scores[name].detach(), value)
-        assert scores[name].requires_grad == (name in ("chosen", "rejected"))
+        assert scores[name].requires_grad == (name in ("chosen", "rejected", "exact_kl"))

@@ -57,7 +57,7 @@ def results(scores: Any, preference: Any, policy: Classifier) -> tuple[Tensor, d
 
 @pytest.mark.parametrize("loss", [name for name in LOSSES if name != "sft"])
 def test_a_classifier_is_a_language_model_of_one_token(loss: Any) -> None:
-    """The same losses, metrics and gradients; KTO's KL, which the two tracks estimate differently, is set alike."""
+    """The same losses, metrics and gradients; the KL, exact of classes and an estimate of texts, is set alike."""
     policy, reference = Classifier(0), Classifier(1)
     preference = preference_of(loss, 0.7)
     with torch.no_grad():
@@ -65,8 +65,10 @@ def test_a_classifier_is_a_language_model_of_one_token(loss: Any) -> None:
         pairs = [Pair([i], [int(w)], [int(y)]) for i, (w, y) in enumerate(zip(Y_W, Y_L, strict=True))]
         said = {f"ref_{k}": v for k, v in score_responses(OneToken(reference), pairs).items()}
     images = score_classes(class_logps(policy, IMAGES), ref_logps, Y_W, Y_L)
+    images["exact_kl"] = images["exact_kl"].detach()  # the two backward passes have a graph each
     of_classes = results(images, preference, policy)
-    text = {**said, **score_responses(OneToken(policy), pairs, confidence=True), "kl": images["kl"]}
+    kl = {name: images[name] for name in ("kl", "exact_kl")}
+    text = {**said, **score_responses(OneToken(policy), pairs, confidence=True), **kl}
     of_tokens = results(text, preference, policy)
     torch.testing.assert_close(of_tokens[0], of_classes[0])
     torch.testing.assert_close(of_tokens[1], of_classes[1])

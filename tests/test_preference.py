@@ -373,6 +373,7 @@ def test_metrics_by_hand() -> None:
         "logps/chosen": [-1.0, -3.0, -5.0],
         "logps/rejected": [-4.0, -1.0, -2.0],
         "kl": [0.5, 2.0, 4.0],
+        "logratios/square": [1.0, 4.0, 8.0],
         "gradient/zero": [0.0, 0.0, 0.0],
     }
     assert losses.requires_grad

@@ -60,7 +60,7 @@ def examine(history: DataFrame, validation: DataFrame, config: Health, *, start_
     ):  # no pair has a longer response: classes, or all cut to one length
         lengths = [None]
     checks: dict[FindingName, tuple[Callable[..., str | None], tuple[Any, ...]]] = {
-        "not_at_reference": (not_at_reference, (kl, start_tolerance)),
+        "not_at_reference": (not_at_reference, (val("logratios/square"), start_tolerance)),
         "zero_gradient": (zero_gradient, (train("gradient/zero"), val("gradient/zero"))),
         "likelihood_displacement": (likelihood_displacement, (val("logps/chosen"), val("logps/rejected"))),
         "length_exploitation": (length_exploitation, tuple(lengths)),
@@ -77,12 +77,12 @@ def examine(history: DataFrame, validation: DataFrame, config: Health, *, start_
     )
 
 
-def not_at_reference(kl: Series, tolerance: float) -> str | None:
+def not_at_reference(squares: Series, tolerance: float) -> str | None:
     """At step 0 the log-ratios of the validation pairs are off by more than `tolerance`, in the root mean square.
 
-    `kl` is half the mean squared log-ratio, nats a response. (`Preference.check_start` has seen the first training batch.)
+    `squares` is the mean squared log-ratio, nats^2. (`Preference.check_start` has seen the first training batch.)
     """
-    off = math.sqrt(2 * kl.iloc[0])
+    off = math.sqrt(squares.iloc[0])
     if off <= tolerance:
         return None
     return f"at step 0 the validation pairs' log-ratios are off by {off:.3g} nats, more than the tolerance of {tolerance:g}"

@@ -37,18 +37,25 @@ class Scores(TypedDict, total=False):
     chosen_confidence: Tensor  # mean over tokens of log pi(y_t) - log sum_v pi(v)^2, without gradient
     rejected_confidence: Tensor
     kl: Tensor  # without gradient, what the row says of KL(policy || reference): a mismatched response's log-ratio, say
+    exact_kl: Tensor  # KL(policy || reference) of the row, with gradient, where it can be computed
     preference: Tensor  # probability that chosen is preferred; absent: 1
     has_chosen: Tensor  # 1.0 where the row has a chosen response; absent: everywhere
     has_rejected: Tensor
 
 
-def kl(scores: Scores) -> Tensor:
-    """Half the squared log-ratio, mean over a pair's responses: (pairs,), nats a response.
-
-    To second order this is KL(policy || reference), where the responses are drawn from the reference; never negative.
-    """
+def squared_logratio(scores: Scores) -> Tensor:
+    """The squared log-ratio, mean over a pair's responses: (pairs,), nats^2."""
     squares = (scores["chosen"] - scores["ref_chosen"]) ** 2 + (scores["rejected"] - scores["ref_rejected"]) ** 2
-    return squares / (4 if "has_chosen" not in scores else 2 * (scores["has_chosen"] + scores["has_rejected"]))
+    return squares / (2 if "has_chosen" not in scores else scores["has_chosen"] + scores["has_rejected"])
+
+
+def kl(scores: Scores) -> Tensor:
+    """KL(policy || reference): (pairs,), nats a response. Exact where the scores have it, of classes; else an estimate.
+
+    The estimate is half the squared log-ratio: to second order the KL, where the responses are drawn from the reference;
+    never negative.
+    """
+    return scores["exact_kl"] if "exact_kl" in scores else squared_logratio(scores) / 2
 
 
 def chosen_drop(scores: Scores) -> Tensor:
@@ -226,13 +233,19 @@ class Preference(nn.Module):
                 (of_both, has_chosen * has_rejected),
             ):
                 metrics |= {name: torch.stack([values, has.to(values)], dim=1) for name, values in group.items()}
-        return {**metrics, "kl": kl(scores), "gradient/zero": self._zero_gradient(scores)}
+        return {
+            **metrics,
+            "kl": kl(scores).detach(),
+            "logratios/square": squared_logratio(scores),
+            "gradient/zero": self._zero_gradient(scores),
+        }
 
     @torch.enable_grad()
     def _zero_gradient(self, scores: Scores) -> Tensor:
         """1.0 for pairs that teach nothing: both responses alike, or a loss that is flat where it stands. (pairs,)."""
-        chosen, rejected = (scores[side].detach().requires_grad_() for side in ("chosen", "rejected"))
-        total = self.losses({**scores, "chosen": chosen, "rejected": rejected}).sum()
+        still: Any = {name: t.detach() for name, t in scores.items()}  # type: ignore[attr-defined]
+        chosen, rejected = (still[side].requires_grad_() for side in ("chosen", "rejected"))
+        total = self.losses(still).sum()
         gradients = torch.autograd.grad(total, (chosen, rejected))
         flat = (gradients[0] == 0) & (gradients[1] == 0)
         alike = (chosen == rejected) & (scores["ref_chosen"] == scores["ref_rejected"])
@@ -262,7 +275,7 @@ class Preference(nn.Module):
         """
 
         def check(metrics: Mapping[str, float]) -> None:
-            off = (2 * metrics["kl"]) ** 0.5  # root mean square of the log-ratios
+            off = metrics["logratios/square"] ** 0.5
             if not off <= tolerance:
                 raise NumericError(
                     f"step 0: the policy is not its reference: log-ratios off by {off:.2g} nats (tolerance {tolerance:g}), "

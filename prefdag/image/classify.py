@@ -44,7 +44,7 @@ def correct(logps: Tensor, labels: Tensor) -> Tensor:
 def score_pairs(policy: Tensor, reference: Tensor, y_w: Tensor, y_l: Tensor) -> dict[str, Tensor]:
     """What two classifiers say of pairs of classes, as `preference.Scores`: (n,) each, with the gradient of `policy`.
 
-    A response is one token. `kl` is exact; it and the confidences have no gradient.
+    A response is one token. The KL is exact, once with gradient and once, as KTO takes it, without; the confidences have none.
 
     Args:
         policy, reference: class log-probabilities, float32 (n, classes).
@@ -61,6 +61,7 @@ def score_pairs(policy: Tensor, reference: Tensor, y_w: Tensor, y_l: Tensor) -> 
         "chosen_confidence": confidence(frozen, y_w),
         "rejected_confidence": confidence(frozen, y_l),
         "kl": kl(frozen, reference),
+        "exact_kl": kl(policy, reference),
     }
 
 
