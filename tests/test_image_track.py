@@ -17,6 +17,7 @@ from torchvision.models.resnet import BasicBlock, ResNet
 
 from prefdag.artifacts import read_json, sha256
 from prefdag.config import Constraint, DpoImage, Health, LossOptions, Reference
+from prefdag.dpo.checkpoint import Checkpoints
 from prefdag.dpo.trainer import History
 from prefdag.errors import DataError, NumericError, ParamsError
 from prefdag.image import evaluate
@@ -367,6 +368,22 @@ def test_a_finding_can_fail_the_stage_and_its_checkpoints_stay(
     findings = read_json(dpo_image.POLICY / "health.json")["findings"]
     assert "kl_out_of_budget" in {finding["name"] for finding in findings}
     assert not (project / "checkpoints").exists()
+
+
+def test_what_is_found_wrong_with_a_run_is_no_part_of_its_checkpoints_key(
+    project: Path, ran: list[tuple[History, nn.Module]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or a finding that is no longer fatal would cost the whole training again."""
+    keys: list[set[str]] = []
+
+    def of_stage(stage: str, **params: Any) -> Checkpoints:
+        keys.append(set(params))
+        return Checkpoints(project / "checkpoints")
+
+    monkeypatch.setattr(Checkpoints, "of_stage", of_stage)
+    dpo()
+    assert {"beta", "dpo_image.training.epochs", "loss_options.label_smoothing"} <= keys[0]
+    assert not any("health" in key for key in keys[0])
 
 
 @pytest.mark.parametrize("loss", ["kto", slow("aot"), slow("simpo"), {"sigmoid": 0.8, "bco": 0.2, "sft": 1.0}])

@@ -140,7 +140,7 @@ def run(
 MOVING = [
     {"update": "polyak", "alpha": 0.3},
     {"update": "copy"},
-    {"update": "sync", "alpha": 0.5, "every": 2},
+    {"update": "sync", "alpha": 0.5, "every": 3},  # out of step with the checkpoints, which are saved every second step
 ]
 
 
