@@ -28,3 +28,8 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:
+    """Bytes are named after their parameter: an archive holds the time at which it was made, and each worker makes its own."""
+    return argname if isinstance(val, bytes) else None
