@@ -202,7 +202,7 @@ def simpo(
     SimPO, arXiv:2405.14734, eq. 6. Its beta is of another size: 2 to 2.5 in the paper.
     """
     z = beta * (chosen - rejected) - simpo_gamma
-    return -(1 - label_smoothing) * F.logsigmoid(z) - label_smoothing * F.logsigmoid(-z)
+    return sigmoid(z, torch.zeros_like(z), 1.0, label_smoothing=label_smoothing)
 
 
 def orpo(

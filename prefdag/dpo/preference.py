@@ -173,15 +173,14 @@ class Preference(nn.Module):
         for name, weight in self.terms.items():
             loss = LOSSES[name]
             measured = self.measure(scores, loss.score)
-            extras: dict[str, Any] = {
+            given: dict[str, Any] = {
                 "kl": scores.get("kl"),
                 "present": present,
                 "ref_margin": measured["ref_margin"],
                 "chosen_mean_logps": scores["chosen"] / scores["chosen_tokens"],
+                **self.options,
             }
-            keywords = {
-                key: {**extras, **self.options}[key] for key in loss.keywords if key in {**extras, **self.options}
-            }
+            keywords = {key: given[key] for key in loss.keywords if key in given}
             values = loss.function(measured["chosen"], measured["rejected"], self.beta, **keywords)
             if loss.unpaired:
                 values = values[0] * present[0] + values[1] * present[1]

@@ -230,10 +230,9 @@ def run(
 def weighted(losses: Tensor, metrics: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Losses and metrics as float64 (rows, 2): a value times its weight, and the weight, 1 where it has none."""
     found = {}
-    for name, value in {"loss": losses.detach(), **metrics}.items():
-        value, weight = (
-            (value.double(), torch.ones_like(value).double()) if value.ndim == 1 else value.double().unbind(1)
-        )
+    for name, value in {"loss": losses, **metrics}.items():
+        value = value.detach().double()
+        value, weight = (value, torch.ones_like(value)) if value.ndim == 1 else value.unbind(1)
         found[name] = torch.stack([value * weight, weight], dim=1)
     return found
 
@@ -290,8 +289,7 @@ def chunks(
     """The rows of each forward pass, and the context to run it in: gradients are exchanged in the last one alone."""
     parts = evenly(rows, config.micro_batch_size)
     for number, part in enumerate(parts):
-        last = number == len(parts) - 1 or not torch.is_grad_enabled()
-        yield part, nullcontext() if last else accelerator.no_sync(model)
+        yield part, accelerator.no_sync(model) if number < len(parts) - 1 else nullcontext()
 
 
 def not_finite(where: str, what: str, value: float, ids: Sequence[str]) -> NumericError:

@@ -50,7 +50,7 @@ def score_pairs(policy: Tensor, reference: Tensor, y_w: Tensor, y_l: Tensor) -> 
         policy, reference: class log-probabilities, float32 (n, classes).
         y_w, y_l: int64 (n,).
     """
-    frozen, one = policy.detach(), torch.ones_like(policy[:, 0])
+    frozen, one, exact = policy.detach(), torch.ones_like(policy[:, 0]), kl(policy, reference)
     return {
         "chosen": of_class(policy, y_w),
         "rejected": of_class(policy, y_l),
@@ -60,8 +60,8 @@ def score_pairs(policy: Tensor, reference: Tensor, y_w: Tensor, y_l: Tensor) -> 
         "rejected_tokens": one,
         "chosen_confidence": confidence(frozen, y_w),
         "rejected_confidence": confidence(frozen, y_l),
-        "kl": kl(frozen, reference),
-        "exact_kl": kl(policy, reference),
+        "kl": exact.detach(),
+        "exact_kl": exact,
     }
 
 

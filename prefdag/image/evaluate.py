@@ -8,7 +8,7 @@ from torch import Tensor
 
 from prefdag.dpo.preference import Preference, Scores
 from prefdag.dpo.rewards import reward_metrics
-from prefdag.image.classify import correct, kl, of_class, score_pairs
+from prefdag.image.classify import correct, of_class, score_pairs
 from prefdag.image.data import ImagePairs
 from prefdag.intervals import proportion
 
@@ -47,5 +47,5 @@ def metrics(split: ImagePairs, logps: Mapping[str, Tensor], preference: Preferen
     policy, reference = logps["policy"].double(), logps["reference"].double()
     scores = score_pairs(policy, reference, split.y_w, split.y_l)
     result["rewards"] = reward_metrics(*preference.rewards(cast(Scores, scores)))
-    result["kl"] = float(kl(policy, reference).mean())
+    result["kl"] = float(scores["kl"].mean())
     return result
