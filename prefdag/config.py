@@ -229,6 +229,7 @@ class Training:
 class SftRef:
     adapter: MergedAdapter
     training: Training
+    gradient_checkpointing: bool
     seed: Count
 
 
@@ -336,7 +337,16 @@ class DpoText:
     adapter: Adapter
     reference: TextReference
     training: Training
+    gradient_checkpointing: bool
     health: Health
+
+    @model_validator(mode="after")
+    def _whole_prefix(self) -> Self:
+        if self.adapter.kind == "prefix" and self.gradient_checkpointing:
+            raise ValueError(
+                "gradient_checkpointing would lose a prefix, which layers keep in a cache: set it to false"
+            )
+        return self
 
     @model_validator(mode="after")
     def _same_weights(self) -> Self:

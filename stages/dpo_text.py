@@ -1,6 +1,5 @@
 """Train the policy of the language model with DPO, against cached or live log-probabilities of the reference."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from prefdag.config import Constraints, DpoText, Loss, LossOptions
@@ -21,25 +20,26 @@ def main(
     constraints: Constraints,
     dpo_text: DpoText,
 ) -> None:
-    import torch
-
     from prefdag.dpo.dpo_session import train_dpo
-    from prefdag.dpo.preference import Preference
+    from prefdag.dpo.preference import START_TOLERANCE, Preference
     from prefdag.dpo.reference import MovingReference, StandsStill
-    from prefdag.dpo.trainer import Said, Task
+    from prefdag.dpo.trainer import Task
     from prefdag.text import model as lm
-    from prefdag.text.logps import score_pairs
-    from prefdag.text.rows import pair_rows, presence, read_ref_logps, read_split, soft_labels
+    from prefdag.text.preference_task import preference_task
+    from prefdag.text.rows import check_ref_logps, pair_rows, presence, read_ref_logps, read_split, soft_labels
 
     preference = Preference(loss, beta, loss_options, constraints)
     policy = lm.add_adapter(
         lm.load_for(REFERENCE, dpo_text.adapter, "dpo_text.adapter"), dpo_text.adapter, seed, "dpo_text.adapter"
     )
+    if dpo_text.gradient_checkpointing:
+        lm.checkpoint_gradients(policy)
     frozen = [p for p in policy.parameters() if not p.requires_grad]
     moving = None
     if dpo_text.reference.update != "none":
         moving = MovingReference(lm.frozen_copy(policy), lambda: lm.effective_tensors(policy), dpo_text.reference)
     cached = dpo_text.reference.logps == "cached"
+    tolerance = START_TOLERANCE[dpo_text.training.precision]
     live = not cached or preference.needs("kl")
     reference = moving.model if moving else lm.untrained(policy) if live else None
 
@@ -50,20 +50,9 @@ def main(
         preference.check_rows(frame["preference"], "has_chosen" not in constants, f"{PAIRS / split}.parquet")
         if cached:
             logps = read_ref_logps(REF_LOGPS, split, frame, PAIRS, REFERENCE)
+            check_ref_logps(logps, lm.before_training(policy), pairs, REF_LOGPS / f"{split}.parquet", tolerance)
             constants |= {f"ref_{name}": t for name, t in logps.items()}
-
-        def score(model: torch.nn.Module, rows: Sequence[int], epoch: int | None) -> Said:
-            batch = [pairs[i] for i in rows]
-            said = score_pairs(model, batch, confidence=preference.needs("confidence"))
-            if reference:
-                with torch.no_grad():
-                    said |= {f"ref_{name}": t for name, t in score_pairs(reference, batch).items()}
-            said |= {name: values[list(rows)].to(said["chosen"]) for name, values in constants.items()}
-            if "mismatched" in said:
-                said["kl"] = said["mismatched"].detach() - said["ref_mismatched"]
-            return said
-
-        return Task(score, preference, [1.0] * len(pairs), frame["id"].tolist(), preference.jointly)
+        return preference_task(pairs, frame["id"].tolist(), constants, preference, reference)
 
     train_dpo(
         "dpo_text",

@@ -22,6 +22,8 @@ def main(sft_ref: SftRef) -> None:
     train, validation = (imitation(chosen_groups(frame), frame["id"].tolist()) for frame in taught)
     key = "sft_ref.adapter"
     model = lm.add_adapter(lm.load_for(BASE, sft_ref.adapter, key), sft_ref.adapter, sft_ref.seed, key)
+    if sft_ref.gradient_checkpointing:
+        lm.checkpoint_gradients(model)
 
     def save(folder: Path) -> None:
         lm.save_merged(model, folder)

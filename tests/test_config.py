@@ -132,6 +132,13 @@ def test_the_default_is_valid_and_complete() -> None:
             put("dpo_text.adapter.kind", "qlora"),
             "dpo_text: qlora trains other weights, of 4 bits, than ref_logps scored",
         ),
+        (
+            lambda values: (
+                put("dpo_text.adapter", {"kind": "prefix", "tokens": 8})(values)
+                or put("dpo_text.gradient_checkpointing", True)(values)
+            ),
+            "dpo_text: gradient_checkpointing would lose a prefix",
+        ),
         (put("dpo_text.health.fail_on", ["drfit"]), "dpo_text.health.fail_on.0: input should be 'not_at_reference', "),
     ],
 )

@@ -17,8 +17,9 @@ from prefdag.config import Full, Prefix
 from prefdag.errors import DataError, ParamsError
 from prefdag.text import model as lm
 from prefdag.text.generate import Duo, continuation, load_duo
-from prefdag.text.logps import response_logits, response_logps
+from prefdag.text.logps import response_logps
 from prefdag.text.packing import Group, pack
+from prefdag.text.states import head, response_states
 
 GROUPS = random_groups(6, responses=None)
 PACKED = pack(GROUPS)
@@ -333,7 +334,10 @@ def stepwise(model: nn.Module, prompt: list[int], n: int) -> list[int]:
     """The most probable tokens one after the other, each from a whole pass of the scoring path."""
     said: list[int] = []
     for _ in range(n):
-        said.append(int(response_logits(model, pack([Group([*prompt, *said], ([0],))]))[0].argmax()))
+        states = response_states(model, pack([Group([*prompt, *said], ([0],))]))
+        layer = head(model)
+        assert layer is not None
+        said.append(int(layer(states)[0].argmax()))
     return said
 
 
@@ -348,7 +352,7 @@ def test_answers_are_the_most_probable_tokens_of_the_scoring_path(
     prompt, never = [5, 6, 7], 10**6
     expected = [stepwise(model, prompt, 8) for model in lm.load_models(folders[kind], saved)]
     assert expected[0] != expected[1]
-    models = lm.load_models(folders[kind], saved, attention="sdpa")
+    models = lm.load_models(folders[kind], saved, packed=False)
     assert [continuation(model, prompt, 8, never) for model in models] == expected
     # The EOS ends an answer, and is no part of it.
     eos = expected[1][4]

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from prefdag.errors import DataError, NumericError
 from prefdag.intervals import difference, roc_area
 from prefdag.text import evaluate, rows
 from prefdag.text import model as lm
-from prefdag.text.logps import Pair, score
+from prefdag.text.logps import Pair, score, score_all_pairs
 from prefdag.text.packing import Group
 from stages import dpo_text, evaluate_text, format_pairs, ref_logps, sft_ref
 
@@ -151,6 +152,7 @@ def settings(**changes: Any) -> DpoText:
         adapter=lora(rank=4, alpha=8),
         reference=TextReference(logps="cached", update="none", alpha=None, every=None),
         training=training(**{"epochs": 10, "micro_batch_size": 2} | changes),
+        gradient_checkpointing=False,
         health=Health(kl_budget=1000.0, fail_on=[]),
     )
 
@@ -204,11 +206,17 @@ def test_dpo_is_a_function_of_its_seed() -> None:
 
 
 @pytest.mark.usefixtures("project", "histories")
-def test_wrong_references_stop_dpo_at_its_first_step() -> None:
+def test_wrong_references_stop_dpo_before_or_at_its_first_step() -> None:
+    """Before, where a row that is scored once more is wrong; at the first step, where another one of it is."""
     ref_logps.main.main(RefLogps(dtype="float32", tokens_per_batch=30))
     path = dpo_text.REF_LOGPS / "train.parquet"
     frame = pd.read_parquet(path)
-    frame.assign(chosen_logps=frame["chosen_logps"] + 0.1).to_parquet(path)
+    wrong = frame["chosen_logps"] + 0.1
+    frame.assign(chosen_logps=wrong).to_parquet(path)
+    with pytest.raises(DataError, match=r"train.parquet: row 0: chosen_logps: .* run ref_logps again"):
+        train()
+    checked = [0, len(frame) // 2, len(frame) - 1]
+    frame.assign(chosen_logps=wrong.where(~frame.index.isin(checked), frame["chosen_logps"])).to_parquet(path)
     with pytest.raises(NumericError, match="the policy is not its reference"):
         train()
     assert not dpo_text.POLICY.exists()
@@ -252,6 +260,24 @@ def test_references_of_another_model_are_refused() -> None:
     (dpo_text.REFERENCE / "model.safetensors").write_bytes(b"other weights")
     with pytest.raises(DataError, match=r"key.json: reference_sha256 is .*; run ref_logps again"):
         read()
+
+
+def test_log_probabilities_that_the_reference_does_not_say_are_refused(tmp_path: Path) -> None:
+    """As where the key fits and the file does not: both numbers are named. The first, the middle and the last row count."""
+    model = lm.load(write_model(tmp_path / "llama", "llama"))
+    pairs = [Pair(prompt, *responses) for prompt, responses in random_groups(9, 2, seed=4)]
+    path = tmp_path / "train.parquet"
+    said = score_all_pairs(model, pairs, 100, "")
+    rows.check_ref_logps(said, model, pairs, path, 1e-3)
+    for row, side in ((0, "rejected"), (4, "chosen"), (8, "chosen")):
+        stale = {name: values.clone() for name, values in said.items()}
+        stale[side][row] += 0.5
+        with pytest.raises(
+            DataError, match=rf"train.parquet: row {row}: {side}_logps: .*; run ref_logps again"
+        ) as error:
+            rows.check_ref_logps(stale, model, pairs, path, 1e-3)
+        numbers = [float(number) for number in re.findall(r"-\d+\.\d{4}", str(error.value))]
+        assert numbers == pytest.approx([float(values[side][row]) for values in (stale, said)], abs=1e-3)
 
 
 @pytest.mark.usefixtures("cached")
@@ -313,7 +339,9 @@ def unpaired(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_pairs(format_pairs.PAIRS, read_pairs(raw, "unpaired"))
         write_tokenizer(write_model(sft_ref.BASE, "llama"))
         format_pairs.main.main(FORMAT)
-        sft_ref.main.main(SftRef(adapter=lora(), training=training(learning_rate=1e-3), seed=0))
+        sft_ref.main.main(
+            SftRef(adapter=lora(), training=training(learning_rate=1e-3), gradient_checkpointing=False, seed=0)
+        )
         ref_logps.main.main(RefLogps(dtype="float32", tokens_per_batch=100))
     return folder
 
@@ -523,7 +551,7 @@ def test_heldout_scores_equal_a_naive_loop(tmp_path: Path, kind: str) -> None:
         for prompt, responses in (pair.group for pair in pairs):
             for response in responses:
                 ids = torch.tensor([[*prompt, *response]])
-                whole = {"input_ids": ids, "segments": [(0, len(prompt), (len(response),))]}
+                whole = {"input_ids": ids, "segments": ((0, len(prompt), (len(response),)),)}
                 p = policy(**whole).logits[0, len(prompt) - 1 : -1].double().log_softmax(-1)
                 with policy.disable_adapter():
                     q = policy(**whole).logits[0, len(prompt) - 1 : -1].double().log_softmax(-1)

@@ -12,9 +12,11 @@ from torch import Tensor
 from prefdag.dpo.preference import Scores
 from prefdag.dpo.rewards import reward_metrics, unpaired_reward_metrics
 from prefdag.progress import progress
-from prefdag.text.logps import Pair, pair_scores, response_logits, score
+from prefdag.text import vocabulary
+from prefdag.text.logps import Pair, pair_scores, score
 from prefdag.text.model import Models
 from prefdag.text.packing import Group, batches, pack
+from prefdag.text.states import head, response_states
 
 
 def cross_entropy(logps: np.ndarray, groups: Sequence[Group]) -> dict[str, float]:
@@ -53,11 +55,11 @@ def score_heldout(models: Models, pairs: Sequence[Pair], max_tokens: int) -> tup
         for rows in batches([pair.group for pair in pairs], max_tokens):
             batch = [pairs[i] for i in rows]
             packed = pack([pair.group for pair in batch]).to(device)
-            reference, policy = (response_logits(model, packed).log_softmax(-1) for model in models)
-            kl += float((policy.exp() * (policy - reference)).sum(-1).double().sum())
+            reference, policy = ((response_states(model, packed), head(model)) for model in models)
+            kl += float(vocabulary.kl(*policy, *reference).double().sum())
             scored += len(packed.targets)
-            said = pair_scores(batch, packed, policy)
-            parts.append(said | {f"ref_{name}": t for name, t in pair_scores(batch, packed, reference).items()})
+            said = pair_scores(batch, packed, *policy)
+            parts.append(said | {f"ref_{name}": t for name, t in pair_scores(batch, packed, *reference).items()})
             bar.update(len(rows))
     scores = {name: torch.cat([part[name] for part in parts]).double().cpu() for name in parts[0]}
     for side in ("chosen", "rejected"):

@@ -55,5 +55,4 @@ def load_duo(reference: Path, policy: Path, template: TemplateName) -> Duo:
     for folder in (reference, policy):
         if not folder.is_dir():
             raise DataError(f"{folder}: not found; `dvc repro` makes it")
-    # Generation caches keys and values, and packs nothing: transformers' own attention.
-    return Duo(load_models(reference, policy, attention="sdpa"), ChatTokenizer(reference, template))
+    return Duo(load_models(reference, policy, packed=False), ChatTokenizer(reference, template))

@@ -5,40 +5,23 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prefdag.progress import progress
 from prefdag.text.packing import Group, Pack, batches, pack
+from prefdag.text.states import head, response_states
+from prefdag.text.vocabulary import log_collisions, token_logps
 
 
-def token_logps(model: nn.Module, packed: Pack) -> Tensor:
-    """log pi(target | prompt, response so far) of each scored token: (S,), float32, in nats.
-
-    Vocabulary logits are computed for scored tokens only.
-    """
-    return -F.cross_entropy(response_logits(model, packed), packed.targets, reduction="none")
-
-
-def response_logits(model: nn.Module, packed: Pack) -> Tensor:
-    """The logits that predict each scored token: (S, vocabulary), float32."""
-    return (
-        model(
-            input_ids=packed.input_ids[None],
-            position_ids=packed.position_ids[None],
-            logits_to_keep=packed.predictors,
-            segments=packed.segments,
-            use_cache=False,
-        )
-        .logits[0]
-        .float()
-    )
+def response_token_logps(model: nn.Module, packed: Pack) -> Tensor:
+    """log pi(target | prompt, response so far) of each scored token: (S,), float32, in nats."""
+    return token_logps(response_states(model, packed), head(model), packed.targets)
 
 
 def response_logps(model: nn.Module, packed: Pack) -> Tensor:
     """log pi(response | prompt), summed over a response's tokens: (responses,), float32, in nats."""
     sums = torch.zeros(packed.n_responses, device=packed.targets.device)
-    return sums.index_add(0, packed.owners, token_logps(model, packed))
+    return sums.index_add(0, packed.owners, response_token_logps(model, packed))
 
 
 SIDES = ("chosen", "rejected", "mismatched")
@@ -67,11 +50,14 @@ def score_pairs(model: nn.Module, pairs: Sequence[Pair], *, confidence: bool = F
     Of an absent response the log-probability is 0, and its tokens are one. `confidence` costs a softmax more.
     """
     packed = pack([pair.group for pair in pairs]).to(next(model.parameters()).device)
-    return pair_scores(pairs, packed, response_logits(model, packed), confidence=confidence)
+    states = response_states(model, packed)
+    return pair_scores(pairs, packed, states, head(model), confidence=confidence)
 
 
-def pair_scores(pairs: Sequence[Pair], packed: Pack, logits: Tensor, *, confidence: bool = False) -> dict[str, Tensor]:
-    """`score_pairs` from the logits, (S, vocabulary), of the pairs' pack."""
+def pair_scores(
+    pairs: Sequence[Pair], packed: Pack, states: Tensor, layer: nn.Linear | None, *, confidence: bool = False
+) -> dict[str, Tensor]:
+    """`score_pairs` from the states, (S, d), of the pairs' pack, and the output layer behind them."""
     device = packed.targets.device
     present = [[side for side in SIDES if getattr(pair, side) is not None] for pair in pairs]
     lengths = [{side: len(getattr(pair, side)) for side in names} for pair, names in zip(pairs, present, strict=True)]
@@ -80,11 +66,10 @@ def pair_scores(pairs: Sequence[Pair], packed: Pack, logits: Tensor, *, confiden
     tokens = torch.tensor([n for row in lengths for n in row.values()], device=device)
     place = torch.arange(len(packed.targets), device=device) - (tokens.cumsum(0) - tokens)[packed.owners]
 
-    logps = -F.cross_entropy(logits, packed.targets, reduction="none")
+    logps = token_logps(states, layer, packed.targets)
     per_token = {"": logps, "_shared": logps.where(place < torch.tensor(shared, device=device)[packed.owners], 0.0)}
     if confidence:  # WPO, arXiv:2406.11827, eq. 2
-        with torch.no_grad():
-            per_token["_confidence"] = (logps - (2 * logits.log_softmax(-1)).logsumexp(-1)) / tokens[packed.owners]
+        per_token["_confidence"] = (logps.detach() - log_collisions(states, layer)) / tokens[packed.owners]
     zeros = torch.zeros(len(tokens), device=device)
     responses = {name: zeros.index_add(0, packed.owners, values) for name, values in per_token.items()}
     responses["_tokens"] = tokens.to(logps)

@@ -18,6 +18,7 @@ from peft.utils.integrations import dequantize_module_weight
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 from transformers.utils.logging import disable_progress_bar
 
@@ -25,10 +26,11 @@ from prefdag.artifacts import write_json
 from prefdag.config import Adapter, Dtype, Full, Lora, Prefix
 from prefdag.errors import ParamsError
 from prefdag.process import process
-from prefdag.text.attention import NAME as PACKED
+from prefdag.text.linear import speed_up
+from prefdag.text.states import find_route
 
 disable_progress_bar()  # of a second; ours are of minutes
-warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)  # asked for by peft
+warnings.filterwarnings("ignore", ".*gradient_checkpointing.* is deprecated", FutureWarning)  # peft knows no other name
 warnings.filterwarnings("ignore", "fan_in_fan_out is set to False", UserWarning)  # peft finds out by itself: GPT-2
 DTYPES: dict[Dtype, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 ADAPTER_CONFIG = "adapter_config.json"
@@ -36,18 +38,23 @@ ADAPTER_CONFIG = "adapter_config.json"
 Policy = PeftModel | PreTrainedModel
 
 
-def load(folder: Path, dtype: Dtype = "float32", attention: str = PACKED, **options: Any) -> PreTrainedModel:
-    """The model in `folder`, in eval mode, on a GPU where there is one, computing packed rows (see `packing.py`)."""
+def load(folder: Path, dtype: Dtype = "float32", *, packed: bool = True, **options: Any) -> PreTrainedModel:
+    """The model in `folder`, in eval mode, on a GPU where there is one.
+
+    Packed rows are for scoring (see `states.py`); a model that generates keeps transformers' own attention.
+    """
     model = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=DTYPES[dtype],
-        attn_implementation=attention,
         use_safetensors=True,
         local_files_only=True,
         trust_remote_code=False,
         **options,
     )
-    return model.eval().to(process().device)
+    model.eval().to(process().device)
+    speed_up(model)
+    find_route(model, packed=packed)
+    return model
 
 
 def load_for(folder: Path, adapter: Adapter, key: str) -> PreTrainedModel:
@@ -114,6 +121,16 @@ def add_adapter(model: PreTrainedModel, config: Adapter, seed: int, key: str) ->
             return policy
 
 
+def checkpoint_gradients(policy: Policy) -> None:
+    """Compute activations once more in the backward pass instead of keeping them (arXiv:1604.06174): the same gradients."""
+    policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    for module in policy.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.training = (
+                True  # a layer's own flag, without which it keeps all; what is inside it stays in eval mode
+            )
+
+
 def _targets(model: PreTrainedModel, config: Lora, key: str) -> list[str] | str:
     """The modules to adapt, in a form that peft takes: last names, a regular expression, or all-linear."""
     if config.target_modules == "all-linear":
@@ -148,7 +165,9 @@ def frozen_copy(policy: Policy) -> nn.Module:
     layers = _lora_layers(policy)
     memo: dict[int, Any] = {id(t): t for t in (*policy.parameters(), *policy.buffers()) if not t.requires_grad}
     memo |= {id(layer): _merged(layer) for layer in layers.values()}
-    return copy.deepcopy(_root(policy), memo).requires_grad_(False).eval()
+    frozen = copy.deepcopy(_root(policy), memo).requires_grad_(False).eval()
+    speed_up(frozen)
+    return frozen
 
 
 @torch.no_grad()
@@ -261,17 +280,22 @@ class Unadapted(nn.Module):
             return self.policy.generate(**inputs)
 
 
+def before_training(policy: Policy) -> nn.Module:
+    """The model that `policy` was made from, as long as it is not trained: a full one itself, for it starts there."""
+    return Unadapted(policy) if isinstance(policy, PeftModel) else policy
+
+
 def untrained(policy: Policy) -> nn.Module:
     """The model that `policy` was made from: the policy with its adapter off; of a full one a copy, taken at the start."""
     return Unadapted(policy) if isinstance(policy, PeftModel) else frozen_copy(policy)
 
 
-def load_models(reference: Path, policy: Path, attention: str = PACKED) -> Models:
+def load_models(reference: Path, policy: Path, *, packed: bool = True) -> Models:
     """The model in `reference`, and the policy that `save_policy` wrote to `policy`, in float32 and eval mode.
 
     Adapters that were trained on 4 bits (qlora) are laid over the full weights, as for deployment.
     """
     if not (policy / ADAPTER_CONFIG).exists():
-        return Models(load(reference, attention=attention), load(policy, attention=attention))
-    adapted = PeftModel.from_pretrained(load(reference, attention=attention), str(policy)).eval()
+        return Models(load(reference, packed=packed), load(policy, packed=packed))
+    adapted = PeftModel.from_pretrained(load(reference, packed=packed), str(policy)).eval()
     return Models(Unadapted(adapted), adapted)

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 
 class Group(NamedTuple):
@@ -63,6 +64,32 @@ class Pack:
             self.targets.to(device),
             self.owners.to(device),
             self.segments,
+        )
+
+    def padded(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The same as a row a response behind its prompt, filled up on the right.
+
+        Returns:
+            input_ids and attention_mask, int64 (responses, longest), and the row and the column of what predicts each
+            target, int64 (S,).
+        """
+        prompts = [self.input_ids[s.start : s.start + s.prompt] for s in self.segments for _ in s.responses]
+        ends = [s.start + s.prompt + sum(s.responses[: i + 1]) for s in self.segments for i in range(len(s.responses))]
+        lengths = [length for s in self.segments for length in s.responses]
+        rows = [
+            torch.cat([prompt, self.input_ids[end - length : end]])
+            for prompt, end, length in zip(prompts, ends, lengths, strict=True)
+        ]
+        columns = [
+            torch.arange(length, device=prompt.device) + len(prompt) - 1
+            for prompt, length in zip(prompts, lengths, strict=True)
+        ]
+        masks = [torch.ones_like(row) for row in rows]
+        return (
+            pad_sequence(rows, batch_first=True),
+            pad_sequence(masks, batch_first=True),
+            self.owners,
+            torch.cat(columns),
         )
 
 

@@ -1,19 +1,19 @@
 """Formatted pairs as groups to score, and the reference's log-probabilities that belong to them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from prefdag.artifacts import read_json, sha256
 from prefdag.config import FormatPairs
 from prefdag.data.chat import ChatTokenizer
 from prefdag.data.evals import EvalRow, encode_row
 from prefdag.errors import DataError
-from prefdag.text.logps import Pair
+from prefdag.text.logps import Pair, score_pairs
 from prefdag.text.packing import Group
 
 
@@ -108,3 +108,27 @@ def read_ref_logps(folder: Path, split: str, frame: pd.DataFrame, pairs: Path, r
             f"{folder / split}.parquet: rows differ from those of {pairs / split}.parquet; run ref_logps again"
         )
     return {name: torch.tensor(logps[f"{name}_logps"].to_numpy(), dtype=torch.float32) for name in REF_COLUMNS}
+
+
+@torch.no_grad()
+def check_ref_logps(
+    cached: Mapping[str, Tensor], reference: nn.Module, pairs: Sequence[Pair], path: Path, tolerance: float
+) -> None:
+    """Score a few rows once more, the first, the middle and the last, against what `ref_logps` wrote to `path`.
+
+    Args:
+        cached: from `read_ref_logps`, in the order of `pairs`.
+        tolerance: in nats.
+
+    Raises:
+        DataError: a row is off by more, as where the file, a dtype or the scoring itself has changed.
+    """
+    rows = sorted({0, len(pairs) // 2, len(pairs) - 1})
+    found = score_pairs(reference, [pairs[i] for i in rows])
+    for side in ("chosen", "rejected"):
+        for row, said in zip(rows, found[side].tolist(), strict=True):
+            if not abs(said - float(cached[side][row])) <= tolerance:
+                raise DataError(
+                    f"{path}: row {row}: {side}_logps: {float(cached[side][row]):.4f}, the reference says {said:.4f}; "
+                    "run ref_logps again, with the dtype that the policy trains in"
+                )

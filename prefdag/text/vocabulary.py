@@ -1,0 +1,94 @@
+"""From hidden states to log-probabilities, a part of the tokens at a time: the logits of a batch never exist at once.
+
+A `head` is the output layer of a causal language model, vocabulary x d; None where the states are logits already.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from prefdag.text.linear import product
+
+LOGITS = 2**24  # at most so many at a time, 64 MB in float32: enough tokens that reading the head costs nothing beside
+
+
+def token_logps(states: Tensor, head: nn.Linear | None, targets: Tensor) -> Tensor:
+    """log pi(target | context), from the state that predicts it: (S, d) and int64 (S,) -> (S,), float32, in nats.
+
+    With gradient for the states and, where it is trained, for the head.
+    """
+    if head is not None and not (head.weight.requires_grad and torch.is_grad_enabled()):
+        return _FrozenHead.apply(states, head.weight, head.bias, targets)
+
+    def of_part(states: Tensor, targets: Tensor) -> Tensor:
+        logits = _logits(states, head)
+        return _of_targets(logits, targets) - logits.logsumexp(-1)
+
+    # Logits are computed once more in the backward pass.
+    return torch.cat(
+        [checkpoint(of_part, states[part], targets[part], use_reentrant=False) for part in _parts(states, head)]
+    )
+
+
+@torch.no_grad()
+def log_collisions(states: Tensor, head: nn.Linear | None) -> Tensor:
+    """log sum_v p(v)^2, over the vocabulary: (S, d) -> (S,), float32, in nats."""
+    parts = (_logits(states[part], head).log_softmax(-1) for part in _parts(states, head))
+    return torch.cat([(2 * logps).logsumexp(-1) for logps in parts])
+
+
+@torch.no_grad()
+def kl(policy: Tensor, policy_head: nn.Linear | None, reference: Tensor, reference_head: nn.Linear | None) -> Tensor:
+    """KL(policy || reference) of the next token, over the whole vocabulary: states (S, d) each -> (S,), float32, in nats."""
+    found = []
+    for part in _parts(policy, policy_head):
+        p, q = (
+            _logits(states[part], head).log_softmax(-1)
+            for states, head in ((policy, policy_head), (reference, reference_head))
+        )
+        found.append((p.exp() * (p - q)).sum(-1))
+    return torch.cat(found)
+
+
+def _parts(states: Tensor, head: nn.Linear | None) -> Iterator[slice]:
+    size = max(1, LOGITS // (states if head is None else head.weight).shape[-1 if head is None else 0])
+    return (slice(start, start + size) for start in range(0, max(1, len(states)), size))
+
+
+def _logits(states: Tensor, head: nn.Linear | None) -> Tensor:
+    return (states if head is None else head(states)).float()
+
+
+def _of_targets(logits: Tensor, targets: Tensor) -> Tensor:
+    return logits.gather(1, targets[:, None])[:, 0]
+
+
+class _FrozenHead(torch.autograd.Function):
+    """`token_logps` under a head that is not trained.
+
+    d log p(y) / d state = W_y - sum_v p(v) W_v, which is taken in the forward pass, where the logits are at hand: the
+    backward pass has but to multiply it by a number for each token, and nothing is computed twice.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+        found, directions = [], []
+        size = max(1, LOGITS // len(weight))
+        for part, target in zip(states.split(size), targets.split(size), strict=True):
+            logits = product(part, weight, bias).float()
+            total = logits.logsumexp(-1)
+            found.append(_of_targets(logits, target) - total)
+            if ctx.needs_input_grad[0]:
+                p = logits.sub_(total[:, None]).exp_()
+                directions.append(weight[target] - product(p.to(weight.dtype), weight.t()))
+        if ctx.needs_input_grad[0]:
+            ctx.save_for_backward(torch.cat(directions).to(states.dtype))
+        return torch.cat(found)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        (directions,) = ctx.saved_tensors
+        return directions * gradient[:, None].to(directions.dtype), None, None, None

@@ -1,0 +1,128 @@
+"""Log-probabilities a part of the tokens at a time: those of the whole, values and gradients."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from prefdag.text import vocabulary
+from prefdag.text.linear import Linear, TransposedLinear, speed_up
+
+S, D, V = 23, 16, 50
+
+
+def naive(states: Tensor, head: nn.Linear, targets: Tensor) -> Tensor:
+    return torch.stack([head(state).log_softmax(-1)[y] for state, y in zip(states, targets, strict=True)])
+
+
+@pytest.fixture
+def parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seven tokens at a time: three whole parts and the rest."""
+    monkeypatch.setattr(vocabulary, "LOGITS", 7 * V)
+
+
+def example(bias: bool = False, seed: int = 0) -> tuple[Tensor, nn.Linear, Tensor]:
+    torch.manual_seed(seed)
+    return torch.randn(S, D, requires_grad=True), nn.Linear(D, V, bias=bias), torch.randint(0, V, (S,))
+
+
+@pytest.mark.usefixtures("parts")
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("trained", [False, True])
+def test_parts_are_the_whole(trained: bool, bias: bool) -> None:
+    states, head, targets = example(bias)
+    head.requires_grad_(trained)
+    upstream = torch.randn(S)
+    inputs = [states, *(head.parameters() if trained else [])]
+    found, expected = vocabulary.token_logps(states, head, targets), naive(states, head, targets)
+    torch.testing.assert_close(found, expected)
+    gradients = (torch.autograd.grad(logps, inputs, upstream) for logps in (found, expected))
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.usefixtures("parts")
+def test_states_may_be_logits() -> None:
+    logits = torch.randn(S, V, requires_grad=True)
+    targets = torch.randint(0, V, (S,))
+    found = vocabulary.token_logps(logits, None, targets)
+    expected = -nn.functional.cross_entropy(logits, targets, reduction="none")
+    torch.testing.assert_close(found, expected)
+    a, b = (torch.autograd.grad(logps.sum(), logits)[0] for logps in (found, expected))
+    torch.testing.assert_close(a, b)
+
+
+def test_a_head_in_bfloat16_is_read_as_it_is_and_summed_in_float32() -> None:
+    states, head, targets = example()
+    low, kept = head.to(torch.bfloat16).requires_grad_(False), states.detach().bfloat16().requires_grad_()
+    found = vocabulary.token_logps(kept, low, targets)
+    logits = (kept @ low.weight.t()).float()  # rounded to bfloat16 once
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, logits.log_softmax(-1).gather(1, targets[:, None])[:, 0])
+    found.sum().backward()
+    exact = torch.autograd.grad(naive(states, head.float(), targets).sum(), states)[0]
+    torch.testing.assert_close(kept.grad, exact, rtol=0.05, atol=0.05, check_dtype=False)
+
+
+@pytest.mark.usefixtures("parts")
+def test_collisions_and_kl_are_sums_over_the_vocabulary() -> None:
+    states, head, _ = example()
+    other, other_head, _ = example(seed=1)
+    p, q = head(states).softmax(-1), other_head(other).softmax(-1)
+    torch.testing.assert_close(vocabulary.log_collisions(states, head), (p**2).sum(-1).log())
+    torch.testing.assert_close(vocabulary.kl(states, head, other, other_head), (p * (p / q).log()).sum(-1))
+
+
+def test_the_logits_of_a_batch_never_exist_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all that the two passes make, nothing is larger than the parts that `LOGITS` allows."""
+    monkeypatch.setattr(vocabulary, "LOGITS", 4 * V)
+    states, head, targets = example()
+    head.requires_grad_(False)
+    sizes: list[int] = []
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = function(*args, **(kwargs or {}))
+            sizes.extend(t.numel() for t in (out if isinstance(out, tuple) else (out,)) if isinstance(t, Tensor))
+            return out
+
+    with Watch():
+        vocabulary.token_logps(states, head, targets).sum().backward()
+    assert max(sizes) <= max(4 * V, S * D, V * D) < S * V
+
+
+LAYERS: dict[str, Callable[[], nn.Module]] = {
+    "linear": lambda: nn.Linear(D, V),
+    "no bias": lambda: nn.Linear(D, V, bias=False),
+    "transposed": lambda: __import__("transformers").pytorch_utils.Conv1D(V, D),
+}
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_our_linear_layers_are_torchs(layer: str, trained: bool, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    plain = LAYERS[layer]().to(dtype).requires_grad_(trained)
+    ours = LAYERS[layer]().to(dtype).requires_grad_(trained)
+    ours.load_state_dict(plain.state_dict())
+    speed_up(ours)
+    assert isinstance(ours, Linear | TransposedLinear)
+    x = torch.randn(2, 5, D, dtype=dtype, requires_grad=True)
+    upstream = torch.randn(2, 5, V, dtype=dtype)
+    tolerance = {"rtol": 0.02, "atol": 0.02} if dtype == torch.bfloat16 else {}
+    results = []
+    for module in (ours, plain):
+        out = module(x)
+        results.append((out, *torch.autograd.grad(out, [x, *(module.parameters() if trained else [])], upstream)))
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, **tolerance)
+
+
+def test_autocast_reaches_our_linear_layers() -> None:
+    layer = nn.Linear(D, V)
+    speed_up(layer)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(torch.randn(3, D)).dtype == torch.bfloat16
