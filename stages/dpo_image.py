@@ -1,6 +1,5 @@
 """Train the policy of the image classifier with DPO: the true class preferred to another, against the reference."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from prefdag.config import Constraints, DpoImage, Loss, LossOptions
@@ -21,19 +20,17 @@ def main(
     constraints: Constraints,
     dpo_image: DpoImage,
 ) -> None:
-    import torch
-
     from prefdag.dpo.dpo_session import train_dpo
     from prefdag.dpo.preference import Preference
     from prefdag.dpo.reference import MovingReference, StandsStill
-    from prefdag.dpo.trainer import Outcome, Said, Task
+    from prefdag.dpo.trainer import Task
     from prefdag.image import model as resnet
-    from prefdag.image.classify import class_logps, correct, score_pairs, view
+    from prefdag.image.classify import comparison, reference_logps
     from prefdag.image.data import Augmentation, load_splits
     from prefdag.image.negatives import negatives
 
     preference = Preference(loss, beta, loss_options, constraints)
-    augment = Augmentation(dpo_image.max_shift, dpo_image.flip, seed)
+    augment = {"train": Augmentation(dpo_image.max_shift, dpo_image.flip, seed), "val": Augmentation(0, False, seed)}
     # Both in eval mode, the policy too: it then starts at the reference, whose batch statistics it keeps.
     policy, architecture = resnet.load(REFERENCE)
     reference = resnet.load(REFERENCE)[0].requires_grad_(False)
@@ -42,22 +39,8 @@ def main(
     y_l = negatives(dpo_image.negatives, seen, reference, architecture.classes, seed)
 
     def task(name: str) -> Task:
-        split = seen[name]
-
-        def score(model: torch.nn.Module, rows: Sequence[int], epoch: int | None) -> Said:
-            images = view(split, rows, epoch, augment)
-            logps = class_logps(model, images)
-            with torch.no_grad():
-                ref_logps = class_logps(reference, images)
-            y_w = split.y_w[list(rows)]
-            said = score_pairs(logps, ref_logps, y_w, y_l[name](rows, epoch))
-            return {**said, "accuracy": correct(logps, y_w)}
-
-        def loss_of(said: Said) -> Outcome:
-            losses, metrics = preference(said)
-            return losses, {**metrics, "accuracy": said["accuracy"]}
-
-        return Task(score, loss_of, [1.0] * len(split), split.ids, preference.jointly)
+        ref_logps = reference_logps(reference, seen[name].images, augment[name], dpo_image)
+        return comparison(seen[name], augment[name], y_l[name], ref_logps, preference, jointly=preference.jointly)
 
     still = StandsStill([*reference.parameters(), *reference.buffers()], policy.buffers())
     moving = MovingReference(

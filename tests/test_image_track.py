@@ -1,5 +1,6 @@
 """The image track: shapes, augmentation as a pure function, the DPO stage from its first step, and its metrics."""
 
+import copy
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from prefdag.dpo.trainer import History
 from prefdag.errors import DataError, NumericError, ParamsError
 from prefdag.image import evaluate
 from prefdag.image import model as resnet
-from prefdag.image.classify import class_logps, classification, predict, view
+from prefdag.image.classify import class_logps, classification, predict, reference_logps, view
 from prefdag.image.data import Augmentation, ImagePairs, load_splits, normalise
 from stages import control_image, dpo_image
 
@@ -89,6 +90,33 @@ def test_a_saved_classifier_comes_back(tmp_path: Path) -> None:
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert torch.equal(class_logps(model.eval(), random_images(3)), class_logps(again, random_images(3)))
     assert sha256(tmp_path / "a") == sha256(tmp_path / "b")
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("kernel", [1, 3, 7])
+def test_a_convolution_is_torchs(kernel: int, stride: int, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values and gradients, in float64; torch itself is asked where more than one pixel comes out, and only there."""
+    torch.manual_seed(0)
+    plain = nn.Conv2d(3, 5, kernel, stride, kernel // 2, bias=False).double().to(memory_format=torch.channels_last)
+    ours = copy.deepcopy(plain)
+    ours.__class__ = resnet.Convolution
+    images = torch.randn(4, 3, size, size, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
+    found = []
+    for convolution in (plain, ours):
+        x = images.clone().requires_grad_()
+        maps = convolution(x)
+        maps.square().sum().backward()
+        found.append((maps, x.grad, convolution.weight.grad))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+    monkeypatch.setattr(nn.Conv2d, "forward", lambda self, x: None)
+    assert (ours(images) is None) == (found[0][0].shape[2:] != (1, 1))
+
+
+def test_every_convolution_of_a_classifier_is_ours() -> None:
+    model = resnet.build(SMALL)
+    assert {type(module) for module in model.modules() if isinstance(module, nn.Conv2d)} == {resnet.Convolution}
 
 
 # Images
@@ -326,6 +354,99 @@ def test_a_moving_reference_follows_the_policy(
     assert 0 <= abs(moving.validation[-1]["kl"]) < 0.9 * frozen.validation[-1]["kl"]
     assert "drift/reference" not in moving.validation[-1]
     assert frozen.validation[-1]["drift/reference"] == frozen.validation[-1]["drift/buffers"] == 0
+
+
+STILL = dataclasses.replace(SETTINGS, max_shift=0)
+POLYAK = Reference(update="polyak", alpha=0.5, every=None)
+
+
+@pytest.mark.parametrize(
+    ("settings", "augment", "cached"),
+    [
+        (STILL, IDENTITY, True),
+        (STILL, Augmentation(1, False, 0), False),
+        (STILL, Augmentation(0, True, 0), False),
+        (dataclasses.replace(STILL, reference=POLYAK), IDENTITY, False),
+    ],
+    ids=["still", "shifts", "mirrors", "moves"],
+)
+def test_only_what_does_not_change_is_cached(settings: DpoImage, augment: Augmentation, cached: bool) -> None:
+    """What is asked for twice: another reference and another view give other log-probabilities, or, cached, the same."""
+    torch.manual_seed(0)
+    model, split = resnet.build(SMALL).eval(), split_of(6)
+    logps = reference_logps(model, split.images, augment, settings)
+    rows = [4, 1]
+    before = logps(split.images[rows], rows)
+    assert not before.requires_grad
+    torch.testing.assert_close(before, class_logps(model, split.images[rows]).detach(), rtol=1e-5, atol=1e-5)
+    assert torch.equal(logps(255 - split.images[rows], rows), before) == cached
+    with torch.no_grad():
+        model.fc[-1].bias[0] += 1
+    assert torch.equal(logps(split.images[rows], rows), before) == cached
+
+
+@pytest.mark.parametrize(
+    ("settings", "cached"),
+    [(STILL, [16, 4]), (SETTINGS, [4]), (dataclasses.replace(STILL, reference=POLYAK), [])],
+    ids=["still", "shifts", "moves"],
+)
+def test_validation_is_cached_under_augmentation_too(
+    project: Path,
+    ran: list[tuple[History, nn.Module]],
+    settings: DpoImage,
+    cached: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The stage caches what the reference says of so many images: of both splits, of four in validation alone, of none."""
+    found: list[int] = []
+
+    def counted(model: nn.Module, images: Tensor, batch_size: int) -> Tensor:
+        found.append(len(images))
+        return predict(model, images, batch_size)
+
+    monkeypatch.setattr("prefdag.image.classify.predict", counted)
+    dpo(settings=settings)
+    assert found == cached
+
+
+def test_cached_log_probabilities_have_the_precision_of_training() -> None:
+    """Or the policy would not start at its reference: in bfloat16 the two lie further apart than rows in other batches."""
+    torch.manual_seed(0)
+    model, split = resnet.build(SMALL).eval(), split_of(6)
+    half = dataclasses.replace(STILL, training=training(precision="bfloat16"))
+    cached, full = (reference_logps(model, split.images, IDENTITY, s)(split.images, range(6)) for s in (half, STILL))
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        live = torch.cat([class_logps(model, part) for part in split.images.split(3)])
+    assert torch.equal(cached, live)
+    assert cached.dtype == torch.float32
+    assert not torch.allclose(full, live, atol=1e-5)
+
+
+def apart(one: tuple[History, nn.Module], other: tuple[History, nn.Module]) -> tuple[float, float]:
+    """The largest difference between two runs, of a loss and of a weight at the end."""
+    losses = [[row["loss"] for row in history.train + history.validation] for history, _ in (one, other)]
+    a, b = (weights(model) for _, model in (one, other))
+    return float(np.abs(np.subtract(*losses)).max()), max(float((a[name] - b[name]).abs().max()) for name in a)
+
+
+def test_cached_log_probabilities_train_as_live_ones_do(
+    project: Path, ran: list[tuple[History, nn.Module]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over four steps, losses to 1e-5 and weights to 1e-4, a third of one step's change; another row's are far from that."""
+    dpo(settings=STILL)
+    with monkeypatch.context() as patched:
+        patched.setattr(Augmentation, "changes", True)
+        dpo(settings=STILL)
+    monkeypatch.setattr("prefdag.image.classify.predict", lambda *args: predict(*args).roll(1, 0))
+    monkeypatch.setattr("prefdag.dpo.dpo_session.START_TOLERANCE", {"float32": np.inf})
+    dpo(settings=STILL)
+    cached, live, wrong = ran
+    losses, parameters = apart(cached, live)
+    assert losses < 1e-5
+    assert parameters < 1e-4
+    losses, parameters = apart(cached, wrong)
+    assert losses > 1e-3
+    assert parameters > 1e-3
 
 
 def test_a_reference_that_the_loss_does_not_use_cannot_be_asked_to_move(

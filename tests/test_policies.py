@@ -314,7 +314,7 @@ def test_packed_rows_mean_what_peft_means_by_the_saved_adapter(
     (found * signs).sum().backward()
     (expected * signs).sum().backward()
     ours, theirs = ({n: p.grad for n, p in model.named_parameters() if n in trained} for model in (policy, plain))
-    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
 
 
 @each_model

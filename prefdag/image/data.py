@@ -70,6 +70,11 @@ class Augmentation:
     flip: bool
     seed: int
 
+    @property
+    def changes(self) -> bool:
+        """Whether any image ever comes out other than it went in."""
+        return self.max_shift > 0 or self.flip
+
     def __call__(self, images: Tensor, rows: Sequence[int], epoch: int) -> Tensor:
         """uint8 (n, channels, H, W) to the same shape, drawn for each row by its number, whatever the batch."""
         n, channels, height, width = images.shape

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import torch
+import torch.nn.functional as F
 import torchvision
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from prefdag.artifacts import read_json, write_json
 from prefdag.errors import DataError
@@ -33,6 +34,25 @@ class Architecture:
     classes: int
 
 
+class Convolution(nn.Conv2d):
+    """A convolution as torchvision's ResNets have them, without bias, padded by kernel // 2; faster where one pixel comes out.
+
+    There it is a matrix product, of the pixels with those weights that do not meet padding alone. On CPUs that is much less
+    work: the last layer of a ResNet with the imagenet stem sees a 32x32 image as one pixel, through kernels of 3x3.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[2:]
+        if max(height, width) > self.stride[0] or x.device.type != "cpu":
+            return super().forward(x)
+        kernel = self.kernel_size[0]
+        edge = kernel // 2
+        # Channels last, which is how they lie in memory.
+        pixels = x.permute(0, 2, 3, 1)[:, : kernel - edge, : kernel - edge]
+        weights = self.weight.permute(0, 2, 3, 1)[:, edge : edge + height, edge : edge + width]
+        return F.linear(pixels.flatten(1), weights.flatten(1))[:, :, None, None]
+
+
 def build(architecture: Architecture) -> nn.Module:
     """A fresh classifier, (N, channels, H, W) to logits (N, classes), with the head dropout, linear, dropout, linear.
 
@@ -50,6 +70,9 @@ def build(architecture: Architecture) -> nn.Module:
         nn.Dropout(architecture.dropout),
         nn.Linear(width, architecture.classes),
     )
+    for module in model.modules():
+        if type(module) is nn.Conv2d:
+            module.__class__ = Convolution
     return model.to(process().device, memory_format=torch.channels_last)
 
 

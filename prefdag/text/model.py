@@ -26,7 +26,7 @@ from prefdag.artifacts import write_json
 from prefdag.config import Adapter, Dtype, Full, Lora, Prefix
 from prefdag.errors import ParamsError
 from prefdag.process import process
-from prefdag.text.linear import speed_up
+from prefdag.text.layers import speed_up, speed_up_adapters
 from prefdag.text.states import find_route
 
 disable_progress_bar()  # of a second; ours are of minutes
@@ -116,8 +116,10 @@ def add_adapter(model: PreTrainedModel, config: Adapter, seed: int, key: str) ->
                 ),
             ).eval()
             # The base model's own dropout stays off, as it was for the reference; the adapters' is on if asked for.
-            for layer in _lora_layers(policy).values():
+            layers = _lora_layers(policy).values()
+            for layer in layers:
                 layer.train(config.dropout > 0)
+            speed_up_adapters(layers)
             return policy
 
 
@@ -298,4 +300,5 @@ def load_models(reference: Path, policy: Path, *, packed: bool = True) -> Models
     if not (policy / ADAPTER_CONFIG).exists():
         return Models(load(reference, packed=packed), load(policy, packed=packed))
     adapted = PeftModel.from_pretrained(load(reference, packed=packed), str(policy)).eval()
+    speed_up_adapters(_lora_layers(adapted).values())
     return Models(Unadapted(adapted), adapted)

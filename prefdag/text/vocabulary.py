@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from prefdag.text.linear import product
+from prefdag.text.layers import product
 
-LOGITS = 2**24  # at most so many at a time, 64 MB in float32: enough tokens that reading the head costs nothing beside
+LOGITS = (
+    2**23
+)  # at most so many at a time: 32 MB, which malloc reuses; tokens enough that reading the head costs little
 
 
 def token_logps(states: Tensor, head: nn.Linear | None, targets: Tensor) -> Tensor:
@@ -25,7 +27,8 @@ def token_logps(states: Tensor, head: nn.Linear | None, targets: Tensor) -> Tens
 
     def of_part(states: Tensor, targets: Tensor) -> Tensor:
         logits = _logits(states, head)
-        return _of_targets(logits, targets) - logits.logsumexp(-1)
+        logits = logits - logits.detach().amax(-1, keepdim=True)
+        return _of_targets(logits, targets) - logits.exp().sum(-1).log()
 
     # Logits are computed once more in the backward pass.
     return torch.cat(
@@ -79,11 +82,14 @@ class _FrozenHead(torch.autograd.Function):
         size = max(1, LOGITS // len(weight))
         for part, target in zip(states.split(size), targets.split(size), strict=True):
             logits = product(part, weight, bias).float()
-            total = logits.logsumexp(-1)
-            found.append(_of_targets(logits, target) - total)
+            logits -= logits.amax(-1, keepdim=True)
+            of_target = _of_targets(logits, target)
+            p = logits.exp_()  # times total
+            total = p.sum(-1)
+            found.append(of_target - total.log())
             if ctx.needs_input_grad[0]:
-                p = logits.sub_(total[:, None]).exp_()
-                directions.append(weight[target] - product(p.to(weight.dtype), weight.t()))
+                mean = product(p.to(weight.dtype), weight.t()) / total[:, None]
+                directions.append(weight[target] - mean)
         if ctx.needs_input_grad[0]:
             ctx.save_for_backward(torch.cat(directions).to(states.dtype))
         return torch.cat(found)

@@ -1,4 +1,4 @@
-"""Log-probabilities a part of the tokens at a time: those of the whole, values and gradients."""
+"""Our linear and gated layers, and log-probabilities a part of the tokens at a time: torch's own values and gradients."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from prefdag.text import vocabulary
-from prefdag.text.linear import Linear, TransposedLinear, speed_up
+from prefdag.text.layers import Linear, TransposedLinear, speed_up
 
 S, D, V = 23, 16, 50
 
@@ -126,3 +126,47 @@ def test_autocast_reaches_our_linear_layers() -> None:
     speed_up(layer)
     with torch.autocast("cpu", torch.bfloat16):
         assert layer(torch.randn(3, D)).dtype == torch.bfloat16
+
+
+class Feed(nn.Module):
+    """A gated layer under the usual names."""
+
+    def __init__(self, act_fn: nn.Module, scale: float = 1.0) -> None:
+        super().__init__()
+        self.gate_proj, self.up_proj, self.down_proj = nn.Linear(D, V), nn.Linear(D, V), nn.Linear(V, D)
+        self.act_fn, self.scale = act_fn, scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
+
+
+def test_a_gated_layer_is_the_same_function_that_keeps_less() -> None:
+    torch.manual_seed(0)
+    layer, x = Feed(nn.SiLU()).double(), torch.randn(5, D, dtype=torch.float64, requires_grad=True)
+    upstream = torch.randn(5, D, dtype=torch.float64)
+
+    def run(made: nn.Module) -> tuple[int, list[Tensor]]:
+        kept: dict[int, int] = {}
+
+        def pack(t: Tensor) -> Tensor:
+            kept[t.data_ptr()] = t.numel() if t.shape == (5, V) else 0
+            return t
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            out = made(x)
+        return sum(kept.values()), [out, *torch.autograd.grad(out, [x, *made.parameters()], upstream)]
+
+    before, expected = run(layer)
+    speed_up(layer)
+    after, found = run(layer)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b)
+    assert after < before
+
+
+@pytest.mark.parametrize("layer", [Feed(nn.GELU()), Feed(nn.SiLU(), scale=2.0)])
+def test_a_layer_that_only_has_the_names_is_left_alone(layer: Feed) -> None:
+    x = torch.randn(5, D)
+    expected = layer(x)
+    speed_up(layer)
+    torch.testing.assert_close(layer(x), expected)

@@ -1,0 +1,93 @@
+"""What the pipeline costs beside its work: a `dvc repro` that has nothing to do, and the imports of every stage.
+
+    python -m benchmarks.bench_pipeline FOLDER [--rounds N]
+
+FOLDER is a clone of the project in which `dvc repro` has run: there it is timed against the same in a repository of as many
+stages that do nothing. Then the tiny profile runs, stage by stage without DVC, in a clone of what is committed here.
+Results go to benchmarks/bench_pipeline.csv.
+"""
+
+import argparse
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pandas as pd
+
+from benchmarks.paired import Contender, end_in_one_line, markdown, positive, run_rounds, summarise, write
+from prefdag.config import read_yaml
+from prefdag.errors import DataError, PrefdagError
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = Path(__file__).with_name("bench_pipeline.csv")
+DVC = [sys.executable, "-m", "dvc"]
+NO_OP = f"{shlex.join([*DVC, 'repro'])} > /dev/null && echo '{{}}'"
+
+
+def nothing_to_do(folder: Path, rounds: int) -> pd.DataFrame:
+    """A `dvc repro` in `folder` against one of an empty DAG of as many stages, both up to date.
+
+    Raises `DataError` where `folder` is not up to date.
+    """
+    if not (folder / "dvc.yaml").is_file() or subprocess.run([*DVC, "status", "--quiet"], cwd=folder).returncode:
+        raise DataError(f"{folder}: not a clone of the project that is up to date; run `dvc repro` there first")
+    with tempfile.TemporaryDirectory() as empty:
+        empty_dag(Path(empty), len(read_yaml(folder / "dvc.yaml")["stages"]))
+        names = {"done pipeline": folder, "empty DAG": Path(empty)}
+        contenders = [Contender(name, ["sh", "-c", NO_OP], where) for name, where in names.items()]
+        return summarise(run_rounds(contenders, rounds), "empty DAG")
+
+
+def empty_dag(folder: Path, stages: int) -> None:
+    """A repository of Git and DVC, set up as this one, whose stages copy a file of one byte from each to the next; run."""
+    call(["git", "init", "--quiet"], folder)
+    call([*DVC, "init", "--quiet"], folder)
+    shutil.copy(ROOT / ".dvc/config", folder / ".dvc/config")
+    (folder / "file0").write_text("0")
+    dag = {
+        f"stage{i}": {"cmd": f"cp file{i} file{i + 1}", "deps": [f"file{i}"], "outs": [f"file{i + 1}"]}
+        for i in range(stages)
+    }
+    (folder / "dvc.yaml").write_text(json.dumps({"stages": dag}))
+    call([*DVC, "repro"], folder)
+
+
+def tiny(rounds: int) -> pd.DataFrame:
+    """The stages of the tiny profile one by one, in the order in which DVC runs them."""
+    with tempfile.TemporaryDirectory() as name:
+        clone = Path(name)
+        call(["git", "clone", "--quiet", str(ROOT), str(clone)], ROOT)
+        call([sys.executable, "-c", "from prefdag.profiles import apply; apply('tiny')"], clone)
+        order = re.findall(r"^Running stage '(\w+)'", call([*DVC, "repro", "--dry", "--force"], clone), re.MULTILINE)
+        env = {"DVC_ROOT": str(clone), "MLFLOW_TRACKING_URI": ""}  # its runs are no one's
+        script = ROOT / "benchmarks/timed_stage.py"
+        contenders = [Contender(stage, [sys.executable, script, stage], clone, env) for stage in order]
+        return summarise(run_rounds(contenders, rounds))
+
+
+def call(command: list[str], folder: Path) -> str:
+    """What `command` prints, run in `folder`. Raises `PrefdagError` where it fails."""
+    done = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise PrefdagError(f"{shlex.join(command)}: ended with exit code {done.returncode}")
+    return done.stdout
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--rounds", type=positive, default=5)
+    arguments = parser.parse_args()
+    summary = pd.concat([nothing_to_do(arguments.folder, arguments.rounds), tiny(arguments.rounds)])
+    write(RESULTS, summary)
+    print(markdown(summary))
+
+
+if __name__ == "__main__":
+    end_in_one_line(main)

@@ -1,0 +1,53 @@
+"""Rows of hh-rlhf for the benchmarks: texts, and the token ids that TRL makes of them, so that both train on the same."""
+
+import gzip
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from prefdag.text.logps import Pair
+
+TURN = "\n\nAssistant:"
+MAX_LENGTH = 512  # of prompt and response together, which is cut at its end
+
+
+class Texts(NamedTuple):
+    prompt: str
+    chosen: str
+    rejected: str
+
+
+def sample(path: Path, tokenizer: Any, n: int, seed: int = 0) -> list[Texts]:
+    """`n` rows of an hh-rlhf .jsonl.gz file, drawn with `seed` from those whose prompt leaves room for both responses."""
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
+    found: list[Texts] = []
+    for i in np.random.default_rng(seed).permutation(len(rows)):
+        chosen, rejected = rows[i]["chosen"], rows[i]["rejected"]
+        cut = chosen.rindex(TURN) + len(TURN)
+        texts = Texts(chosen[:cut], chosen[cut:], rejected[cut:])
+        fits = rejected.startswith(texts.prompt) and texts.chosen.strip() and texts.rejected.strip()
+        if fits and len(tokenizer(texts.prompt)["input_ids"]) < MAX_LENGTH - 1:
+            found.append(texts)
+        if len(found) == n:
+            break
+    return found
+
+
+def encode(texts: Texts, tokenizer: Any) -> Pair:
+    """Ids as TRL makes them: prompt and response tokenised together, an EOS behind, the prompt where both agree."""
+    wholes = [
+        tokenizer(texts.prompt + response + tokenizer.eos_token)["input_ids"]
+        for response in (texts.chosen, texts.rejected)
+    ]
+    n = min(common(tokenizer(texts.prompt)["input_ids"], whole) for whole in wholes)
+    chosen, rejected = (ids[n:MAX_LENGTH] for ids in wholes)
+    return Pair(wholes[0][:n], chosen, rejected)
+
+
+def common(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens both start with."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

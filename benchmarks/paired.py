@@ -1,0 +1,191 @@
+"""Contenders timed in turn, round after round in one call: a machine that slows down slows all of them.
+
+    frame = run_rounds([Contender("ours", [sys.executable, "ours.py"]), Contender("trl", ["trl", "dpo"])], rounds=5)
+    write(Path("benchmarks/bench_dpo.csv"), summarise(frame, "trl"))
+
+Every run is a process of its own. The last line of its stdout is a JSON object of numbers, a value by metric, `{}` where
+there is nothing to say; a `loss_N` is the loss of step N. To them come `wall_seconds`, and `peak_rss_gb` in 10^9 bytes.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from itertools import product
+from pathlib import Path
+
+import pandas as pd
+import psutil
+
+from prefdag.errors import PrefdagError
+from prefdag.progress import progress
+
+PACKAGES = ("torch", "transformers", "trl", "dvc")
+# A small process to start a command from: on Linux no peak can be seen below that of the process that started it. And
+# RUSAGE_CHILDREN, with all runs in one process, would be the peak of all so far.
+LAUNCHER = """
+import json, os, subprocess, sys, time
+start = time.perf_counter()
+process = subprocess.Popen(sys.argv[1:])
+_, status, usage = os.wait4(process.pid, 0)
+seconds = time.perf_counter() - start
+print("\\n" + json.dumps({"peak_rss_gb": usage.ru_maxrss * 1024 / 1e9, "wall_seconds": seconds}))
+code = os.waitstatus_to_exitcode(status)
+sys.exit(code if code >= 0 else 128 - code)
+"""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A command to time; `env` is laid over the environment. What it writes to stderr is seen on the terminal."""
+
+    name: str
+    command: Sequence[str | Path]
+    cwd: Path | None = None
+    env: Mapping[str, str] = field(default_factory=dict)
+
+
+def run_rounds(contenders: Sequence[Contender], rounds: int) -> pd.DataFrame:
+    """The contenders one after another, `rounds` times over.
+
+    Returns:
+        A row a value, with the columns round (from 0), contender, metric and value.
+
+    Raises:
+        PrefdagError: a command failed, or did not end with a JSON object of numbers.
+    """
+    rows = []
+    with progress(rounds * len(contenders), "run") as bar:
+        for number, contender in product(range(rounds), contenders):
+            rows += [(number, contender.name, metric, value) for metric, value in measure(contender).items()]
+            bar.update()
+    return pd.DataFrame(rows, columns=["round", "contender", "metric", "value"])
+
+
+def measure(contender: Contender) -> dict[str, float]:
+    """What one run says of itself, its seconds, and the highest resident memory of any process of it.
+
+    Raises as `run_rounds` does.
+    """
+    command = [sys.executable, "-ISc", LAUNCHER, *map(str, contender.command)]
+    env = {**os.environ, **contender.env}
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=contender.cwd, env=env, check=False)
+    if done.returncode:
+        raise PrefdagError(f"{contender.name}: ended with exit code {done.returncode}; what it said stands above")
+    said, _, measured = done.stdout.rstrip().rpartition("\n")
+    last = said.rstrip().rpartition("\n")[2]
+    try:
+        return {metric: float(value) for metric, value in (json.loads(last) | json.loads(measured)).items()}
+    except (ValueError, TypeError):
+        raise PrefdagError(
+            f"{contender.name}: the last line of its output is no JSON object of numbers: {last[:80]!r}"
+        ) from None
+
+
+def summarise(frame: pd.DataFrame, *baselines: str) -> pd.DataFrame:
+    """Lowest, median and highest value over the rounds.
+
+    Args:
+        frame: what `run_rounds` returned.
+        baselines: contenders to compare all others with.
+
+    Returns:
+        A row a contender and metric, and with every baseline "ours / trl", the ratios of two runs of one round. Losses
+        of steps are compared by "ours - trl": its `loss_difference` is the largest absolute one among a round's steps.
+        The columns are what, metric, n (rounds), min, median and max.
+    """
+    runs = {
+        str(name): rows.pivot(index="round", columns="metric", values="value")
+        for name, rows in frame.groupby("contender", sort=False)
+    }
+    compared = {}
+    for baseline, name in product(baselines, [name for name in runs if name not in baselines]):
+        shared = runs[name].columns.intersection(runs[baseline].columns)
+        losses = shared.str.startswith("loss_")
+        ours, theirs = runs[name][shared], runs[baseline][shared]
+        compared[f"{name} / {baseline}"] = (ours / theirs).loc[:, ~losses]
+        if losses.any():
+            difference = (ours - theirs).loc[:, losses].abs().max(axis=1)
+            compared[f"{name} - {baseline}"] = difference.to_frame("loss_difference")
+    rows = [
+        (what, metric, values.count(), values.min(), values.median(), values.max())
+        for what, table in (runs | compared).items()
+        for metric, values in table.items()
+    ]
+    return pd.DataFrame(rows, columns=["what", "metric", "n", "min", "median", "max"])
+
+
+def write(path: Path, summary: pd.DataFrame) -> None:
+    """The summary as CSV, with what it was measured on and with."""
+    table = summary.assign(hardware=hardware(), versions=versions())
+    table.to_csv(path, index=False, float_format="%.6g", lineterminator="\n")
+
+
+def hardware() -> str:
+    """Processor, cores and memory of this machine, and its GPUs."""
+    found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text("utf-8"))
+    processor = found[1].strip() if found else "unknown processor"
+    said = [processor, f"{os.cpu_count()} cores", f"{psutil.virtual_memory().total / 1e9:.0f} GB"]
+    if shutil.which("nvidia-smi"):
+        query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        asked = subprocess.run(query, capture_output=True, text=True, check=False)
+        said += asked.stdout.splitlines() if not asked.returncode else []
+    return ", ".join(said)
+
+
+def versions() -> str:
+    """Those of Python and of `PACKAGES`, as far as they are installed."""
+    said = [f"python {'.'.join(map(str, sys.version_info[:3]))}"]
+    for package in PACKAGES:
+        try:
+            said.append(f"{package} {metadata.version(package)}")
+        except metadata.PackageNotFoundError:
+            continue
+    return ", ".join(said)
+
+
+def markdown(summary: pd.DataFrame, goals: Mapping[str, str] | None = None) -> str:
+    """A summary as a table: a row a contender or comparison, a column a metric, `goals` beside the rows they are of.
+
+    A cell is the median, and lowest and highest where there are several rounds. Losses of single steps are left out.
+    """
+    shown = summary[~summary["metric"].str.fullmatch(r"loss_\d+")]
+    metrics = sorted(set(shown["metric"]))
+    headings = ["", *(metric.replace("_", " ") for metric in metrics), "n", *(["goal"] if goals else [])]
+    lines = [f"| {' | '.join(headings)} |", "|---" * len(headings) + "|"]
+    for what, rows in shown.groupby("what", sort=False):
+        cells = dict(zip(rows["metric"], map(spread, rows["min"], rows["median"], rows["max"]), strict=True))
+        row = [str(what), *(cells.get(metric, "") for metric in metrics), str(rows["n"].max())]
+        lines.append(f"| {' | '.join([*row, *([goals.get(str(what), '')] if goals else [])])} |")
+    return "\n".join(lines)
+
+
+def spread(low: float, median: float, high: float) -> str:
+    """The median, with its range where there is one."""
+    return rounded(median) if low == high else f"{rounded(median)} ({rounded(low)} to {rounded(high)})"
+
+
+def rounded(value: float) -> str:
+    """Three significant digits, without an exponent up to a million."""
+    return f"{float(f'{value:.3g}'):g}"
+
+
+def positive(text: str) -> int:
+    """A number of rounds, as an argument's `type`."""
+    if int(text) < 1:
+        raise ValueError
+    return int(text)
+
+
+def end_in_one_line(main: Callable[[], None]) -> None:
+    """Call a benchmark's `main`; a `PrefdagError` is one line on stderr, and ends the process with its exit code."""
+    try:
+        main()
+    except PrefdagError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
