@@ -1,4 +1,4 @@
-"""The environment of the tests is that of a stage: no telemetry, no idle threads spinning. A test has one thread, and as
+"""The environment of the tests is that of a stage: no telemetry. A test has one thread, and as
 many tests run at once as there are cores."""
 
 import os
