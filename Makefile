@@ -37,8 +37,9 @@ test-slow: $(ORACLE) ## run the slow tests
 lint: setup ## check style and types
 	@$(ACTIVATE) && ruff check && ruff format --check && mypy
 
-docs: setup ## write docs/losses.md anew from the code
+docs: setup ## write docs/losses.md and docs/benchmarks.md anew, from the code and the results
 	@$(ACTIVATE) && python -m prefdag.dpo.losses_page > docs/losses.md
+	@$(ACTIVATE) && python -m benchmarks.page > docs/benchmarks.md
 
 qlora: setup ## install bitsandbytes, for kind: qlora on a GPU
 	@$(UV) pip install --quiet --python $(VENV)/bin/python --no-deps --require-hashes -r requirements-qlora.lock

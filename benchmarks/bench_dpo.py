@@ -28,17 +28,17 @@ import torch
 from torch import nn
 
 from benchmarks.hh_rows import MAX_LENGTH, encode, sample
-from benchmarks.paired import Contender, end_in_one_line, positive, run_rounds, summarise, write
+from benchmarks.paired import Contender, end_in_one_line, markdown, positive, run_rounds, summarise, write
 from prefdag.config import Lora, LossOptions, Training
 from prefdag.text.logps import Pair
 
 RESULTS = Path(__file__).with_name("bench_dpo.csv")
 CONTENDERS = ("ours", "trl", "trl precomputed", "trl fastest")
-BETA, BATCH, RATE, TARGETS = 0.1, 4, 1e-4, ["q_proj", "v_proj"]
+BATCH, RATE, TARGETS = 4, 1e-4, ["q_proj", "v_proj"]
 TRAINING = Training(
     epochs=1,
     batch_size=BATCH,
-    micro_batch_size=4,  # half a batch at a time: the same gradient in less memory
+    micro_batch_size=4,
     optimizer="adamw",
     learning_rate=RATE,
     weight_decay=0.0,
@@ -59,7 +59,7 @@ def start_adapters(model: nn.Module) -> None:
             nn.init.kaiming_uniform_(p.data, a=math.sqrt(5), generator=generator)
 
 
-def ours(rows: Path, folder: Path, n: int) -> dict[str, float]:
+def ours(rows: Path, folder: Path, n: int, beta: float) -> dict[str, float]:
     """The trainer, the task and the scoring of stage dpo_text."""
     from transformers import AutoTokenizer
 
@@ -75,7 +75,7 @@ def ours(rows: Path, folder: Path, n: int) -> dict[str, float]:
     lora = Lora(kind="lora", rank=8, alpha=16, dropout=0.0, target_modules=TARGETS, rslora=False, dora=False)
     policy = lm.add_adapter(lm.load(folder), lora, 0, "adapter")
     start_adapters(policy)
-    preference = Preference("sigmoid", BETA, LossOptions(**dict.fromkeys(LossOptions.__dataclass_fields__)), {})
+    preference = Preference("sigmoid", beta, LossOptions(**dict.fromkeys(LossOptions.__dataclass_fields__)), {})
     reference = score_all_pairs(lm.before_training(policy), pairs, 1024, "reference")
     constants = {f"ref_{name}": values for name, values in reference.items()}
     task = preference_task(pairs, [str(i) for i in range(n)], constants, preference)
@@ -105,7 +105,7 @@ def ours(rows: Path, folder: Path, n: int) -> dict[str, float]:
     }
 
 
-def trl(rows: Path, folder: Path, n: int, *, precompute: bool, checkpointing: bool) -> dict[str, float]:
+def trl(rows: Path, folder: Path, n: int, beta: float, *, precompute: bool, checkpointing: bool) -> dict[str, float]:
     """TRL's DPOTrainer on the same texts in the same order."""
     from datasets import Dataset
     from peft import LoraConfig
@@ -134,7 +134,7 @@ def trl(rows: Path, folder: Path, n: int, *, precompute: bool, checkpointing: bo
                 per_device_train_batch_size=BATCH,
                 num_train_epochs=1,
                 max_length=MAX_LENGTH,
-                beta=BETA,
+                beta=beta,
                 learning_rate=RATE,
                 lr_scheduler_type="constant",
                 bf16=False,
@@ -192,22 +192,26 @@ def product_rate() -> float:
 
 
 def main() -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("contender", nargs="?", choices=CONTENDERS, help="run one alone, and print its figures")
     parser.add_argument("--rows", type=Path, required=True, help="hh-rlhf .jsonl.gz")
     parser.add_argument("--model", type=Path, required=True, help="folder of a causal language model")
     parser.add_argument("--pairs", type=positive, default=32)
+    parser.add_argument("--beta", type=float, default=0.1)
     parser.add_argument("--rounds", type=positive, default=3)
     args = parser.parse_args()
     if args.contender:
         run = ours if args.contender == "ours" else trl
         how = {"precompute": args.contender != "trl", "checkpointing": args.contender != "trl fastest"}
-        print(json.dumps(run(args.rows, args.model, args.pairs, **(how if run is trl else {}))))
+        print(json.dumps(run(args.rows, args.model, args.pairs, args.beta, **(how if run is trl else {}))))
         return
-    shared = ["--rows", args.rows, "--model", args.model, "--pairs", args.pairs]
+    shared = ["--rows", args.rows, "--model", args.model, "--pairs", args.pairs, "--beta", args.beta]
     command = [sys.executable, "-m", "benchmarks.bench_dpo"]
     frame = run_rounds([Contender(name, [*command, name, *shared]) for name in CONTENDERS], args.rounds)
-    write(RESULTS, summarise(frame, *CONTENDERS[1:]))
+    summary = summarise(frame, *CONTENDERS[1:])
+    write(RESULTS, summary)
+    print(markdown(summary))
 
 
 if __name__ == "__main__":

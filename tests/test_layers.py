@@ -5,10 +5,12 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from prefdag.text import vocabulary
-from prefdag.text.layers import Linear, TransposedLinear, speed_up
+from prefdag.text.layers import Linear, TransposedLinear, speed_up, speed_up_adapters
 
 S, D, V = 23, 16, 50
 
@@ -96,7 +98,7 @@ def test_the_logits_of_a_batch_never_exist_at_once(monkeypatch: pytest.MonkeyPat
 LAYERS: dict[str, Callable[[], nn.Module]] = {
     "linear": lambda: nn.Linear(D, V),
     "no bias": lambda: nn.Linear(D, V, bias=False),
-    "transposed": lambda: __import__("transformers").pytorch_utils.Conv1D(V, D),
+    "transposed": lambda: Conv1D(V, D),
 }
 
 
@@ -170,3 +172,70 @@ def test_a_layer_that_only_has_the_names_is_left_alone(layer: Feed) -> None:
     expected = layer(x)
     speed_up(layer)
     torch.testing.assert_close(layer(x), expected)
+
+
+class Norm(nn.Module):
+    """RMSNorm as transformers writes it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.variance_epsilon = nn.Parameter(torch.rand(D) + 0.5), 1e-3
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+        return self.weight * wide.to(x.dtype)
+
+
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_our_norm_is_transformers_norm(dtype: torch.dtype, trained: bool) -> None:
+    torch.manual_seed(0)
+    norm = Norm().to(dtype).requires_grad_(trained)
+    x = torch.randn(3, 5, D, dtype=dtype, requires_grad=True)
+    upstream = torch.randn(3, 5, D, dtype=dtype)
+    results = []
+    for _ in range(2):
+        out = norm(x)
+        results.append((out, *torch.autograd.grad(out, [x, *(norm.parameters() if trained else [])], upstream)))
+        speed_up(norm)
+    assert "forward" in vars(norm)
+    tolerance = {"rtol": 0.02, "atol": 0.05} if dtype == torch.bfloat16 else {}
+    for found, expected in zip(results[1], results[0], strict=True):
+        torch.testing.assert_close(found, expected, **tolerance)
+
+
+@pytest.mark.parametrize("base", [lambda: nn.Linear(D, V), lambda: Conv1D(V, D)])
+@pytest.mark.parametrize("of_x", [False, True])
+def test_an_adapted_layer_is_peft_s(base: Callable[[], nn.Module], of_x: bool) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(base()).double()
+    speed_up(model)
+    policy = get_peft_model(model, LoraConfig(r=3, lora_alpha=5, target_modules=["0"]))  # type: ignore[arg-type]
+    layer: Any = policy.base_model.model[0]
+    for p in layer.parameters():
+        p.data = p.data.double()
+    nn.init.normal_(layer.lora_B["default"].weight)
+    x = torch.randn(2, 5, D, dtype=torch.float64, requires_grad=of_x)
+    upstream = torch.randn(2, 5, V, dtype=torch.float64)
+    adapter = [layer.lora_A["default"].weight, layer.lora_B["default"].weight]
+    results = []
+    for _ in range(2):
+        out = layer(x)
+        results.append((out, *torch.autograd.grad(out, [*([x] if of_x else []), *adapter], upstream)))
+        with policy.disable_adapter():
+            results[-1] = (*results[-1], layer(x))
+        speed_up_adapters([layer])
+    assert "forward" in vars(layer)
+    for found, expected in zip(results[1], results[0], strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("changes", [{"lora_dropout": 0.5}, {"use_dora": True}])
+def test_an_adapter_that_does_more_is_left_to_peft(changes: dict[str, Any]) -> None:
+    model = nn.Sequential(nn.Linear(D, V))
+    speed_up(model)
+    policy = get_peft_model(model, LoraConfig(r=3, target_modules=["0"], **changes))  # type: ignore[arg-type]
+    layer: Any = policy.base_model.model[0]
+    speed_up_adapters([layer])
+    assert "forward" not in vars(layer)

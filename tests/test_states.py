@@ -9,6 +9,7 @@ import torch
 from test_packing import naive
 from tiny_models import ADAPTERS, TARGETS, VOCABULARY, disturb, lora, random_groups, with_adapter, write_model
 from torch import Tensor
+from torch.nn.attention.flex_attention import flex_attention
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -194,6 +195,26 @@ def test_attention_is_that_of_a_dense_mask(
     rows, columns = torch.arange(n)[:, None], torch.arange(prefix + n)[None]
     assert torch.equal(visible(torch.tensor(0), torch.tensor(0), rows, columns), mask)
     attention._pieces.cache_clear()
+    if longest == 96:  # interpreted, on a CPU; compiled, it is what a GPU runs
+        block_mask = flex_mask(packed.segments, prefix, window, torch.device("cpu"))
+        by_flex = flex_attention(
+            *(t.detach().float() for t in (q, k, v)), block_mask=block_mask, scale=0.3, enable_gqa=True
+        )
+        torch.testing.assert_close(by_flex.transpose(1, 2).double(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_where_flex_attention_cannot_be_compiled_pieces_take_its_place(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(torch, "compile", lambda *args, **kwargs: fail)
+    attention.compiled_flex.cache_clear()
+    with caplog.at_level(logging.WARNING, "prefdag"):
+        assert attention.compiled_flex(torch.device("cpu")) is None
+    assert "no compiler" in caplog.text
+    attention.compiled_flex.cache_clear()
 
 
 # Activations computed twice

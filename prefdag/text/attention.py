@@ -3,11 +3,12 @@
 Registered with transformers as an attention implementation, so that any decoder which takes one (Llama, GPT-2, Qwen, ...)
 runs packed rows unchanged. A trained prefix (prefix tuning) is seen by all tokens. No mask of the size of the row is ever made:
 
-- on a GPU with Triton, FlexAttention (arXiv:2412.05496) skips the blocks of keys that a block of queries does not see;
+- on a GPU, FlexAttention (arXiv:2412.05496) skips the blocks of keys that a block of queries does not see;
 - elsewhere the queries go to torch's `scaled_dot_product_attention` in pieces, each with the keys up to its end.
 """
 
 import functools
+import logging
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -16,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
-from torch.utils._triton import has_triton
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
@@ -24,6 +24,8 @@ from prefdag.text.packing import Segment
 
 NAME = "prefdag_packed"
 LONGEST = 96  # queries a call on a CPU: so few that most keys after them are skipped, enough for its kernel
+
+logger = logging.getLogger(__name__)
 
 
 def packed_attention(
@@ -45,9 +47,9 @@ def packed_attention(
     key heads in groups, arXiv:2305.13245.
     """
     prefix = key.shape[2] - query.shape[2]
-    if query.device.type == "cuda" and has_triton() and not dropout:
+    if query.device.type == "cuda" and not dropout and (flex := compiled_flex(query.device)):
         mask = flex_mask(segments, prefix, sliding_window, query.device)
-        found = _compiled_flex()(query, key, value, block_mask=mask, scale=scaling, enable_gqa=True)
+        found = flex(query, key, value, block_mask=mask, scale=scaling, enable_gqa=True)
         return found.transpose(1, 2).contiguous(), None
     return in_pieces(query, key, value, segments, scaling, dropout, sliding_window), None
 
@@ -129,8 +131,17 @@ def flex_mask(segments: tuple[Segment, ...], prefix: int, window: int | None, de
 
 
 @functools.cache
-def _compiled_flex() -> Callable[..., Any]:
-    return torch.compile(flex_attention, dynamic=True)
+def compiled_flex(device: torch.device) -> Callable[..., Any] | None:
+    """FlexAttention for this device; None, with a line in the log, where it cannot be compiled."""
+    flex: Callable[..., Any] = torch.compile(flex_attention, dynamic=True)
+    try:
+        q = torch.zeros(1, 2, 16, 16, device=device, requires_grad=True)
+        mask = flex_mask((Segment(0, 8, (4, 4)),), 0, None, device)
+        flex(q, q, q, block_mask=mask, enable_gqa=True).sum().backward()
+    except Exception as error:  # whatever Triton, its compiler or the driver may raise
+        logger.warning("FlexAttention cannot be compiled here (%s): attention piece by piece, more slowly", error)
+        return None
+    return flex
 
 
 AttentionInterface.register(NAME, packed_attention)

@@ -1,0 +1,87 @@
+"""Log-probabilities of responses, as evaluation and ref_logps need them: ours against a plain loop of transformers.
+
+    python -m benchmarks.bench_eval --rows FILE --model FOLDER [--pairs 64] [--rounds 3]
+
+Rows are drawn from an hh-rlhf .jsonl.gz file; the model is a folder that transformers loads. float32, no gradient.
+
+    ours          prompts shared by both responses, rows packed up to 1,024 tokens, logits of scored tokens a part at a time
+    transformers  every response behind its prompt, padded to the longest of 8, the logits of all tokens
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from benchmarks.hh_rows import encode, sample
+from benchmarks.paired import Contender, end_in_one_line, markdown, positive, run_rounds, summarise, write
+from prefdag.text.logps import Pair
+
+RESULTS = Path(__file__).with_name("bench_eval.csv")
+CONTENDERS = ("ours", "transformers")
+BATCH = 8  # rows of the plain loop
+TOKENS = 1024  # of a pass of ours: the pipeline's default
+
+
+def ours(folder: Path, pairs: list[Pair]) -> tuple[float, float]:
+    """Seconds, and the sum of all log-probabilities in nats."""
+    from prefdag.text import model as lm
+    from prefdag.text.logps import score_all_pairs
+
+    model = lm.load(folder)
+    start = time.perf_counter()
+    found = score_all_pairs(model, pairs, TOKENS, "ours")
+    return time.perf_counter() - start, float(found["chosen"].sum() + found["rejected"].sum())
+
+
+@torch.no_grad()
+def plain(folder: Path, pairs: list[Pair]) -> tuple[float, float]:
+    """The same by transformers alone."""
+    from torch.nn.utils.rnn import pad_sequence
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    rows = [(pair.prompt, response) for pair in pairs for response in (pair.chosen, pair.rejected) if response]
+    start, nats = time.perf_counter(), 0.0
+    for first in range(0, len(rows), BATCH):
+        batch = rows[first : first + BATCH]
+        ids = pad_sequence([torch.tensor([*prompt, *response]) for prompt, response in batch], batch_first=True)
+        lengths = torch.tensor([[len(prompt), len(prompt) + len(response)] for prompt, response in batch])
+        places = torch.arange(ids.shape[1])
+        logits = model(input_ids=ids, attention_mask=(places < lengths[:, 1:]).long(), use_cache=False).logits
+        logps = logits[:, :-1].log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0]
+        scored = (places[1:] >= lengths[:, :1]) & (places[1:] < lengths[:, 1:])
+        nats += float(logps[scored].double().sum())
+    return time.perf_counter() - start, nats
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("contender", nargs="?", choices=CONTENDERS, help="run one alone, and print its figures")
+    parser.add_argument("--rows", type=Path, required=True, help="hh-rlhf .jsonl.gz")
+    parser.add_argument("--model", type=Path, required=True, help="folder of a causal language model")
+    parser.add_argument("--pairs", type=positive, default=64)
+    parser.add_argument("--rounds", type=positive, default=3)
+    args = parser.parse_args()
+    if args.contender:
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(args.model)
+        pairs = [encode(texts, tokenizer) for texts in sample(args.rows, tokenizer, args.pairs)]
+        seconds, nats = {"ours": ours, "transformers": plain}[args.contender](args.model, pairs)
+        print(json.dumps({"pairs_per_second": len(pairs) / seconds, "nats_a_pair": nats / len(pairs)}))
+        return
+    shared = ["--rows", args.rows, "--model", args.model, "--pairs", args.pairs]
+    command = [sys.executable, "-m", "benchmarks.bench_eval"]
+    frame = run_rounds([Contender(name, [*command, name, *shared]) for name in CONTENDERS], args.rounds)
+    summary = summarise(frame, "transformers")
+    write(RESULTS, summary)
+    print(markdown(summary))
+
+
+if __name__ == "__main__":
+    end_in_one_line(main)

@@ -1,0 +1,109 @@
+"""Five betas, from a reference model and pairs to five policies: ours against TRL's DPOTrainer.
+
+    python -m benchmarks.bench_sweep --rows FILE --model FOLDER [--pairs 32] [--rounds 1]
+
+Rows are drawn from an hh-rlhf .jsonl.gz file; the model is a folder that transformers loads. Settings as in bench_dpo.
+
+    ours  the pipeline's stages in a clone of what is committed: ref_logps once, dpo_text once for each beta
+    trl   for each beta a process that computes the reference's log-probabilities and trains
+
+Timed is all of it, from the start of the first process to the end of the last.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from benchmarks.bench_dpo import RATE, TARGETS, TRAINING
+from benchmarks.bench_pipeline import ROOT, call
+from benchmarks.hh_rows import encode, sample
+from benchmarks.paired import Contender, end_in_one_line, markdown, positive, run_rounds, summarise, write
+
+RESULTS = Path(__file__).with_name("bench_sweep.csv")
+BETAS = (0.05, 0.1, 0.2, 0.3, 0.5)
+
+
+def ours(rows: Path, folder: Path, n: int) -> None:
+    """The two stages, in a clone where the stages before them have, so to say, run."""
+    from ruamel.yaml import YAML
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    frame = as_formatted([encode(texts, tokenizer) for texts in sample(rows, tokenizer, n)])
+    with tempfile.TemporaryDirectory() as name:
+        clone = Path(name)
+        call(["git", "clone", "--quiet", str(ROOT), str(clone)], ROOT)
+        (clone / "data/pairs").mkdir(parents=True)
+        (clone / "models").mkdir(exist_ok=True)
+        (clone / "models/reference").symlink_to(folder.resolve())
+        for split, part in (("train", frame), ("val", frame[:1]), ("test", frame[:1])):
+            part.to_parquet(clone / "data/pairs" / f"{split}.parquet", index=False)
+        params: Any = YAML().load(clone / "params.yaml")
+        params["dpo_text"]["adapter"].update(rank=8, alpha=16, target_modules=TARGETS)
+        params["dpo_text"]["training"].update(
+            batch_size=TRAINING.batch_size,
+            micro_batch_size=TRAINING.micro_batch_size,
+            learning_rate=RATE,
+            warmup_fraction=0.0,
+            schedule="constant",
+            validate_every=TRAINING.validate_every,
+        )
+        environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{clone}/mlflow.db"}
+        for number, beta in enumerate(BETAS):
+            params["beta"] = beta
+            YAML().dump(params, clone / "params.yaml")
+            for stage in ("ref_logps", "dpo_text") if number == 0 else ("dpo_text",):
+                subprocess.run([sys.executable, "-m", f"stages.{stage}"], cwd=clone, env=environment, check=True)
+
+
+def as_formatted(pairs: list[Any]) -> pd.DataFrame:
+    """Pairs in the columns of data/pairs that training reads; what was cut keeps all its tokens scored."""
+    return pd.DataFrame(
+        {
+            "id": [str(i) for i in range(len(pairs))],
+            "prompt_ids": [pair.prompt for pair in pairs],
+            "chosen_ids": [pair.chosen for pair in pairs],
+            "rejected_ids": [pair.rejected for pair in pairs],
+            "chosen_truncated": False,
+            "rejected_truncated": False,
+            "preference": 1.0,
+        }
+    )
+
+
+def trl(shared: list[Any]) -> None:
+    """TRL with log-probabilities computed beforehand, five times."""
+    for beta in BETAS:
+        command = [sys.executable, "-m", "benchmarks.bench_dpo", "trl precomputed", "--beta", str(beta), *shared]
+        subprocess.run(list(map(str, command)), cwd=ROOT, check=True)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("contender", nargs="?", choices=("ours", "trl"), help="run one alone")
+    parser.add_argument("--rows", type=Path, required=True, help="hh-rlhf .jsonl.gz")
+    parser.add_argument("--model", type=Path, required=True, help="folder of a causal language model")
+    parser.add_argument("--pairs", type=positive, default=32)
+    parser.add_argument("--rounds", type=positive, default=1)
+    args = parser.parse_args()
+    shared = ["--rows", args.rows.resolve(), "--model", args.model.resolve(), "--pairs", args.pairs]
+    if args.contender:
+        ours(args.rows, args.model, args.pairs) if args.contender == "ours" else trl(shared)
+        print("{}")
+        return
+    command = [sys.executable, "-m", "benchmarks.bench_sweep"]
+    frame = run_rounds([Contender(name, [*command, name, *shared]) for name in ("ours", "trl")], args.rounds)
+    summary = summarise(frame, "ours")
+    write(RESULTS, summary)
+    print(markdown(summary))
+
+
+if __name__ == "__main__":
+    end_in_one_line(main)
