@@ -14,7 +14,6 @@ off, clipping at 1.
 Timed is the training, from the start of the first step to the end of the last; the memory is that of the whole process.
 """
 
-import argparse
 import json
 import math
 import sys
@@ -27,8 +26,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.hh_rows import MAX_LENGTH, encode, sample
-from benchmarks.paired import Contender, end_in_one_line, markdown, positive, run_rounds, summarise, write
+from benchmarks.hh_rows import MAX_LENGTH, arguments, encode, sample
+from benchmarks.paired import Contender, end_in_one_line, markdown, run_rounds, summarise, write
 from prefdag.config import Lora, LossOptions, Training
 from prefdag.text.logps import Pair
 
@@ -193,13 +192,8 @@ def product_rate() -> float:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("contender", nargs="?", choices=CONTENDERS, help="run one alone, and print its figures")
-    parser.add_argument("--rows", type=Path, required=True, help="hh-rlhf .jsonl.gz")
-    parser.add_argument("--model", type=Path, required=True, help="folder of a causal language model")
-    parser.add_argument("--pairs", type=positive, default=32)
+    parser = arguments(__doc__, CONTENDERS, pairs=32, rounds=3)
     parser.add_argument("--beta", type=float, default=0.1)
-    parser.add_argument("--rounds", type=positive, default=3)
     args = parser.parse_args()
     if args.contender:
         run = ours if args.contender == "ours" else trl

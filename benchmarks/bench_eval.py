@@ -8,7 +8,6 @@ Rows are drawn from an hh-rlhf .jsonl.gz file; the model is a folder that transf
     transformers  every response behind its prompt, padded to the longest of 8, the logits of all tokens
 """
 
-import argparse
 import json
 import sys
 import time
@@ -16,8 +15,8 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.hh_rows import encode, sample
-from benchmarks.paired import Contender, end_in_one_line, markdown, positive, run_rounds, summarise, write
+from benchmarks.hh_rows import arguments, encode, sample
+from benchmarks.paired import Contender, end_in_one_line, markdown, run_rounds, summarise, write
 from prefdag.text.logps import Pair
 
 RESULTS = Path(__file__).with_name("bench_eval.csv")
@@ -60,13 +59,7 @@ def plain(folder: Path, pairs: list[Pair]) -> tuple[float, float]:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("contender", nargs="?", choices=CONTENDERS, help="run one alone, and print its figures")
-    parser.add_argument("--rows", type=Path, required=True, help="hh-rlhf .jsonl.gz")
-    parser.add_argument("--model", type=Path, required=True, help="folder of a causal language model")
-    parser.add_argument("--pairs", type=positive, default=64)
-    parser.add_argument("--rounds", type=positive, default=3)
-    args = parser.parse_args()
+    args = arguments(__doc__, CONTENDERS, pairs=64, rounds=3).parse_args()
     if args.contender:
         from transformers import AutoTokenizer
 

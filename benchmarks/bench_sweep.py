@@ -10,7 +10,6 @@ Rows are drawn from an hh-rlhf .jsonl.gz file; the model is a folder that transf
 Timed is all of it, from the start of the first process to the end of the last.
 """
 
-import argparse
 import os
 import subprocess
 import sys
@@ -22,8 +21,8 @@ import pandas as pd
 
 from benchmarks.bench_dpo import RATE, TARGETS, TRAINING
 from benchmarks.bench_pipeline import ROOT, call
-from benchmarks.hh_rows import encode, sample
-from benchmarks.paired import Contender, end_in_one_line, markdown, positive, run_rounds, summarise, write
+from benchmarks.hh_rows import arguments, encode, sample
+from benchmarks.paired import Contender, end_in_one_line, markdown, run_rounds, summarise, write
 
 RESULTS = Path(__file__).with_name("bench_sweep.csv")
 BETAS = (0.05, 0.1, 0.2, 0.3, 0.5)
@@ -86,13 +85,7 @@ def trl(shared: list[Any]) -> None:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("contender", nargs="?", choices=("ours", "trl"), help="run one alone")
-    parser.add_argument("--rows", type=Path, required=True, help="hh-rlhf .jsonl.gz")
-    parser.add_argument("--model", type=Path, required=True, help="folder of a causal language model")
-    parser.add_argument("--pairs", type=positive, default=32)
-    parser.add_argument("--rounds", type=positive, default=1)
-    args = parser.parse_args()
+    args = arguments(__doc__, ("ours", "trl"), pairs=32, rounds=1).parse_args()
     shared = ["--rows", args.rows.resolve(), "--model", args.model.resolve(), "--pairs", args.pairs]
     if args.contender:
         ours(args.rows, args.model, args.pairs) if args.contender == "ours" else trl(shared)

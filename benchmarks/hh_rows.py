@@ -1,5 +1,6 @@
 """Rows of hh-rlhf for the benchmarks: texts, and the token ids that TRL makes of them, so that both train on the same."""
 
+import argparse
 import gzip
 import json
 from collections.abc import Sequence
@@ -8,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from benchmarks.paired import positive
 from prefdag.text.logps import Pair
 
 TURN = "\n\nAssistant:"
@@ -18,6 +20,17 @@ class Texts(NamedTuple):
     prompt: str
     chosen: str
     rejected: str
+
+
+def arguments(description: str, contenders: Sequence[str], pairs: int, rounds: int) -> argparse.ArgumentParser:
+    """What the benchmarks on these rows are called with; `pairs` and `rounds` are defaults."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("contender", nargs="?", choices=contenders, help="run one alone")
+    parser.add_argument("--rows", type=Path, required=True, help="hh-rlhf .jsonl.gz")
+    parser.add_argument("--model", type=Path, required=True, help="folder of a causal language model")
+    parser.add_argument("--pairs", type=positive, default=pairs)
+    parser.add_argument("--rounds", type=positive, default=rounds)
+    return parser
 
 
 def sample(path: Path, tokenizer: Any, n: int, seed: int = 0) -> list[Texts]:

@@ -34,7 +34,7 @@ ENVIRONMENT = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
-# Threads that wait without spinning. Alone, a stage is a quarter slower for it; beside another one, five times as fast.
+# Threads that wait without spinning. Alone, a stage is a quarter slower for it; beside another one, more than twice as fast.
 IN_COMPANY = {"KMP_BLOCKTIME": "0", "OMP_WAIT_POLICY": "PASSIVE"}
 # The operating system's refusals that a user can mend; any other OSError is a fault of ours and keeps its traceback.
 REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES}

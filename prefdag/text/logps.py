@@ -9,13 +9,8 @@ from torch import Tensor, nn
 
 from prefdag.progress import progress
 from prefdag.text.packing import Group, Pack, batches, pack
-from prefdag.text.states import head, response_states
+from prefdag.text.states import head, response_states, response_token_logps
 from prefdag.text.vocabulary import log_collisions, token_logps
-
-
-def response_token_logps(model: nn.Module, packed: Pack) -> Tensor:
-    """log pi(target | prompt, response so far) of each scored token: (S,), float32, in nats."""
-    return token_logps(response_states(model, packed), head(model), packed.targets)
 
 
 def response_logps(model: nn.Module, packed: Pack) -> Tensor:

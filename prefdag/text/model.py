@@ -128,9 +128,8 @@ def checkpoint_gradients(policy: Policy) -> None:
     policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     for module in policy.modules():
         if isinstance(module, GradientCheckpointingLayer):
-            module.training = (
-                True  # a layer's own flag, without which it keeps all; what is inside it stays in eval mode
-            )
+            # A layer's own flag, without which it keeps all; what is inside it stays in eval mode.
+            module.training = True
 
 
 def _targets(model: PreTrainedModel, config: Lora, key: str) -> list[str] | str:

@@ -56,6 +56,11 @@ def response_states(model: nn.Module, packed: Pack) -> Tensor:
         return model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits[rows, columns]
 
 
+def response_token_logps(model: nn.Module, packed: Pack) -> Tensor:
+    """log pi(target | prompt, response so far) of each scored token: (S,), float32, in nats."""
+    return token_logps(response_states(model, packed), head(model), packed.targets)
+
+
 @torch.no_grad()
 def find_route(model: Any, *, packed: bool = True) -> None:
     """Try out on a few tokens how `model` can be called, and note it there as `prefdag_route`; a slow route is logged.
@@ -68,7 +73,7 @@ def find_route(model: Any, *, packed: bool = True) -> None:
 
     def logps(route: Route) -> Tensor:
         model.prefdag_route = route
-        return token_logps(response_states(model, trial), head(model), trial.targets)
+        return response_token_logps(model, trial)
 
     def agrees(route: Route) -> bool:
         try:

@@ -12,9 +12,8 @@ from torch.utils.checkpoint import checkpoint
 
 from prefdag.text.layers import product
 
-LOGITS = (
-    2**23
-)  # at most so many at a time: 32 MB, which malloc reuses; tokens enough that reading the head costs little
+# At most so many at a time: 32 MB, which malloc reuses, and tokens enough that reading the head costs little.
+LOGITS = 2**23
 
 
 def token_logps(states: Tensor, head: nn.Linear | None, targets: Tensor) -> Tensor:
@@ -31,23 +30,22 @@ def token_logps(states: Tensor, head: nn.Linear | None, targets: Tensor) -> Tens
         return _of_targets(logits, targets) - logits.exp().sum(-1).log()
 
     # Logits are computed once more in the backward pass.
-    return torch.cat(
-        [checkpoint(of_part, states[part], targets[part], use_reentrant=False) for part in _parts(states, head)]
-    )
+    parts = _parts(states, _vocabulary(states, head))
+    return torch.cat([checkpoint(of_part, states[part], targets[part], use_reentrant=False) for part in parts])
 
 
 @torch.no_grad()
 def log_collisions(states: Tensor, head: nn.Linear | None) -> Tensor:
     """log sum_v p(v)^2, over the vocabulary: (S, d) -> (S,), float32, in nats."""
-    parts = (_logits(states[part], head).log_softmax(-1) for part in _parts(states, head))
-    return torch.cat([(2 * logps).logsumexp(-1) for logps in parts])
+    parts = _parts(states, _vocabulary(states, head))
+    return torch.cat([(2 * _logits(states[part], head).log_softmax(-1)).logsumexp(-1) for part in parts])
 
 
 @torch.no_grad()
 def kl(policy: Tensor, policy_head: nn.Linear | None, reference: Tensor, reference_head: nn.Linear | None) -> Tensor:
     """KL(policy || reference) of the next token, over the whole vocabulary: states (S, d) each -> (S,), float32, in nats."""
     found = []
-    for part in _parts(policy, policy_head):
+    for part in _parts(policy, _vocabulary(policy, policy_head)):
         p, q = (
             _logits(states[part], head).log_softmax(-1)
             for states, head in ((policy, policy_head), (reference, reference_head))
@@ -56,9 +54,13 @@ def kl(policy: Tensor, policy_head: nn.Linear | None, reference: Tensor, referen
     return torch.cat(found)
 
 
-def _parts(states: Tensor, head: nn.Linear | None) -> Iterator[slice]:
-    size = max(1, LOGITS // (states if head is None else head.weight).shape[-1 if head is None else 0])
+def _parts(states: Tensor, vocabulary: int) -> Iterator[slice]:
+    size = max(1, LOGITS // vocabulary)
     return (slice(start, start + size) for start in range(0, max(1, len(states)), size))
+
+
+def _vocabulary(states: Tensor, head: nn.Linear | None) -> int:
+    return states.shape[-1] if head is None else len(head.weight)
 
 
 def _logits(states: Tensor, head: nn.Linear | None) -> Tensor:
@@ -79,17 +81,16 @@ class _FrozenHead(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
         found, directions = [], []
-        size = max(1, LOGITS // len(weight))
-        for part, target in zip(states.split(size), targets.split(size), strict=True):
-            logits = product(part, weight, bias).float()
+        for part in _parts(states, len(weight)):
+            logits = product(states[part], weight, bias).float()
             logits -= logits.amax(-1, keepdim=True)
-            of_target = _of_targets(logits, target)
+            of_target = _of_targets(logits, targets[part])
             p = logits.exp_()  # times total
             total = p.sum(-1)
             found.append(of_target - total.log())
             if ctx.needs_input_grad[0]:
                 mean = product(p.to(weight.dtype), weight.t()) / total[:, None]
-                directions.append(weight[target] - mean)
+                directions.append(weight[targets[part]] - mean)
         if ctx.needs_input_grad[0]:
             ctx.save_for_backward(torch.cat(directions).to(states.dtype))
         return torch.cat(found)
