@@ -14,7 +14,8 @@ REPORT = Path("reports/validation/images")
 
 @stage
 def main(validate_images: ValidateImages) -> None:
-    from prefdag.data.checks import check, images_tables, refuse  # seconds of import, not for --help
+    from prefdag.data.checks import check, refuse  # seconds of import, not for --help
+    from prefdag.data.image_expectations import images_tables
 
     data = read_images(RAW, validate_images.format)
     with writing(REPORT) as report, writing(IMAGES) as folder:

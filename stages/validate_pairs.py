@@ -14,7 +14,8 @@ REPORT = Path("reports/validation/pairs")
 
 @stage
 def main(validate_pairs: ValidatePairs) -> None:
-    from prefdag.data.checks import check, pairs_table, refuse  # seconds of import, not for --help
+    from prefdag.data.checks import check, refuse  # seconds of import, not for --help
+    from prefdag.data.pair_expectations import pairs_table
 
     pairs = read_pairs(RAW, validate_pairs.format)
     with writing(REPORT) as report, writing(PAIRS) as parquet:

@@ -13,7 +13,8 @@ import pytest
 
 from prefdag.artifacts import read_json, sha256
 from prefdag.config import PairLevels, ValidatePairs
-from prefdag.data.checks import SHOWN, Table, check, pairs_table
+from prefdag.data.checks import SHOWN, Table, check
+from prefdag.data.pair_expectations import pairs_table
 from prefdag.data.schema import PAIRS, read_pairs
 from prefdag.errors import DataError
 from stages import validate_pairs

@@ -1,4 +1,4 @@
-"""The data gate's expectations (Great Expectations), and what they leave behind: results, Data Docs, offending rows.
+"""Tables judged by Great Expectations, and what that leaves behind: results, Data Docs, offending rows.
 
 Importing this module imports Great Expectations, which takes seconds: stages import it inside `main`.
 """
@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import great_expectations as gx
-import great_expectations.expectations as gxe
 import pandas as pd
 from great_expectations.core.expectation_validation_result import ExpectationSuiteValidationResult
 from great_expectations.core.run_identifier import RunIdentifier
@@ -23,19 +22,11 @@ from great_expectations.data_context.types.base import (
     InMemoryStoreBackendDefaults,
     ProgressBarsConfig,
 )
-from great_expectations.execution_engine import PandasExecutionEngine
-from great_expectations.expectations.expectation import ColumnMapExpectation, ColumnPairMapExpectation, Expectation
+from great_expectations.expectations.expectation import Expectation
 from great_expectations.expectations.metadata_types import FailureSeverity
-from great_expectations.expectations.metrics.map_metric_provider import (
-    ColumnMapMetricProvider,
-    ColumnPairMapMetricProvider,
-    column_condition_partial,
-    column_pair_condition_partial,
-)
 
 from prefdag.artifacts import write_json, writing
-from prefdag.config import Level, PairLevels
-from prefdag.data.duplicates import conflict_with, copy_of, near_copy_of
+from prefdag.config import Level
 from prefdag.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -45,38 +36,6 @@ EXCERPT = 120  # characters
 OFFENDING = ["source", "column", "level", "reason", "excerpt"]
 # Data Docs name folders after the time of the run; the same data must make the same bytes.
 RUN = RunIdentifier(run_name="validation", run_time=datetime.fromtimestamp(0, UTC))
-
-
-class ColumnValuesNotBlank(ColumnMapMetricProvider):
-    condition_metric_name = "column_values.not_blank"
-
-    @column_condition_partial(engine=PandasExecutionEngine)
-    def _pandas(cls, column: pd.Series, **kwargs: Any) -> pd.Series:  # noqa: N805 - Great Expectations makes it a classmethod
-        # Not a regex: pandas may hand it to a library whose \S knows ASCII only.
-        return column.map(lambda text: bool(text.strip()))
-
-
-class ExpectColumnValuesToNotBeBlank(ColumnMapExpectation):
-    """Expect every text to hold something other than white space."""
-
-    map_metric = "column_values.not_blank"
-
-
-class ColumnPairValuesDiffer(ColumnPairMapMetricProvider):
-    condition_metric_name = "column_pair_values.differ"
-    condition_domain_keys = ("batch_id", "table", "column_A", "column_B", "ignore_row_if")
-
-    @column_pair_condition_partial(engine=PandasExecutionEngine)
-    def _pandas(cls, column_A: pd.Series, column_B: pd.Series, **kwargs: Any) -> pd.Series:  # noqa: N803, N805
-        return column_A != column_B
-
-
-class ExpectColumnPairValuesToDiffer(ColumnPairMapExpectation):
-    """Expect two columns to differ in every row."""
-
-    map_metric = "column_pair_values.differ"
-    success_keys = ("ignore_row_if", "mostly")
-    ignore_row_if: str = "either_value_is_missing"
 
 
 @dataclass(frozen=True)
@@ -93,160 +52,10 @@ class Table:
     expectations: list[Expectation]
 
 
-# Where a character was lost; where UTF-8 was read as Latin-1 or Windows-1252, and "é" became "Ã©", "’" "â€™".
-BROKEN_TEXT = "\ufffd|[ÂÃ][\u0080-\u00bf]|â€[\u0080-\u00bf˜™œž“”¢¦]"
-
-
-def pairs_table(pairs: pd.DataFrame, levels: PairLevels, similarity: float) -> Table:
-    """The pairs of `schema.read_pairs` as a table of texts; `prompt` is its last turn.
-
-    Expectations hold for the responses that there are: unpaired rows have one. `response` is any of them.
-    """
-    copies, conflicts = copy_of(pairs["source"], pairs["id"]), conflict_with(pairs)
-    rows = pairs.assign(
-        prompt=pairs["prompt"].map(lambda turns: turns[-1]["content"], na_action="ignore"),
-        # An unreadable row has its own fault; it needs no second one.
-        response=pairs["chosen"].fillna(pairs["rejected"]).where(pairs["fault"].isna(), ""),
-        copy_of=copies,
-        near_copy_of=near_copy_of(pairs["source"], _texts(pairs).where(copies.isna() & conflicts.isna()), similarity),
-        conflict_with=conflicts,
-    )
-    invalid = _at(levels.invalid)
-    texts = ("prompt", "chosen", "rejected")
-    return Table(
-        "pairs",
-        rows,
-        [
-            gxe.ExpectColumnValuesToBeNull(
-                column="fault",
-                description="every row can be read",
-                notes="column `fault` says where and why not",
-                **invalid,
-            ),
-            gxe.ExpectColumnValuesToNotBeNull(
-                column="response",
-                description="the row has a response",
-                notes="neither chosen nor rejected; write one or remove the row",
-                **invalid,
-            ),
-            *(
-                ExpectColumnValuesToNotBeBlank(
-                    column=column,
-                    description="the last turn holds text" if column == "prompt" else "the response holds text",
-                    notes="blank; write it or remove the row",
-                    **invalid,
-                )
-                for column in texts
-            ),
-            ExpectColumnPairValuesToDiffer(
-                column_A="rejected",
-                column_B="chosen",
-                description="chosen and rejected differ",
-                notes="the same response as chosen, so nothing is preferred; remove the row",
-                **invalid,
-            ),
-            gxe.ExpectColumnValuesToBeBetween(
-                column="preference",
-                min_value=0,
-                max_value=1,
-                description="the preference is a probability",
-                notes="not from 0 to 1; write the probability that chosen is preferred",
-                **invalid,
-            ),
-            gxe.ExpectColumnValuesToBeNull(
-                column="copy_of",
-                description="no row stands twice",
-                notes="the same content as an earlier row; remove it",
-                **_at(levels.duplicate),
-            ),
-            gxe.ExpectColumnValuesToBeNull(
-                column="near_copy_of",
-                description="no row stands twice in nearly the same words",
-                notes="nearly the same words as an earlier row; keep one of them",
-                **_at(levels.near_duplicate),
-            ),
-            gxe.ExpectColumnValuesToBeNull(
-                column="conflict_with",
-                description="no row contradicts another",
-                notes="the other way round in another row; remove one, or write a preference between 0 and 1 in one",
-                **_at(levels.conflict),
-            ),
-            *(
-                gxe.ExpectColumnValuesToNotMatchRegex(
-                    column=column,
-                    regex=BROKEN_TEXT,
-                    description="the text is as it was written",
-                    notes="characters lost, or UTF-8 read as another encoding; fetch the text again",
-                    **_at(levels.encoding),
-                )
-                for column in texts
-            ),
-        ],
-    )
-
-
-def _texts(pairs: pd.DataFrame) -> "pd.Series[str]":
-    """All that a row says: its turns and its responses; null where it cannot be read."""
-    rows = pairs[["prompt", "chosen", "rejected"]].itertuples(index=False)
-    said = [
-        "\n".join([*(turn["content"] for turn in prompt), *(side for side in sides if isinstance(side, str))])
-        if isinstance(prompt, list)
-        else None
-        for prompt, *sides in rows
-    ]
-    return pd.Series(said, pairs.index, "str")
-
-
-def _at(level: Level) -> dict[str, Any]:
+def at(level: Level) -> dict[str, Any]:
     """What makes an expectation one of this level."""
     severity = FailureSeverity.WARNING if level == "warn" else FailureSeverity.CRITICAL
     return {"severity": severity, "meta": {"level": level}}
-
-
-def images_tables(images: pd.DataFrame, classes: pd.DataFrame, max_imbalance: float) -> list[Table]:
-    """The tables of `images.image_rows` and `images.class_rows`."""
-    last = len(classes) - 1
-    of_images: list[Expectation] = [
-        gxe.ExpectColumnValuesToBeBetween(
-            column="label",
-            min_value=0,
-            max_value=last,
-            description="the label names a class",
-            notes=f"no class; labels run from 0 to {last}; mend it",
-            **_at("error"),
-        ),
-        gxe.ExpectColumnValuesToBeBetween(
-            column="contrast",
-            min_value=1,
-            description="the image shows something",
-            notes="all pixels are equal; remove the image",
-            **_at("error"),
-        ),
-        gxe.ExpectColumnValuesToBeNull(
-            column="copy_of",
-            description="no image stands twice",
-            notes="the same pixels as an earlier image",
-            **_at("warn"),
-        ),
-    ]
-    of_classes: list[Expectation] = [
-        gxe.ExpectColumnValuesToBeBetween(
-            column="images",
-            min_value=1,
-            description="every class has images",
-            notes="no images; add some",
-            **_at("error"),
-        ),
-        gxe.ExpectColumnValuesToBeBetween(
-            column="times_smallest",
-            max_value=max_imbalance,
-            description=f"no class is more than {max_imbalance:g} times the smallest",
-            notes="too many images next to the smallest class; remove some or raise validate_images.max_imbalance",
-            **_at("error"),
-        ),
-    ]
-    images = images.assign(copy_of=copy_of(images["source"], images["content"]))
-    return [Table("images", images, of_images), Table("classes", classes, of_classes)]
 
 
 def check(tables: Iterable[Table], report: Path) -> pd.DataFrame:
