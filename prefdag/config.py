@@ -101,8 +101,9 @@ class DownloadPairs:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class DownloadEvals:
-    truthfulqa: Source
-    winogrande: Source
+    truthfulqa: Source | None
+    winogrande: Source | None
+    pku: Source | None
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -127,12 +128,34 @@ class PairLevels:
     near_duplicate: Level
     conflict: Level
     encoding: Level
+    contamination: Level
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class ShareLevels:
+    """From where on a share is listed, and from where on it stops the stage; null: never. See data/measures.py."""
+
+    warn: Fraction | None
+    error: Fraction | None
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class PairShares:
+    """The levels of each measure."""
+
+    longer_preferred: ShareLevels
+    disagreement: ShareLevels
+    repeated_prompts: ShareLevels
+    repeated_runs: ShareLevels
+    other_scripts: ShareLevels
+    largest_origin: ShareLevels
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class ValidatePairs:
     format: Literal["auto", "sharegpt", "pku", "alpaca", "unpaired", "plain", "messages", "hh-rlhf"]
     levels: PairLevels
+    shares: PairShares
     similarity: Annotated[float, Field(gt=0, le=1)]  # of near duplicates
     max_dropped: Fraction  # share of all rows
 
@@ -148,6 +171,7 @@ class FormatPairs:
     template: Literal["chat", "instruction"]
     max_prompt_tokens: PositiveInt
     max_response_tokens: Annotated[int, Field(ge=2)]  # one token and EOS
+    max_left_out: Fraction  # share of all rows
     max_pairs: PositiveInt | None
     val_fraction: Fraction
     test_fraction: Fraction

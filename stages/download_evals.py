@@ -1,6 +1,7 @@
-"""Fetch the two evaluation sets from their pinned sources, as they are and side by side: one folder a set."""
+"""Fetch the evaluation sets from their pinned sources, as they are and side by side: one folder a set."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
 from pathlib import Path
 
 from prefdag import artifacts
@@ -13,10 +14,13 @@ EVALS = Path("data/raw/evals")
 
 @stage
 def main(download_evals: DownloadEvals) -> None:
-    sources = {"truthfulqa": download_evals.truthfulqa, "winogrande": download_evals.winogrande}
+    sources = {field.name: getattr(download_evals, field.name) for field in fields(download_evals)}
     with artifacts.writing(EVALS) as folder, ThreadPoolExecutor() as pool:
+        folder.mkdir()
         fetches = [
-            pool.submit(fetch, source, folder / name, f"download_evals.{name}") for name, source in sources.items()
+            pool.submit(fetch, source, folder / name, f"download_evals.{name}")
+            for name, source in sources.items()
+            if source is not None
         ]
         for fetched in fetches:
             fetched.result()

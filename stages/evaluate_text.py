@@ -7,8 +7,7 @@ from prefdag.config import EvaluateText, FormatPairs, Loss, LossOptions
 from prefdag.stage import stage
 
 PAIRS = Path("data/pairs")
-TRUTHFULQA = Path("data/raw/evals/truthfulqa")
-WINOGRANDE = Path("data/raw/evals/winogrande")
+EVALS = Path("data/raw/evals")
 BASE = Path("models/base")
 REFERENCE = Path("models/reference")
 POLICY = Path("models/dpo_text")
@@ -22,24 +21,22 @@ SAMPLES = Path("reports/text/samples.json")
 def main(
     beta: float, loss: Loss, loss_options: LossOptions, format_pairs: FormatPairs, evaluate_text: EvaluateText
 ) -> None:
-    from prefdag.data.evals import read_truthfulqa, read_winogrande
+    from prefdag.data.evals import read_eval_sets
     from prefdag.dpo import health
     from prefdag.dpo.preference import Preference
     from prefdag.text import evaluate
     from prefdag.text import model as lm
+    from prefdag.text.eval_rows import eval_groups
     from prefdag.text.generate import load_duo
     from prefdag.text.logps import score
-    from prefdag.text.rows import chosen_groups, eval_groups, pair_rows, read_split
+    from prefdag.text.rows import chosen_groups, pair_rows, read_split
 
     budget = evaluate_text.tokens_per_batch
     test = read_split(PAIRS, "test")
     duo = load_duo(REFERENCE, POLICY, format_pairs.template)
     sets = {
         name: eval_groups(rows[: evaluate_text.max_eval_rows], duo.tokenizer, format_pairs)
-        for name, rows in (
-            ("truthfulqa", read_truthfulqa(TRUTHFULQA)),
-            ("winogrande", read_winogrande(WINOGRANDE)),
-        )
+        for name, rows in read_eval_sets(EVALS).items()
     }
 
     samples = []

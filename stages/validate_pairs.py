@@ -2,31 +2,49 @@
 
 from pathlib import Path
 
-from prefdag.artifacts import scratch, writing
+from prefdag.artifacts import scratch, write_json, writing
 from prefdag.config import ValidatePairs
+from prefdag.data.contamination import contamination
+from prefdag.data.evals import read_eval_sets
 from prefdag.data.schema import read_pairs, write_pairs
 from prefdag.stage import stage
 
 RAW = Path("data/raw/pairs")
+EVALS = Path("data/raw/evals")
 PAIRS = Path("data/validated/pairs.parquet")
 REPORT = Path("reports/validation/pairs")
 
 
 @stage
 def main(validate_pairs: ValidatePairs) -> None:
-    from prefdag.data.checks import check, refuse  # seconds of import, not for --help
-    from prefdag.data.pair_expectations import pairs_table
+    # Seconds of import, not for --help.
+    from prefdag.data.annotators import agreed
+    from prefdag.data.checks import check, refuse
+    from prefdag.data.measures import measures, summary
+    from prefdag.data.pair_expectations import pairs_table, shares_table
 
-    pairs = read_pairs(RAW, validate_pairs.format)
+    read = read_pairs(RAW, validate_pairs.format)
+    pairs, merged = agreed(read)
+    sets = read_eval_sets(EVALS)
+    meetings = contamination(pairs, sets)
+    measured = measures(pairs[pairs["fault"].isna()])
+    tables = [
+        pairs_table(pairs, meetings, validate_pairs.levels, validate_pairs.similarity),
+        shares_table(measured, validate_pairs.shares),
+    ]
     with writing(REPORT) as report, writing(PAIRS) as parquet:
-        offending = check([pairs_table(pairs, validate_pairs.levels, validate_pairs.similarity)], report)
+        offending = check(tables, report)
         bad = pairs["source"].isin(offending["source"][offending["level"] == "drop"])
+        for name, frame in (("contamination", meetings), ("shares", measured), ("merged", merged)):
+            frame.to_csv(report / f"{name}.csv", index=False, lineterminator="\n")
+        write_json(report / "summary.json", summary(pairs, bad, merged, offending, meetings, sets))
         too_many = bad.mean() > validate_pairs.max_dropped
         if (offending["level"] == "error").any() or too_many:
             why = f"; {bad.sum()} of {len(bad)} rows exceed validate_pairs.max_dropped" if too_many else ""
             raise refuse(offending, report, scratch("validation", "pairs"), why)
         write_pairs(parquet, pairs[~bad])
-    print(f"validate_pairs: {len(pairs)} rows read, {bad.sum()} dropped, {(~bad).sum()} written to {PAIRS}")
+    joined = f", {len(merged)} joined to others of their pair" if len(merged) else ""
+    print(f"validate_pairs: {len(read)} rows read{joined}, {bad.sum()} dropped, {(~bad).sum()} written to {PAIRS}")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from prefdag.artifacts import read_json, sha256
-from prefdag.config import PairLevels, ValidatePairs
+from prefdag.config import PairLevels, PairShares, ShareLevels, ValidatePairs
 from prefdag.data.checks import SHOWN, Table, check
+from prefdag.data.contamination import COLUMNS
 from prefdag.data.pair_expectations import pairs_table
 from prefdag.data.schema import PAIRS, read_pairs
 from prefdag.errors import DataError
@@ -25,6 +27,9 @@ ROOT = Path(__file__).parents[1]
 def row(number: int = 0, **changes: Any) -> dict[str, Any]:
     return {"prompt": f"p{number}", "chosen": f"c{number}", "rejected": f"r{number}"} | changes
 
+
+NO_SHARES = PairShares(**{field.name: ShareLevels(warn=None, error=None) for field in fields(PairShares)})
+NO_MEETINGS = pd.DataFrame(columns=COLUMNS, dtype="str")
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "blank-prompt": (row(1, prompt=" "), "prompt: blank"),
@@ -55,13 +60,32 @@ def write(folder: Path, *rows: dict[str, Any]) -> None:
 
 
 def levels(level: Any = "error", **others: Any) -> PairLevels:
-    kinds = {"invalid": level, "duplicate": level, "near_duplicate": "warn", "conflict": "warn", "encoding": "warn"}
+    kinds = {
+        "invalid": level,
+        "duplicate": level,
+        "near_duplicate": "warn",
+        "conflict": "warn",
+        "encoding": "warn",
+        "contamination": "warn",
+    }
     return PairLevels(**kinds | others)
 
 
-def run(level: Any = "error", max_dropped: float = 0.0, row_format: Any = "plain", **others: Any) -> None:
+def run(
+    level: Any = "error",
+    max_dropped: float = 0.0,
+    row_format: Any = "plain",
+    shares: PairShares = NO_SHARES,
+    **others: Any,
+) -> None:
     validate_pairs.main.main(
-        ValidatePairs(format=row_format, levels=levels(level, **others), similarity=0.8, max_dropped=max_dropped)
+        ValidatePairs(
+            format=row_format,
+            levels=levels(level, **others),
+            shares=shares,
+            similarity=0.8,
+            max_dropped=max_dropped,
+        )
     )
 
 
@@ -127,7 +151,7 @@ def test_a_row_without_any_response_is_listed(raw: Path) -> None:
     write(raw, row(0), row(1), row(2, chosen=None))
     pairs = read_pairs(raw, "plain")
     pairs.loc[1, ["chosen", "rejected"]] = None
-    offending = check([pairs_table(pairs, levels(), 0.8)], raw / "report")
+    offending = check([pairs_table(pairs, NO_MEETINGS, levels(), 0.8)], raw / "report")
     assert offending[["source", "column"]].to_numpy().tolist() == [["a.jsonl:2", "response"], ["a.jsonl:3", "chosen"]]
     assert offending["reason"][0].startswith("neither chosen nor rejected")
 
@@ -205,6 +229,72 @@ def test_texts_in_other_scripts_are_not_broken(raw: Path) -> None:
     assert pq.read_table(validate_pairs.PAIRS).num_rows == len(texts)
 
 
+def test_a_share_above_its_level_is_listed_or_stops(raw: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of all rows 36 of 40 preferred responses are longer, 77% to 96%; of the second origin all 20 are, 84% to 100%."""
+    rows = [row(i, chosen="long" if i > 3 else "l", rejected="no", source="ab"[i >= 20]) for i in range(40)]
+    write(raw, *rows)
+    run(shares=replace(NO_SHARES, longer_preferred=ShareLevels(warn=0.8, error=None)))
+    listed = pd.read_csv(validate_pairs.REPORT / "offending.csv")
+    assert listed[["source", "column", "level"]].to_numpy().tolist() == [["b", "longer_preferred", "warn"]]
+    assert listed["excerpt"][0] == pytest.approx(0.8389)
+    with pytest.raises(DataError) as stopped:
+        run(shares=replace(NO_SHARES, longer_preferred=ShareLevels(warn=None, error=0.8)))
+    assert str(stopped.value).startswith(
+        "b:longer_preferred: above 0.8, validate_pairs.shares.longer_preferred.error: "
+    )
+    run(shares=replace(NO_SHARES, longer_preferred=ShareLevels(warn=0.9, error=0.95)))
+    assert pd.read_csv(validate_pairs.REPORT / "offending.csv").empty
+    shares = pd.read_csv(validate_pairs.REPORT / "shares.csv").set_index(["source", "measure"])
+    assert shares.loc[("all rows", "longer_preferred"), "share"] == 0.9
+
+
+def test_rows_of_eval_sets_are_found_in_the_pairs(raw: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By level: listed, dropped, or stopped; the summary counts them, before and after."""
+    evals = raw.parents[2] / validate_pairs.EVALS
+    for name in ("truthfulqa", "winogrande"):
+        (evals / name).mkdir(parents=True)
+    (evals / "truthfulqa/a.csv").write_text("Question,Best Answer,Incorrect Answers\np1?,no,yes\np7,no,yes\n")
+    filled = {"sentence": "An _ helped.", "option1": "ant", "option2": "elk", "answer": "1"}
+    (evals / "winogrande/a.jsonl").write_text(json.dumps(filled))
+    write(raw, row(0), row(1), row(2, prompt="P1!"), row(3, chosen="An elk helped"))
+    expected = {
+        "a.jsonl:2": "truthfulqa/a.csv:1",
+        "a.jsonl:3": "truthfulqa/a.csv:1",
+        "a.jsonl:4": "winogrande/a.jsonl:1",
+    }
+    for level, kept in (("warn", 4), ("drop", 1)):
+        run(contamination=level, max_dropped=0.75)
+        assert len(pq.read_table(validate_pairs.PAIRS)) == kept
+        listed = pd.read_csv(validate_pairs.REPORT / "offending.csv")
+        assert dict(zip(listed["source"], listed["excerpt"], strict=True)) == expected
+        assert set(listed["column"]) == {"contaminates"}
+        found = read_json(validate_pairs.REPORT / "summary.json")["evals"]
+        left = kept == 4
+        assert found["truthfulqa"] == {"rows": 2, "met": 1, "met_exactly": 1, "pairs": 2, "met_by_kept": int(left)}
+        assert found["winogrande"] == {"rows": 1, "met": 1, "met_exactly": 1, "pairs": 1, "met_by_kept": int(left)}
+    met = pd.read_csv(validate_pairs.REPORT / "contamination.csv")
+    assert met["words"].tolist() == ["p1", "p1", "an elk helped"]
+    with pytest.raises(DataError, match=r"^a.jsonl:2:contaminates: words of an eval set.* \(2 more\)"):
+        run(contamination="error")
+
+
+def test_annotators_who_disagree_are_one_pair_and_no_conflict(raw: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    votes = [("c0", "r0", "ann"), ("r0", "c0", "bob"), ("c0", "r0", "eve")]
+    write(raw, row(1), *(row(0, chosen=c, rejected=r, annotator=who) for c, r, who in votes))
+    run(conflict="error")
+    table = pq.read_table(validate_pairs.PAIRS)
+    assert table.schema.equals(PAIRS)
+    assert table["preference"].to_pylist() == pytest.approx([1.0, 2 / 3])
+    assert "4 rows read, 2 joined to others of their pair, 0 dropped, 2 written" in capsys.readouterr().out
+    assert pd.read_csv(validate_pairs.REPORT / "merged.csv")["into"].tolist() == ["a.jsonl:2"] * 2
+    assert read_json(validate_pairs.REPORT / "summary.json")["rows"] == {
+        "read": 4,
+        "merged": 2,
+        "dropped": 0,
+        "kept": 2,
+    }
+
+
 def test_drop_above_the_level_stops(raw: Path) -> None:
     write(raw, *[row(number) for number in range(18)], row(18, chosen=""), row(19, chosen=""))
     with pytest.raises(
@@ -244,7 +334,7 @@ def test_data_docs_show_expectations_and_offending_rows(raw: Path) -> None:
         raw, row(0), row(1, chosen="", rejected="<script>alert(1)</script>"), row(2, rejected="c2"), row(3, chosen=None)
     )
     report = raw / "report"
-    check([pairs_table(read_pairs(raw, "plain"), levels(), 0.8)], report)
+    check([pairs_table(read_pairs(raw, "plain"), NO_MEETINGS, levels(), 0.8)], report)
     docs = report / "data_docs"
     (page,) = (docs / "validations").rglob("*.html")
     assert f'<a href="{page.relative_to(docs).as_posix()}">pairs</a>' in (docs / "index.html").read_text()
@@ -259,13 +349,13 @@ def test_long_values_are_cut_in_what_is_written(raw: Path) -> None:
     long = "x" * 1_000_000
     write(raw, row(0), row(1, chosen=long, rejected=long))
     report = raw / "report"
-    check([pairs_table(read_pairs(raw, "plain"), levels(), 0.8)], report)
+    check([pairs_table(read_pairs(raw, "plain"), NO_MEETINGS, levels(), 0.8)], report)
     assert max(path.stat().st_size for path in report.rglob("*.[hjc]*") if "static" not in path.parts) < 200_000
 
 
 def test_an_expectation_that_cannot_be_evaluated_is_no_pass(tmp_path: Path) -> None:
     rows = pd.DataFrame({"source": ["a:1"], "chosen": [3]})
-    table = pairs_table(pd.DataFrame(columns=[*PAIRS.names, "fault"]).assign(source=[]), levels(), 0.8)
+    table = pairs_table(pd.DataFrame(columns=[*PAIRS.names, "fault"]).assign(source=[]), NO_MEETINGS, levels(), 0.8)
     with pytest.raises(RuntimeError, match="could not be evaluated"):
         check([Table("pairs", rows, table.expectations)], tmp_path / "report")
 

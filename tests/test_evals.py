@@ -4,12 +4,14 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from prefdag.data.chat import ChatTokenizer
-from prefdag.data.evals import EvalRow, encode_row, read_truthfulqa, read_winogrande
+from prefdag.data.evals import EvalRow, read_eval_sets, read_preferences, read_truthfulqa, read_winogrande
 from prefdag.errors import DataError
+from prefdag.text.eval_rows import encode_row
 
 ROOT = Path(__file__).parents[1]
 REAL = ROOT.parent / "shared" / "data"
@@ -59,6 +61,66 @@ def test_truthfulqa_row(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
     assert tokenizer.decode(encode_row(row, tokenizer, 100, 100, row.wrong_responses[0]).response_ids) == "Yes</s>"
 
 
+def test_truthfulqa_in_all_its_forms(tmp_path: Path) -> None:
+    """The CSV, its multiple-choice JSON, and both configurations of the hub's parquet."""
+    right, wrong = ["No", "It is not"], ["Yes", "Of course"]
+    targets = dict.fromkeys(right[:1], 1) | dict.fromkeys(wrong, 0), dict.fromkeys(right, 1) | dict.fromkeys(wrong, 0)
+    hub = [{"choices": list(each), "labels": list(each.values())} for each in targets]
+    generation = {"question": "Is it?", "best_answer": "No", "correct_answers": right, "incorrect_answers": wrong}
+    writers = {
+        "a.csv": lambda path: path.write_text(HEADER + "A,B,Is it?,No,No; It is not,Yes; Of course,C\n"),
+        "a.json": lambda path: path.write_text(
+            json.dumps([{"question": "Is it?", "mc1_targets": targets[0], "mc2_targets": targets[1]}])
+        ),
+        "a.parquet": lambda path: pd.DataFrame([generation]).to_parquet(path),
+        "b.parquet": lambda path: pd.DataFrame(
+            [{"question": "Is it?", "mc1_targets": hub[0], "mc2_targets": hub[1]}]
+        ).to_parquet(path),
+    }
+    for name, write in writers.items():
+        folder = tmp_path / name / "truthfulqa"
+        folder.mkdir(parents=True)
+        write(folder / name)
+        [row] = read_eval_sets(folder.parent)["truthfulqa"]
+        assert row.source == f"truthfulqa/{name}:1"
+        assert (row.prompt, row.response) == ([{"role": "user", "content": "Is it?"}], "No")
+        assert (row.right_responses, row.wrong_responses) == (("No", "It is not"), ("Yes", "Of course"))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        ({"a": 1, "b": 1}, {"a": 1, "b": 0}, r":1:mc1_targets: answers of 1 \(right\) and of 0 \(wrong\) are needed"),
+        ({"a": 1, "b": 1, "c": 0}, {"a": 1, "c": 0}, r":1:mc1_targets: needs one right answer"),
+        ({"a": 1, "c": 0}, {"b": 1, "c": 0}, r":1:mc1_targets: needs one right answer, which is right in mc2_targets"),
+        ({"a": 1, "c": 0}, {"a": 1, "d": 0}, r":1:mc2_targets: other wrong answers than mc1_targets"),
+        ({"a": 1, "c": 2}, {"a": 1, "c": 0}, r":1:mc1_targets: answers of 1"),
+        ({"a": 1, "c": 0}, "a", r":1:mc2_targets: Input should be a valid dictionary"),
+    ],
+)
+def test_multiple_choice_faults(tmp_path: Path, first: object, second: object, message: str) -> None:
+    jsonl_file(tmp_path, {"question": "q", "mc1_targets": first, "mc2_targets": second})
+    with pytest.raises(DataError, match=message):
+        read_truthfulqa(tmp_path)
+
+
+def test_preferences_in_any_format(tmp_path: Path) -> None:
+    """PKU's turns; where the second response is the more probable one, it is the right one."""
+    turns = [{"role": "human", "text": "Hi"}]
+    sides = {"chosen": {"role": "assistant", "text": "a"}, "rejected": {"role": "assistant", "text": "b"}}
+    jsonl_file(tmp_path, {"context": turns, **sides}, {"context": turns, **sides, "preference": 0.25})
+    first, second = read_preferences(tmp_path)
+    assert first.prompt == [{"role": "user", "content": "Hi"}]
+    assert (first.response, first.wrong_responses) == ("a", ("b",))
+    assert (second.response, second.wrong_responses) == ("b", ("a",))
+    jsonl_file(tmp_path, {"prompt": "Hi", "chosen": "a", "rejected": "b"}, {"prompt": "Hi", "chosen": "a"})
+    with pytest.raises(DataError, match=r"/set.jsonl:2:rejected: missing"):
+        read_preferences(tmp_path)
+    jsonl_file(tmp_path, {"prompt": "Hi", "completion": "a", "label": True})
+    with pytest.raises(DataError, match=r"/set.jsonl:1: not two responses; an eval set of preferences needs pairs"):
+        read_preferences(tmp_path)
+
+
 def test_winogrande_row(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
     first, second = read_winogrande(jsonl_file(tmp_path, GAP, GAP | {"answer": "2"}))
     assert (first.prompt, first.response, first.wrong_responses) == (
@@ -92,12 +154,12 @@ def test_files_of_a_folder_in_order(tmp_path: Path) -> None:
         ("\ufeff" + HEADER.removeprefix("Type,Category,") + "q,,r,w,s\n", r"set.csv:1:Best Answer: empty; fill it in"),
         (HEADER + "A,B,q,,r,w,s\n", r"set.csv:1:Best Answer: empty; fill it in"),
         (HEADER + "A,B,q,a,r,w,s\nA,B, ,a,r,w,s\n", r"set.csv:2:Question: empty; fill it in"),
-        (HEADER + "A,B,q,a,b\n", r"set.csv:1: 5 cells under 7 columns; quote"),
+        (HEADER + "A,B,q,a,b\n", r"/set.csv:1: 5 cells under a header of 7; quote"),
         (HEADER + 'A,B,q,"a"x,r,w,s\n', r"set.csv:1: not CSV"),
         (HEADER + 'A,B,q,"a', r"set.csv:1: not CSV"),
         ("Question,Incorrect Answers\nq,w\n", r"set.csv:1:Best Answer: missing; every row needs it"),
-        (HEADER, r"set.csv: no rows"),
-        ("", r"set.csv: no rows"),
+        (HEADER, r"/set.csv: holds no rows; name another file in download_evals"),
+        ("", r"/set.csv: holds no rows"),
     ],
 )
 def test_truthfulqa_faults(tmp_path: Path, text: str, message: str) -> None:
@@ -115,7 +177,7 @@ def test_truthfulqa_faults(tmp_path: Path, text: str, message: str) -> None:
         (GAP | {"option2": " "}, r"set.jsonl:2:option2: empty; fill it in"),
         (GAP | {"option1": None}, r"set.jsonl:2:option1: Input should be a valid string"),
         ({"sentence": "_"}, r"set.jsonl:2:option1: missing; every row needs it"),
-        ([1], r"set.jsonl:2: Input should be an object"),
+        ([1], r"/set.jsonl:2: a list where an object is needed"),
     ],
 )
 def test_winogrande_faults(tmp_path: Path, row: object, message: str) -> None:
@@ -124,16 +186,18 @@ def test_winogrande_faults(tmp_path: Path, row: object, message: str) -> None:
 
 
 def test_broken_files(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no \.jsonl file"):
+    with pytest.raises(DataError, match=r": no files; look at download_evals\."):
         read_winogrande(tmp_path)
     (tmp_path / "set.jsonl").write_bytes(b"")
-    with pytest.raises(DataError, match="no rows"):
+    with pytest.raises(DataError, match="holds no rows"):
         read_winogrande(tmp_path)
     (tmp_path / "set.jsonl").write_bytes(json.dumps(GAP).encode()[:-5])
-    with pytest.raises(DataError, match=r"set.jsonl:1: Invalid JSON"):
+    with pytest.raises(DataError, match=r"/set.jsonl:1:[0-9]+: not JSON"):
         read_winogrande(tmp_path)
     (tmp_path / "set.jsonl").write_bytes(b'{"sentence": "\xff"}')
-    with pytest.raises(DataError, match=r"set.jsonl: not UTF-8 \(byte 14\)"):
+    with pytest.raises(
+        DataError, match=r"/set.jsonl:1:sentence: bytes that are not UTF-8, or a lone surrogate, at character 1"
+    ):
         read_winogrande(tmp_path)
 
 
@@ -149,15 +213,18 @@ def test_a_refused_row_is_named(tokenizer: ChatTokenizer) -> None:
         def raw_prompt(self, *_: object) -> None:  # type: ignore[override]
             raise DataError("no")
 
-    row = EvalRow(source="set.jsonl:7", prompt="a", response="b", wrong_responses=())
+    row = EvalRow(source="set.jsonl:7", prompt="a", response="b", right_responses=("b",), wrong_responses=())
     with pytest.raises(DataError, match=r"^set.jsonl:7: no$"):
         encode_row(row, Refusing(), 10, 10)
 
 
 def test_the_sets_of_the_project(tmp_path: Path) -> None:
-    for name in ("misconceptions.csv", "pronouns.jsonl"):
-        (tmp_path / name).write_bytes((ROOT / "evals" / name).read_bytes())
-    questions, gaps = read_truthfulqa(tmp_path), read_winogrande(tmp_path)
+    for name, file in (("truthfulqa", "misconceptions.csv"), ("winogrande", "pronouns.jsonl")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / file).write_bytes((ROOT / "evals" / file).read_bytes())
+    sets = read_eval_sets(tmp_path)
+    assert list(sets) == ["truthfulqa", "winogrande"]
+    questions, gaps = sets.values()
     assert (len(questions), len(gaps)) == (44, 40)
     assert len({row.prompt[0]["content"] for row in questions if not isinstance(row.prompt, str)}) == 44
     assert all(row.response not in row.wrong_responses and row.wrong_responses for row in questions)
@@ -172,10 +239,22 @@ def test_the_sets_of_the_project(tmp_path: Path) -> None:
 
 
 @needs_real_data
-def test_the_real_sets() -> None:
-    questions = read_truthfulqa(REAL / "truthfulqa")
-    assert len(questions) == 817
+def test_the_real_sets(tmp_path: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"^truthfulqa/mc_task.json:1: the question of truthfulqa/TruthfulQA.csv:97 again"
+    ):
+        read_truthfulqa(REAL / "truthfulqa")
+    by_file = []
+    for name in ("TruthfulQA.csv", "mc_task.json"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).write_bytes((REAL / "truthfulqa" / name).read_bytes())
+        by_file.append(read_truthfulqa(tmp_path / name))
+    questions, choices = by_file
+    assert len(questions) == len(choices) == 817
     assert questions[0].response == "The watermelon seeds pass through your digestive system"
+    # The two forms agree, but for full stops and a few later corrections.
+    answers = {str(row.prompt): {answer.rstrip(".") for answer in row.wrong_responses} for row in choices}
+    assert sum(answers.get(str(row.prompt)) == {a.rstrip(".") for a in row.wrong_responses} for row in questions) == 816
     gaps = read_winogrande(REAL / "winogrande")
     assert len(gaps) == 1267 + 160
     assert gaps[0].prompt == "Sarah was a much better surgeon than Maria so"

@@ -31,6 +31,7 @@ FORMAT = FormatPairs(
     template="instruction",
     max_prompt_tokens=300,
     max_response_tokens=20,
+    max_left_out=0.2,
     max_pairs=None,
     val_fraction=0.2,
     test_fraction=0.2,
@@ -71,7 +72,7 @@ def table(rows: Sequence[tuple[str, str | None, str | None]]) -> pa.Table:
 
 def test_format_rows_by_hand(tokenizer: ChatTokenizer) -> None:
     rows = [(f"question {n}", "yes", "no, not at all, never") for n in range(10)]
-    tables, summary = format_rows(table(rows), tokenizer, FORMAT)
+    tables, summary, *_ = format_rows(table(rows), tokenizer, FORMAT)
     assert list(tables) == list(SPLITS)
     assert all(t.schema.equals(PAIRS_SCHEMA) for t in tables.values())
     assert summary["rows"] == {"train": 6, "val": 2, "test": 2}
@@ -93,18 +94,22 @@ def test_pairs_that_the_cut_makes_identical_are_left_out(
     tokenizer: ChatTokenizer, caplog: pytest.LogCaptureFixture
 ) -> None:
     rows = [(f"question {n}", "yes", "no") for n in range(9)] + [("dead", "x" * 20 + "yes", "x" * 20 + "no")]
-    tables, summary = format_rows(table(rows), tokenizer, FORMAT)
-    assert summary["left_out_identical"] == 1
+    tables, summary, *_ = format_rows(table(rows), tokenizer, FORMAT)
+    assert summary["changes"][-1] == {"change": "left out", "column": "rejected", "rows": 1}
     assert sum(t.num_rows for t in tables.values()) == 9
-    assert "1 of 10 pairs are left out" in caplog.text
+    assert (
+        "1 of 10 pairs are left out, the first: pairs.json:10:rejected: the cut leaves the same tokens" in caplog.text
+    )
+    with pytest.raises(DataError, match=r"^1 of 10 pairs .*; raise format_pairs.max_response_tokens, or max_left_out$"):
+        format_rows(table(rows), tokenizer, replace(FORMAT, max_left_out=0.09))
 
 
 def test_format_unpaired_rows_by_hand(tokenizer: ChatTokenizer) -> None:
     """Three chosen to one rejected response of another length: lengths are of the responses that there are."""
     rows = [(f"question {n}", *((None, "no, not at all, never") if n % 4 == 0 else ("yes", None))) for n in range(40)]
-    tables, summary = format_rows(table(rows), tokenizer, FORMAT)
+    tables, summary, *_ = format_rows(table(rows), tokenizer, FORMAT)
     assert all(t.schema.equals(PAIRS_SCHEMA) for t in tables.values())
-    assert summary["left_out_identical"] == 0
+    assert not any(each["change"] == "left out" for each in summary["changes"])
     assert (summary["chosen"]["tokens"], summary["chosen"]["length_p100"]) == (30 * 4, 4)
     assert (summary["rejected"]["tokens"], summary["rejected"]["truncated"]) == (10 * 20, 1.0)
     found = [row for name in SPLITS for row in tables[name].to_pylist()]
@@ -117,7 +122,7 @@ def test_format_unpaired_rows_by_hand(tokenizer: ChatTokenizer) -> None:
 
 def test_responses_of_one_prompt_share_a_split(tokenizer: ChatTokenizer) -> None:
     rows = [(f"question {n // 4}", *(("yes", None) if n % 2 else (None, "no"))) for n in range(80)]
-    tables, _ = format_rows(table(rows), tokenizer, FORMAT)
+    tables, *_ = format_rows(table(rows), tokenizer, FORMAT)
     prompts = [set(t["prompt"].to_pylist()) for t in tables.values()]
     assert sum(map(len, prompts)) == len(set.union(*prompts)) == 20
 
@@ -135,7 +140,7 @@ def test_a_split_without_responses_of_a_kind_is_named(tokenizer: ChatTokenizer, 
 
 def test_max_pairs_takes_the_first(tokenizer: ChatTokenizer) -> None:
     rows = [(f"question {n}", "yes", "no") for n in range(20)]
-    tables, _ = format_rows(table(rows), tokenizer, replace(FORMAT, max_pairs=10))
+    tables, *_ = format_rows(table(rows), tokenizer, replace(FORMAT, max_pairs=10))
     sources = {row["source"] for t in tables.values() for row in t.to_pylist()}
     assert sources == {f"pairs.json:{n}" for n in range(1, 11)}
 
@@ -149,7 +154,7 @@ def test_prompts_that_differ_only_before_the_cut_share_a_split(tokenizer: ChatTo
 def test_parquet_is_byte_identical(tokenizer: ChatTokenizer, tmp_path: Path) -> None:
     rows = [(f"question {n}", "yes", "no") for n in range(10)]
     for name in ("a", "b"):
-        pq.write_table(format_rows(table(rows), tokenizer, FORMAT)[0]["train"], tmp_path / name)
+        pq.write_table(format_rows(table(rows), tokenizer, FORMAT).splits["train"], tmp_path / name)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     assert pq.read_schema(tmp_path / "a").field("prompt_ids").type == pa.list_(pa.int32())
 

@@ -20,15 +20,15 @@ from torch import Tensor, nn
 
 from prefdag.artifacts import read_json, sha256, write_json
 from prefdag.config import DpoText, EvaluateText, FormatPairs, Health, LossOptions, RefLogps, SftRef, TextReference
-from prefdag.data.evals import EncodedRow
 from prefdag.data.schema import read_pairs, write_pairs
 from prefdag.dpo.preference import Scores
 from prefdag.dpo.rewards import unpaired_reward_metrics
 from prefdag.dpo.trainer import History
 from prefdag.errors import DataError, NumericError
 from prefdag.intervals import difference, roc_area
-from prefdag.text import evaluate, rows
+from prefdag.text import eval_rows, evaluate, rows
 from prefdag.text import model as lm
+from prefdag.text.eval_rows import EncodedRow
 from prefdag.text.logps import Pair, score, score_all_pairs
 from prefdag.text.packing import Group
 from stages import dpo_text, evaluate_text, format_pairs, ref_logps, sft_ref
@@ -106,18 +106,22 @@ def test_eval_rows_are_scored_as_they_say(monkeypatch: pytest.MonkeyPatch) -> No
         limits.append((max_prompt, max_response))
         return next(encoded)
 
-    monkeypatch.setattr(rows, "encode_row", encode_row)
+    monkeypatch.setattr(eval_rows, "encode_row", encode_row)
     config = FormatPairs(
         template="chat",
         max_prompt_tokens=7,
         max_response_tokens=9,
+        max_left_out=0.0,
         max_pairs=None,
         val_fraction=0.1,
         test_fraction=0.1,
         seed=0,
     )
     anything: Any = object()
-    assert rows.eval_groups([anything, anything], anything, config) == [Group([1], ([2, EOS],)), Group([1], ([3, 4],))]
+    assert eval_rows.eval_groups([anything, anything], anything, config) == [
+        Group([1], ([2, EOS],)),
+        Group([1], ([3, 4],)),
+    ]
     assert limits == [(7, 9), (7, 9)]
 
 
@@ -313,6 +317,7 @@ FORMAT = FormatPairs(
     template="instruction",
     max_prompt_tokens=16,
     max_response_tokens=6,
+    max_left_out=0.0,
     max_pairs=None,
     val_fraction=0.2,
     test_fraction=0.3,

@@ -9,6 +9,7 @@ Two promises hold for every text, also for one in which somebody typed `<|im_end
 a prompt never gets a second BOS in front, and a response has exactly one EOS, at its end.
 """
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -43,6 +44,7 @@ FIXED_DATE = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}\n"  # ji
 # Unicode noncharacters, reserved for a program's own use: absent from exchanged text, and dropped where they are not.
 OPEN, CLOSE = "\ufdd0", "\ufdd1"
 NO_MARKS = str.maketrans("", "", OPEN + CLOSE)
+BOUNDARY = 100  # characters on either side of where a response starts: more than any token has
 # Splitting at it gives text, control token, text, ...; a mark whose partner the template cut away gives None.
 MARKED = re.compile(f"{OPEN}([^{OPEN}{CLOSE}]*){CLOSE}|[{OPEN}{CLOSE}]")
 
@@ -91,8 +93,9 @@ class ChatTokenizer:
         # A second tokenizer, to which `<|im_end|>` is ten characters like any others.
         self._plain = Tokenizer.from_str(self._tokenizer.to_str())
         self._plain.encode_special_tokens = True
-        controls = [token.content for token in self._tokenizer.get_added_tokens_decoder().values() if token.special]
-        self._controls = re.compile("|".join(map(re.escape, sorted(controls, key=len, reverse=True))))
+        added = self._tokenizer.get_added_tokens_decoder().values()
+        self._control_tokens = {token.content for token in added if token.special}
+        self._controls = re.compile("|".join(map(re.escape, sorted(self._control_tokens, key=len, reverse=True))))
 
     def prompt(self, messages: Messages, max_tokens: int | None = None) -> Encoded:
         """A dialogue in the template, up to where the answer begins. A longer one keeps its end, behind BOS if due.
@@ -129,6 +132,30 @@ class ChatTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, control tokens shown."""
         return self._plain.decode(list(ids), skip_special_tokens=False)
+
+    def pieces(self, ids: Sequence[int]) -> list[tuple[str, bool]]:
+        """The text of ids in pieces, each with whether it is a control token."""
+        runs = itertools.groupby(ids, key=lambda number: self._tokenizer.id_to_token(number) in self._control_tokens)
+        return [
+            (self.decode(part), control)
+            for control, run in runs
+            for part in ([[number] for number in run] if control else [list(run)])
+        ]
+
+    def typed_controls(self, text: str) -> int:
+        """How many control tokens somebody typed in a text; they become ordinary tokens."""
+        return len(self._controls.findall(text))
+
+    def joins(self, prompt: Encoded, response: str) -> bool:
+        """Whether prompt and response, tokenised as one text, would have had a token across the boundary, or another near it.
+
+        Tokenised apart, as we do, the boundary is where the template says, whatever the response starts with.
+        """
+        # Control tokens part a text, so that what stands before the last one does not matter; far ends do not either.
+        before = self._controls.split(prompt.text)[-1][-BOUNDARY:]
+        after = response[:BOUNDARY]
+        apart = [self._plain.encode(part, add_special_tokens=False).ids for part in (before, after)]
+        return bool(self._plain.encode(before + after, add_special_tokens=False).ids != apart[0] + apart[1])
 
     def _render(self, messages: Messages) -> str:
         # Imported here, for it takes a second, and readers of images and evals import this module too.
@@ -168,6 +195,17 @@ class ChatTokenizer:
         end = whole[len(whole) - max_tokens + len(bos) :]
         # Some templates open every turn with BOS: the cut may fall right before one.
         return Encoded(end if end[:1] == bos else bos + end, text, len(whole))
+
+
+def check_window(model: Path, max_prompt_tokens: int, max_response_tokens: int) -> None:
+    """That a prompt and its response fit into the positions that the model knows. Raises `ParamsError`."""
+    config = read_json(model / "config.json")
+    positions = config.get("max_position_embeddings") or config.get("n_positions")  # GPT-2's name for it
+    if positions and max_prompt_tokens + max_response_tokens > positions:
+        raise ParamsError(
+            f"params.yaml: format_pairs: max_prompt_tokens + max_response_tokens is "
+            f"{max_prompt_tokens + max_response_tokens}, and the model has {positions} positions; lower them"
+        )
 
 
 def _template(model: Path, config: Mapping[str, Any]) -> str:

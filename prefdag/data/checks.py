@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 SHOWN = 20  # offending rows an expectation shows in the Data Docs, and lines a refusal prints
 EXCERPT = 120  # characters
-OFFENDING = ["source", "column", "level", "reason", "excerpt"]
+OFFENDING = ["source", "column", "level", "reason", "excerpt", "expectation"]
 # Data Docs name folders after the time of the run; the same data must make the same bytes.
 RUN = RunIdentifier(run_name="validation", run_time=datetime.fromtimestamp(0, UTC))
 
@@ -43,7 +43,7 @@ class Table:
     """Rows to judge, and what is expected of them.
 
     `rows` has a unique column `source`. An expectation's `description` says what holds, its `notes` what is wrong with a
-    row where it does not, and the remedy; `_at` its level. In the column `fault` stands why a row could not be read;
+    row where it does not, and the remedy; `at` its level. In the column `fault` stands why a row could not be read;
     `fault_column` and `excerpt` go with it.
     """
 
@@ -63,7 +63,8 @@ def check(tables: Iterable[Table], report: Path) -> pd.DataFrame:
 
     Returns:
         What offending.csv holds, one row a fault, in the order of the tables' rows: `source` (FILE:ROW), `column`,
-        `level` (error, drop or warn), `reason` (with its remedy), `excerpt` of what stands there.
+        `level` (error, drop or warn), `reason` (with its remedy), `excerpt` of what stands there, and the `expectation`
+        that fails, as results.json calls it.
     """
     report.mkdir(parents=True, exist_ok=True)
     context = _context(report / "data_docs")
@@ -106,7 +107,10 @@ def _judge(context: Any, table: Table) -> tuple[ExpectationSuiteValidationResult
     rows = table.rows.set_axis(list(table.rows["source"]), axis="index")
     asset = context.data_sources.add_pandas(table.name).add_dataframe_asset(table.name)
     batch_definition = asset.add_batch_definition_whole_dataframe("all")
-    suite = context.suites.add(gx.ExpectationSuite(table.name, expectations=copy.deepcopy(table.expectations)))
+    expected = copy.deepcopy(table.expectations)
+    for place, expectation in enumerate(expected, 1):
+        expectation.meta = expectation.meta | {"name": f"{table.name}-{place}"}
+    suite = context.suites.add(gx.ExpectationSuite(table.name, expectations=expected))
     definition = gx.ValidationDefinition(name=table.name, data=batch_definition, suite=suite)
     parameters = {"dataframe": rows}
     definition = context.validation_definitions.add(definition)
@@ -147,6 +151,7 @@ def _offending(rows: pd.DataFrame, expectation: Any, sources: list[str]) -> pd.D
         "level": expectation.meta["level"],
         "reason": reasons,
         "excerpt": excerpts,
+        "expectation": expectation.meta["name"],
     }
     return pd.DataFrame(values, index=found.index)
 
@@ -172,7 +177,9 @@ def _plain(result: ExpectationSuiteValidationResult) -> dict[str, Any]:
         kwargs = {key: value for key, value in config["kwargs"].items() if key != "batch_id"}
         expectations.append(
             {
+                "name": config["meta"]["name"],
                 "expectation": config["type"],
+                "description": config.get("description"),
                 "kwargs": kwargs,
                 "notes": config.get("notes"),
                 "severity": config["severity"],

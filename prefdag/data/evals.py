@@ -1,24 +1,43 @@
-"""Eval sets: TruthfulQA's CSV and WinoGrande's JSON lines, as prompts with a right response and the wrong ones.
+"""Eval sets: rows with a prompt, its right responses, and wrong ones to compare them with.
 
-    for row in read_truthfulqa(Path("data/raw/evals/truthfulqa")):
-        prompt_ids, response_ids, eos_scored = encode_row(row, tokenizer, max_prompt_tokens=96, max_response_tokens=96)
+    for name, rows in read_eval_sets(Path("data/raw/evals")).items(): ...
 
-TruthfulQA (arXiv:2109.07958): a question in the model's template, answered with the best answer and EOS.
-WinoGrande (arXiv:1907.10641): a sentence with a gap is no question, so it stands in no template. The prompt is the raw
-text before the gap; the response is the right option and the rest of the sentence. Its EOS is not scored: no turn ends.
+truthfulqa  TruthfulQA (arXiv:2109.07958): questions. Its CSV, its mc_task.json, or the hub's parquet of either form.
+            MC1 is the best answer against the wrong ones, MC2 all right answers against the wrong ones.
+winogrande  WinoGrande (arXiv:1907.10641): a sentence with a gap is no question, so it stands in no template. The prompt is
+            the raw text before the gap; a response is an option and the rest of the sentence.
+pku         Preference pairs in any format that training pairs may have, PKU's processed-hh-rlhf say: chosen is right.
 """
 
-import csv
-import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from prefdag.data.chat import ChatTokenizer, Messages
+from prefdag.data.formats import Message, needs_object, needs_text
+from prefdag.data.records import Fault, read_records
+from prefdag.data.schema import read_pairs
 from prefdag.errors import DataError
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalRow:
+    """One question. `prompt` is a dialogue for the model's template, or a string to be continued as it stands."""
+
+    source: str  # "SET/FILE:ROW", rows from 1
+    prompt: list[Message] | str
+    response: str  # the best one
+    right_responses: tuple[str, ...]  # `response` among them
+    wrong_responses: tuple[str, ...]
+
+
+def _utf8(text: str) -> str:
+    try:
+        return needs_text(text, None)
+    except Fault as fault:
+        raise ValueError(fault.reason) from None
 
 
 def _not_blank(text: str) -> str:
@@ -33,36 +52,50 @@ def _one_gap(text: str) -> str:
     return text
 
 
-NotBlank = Annotated[str, AfterValidator(_not_blank)]
+def _answers(value: Any) -> Any:
+    """The CSV has them in one cell, "; " between them."""
+    return [answer for answer in map(str.strip, value.split(";")) if answer] if isinstance(value, str) else value
+
+
+def _targets(value: Any) -> Any:
+    """The hub has two lists, `choices` and `labels`, in place of a mapping."""
+    if isinstance(value, dict) and value.keys() == {"choices", "labels"}:
+        return dict(zip(value["choices"], value["labels"], strict=True))
+    return value
+
+
+def _both_kinds(targets: dict[str, int]) -> dict[str, int]:
+    if set(targets.values()) != {0, 1}:
+        raise ValueError("answers of 1 (right) and of 0 (wrong) are needed; mend the row")
+    return targets
+
+
+Text = Annotated[str, AfterValidator(_utf8)]
+NotBlank = Annotated[Text, AfterValidator(_not_blank)]
+Answers = Annotated[list[NotBlank], BeforeValidator(_answers)]
+Targets = Annotated[dict[NotBlank, int], BeforeValidator(_targets), AfterValidator(_both_kinds)]
 Fields = TypeVar("Fields", bound=BaseModel)
 
 
-@dataclass(frozen=True, kw_only=True)
-class EvalRow:
-    """One question. `prompt` is a dialogue for the model's template, or a string to be continued as it stands."""
-
-    source: str  # "FILE:ROW", rows from 1
-    prompt: Messages | str
-    response: str
-    wrong_responses: tuple[str, ...]
-
-
-class EncodedRow(NamedTuple):
-    """A row for scoring: log p(response_ids | prompt_ids), without the last token, EOS, where `eos_scored` is False."""
-
-    prompt_ids: list[int]
-    response_ids: list[int]
-    eos_scored: bool
-
-
-class _TruthfulQA(BaseModel):
-    """The columns of TruthfulQA.csv that are read."""
+class _Generation(BaseModel):
+    """TruthfulQA.csv, or the hub's names for its columns: those that are read."""
 
     model_config = ConfigDict(strict=True)
 
-    question: NotBlank = Field(alias="Question")
-    best_answer: NotBlank = Field(alias="Best Answer")
-    incorrect_answers: str = Field(alias="Incorrect Answers")  # separated by "; "
+    question: NotBlank = Field(validation_alias=AliasChoices("Question", "question"))
+    best: NotBlank = Field(validation_alias=AliasChoices("Best Answer", "best_answer"))
+    right: Answers = Field([], validation_alias=AliasChoices("Correct Answers", "correct_answers"))
+    wrong: Answers = Field(validation_alias=AliasChoices("Incorrect Answers", "incorrect_answers"))
+
+
+class _MultipleChoice(BaseModel):
+    """TruthfulQA's mc_task.json: every answer with 1 where it is right, else 0."""
+
+    model_config = ConfigDict(strict=True)
+
+    question: NotBlank
+    mc1_targets: Targets
+    mc2_targets: Targets
 
 
 class _WinoGrande(BaseModel):
@@ -70,123 +103,148 @@ class _WinoGrande(BaseModel):
 
     model_config = ConfigDict(strict=True)
 
-    sentence: Annotated[str, AfterValidator(_one_gap)]
+    sentence: Annotated[Text, AfterValidator(_one_gap)]
     option1: NotBlank
     option2: NotBlank
     answer: Literal["1", "2"]
 
 
-def encode_row(
-    row: EvalRow,
-    tokenizer: ChatTokenizer,
-    max_prompt_tokens: int,
-    max_response_tokens: int,
-    response: str | None = None,
-) -> EncodedRow:
-    """Token ids of a row with its right response, or with `response`. Raises `DataError`, naming the row."""
-    raw = isinstance(row.prompt, str)
-    try:
-        encode: Callable[..., Any] = tokenizer.raw_prompt if raw else tokenizer.prompt
-        prompt = encode(row.prompt, max_prompt_tokens)
-        answer = tokenizer.response(row.response if response is None else response, max_response_tokens)
-    except DataError as error:
-        raise DataError(f"{row.source}: {error}") from None
-    return EncodedRow(prompt.ids, answer.ids, eos_scored=not raw and not answer.truncated)
+def read_eval_sets(folder: Path) -> dict[str, list[EvalRow]]:
+    """The rows of every set below `folder`, in the order of `READERS`; a set that was not downloaded is left out."""
+    return {name: read(folder / name) for name, read in READERS.items() if (folder / name).is_dir()}
 
 
 def read_truthfulqa(folder: Path) -> list[EvalRow]:
-    """All rows of the CSV files in a folder, files in the order of their names.
+    """All questions of all files, in the order of file names.
 
     Raises:
-        DataError: no CSV file, not UTF-8, no row, a missing column, a row of another width, an empty question or answer.
+        DataError: no file, no row, a row that is none of TruthfulQA's, an empty question or answer, a question twice.
     """
-    rows = []
-    for source, record in _csv_records(_files(folder, ".csv")):
-        fields = _checked(source, _TruthfulQA.model_validate, record)
-        rows.append(
-            EvalRow(
-                source=source,
-                prompt=[{"role": "user", "content": fields.question}],
-                response=fields.best_answer,
-                wrong_responses=tuple(a for a in map(str.strip, fields.incorrect_answers.split(";")) if a),
-            )
-        )
-    return rows
+    rows: dict[str, EvalRow] = {}
+    for source, record in _records(folder):
+        if "mc1_targets" in record:
+            row = _choices(source, _checked(source, _MultipleChoice, record))
+        else:
+            fields = _checked(source, _Generation, record)
+            right = tuple(dict.fromkeys([fields.best, *fields.right]))
+            row = _question(source, fields.question, right, tuple(fields.wrong))
+        question = str(row.prompt)
+        if question in rows:
+            raise DataError(f"{source}: the question of {rows[question].source} again; keep one of them")
+        rows[question] = row
+    return list(rows.values())
 
 
 def read_winogrande(folder: Path) -> list[EvalRow]:
-    """All rows of the JSON lines files in a folder, files in the order of their names.
+    """All sentences of all files, in the order of file names.
 
     The space before the gap goes to the response, as byte-pair encodings have it: prompt and response joined are the
     tokens of the whole sentence.
 
     Raises:
-        DataError: no .jsonl file, not UTF-8, no row, not JSON, a missing or empty key, not exactly one "_", or no answer.
+        DataError: no file, no row, a missing or empty key, not exactly one "_", or no answer.
     """
     rows = []
-    for source, line in _json_lines(_files(folder, ".jsonl")):
-        fields = _checked(source, _WinoGrande.model_validate_json, line)
+    for source, record in _records(folder):
+        fields = _checked(source, _WinoGrande, record)
         before, after = fields.sentence.split("_")
         prompt = before.rstrip()
         gap = before[len(prompt) :]
         filled = [gap + option + after for option in (fields.option1, fields.option2)]
         right = filled.pop(int(fields.answer) - 1)
-        rows.append(EvalRow(source=source, prompt=prompt, response=right, wrong_responses=tuple(filled)))
+        rows.append(
+            EvalRow(
+                source=source, prompt=prompt, response=right, right_responses=(right,), wrong_responses=tuple(filled)
+            )
+        )
     return rows
 
 
-def _csv_records(files: list[Path]) -> Iterator[tuple[str, dict[str, str]]]:
-    """("FILE:ROW", column to cell) for each row under the header."""
-    for file in files:
-        rows = csv.reader(io.StringIO(_text(file), newline=""), strict=True)
-        header = next(rows, [])
-        number = 0
-        try:
-            for number, row in enumerate(rows, 1):
-                if not row:  # a blank line
-                    continue
-                if len(row) != len(header):
-                    remedy = "quote cells that hold a comma or a line break"
-                    raise DataError(f"{file}:{number}: {len(row)} cells under {len(header)} columns; {remedy}")
-                yield f"{file}:{number}", dict(zip(header, row, strict=True))
-        except csv.Error as error:
-            raise DataError(f"{file}:{number + 1}: not CSV ({error})") from None
-        _not_empty(file, number)
+def read_preferences(folder: Path) -> list[EvalRow]:
+    """All pairs of all files, in the order of file names. Raises `DataError` at a row that cannot be read or is no pair."""
+    pairs = read_pairs(folder, "auto")
+    rows = []
+    for pair in pairs.to_dict("records"):
+        source = f"{folder.name}/{pair['source']}"
+        if isinstance(pair["fault"], str):
+            raise _at(source, pair["fault_column"] if isinstance(pair["fault_column"], str) else None, pair["fault"])
+        sides = pair["chosen"], pair["rejected"]
+        if not all(isinstance(side, str) and side.strip() for side in sides):
+            raise DataError(f"{source}: not two responses; an eval set of preferences needs pairs")
+        chosen, rejected = sides if pair["preference"] >= 0.5 else sides[::-1]
+        rows.append(
+            EvalRow(
+                source=source,
+                prompt=pair["prompt"],
+                response=chosen,
+                right_responses=(chosen,),
+                wrong_responses=(rejected,),
+            )
+        )
+    return rows
 
 
-def _json_lines(files: list[Path]) -> Iterator[tuple[str, str]]:
-    """("FILE:ROW", line) for each line."""
-    for file in files:
-        # Not splitlines(): a U+2028 inside a string ends no line.
-        lines = _text(file).removesuffix("\n").split("\n")
-        _not_empty(file, len("".join(lines)))
-        for number, line in enumerate(lines, 1):
-            yield f"{file}:{number}", line
+READERS: dict[str, Callable[[Path], list[EvalRow]]] = {
+    "truthfulqa": read_truthfulqa,
+    "winogrande": read_winogrande,
+    "pku": read_preferences,
+}
 
 
-def _files(folder: Path, suffix: str) -> list[Path]:
-    files = sorted(folder.rglob(f"*{suffix}"))
+def _choices(source: str, fields: _MultipleChoice) -> EvalRow:
+    right, wrong = (
+        [
+            [answer for answer, label in targets.items() if label == kind]
+            for targets in (fields.mc1_targets, fields.mc2_targets)
+        ]
+        for kind in (1, 0)
+    )
+    if len(right[0]) != 1 or right[0][0] not in right[1]:
+        raise DataError(
+            f"{source}:mc1_targets: needs one right answer, which is right in mc2_targets too; mend the row"
+        )
+    if set(wrong[0]) != set(wrong[1]):
+        raise DataError(f"{source}:mc2_targets: other wrong answers than mc1_targets; mend the row")
+    return _question(source, fields.question, (*right[0], *(a for a in right[1] if a != right[0][0])), tuple(wrong[0]))
+
+
+def _question(source: str, question: str, right: Sequence[str], wrong: Sequence[str]) -> EvalRow:
+    return EvalRow(
+        source=source,
+        prompt=[{"role": "user", "content": question}],
+        response=right[0],
+        right_responses=tuple(right),
+        wrong_responses=tuple(wrong),
+    )
+
+
+def _records(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """("SET/FILE:ROW", the object that stands there) for each row of each file."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
     if not files:
-        raise DataError(f"{folder}: no {suffix} file; name one in the source of download_evals")
-    return files
+        raise DataError(f"{folder}: no files; look at download_evals.{folder.name} in params.yaml")
+    for path in files:
+        name = f"{folder.name}/{path.relative_to(folder).as_posix()}"
+        number = 0
+        for number, record in read_records(path, name):
+            try:
+                if isinstance(record, Fault):
+                    raise record
+                yield f"{name}:{number}", needs_object(record, None)
+            except Fault as fault:
+                raise _at(f"{name}:{number}", fault.column, fault.reason) from None
+        if number == 0:
+            raise DataError(f"{name}: holds no rows; name another file in download_evals.{folder.name}")
 
 
-def _text(file: Path) -> str:
+def _at(source: str, column: str | None, reason: str) -> DataError:
+    return DataError(f"{':'.join([source, *([column] if column else [])])}: {reason}")
+
+
+def _checked(source: str, kind: type[Fields], record: Any) -> Fields:
+    """A record as `kind`, its first complaint as a `DataError` at `source`."""
     try:
-        return file.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file}: not UTF-8 (byte {error.start}); save it as UTF-8") from None
-
-
-def _not_empty(file: Path, size: int) -> None:
-    if size == 0:
-        raise DataError(f"{file}: no rows; name another file in the source of download_evals")
-
-
-def _checked(source: str, parse: Callable[[Any], Fields], value: Any) -> Fields:
-    """`parse(value)`, its first complaint as a `DataError` at `source`."""
-    try:
-        return parse(value)
+        return kind.model_validate(record)
     except ValidationError as error:
         first = error.errors()[0]
         where = ":".join([source, *map(str, first["loc"])])

@@ -6,6 +6,8 @@ Any format of pairs may say how sure it is that chosen is better, in one of thes
     votes_chosen, votes_rejected        how many annotators preferred which
     ratings_chosen, ratings_rejected    a list each, what the same annotators gave to either: the share of them that rated
                                         chosen higher, a tie counting half
+
+Where it says who (`annotator`), all rows of one pair become one: see `annotators.py`.
 """
 
 import math
@@ -23,7 +25,7 @@ PKU_ROLES = {"human": "user", "assistant": "assistant"}
 
 
 class Pair(NamedTuple):
-    """What a row format reads from one record."""
+    """What a row format reads from one record. See `marks` for what any format may say beside it."""
 
     prompt: list[Message]
     chosen: str | None
@@ -36,6 +38,21 @@ class RowFormat(NamedTuple):
 
     keys: tuple[str, ...]
     read: Callable[[dict[str, Any]], Pair]
+
+
+def marks(row: dict[str, Any]) -> dict[str, str | None]:
+    """What any row may say of itself: `annotator`, whose judgement it is (a name or a number), and `source`, as `origin`:
+    the collection that it was taken from. None where it does not."""
+    said = {}
+    for name, column in (("annotator", "annotator"), ("origin", "source")):
+        value = row.get(column)
+        if value in (None, ""):
+            said[name] = None
+        elif isinstance(value, int) and not isinstance(value, bool):
+            said[name] = str(value)
+        else:
+            said[name] = needs_text(value, column)
+    return said
 
 
 def recognised(record: dict[str, Any]) -> RowFormat:
@@ -95,17 +112,17 @@ def messages(row: dict[str, Any]) -> Pair:
 def alpaca(row: dict[str, Any]) -> Pair:
     """`instruction`, `output`, `rejected`; `input`, which follows the instruction behind a blank line."""
     instruction, output, rejected = _fields(row, "alpaca")
-    given = "" if row.get("input") is None else _text(row["input"], "input")
-    asked = "\n\n".join(part for part in (_text(instruction, "instruction"), given) if part)
+    given = "" if row.get("input") is None else needs_text(row["input"], "input")
+    asked = "\n\n".join(part for part in (needs_text(instruction, "instruction"), given) if part)
     prompt = [{"role": "user", "content": asked}]
-    return Pair(prompt, _text(output, "output"), _text(rejected, "rejected"), _preference(row))
+    return Pair(prompt, needs_text(output, "output"), needs_text(rejected, "rejected"), _preference(row))
 
 
 def hh_rlhf(row: dict[str, Any]) -> Pair:
     r"""`chosen`, `rejected`: transcripts "\n\nHuman: ...\n\nAssistant: ..." of one prompt and its two last replies."""
     prompts, responses = [], []
     for column, transcript in zip(("chosen", "rejected"), _fields(row, "hh-rlhf"), strict=True):
-        prompt, mark, response = _text(transcript, column).rpartition("\n\nAssistant:")
+        prompt, mark, response = needs_text(transcript, column).rpartition("\n\nAssistant:")
         if not mark:
             raise Fault(column, r"no '\n\nAssistant:' in it; is validate_pairs.format right?")
         if "\n\nHuman:" in response:
@@ -129,13 +146,13 @@ def plain(row: dict[str, Any]) -> Pair:
     """`prompt` (text, or a list of {"role", "content"}), `chosen`, `rejected`."""
     turns, chosen, rejected = _fields(row, "plain")
     prompt = _text_or_messages(turns, "prompt")
-    return Pair(prompt, _text(chosen, "chosen"), _text(rejected, "rejected"), _preference(row))
+    return Pair(prompt, needs_text(chosen, "chosen"), needs_text(rejected, "rejected"), _preference(row))
 
 
 def unpaired(row: dict[str, Any]) -> Pair:
     """`prompt` (as in `plain`), `completion`, `label`: true (or 1) where it is desirable, false (or 0) where it is not."""
     turns, completion, label = _fields(row, "unpaired")
-    prompt, response = _text_or_messages(turns, "prompt"), _text(completion, "completion")
+    prompt, response = _text_or_messages(turns, "prompt"), needs_text(completion, "completion")
     return Pair(prompt, response, None) if _label(label, "label") else Pair(prompt, None, response)
 
 
@@ -169,7 +186,7 @@ def _text_or_messages(value: Any, column: str) -> list[Message]:
     """A prompt as a list of {"role", "content"}, or as the text of one user turn."""
     if isinstance(value, list):
         return _messages(value, column, ("role", "content"), CHAT_ROLES)
-    return [{"role": "user", "content": _text(value, column)}]
+    return [{"role": "user", "content": needs_text(value, column)}]
 
 
 def _messages(value: Any, column: str, keys: tuple[str, str], roles: dict[str, str]) -> list[Message]:
@@ -187,7 +204,7 @@ def _message(value: Any, column: str, keys: tuple[str, str], roles: dict[str, st
     for key in keys:
         if key not in turn:
             raise Fault(f"{column}.{key}", f"missing; a turn needs {keys[0]} and {keys[1]}")
-    role, content = (_text(turn[key], f"{column}.{key}") for key in keys)
+    role, content = (needs_text(turn[key], f"{column}.{key}") for key in keys)
     if role not in roles:
         raise Fault(f"{column}.{keys[0]}", f"unknown role {role[:EXCERPT]!r}; use {', '.join(roles)}")
     return {"role": roles[role], "content": content}
@@ -211,7 +228,7 @@ def needs_object(value: Any, column: str | None) -> dict[str, Any]:
     return value
 
 
-def _text(value: Any, column: str) -> str:
+def needs_text(value: Any, column: str | None) -> str:
     """`value` if it is text that can be written as UTF-8."""
     if not isinstance(value, str):
         raise Fault(column, f"{_kind(value)} where text is needed")

@@ -16,7 +16,7 @@ from great_expectations.expectations.metrics.map_metric_provider import (
     column_pair_condition_partial,
 )
 
-from prefdag.config import PairLevels
+from prefdag.config import Level, PairLevels, PairShares
 from prefdag.data.checks import Table, at
 from prefdag.data.duplicates import conflict_with, copy_of, near_copy_of
 
@@ -57,10 +57,13 @@ class ExpectColumnPairValuesToDiffer(ColumnPairMapExpectation):
 BROKEN_TEXT = "\ufffd|[ÂÃ][\u0080-\u00bf]|â€[\u0080-\u00bf˜™œž“”¢¦]"
 
 
-def pairs_table(pairs: pd.DataFrame, levels: PairLevels, similarity: float) -> Table:
+def pairs_table(pairs: pd.DataFrame, meetings: pd.DataFrame, levels: PairLevels, similarity: float) -> Table:
     """The pairs of `schema.read_pairs` as a table of texts; `prompt` is its last turn.
 
     Expectations hold for the responses that there are: unpaired rows have one. `response` is any of them.
+
+    Args:
+        meetings: with rows of eval sets, from `contamination`.
     """
     copies, conflicts = copy_of(pairs["source"], pairs["id"]), conflict_with(pairs)
     rows = pairs.assign(
@@ -70,79 +73,116 @@ def pairs_table(pairs: pd.DataFrame, levels: PairLevels, similarity: float) -> T
         copy_of=copies,
         near_copy_of=near_copy_of(pairs["source"], _texts(pairs).where(copies.isna() & conflicts.isna()), similarity),
         conflict_with=conflicts,
+        contaminates=pairs["source"].map(meetings.groupby("pair", sort=False)["row"].first()),
     )
-    invalid = at(levels.invalid)
     texts = ("prompt", "chosen", "rejected")
-    return Table(
-        "pairs",
-        rows,
-        [
-            gxe.ExpectColumnValuesToBeNull(
-                column="fault",
-                description="every row can be read",
-                notes="column `fault` says where and why not",
-                **invalid,
-            ),
-            gxe.ExpectColumnValuesToNotBeNull(
-                column="response",
-                description="the row has a response",
-                notes="neither chosen nor rejected; write one or remove the row",
-                **invalid,
-            ),
-            *(
-                ExpectColumnValuesToNotBeBlank(
-                    column=column,
-                    description="the last turn holds text" if column == "prompt" else "the response holds text",
-                    notes="blank; write it or remove the row",
-                    **invalid,
-                )
-                for column in texts
-            ),
-            ExpectColumnPairValuesToDiffer(
-                column_A="rejected",
-                column_B="chosen",
-                description="chosen and rejected differ",
-                notes="the same response as chosen, so nothing is preferred; remove the row",
-                **invalid,
-            ),
-            gxe.ExpectColumnValuesToBeBetween(
-                column="preference",
-                min_value=0,
-                max_value=1,
-                description="the preference is a probability",
-                notes="not from 0 to 1; write the probability that chosen is preferred",
-                **invalid,
-            ),
-            gxe.ExpectColumnValuesToBeNull(
-                column="copy_of",
-                description="no row stands twice",
-                notes="the same content as an earlier row; remove it",
-                **at(levels.duplicate),
-            ),
-            gxe.ExpectColumnValuesToBeNull(
-                column="near_copy_of",
-                description="no row stands twice in nearly the same words",
-                notes="nearly the same words as an earlier row; keep one of them",
-                **at(levels.near_duplicate),
-            ),
-            gxe.ExpectColumnValuesToBeNull(
-                column="conflict_with",
-                description="no row contradicts another",
-                notes="the other way round in another row; remove one, or write a preference between 0 and 1 in one",
-                **at(levels.conflict),
-            ),
-            *(
-                gxe.ExpectColumnValuesToNotMatchRegex(
-                    column=column,
-                    regex=BROKEN_TEXT,
-                    description="the text is as it was written",
-                    notes="characters lost, or UTF-8 read as another encoding; fetch the text again",
-                    **at(levels.encoding),
-                )
-                for column in texts
-            ),
-        ],
-    )
+    blank = {
+        column: "the last turn holds text" if column == "prompt" else "the response holds text" for column in texts
+    }
+    expectations = [
+        _null("fault", levels.invalid, "every row can be read", "column `fault` says where and why not"),
+        gxe.ExpectColumnValuesToNotBeNull(
+            column="response",
+            description="the row has a response",
+            notes="neither chosen nor rejected; write one or remove the row",
+            **at(levels.invalid),
+        ),
+        *(
+            ExpectColumnValuesToNotBeBlank(
+                column=column,
+                description=description,
+                notes="blank; write it or remove the row",
+                **at(levels.invalid),
+            )
+            for column, description in blank.items()
+        ),
+        ExpectColumnPairValuesToDiffer(
+            column_A="rejected",
+            column_B="chosen",
+            description="chosen and rejected differ",
+            notes="the same response as chosen, so nothing is preferred; remove the row",
+            **at(levels.invalid),
+        ),
+        gxe.ExpectColumnValuesToBeBetween(
+            column="preference",
+            min_value=0,
+            max_value=1,
+            description="the preference is a probability",
+            notes="not from 0 to 1; write the probability that chosen is preferred",
+            **at(levels.invalid),
+        ),
+        _null("copy_of", levels.duplicate, "no row stands twice", "the same content as an earlier row; remove it"),
+        _null(
+            "near_copy_of",
+            levels.near_duplicate,
+            "no row stands twice in nearly the same words",
+            "nearly the same words as an earlier row; keep one of them",
+        ),
+        _null(
+            "conflict_with",
+            levels.conflict,
+            "no row contradicts another",
+            "the other way round in another row; remove one, or write a preference between 0 and 1 in one",
+        ),
+        _null(
+            "contaminates",
+            levels.contamination,
+            "no row of an eval set stands in it",
+            "words of an eval set, whose score then says nothing; remove the row",
+        ),
+        *(
+            gxe.ExpectColumnValuesToNotMatchRegex(
+                column=column,
+                regex=BROKEN_TEXT,
+                description="the text is as it was written",
+                notes="characters lost, or UTF-8 read as another encoding; fetch the text again",
+                **at(levels.encoding),
+            )
+            for column in texts
+        ),
+    ]
+    return Table("pairs", rows, expectations)
+
+
+# What a share above its level says, and the remedy.
+SHARES = {
+    "longer_preferred": (
+        "length is not what is preferred",
+        "DPO will learn length; balance the pairs, or see ld_alpha",
+    ),
+    "disagreement": ("annotators agree", "the labels say little; look at how they were collected"),
+    "repeated_prompts": ("prompts are many", "few prompts, over and over; add others"),
+    "repeated_runs": (
+        "responses are not made from a few phrases",
+        "the same phrases, over and over; add other responses",
+    ),
+    "other_scripts": ("rows are of one script", "several scripts; look whether the languages are those that you want"),
+    "largest_origin": ("no origin crowds out the others", "nearly all rows are of one origin; balance them"),
+}
+
+
+def shares_table(measured: pd.DataFrame, levels: PairShares) -> Table:
+    """The shares of `measures.measures`: their lower ends, a row for all rows and one for each origin, a column a measure."""
+    rows = measured.pivot(index="source", columns="measure", values="low").round(4).reindex(columns=list(SHARES))
+    order = list(dict.fromkeys(measured["source"]))
+    expectations = [
+        gxe.ExpectColumnValuesToBeBetween(
+            column=name,
+            max_value=bound,
+            description=f"{holds} (at most {bound:g})",
+            notes=f"above {bound:g}, validate_pairs.shares.{name}.{level}: {remedy}",
+            **at(level),
+        )
+        for name, (holds, remedy) in SHARES.items()
+        for level in ("warn", "error")
+        if (bound := getattr(getattr(levels, name), level)) is not None
+    ]
+    return Table("shares", rows.loc[order].astype("float64").reset_index(), expectations)
+
+
+def _null(column: str, level: Level, description: str, notes: str) -> Any:
+    """A column that holds what is wrong with a row."""
+    return gxe.ExpectColumnValuesToBeNull(column=column, description=description, notes=notes, **at(level))
 
 
 def _texts(pairs: pd.DataFrame) -> "pd.Series[str]":

@@ -2,14 +2,16 @@
 
 import hashlib
 import logging
+from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from prefdag.config import FormatPairs, LabelPairs
 from prefdag.data.chat import ChatTokenizer, Encoded
+from prefdag.data.inspection import Change, boundary_joins, changes, examples, leaked
 from prefdag.data.wording import normalised
 from prefdag.errors import DataError, ParamsError
 
@@ -37,28 +39,42 @@ NO_RESPONSE = Encoded([], "", 0)  # a response that there is has an EOS at least
 IMAGE_PAIRS_SCHEMA = pa.schema({"index": pa.int64(), "split": pa.string(), "y_w": pa.int64(), "y_l": pa.int64()})
 
 
-def format_rows(
-    table: pa.Table, tokenizer: ChatTokenizer, params: FormatPairs
-) -> tuple[dict[str, pa.Table], dict[str, Any]]:
-    """Validated pairs as one table a split (`PAIRS_SCHEMA`, rows in their first order), and a summary for people.
+class Formatted(NamedTuple):
+    """Pairs ready for training, and what people may want to know of them."""
 
-    A pair whose responses become the same tokens by the cut says nothing (its loss is ln 2, its gradient 0): it is left
-    out and counted.
+    splits: dict[str, pa.Table]  # PAIRS_SCHEMA, rows in their first order
+    summary: dict[str, Any]
+    changes: list[Change]
+    examples: list[dict[str, Any]]
+
+
+def format_rows(table: pa.Table, tokenizer: ChatTokenizer, params: FormatPairs) -> Formatted:
+    """Validated pairs in their splits.
+
+    A pair whose responses become the same tokens by the cut says nothing (its loss is ln 2, its gradient 0), nor does a
+    response of which nothing is left: such a row is left out and listed.
 
     Raises:
-        DataError: the template refuses a dialogue, there are too few prompts for the splits, or one of these has no chosen
-            or no rejected response.
+        DataError: the template refuses a dialogue, too many rows are left out, there are too few prompts for the splits, or
+            one of these has no chosen or no rejected response.
         ParamsError: the fractions leave nothing to train on.
     """
     _check_fractions("format_pairs", params)
-    rows = [
-        encode_pair(row, tokenizer, params.max_prompt_tokens, params.max_response_tokens)
-        for row in table.slice(0, params.max_pairs).to_pylist()
-    ]
-    distinct = [row for row in rows if row["chosen"].ids != row["rejected"].ids]
-    if len(distinct) < len(rows):
-        lost = f"{len(rows) - len(distinct)} of {len(rows)} pairs are left out: chosen and rejected"
-        logger.warning("%s share their first %d tokens", lost, params.max_response_tokens - 1)
+    changed: list[Change] = []
+    distinct = []
+    rows = table.slice(0, params.max_pairs).to_pylist()
+    for row in rows:
+        encoded = encode_pair(row, tokenizer, params.max_prompt_tokens, params.max_response_tokens)
+        found = changes(row, encoded, tokenizer)
+        changed += found
+        if not any(each.change == "left out" for each in found):
+            distinct.append(encoded)
+    if lost := len(rows) - len(distinct):
+        first = next(each for each in changed if each.change == "left out")
+        message = f"{lost} of {len(rows)} pairs are left out, the first: {first.source}:{first.column}: {first.reason}"
+        if lost > params.max_left_out * len(rows):
+            raise DataError(f"{message}; raise format_pairs.max_response_tokens, or max_left_out")
+        logger.warning("%s", message)
     # The text as it was written, and the tokens that the cut leaves of it: what the model reads must not leak either.
     keys = [(normalised(row["prompt"].text), tuple(row["prompt"].ids)) for row in distinct]
     splits = split_by_prompt(keys, params.val_fraction, params.test_fraction, params.seed)
@@ -72,13 +88,21 @@ def format_rows(
         "max_response_tokens": params.max_response_tokens,
         "rows": {name: len(by_split[name]) for name in SPLITS},
         "prompts": {name: len({row["prompt"].text for row in by_split[name]}) for name in SPLITS},
-        "left_out_identical": len(rows) - len(distinct),
+        "changes": _counted(changed),
+        "leaked": leaked(tables),
+        "boundary": boundary_joins(distinct, tokenizer),
         **{
             part: _lengths([row[part] for row in distinct if row[part].ids])
             for part in ("prompt", "chosen", "rejected")
         },
     }
-    return tables, summary
+    return Formatted(tables, summary, changed, examples(distinct, tokenizer))
+
+
+def _counted(changed: Sequence[Change]) -> list[dict[str, Any]]:
+    """How many rows each kind of change concerns."""
+    counts = Counter((each.change, each.column) for each in changed)
+    return [{"change": change, "column": column, "rows": rows} for (change, column), rows in sorted(counts.items())]
 
 
 def encode_pair(

@@ -13,7 +13,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from prefdag.data.formats import ROW_FORMATS, RowFormat, needs_object, recognised
+from prefdag.data.formats import ROW_FORMATS, RowFormat, marks, needs_object, recognised
 from prefdag.data.records import EXCERPT, Fault, read_records
 from prefdag.errors import DataError
 
@@ -32,12 +32,15 @@ PAIRS = pa.schema(
 )
 # Beside them, null unless a row cannot be read: where the fault is, what it is with its remedy, and what stood there.
 FAULT = ("fault_column", "fault", "excerpt")
+# And what the gate measures and merges by: who judged, null where nobody is named, and where the row comes from.
+MARKS = ("annotator", "origin")
 
 
 def read_pairs(folder: Path, row_format: str) -> pd.DataFrame:
     """All rows of all files below `folder`, in the order of file names, then rows.
 
-    Columns: those of `PAIRS` and of `FAULT`. In an unreadable row only `source` and the columns of `FAULT` are set.
+    Columns: those of `PAIRS`, of `MARKS` and of `FAULT`. In an unreadable row only `source`, `origin` and the columns of
+    `FAULT` are set.
 
     Args:
         row_format: a name in `ROW_FORMATS`, or auto: the one whose keys the first row has.
@@ -56,11 +59,13 @@ def read_pairs(folder: Path, row_format: str) -> pd.DataFrame:
         for number, record in read_records(path, name):
             if known is None and isinstance(record, dict):
                 known = _recognised(record, f"{name}:{number}")
-            rows.append(_row(f"{name}:{number}", record, known))
+            rows.append({"origin": name} | _row(f"{name}:{number}", record, known))
         if len(rows) == before:
             raise DataError(f"{name}: holds no rows; fetch it again or remove it from download_pairs.source")
-    texts = dict.fromkeys(["id", "source", "chosen", "rejected", *FAULT], "str")  # also where all of a column is null
-    pairs = pd.DataFrame(rows, columns=[*PAIRS.names, *FAULT])
+    texts = dict.fromkeys(
+        ["id", "source", "chosen", "rejected", *MARKS, *FAULT], "str"
+    )  # also where all of a column is null
+    pairs = pd.DataFrame(rows, columns=[*PAIRS.names, *MARKS, *FAULT])
     return pairs.astype({"prompt": "object", "preference": "float64"} | texts)
 
 
@@ -84,8 +89,10 @@ def _row(source: str, record: Any, known: RowFormat | None) -> dict[str, Any]:
         row = needs_object(record, None)
         assert known is not None, "the first object made it known"
         pair = known.read(row)
+        said = {name: mark for name, mark in marks(row).items() if mark is not None}
     except Fault as fault:
         found = "" if isinstance(record, Fault) else json.dumps(record, default=lambda value: type(value).__name__)
         return {"source": source, "fault_column": fault.column, "fault": fault.reason, "excerpt": found[:EXCERPT]}
-    content = json.dumps(pair).encode()
-    return {"id": hashlib.sha256(content).hexdigest()[:16], "source": source} | pair._asdict()
+    # What two annotators say alike are two judgements, no copies.
+    content = json.dumps([*pair, said["annotator"]] if "annotator" in said else pair).encode()
+    return {"id": hashlib.sha256(content).hexdigest()[:16], "source": source} | pair._asdict() | said

@@ -9,9 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from prefdag.artifacts import read_json, sha256
-from prefdag.config import FormatPairs
-from prefdag.data.chat import ChatTokenizer
-from prefdag.data.evals import EvalRow, encode_row
 from prefdag.errors import DataError
 from prefdag.text.logps import Pair, score_pairs
 from prefdag.text.packing import Group
@@ -40,16 +37,6 @@ def scored(frame: pd.DataFrame, side: str) -> list[list[int]]:
         ids.tolist()[:-1] if cut else ids.tolist()
         for ids, cut in zip(frame[f"{side}_ids"], frame[f"{side}_truncated"], strict=True)
     ]
-
-
-def eval_groups(rows: Sequence[EvalRow], tokenizer: ChatTokenizer, limits: FormatPairs) -> list[Group]:
-    """Each question of an eval set with its right response, cut as the pairs are."""
-    groups = []
-    for row in rows:
-        encoded = encode_row(row, tokenizer, limits.max_prompt_tokens, limits.max_response_tokens)
-        response = encoded.response_ids if encoded.eos_scored else encoded.response_ids[:-1]
-        groups.append(Group(encoded.prompt_ids, (response,)))
-    return groups
 
 
 def pair_rows(frame: pd.DataFrame, *, mismatched: bool = False) -> list[Pair]:

@@ -1,0 +1,99 @@
+"""Judgements of several annotators as one preference a pair: by hand, and Bradley-Terry against its own likelihood."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prefdag.data.annotators import PRIOR, agreed, bradley_terry
+from prefdag.data.duplicates import copy_of
+from prefdag.data.schema import read_pairs
+
+
+def read(folder: Path, *rows: dict[str, Any]) -> pd.DataFrame:
+    (folder / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return read_pairs(folder, "plain")
+
+
+def said(prompt: str, chosen: str, rejected: str, annotator: Any = None, **others: Any) -> dict[str, Any]:
+    row = {"prompt": prompt, "chosen": chosen, "rejected": rejected, **others}
+    return row if annotator is None else row | {"annotator": annotator}
+
+
+def test_votes_by_hand(tmp_path: Path) -> None:
+    pairs = read(
+        tmp_path,
+        said("p", "a", "b", "ann"),
+        said("q", "a", "b"),  # nobody's: as it is
+        said("p", "b", "a", "bob"),
+        said("p", "b", "a", 3),
+        said("p", "b", "a", "bob"),  # twice: one vote
+        said("r", "a", "b", "ann"),  # another prompt
+        said("s", "a", "b", "ann", preference=0.75),
+        said("s", "b", "a", "bob", preference=0.75),  # a tie: the first order stays
+        said("t", "a", "a", "ann"),  # nothing to agree on: for the gate
+    )
+    together, merged = agreed(pairs)
+    rows = together[["source", "chosen", "rejected", "preference"]].to_numpy().tolist()
+    assert rows == [
+        ["a.jsonl:1", "b", "a", pytest.approx(2 / 3)],
+        ["a.jsonl:2", "a", "b", 1.0],
+        ["a.jsonl:6", "a", "b", 1.0],
+        ["a.jsonl:7", "a", "b", 0.5],
+        ["a.jsonl:9", "a", "a", 1.0],
+    ]
+    assert merged.to_numpy().tolist() == [
+        ["a.jsonl:3", "a.jsonl:1", 3],
+        ["a.jsonl:4", "a.jsonl:1", 3],
+        ["a.jsonl:5", "a.jsonl:1", 3],
+        ["a.jsonl:8", "a.jsonl:7", 2],
+    ]
+    assert pairs["chosen"][0] == "a"  # what was given is as it was
+
+
+def test_two_who_say_the_same_are_no_copies(tmp_path: Path) -> None:
+    pairs = read(tmp_path, *(said("p", "a", "b", name) for name in ("ann", "bob", "ann", None, None)))
+    assert copy_of(pairs["source"], pairs["id"]).notna().tolist() == [False, False, True, False, True]
+
+
+def test_three_responses_share_what_is_said_of_each(tmp_path: Path) -> None:
+    """a beats b and b beats c, 3 to 1 both; what one says of a and c is worth less than what follows from the others."""
+    votes = [("a", "b")] * 3 + [("b", "a")] + [("b", "c")] * 3 + [("c", "b")] + [("c", "a")]
+    together, _ = agreed(read(tmp_path, *(said("p", *pair, annotator=i) for i, pair in enumerate(votes))))
+    preference = {(row.chosen, row.rejected): row.preference for row in together.itertuples()}
+    assert preference["a", "c"] > 0.6
+    assert 0.5 < preference["a", "b"] < 0.75
+    assert preference["a", "b"] == pytest.approx(preference["b", "c"])
+
+
+def test_without_annotators_nothing_changes(tmp_path: Path) -> None:
+    pairs = read(tmp_path, said("p", "a", "b"), said("p", "b", "a"))
+    together, merged = agreed(pairs)
+    pd.testing.assert_frame_equal(together, pairs)
+    assert merged.empty
+
+
+@given(st.integers(2, 5), st.data())
+def test_bradley_terry_makes_the_votes_most_likely(n: int, data: st.DataObject) -> None:
+    """At the maximum, each response wins as often as the model expects it to: the likelihood equations."""
+    wins = np.array([[0.0 if i == j else data.draw(st.integers(0, 5)) for j in range(n)] for i in range(n)])
+    if n == 2 and not wins.any():
+        wins[0, 1] = 1
+    found = bradley_terry(wins)
+    np.testing.assert_allclose(found + found.T, 1.0, atol=1e-12)
+    votes = wins + (PRIOR if n > 2 else 0.0) * ((wins + wins.T) > 0)
+    np.testing.assert_allclose(((votes + votes.T) * found).sum(axis=1), votes.sum(axis=1), atol=1e-4)
+    odds = found / (1 - found + 1e-300)
+    if n > 2:  # one strength a response: odds multiply
+        np.testing.assert_allclose(odds[0, 1] * odds[1, 2], odds[0, 2], rtol=1e-6)
+
+
+def test_a_response_that_never_lost_is_nearly_certain() -> None:
+    assert bradley_terry(np.array([[0.0, 4.0], [0.0, 0.0]]))[0, 1] == 1.0
+    found = bradley_terry(np.array([[0.0, 4.0, 4.0], [0.0, 0.0, 4.0], [0.0, 0.0, 0.0]]))
+    assert 0.99 < found[0, 1] < found[0, 2] < 1
