@@ -122,7 +122,7 @@ def test_runs_are_those_of_a_comparison_of_all_with_all(
 
 @needs_real_data
 def test_pku_is_contaminated_by_hh_rlhf(tmp_path: Path) -> None:
-    """PKU's processed-hh-rlhf is hh-rlhf in another form: every row of it is found. TruthfulQA and WinoGrande are another matter."""
+    """PKU's processed-hh-rlhf is hh-rlhf in another form: every row of it is found, and of TruthfulQA nearly none."""
     with gzip.open(REAL / "hh-rlhf/harmless-base.jsonl.gz", "rt", encoding="utf-8") as file:
         lines = [next(file) for _ in range(200)]
     (tmp_path / "raw").mkdir()

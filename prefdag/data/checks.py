@@ -109,7 +109,7 @@ def _judge(context: Any, table: Table) -> tuple[ExpectationSuiteValidationResult
     batch_definition = asset.add_batch_definition_whole_dataframe("all")
     expected = copy.deepcopy(table.expectations)
     for place, expectation in enumerate(expected, 1):
-        expectation.meta = expectation.meta | {"name": f"{table.name}-{place}"}
+        expectation.meta = (expectation.meta or {}) | {"name": f"{table.name}-{place}"}
     suite = context.suites.add(gx.ExpectationSuite(table.name, expectations=expected))
     definition = gx.ValidationDefinition(name=table.name, data=batch_definition, suite=suite)
     parameters = {"dataframe": rows}

@@ -43,7 +43,7 @@ class RowFormat(NamedTuple):
 def marks(row: dict[str, Any]) -> dict[str, str | None]:
     """What any row may say of itself: `annotator`, whose judgement it is (a name or a number), and `source`, as `origin`:
     the collection that it was taken from. None where it does not."""
-    said = {}
+    said: dict[str, str | None] = {}
     for name, column in (("annotator", "annotator"), ("origin", "source")):
         value = row.get(column)
         if value in (None, ""):

@@ -8,7 +8,7 @@ from typing import Any
 import great_expectations.expectations as gxe
 import pandas as pd
 from great_expectations.execution_engine import PandasExecutionEngine
-from great_expectations.expectations.expectation import ColumnMapExpectation, ColumnPairMapExpectation
+from great_expectations.expectations.expectation import ColumnMapExpectation, ColumnPairMapExpectation, Expectation
 from great_expectations.expectations.metrics.map_metric_provider import (
     ColumnMapMetricProvider,
     ColumnPairMapMetricProvider,
@@ -165,7 +165,7 @@ def shares_table(measured: pd.DataFrame, levels: PairShares) -> Table:
     """The shares of `measures.measures`: their lower ends, a row for all rows and one for each origin, a column a measure."""
     rows = measured.pivot(index="source", columns="measure", values="low").round(4).reindex(columns=list(SHARES))
     order = list(dict.fromkeys(measured["source"]))
-    expectations = [
+    expectations: list[Expectation] = [
         gxe.ExpectColumnValuesToBeBetween(
             column=name,
             max_value=bound,

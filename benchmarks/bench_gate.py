@@ -1,0 +1,95 @@
+"""The data gate: seconds and memory of validating and formatting hh-rlhf rows, real ones and many more of their shape.
+
+    python -m benchmarks.bench_gate --rows FILE --model FOLDER [--synthetic 160000] [--rounds 1]
+
+FILE is an hh-rlhf .jsonl.gz, FOLDER a model whose tokenizer and template format the pairs. The synthetic rows are
+dialogues of one turn, of words drawn from FILE. All other settings are those of the profile hh-rlhf.
+"""
+
+import argparse
+import gzip
+import hashlib
+import json
+import random
+import shlex
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from benchmarks.bench_pipeline import ROOT, call
+from benchmarks.hh_rows import TURN
+from benchmarks.paired import Contender, end_in_one_line, markdown, positive, run_rounds, summarise, write
+
+RESULTS = Path(__file__).with_name("bench_gate.csv")
+BEFORE = ("download_pairs", "download_evals")
+TIMED = ("validate_pairs", "format_pairs")
+
+
+def synthesise(real: Path, path: Path, n: int, seed: int = 0) -> None:
+    """`n` hh-rlhf rows of words that `real` has, as often as they stand there; texts are as long as real ones."""
+    with gzip.open(real, "rt", encoding="utf-8") as file:
+        texts = [json.loads(line)["chosen"].replace("Human:", " ").replace("Assistant:", " ").split() for line in file]
+    words = [word for text in texts for word in text]
+    rng = random.Random(seed)
+
+    def text() -> str:
+        return " ".join(rng.choices(words, k=max(5, len(rng.choice(texts)) // 2)))
+
+    with path.open("w", encoding="utf-8") as file:
+        for _ in range(n):
+            prompt = f"\n\nHuman: {text()}{TURN} "
+            file.write(json.dumps({"chosen": prompt + text(), "rejected": prompt + text()}) + "\n")
+
+
+def project(folder: Path, rows: Path, model: Path) -> None:
+    """A clone of what is committed, up to where `rows` are to be validated."""
+    from ruamel.yaml import YAML
+
+    call(["git", "clone", "--quiet", str(ROOT), str(folder)], ROOT)
+    call([sys.executable, "-c", "from prefdag.profiles import apply; apply('hh-rlhf')"], folder)
+    params: Any = YAML().load(folder / "params.yaml")
+    sha256 = hashlib.sha256(rows.read_bytes()).hexdigest()
+    params["download_pairs"]["source"] = {"kind": "path", "path": str(rows), "sha256": sha256}
+    params["format_pairs"]["max_pairs"] = None
+    YAML().dump(params, folder / "params.yaml")
+    (folder / "models").mkdir(exist_ok=True)
+    (folder / "models/base").symlink_to(model)
+    for stage in BEFORE:
+        subprocess.run([sys.executable, "-m", f"stages.{stage}"], cwd=folder, check=True)
+
+
+def gate(real: Path, model: Path, synthetic: int, rounds: int) -> pd.DataFrame:
+    """Both stages on both sets of rows."""
+    with tempfile.TemporaryDirectory() as name:
+        many = Path(name) / "synthetic.jsonl"
+        synthesise(real, many, synthetic)
+        contenders = []
+        for title, rows in (("hh-rlhf", real), (f"{synthetic:,} synthetic rows", many)):
+            folder = Path(name) / title
+            project(folder, rows, model)
+            for stage in TIMED:
+                command = f"{shlex.join([sys.executable, '-m', f'stages.{stage}'])} > /dev/null && echo '{{}}'"
+                env = {"DVC_ROOT": str(folder)}
+                contenders.append(Contender(f"{title}, {stage}", ["sh", "-c", command], folder, env))
+        return summarise(run_rounds(contenders, rounds))
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=Path, required=True, help="hh-rlhf .jsonl.gz")
+    parser.add_argument("--model", type=Path, required=True, help="folder of a causal language model")
+    parser.add_argument("--synthetic", type=positive, default=160_000)
+    parser.add_argument("--rounds", type=positive, default=1)
+    args = parser.parse_args()
+    summary = gate(args.rows.resolve(), args.model.resolve(), args.synthetic, args.rounds)
+    write(RESULTS, summary)
+    print(markdown(summary))
+
+
+if __name__ == "__main__":
+    end_in_one_line(main)
