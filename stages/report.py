@@ -12,6 +12,7 @@ IMAGES = Path("data/validated/images")
 IMAGE_PAIRS = Path("data/image_pairs")
 REF_LOGPS_KEY = Path("data/ref_logps/key.json")
 PAIRS_VALIDATION = Path("reports/validation/pairs")
+FORMATTED = Path("reports/validation/formatted")
 IMAGES_VALIDATION = Path("reports/validation/images")
 REFERENCE = Path("models/reference")
 DPO_TEXT = Path("models/dpo_text")
@@ -54,7 +55,7 @@ def main(params: Params) -> None:
             dpo=DPO_IMAGE,
             control=CONTROL_IMAGE,
         ),
-        pairs=read_pairs_dataset(PAIRS, PAIRS_VALIDATION),
+        pairs=read_pairs_dataset(PAIRS, PAIRS_VALIDATION, FORMATTED),
         images=read_images_dataset(IMAGE_PAIRS, IMAGES_VALIDATION),
         # The reference is large and was hashed when its log-probabilities were taken.
         hashes={str(REFERENCE): key["reference_sha256"], **{str(path): sha256(path) for path in hashed}},

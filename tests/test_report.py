@@ -72,16 +72,71 @@ def write_run(folder: Path, rng: np.random.Generator, steps: int, *, dpo: bool) 
     (folder / "model.safetensors").write_bytes(b"weights")
 
 
-def validation(*names: str) -> dict[str, Any]:
-    """What prefdag.data.checks leaves: a result for each table."""
-    blank = {
-        "expectation": "expect_column_values_to_not_be_blank",
-        "kwargs": {"column": "chosen"},
-        "severity": "critical",
+def write_gate(folder: Path, *tables: str) -> None:
+    """What a stage of the gate leaves: a result for each table, and the rows that fail one."""
+    results, offending = {}, []
+    for table in tables:
+        blank = {
+            "name": f"{table}-1",
+            "expectation": "expect_column_values_to_not_be_blank",
+            "description": "the response holds text",
+            "kwargs": {"column": "chosen"},
+            "success": True,
+        }
+        copies = {"name": f"{table}-2", "kwargs": {"column": "copy_of"}, "success": False}
+        results[table] = {"success": False, "results": [blank, blank | copies | {"description": "no row stands twice"}]}
+        offending += [
+            [f"{table}.json:{row}", "copy_of", "drop", "the same as an earlier row", HOSTILE, f"{table}-2"]
+            for row in range(1, 31)
+        ]
+    write_json(folder / "results.json", results)
+    columns = ["source", "column", "level", "reason", "excerpt", "expectation"]
+    pd.DataFrame(offending, columns=columns).to_csv(folder / "offending.csv", index=False)
+    met = {"rows": 44, "met": 7, "met_exactly": 5, "pairs": 9, "met_by_kept": 1}
+    counts = {"read": 1300, "merged": 12, "dropped": 30, "kept": 1258}
+    write_json(
+        folder / "summary.json",
+        {
+            "rows": counts,
+            "evals": {"truthfulqa": met},
+            "kinds": {"sure": 1250, "tied": 8},
+            "origins": {HOSTILE: 8, "a.json": 1250},
+            "scripts": {"LATIN": 1258},
+        },
+    )
+    shares = [
+        ("all rows", "longer_preferred", 0.5624, 0.5352, 0.5892, 1258),
+        ("all rows", "largest_origin", 0.99, 0.99, 0.99, 1258),
+        (HOSTILE, "longer_preferred", 0.25, 0.0714, 0.5907, 8),
+    ]
+    pd.DataFrame(shares, columns=["source", "measure", "share", "low", "high", "n"]).to_csv(
+        folder / "shares.csv", index=False
+    )
+
+
+def write_formatted(folder: Path) -> None:
+    """What format_pairs leaves beside the pairs."""
+    lengths = {"length_p50": 120, "length_p100": 2048, "truncated": 0.625}
+    parts = dict.fromkeys(("prompt", "chosen", "rejected"), lengths)
+    summary = {
+        "max_prompt_tokens": 96,
+        "max_response_tokens": 96,
+        "leaked": {"val": 0, "test": 0},
+        "boundary": {"responses": 2516, "joined": 76, "share": 0.0302},
+        **parts,
     }
-    copies = {**blank, "kwargs": {"column": "copy_of"}, "severity": "warning", "description": "no row stands twice"}
-    results = [{**blank, "success": True}, {**copies, "success": False}]
-    return {name: {"success": False, "results": results} for name in names}
+    write_json(folder / "summary.json", summary)
+    read = {"text": HOSTILE, "control": False, "kind": "read"}
+    said = [
+        {"text": "Bread.", "control": False, "kind": "scored"},
+        {"text": "</s>", "control": True, "kind": "not scored"},
+    ]
+    write_json(
+        folder / "examples.json", [{"source": "demo.json:7", "prompt": [read], "chosen": said, "rejected": said[:1]}]
+    )
+    rows = [["demo.json:1", "rejected", "left out", "the cut leaves the same tokens as of chosen"]]
+    rows += [[f"demo.json:{i}", "prompt", "cut", f"{i + 96} tokens, keeps its last 96"] for i in range(2, 25)]
+    pd.DataFrame(rows, columns=["source", "column", "change", "reason"]).to_csv(folder / "changes.csv", index=False)
 
 
 def share(value: float, spread: float) -> dict[str, float]:
@@ -114,10 +169,7 @@ def write_inputs(folder: Path) -> None:
     for split in ("train", "val", "test"):
         cut = {f"{side}_truncated": [i % 2 == 0 for i in range(N_TEST)] for side in ("chosen", "rejected")}
         pd.DataFrame({"id": ids, "preference": 1.0, **cut}).to_parquet(pairs / f"{split}.parquet")
-    lengths = {"length_p50": 120, "length_p100": 2048, "truncated": 0.625}
-    parts = dict.fromkeys(("prompt", "chosen", "rejected"), lengths)
-    summary = {"max_prompt_tokens": 96, "max_response_tokens": 96, "left_out_identical": 1, **parts}
-    write_json(pairs / "summary.json", summary)
+    write_formatted(folder / "reports/validation/formatted")
     chosen, rejected = rng.normal(-0.6, 0.5, N_TEST), rng.normal(-1.0, 0.7, N_TEST)
     text = folder / "reports/text"
     text.mkdir(parents=True)
@@ -200,7 +252,7 @@ def write_inputs(folder: Path) -> None:
         {"reference_sha256": "ab" * 32, "pairs_sha256": "cd" * 32, "dtype": "float32"},
     )
     for name, tables in (("pairs", ("pairs",)), ("images", ("files", "images"))):
-        write_json(folder / f"reports/validation/{name}/results.json", validation(*tables))
+        write_gate(folder / f"reports/validation/{name}", *tables)
     for name, dpo in (
         ("reference", False),
         ("dpo_text", True),
@@ -355,9 +407,44 @@ def test_numbers_are_those_of_the_metrics(page: Page, built: tuple[str, str], in
 
 def test_data_gate_is_reported_expectation_by_expectation(page: Page) -> None:
     assert "Preference pairs : 1 of 2 expectations met." in page.text
-    assert "column values to not be blank pairs, chosen met" in page.text
-    assert "no row stands twice images, copy_of not met (warning)" in page.text
+    assert "the response holds text pairs, chosen met" in page.text
+    assert "no row stands twice images, copy_of 30 rows , left out" in page.text
     assert "prompt 120 2,048 62.5%" in page.text
+
+
+def test_every_expectation_that_fails_links_to_its_rows(page: Page) -> None:
+    names = ["pairs-2", "files-2", "images-2"]
+    targets = {attributes.get("id") for _, attributes in page.tags}
+    links = [attributes["href"] for tag, attributes in page.tags if tag == "a"]
+    for name in names:
+        assert f"#fault-{name}" in links
+        assert f"fault-{name}" in targets
+    assert "The first 20 of 30; all stand in validation/pairs/offending.csv ." in page.text
+    assert "pairs.json:20" in page.text
+    assert "pairs.json:21" not in page.text
+    assert {"validation/pairs/offending.csv", "validation/pairs/data_docs/index.html"} <= set(links)
+
+
+def test_what_the_gate_measured_and_formatting_changed_is_told(page: Page) -> None:
+    for told in (
+        "Of 1,300 rows, 12 were joined to others of the same pair (several annotators), 30 were left out by the gate.",
+        "left out: rejected, 1 row",
+        "cut: prompt, 23 rows",
+        "98 tokens, keeps its last 96",
+        "truthfulqa 44 7 5 9 1",
+        "the preferred response is the longer one 56.2% 53.5–58.9%, n = 1,258 25.0% 7.1–59.1%, n = 8",
+        "rows of the largest origin 99.0% n = 1,258",
+        "Preferences: sure 1,250, tied 8.",
+        "stand in train, letter case and white space apart: 0 and 0.",
+        "3.0% of the 2,516 responses",
+    ):
+        assert told in page.text
+
+
+def test_what_is_scored_is_marked(page: Page) -> None:
+    marked = [attributes.get("class") for tag, attributes in page.tags if tag == "span"]
+    for kind, times in (("read", 2), ("scored", 3), ("not-scored control-token", 1), ("not-scored", 1)):
+        assert marked.count(kind) == times, kind  # in the legend too
 
 
 def test_every_parameter_is_shown(page: Page, root: Path) -> None:
@@ -598,7 +685,8 @@ def test_responses_that_stand_alone_are_not_called_pairs(params: Params) -> None
     assert "Histograms of the rewards of responses: 30 desirable, mean" in html
     # An example shows the response that there is, and its reward.
     assert len(re.findall(r'aria-label="Held-out response', html)) == 12
-    assert len(re.findall(r'class="side (?:chosen|rejected)-side"', html)) == 12
+    shown = html.split('<section id="data"')[0]  # there those stand that show what is scored
+    assert len(re.findall(r'class="side (?:chosen|rejected)-side"', shown)) == 12
     text = page.text.lower()
     for wrong in ("held-out pairs", "margin nan", "nan</", "a tie", "preference pairs", "ranked wrong"):
         assert wrong not in text, wrong

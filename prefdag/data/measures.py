@@ -13,13 +13,14 @@ from prefdag.data.wording import normalised, words
 
 RUN = 4  # words
 SAMPLE = 2_000  # responses whose runs are counted: the share grows with their number, so that it must be bounded
+ORIGINS = 10  # of the origins, the largest so many are measured
 ALL = "all rows"
 
 COLUMNS = ["source", "measure", "share", "low", "high", "n"]
 
 
 def measures(pairs: pd.DataFrame) -> pd.DataFrame:
-    """Every measure of all rows, then of each origin where there are several.
+    """Every measure of all rows, then of each of the largest origins where there are several.
 
     Args:
         pairs: readable rows of `schema.read_pairs`.
@@ -36,8 +37,10 @@ def measures(pairs: pd.DataFrame) -> pd.DataFrame:
         largest_origin     of all rows: from the origin that gave most
     """
     groups = {ALL: pairs}
-    if pairs["origin"].nunique() > 1:
-        groups |= {str(origin): group for origin, group in pairs.groupby("origin", sort=True)}
+    sizes = pairs["origin"].value_counts()
+    if len(sizes) > 1:
+        largest = sorted(sizes.index[:ORIGINS])
+        groups |= {str(origin): pairs[pairs["origin"] == origin] for origin in largest}
     rows = [
         (name, measure, *found)
         for name, group in groups.items()
@@ -45,7 +48,7 @@ def measures(pairs: pd.DataFrame) -> pd.DataFrame:
         if found is not None
     ]
     if len(groups) > 1:
-        share = float(pairs["origin"].value_counts(normalize=True).max())
+        share = float(sizes.iloc[0] / len(pairs))
         rows.append((ALL, "largest_origin", share, share, share, len(pairs)))
     return pd.DataFrame(rows, columns=COLUMNS)
 

@@ -16,9 +16,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from prefdag.config import Params, flatten
-from prefdag.report import calibration, figures, provenance, words
+from prefdag.report import calibration, figures, gate, provenance, words
 from prefdag.report.figures import Line
-from prefdag.report.results import Dataset, ImageTrack, Results, Run, TextTrack
+from prefdag.report.results import ImageTrack, Results, Run, TextTrack
 from prefdag.report.words import Estimate
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -58,7 +58,16 @@ def environment(*, autoescape: bool) -> Environment:
         f.__name__: f
         for f in (
             *(words.percent, words.percent_span, words.signed, words.number, words.health_line, words.spaced),
-            *(words.loss_name, words.reference, words.adapter, words.training, words.negatives, excerpt, turns),
+            *(
+                words.loss_name,
+                words.reference,
+                words.adapter,
+                words.training,
+                words.negatives,
+                words.span,
+                excerpt,
+                turns,
+            ),
         )
     }
     return env
@@ -89,15 +98,8 @@ def render(results: Results, params: Params) -> str:
             image_curves=image_curves(results.image),
             accuracies=accuracies(results.image),
             pictures=pictures(results.image, params.report.image_examples),
-            cuts=results.pairs.summary,
-            datasets=[
-                dataset_view(
-                    "Preference pairs" if paired else "Labelled responses",
-                    "validation/pairs/data_docs/index.html",
-                    results.pairs,
-                ),
-                dataset_view("Images", "validation/images/data_docs/index.html", results.images),
-            ],
+            pairs_gate=gate.pairs_view("Preference pairs" if paired else "Labelled responses", results.pairs),
+            images_gate=gate.dataset_view("Images", "images", results.images),
             hashes=results.hashes,
             ref_logps=flatten(results.ref_logps),
             versions=provenance.versions(),
@@ -276,23 +278,6 @@ def pictures(image: ImageTrack, count: int) -> list[dict[str, Any]]:
         ]
         shown.append({"title": title, "total": len(group), "items": items})
     return shown
-
-
-def dataset_view(name: str, docs: str, dataset: Dataset) -> dict[str, Any]:
-    """A dataset's splits and the outcome of every expectation. `docs` is a link relative to the page."""
-    checks = [
-        {
-            "what": check.get("description") or check["expectation"].removeprefix("expect_").replace("_", " "),
-            "where": ", ".join(
-                [table, *(str(v) for k, v in sorted(check["kwargs"].items()) if k.startswith("column"))]
-            ),
-            "outcome": "met" if check["success"] else f"not met ({check['severity']})",
-            "met": check["success"],
-        }
-        for table, result in dataset.validation.items()
-        for check in result["results"]
-    ]
-    return {"name": name, "docs": docs, "rows": dataset.rows, "checks": checks, "met": sum(c["met"] for c in checks)}
 
 
 def turns(prompt: str | Sequence[Mapping[str, str]]) -> list[dict[str, str]]:

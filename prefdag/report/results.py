@@ -50,13 +50,24 @@ class ImageTrack:
     health: health.Verdict
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """What went in: rows a split, the summary of the stage that made them, and the expectations by validated table."""
+    """What went in, and what the gate said of it."""
 
-    rows: Mapping[str, int]
-    summary: Mapping[str, Any]
-    validation: Mapping[str, Any]
+    rows: Mapping[str, int]  # by split
+    expectations: Mapping[str, Any]  # results.json of the gate: by table
+    offending: pd.DataFrame  # rows that fail one
+    gate: Mapping[str, Any]  # its summary.json
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairsDataset(Dataset):
+    """Preference pairs: also what they are like as a whole, and what formatting made of them."""
+
+    shares: pd.DataFrame
+    formatted: Mapping[str, Any]
+    changes: pd.DataFrame
+    examples: list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -66,7 +77,7 @@ class Results:
 
     text: TextTrack
     image: ImageTrack
-    pairs: Dataset
+    pairs: PairsDataset
     images: Dataset
     hashes: Mapping[str, str]
     ref_logps: Mapping[str, Any]
@@ -109,17 +120,31 @@ def read_image(*, metrics: Path, predictions: Path, images: Path, warmup: Path, 
     )
 
 
-def read_pairs_dataset(pairs: Path, validation: Path) -> Dataset:
+def read_pairs_dataset(pairs: Path, gate: Path, formatted: Path) -> PairsDataset:
     """The preference pairs as they were split. Raises `DataError`."""
-    rows = {split: len(pd.read_parquet(pairs / f"{split}.parquet", columns=["id"])) for split in SPLITS}
-    return Dataset(rows, read_json(pairs / "summary.json"), read_json(validation / "results.json"))
+    return PairsDataset(
+        rows={split: len(pd.read_parquet(pairs / f"{split}.parquet", columns=["id"])) for split in SPLITS},
+        shares=read_csv(gate / "shares.csv"),
+        formatted=read_json(formatted / "summary.json"),
+        changes=read_csv(formatted / "changes.csv"),
+        examples=read_json(formatted / "examples.json"),
+        **_said(gate),
+    )
 
 
-def read_images_dataset(image_pairs: Path, validation: Path) -> Dataset:
+def read_images_dataset(image_pairs: Path, gate: Path) -> Dataset:
     """The labelled images as they were split. Raises `DataError`."""
     split = pd.read_parquet(image_pairs / "pairs.parquet", columns=["split"])["split"]
-    rows = {name: int((split == name).sum()) for name in SPLITS}
-    return Dataset(rows, {}, read_json(validation / "results.json"))
+    return Dataset(rows={name: int((split == name).sum()) for name in SPLITS}, **_said(gate))
+
+
+def _said(gate: Path) -> dict[str, Any]:
+    """What a stage of the gate left in its folder."""
+    return {
+        "expectations": read_json(gate / "results.json"),
+        "offending": read_csv(gate / "offending.csv"),
+        "gate": read_json(gate / "summary.json"),
+    }
 
 
 def read_run(folder: Path) -> Run:

@@ -58,6 +58,11 @@ def percent_span(estimate: Estimate) -> str:
     return f"{100 * estimate.low:.1f}{DASH}{100 * estimate.high:.1f}%"
 
 
+def span(low: float, high: float) -> str:
+    """The interval of a share in percent, or nothing where it is a count and has none."""
+    return f"{100 * low:.1f}{DASH}{100 * high:.1f}%" if low < high else ""
+
+
 def signed(value: float, digits: int = 3) -> str:
     """With a sign, and a true minus: +0.571, −0.061."""
     return f"{value:+.{digits}f}".replace("-", MINUS)
