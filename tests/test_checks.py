@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import fields, replace
@@ -341,6 +342,8 @@ def test_data_docs_show_expectations_and_offending_rows(raw: Path) -> None:
     html = page.read_text()
     for text in ("every row can be read", "chosen and rejected differ", "a.jsonl:2", "a.jsonl:3", "a.jsonl:4"):
         assert text in html
+    (link,) = re.findall(r'href="([^"]*offending.csv)"', html)
+    assert (page.parent / link).resolve() == report / "offending.csv"
     for link in ("static/images/logo-long.png", "great-expectations-web-assets"):
         assert (link in html) == (docs / link).exists()
 
@@ -368,3 +371,48 @@ def test_stages_import_no_torch_and_their_help_no_great_expectations() -> None:
     environment = os.environ | {"GX_ANALYTICS_ENABLED": "false"}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_a_malformed_file_stops_dvc_with_one_line_and_leaves_its_lock_as_it_was(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DVC removes outs before it runs a stage, so that none of another input is left: what was there, it gives back."""
+    monkeypatch.delenv("DVC_ROOT")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(tmp_path / "site"))
+    (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+    command = [sys.executable, "-m", "stages.validate_pairs"]
+    stage = {
+        "cmd": " ".join(command),
+        "deps": ["data/raw/pairs"],
+        "outs": [str(validate_pairs.PAIRS), str(validate_pairs.REPORT)],
+    }
+    (tmp_path / "dvc.yaml").write_text(json.dumps({"stages": {"validate_pairs": stage}}))
+
+    def dvc(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-m", "dvc", *arguments], capture_output=True, text=True, check=False)
+
+    assert dvc("init", "--no-scm", "--quiet").returncode == 0
+    write(raw, *(row(number) for number in range(4)))
+    done = dvc("repro")
+    assert done.returncode == 0, done.stderr
+    before = {path: sha256(path) for path in (Path("dvc.lock"), validate_pairs.PAIRS, validate_pairs.REPORT)}
+    good = (raw / "a.jsonl").read_bytes()
+    for content, line in (
+        (b'{"question": "q"}\n', "error: a.jsonl:1: no known format: found question; looked for sharegpt ("),
+        (good + b'{"prompt": "p"\n', "error: a.jsonl:5:15: not JSON ("),
+        (b"", "error: a.jsonl: holds no rows; "),
+    ):
+        (raw / "a.jsonl").write_bytes(content)
+        direct = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert (direct.returncode, direct.stdout, direct.stderr.count("\n")) == (2, "", 1)
+        assert direct.stderr.startswith(line)
+        assert {path: sha256(path) for path in before} == before
+        done = dvc("repro")
+        assert done.returncode != 0
+        assert direct.stderr in done.stderr
+        assert sha256(Path("dvc.lock")) == before[Path("dvc.lock")]
+        assert not validate_pairs.PAIRS.exists()
+        assert dvc("checkout").returncode == 0
+        assert {path: sha256(path) for path in before} == before

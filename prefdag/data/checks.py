@@ -211,17 +211,20 @@ def _data_docs(context: Any, folder: Path) -> None:
     """Great Expectations' own pages.
 
     Their style sheets and scripts come from a CDN. Offline the pages of results are plain, yet complete; the table of
-    the index, which a script draws, is empty, so that the index gets a line of plain links.
+    the index, which a script draws, is empty, so that the index gets a line of plain links. A page of results shows the
+    first rows that fail, and gets a link to all of them.
     """
     context.build_data_docs(site_names=["docs"])
-    index = folder / "index.html"
-    pages = sorted(page.relative_to(folder) for page in folder.glob("validations/**/*.html"))
-    links = ", ".join(f'<a href="{page.as_posix()}">{page.parts[1]}</a>' for page in pages)
+    results = sorted(page.relative_to(folder) for page in folder.glob("validations/**/*.html"))
+    links = ", ".join(f'<a href="{page.as_posix()}">{page.parts[1]}</a>' for page in results)
     container = '<div class="container-fluid'
-    head, _, tail = index.read_text("utf-8").partition(container)
-    index.write_text(f"{head}<p>Results: {links}</p>{container}{tail}", "utf-8")
     for page in sorted(folder.rglob("*.html")):
-        page.write_text(_pinned(page.read_text("utf-8"), "../" * len(page.relative_to(folder).parent.parts)), "utf-8")
+        name = page.relative_to(folder)
+        root = "../" * len(name.parent.parts)
+        head, _, tail = _pinned(page.read_text("utf-8"), root).partition(container)
+        line = f'All rows that fail: <a href="{root}../offending.csv">offending.csv</a>' if name in results else ""
+        line = f"Results: {links}" if name.name == "index.html" else line
+        page.write_text(f"{head}<p>{line}</p>{container}{tail}" if line else head + container + tail, "utf-8")
 
 
 def _pinned(html: str, root: str) -> str:
