@@ -82,6 +82,7 @@ class Cifar10Source:
     """CIFAR-10 as torchvision downloads it (its MD5 sums are torchvision's own)."""
 
     kind: Literal["cifar10"]
+    archive: Text | None  # a local cifar-10-python.tar.gz; relative paths start at the repository root
 
 
 Source = Annotated[PypiSource | HubSource | PathSource, Field(discriminator="kind")]
