@@ -82,6 +82,7 @@ class Cifar10Source:
     """CIFAR-10 as torchvision downloads it (its MD5 sums are torchvision's own)."""
 
     kind: Literal["cifar10"]
+    archive: Text | None  # a local cifar-10-python.tar.gz; relative paths start at the repository root
 
 
 Source = Annotated[PypiSource | HubSource | PathSource, Field(discriminator="kind")]
@@ -161,8 +162,22 @@ class ValidatePairs:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class ImageLevels:
+    """What is done about an image that fails an expectation of this kind."""
+
+    invalid: Literal["error", "drop"]  # nothing can be kept of it
+    duplicate: Level
+    near_duplicate: Level
+    label: Level
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class ValidateImages:
     format: Literal["mnist-csv", "image-folder", "cifar10"]
+    levels: ImageLevels
+    similarity: Annotated[float, Field(gt=0, le=1)]  # of near duplicates
+    min_judge_accuracy: Annotated[float, Field(ge=0, le=1)]
+    max_dropped: Fraction  # share of all images
     max_imbalance: Annotated[float, Field(ge=1)]  # largest class over smallest
 
 

@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 from safetensors import safe_open
 
-from prefdag.artifacts import read_json, writing
+from prefdag.artifacts import read_json, write_json, writing
 from prefdag.config import LabelPairs
-from prefdag.data.pairs import label_pairs as pair_labels
+from prefdag.data.image_pairs import label_pairs as pair_labels
+from prefdag.data.image_pairs import split_summary
 from prefdag.stage import stage
 
 IMAGES = Path("data/validated/images")
@@ -18,10 +20,14 @@ OUT = Path("data/image_pairs")
 def main(label_pairs: LabelPairs) -> None:
     with safe_open(IMAGES / "images.safetensors", framework="np") as file:
         labels = file.get_tensor("labels")
-    pairs = pair_labels(labels, len(read_json(IMAGES / "classes.json")), label_pairs)
+    classes = read_json(IMAGES / "classes.json")
+    copies = pq.read_table(IMAGES / "rows.parquet", columns=["exact", "perceptual"])
+    _, groups = np.unique(copies["perceptual"].to_pylist(), return_inverse=True)  # exact copies are among them
+    pairs = pair_labels(labels, groups, len(classes), label_pairs)
     with writing(OUT) as folder:
         folder.mkdir()
         pq.write_table(pairs, folder / "pairs.parquet")
+        write_json(folder / "summary.json", split_summary(pairs, copies, classes))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,13 @@
-"""Read the raw images and labels into two arrays, and let them through if they pass every expectation."""
+"""Read the raw images and labels into two arrays, and let only those through that pass every expectation."""
 
 from pathlib import Path
 
-from prefdag.artifacts import scratch, writing
+import pandas as pd
+
+from prefdag.artifacts import scratch, write_json, writing
 from prefdag.config import ValidateImages
-from prefdag.data.images import class_rows, image_rows, read_images, write_images
+from prefdag.data.image_rows import COPIES, class_rows, image_rows, images_summary
+from prefdag.data.images import read_images, select, write_images
 from prefdag.stage import stage
 
 RAW = Path("data/raw/images")
@@ -14,18 +17,32 @@ REPORT = Path("reports/validation/images")
 
 @stage
 def main(validate_images: ValidateImages) -> None:
-    from prefdag.data.checks import check, refuse  # seconds of import, not for --help
-    from prefdag.data.image_expectations import images_tables
+    from prefdag.data.checks import Table, check, refuse  # seconds of import, not for --help
+    from prefdag.data.image_expectations import classes_table, images_table
 
     data = read_images(RAW, validate_images.format)
+    rows, noise = image_rows(data, validate_images.similarity, validate_images.min_judge_accuracy)
+
+    def bad(offending: pd.DataFrame) -> "pd.Series[bool]":
+        return rows["source"].isin(offending["source"][offending["level"] == "drop"])
+
+    def classes(offending: pd.DataFrame) -> Table:
+        kept = ~bad(offending)[rows["fault"].isna()].to_numpy()
+        return classes_table(class_rows(data.labels[kept], data.classes), validate_images.max_imbalance)
+
     with writing(REPORT) as report, writing(IMAGES) as folder:
-        tables = images_tables(image_rows(data), class_rows(data), validate_images.max_imbalance)
-        offending = check(tables, report)
-        if (offending["level"] == "error").any():
-            raise refuse(offending, report, scratch("validation", "images"))
-        write_images(folder, data)
-    warnings = f", {len(offending)} warnings" if len(offending) else ""
-    print(f"validate_images: {len(data.labels)} images of {len(data.classes)} classes{warnings}, written to {IMAGES}")
+        offending = check([images_table(rows, len(data.classes), validate_images.levels), classes], report)
+        dropped = bad(offending)
+        too_many = dropped.mean() > validate_images.max_dropped
+        if (offending["level"] == "error").any() or too_many:
+            why = f"; {dropped.sum()} of {len(rows)} images exceed validate_images.max_dropped" if too_many else ""
+            raise refuse(offending, report, scratch("validation", "images"), why)
+        kept = ~dropped[rows["fault"].isna()]
+        written = select(data, kept.to_numpy())
+        write_images(folder, written, rows.loc[kept.index[kept], COPIES])
+        write_json(report / "summary.json", images_summary(rows, noise, written))
+    counts = f"{len(rows)} images read, {dropped.sum()} dropped, {kept.sum()} of {len(data.classes)} classes"
+    print(f"validate_images: {counts} written to {IMAGES}")
 
 
 if __name__ == "__main__":

@@ -107,7 +107,9 @@ def test_leaks_are_counted_by_normalised_prompt() -> None:
 def test_a_window_larger_than_the_model_is_refused(tmp_path: Path, key: str) -> None:
     (tmp_path / "config.json").write_text(f'{{"{key}": 100}}')
     check_window(tmp_path, 60, 40)
-    with pytest.raises(ParamsError, match=r"max_prompt_tokens \+ max_response_tokens is 101, .* has 100 positions; lower"):
+    with pytest.raises(
+        ParamsError, match=r"max_prompt_tokens \+ max_response_tokens is 101, .* has 100 positions; lower"
+    ):
         check_window(tmp_path, 60, 41)
     (tmp_path / "config.json").write_text("{}")
     check_window(tmp_path, 60, 41)

@@ -1,4 +1,4 @@
-"""Splits without leaks, pair rows, and pairs of classes."""
+"""Splits without leaks, and pair rows."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -14,17 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from prefdag.config import FormatPairs, LabelPairs
+from prefdag.config import FormatPairs
 from prefdag.data.chat import ChatTokenizer
-from prefdag.data.pairs import (
-    IMAGE_PAIRS_SCHEMA,
-    PAIRS_SCHEMA,
-    SPLITS,
-    format_rows,
-    group_rows,
-    label_pairs,
-    split_by_prompt,
-)
+from prefdag.data.pairs import PAIRS_SCHEMA, format_rows
+from prefdag.data.splits import SPLITS, group_rows, split_by_prompt
 from prefdag.errors import DataError, ParamsError
 
 FORMAT = FormatPairs(
@@ -37,7 +29,6 @@ FORMAT = FormatPairs(
     test_fraction=0.2,
     seed=0,
 )
-LABEL = LabelPairs(max_images=None, val_fraction=0.1, test_fraction=0.2, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -173,8 +164,6 @@ def test_a_control_token_that_cannot_be_spelled_out_names_the_row(tokenizer: Cha
 def test_fractions_that_leave_nothing(tokenizer: ChatTokenizer) -> None:
     with pytest.raises(ParamsError, match=r"params.yaml: format_pairs: val_fraction \+ test_fraction"):
         format_rows(table([("a", "b", "c")]), tokenizer, replace(FORMAT, val_fraction=0.5, test_fraction=0.5))
-    with pytest.raises(ParamsError, match=r"params.yaml: label_pairs: val_fraction \+ test_fraction"):
-        label_pairs(np.arange(4), 4, replace(LABEL, val_fraction=0.5, test_fraction=0.5))
 
 
 def test_group_rows_by_hand() -> None:
@@ -222,52 +211,3 @@ def test_zero_fractions_give_empty_splits_and_too_few_prompts_an_error() -> None
     assert split_by_prompt([("a",), ("b",)], 0.0, 0.0, seed=0) == ["train", "train"]
     with pytest.raises(DataError, match="2 pairs with 2 distinct prompts leave val empty; give more pairs"):
         split_by_prompt([("a",), ("b",)], 0.1, 0.4, seed=0)
-
-
-@given(st.integers(2, 6), st.integers(0, 5), st.none() | st.integers(30, 200))
-def test_label_pairs_are_stratified_and_alive(n_classes: int, seed: int, max_images: int | None) -> None:
-    labels = np.random.default_rng(seed).permutation(np.arange(180) % n_classes)
-    pairs = label_pairs(labels, n_classes, replace(LABEL, seed=seed, max_images=max_images))
-    assert pairs.schema.equals(IMAGE_PAIRS_SCHEMA)
-    index, y_w, y_l = (pairs[name].to_numpy() for name in ("index", "y_w", "y_l"))
-    assert (y_w == labels[index]).all()
-    assert (y_l != y_w).all()
-    assert ((y_l >= 0) & (y_l < n_classes)).all()
-    assert (np.diff(index) > 0).all()  # hence no image twice, hence splits are disjoint
-    assert len(index) == min(max_images or 180, 180)
-    of_class = np.bincount(y_w, minlength=n_classes)
-    assert of_class.max() - of_class.min() <= 1
-    split = np.array(pairs["split"].to_pylist())
-    assert (split == "test").sum() == round(0.2 * len(index))
-    assert (split == "val").sum() == round(0.1 * len(index))
-    for label in range(n_classes):
-        assert abs((split[y_w == label] == "test").sum() - 0.2 * of_class[label]) <= 1
-        assert abs((split[y_w == label] == "val").sum() - 0.1 * of_class[label]) <= 1
-
-
-def test_y_l_is_uniform_over_the_other_classes() -> None:
-    labels = np.zeros(9000, dtype=np.int64)
-    y_l = label_pairs(labels, 10, LABEL)["y_l"].to_numpy()
-    counts = np.bincount(y_l, minlength=10)
-    assert counts[0] == 0
-    # Binomial(9000, 1/9): mean 1000, standard deviation 30.
-    assert (np.abs(counts[1:] - 1000) < 5 * 30).all()
-
-
-def test_max_images_takes_what_small_classes_have() -> None:
-    labels = np.array([0] * 50 + [1] * 3 + [2] * 50)
-    pairs = label_pairs(labels, 3, replace(LABEL, max_images=43, val_fraction=0.0))
-    assert np.bincount(pairs["y_w"].to_numpy()).tolist() == [20, 3, 20]
-
-
-def test_image_limit_leaves_y_l_as_it_is() -> None:
-    labels = np.arange(200) % 10
-    few, all_ = (label_pairs(labels, 10, replace(LABEL, max_images=m)) for m in (100, None))
-    assert few["y_l"].to_numpy().tolist() == all_["y_l"].to_numpy()[few["index"].to_numpy()].tolist()
-
-
-def test_labels_that_make_no_pairs() -> None:
-    with pytest.raises(DataError, match="one class only"):
-        label_pairs(np.zeros(5, dtype=np.int64), 1, LABEL)
-    with pytest.raises(DataError, match="4 images of 2 classes leave val empty"):
-        label_pairs(np.array([0, 1, 0, 1]), 2, LABEL)

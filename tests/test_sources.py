@@ -433,7 +433,7 @@ def cifar(site: Site, monkeypatch: pytest.MonkeyPatch) -> dict[str, np.ndarray]:
 
 
 def test_cifar10_becomes_one_safetensors_file(cifar: dict[str, np.ndarray], tmp_path: Path) -> None:
-    fetch(Cifar10Source(kind="cifar10"), tmp_path / "out", KEY)
+    fetch(Cifar10Source(kind="cifar10", archive=None), tmp_path / "out", KEY)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["cifar10.safetensors"]
     found = load_file(tmp_path / "out/cifar10.safetensors")
     assert found["images"].dtype == np.uint8
@@ -444,9 +444,35 @@ def test_cifar10_becomes_one_safetensors_file(cifar: dict[str, np.ndarray], tmp_
 
 def test_cifar10_that_does_not_come_or_is_another(site: Site, cifar: dict[str, np.ndarray], tmp_path: Path) -> None:
     site.cut["/cifar.tar.gz"] = 99
-    assert "CIFAR-10 cannot be fetched" in refusal(Cifar10Source(kind="cifar10"), tmp_path / "out")
+    assert "CIFAR-10 cannot be fetched" in refusal(Cifar10Source(kind="cifar10", archive=None), tmp_path / "out")
     del site.pages["/cifar.tar.gz"]
-    assert "404" in refusal(Cifar10Source(kind="cifar10"), tmp_path / "out")
+    assert "404" in refusal(Cifar10Source(kind="cifar10", archive=None), tmp_path / "out")
+
+
+def test_a_local_archive_of_cifar10_is_not_downloaded(
+    site: Site, cifar: dict[str, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.tar.gz").write_bytes(site.pages.pop("/cifar.tar.gz")[0])
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    for archive in (str(tmp_path / "mine.tar.gz"), "mine.tar.gz"):
+        with artifacts.writing(tmp_path / "out") as folder:
+            fetch(Cifar10Source(kind="cifar10", archive=archive), folder, KEY)
+        assert [path.name for path in (tmp_path / "out").iterdir()] == ["cifar10.safetensors"]
+        np.testing.assert_array_equal(load_file(tmp_path / "out/cifar10.safetensors")["images"], cifar["images"])
+
+
+def test_another_archive_than_cifar10_is_refused(site: Site, cifar: dict[str, np.ndarray], tmp_path: Path) -> None:
+    """And nothing is downloaded in its place, though it could be."""
+    (tmp_path / "wrong.tar.gz").write_bytes(site.pages["/cifar.tar.gz"][0][:-1])
+    wrong = Cifar10Source(kind="cifar10", archive=str(tmp_path / "wrong.tar.gz"))
+    assert "is not the cifar-10-python.tar.gz that torchvision knows by its MD5 sum; fetch" in refusal(
+        wrong, tmp_path / "out"
+    )
+    (tmp_path / "folder").mkdir()
+    folder = Cifar10Source(kind="cifar10", archive=str(tmp_path / "folder"))
+    assert "folder' is not the cifar-10-python.tar.gz" in refusal(folder, tmp_path / "out")
+    absent = Cifar10Source(kind="cifar10", archive="absent.tar.gz")
+    assert "path 'absent.tar.gz' not found; relative paths start at " in refusal(absent, tmp_path / "out")
 
 
 # --- stages -----------------------------------------------------------------------------------------------------------

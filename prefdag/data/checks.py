@@ -7,7 +7,7 @@ import copy
 import logging
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -58,8 +58,11 @@ def at(level: Level) -> dict[str, Any]:
     return {"severity": severity, "meta": {"level": level}}
 
 
-def check(tables: Iterable[Table], report: Path) -> pd.DataFrame:
+def check(tables: Iterable[Table | Callable[[pd.DataFrame], Table]], report: Path) -> pd.DataFrame:
     """Judge `tables`; write results.json, offending.csv and data_docs/index.html below the folder `report`.
+
+    Args:
+        tables: each a table, or what makes one of the faults of those before it.
 
     Returns:
         What offending.csv holds, one row a fault, in the order of the tables' rows: `source` (FILE:ROW), `column`,
@@ -68,8 +71,9 @@ def check(tables: Iterable[Table], report: Path) -> pd.DataFrame:
     """
     report.mkdir(parents=True, exist_ok=True)
     context = _context(report / "data_docs")
-    results, offending = {}, []
-    for table in tables:
+    results, offending = {}, [pd.DataFrame(columns=OFFENDING)]
+    for item in tables:
+        table = item(pd.concat(offending, ignore_index=True)) if callable(item) else item
         result, rows = _judge(context, table)
         results[table.name] = _plain(result)
         offending.append(rows)

@@ -1,10 +1,9 @@
 """Readers of labelled images: every source becomes one uint8 array, one label array and the names of the classes."""
 
 import io
-import tarfile
-import zlib
-from collections.abc import Iterator
-from hashlib import sha256
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -16,12 +15,23 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from prefdag.artifacts import write_json
+from prefdag.data.archives import tar_members, unpacked
+from prefdag.data.records import Fault
 from prefdag.errors import DataError
 
 CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 DIGITS = [str(digit) for digit in range(10)]
 MNIST_SIDE = 28  # pixels
 TARS = (".tar", ".tar.gz", ".tgz")
+
+
+class ImageFault(NamedTuple):
+    """An image that cannot be read, or not as the others are."""
+
+    source: str
+    fault_column: str  # content, mode or size
+    fault: str  # the reason, with its remedy
+    excerpt: str  # the first bytes
 
 
 class Images(NamedTuple):
@@ -31,13 +41,15 @@ class Images(NamedTuple):
     labels: npt.NDArray[np.int64]  # (N,), indices into classes
     classes: list[str]
     sources: list[str]  # (N,), FILE:ROW or FILE, unique
+    faults: Sequence[ImageFault] = ()  # of those that are not among the N
 
 
 def read_images(folder: Path, source_format: str) -> Images:
     """The images below `folder`. Labels of mnist-csv and cifar10 are taken as they are: their range is for the checks.
 
     Raises:
-        DataError: there are no images, one cannot be decoded, or their sizes or modes differ.
+        DataError: there are no images, or none that can be read; a file is broken; a cell of mnist-csv is no pixel; images of
+            an image-folder do not lie in folders of classes.
     """
     readers = {"mnist-csv": _mnist_csv, "image-folder": _image_folder, "cifar10": _cifar10}
     files = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -46,8 +58,18 @@ def read_images(folder: Path, source_format: str) -> Images:
     return readers[source_format](folder, files)
 
 
-def write_images(folder: Path, data: Images) -> None:
-    """`folder` with images.safetensors (images, labels) and classes.json."""
+def select(data: Images, kept: npt.NDArray[np.bool_]) -> Images:
+    """The images where `kept`, bool (N,), and no faults."""
+    sources = [source for source, keep in zip(data.sources, kept, strict=True) if keep]
+    return Images(data.images[kept], data.labels[kept], data.classes, sources)
+
+
+def write_images(folder: Path, data: Images, copies: pd.DataFrame) -> None:
+    """`folder` with images.safetensors (images, labels), classes.json and rows.parquet.
+
+    Args:
+        copies: a row an image; images with the same value in a column are copies of each other.
+    """
     folder.mkdir(parents=True)
     # The library writes an array's memory as it lies: one in another order, a transposed view say, would be scrambled.
     tensors: dict[str, np.ndarray] = {
@@ -56,27 +78,7 @@ def write_images(folder: Path, data: Images) -> None:
     }
     save_file(tensors, folder / "images.safetensors")
     write_json(folder / "classes.json", data.classes)
-
-
-def image_rows(data: Images) -> pd.DataFrame:
-    """What the checks judge, a row an image: source, label, contrast (largest pixel minus smallest), content (hash)."""
-    flat = data.images.reshape(len(data.images), -1)
-    return pd.DataFrame(
-        {
-            "source": data.sources,
-            "label": data.labels,
-            "contrast": flat.max(axis=1).astype(int) - flat.min(axis=1),
-            "content": [sha256(image.tobytes()).hexdigest()[:16] for image in flat],
-        }
-    )
-
-
-def class_rows(data: Images) -> pd.DataFrame:
-    """A row a class: source (its name), images, times_smallest (images over those of the smallest class)."""
-    inside = data.labels[(data.labels >= 0) & (data.labels < len(data.classes))]
-    sizes = np.bincount(inside, minlength=len(data.classes))
-    names = [f"class {name}" for name in data.classes]
-    return pd.DataFrame({"source": names, "images": sizes, "times_smallest": sizes / max(1, sizes.min())})
+    copies.assign(source=data.sources).to_parquet(folder / "rows.parquet", index=False)
 
 
 def _mnist_csv(folder: Path, files: list[Path]) -> Images:
@@ -99,16 +101,19 @@ def _mnist_csv(folder: Path, files: list[Path]) -> Images:
 def _numbers(path: Path, name: str) -> npt.NDArray[np.int64]:
     """A table of whole numbers, (rows, 785)."""
     width = MNIST_SIDE**2 + 1
+    text = unpacked(path, name)
     try:
-        table = pd.read_csv(path, header=None, low_memory=False, skip_blank_lines=False, na_filter=False)
+        table = pd.read_csv(io.BytesIO(text), header=None, low_memory=False, skip_blank_lines=False, na_filter=False)
     except pd.errors.EmptyDataError:
         raise DataError(f"{name}: empty; fetch it again") from None
-    except (pd.errors.ParserError, UnicodeDecodeError, OSError, EOFError, zlib.error) as error:
+    except (pd.errors.ParserError, UnicodeDecodeError) as error:
         raise DataError(f"{name}: not a whole CSV file ({' '.join(str(error).split())}); fetch it again") from None
     if table.shape[1] != width:
         raise DataError(f"{name}: {table.shape[1]} columns; {width} are needed, {width - 1} pixels and the label")
     for column in (i for i, kind in enumerate(table.dtypes) if not pd.api.types.is_integer_dtype(kind)):
-        cells = pd.read_csv(path, header=None, usecols=[column], dtype=str, skip_blank_lines=False, na_filter=False)
+        cells = pd.read_csv(
+            io.BytesIO(text), header=None, usecols=[column], dtype=str, skip_blank_lines=False, na_filter=False
+        )
         row = int((~cells[column].str.fullmatch(r"\s*[-+]?[0-9]{1,18}\s*")).to_numpy().argmax())
         found = str(cells[column][row])[:40]
         raise DataError(f"{name}:{row + 1}:{column + 1}: {found!r} is no whole number; mend the cell")
@@ -116,63 +121,107 @@ def _numbers(path: Path, name: str) -> npt.NDArray[np.int64]:
 
 
 def _image_folder(folder: Path, files: list[Path]) -> Images:
-    """CLASS/NAME.jpg or .png: a folder, or one tar of one, below any folders that all images share."""
-    if len(files) == 1 and files[0].name.lower().endswith(TARS):
-        members = _tar_members(files[0])
-    else:
-        members = ((path.relative_to(folder).as_posix(), path.read_bytes()) for path in files)
-    decoded = sorted(((name, _decode(name, content)) for name, content in members), key=lambda member: member[0])
-    if not decoded:
+    """CLASS/NAME.jpg or .png below any folders, all equally deep: a folder, or tars of one, pooled.
+
+    Everything is read twice, so that no more than the array is ever in memory: first the headers, for the size that most
+    images have, then the pixels of these.
+    """
+    sizes: dict[str, tuple[int, ...]] = {}
+    faults: dict[str, ImageFault] = {}
+    for name, image in _members(folder, files):
+        try:
+            sizes[name] = _size(image)
+        except Fault as fault:
+            faults[name] = _fault(name, image, fault)
+    if not (sizes or faults):
         raise DataError(f"{files[0].name}: holds no images; fetch it again")
-    first_name, first = decoded[0]
-    top = PurePosixPath(first_name).parts[:-2]
-    for name, image in decoded:
-        path = PurePosixPath(name)
-        if len(path.parts) < 2 or path.parts[:-2] != top:
-            raise DataError(f"{name}: not in {'/'.join((*top, 'CLASS'))}/; keep one folder of class folders")
-        if image.shape != first.shape:
-            size, wanted = ("x".join(map(str, (*array.shape[1:], array.shape[0]))) for array in (image, first))
-            raise DataError(
-                f"{name}: {size} (height, width, channels) where {first_name} is {wanted}; convert all to one"
-            )
-    names = [PurePosixPath(name).parent.name for name, _ in decoded]
-    classes = sorted(set(names))
-    labels = np.array([classes.index(name) for name in names], dtype=np.int64)
-    return Images(np.stack([image for _, image in decoded]), labels, classes, [name for name, _ in decoded])
+    names = sorted(sizes | faults)
+    _check_depths(names)
+    usual, _ = Counter(sizes[name] for name in names if name in sizes).most_common(1)[0] if sizes else ((), 0)
+    row = {name: i for i, name in enumerate(name for name in names if sizes.get(name) == usual)}
+    images = np.zeros((len(row), *usual), dtype=np.uint8)
+    for name, image in _members(folder, files):
+        try:
+            if name in row:
+                images[row[name]] = _pixels(image)
+            elif name in sizes:
+                found, wanted = ("x".join(map(str, size)) for size in (sizes[name], usual))
+                raise Fault("size", f"{found} (channels, height, width) where most are {wanted}; convert all to one")
+        except Fault as fault:
+            faults[name] = _fault(name, image, fault)
+    classes = sorted({PurePosixPath(name).parent.name for name in names})
+    number = {name: i for i, name in enumerate(classes)}
+    labels = np.array([number[PurePosixPath(name).parent.name] for name in row], dtype=np.int64)
+    read = np.array([name not in faults for name in row], dtype=np.bool_)
+    in_order = [faults[name] for name in names if name in faults]
+    if not read.any():
+        first = in_order[0]
+        raise DataError(
+            f"{first.source}:{first.fault_column}: {first.fault} ({len(in_order) - 1} more, and no image left)"
+        )
+    return select(Images(images, labels, classes, list(row)), read)._replace(faults=in_order)
 
 
-def _tar_members(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Name and content of each file in a tar, which is read and never unpacked: nothing in it can reach the disk."""
-    seen: set[str] = set()
-    try:
-        with tarfile.open(path) as archive:
-            for member in archive:
-                name = str(PurePosixPath(member.name))
-                if member.isdir():
-                    continue
-                if not member.isreg():
-                    raise DataError(f"{path.name}: {name!r} is a link or a device; pack plain files only")
-                if name in seen:
-                    raise DataError(f"{path.name}: {name!r} stands in it twice; pack it anew")
-                seen.add(name)
-                content = archive.extractfile(member)
-                yield name, content.read() if content else b""
-    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-        reason = str(error).partition("\n")[0].rstrip(":")
-        raise DataError(f"{path.name}: not a whole tar file ({reason}); fetch it again") from None
+def _members(folder: Path, files: list[Path]) -> Iterator[tuple[str, bytes]]:
+    """Name and content of the files, or of those in them if they are tars; of several tars, below the tar's own name."""
+    tars = [path for path in files if path.name.lower().endswith(TARS)]
+    if tars and len(tars) < len(files):
+        raise DataError(f"{tars[0].relative_to(folder)}: a tar among other files; keep either tars or images")
+    for path in files:
+        name = path.relative_to(folder).as_posix()
+        if not tars:
+            yield _in_class(name), path.read_bytes()
+        else:
+            for member, image in tar_members(path):
+                yield f"{name}/" * (len(tars) > 1) + _in_class(member), image
 
 
-def _decode(name: str, content: bytes) -> npt.NDArray[np.uint8]:
-    """A JPEG or PNG as (C, H, W)."""
+def _in_class(name: str) -> str:
+    """`name`, which lies in a folder and can be printed in one line. Raises `DataError`."""
+    if "/" not in name:
+        raise DataError(f"{name}: not in CLASS/; put each image into the folder of its class")
+    if not name.isprintable():
+        raise DataError(f"{name!r}: the name has characters that cannot be printed; rename the file")
+    return name
+
+
+def _check_depths(names: Sequence[str]) -> None:
+    """That classes are folders of one level: cat/1.png beside sub/cat/1.png may mean anything. Raises `DataError`."""
+    usual, _ = Counter(name.count("/") for name in names).most_common(1)[0]
+    for name in names:
+        if name.count("/") != usual:
+            raise DataError(f"{name}: not in {'*/' * (usual - 1)}CLASS/, as most images are; keep all equally deep")
+
+
+def _size(content: bytes) -> tuple[int, ...]:
+    """(C, H, W) of a JPEG or PNG, from its header. Raises `Fault`."""
+    with _opened(content) as image:
+        return (len(image.getbands()), image.height, image.width)
+
+
+def _pixels(content: bytes) -> npt.NDArray[np.uint8]:
+    """A JPEG or PNG as (C, H, W). Raises `Fault`."""
+    with _opened(content) as image:
+        pixels = np.array(image)
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+
+@contextmanager
+def _opened(content: bytes) -> Iterator[Image.Image]:
+    """A grey or RGB image. Raises `Fault`, also for what goes wrong while it is used."""
     try:
         with Image.open(io.BytesIO(content), formats=["JPEG", "PNG"]) as image:
             if image.mode not in {"L", "RGB"}:
-                raise DataError(f"{name}: mode {image.mode}; convert it to grey (L) or RGB")
-            pixels = np.array(image)
+                raise Fault("mode", f"{image.mode}; convert the image to grey (L) or RGB")
+            yield image
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = "another format" if isinstance(error, UnidentifiedImageError) else str(error)
-        raise DataError(f"{name}: not a whole JPEG or PNG image ({reason}); mend or remove it") from None
-    return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+        raise Fault("content", f"not a whole JPEG or PNG image ({reason}); mend or remove it") from None
+
+
+def _fault(name: str, content: bytes, fault: Fault) -> ImageFault:
+    assert fault.column is not None
+    return ImageFault(name, fault.column, fault.reason, repr(content[:20]))
 
 
 def _cifar10(folder: Path, files: list[Path]) -> Images:

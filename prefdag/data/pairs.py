@@ -1,23 +1,21 @@
-"""Pairs: preference rows to tokenised rows, labelled images to pairs of classes, and both into splits without leaks."""
+"""Pairs: preference rows to tokenised rows, in splits without leaks."""
 
-import hashlib
 import logging
 from collections import Counter
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from prefdag.config import FormatPairs, LabelPairs
+from prefdag.config import FormatPairs
 from prefdag.data.chat import ChatTokenizer, Encoded
 from prefdag.data.inspection import Change, boundary_joins, changes, examples, leaked
+from prefdag.data.splits import SPLITS, check_fractions, split_by_prompt
 from prefdag.data.wording import normalised
-from prefdag.errors import DataError, ParamsError
+from prefdag.errors import DataError
 
 logger = logging.getLogger(__name__)
-
-SPLITS = ("train", "val", "test")
 
 IDS = pa.list_(pa.int32())
 PAIRS_SCHEMA = pa.schema(
@@ -36,7 +34,6 @@ PAIRS_SCHEMA = pa.schema(
     }
 )
 NO_RESPONSE = Encoded([], "", 0)  # a response that there is has an EOS at least
-IMAGE_PAIRS_SCHEMA = pa.schema({"index": pa.int64(), "split": pa.string(), "y_w": pa.int64(), "y_l": pa.int64()})
 
 
 class Formatted(NamedTuple):
@@ -59,7 +56,7 @@ def format_rows(table: pa.Table, tokenizer: ChatTokenizer, params: FormatPairs) 
             one of these has no chosen or no rejected response.
         ParamsError: the fractions leave nothing to train on.
     """
-    _check_fractions("format_pairs", params)
+    check_fractions("format_pairs", params)
     changed: list[Change] = []
     distinct = []
     rows = table.slice(0, params.max_pairs).to_pylist()
@@ -121,104 +118,6 @@ def encode_pair(
         raise DataError(f"{row['source']}: {error}") from None
 
 
-def split_by_prompt(
-    keys: Sequence[Sequence[Hashable]], val_fraction: float, test_fraction: float, seed: int
-) -> list[str]:
-    """The split of every row; rows that share any key (see `group_rows`) share a split.
-
-    Groups are dealt in an order drawn from their first key and the seed, not from their place: a row added to the data
-    moves few others. Split sizes come as close to the fractions as whole groups allow.
-
-    Raises:
-        DataError: a split with a fraction above zero, or train, would stay empty.
-    """
-    groups: dict[int, list[int]] = {}
-    for row, group in enumerate(group_rows(keys)):
-        groups.setdefault(group, []).append(row)
-
-    def drawn(group: int) -> str:
-        name = min(repr(keys[row][0]) for row in groups[group])
-        return hashlib.sha256(f"{seed}\n{name}".encode()).hexdigest()
-
-    splits = ["train"] * len(keys)
-    waiting = sorted(groups, key=drawn)
-    for split, fraction in (("test", test_fraction), ("val", val_fraction)):
-        missing = fraction * len(keys)
-        for group in list(waiting):
-            rows = groups[group]
-            if abs(missing - len(rows)) < abs(missing):
-                missing -= len(rows)
-                waiting.remove(group)
-                for row in rows:
-                    splits[row] = split
-    if empty := _empty_splits(splits, val_fraction, test_fraction):
-        found = f"{len(keys)} pairs with {len(groups)} distinct prompts leave {' and '.join(empty)} empty"
-        raise DataError(f"data/validated/pairs.parquet: {found}; give more pairs or change the fractions")
-    return splits
-
-
-def group_rows(keys: Iterable[Sequence[Hashable]]) -> list[int]:
-    """A group number for each row, such that rows with a key in common, or linked through other rows, share it.
-
-    Keys in different places of a row never match each other. `[("a", 1), ("b", 2), ("a", 2)]` is one group.
-    """
-    parent: list[int] = []
-    owner: dict[tuple[int, Hashable], int] = {}
-
-    def root(row: int) -> int:
-        while parent[row] != row:
-            parent[row] = parent[parent[row]]
-            row = parent[row]
-        return row
-
-    for row, places in enumerate(keys):
-        parent.append(row)
-        for place in enumerate(places):
-            first, second = sorted((root(row), root(owner.setdefault(place, row))))
-            parent[second] = first
-    return [root(row) for row in range(len(parent))]
-
-
-def label_pairs(labels: np.ndarray, n_classes: int, params: LabelPairs) -> pa.Table:
-    """Pairs of classes for images: y_w is the label, y_l one of the other classes, each as likely.
-
-    Args:
-        labels: int64 (N,), from 0 to n_classes - 1.
-
-    Returns:
-        `IMAGE_PAIRS_SCHEMA`, ordered by index. Splits are stratified: every class has the same shares. `max_images` are
-        dealt to the classes in turn.
-
-    Raises:
-        DataError: there is one class, or a split stays empty.
-        ParamsError: the fractions leave nothing to train on.
-    """
-    _check_fractions("label_pairs", params)
-    if n_classes < 2:
-        raise DataError("data/validated/images: one class only; a pair needs a second class to reject")
-    rng = np.random.default_rng(params.seed)
-    y_l = (labels + rng.integers(1, n_classes, len(labels))) % n_classes
-    rank = _rank_in_class(labels, rng.permutation(len(labels)))
-    kept = np.sort(np.lexsort((labels, rank))[: params.max_images])  # all firsts of their class, all seconds, ...
-    # In the order of an image's place in its class, from 0 to 1, any stretch holds the classes in their proportions:
-    # the first `test_fraction` of all is test, the next `val_fraction` val.
-    place = (rank[kept] + 0.5) / np.bincount(labels[kept])[labels[kept]]
-    order = np.lexsort((labels[kept], place))
-    n_test, n_val = (round(fraction * len(kept)) for fraction in (params.test_fraction, params.val_fraction))
-    split = np.full(len(kept), "train")
-    split[order[n_test : n_test + n_val]] = "val"
-    split[order[:n_test]] = "test"
-    if empty := _empty_splits(split, params.val_fraction, params.test_fraction):
-        found = f"{len(kept)} images of {n_classes} classes leave {' and '.join(empty)} empty"
-        raise DataError(f"data/validated/images: {found}; use more images or change the fractions")
-    return pa.table([kept, split.tolist(), labels[kept], y_l[kept]], IMAGE_PAIRS_SCHEMA)
-
-
-def _check_fractions(section: str, params: FormatPairs | LabelPairs) -> None:
-    if params.val_fraction + params.test_fraction >= 1:
-        raise ParamsError(f"params.yaml: {section}: val_fraction + test_fraction leave nothing to train on; lower them")
-
-
 def _check_sides(split: str, rows: Sequence[dict[str, Any]]) -> None:
     """That a split with rows has responses of either kind: to learn from, to validate on, to compare. Raises `DataError`."""
     for side, kind in (("chosen", "desirable"), ("rejected", "undesirable")):
@@ -227,21 +126,6 @@ def _check_sides(split: str, rows: Sequence[dict[str, Any]]) -> None:
                 f"data/validated/pairs.parquet: column {side}: no {kind} response among the {len(rows)} rows of split {split}; "
                 "give more of them, or change the fractions or the seed of format_pairs"
             )
-
-
-def _empty_splits(splits: Sequence[str] | np.ndarray, val_fraction: float, test_fraction: float) -> list[str]:
-    """The splits that should have rows and have none."""
-    wanted = {"train": 1.0, "val": val_fraction, "test": test_fraction}
-    return [split for split, fraction in wanted.items() if fraction > 0 and split not in splits]
-
-
-def _rank_in_class(labels: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """For each image, how many of its class come before it in `order` (a permutation)."""
-    rank = np.empty(len(labels), dtype=np.int64)
-    for label in np.unique(labels):
-        members = order[labels[order] == label]
-        rank[members] = np.arange(len(members))
-    return rank
 
 
 def _columns(row: dict[str, Any]) -> dict[str, Any]:

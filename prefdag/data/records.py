@@ -5,11 +5,9 @@ many rows are lost, is a `DataError`.
 """
 
 import csv
-import gzip
 import io
 import json
 import re
-import zlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from prefdag.data.archives import unpacked
 from prefdag.errors import DataError
 
 EXCERPT = 120  # characters
@@ -57,13 +56,7 @@ def read_records(path: Path, name: str) -> Iterator[Record]:
 
 def read_text(path: Path, name: str) -> str:
     """A file's text, unpacked, without its byte order mark; bytes that are not UTF-8 as lone surrogates."""
-    content = path.read_bytes()
-    if path.suffix.lower() == ".gz":
-        try:
-            content = gzip.decompress(content)
-        except (OSError, EOFError, zlib.error) as error:
-            raise DataError(f"{name}: not a whole gzip file ({error}); fetch it again") from None
-    return content.decode("utf-8", errors="surrogateescape").removeprefix("\ufeff")
+    return unpacked(path, name).decode("utf-8", errors="surrogateescape").removeprefix("\ufeff")
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

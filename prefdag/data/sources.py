@@ -46,7 +46,7 @@ def fetch(source: ImageSource, into: Path, key: str) -> None:
             case PathSource():
                 _fetch_path(source, into)
             case Cifar10Source():
-                _fetch_cifar10(into)
+                _fetch_cifar10(source, into)
     except SourceError as error:
         raise SourceError(f"params.yaml: {key}: {error}") from None
 
@@ -108,13 +108,7 @@ def _refuse_code(file: str, source: HubSource) -> None:
 
 def _fetch_path(source: PathSource, into: Path) -> None:
     """A copy of a file, or of what is in a folder."""
-    path = Path(source.path).expanduser()
-    # A queued experiment runs in a copy of the repository, which lacks what Git does not track and lies elsewhere.
-    # The pin makes it safe to look in both: whichever is found must have the pinned content.
-    places = [path, project_root() / path]
-    found = next((place for place in places if place.exists()), None)
-    if found is None:
-        raise SourceError(f"path '{source.path}' not found; relative paths start at {project_root()}")
+    found = _local(source.path)
     if found.is_dir():
         _copy_folder(found, into)
         actual = sha256(into)
@@ -123,6 +117,17 @@ def _fetch_path(source: PathSource, into: Path) -> None:
     else:
         raise SourceError(f"path '{source.path}' is neither a file nor a folder")
     check_hash(f"'{source.path}'", found=actual, pinned=source.sha256)  # of the copy: what is checked is what is kept
+
+
+def _local(name: str) -> Path:
+    """The file or folder that `name` stands for. Raises `SourceError`."""
+    path = Path(name).expanduser()
+    # A queued experiment runs in a copy of the repository, which lacks what Git does not track and lies elsewhere.
+    # The pin makes it safe to look in both: whichever is found must have the pinned content.
+    for place in (path, project_root() / path):
+        if place.exists():
+            return place
+    raise SourceError(f"path '{name}' not found; relative paths start at {project_root()}")
 
 
 def _copy_folder(folder: Path, into: Path) -> None:
@@ -142,16 +147,23 @@ def _copy_folder(folder: Path, into: Path) -> None:
 # --- kind: cifar10 ----------------------------------------------------------------------------------------------------
 
 
-def _fetch_cifar10(into: Path) -> None:
+def _fetch_cifar10(source: Cifar10Source, into: Path) -> None:
     """cifar10.safetensors: images uint8 (60000, 3, 32, 32), labels int64 (60000,); the first 50,000 are the train set."""
     import numpy as np
     from safetensors.numpy import save_file
     from torchvision.datasets import CIFAR10
+    from torchvision.datasets.utils import check_integrity
 
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT)  # torchvision sets none and would wait for ever
     try:
         with TemporaryDirectory(dir=into) as root:
+            if source.archive is not None:
+                archive, copy = _local(source.archive), Path(root, CIFAR10.filename)
+                # torchvision would download the right one over a wrong one.
+                if not (archive.is_file() and check_integrity(shutil.copyfile(archive, copy), CIFAR10.tgz_md5)):
+                    wrong = f"'{source.archive}' is not the {CIFAR10.filename} that torchvision knows by its MD5 sum"
+                    raise SourceError(f"archive {wrong}; fetch it again, or set archive to null")
             parts = [CIFAR10(root, train=train, download=True) for train in (True, False)]
     except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError, RuntimeError) as error:
         raise SourceError(f"CIFAR-10 cannot be fetched: {one_line(error)}; try again") from None
