@@ -244,7 +244,7 @@ def write_inputs(folder: Path) -> None:
         folder / "data/validated/images/images.safetensors",
     )
     write_json(folder / "data/validated/images/classes.json", [str(digit) for digit in range(10)])
-    (folder / "data/image_pairs").mkdir()
+    write_json(folder / "data/image_pairs/summary.json", {"straddling": {"exact": 0, "perceptual": 0}})
     splits = np.repeat(["train", "val", "test"], [N_IMAGES - 90, 30, 60])
     pd.DataFrame({"index": np.arange(N_IMAGES), "split": splits}).to_parquet(folder / "data/image_pairs/pairs.parquet")
     write_json(
@@ -253,6 +253,12 @@ def write_inputs(folder: Path) -> None:
     )
     for name, tables in (("pairs", ("pairs",)), ("images", ("files", "images"))):
         write_gate(folder / f"reports/validation/{name}", *tables)
+    copies = {"exact_copies": 2, "near_copies": 3, "conflicting_copies": 1}
+    noise = {"estimate": 0.0162, "judge_accuracy": 0.9331}
+    write_json(
+        folder / "reports/validation/images/summary.json",
+        {"read": 302, "written": N_IMAGES, "label_noise": noise, **copies},
+    )
     for name, dpo in (
         ("reference", False),
         ("dpo_text", True),
@@ -437,6 +443,8 @@ def test_what_the_gate_measured_and_formatting_changed_is_told(page: Page) -> No
         "Preferences: sure 1,250, tied 8.",
         "stand in train, letter case and white space apart: 0 and 0.",
         "3.0% of the 2,516 responses",
+        "Of 302 images 300 went on. 2 had the pixels of an earlier one, 3 nearly these, 1 the pixels of an image",
+        "Confident learning takes 1.6% of the labels to be wrong; its judge, the nearest images, gets 93.3% of them right",
     ):
         assert told in page.text
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from prefdag.report.results import Dataset, PairsDataset
+from prefdag.report.results import Dataset, ImagesDataset, PairsDataset
 
 SHOWN = 20  # rows of a fault or a change; all stand in the files beside the page
 SHARES = {
@@ -59,6 +59,11 @@ def pairs_view(name: str, dataset: PairsDataset) -> dict[str, Any]:
         "changes": changes_table(dataset.changes),
         "examples": dataset.examples,
     }
+
+
+def images_view(dataset: ImagesDataset) -> dict[str, Any]:
+    """As `dataset_view`, and how many images have a copy in another split."""
+    return dataset_view("Images", "images", dataset) | {"straddling": dataset.straddling}
 
 
 def shares_table(shares: pd.DataFrame) -> list[dict[str, Any]]:

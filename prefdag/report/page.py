@@ -99,7 +99,7 @@ def render(results: Results, params: Params) -> str:
             accuracies=accuracies(results.image),
             pictures=pictures(results.image, params.report.image_examples),
             pairs_gate=gate.pairs_view("Preference pairs" if paired else "Labelled responses", results.pairs),
-            images_gate=gate.dataset_view("Images", "images", results.images),
+            images_gate=gate.images_view(results.images),
             hashes=results.hashes,
             ref_logps=flatten(results.ref_logps),
             versions=provenance.versions(),

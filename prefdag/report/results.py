@@ -70,6 +70,13 @@ class PairsDataset(Dataset):
     examples: list[dict[str, Any]]
 
 
+@dataclass(frozen=True, kw_only=True)
+class ImagesDataset(Dataset):
+    """Labelled images: also how many have a copy in another split."""
+
+    straddling: Mapping[str, int]  # by kind of copy
+
+
 @dataclass(frozen=True)
 class Results:
     """All that the report shows. `hashes` names artefacts by path; `ref_logps` is what the cached reference log-probabilities
@@ -78,7 +85,7 @@ class Results:
     text: TextTrack
     image: ImageTrack
     pairs: PairsDataset
-    images: Dataset
+    images: ImagesDataset
     hashes: Mapping[str, str]
     ref_logps: Mapping[str, Any]
 
@@ -132,10 +139,14 @@ def read_pairs_dataset(pairs: Path, gate: Path, formatted: Path) -> PairsDataset
     )
 
 
-def read_images_dataset(image_pairs: Path, gate: Path) -> Dataset:
+def read_images_dataset(image_pairs: Path, gate: Path) -> ImagesDataset:
     """The labelled images as they were split. Raises `DataError`."""
     split = pd.read_parquet(image_pairs / "pairs.parquet", columns=["split"])["split"]
-    return Dataset(rows={name: int((split == name).sum()) for name in SPLITS}, **_said(gate))
+    return ImagesDataset(
+        rows={name: int((split == name).sum()) for name in SPLITS},
+        straddling=read_json(image_pairs / "summary.json")["straddling"],
+        **_said(gate),
+    )
 
 
 def _said(gate: Path) -> dict[str, Any]:
