@@ -35,10 +35,8 @@ def image_rows(data: Images, similarity: float, min_judge_accuracy: float) -> tu
     exact = pd.Series([sha256(image.tobytes()).hexdigest()[:16] for image in flat])
     copies = copy_of(sources, exact)
     distinct = copies.isna().to_numpy()
-    first = dict(
-        zip(exact[distinct], exact[distinct].iloc[perceptual_groups(data.images[distinct], similarity)], strict=True)
-    )
-    perceptual = exact.map(first)
+    number, hashes = pd.factorize(exact)  # in the order of the distinct images
+    perceptual = pd.Series(hashes[perceptual_groups(data.images[distinct], similarity)][number])
     judged = distinct & labels.between(0, len(data.classes) - 1).to_numpy()
     noise = label_noise(data.images[judged], data.labels[judged], len(data.classes))
     likely = np.full(len(labels), None, dtype=object)

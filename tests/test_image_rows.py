@@ -1,0 +1,78 @@
+"""Copies, near copies and contradictions among images."""
+
+import io
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from prefdag.data.image_rows import class_rows, conflict_with, correlation, perceptual_groups
+
+
+def photographs(n: int) -> np.ndarray:
+    """Smooth random images, uint8 (n, 3, 32, 32)."""
+    coarse = np.random.default_rng(0).integers(0, 256, (n, 8, 8, 3), dtype=np.uint8)
+    return np.stack([np.array(Image.fromarray(image).resize((32, 32), Image.Resampling.BICUBIC)) for image in coarse])
+
+
+def jpeg(image: np.ndarray) -> np.ndarray:
+    stream = io.BytesIO()
+    Image.fromarray(image).save(stream, "JPEG", quality=80, subsampling=0)  # colours vary more than in nature
+    return np.array(Image.open(stream))
+
+
+def darker(image: np.ndarray) -> np.ndarray:
+    return (image * 0.8).astype(np.uint8)
+
+
+def resized(image: np.ndarray) -> np.ndarray:
+    big = Image.fromarray(image).resize((80, 80), Image.Resampling.BICUBIC)
+    return np.array(big.resize((32, 32), Image.Resampling.BICUBIC))
+
+
+@pytest.mark.parametrize("change", [jpeg, darker, resized])
+def test_changed_copies_are_found_and_others_are_not(change: object) -> None:
+    assert callable(change)
+    originals = photographs(40)
+    images = np.concatenate([originals, np.stack([change(image) for image in originals])]).transpose(0, 3, 1, 2)
+    assert perceptual_groups(images, 0.98).tolist() == [*range(40)] * 2
+    assert perceptual_groups(images, 1.0).tolist() != [*range(40)] * 2
+
+
+def test_what_looks_like_a_copy_is_in_its_group() -> None:
+    """Steps from one image to another, each of them small: one group, though the ends are not alike."""
+    one, other = photographs(2).astype(float)
+    steps = np.stack([one + (other - one) * share for share in np.linspace(0, 1, 41)]).astype(np.uint8)
+    images = steps.transpose(0, 3, 1, 2)
+    assert correlation(images[0], images[-1:])[0] < 0.5
+    assert perceptual_groups(images[[0, -1]], 0.98).tolist() == [0, 1]
+    assert perceptual_groups(images, 0.98).max() < 10
+
+
+def test_blank_images_are_like_nothing() -> None:
+    images = np.arange(5, dtype=np.uint8)[:, None, None, None] * np.ones((5, 1, 8, 8), np.uint8)
+    assert perceptual_groups(images, 0.5).tolist() == [0, 1, 2, 3, 4]
+    assert perceptual_groups(images[:0], 0.5).tolist() == []
+
+
+@given(st.integers(0, 9), st.integers(1, 6))
+def test_correlation_is_numpys(seed: int, n: int) -> None:
+    images = np.random.default_rng(seed).integers(0, 256, (n + 1, 3, 4, 5), dtype=np.uint8)
+    expected = np.corrcoef(images.reshape(n + 1, -1).astype(float))[0, 1:]
+    np.testing.assert_allclose(correlation(images[0], images[1:]), expected, atol=1e-12)
+
+
+def test_conflicts_by_hand() -> None:
+    """b and d are of the content y: once labelled 1, once 2. The copies of x agree."""
+    sources, content, labels = pd.Series(list("abcde")), pd.Series(list("xyxyz")), pd.Series([0, 1, 0, 2, 3])
+    assert conflict_with(sources, content, labels).dropna().to_dict() == {1: "d", 3: "b"}
+
+
+def test_class_rows_by_hand() -> None:
+    rows = class_rows(np.array([0, 0, 0, 2, 9, -1]), ["a", "b", "c"])
+    assert rows["source"].tolist() == ["class a", "class b", "class c"]
+    assert rows["images"].tolist() == [3, 0, 1]
+    assert rows["times_smallest"].tolist() == [3, 0, 1]  # of a smallest class of none as of one
