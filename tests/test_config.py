@@ -139,6 +139,10 @@ def test_the_default_is_valid_and_complete() -> None:
             ),
             "dpo_text: gradient_checkpointing would lose a prefix",
         ),
+        (
+            put("validate_images.levels.invalid", "warn"),  # nothing is left to keep
+            "validate_images.levels.invalid: input should be 'error' or 'drop', not 'warn'",
+        ),
         (put("dpo_text.health.fail_on", ["drfit"]), "dpo_text.health.fail_on.0: input should be 'not_at_reference', "),
     ],
 )

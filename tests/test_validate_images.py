@@ -60,7 +60,7 @@ def test_stage_writes_images_classes_and_report(raw: Path) -> None:
     rows = pd.read_parquet(validate_images.IMAGES / "rows.parquet")
     assert rows["source"].tolist() == [f"a.csv:{n}" for n in range(1, 11)]
     assert listed.to_numpy().tolist() == [
-        ["a.csv:11", "copy_of", "drop", "the same pixels as an earlier image; remove it", "a.csv:4"]
+        ["a.csv:11", "copy_of", "drop", "the same pixels as an earlier image; remove it", "a.csv:4", "images-4"]
     ]
     assert read_json(validate_images.REPORT / "summary.json") == {
         "read": 11,
@@ -193,7 +193,7 @@ def test_rows_of_no_class_and_blank_ones_can_be_dropped(raw: Path) -> None:
         ["a.csv:11", "label", 10],
         ["a.csv:12", "contrast", 0],
     ]
-    assert "label,drop,no class; labels run from 0 to 9; mend it,10\n" in (
+    assert "label,drop,no class; labels run from 0 to 9; mend it,10,images-2\n" in (
         validate_images.REPORT / "offending.csv"
     ).read_text("utf-8")
     assert load_file(validate_images.IMAGES / "images.safetensors")["labels"].tolist() == [*range(10)]
