@@ -518,8 +518,12 @@ def test_differences_of_models_are_paired_and_by_token() -> None:
     assert found["reference_base"]["difference"] == pytest.approx(-7 / 6)
     table = evaluate.rows_table("heldout", ["a", "b"], logps, groups)
     assert table.to_dict("records")[1] == {
-        "set": "heldout", "row": "b", "n_tokens": 4,
-        "base_logps": -9.0, "reference_logps": -6.0, "policy_logps": -5.0,
+        "set": "heldout",
+        "row": "b",
+        "n_tokens": 4,
+        "base_logps": -9.0,
+        "reference_logps": -6.0,
+        "policy_logps": -5.0,
     }
 
 
