@@ -199,13 +199,18 @@ class ChatTokenizer:
 
 def check_window(model: Path, max_prompt_tokens: int, max_response_tokens: int) -> None:
     """That a prompt and its response fit into the positions that the model knows. Raises `ParamsError`."""
-    config = read_json(model / "config.json")
-    positions = config.get("max_position_embeddings") or config.get("n_positions")  # GPT-2's name for it
-    if positions and max_prompt_tokens + max_response_tokens > positions:
+    known = positions(model)
+    if known and max_prompt_tokens + max_response_tokens > known:
         raise ParamsError(
             f"params.yaml: format_pairs: max_prompt_tokens + max_response_tokens is "
-            f"{max_prompt_tokens + max_response_tokens}, and the model has {positions} positions; lower them"
+            f"{max_prompt_tokens + max_response_tokens}, and the model has {known} positions; lower them"
         )
+
+
+def positions(model: Path) -> int | None:
+    """How many tokens the model in a folder takes, None where its configuration names no bound."""
+    config = read_json(model / "config.json")
+    return config.get("max_position_embeddings") or config.get("n_positions")  # GPT-2's name for it
 
 
 def _template(model: Path, config: Mapping[str, Any]) -> str:

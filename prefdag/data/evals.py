@@ -31,6 +31,7 @@ class EvalRow:
     response: str  # the best one
     right_responses: tuple[str, ...]  # `response` among them
     wrong_responses: tuple[str, ...]
+    rest: str = ""  # what follows a gap: the end of every response, behind the option
 
 
 def _utf8(text: str) -> str:
@@ -154,7 +155,12 @@ def read_winogrande(folder: Path) -> list[EvalRow]:
         right = filled.pop(int(fields.answer) - 1)
         rows.append(
             EvalRow(
-                source=source, prompt=prompt, response=right, right_responses=(right,), wrong_responses=tuple(filled)
+                source=source,
+                prompt=prompt,
+                response=right,
+                right_responses=(right,),
+                wrong_responses=tuple(filled),
+                rest=after,
             )
         )
     return rows
