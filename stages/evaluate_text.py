@@ -15,6 +15,7 @@ METRICS = Path("reports/text/metrics.json")
 CROSS_ENTROPY = Path("reports/text/cross_entropy.csv")
 HELDOUT = Path("reports/text/pairs.csv")
 ROWS = Path("reports/text/rows.parquet")
+CHOICES = Path("reports/text/choices.parquet")
 SAMPLES = Path("reports/text/samples.json")
 
 
@@ -24,10 +25,11 @@ def main(
 ) -> None:
     import pandas as pd
 
+    from prefdag.data.chat import positions
     from prefdag.data.evals import read_eval_sets
     from prefdag.dpo import health
     from prefdag.dpo.preference import Preference
-    from prefdag.text import evaluate
+    from prefdag.text import choices, evaluate
     from prefdag.text import model as lm
     from prefdag.text.eval_rows import eval_groups
     from prefdag.text.generate import load_duo
@@ -40,6 +42,8 @@ def main(
     questions = {name: rows[: evaluate_text.max_eval_rows] for name, rows in read_eval_sets(EVALS).items()}
     sources = {name: [row.source for row in rows] for name, rows in questions.items()}
     sets = {name: eval_groups(rows, duo.tokenizer, format_pairs) for name, rows in questions.items()}
+    tasks = {name: task for name, task in choices.TASKS.items() if name in questions}
+    asked = {name: task.groups(questions[name], duo.tokenizer, positions(BASE)) for name, task in tasks.items()}
 
     samples = []
     shown = test.head(evaluate_text.samples)
@@ -53,6 +57,9 @@ def main(
     heldout, kl = evaluate.score_heldout(models, pair_rows(test), budget)
     rewards = Preference(loss, beta, loss_options, {}).rewards(heldout)
     logps = {name: evaluate.score_models(models, groups, budget, name) for name, groups in sets.items()}
+    said_of = {
+        name: evaluate.score_models(models, groups, budget, f"{name}, choices") for name, groups in asked.items()
+    }
     del models
 
     base = lm.load(BASE)
@@ -65,6 +72,12 @@ def main(
         metrics[name] = evaluate.set_metrics(scores, groups)
         rows.append(evaluate.rows_table(name, sources[name], scores, groups))
     cross_entropies = evaluate.table(metrics)
+    metrics["choices"], picked = {}, []
+    for name, task in tasks.items():
+        logps_of = {"base": score(base, asked[name], budget, f"{name}, choices, base"), **said_of[name]}
+        tables = {model: task.table(questions[name], values) for model, values in logps_of.items()}
+        metrics["choices"][name] = {model: task.metrics(table) for model, table in tables.items()}
+        picked += [table.assign(set=name, model=model) for model, table in tables.items()]
     table = evaluate.heldout_table(heldout, rewards).assign(id=test["id"])
     metrics["health"] = health.metrics(health.read(POLICY / "health.json"))
 
@@ -73,6 +86,8 @@ def main(
             frame.to_csv(temporary, index=False, lineterminator="\n")
     with writing(ROWS) as temporary:
         pd.concat(rows).to_parquet(temporary, index=False)
+    with writing(CHOICES) as temporary:
+        pd.concat([pd.DataFrame(columns=["set", "model", "source"]), *picked]).to_parquet(temporary, index=False)
     for path, value in ((SAMPLES, samples), (METRICS, metrics)):
         with writing(path) as temporary:
             write_json(temporary, value)

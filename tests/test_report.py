@@ -210,7 +210,11 @@ def write_inputs(folder: Path) -> None:
         }
         | margin,
     }
-    write_json(text / "metrics.json", sets)
+    picked = {"mc1": 0.25, "mc1_low": 0.1, "mc1_high": 0.4, "mc2": 0.375, "mc2_low": 0.3, "mc2_high": 0.45, "n": 44}
+    accuracy = {"accuracy": 0.55, "accuracy_low": 0.4, "accuracy_high": 0.693, "n": 40}
+    models = ("base", "reference", "policy")
+    choices = {"truthfulqa": dict.fromkeys(models, picked), "winogrande": dict.fromkeys(models, accuracy)}
+    write_json(text / "metrics.json", sets | {"choices": choices})
     write_json(
         text / "samples.json",
         [
@@ -405,12 +409,21 @@ def test_numbers_are_those_of_the_metrics(page: Page, built: tuple[str, str], in
         *(f"{image[m]['accuracy']:.1%}" for m in ("reference", "policy", "control")),
     ]
     said[0] = said[0].removesuffix("%")
-    tables = [f"{text[s][m]['cross_entropy']:.3f}" for s in text for m in ("base", "reference", "policy")]
-    for number in [*said, *tables, *(f"{text[s]['n_tokens']:,}" for s in text)]:
+    tables = [f"{text[s][m]['cross_entropy']:.3f}" for s in text if s != "choices" for m in ("base", "reference", "policy")]
+    for number in [*said, *tables, *(f"{text[s]['n_tokens']:,}" for s in text if s != "choices")]:
         assert number in page.text
         assert number in built[1]
     assert f"n = {N_TEST} pairs" in page.text
     assert f"n = {N_IMAGES} images" in page.text
+
+
+def test_right_answers_are_counted_with_intervals(page: Page) -> None:
+    for line in (
+        "TruthfulQA form, MC1" + 3 * " 25.0% 10.0–40.0%" + " 44",
+        "TruthfulQA form, MC2" + 3 * " 37.5% 30.0–45.0%" + " 44",
+        "WinoGrande form, accuracy" + 3 * " 55.0% 40.0–69.3%" + " 40",
+    ):
+        assert line in page.text
 
 
 def test_length_and_chance_are_told_apart(page: Page) -> None:

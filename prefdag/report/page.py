@@ -104,6 +104,7 @@ def render(results: Results, params: Params) -> str:
             text_curves=text_curves(results.text),
             text_margins=text_margins(results.text),
             cross_entropy=cross_entropy_table(results.text.metrics),
+            choices=choices_table(results.text.metrics),
             examples=examples(results.text.pairs, params.report.text_examples),
             image=results.image,
             image_verdict=words.image_verdict(results.image.metrics, results.image.predictions),
@@ -245,6 +246,27 @@ def cross_entropy_table(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
         }
         for key, name in SETS.items()
         if key in metrics
+    ]
+
+
+CHOICES = {
+    "TruthfulQA form, MC1": ("truthfulqa", "mc1"),
+    "TruthfulQA form, MC2": ("truthfulqa", "mc2"),
+    "WinoGrande form, accuracy": ("winogrande", "accuracy"),
+}
+
+
+def choices_table(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One row a measure, in the order of CHOICES: how often each model takes the right answer among given ones."""
+    found = metrics["choices"]
+    return [
+        {
+            "name": name,
+            "n": found[key]["policy"]["n"],
+            **{model: Estimate.of(found[key][model], measure) for model in ("base", "reference", "policy")},
+        }
+        for name, (key, measure) in CHOICES.items()
+        if key in found
     ]
 
 
