@@ -1,5 +1,6 @@
 # Nothing but Python >= 3.11, make and git is presupposed. `make` alone lists the targets.
 PYTHON ?= python3
+BETAS ?= 0.1,0.3,0.5
 VENV ?= .venv
 UV := $(VENV)/bin/uv
 ACTIVATE := . $(VENV)/bin/activate
@@ -13,7 +14,7 @@ RUNS := \#/experiments/1/runs?searchFilter=tags.kind%20%3D%20%22pipeline%22
 export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help setup repro test test-slow lint docs qlora ui lock clean
+.PHONY: help setup repro sweep test test-slow lint docs qlora ui lock clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -27,6 +28,10 @@ repro: setup ## run the whole pipeline on params.yaml; what has not changed is n
 	@echo "Report:       reports/index.html (opens offline)"
 	@echo "Experiments:  make ui, then open http://127.0.0.1:5000/$(RUNS)"
 	@echo "Next:         . $(VENV)/bin/activate && dvc exp run -S beta=0.3"
+
+sweep: setup ## run an experiment for each of BETAS=0.1,0.3,0.5, and plot the frontier
+	@$(ACTIVATE) && dvc exp run --queue -S 'beta=$(BETAS)' && dvc exp run --run-all
+	@$(ACTIVATE) && prefdag frontier
 
 test: $(ORACLE) ## run the fast tests
 	@$(ACTIVATE) && pytest

@@ -1,6 +1,7 @@
 """The command `prefdag`: what a user does beside `dvc repro`. Every import that takes time waits for its command."""
 
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +12,7 @@ from prefdag.errors import DataError, PrefdagError
 
 REFERENCE = Path("models/reference")
 POLICY = Path("models/dpo_text")
+FRONTIER = Path("reports/frontier")  # .html and .csv
 
 
 class OneLineErrors(TyperGroup):
@@ -52,6 +54,34 @@ def profile(
         note = "" if change.of_profile or name == profiles.DEFAULT else "   (back to the committed value)"
         typer.echo(f"{change.key}: {_shown(change.old)} -> {_shown(change.new)}{note}")
     typer.echo(f"{profiles.PARAMS}: {len(changes)} values changed; `dvc repro` runs what depends on them")
+
+
+class Records(StrEnum):
+    """Where experiments are looked for."""
+
+    dvc = "dvc"
+    mlflow = "mlflow"
+
+
+@app.command()
+def frontier(
+    records: Annotated[Records, typer.Option("--from", help="Whose records of the experiments to read.")] = Records.dvc,
+) -> None:
+    """Plot what the experiments gained against how far they went from the reference: reports/frontier.html, .csv."""
+    from prefdag.stage import set_environment
+
+    set_environment()
+    from prefdag.artifacts import writing
+    from prefdag.report import frontier
+
+    table = frontier.from_dvc() if records is Records.dvc else frontier.from_mlflow()
+    for suffix, content in (
+        (".csv", table.to_csv(index=False, lineterminator="\n")),
+        (".html", frontier.render(table)),
+    ):
+        with writing(FRONTIER.with_suffix(suffix)) as path:
+            path.write_text(content, "utf-8")
+    typer.echo(f"{len(table)} experiments: {FRONTIER.with_suffix('.html')}, {FRONTIER.with_suffix('.csv')}")
 
 
 @app.command()

@@ -2,8 +2,10 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from scipy import optimize, stats
 
 LEVEL = 0.95
@@ -22,6 +24,56 @@ def mean(values: Sequence[float]) -> tuple[float, float]:
         return center, center
     low, high = stats.t.interval(LEVEL, len(values) - 1, loc=center, scale=error)
     return float(low), float(high)
+
+
+def share(values: Sequence[float]) -> tuple[float, float]:
+    """The interval of a mean of shares, each from 0 to 1: Wilson's where each is 0 or 1, Student's otherwise, inside 0..1."""
+    if all(value in (0.0, 1.0) for value in values):
+        return proportion(round(sum(values)), len(values))
+    low, high = mean(values)
+    return max(0.0, low), min(1.0, high)
+
+
+def weighted(estimates: Sequence[tuple[float, float, float]], weights: Sequence[float]) -> tuple[float, float]:
+    """The interval of a weighted mean of independent estimates, each (value, low, high): MOVER.
+
+    Zou and Donner 2008 (Statistics in Medicine 27:1693), eq. 2 for a sum of several terms.
+    """
+    center = sum(w * value for (value, _, _), w in zip(estimates, weights, strict=True))
+    down = math.sqrt(sum((w * (value - low)) ** 2 for (value, low, _), w in zip(estimates, weights, strict=True)))
+    up = math.sqrt(sum((w * (high - value)) ** 2 for (value, _, high), w in zip(estimates, weights, strict=True)))
+    return center - down, center + up
+
+
+def ratio_difference(
+    first: npt.NDArray[np.float64], second: npt.NDArray[np.float64], weights: npt.NDArray[np.float64]
+) -> tuple[float, float]:
+    """Paired bootstrap interval of sum(first) / sum(weights) - sum(second) / sum(weights), rows drawn together.
+
+    The percentiles of 9,999 samples, always the same (Efron and Tibshirani 1993, chapter 13); a single row, or differences
+    that are all zero, count as known exactly.
+
+    Args:
+        first, second, weights: (rows,).
+    """
+    apart = first - second
+    if len(apart) == 1 or not apart.any():
+        value = float(apart.sum() / weights.sum())
+        return value, value
+
+    def statistic(difference: Any, weight: Any, axis: int) -> Any:
+        return difference.sum(axis=axis) / weight.sum(axis=axis)
+
+    found = stats.bootstrap(
+        (apart, weights),
+        statistic,
+        paired=True,
+        confidence_level=LEVEL,
+        method="percentile",
+        batch=100,
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    return float(found.low), float(found.high)
 
 
 def roc_area(area: float, n: int, m: int) -> tuple[float, float]:

@@ -14,6 +14,7 @@ POLICY = Path("models/dpo_text")
 METRICS = Path("reports/text/metrics.json")
 CROSS_ENTROPY = Path("reports/text/cross_entropy.csv")
 HELDOUT = Path("reports/text/pairs.csv")
+ROWS = Path("reports/text/rows.parquet")
 SAMPLES = Path("reports/text/samples.json")
 
 
@@ -21,6 +22,8 @@ SAMPLES = Path("reports/text/samples.json")
 def main(
     beta: float, loss: Loss, loss_options: LossOptions, format_pairs: FormatPairs, evaluate_text: EvaluateText
 ) -> None:
+    import pandas as pd
+
     from prefdag.data.evals import read_eval_sets
     from prefdag.dpo import health
     from prefdag.dpo.preference import Preference
@@ -34,10 +37,9 @@ def main(
     budget = evaluate_text.tokens_per_batch
     test = read_split(PAIRS, "test")
     duo = load_duo(REFERENCE, POLICY, format_pairs.template)
-    sets = {
-        name: eval_groups(rows[: evaluate_text.max_eval_rows], duo.tokenizer, format_pairs)
-        for name, rows in read_eval_sets(EVALS).items()
-    }
+    questions = {name: rows[: evaluate_text.max_eval_rows] for name, rows in read_eval_sets(EVALS).items()}
+    sources = {name: [row.source for row in rows] for name, rows in questions.items()}
+    sets = {name: eval_groups(rows, duo.tokenizer, format_pairs) for name, rows in questions.items()}
 
     samples = []
     shown = test.head(evaluate_text.samples)
@@ -55,11 +57,13 @@ def main(
 
     base = lm.load(BASE)
     chosen = chosen_groups(test)
-    said = score(base, chosen, budget, "heldout, base")
+    said = evaluate.chosen_logps(heldout, score(base, chosen, budget, "heldout, base"))
     metrics = {"heldout": evaluate.heldout_metrics(heldout, rewards, test["preference"].to_numpy(), kl, said, chosen)}
+    rows = [evaluate.rows_table("heldout", test["id"][test["chosen_ids"].map(len) > 0], said, chosen)]
     for name, groups in sets.items():
         scores = {"base": score(base, groups, budget, f"{name}, base"), **logps[name]}
         metrics[name] = evaluate.set_metrics(scores, groups)
+        rows.append(evaluate.rows_table(name, sources[name], scores, groups))
     cross_entropies = evaluate.table(metrics)
     table = evaluate.heldout_table(heldout, rewards).assign(id=test["id"])
     metrics["health"] = health.metrics(health.read(POLICY / "health.json"))
@@ -67,6 +71,8 @@ def main(
     for path, frame in ((CROSS_ENTROPY, cross_entropies), (HELDOUT, table)):
         with writing(path) as temporary:
             frame.to_csv(temporary, index=False, lineterminator="\n")
+    with writing(ROWS) as temporary:
+        pd.concat(rows).to_parquet(temporary, index=False)
     for path, value in ((SAMPLES, samples), (METRICS, metrics)):
         with writing(path) as temporary:
             write_json(temporary, value)

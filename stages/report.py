@@ -20,7 +20,6 @@ RESNET_REFERENCE = Path("models/resnet_reference")
 DPO_IMAGE = Path("models/dpo_image")
 CONTROL_IMAGE = Path("models/control_image")
 TEXT_METRICS = Path("reports/text/metrics.json")
-CROSS_ENTROPY = Path("reports/text/cross_entropy.csv")
 HELDOUT_PAIRS = Path("reports/text/pairs.csv")
 SAMPLES = Path("reports/text/samples.json")
 IMAGE_METRICS = Path("reports/image/metrics.json")
@@ -42,7 +41,6 @@ def main(params: Params) -> None:
     results = Results(
         text=read_text(
             metrics=TEXT_METRICS,
-            cross_entropy=CROSS_ENTROPY,
             pairs=HELDOUT_PAIRS,
             samples=SAMPLES,
             rows=PAIRS / "test.parquet",

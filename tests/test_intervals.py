@@ -2,12 +2,13 @@
 
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import optimize, stats
 
-from prefdag.intervals import mean, paired_difference, proportion
+from prefdag.intervals import mean, paired_difference, proportion, ratio_difference, share, weighted
 
 
 @given(n=st.integers(1, 10_000), share=st.floats(0, 1))
@@ -98,3 +99,30 @@ def test_paired_difference_covers_the_truth_as_often_as_it_says() -> None:
         if low <= first - second <= high
     )
     assert 0.93 < covered < 0.98
+
+
+def test_share_is_wilsons_of_ones_and_zeros_and_students_of_others() -> None:
+    assert share([0.6, 0.6]) == (0.6, 0.6)
+    assert share([1.0, 0.0]) == proportion(1, 2)
+    assert share([0.1, 1.0]) == (0.0, 1.0)  # inside
+
+
+def test_weighted_adds_distances_in_squares() -> None:
+    """0.5 (0.4 to 0.8) and 0.3 (0.0 to 0.4), half each: down sqrt(0.05^2 + 0.15^2), up sqrt(0.15^2 + 0.05^2)."""
+    reach = math.sqrt(0.05**2 + 0.15**2)
+    assert weighted([(0.5, 0.4, 0.8), (0.3, 0.0, 0.4)], [0.5, 0.5]) == pytest.approx((0.4 - reach, 0.4 + reach))
+    assert weighted([(0.5, 0.4, 0.8)], [1.0]) == pytest.approx((0.4, 0.8))
+
+
+def test_ratio_difference_is_paired() -> None:
+    """What all rows share cancels out, however much rows differ; of independent rows it is about 1.96 standard errors wide."""
+    rng = np.random.default_rng(0)
+    rows, tokens = rng.normal(100, 50, 400), np.full(400, 2.0)
+    noise = rng.normal(1, 0.5, 400)
+    low, high = ratio_difference(rows + noise, rows, tokens)
+    assert (high - low) / 2 == pytest.approx(1.96 * noise.std() / 20 / 2, rel=0.1)
+    assert low < noise.mean() / 2 < high
+    assert ratio_difference(rows + noise, rows, tokens) == (low, high)
+    assert ratio_difference(rows + 1, rows, tokens) == pytest.approx((0.5, 0.5))
+    assert ratio_difference(rows, rows, tokens) == (0.0, 0.0)
+    assert ratio_difference(rows[:1] + 3, rows[:1], tokens[:1]) == pytest.approx((1.5, 1.5))

@@ -26,7 +26,6 @@ from prefdag.config import Params, check_params, load_params, read_yaml
 from prefdag.dpo import health
 from prefdag.errors import DataError
 from prefdag.image import evaluate
-from prefdag.intervals import proportion
 from prefdag.report import calibration, card, figures, image_figures, words
 from prefdag.report.page import excerpt
 from stages import report
@@ -187,6 +186,13 @@ def write_inputs(folder: Path) -> None:
                 model: {"cross_entropy": 2.4 + i - 0.05 * j, "perplexity": float(np.exp(2.4 + i - 0.05 * j))}
                 for j, model in enumerate(("base", "reference", "policy"))
             },
+            "differences": {
+                "policy_reference": {
+                    "difference": -0.05,
+                    "difference_low": -0.0712,
+                    "difference_high": 0.0034 * (i - 1),
+                }
+            },
         }
         for i, name in enumerate(("heldout", "truthfulqa", "winogrande"))
     }
@@ -200,17 +206,13 @@ def write_inputs(folder: Path) -> None:
             "rejected": -1.02,
             "log_loss": 0.652,
             "calibration_error": 0.081,
+            "length_controlled": 0.6412,
+            "length_controlled_low": 0.512,
+            "length_controlled_high": 0.77,
         }
         | margin,
     }
     write_json(text / "metrics.json", sets)
-    models = ("base", "reference", "policy")
-    table = [
-        {"set": s, "model": m, **v[m], "n_tokens": v["n_tokens"], "n_rows": v["n_rows"]}
-        for s, v in sets.items()
-        for m in models
-    ]
-    pd.DataFrame(table).to_csv(text / "cross_entropy.csv", index=False)
     write_json(
         text / "samples.json",
         [
@@ -479,6 +481,11 @@ def test_figure_by_class_of_long_names() -> None:
     assert "class number 20" not in svg
 
 
+def test_length_and_chance_are_told_apart(page: Page) -> None:
+    assert "64.1% would be ranked right (95% interval 51.2–77.0%)" in page.text
+    assert "−0.0500 −0.0712 to −0.0034" in page.text  # policy minus reference, beside the cross-entropies
+
+
 def test_data_gate_is_reported_expectation_by_expectation(page: Page) -> None:
     assert "Preference pairs : 1 of 2 expectations met." in page.text
     assert "the response holds text pairs, chosen met" in page.text
@@ -643,7 +650,9 @@ def heldout(accuracy: float, low: float, high: float, chosen: float = 0.2, rejec
     rewards = {"accuracy": accuracy, "accuracy_low": low, "accuracy_high": high, "chosen": chosen, "rejected": rejected}
     rewards |= {"margin": 2 * accuracy - 1, "margin_low": 2 * low - 1, "margin_high": 2 * high - 1}
     perplexities = {model: {"perplexity": 9.0, "cross_entropy": 2.2} for model in ("base", "reference", "policy")}
-    return {"heldout": {"n_pairs": 75, "n_tokens": 7000, "kl": 0.02, "rewards": rewards, **perplexities}}
+    change = {"difference": -0.0312, "difference_low": -0.0512, "difference_high": 0.0021}
+    rest = {"differences": {"policy_reference": change}, **perplexities}
+    return {"heldout": {"n_pairs": 75, "n_tokens": 7000, "kl": 0.02, "rewards": rewards, **rest}}
 
 
 @pytest.mark.parametrize(
@@ -661,7 +670,8 @@ def test_text_verdict_says_no_more_than_its_interval(
     verdict = words.text_verdict(heldout(*interval))
     assert verdict.tone == tone
     said = " ".join([verdict.headline, *verdict.sentences])
-    for phrase in (*phrases, f"{interval[0]:.1%} right", "On 75 held-out pairs"):
+    change = "−0.0312 nats a token against the reference’s (95% interval −0.0512 to +0.0021, which covers zero)"
+    for phrase in (*phrases, f"{interval[0]:.1%} right", "On 75 held-out pairs", change):
         assert phrase in said
 
 
@@ -851,5 +861,3 @@ def test_calibration_by_hand() -> None:
     assert "8 margins in 2 bins: stated 52.5%, true 50.0%; stated 95.3%, true 75.0%." in svg
     svg = calibration.reliability(pd.Series([3.0] * 4), pd.Series([0.6] * 4), name="c")
     assert "stated 95.3%, true 60.0%." in svg
-    assert calibration.span(np.array([0.6, 0.6])) == (0.6, 0.6)
-    assert calibration.span(np.array([1.0, 0.0])) == proportion(1, 2)

@@ -22,7 +22,7 @@ from prefdag.artifacts import read_json, sha256, write_json
 from prefdag.config import DpoText, EvaluateText, FormatPairs, Health, LossOptions, RefLogps, SftRef, TextReference
 from prefdag.data.schema import read_pairs, write_pairs
 from prefdag.dpo.preference import Scores
-from prefdag.dpo.rewards import unpaired_reward_metrics
+from prefdag.dpo.rewards import reward_metrics, unpaired_reward_metrics
 from prefdag.dpo.trainer import History
 from prefdag.errors import DataError, NumericError
 from prefdag.intervals import difference, roc_area
@@ -467,7 +467,8 @@ def test_rewards_by_hand() -> None:
 
 def test_heldout_metrics_take_each_model_from_its_place() -> None:
     rewards = preference_of("sigmoid").rewards(PAIRED)
-    found = evaluate.heldout_metrics(PAIRED, rewards, np.ones(2), 0.25, np.array([-6.0, -6.0]), GROUPS)
+    logps = evaluate.chosen_logps(PAIRED, np.array([-6.0, -6.0]))
+    found = evaluate.heldout_metrics(PAIRED, rewards, np.ones(2), 0.25, logps, GROUPS)
     assert [found[name]["cross_entropy"] for name in ("base", "reference", "policy")] == [3.0, 2.0, 1.0]
     assert (found["n_pairs"], found["n_rows"], found["n_tokens"], found["kl"]) == (2, 2, 4, 0.25)
     # Rewards 1 and 1 against -1 and 1: margins 2 and 0.
@@ -490,7 +491,8 @@ def test_heldout_metrics_of_unpaired_rows_by_hand() -> None:
         ref_rejected=[0.0, -6.0, 0.0],
     )
     rewards = preference_of("kto").rewards(scores)
-    found = evaluate.heldout_metrics(scores, rewards, np.ones(3), 0.25, np.array([-6.0, -6.0]), GROUPS)
+    logps = evaluate.chosen_logps(scores, np.array([-6.0, -6.0]))
+    found = evaluate.heldout_metrics(scores, rewards, np.ones(3), 0.25, logps, GROUPS)
     assert "n_pairs" not in found
     assert (found["n_chosen"], found["n_rejected"], found["n_rows"], found["n_tokens"]) == (2, 1, 2, 4)
     assert [found[name]["cross_entropy"] for name in ("base", "reference", "policy")] == [3.0, 3.0, 1.0]
@@ -502,6 +504,47 @@ def test_heldout_metrics_of_unpaired_rows_by_hand() -> None:
     assert table["reward_rejected"].isna().tolist() == [True, False, True]
     assert table["margin"].isna().all()
     assert table.filter(like="_logps").isna().sum().tolist() == [1, 2, 1, 2]
+
+
+def test_differences_of_models_are_paired_and_by_token() -> None:
+    """Rows of 2 and 4 tokens: the policy saves 1 and 1 nat on the reference, (1 + 1) / 6, rows 1/2 and 1/4."""
+    groups = [Group([5], ([1, 2],)), Group([5], ([1, 2, 3, 4],))]
+    logps = {"base": np.array([-8.0, -9.0]), "reference": np.array([-4.0, -6.0]), "policy": np.array([-3.0, -5.0])}
+    found = evaluate.set_metrics(logps, groups)["differences"]
+    assert found["policy_reference"] == pytest.approx(
+        {"difference": -1 / 3, "difference_low": -1 / 2, "difference_high": -1 / 4}
+    )
+    assert found["policy_base"]["difference"] == pytest.approx(-9 / 6)
+    assert found["reference_base"]["difference"] == pytest.approx(-7 / 6)
+    table = evaluate.rows_table("heldout", ["a", "b"], logps, groups)
+    assert table.to_dict("records")[1] == {
+        "set": "heldout",
+        "row": "b",
+        "n_tokens": 4,
+        "base_logps": -9.0,
+        "reference_logps": -6.0,
+        "policy_logps": -5.0,
+    }
+
+
+def test_length_controlled_accuracy_by_hand() -> None:
+    """Six pairs prefer the longer response, five ranked right; of two that do not none; two, right, are of equal length.
+
+    Longer and shorter count alike, (5/6 + 0) / 2, as 8 of 10 pairs; the equal ones as 2 of 10. One who goes by length alone
+    gets one half of the others.
+    """
+    margin = torch.tensor([1.0, 1, 1, 1, 1, -1, -1, -1, 1, 1])
+    longer = torch.tensor([1.0, 2, 3, 1, 1, 1, -1, -5, 0, 0])
+    found = reward_metrics(margin, torch.zeros(10), None, longer)
+    assert found["accuracy"] == pytest.approx(0.7)
+    assert found["length_controlled"] == pytest.approx(0.8 * 5 / 12 + 0.2)
+    assert found["length_controlled_low"] < found["length_controlled"] < found["length_controlled_high"]
+    by_length = reward_metrics(longer, torch.zeros(10), None, longer)
+    assert by_length["length_controlled"] == pytest.approx(0.8 * 0.5)
+    # Where the rejected response is the more probable one, it is that one's length.
+    turned = reward_metrics(-margin, torch.zeros(10), torch.zeros(10), -longer)
+    assert turned["length_controlled"] == pytest.approx(found["length_controlled"])
+    assert "length_controlled" not in reward_metrics(margin, torch.zeros(10), None, longer.abs())
 
 
 def test_roc_area_and_welch_agree_with_scipy() -> None:

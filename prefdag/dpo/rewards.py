@@ -7,12 +7,14 @@ import torch.nn.functional as F
 from scipy import stats
 from torch import Tensor
 
-from prefdag.intervals import difference, mean, proportion, roc_area
+from prefdag.intervals import difference, mean, roc_area, share, weighted
 
 BINS = 10  # of the calibration error
 
 
-def reward_metrics(chosen: Tensor, rejected: Tensor, preference: Tensor | None = None) -> dict[str, float]:
+def reward_metrics(
+    chosen: Tensor, rejected: Tensor, preference: Tensor | None = None, longer: Tensor | None = None
+) -> dict[str, float]:
     """Means of implicit rewards, how many pairs they rank right, with 95% intervals, and how far they can be trusted.
 
     A margin m says that chosen is preferred with probability sigmoid(m) (Bradley-Terry). `log_loss` is its cross-entropy in
@@ -22,16 +24,13 @@ def reward_metrics(chosen: Tensor, rejected: Tensor, preference: Tensor | None =
     Args:
         chosen, rejected: rewards, (pairs,).
         preference: the true probability that chosen is preferred, (pairs,); None: 1.
+        longer: by how much chosen is longer than rejected, (pairs,), in any unit; None: no length-controlled accuracy.
     """
     margin = (chosen - rejected).double()
     p = torch.ones_like(margin) if preference is None else preference.to(margin)
     # The share of a pair's labels that agrees with the sign of its margin; a tie agrees with none.
     right = torch.where(margin > 0, p, 1 - p) * (margin != 0)
-    if bool((p == 1).all()):
-        accuracy_low, accuracy_high = proportion(int(right.sum()), len(right))
-    else:
-        low, high = mean(right.tolist())
-        accuracy_low, accuracy_high = max(0.0, low), min(1.0, high)
+    accuracy_low, accuracy_high = share(right.tolist())
     margin_low, margin_high = mean(margin.tolist())
     return {
         "chosen": float(chosen.double().mean()),
@@ -45,6 +44,32 @@ def reward_metrics(chosen: Tensor, rejected: Tensor, preference: Tensor | None =
         "log_loss": float((-p * F.logsigmoid(margin) - (1 - p) * F.logsigmoid(-margin)).mean()),
         "brier": float(((margin.sigmoid() - p) ** 2).mean()),
         "calibration_error": calibration_error(margin, p),
+    } | ({} if longer is None else length_controlled(right, torch.where(p >= 0.5, longer, -longer)))
+
+
+def length_controlled(right: Tensor, longer: Tensor) -> dict[str, float]:
+    """How many pairs would be ranked right if the preferred response were the shorter one as often as the longer one.
+
+    The accuracies of both kinds of pairs count alike, in place of as often as they come; pairs of equal length keep their
+    share. A policy that goes by length alone gets one half of the others right. Nothing where one of the kinds is absent.
+
+    Args:
+        right: whether a pair is ranked right, or the share of its labels that agree, (pairs,).
+        longer: by how much the preferred response is longer, (pairs,).
+    """
+    kinds = [right[longer > 0], right[longer < 0]]
+    if not all(map(len, kinds)):
+        return {}
+    weights = [sum(map(len, kinds)) / 2 / len(right)] * 2
+    if len(equal := right[longer == 0]):
+        kinds.append(equal)
+        weights.append(len(equal) / len(right))
+    estimates = [(float(kind.mean()), *share(kind.tolist())) for kind in kinds]
+    low, high = weighted(estimates, weights)
+    return {
+        "length_controlled": sum(w * value for (value, _, _), w in zip(estimates, weights, strict=True)),
+        "length_controlled_low": max(0.0, low),
+        "length_controlled_high": min(1.0, high),
     }
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from prefdag.intervals import mean, proportion
+from prefdag.intervals import share
 from prefdag.report.figures import COLOR, svg
 from prefdag.report.words import number, percent
 
@@ -28,7 +28,7 @@ def reliability(margin: pd.Series, preference: pd.Series, *, name: str) -> str:
     agrees = np.select([margin > 0, margin < 0], [preference, 1 - preference], 0.5)
     order = np.argsort(stated, kind="stable")
     dots = [
-        (float(stated[part].mean()), float(agrees[part].mean()), *span(agrees[part]))
+        (float(stated[part].mean()), float(agrees[part].mean()), *share(agrees[part].tolist()))
         for part in np.array_split(order, min(BINS, max(1, len(order) // 4)))
     ]
 
@@ -72,11 +72,3 @@ def _diagram(
             axis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.3g}%"))
 
     return svg(draw, (290, 190), (44, 16, 22, 8), name, words)
-
-
-def span(shares: np.ndarray) -> tuple[float, float]:
-    """The 95% interval of a mean of shares, (n,): Wilson's where each is 0 or 1, Student's otherwise, within 0..1."""
-    if np.isin(shares, (0.0, 1.0)).all():
-        return proportion(int(shares.sum()), len(shares))
-    low, high = mean(shares.tolist())
-    return max(0.0, low), min(1.0, high)

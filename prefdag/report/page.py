@@ -22,7 +22,12 @@ from prefdag.report.results import ImageTrack, Results, Run, TextTrack
 from prefdag.report.words import Estimate
 
 TEMPLATES = Path(__file__).parent / "templates"
-SETS = {"heldout": "Held-out chosen responses", "truthfulqa": "TruthfulQA form", "winogrande": "WinoGrande form"}
+SETS = {
+    "heldout": "Held-out chosen responses",
+    "truthfulqa": "TruthfulQA form",
+    "winogrande": "WinoGrande form",
+    "pku": "Preference pairs, chosen",
+}
 EXCERPT = 420  # characters of a long text that show before it is unfolded
 
 
@@ -57,7 +62,15 @@ def environment(*, autoescape: bool) -> Environment:
     env.filters |= {
         f.__name__: f
         for f in (
-            *(words.percent, words.percent_span, words.signed, words.number, words.health_line, words.spaced),
+            *(
+                words.percent,
+                words.percent_span,
+                words.signed,
+                words.signed_span,
+                words.number,
+                words.health_line,
+                words.spaced,
+            ),
             *(
                 words.loss_name,
                 words.reference,
@@ -93,7 +106,7 @@ def render(results: Results, params: Params) -> str:
             text_numbers=text_numbers(results.text),
             text_curves=text_curves(results.text),
             text_margins=text_margins(results.text),
-            cross_entropy=cross_entropy_table(results.text.cross_entropy),
+            cross_entropy=cross_entropy_table(results.text.metrics),
             examples=examples(results.text.pairs, params.report.text_examples),
             image=results.image,
             image_verdict=words.image_verdict(results.image.metrics),
@@ -240,18 +253,17 @@ def image_calibration(image: ImageTrack) -> list[Panel]:
     ]
 
 
-def cross_entropy_table(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """One row a set, in the order of SETS and then of the file; the three models side by side."""
-    names = [*(s for s in SETS if s in set(table["set"])), *(s for s in table["set"].unique() if s not in SETS)]
-    rows = []
-    for name in names:
-        part = table[table["set"] == name]
-        models = {row["model"]: row for row in part.to_dict("records")}
-        first = part.iloc[0]
-        rows.append(
-            {"name": SETS.get(name, name), "n_tokens": int(first["n_tokens"]), "n_rows": int(first["n_rows"]), **models}
-        )
-    return rows
+def cross_entropy_table(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One row a set, in the order of SETS; the three models side by side, and policy minus reference with its interval."""
+    return [
+        {
+            "name": name,
+            "change": Estimate.of(metrics[key]["differences"]["policy_reference"], "difference"),
+            **metrics[key],
+        }
+        for key, name in SETS.items()
+        if key in metrics
+    ]
 
 
 def examples(pairs: pd.DataFrame, count: int) -> list[dict[Hashable, Any]]:

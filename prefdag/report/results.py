@@ -29,7 +29,6 @@ class TextTrack:
     """The language model. `pairs` has one row a held-out pair: its rewards, and the conversation they were given for."""
 
     metrics: Mapping[str, Any]
-    cross_entropy: pd.DataFrame
     pairs: pd.DataFrame
     samples: list[dict[str, Any]]
     sft: Run
@@ -98,7 +97,7 @@ class Results:
 
 
 def read_text(
-    *, metrics: Path, cross_entropy: Path, pairs: Path, samples: Path, rows: Path, messages: Path, sft: Path, dpo: Path
+    *, metrics: Path, pairs: Path, samples: Path, rows: Path, messages: Path, sft: Path, dpo: Path
 ) -> TextTrack:
     """The text track; `rows` is the test split as tokenised, `messages` the validated pairs. Raises `DataError`."""
     rewards = read_csv(pairs)
@@ -109,7 +108,6 @@ def read_text(
         raise DataError(f"{pairs}: {len(rewards) - len(joined)} ids are not in {rows} and {messages}; run `dvc repro`")
     return TextTrack(
         metrics=read_json(metrics),
-        cross_entropy=read_csv(cross_entropy),
         pairs=joined,
         samples=read_json(samples),
         sft=read_run(sft),

@@ -63,9 +63,9 @@ def signed(value: float, digits: int = 3) -> str:
     return f"{value:+.{digits}f}".replace("-", MINUS)
 
 
-def signed_span(estimate: Estimate) -> str:
+def signed_span(estimate: Estimate, digits: int = 3) -> str:
     """An interval of signed ends: −0.012 to +0.310."""
-    return f"{signed(estimate.low)} to {signed(estimate.high)}"
+    return f"{signed(estimate.low, digits)} to {signed(estimate.high, digits)}"
 
 
 def number(value: float, digits: int = 3) -> str:
@@ -185,7 +185,7 @@ def text_verdict(metrics: Mapping[str, Any]) -> Verdict:
         "unclear": "an interval that covers the 50% of a coin toss",
         "worse": "all of it below the 50% of a coin toss",
     }[tone]
-    sign = {"better": "above zero", "unclear": "which covers zero", "worse": "below zero"}[margin.against(0.0)]
+    change = Estimate.of(heldout["differences"]["policy_reference"], "difference")
     reference, policy = heldout["reference"], heldout["policy"]
     if is_paired(metrics):
         ranked, margins = f"On {number(heldout['n_pairs'])} held-out pairs it ranks", "The mean reward margin"
@@ -200,12 +200,13 @@ def text_verdict(metrics: Mapping[str, Any]) -> Verdict:
         headline,
         (
             f"{ranked} {percent(accuracy.value)} right (95% interval {percent_span(accuracy)}, {beside}).",
-            f"{margins} is {signed(margin.value)} (95% interval {signed_span(margin)}, {sign}).",
+            f"{margins} is {signed(margin.value)} (95% interval {signed_span(margin)}, {_beside_zero(margin)}).",
             _displacement(rewards["chosen"], rewards["rejected"]),
             f"The policy lies {number(heldout['kl'], 4)} nats a token from the reference (KL). On the held-out chosen "
             f"responses its perplexity is {number(policy['perplexity'], 2)}, the reference’s "
             f"{number(reference['perplexity'], 2)}, the base model’s {number(heldout['base']['perplexity'], 2)} "
-            f"({number(heldout['n_tokens'])} tokens; no interval is computed for these).",
+            f"({number(heldout['n_tokens'])} tokens). Its cross-entropy is {signed(change.value, 4)} nats a token against the "
+            f"reference’s (95% interval {signed_span(change, 4)}, {_beside_zero(change)}).",
         ),
     )
 
@@ -273,6 +274,10 @@ def points(share: float) -> str:
 def p_value(p: float) -> str:
     """p = 0.243, p < 0.001, in one line."""
     return (f"p = {p:.3f}" if p >= 0.001 else "p < 0.001").replace(" ", "\N{NO-BREAK SPACE}")
+
+
+def _beside_zero(estimate: Estimate) -> str:
+    return {"better": "above zero", "unclear": "which covers zero", "worse": "below zero"}[estimate.against(0.0)]
 
 
 def _displacement(chosen: float, rejected: float) -> str:

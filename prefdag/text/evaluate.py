@@ -1,7 +1,7 @@
 """What base model, reference and policy make of held-out pairs and of eval sets."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from prefdag.dpo.preference import Scores
 from prefdag.dpo.rewards import reward_metrics, unpaired_reward_metrics
+from prefdag.intervals import ratio_difference
 from prefdag.progress import progress
 from prefdag.text import vocabulary
 from prefdag.text.logps import Pair, pair_scores, score
@@ -91,7 +92,7 @@ def heldout_metrics(
     rewards: tuple[Tensor, Tensor],
     preference: np.ndarray,
     kl: float,
-    base: np.ndarray,
+    logps: Mapping[str, np.ndarray],
     chosen: Sequence[Group],
 ) -> dict[str, Any]:
     """Implicit rewards with intervals, KL, and cross-entropies of the chosen responses.
@@ -102,32 +103,57 @@ def heldout_metrics(
         scores: from `score_heldout`.
         rewards: from `Preference.rewards`.
         preference: the probability that the chosen response is preferred, (rows,).
-        base: log-probabilities of the chosen responses under the base model, (responses,).
+        logps: from `chosen_logps`.
         chosen: prompts with their chosen responses, in the same order.
     """
     has_chosen, has_rejected = scores["has_chosen"].bool(), scores["has_rejected"].bool()
-    models = {
-        "base": base,
-        "reference": scores["ref_chosen"][has_chosen].numpy(),
-        "policy": scores["chosen"][has_chosen].numpy(),
-    }
     found: dict[str, Any]
     if bool((has_chosen & has_rejected).all()):
-        found = {"n_pairs": len(has_chosen), "rewards": reward_metrics(*rewards, torch.tensor(preference))}
+        longer = scores["chosen_tokens"] - scores["rejected_tokens"]
+        found = {"n_pairs": len(has_chosen), "rewards": reward_metrics(*rewards, torch.tensor(preference), longer)}
     else:
         of_chosen, of_rejected = rewards[0][has_chosen], rewards[1][has_rejected]
         found = {"n_chosen": len(of_chosen), "n_rejected": len(of_rejected)}
         found["rewards"] = unpaired_reward_metrics(of_chosen, of_rejected)
-    return {**found, "kl": kl, **set_metrics(models, chosen)}
+    return {**found, "kl": kl, **set_metrics(logps, chosen)}
+
+
+def chosen_logps(scores: Scores, base: np.ndarray) -> dict[str, np.ndarray]:
+    """Log-probabilities of the chosen responses that there are by model, (responses,); `base` are the base model's."""
+    has = scores["has_chosen"].bool()
+    return {"base": base, "reference": scores["ref_chosen"][has].numpy(), "policy": scores["chosen"][has].numpy()}
 
 
 def set_metrics(logps: Mapping[str, np.ndarray], groups: Sequence[Group]) -> dict[str, Any]:
-    """Cross-entropy and perplexity of one set under each model."""
+    """Cross-entropy and perplexity of one set under each model, and by how much they differ.
+
+    `differences` has for "A_B" the cross-entropy of A minus that of B, with its paired bootstrap interval over rows.
+
+    Args:
+        logps: by model, base, reference, policy: log-probabilities of the groups' one response each, (groups,).
+    """
+    tokens = np.array([len(group.responses[0]) for group in groups], dtype=float)
+    differences = {}
+    for one, other in (("policy", "reference"), ("policy", "base"), ("reference", "base")):
+        nats = -logps[one].astype(float), -logps[other].astype(float)
+        low, high = ratio_difference(*nats, tokens)
+        value = float((nats[0] - nats[1]).sum() / tokens.sum())
+        differences[f"{one}_{other}"] = {"difference": value, "difference_low": low, "difference_high": high}
     return {
         "n_rows": len(groups),
         "n_tokens": n_tokens(groups),
         **{name: cross_entropy(values, groups) for name, values in logps.items()},
+        "differences": differences,
     }
+
+
+def rows_table(
+    name: str, sources: Iterable[str], logps: Mapping[str, np.ndarray], groups: Sequence[Group]
+) -> pd.DataFrame:
+    """A row a scored response: `set`, `row` (its source), `n_tokens`, and its log-probability under each model, `*_logps`."""
+    columns = {f"{model}_logps": values.astype(float) for model, values in logps.items()}
+    tokens = [len(group.responses[0]) for group in groups]
+    return pd.DataFrame({"set": name, "row": list(sources), "n_tokens": tokens, **columns})
 
 
 def table(metrics: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
