@@ -3,8 +3,9 @@
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
-from prefdag.report.figures import COLOR, svg
+from prefdag.report.figures import COLOR, intervals, svg
 from prefdag.report.results import ImageTrack
 from prefdag.report.words import Estimate, percent, percent_span
 
@@ -14,6 +15,16 @@ if TYPE_CHECKING:
 MODELS = {"reference": "o", "policy": "s", "control": "^"}  # with their markers, which tell them apart without colour
 MOST = 20  # classes that are shown
 LONGEST = 14  # characters of a class's name beside a figure
+
+
+def accuracies(image: ImageTrack, *, name: str) -> str:
+    """Reference, policy and control, each with its interval."""
+    rows = [
+        {"label": model, "role": model, **{end: getattr(estimate, end) for end in ("value", "low", "high")}}
+        for model in MODELS
+        for estimate in [Estimate.of(image.metrics[model], "accuracy")]
+    ]
+    return intervals(pd.DataFrame(rows), name=name)
 
 
 def shown(image: ImageTrack) -> list[str]:

@@ -112,7 +112,7 @@ def render(results: Results, params: Params) -> str:
             image_verdict=words.image_verdict(results.image.metrics),
             image_numbers=image_numbers(results.image),
             image_curves=image_curves(results.image),
-            accuracies=accuracies(results.image),
+            accuracies=Markup(image_figures.accuracies(results.image, name="accuracies")),
             class_accuracies=Markup(image_figures.by_class(results.image, name="classes")),
             confusion=image_figures.confusion(results.image),
             image_calibration=image_calibration(results.image),
@@ -229,16 +229,6 @@ def text_margins(text: TextTrack) -> list[Panel]:
             Markup(calibration.reliability(text.pairs["margin"], text.pairs["preference"], name="calibration")),
         ),
     ]
-
-
-def accuracies(image: ImageTrack) -> Markup:
-    """Reference, policy and control, each with its interval."""
-    rows = [
-        {"label": model, "role": model, **{end: getattr(estimate, end) for end in ("value", "low", "high")}}
-        for model in ("reference", "policy", "control")
-        for estimate in [Estimate.of(image.metrics[model], "accuracy")]
-    ]
-    return Markup(figures.intervals(pd.DataFrame(rows), name="accuracies"))
 
 
 def image_calibration(image: ImageTrack) -> list[Panel]:
