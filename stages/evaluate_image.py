@@ -1,8 +1,9 @@
-"""Evaluate reference, policy and control on test images that none of them saw: accuracies with intervals, rewards, KL."""
+"""Evaluate reference, policy and control on test images that none of them saw: accuracies with intervals, in all and by
+class, confusions, calibration, McNemar's test of the policy against the other two, rewards, KL."""
 
 from pathlib import Path
 
-from prefdag.artifacts import write_json, writing
+from prefdag.artifacts import read_json, write_json, writing
 from prefdag.config import Loss, LossOptions
 from prefdag.stage import stage
 
@@ -13,6 +14,9 @@ POLICY = Path("models/dpo_image")
 CONTROL = Path("models/control_image")
 METRICS = Path("reports/image/metrics.json")
 PREDICTIONS = Path("reports/image/predictions.csv")
+CLASSES = Path("reports/image/classes.csv")
+CONFUSION = Path("reports/image/confusion.csv")
+CALIBRATION = Path("reports/image/calibration.csv")
 
 
 @stage
@@ -25,10 +29,19 @@ def main(beta: float, loss: Loss, loss_options: LossOptions) -> None:
     from prefdag.image.model import load
 
     test = load_splits(IMAGES, PAIRS)["test"]
+    classes = [str(name) for name in read_json(IMAGES / "classes.json")]
     models = {"reference": REFERENCE, "policy": POLICY, "control": CONTROL}
     logps = {name: predict(load(folder)[0], test.images) for name, folder in models.items()}
-    with writing(PREDICTIONS) as path:
-        evaluate.predictions(test, logps).to_csv(path, index=False, lineterminator="\n")
+    predictions = evaluate.predictions(test, logps)
+    tables = {
+        PREDICTIONS: predictions,
+        CLASSES: evaluate.by_class(predictions, classes),
+        CONFUSION: evaluate.confusion(predictions, classes),
+        CALIBRATION: evaluate.calibration(predictions),
+    }
+    for target, table in tables.items():
+        with writing(target) as path:
+            table.to_csv(path, index=False, lineterminator="\n")
     metrics = evaluate.metrics(test, logps, Preference(loss, beta, loss_options, {}))
     metrics["health"] = health.metrics(health.read(POLICY / "health.json"))
     with writing(METRICS) as path:

@@ -24,6 +24,9 @@ HELDOUT_PAIRS = Path("reports/text/pairs.csv")
 SAMPLES = Path("reports/text/samples.json")
 IMAGE_METRICS = Path("reports/image/metrics.json")
 PREDICTIONS = Path("reports/image/predictions.csv")
+CLASSES = Path("reports/image/classes.csv")
+CONFUSION = Path("reports/image/confusion.csv")
+CALIBRATION = Path("reports/image/calibration.csv")
 PAGE = Path("reports/index.html")
 CARD = Path("reports/model_card.md")
 
@@ -48,6 +51,9 @@ def main(params: Params) -> None:
         image=read_image(
             metrics=IMAGE_METRICS,
             predictions=PREDICTIONS,
+            by_class=CLASSES,
+            confusion=CONFUSION,
+            calibration=CALIBRATION,
             images=IMAGES,
             warmup=RESNET_REFERENCE,
             dpo=DPO_IMAGE,

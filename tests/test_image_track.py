@@ -16,8 +16,8 @@ from tiny_models import training, weights
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
-from prefdag.artifacts import read_json, sha256
-from prefdag.config import Constraint, DpoImage, Health, LossOptions, Reference
+from prefdag.artifacts import read_json, sha256, write_json
+from prefdag.config import Constraint, DpoImage, Health, LossOptions, Reference, flatten
 from prefdag.dpo.checkpoint import Checkpoints
 from prefdag.dpo.trainer import History
 from prefdag.errors import DataError, NumericError, ParamsError
@@ -25,7 +25,8 @@ from prefdag.image import evaluate
 from prefdag.image import model as resnet
 from prefdag.image.classify import class_logps, classification, predict, reference_logps, view
 from prefdag.image.data import Augmentation, ImagePairs, load_splits, normalise
-from stages import control_image, dpo_image
+from prefdag.report.results import read_csv
+from stages import control_image, dpo_image, evaluate_image
 
 SMALL = resnet.Architecture(arch="resnet18", stem="imagenet", dropout=0.2, channels=1, classes=4)
 IDENTITY = Augmentation(max_shift=0, flip=False, seed=0)
@@ -475,6 +476,32 @@ def test_the_kl_of_a_classifier_is_exact_and_can_be_held_down(
     assert ran[1][0].validation[-1]["kl"] < 0.5 * ran[0][0].validation[-1]["kl"]
 
 
+def test_the_evaluation_writes_tables_that_agree_with_its_metrics(
+    project: Path, ran: list[tuple[History, nn.Module]]
+) -> None:
+    """Four images, one a class, named as numbers are: what is counted in one file is what another says."""
+    write_json(evaluate_image.IMAGES / "classes.json", ["00", "01", "1e3", "a,b"])
+    dpo()
+    control_image.main.main(0, SETTINGS)
+    evaluate_image.main.main(0.5, "sigmoid", OPTIONS)
+    metrics, classes, confusion, bins = (
+        read_json(evaluate_image.METRICS),
+        *(read_csv(p) for p in (evaluate_image.CLASSES, evaluate_image.CONFUSION, evaluate_image.CALIBRATION)),
+    )
+    assert classes["class"].tolist() == [name for name in ("00", "01", "1e3", "a,b") for _ in evaluate.MODELS]
+    for name in evaluate.MODELS:
+        right = round(4 * metrics[name]["accuracy"])
+        of_model = confusion[confusion["model"] == name]
+        assert of_model["count"].sum() == bins[bins["model"] == name]["n"].sum() == 4
+        assert of_model[of_model["true"] == of_model["predicted"]]["count"].sum() == right
+        assert classes[classes["model"] == name]["right"].sum() == right
+    for name, leaf in flatten(metrics).items():
+        assert isinstance(leaf, int | float), name  # `dvc metrics` shows nothing else
+    before = sha256(evaluate_image.METRICS.parent)
+    evaluate_image.main.main(0.5, "sigmoid", OPTIONS)
+    assert sha256(evaluate_image.METRICS.parent) == before
+
+
 def test_a_finding_can_fail_the_stage_and_its_checkpoints_stay(
     project: Path, ran: list[tuple[History, nn.Module]]
 ) -> None:
@@ -562,6 +589,11 @@ def test_metrics_by_hand() -> None:
     assert rewards["rejected"] == pytest.approx(-0.836988, abs=1e-5)
     assert rewards["margin"] == pytest.approx(1.039720, abs=1e-5)
     assert rewards["accuracy"] == 0.75
+    # The policy alone is right on the third image, the reference on none; the control alone on the last, not on the second.
+    for other, alone in (("reference", 0), ("control", 1)):
+        against = found[f"policy_against_{other}"]
+        assert (against["alone_right"], against["other_alone_right"], against["p"]) == (1, alone, 1.0)
+        assert against["difference"] == (1 - alone) / 4
     for part in (*(found[name] for name in evaluate.MODELS), rewards):
         assert part["accuracy_low"] < part["accuracy"] < part["accuracy_high"]
 
@@ -570,6 +602,8 @@ def test_a_policy_that_is_its_reference_has_no_kl_and_no_reward() -> None:
     found = evaluate.metrics(TEST, {**LOGPS, "policy": REFERENCE}, preference_of("sigmoid", 2.0))
     assert found["kl"] == 0
     assert (found["rewards"]["margin_low"], found["rewards"]["margin_high"]) == (0, 0)
+    against = found["policy_against_reference"]
+    assert (against["alone_right"], against["other_alone_right"], against["difference"], against["p"]) == (0, 0, 0, 1)
 
 
 def test_predictions_by_hand() -> None:
@@ -579,4 +613,5 @@ def test_predictions_by_hand() -> None:
     assert frame["y_l"].tolist() == [1] * 4
     assert frame["policy"].tolist() == [0, 0, 0, 1]
     assert frame["policy_probability"].tolist() == pytest.approx([0.75, 0.8, 0.6, 0.1])
+    assert frame["policy_confidence"].tolist() == pytest.approx([0.75, 0.8, 0.6, 0.9])
     assert frame["control_probability"].tolist() == pytest.approx([0.5, 0.4, 0.6, 0.8])

@@ -11,6 +11,7 @@ from html.parser import HTMLParser
 from itertools import pairwise
 from math import log
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,8 @@ from prefdag.artifacts import write_json
 from prefdag.config import Params, check_params, load_params, read_yaml
 from prefdag.dpo import health
 from prefdag.errors import DataError
-from prefdag.report import calibration, card, figures, words
+from prefdag.image import evaluate
+from prefdag.report import calibration, card, figures, image_figures, words
 from prefdag.report.page import excerpt
 from stages import report
 
@@ -229,7 +231,8 @@ def write_inputs(folder: Path) -> None:
         np.where(np.arange(N_IMAGES) % k < r, (labels + 1) % 10, labels) for k, r in ((20, 1), (25, 1), (24, 1))
     )
     policy[20] = (labels[20] + 2) % 10
-    probability = {f"{m}_probability": rng.uniform(0.2, 1, N_IMAGES) for m in ("reference", "policy", "control")}
+    probability = {f"{m}_probability": rng.uniform(0.2, 1, N_IMAGES) for m in evaluate.MODELS}
+    confidence = {f"{m}_confidence": rng.uniform(0.2, 1, N_IMAGES) for m in evaluate.MODELS}
     predictions = {
         "index": np.arange(N_IMAGES),
         "label": labels,
@@ -238,9 +241,21 @@ def write_inputs(folder: Path) -> None:
         "policy": policy,
         "control": control,
     }
-    pd.DataFrame(predictions | probability).to_csv(image / "predictions.csv", index=False)
-    accuracy = {name: float((predictions[name] == labels).mean()) for name in ("reference", "policy", "control")}
-    models_metrics = {name: {**share(value, 0.02), "cross_entropy": 0.13} for name, value in accuracy.items()}
+    table = pd.DataFrame(predictions | probability | confidence)
+    classes = [str(digit) for digit in range(10)]
+    for name, frame in (
+        ("predictions", table),
+        ("classes", evaluate.by_class(table, classes)),
+        ("confusion", evaluate.confusion(table, classes)),
+        ("calibration", evaluate.calibration(table)),
+    ):
+        frame.to_csv(image / f"{name}.csv", index=False)
+    accuracy = {name: float((predictions[name] == labels).mean()) for name in evaluate.MODELS}
+    models_metrics: dict[str, Any] = {
+        name: {**share(value, 0.02), "cross_entropy": 0.13, "calibration_error": 0.031 + i / 100}
+        for i, (name, value) in enumerate(accuracy.items())
+    }
+    models_metrics |= {f"policy_against_{m}": evaluate.compared(table, "policy", m) for m in ("reference", "control")}
     rewards = {**share(0.981, 0.011), "chosen": 0.31, "rejected": -0.77, "margin": 1.08}
     write_json(image / "metrics.json", {"n_test": N_IMAGES, "kl": 0.0123, "rewards": rewards, **models_metrics})
     grid = np.hypot(*np.meshgrid(np.arange(28) - 14, np.arange(28) - 14))
@@ -249,7 +264,7 @@ def write_inputs(folder: Path) -> None:
         {"images": np.array(images), "labels": labels.astype(np.int64)},
         folder / "data/validated/images/images.safetensors",
     )
-    write_json(folder / "data/validated/images/classes.json", [str(digit) for digit in range(10)])
+    write_json(folder / "data/validated/images/classes.json", classes)
     write_json(folder / "data/image_pairs/summary.json", {"straddling": {"exact": 0, "perceptual": 0}})
     splits = np.repeat(["train", "val", "test"], [N_IMAGES - 90, 30, 60])
     pd.DataFrame({"index": np.arange(N_IMAGES), "split": splits}).to_parquet(folder / "data/image_pairs/pairs.parquet")
@@ -424,6 +439,59 @@ def test_right_answers_are_counted_with_intervals(page: Page) -> None:
         "WinoGrande form, accuracy" + 3 * " 55.0% 40.0–69.3%" + " 40",
     ):
         assert line in page.text
+
+
+def test_comparisons_of_the_classifiers_are_those_of_the_metrics(
+    page: Page, built: tuple[str, str], inputs: Path
+) -> None:
+    image = json.loads((inputs / "reports/image/metrics.json").read_text())
+    for other in ("reference", "control"):
+        against = image[f"policy_against_{other}"]
+        ends = [words.points(against[end]) for end in ("difference", "difference_low", "difference_high")]
+        sentence = f"a difference of {ends[0]} points (95% interval {ends[1]} to {ends[2]}; McNemar’s exact p = "
+        assert f"{sentence}{against['p']:.3f}): a null result" in page.text
+        assert f"{sentence}{against['p']:.3f}): a null result" in built[1].replace("\N{NO-BREAK SPACE}", " ")
+        counts = f"{against['alone_right']} {against['other_alone_right']}"
+        assert f"{other} {counts} {ends[0]} {ends[1]} to {ends[2]} p = {against['p']:.3f} a null result" in page.text
+        assert f"{other.capitalize()}: calibration error {image[other]['calibration_error']:.1%}" in page.text
+
+
+def test_classes_and_confusions_are_those_of_the_tables(page: Page, inputs: Path) -> None:
+    """Image 20, a 0, is taken for a 2; images 0, 25, 50, ... for the class after their own. 30 images a class."""
+    classes = pd.read_csv(inputs / "reports/image/classes.csv")
+    figure = next(a["aria-label"] or "" for _, a in page.tags if "Accuracies by class" in (a.get("aria-label") or ""))
+    for row in classes.to_dict("records"):
+        assert f"{row['model']} {row['accuracy']:.1%} ({row['low']:.1%}"[:-1] in figure
+    assert "true 0 1 2 3 4 5 6 7 8 9 images 0 23 6 1 0 0 0 0 0 0 0 30 1 0 30 0 0 0" in page.text
+    cells = [attributes for tag, attributes in page.tags if tag == "td"]
+    assert sum(a.get("class") == "right" for a in cells) == 10  # what is right has a frame, not only a colour
+    assert [a["style"] for a in cells if "style" in a] == ["--weight: 45%", "--weight: 8%", "--weight: 45%"]
+
+
+def test_of_many_classes_the_worst_are_shown(here: Path, params: Params) -> None:
+    """Also of classes that the test split lacks, of none of which anything is known."""
+    names = [*map(str, range(10)), *(f"a class without any image {i}" for i in range(25))]
+    write_json(Path("data/validated/images/classes.json"), names)
+    report.main.main(params)
+    text = Page(Path("reports/index.html").read_text("utf-8")).text
+    assert "Of 35 classes the 10 of which the policy gets the smallest shares right" in text
+    assert "a class without any image" not in text
+
+
+def test_figure_by_class_of_long_names() -> None:
+    """Of 25 classes the 20 worst in their order; a name is cut in the figure, and stands whole in its words."""
+    names = [f"class number {i:02}" for i in range(25)]
+    rows = [
+        {"class": c, "model": m, "n": 50, "right": 2 * i, "accuracy": i / 25, "low": 0.0, "high": 1.0}
+        for i, c in enumerate(names)
+        for m in evaluate.MODELS
+    ]
+    image: Any = SimpleNamespace(classes=names[::-1], by_class=pd.DataFrame(rows))
+    assert image_figures.shown(image) == names[19::-1]
+    svg = image_figures.by_class(image, name="x")
+    assert ">class number …</text>" in svg
+    assert "class number 19: reference 76.0% (0.0–100.0%), policy 76.0%" in svg
+    assert "class number 20" not in svg
 
 
 def test_length_and_chance_are_told_apart(page: Page) -> None:
@@ -638,23 +706,38 @@ def test_text_verdict_says_which_likelihoods_fell(chosen: float, rejected: float
 
 
 @pytest.mark.parametrize(
-    ("policy", "tone", "phrases"),
+    ("alone", "other", "tone", "phrases"),
     [
-        (0.95, "better", ("more accurate", "rose from 90.0%", "do not overlap")),
-        (0.92, "unclear", ("No clear change", "rose from 90.0%", "intervals overlap, so the difference may be chance")),
-        (0.90, "unclear", ("No clear change", "stayed at 90.0%")),
-        (0.80, "worse", ("less accurate", "fell from 90.0%", "do not overlap")),
+        (60, 10, "better", ("more accurate than the reference", "rose from 90.0%", "+5.0 points", "p < 0.001")),
+        (30, 20, "unclear", ("No clear change", "rose from 90.0%", "a null result, neither is shown", "p = 0.203")),
+        (10, 10, "unclear", ("No clear change", "stayed at 90.0%", "+0.0 points", "p = 1.000")),
+        # Here the interval lies below zero, and the exact test does not say so: no more is said than both say.
+        (
+            6,
+            16,
+            "unclear",
+            ("No clear change", "fell from 90.0%", "−1.0 points (95% interval −2.1 to −0.1", "p = 0.052"),
+        ),
+        (10, 60, "worse", ("less accurate than the reference", "fell from 90.0%", "−5.0 points")),
     ],
 )
-def test_image_verdict_says_no_more_than_its_intervals(policy: float, tone: str, phrases: tuple[str, ...]) -> None:
-    metrics = {"n_test": 100, "kl": 0.1, "policy": share(policy, 0.02)}
-    metrics |= {"reference": share(0.90, 0.02), "control": share(0.90, 0.02)}
-    predictions = pd.DataFrame({"label": [0, 0, 0, 0], "reference": [0, 0, 1, 1], "policy": [0, 1, 0, 2]})
-    verdict = words.image_verdict(metrics, predictions)
+def test_image_verdict_says_no_more_than_its_interval_and_test(
+    alone: int, other: int, tone: str, phrases: tuple[str, ...]
+) -> None:
+    """1,000 images, of which the reference gets 900 right; the control says what the policy says."""
+    labels, counts = np.ones(1000, dtype=int), (900 - other, alone, other, 100 - alone)
+    reference, policy = np.repeat([1, 0, 1, 0], counts), np.repeat([1, 1, 0, 0], counts)
+    table = pd.DataFrame({"label": labels, "reference": reference, "policy": policy, "control": policy})
+    metrics: dict[str, Any] = {"n_test": 1000, "kl": 0.1}
+    metrics |= {m: evaluate.share_right(table[m] == 1) for m in evaluate.MODELS}
+    metrics |= {f"policy_against_{m}": evaluate.compared(table, "policy", m) for m in ("reference", "control")}
+    verdict = words.image_verdict(metrics)
     assert verdict.tone == tone
-    said = " ".join([verdict.headline, *verdict.sentences])
-    for phrase in (*phrases, "set right 1 of the reference’s 2 mistakes, and broke 1 of its 2 right"):
+    said = " ".join([verdict.headline, *verdict.sentences]).replace("\N{NO-BREAK SPACE}", " ")
+    mistakes = f"set right {alone} of the reference’s 100 mistakes, and broke {other} of its 900 right answers"
+    for phrase in (*phrases, mistakes, "0 are the policy’s and 0 the control’s: a difference of +0.0 points"):
         assert phrase in said
+    assert ("null result" in verdict.sentences[1]) == (tone == "unclear")
 
 
 def test_page_stands_what_other_runs_leave(here: Path, params: Params) -> None:

@@ -45,7 +45,7 @@ def render(results: Results, params: Params) -> str:
             image_accuracy={
                 m: Estimate.of(results.image.metrics[m], "accuracy") for m in ("reference", "policy", "control")
             },
-            image_verdict=words.image_verdict(results.image.metrics, results.image.predictions),
+            image_verdict=words.image_verdict(results.image.metrics),
             sets=[(SETS[name], text[name]) for name in SETS if name in text],
             rows=results.pairs.rows,
             image_rows=results.images.rows,

@@ -16,7 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from prefdag.config import Params, flatten
-from prefdag.report import calibration, figures, gate, provenance, words
+from prefdag.report import calibration, figures, gate, image_figures, provenance, words
 from prefdag.report.figures import Line
 from prefdag.report.results import ImageTrack, Results, Run, TextTrack
 from prefdag.report.words import Estimate
@@ -78,6 +78,9 @@ def environment(*, autoescape: bool) -> Environment:
                 words.training,
                 words.negatives,
                 words.span,
+                words.points,
+                words.p_value,
+                words.paired_shown,
                 excerpt,
                 turns,
             ),
@@ -107,10 +110,13 @@ def render(results: Results, params: Params) -> str:
             choices=choices_table(results.text.metrics),
             examples=examples(results.text.pairs, params.report.text_examples),
             image=results.image,
-            image_verdict=words.image_verdict(results.image.metrics, results.image.predictions),
+            image_verdict=words.image_verdict(results.image.metrics),
             image_numbers=image_numbers(results.image),
             image_curves=image_curves(results.image),
-            accuracies=accuracies(results.image),
+            accuracies=Markup(image_figures.accuracies(results.image, name="accuracies")),
+            class_accuracies=Markup(image_figures.by_class(results.image, name="classes")),
+            confusion=image_figures.confusion(results.image),
+            image_calibration=image_calibration(results.image),
             pictures=pictures(results.image, params.report.image_examples),
             pairs_gate=gate.pairs_view("Preference pairs" if paired else "Labelled responses", results.pairs),
             images_gate=gate.images_view(results.images),
@@ -226,14 +232,16 @@ def text_margins(text: TextTrack) -> list[Panel]:
     ]
 
 
-def accuracies(image: ImageTrack) -> Markup:
-    """Reference, policy and control, each with its interval."""
-    rows = [
-        {"label": model, "role": model, **{end: getattr(estimate, end) for end in ("value", "low", "high")}}
+def image_calibration(image: ImageTrack) -> list[Panel]:
+    """How far the confidence of each model can be trusted."""
+    bins = {str(model): part for model, part in image.calibration.groupby("model")}
+    return [
+        Panel(
+            f"{model.capitalize()}: calibration error {words.percent(image.metrics[model]['calibration_error'])}",
+            Markup(calibration.of_classes(bins[model], model, name=f"calibration-{model}")),
+        )
         for model in ("reference", "policy", "control")
-        for estimate in [Estimate.of(image.metrics[model], "accuracy")]
     ]
-    return Markup(figures.intervals(pd.DataFrame(rows), name="accuracies"))
 
 
 def cross_entropy_table(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from prefdag.dpo import health
 from prefdag.errors import DataError
 
 SPLITS = ("train", "val", "test")
+TEXT = ("id", "class", "true", "predicted")  # columns of names, also where one looks like a number or says "NA"
 
 
 @dataclass(frozen=True)
@@ -37,10 +38,16 @@ class TextTrack:
 
 @dataclass(frozen=True)
 class ImageTrack:
-    """The classifier. `predictions` has one row a test image; `images` is uint8 (N, C, H, W), indexed by its `index`."""
+    """The classifier. `predictions` has one row a test image; `images` is uint8 (N, C, H, W), indexed by its `index`.
+
+    `by_class`, `confusion` and `calibration` have the columns that prefdag/image/evaluate.py writes.
+    """
 
     metrics: Mapping[str, Any]
     predictions: pd.DataFrame
+    by_class: pd.DataFrame
+    confusion: pd.DataFrame
+    calibration: pd.DataFrame
     images: np.ndarray
     classes: list[str]
     warmup: Run
@@ -109,13 +116,27 @@ def read_text(
     )
 
 
-def read_image(*, metrics: Path, predictions: Path, images: Path, warmup: Path, dpo: Path, control: Path) -> ImageTrack:
+def read_image(
+    *,
+    metrics: Path,
+    predictions: Path,
+    by_class: Path,
+    confusion: Path,
+    calibration: Path,
+    images: Path,
+    warmup: Path,
+    dpo: Path,
+    control: Path,
+) -> ImageTrack:
     """The image track; `images` is the folder of validated images. Raises `DataError`."""
     from safetensors.numpy import load_file
 
     return ImageTrack(
         metrics=read_json(metrics),
         predictions=read_csv(predictions),
+        by_class=read_csv(by_class),
+        confusion=read_csv(confusion),
+        calibration=read_csv(calibration),
         images=load_file(images / "images.safetensors")["images"],
         classes=[str(name) for name in read_json(images / "classes.json")],
         warmup=read_run(warmup),
@@ -164,8 +185,7 @@ def read_run(folder: Path) -> Run:
 def read_csv(path: Path) -> pd.DataFrame:
     """A CSV file with a header. Raises `DataError` where it is absent or empty."""
     try:
-        # An id is text, also where it looks like a number or says "NA".
-        return pd.read_csv(path, dtype={"id": str}, keep_default_na=False, na_values=[""])
+        return pd.read_csv(path, dtype=dict.fromkeys(TEXT, "str"), keep_default_na=False, na_values=[""])
     except FileNotFoundError:
         raise DataError(f"{path}: not found; `dvc repro` makes it") from None
     except (pd.errors.EmptyDataError, pd.errors.ParserError) as error:

@@ -1,14 +1,13 @@
 """Numbers into words: how the report writes them, and what it dares to say about them.
 
-The rule of the verdicts: a 95% interval that covers the value under test, or two intervals that overlap, is called what
-it is. Report and model card print these sentences as they stand.
+The rule of the verdicts: a 95% interval that covers the value under test is called what it is, and that two models differ
+on the same rows is said only where McNemar's exact test says so, too. Report and model card print these sentences as they
+stand.
 """
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
-
-import pandas as pd
 
 from prefdag.config import DpoImage, Full, Lora, Loss, Momentum, Params, Prefix, Reference, StepDecay, Training
 from prefdag.dpo import health
@@ -33,10 +32,6 @@ class Estimate:
     def against(self, level: float) -> Tone:
         """On which side of `level` the whole interval lies."""
         return "better" if self.low > level else "worse" if self.high < level else "unclear"
-
-    def compared(self, other: "Estimate") -> Tone:
-        """On which side of `other`'s interval this one lies, without overlap."""
-        return "better" if self.low > other.high else "worse" if self.high < other.low else "unclear"
 
 
 @dataclass(frozen=True)
@@ -216,40 +211,69 @@ def text_verdict(metrics: Mapping[str, Any]) -> Verdict:
     )
 
 
-def image_verdict(metrics: Mapping[str, Any], predictions: pd.DataFrame) -> Verdict:
-    """The image track, from reports/image/metrics.json and predictions.csv."""
+def image_verdict(metrics: Mapping[str, Any]) -> Verdict:
+    """The image track, from reports/image/metrics.json."""
     reference, policy, control = (
         Estimate.of(metrics[model], "accuracy") for model in ("reference", "policy", "control")
     )
-    tone = policy.compared(reference)
+    against_reference, against_control = (metrics[f"policy_against_{other}"] for other in ("reference", "control"))
+    tone = paired_tone(against_reference)
     headline = {
         "better": "DPO made the classifier more accurate.",
         "unclear": "No clear change in the classifier’s accuracy.",
         "worse": "DPO made the classifier less accurate.",
     }[tone]
-    apart = {
-        "better": "The intervals do not overlap.",
-        "unclear": "The intervals overlap, so the difference may be chance.",
-        "worse": "The intervals do not overlap.",
-    }[tone]
-    beside_control = {
-        "better": "the policy is more accurate than it, with intervals that do not overlap",
-        "unclear": "the policy’s interval overlaps it, so neither is shown to be better",
-        "worse": "the policy is less accurate than it, with intervals that do not overlap",
-    }[policy.compared(control)]
-    was_right, is_right = (predictions[model] == predictions["label"] for model in ("reference", "policy"))
+    n = metrics["n_test"]
+    right = round(n * reference.value)
     return Verdict(
         tone,
         headline,
         (
-            f"Accuracy on {number(metrics['n_test'])} test images {_change(reference, policy)}. {apart}",
+            f"Accuracy on {number(n)} test images {_change(reference, policy)}.",
+            f"DPO set right {number(against_reference['alone_right'])} of the reference’s {number(n - right)} mistakes, "
+            f"and broke {number(against_reference['other_alone_right'])} of its {number(right)} right answers: "
+            f"{paired_sentence(against_reference, 'reference')}",
             f"A control trained by cross-entropy on the same budget reaches {percent(control.value)} "
-            f"({percent_span(control)}): {beside_control}.",
-            f"DPO set right {int((~was_right & is_right).sum())} of the reference’s {int((~was_right).sum())} mistakes, "
-            f"and broke {int((was_right & ~is_right).sum())} of its {number(int(was_right.sum()))} right answers.",
+            f"({percent_span(control)}). Of the images that one of the two alone gets right, "
+            f"{number(against_control['alone_right'])} are the policy’s and "
+            f"{number(against_control['other_alone_right'])} the control’s: "
+            f"{paired_sentence(against_control, 'control')}",
             f"The policy lies {number(metrics['kl'], 4)} nats an image from the reference (KL).",
         ),
     )
+
+
+def paired_tone(compared: Mapping[str, float]) -> Tone:
+    """What two models on the same images show: something only where the interval and the exact test both say so."""
+    tone = Estimate.of(compared, "difference").against(0.0)
+    return tone if compared["p"] < 0.05 else "unclear"
+
+
+def paired_shown(compared: Mapping[str, float], other: str) -> str:
+    """`paired_tone` in words, of the policy and another model."""
+    return {
+        "better": f"the policy is more accurate than the {other}",
+        "unclear": "a null result, neither is shown to be more accurate",
+        "worse": f"the policy is less accurate than the {other}",
+    }[paired_tone(compared)]
+
+
+def paired_sentence(compared: Mapping[str, float], other: str) -> str:
+    """The difference of the accuracies of the policy and another model, and what it shows."""
+    return (
+        f"a difference of {points(compared['difference'])} points (95% interval {points(compared['difference_low'])} to "
+        f"{points(compared['difference_high'])}; McNemar’s exact {p_value(compared['p'])}): {paired_shown(compared, other)}."
+    )
+
+
+def points(share: float) -> str:
+    """A difference of shares in percentage points: -0.021 -> −2.1."""
+    return signed(100 * share, 1)
+
+
+def p_value(p: float) -> str:
+    """p = 0.243, p < 0.001, in one line."""
+    return (f"p = {p:.3f}" if p >= 0.001 else "p < 0.001").replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def _beside_zero(estimate: Estimate) -> str:
