@@ -129,6 +129,7 @@ def test_winogrande_row(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
         (" Ben was kind.",),
     )
     assert (second.response, second.wrong_responses) == (" Ben was kind.", (" Ann was kind.",))
+    assert first.rest == second.rest == " was kind."
     prompt_ids, response_ids, eos_scored = encode_row(first, tokenizer, 100, 100)
     assert tokenizer.decode(prompt_ids + response_ids) == "Ann helped Ben as Ann was kind.</s>"  # in no template
     assert not eos_scored

@@ -1,0 +1,208 @@
+"""Multiple-choice scores against those of EleutherAI's lm-evaluation-harness, on the same rows and model, on the CPU.
+
+    python -m benchmarks.lm_eval --harness PYTHON --truthfulqa FILE --winogrande FILE --model FOLDER [--rows 40]
+
+PYTHON is the interpreter of an environment with `lm-eval[hf]`; FILEs are TruthfulQA's mc_task.json and WinoGrande's JSON
+lines, of which the first rows are taken. The harness runs its own tasks, with nothing changed but where the rows are. It
+scores the best and the wrong answers of TruthfulQA twice, for MC1 and for MC2; ours are compared with both.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from benchmarks.paired import end_in_one_line, positive, write
+from prefdag.data.evals import EvalRow, read_truthfulqa, read_winogrande
+from prefdag.errors import PrefdagError
+from prefdag.text.packing import Group
+
+RESULTS = Path(__file__).with_suffix(".csv")
+SCRIPT = Path(__file__).with_name("harness.py")
+DTYPES = ("float32", "float64")
+TOKENS = 1024  # of a pass of ours
+# Two computations of the same, then how far rounding to float32 takes either of them.
+COMPARED = (
+    ("ours float64", "harness float64"),
+    ("ours float32", "harness float32"),
+    ("ours float32", "harness float64"),
+    ("harness float32", "harness float64"),
+)
+# A task of ours: the file of the harness' own that it includes, from the folder of its tasks, and the rows' folder.
+TASKS = {
+    "truthfulqa_mc1": ("truthfulqa/truthfulqa_mc1.yaml", "truthfulqa"),
+    "truthfulqa_mc2": ("truthfulqa/truthfulqa_mc2.yaml", "truthfulqa"),
+    "winogrande": ("winogrande/default.yaml", "winogrande"),
+}
+METRICS = {"truthfulqa_mc1": "mc1", "truthfulqa_mc2": "mc2", "winogrande": "accuracy"}
+
+
+def hub_form(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of mc_task.json as the harness takes it from the hub, two lists in place of a mapping."""
+    targets = {
+        name: {"choices": list(row[name]), "labels": list(row[name].values())}
+        for name in ("mc1_targets", "mc2_targets")
+    }
+    return {"question": row["question"], **targets}
+
+
+def write_rows(folder: Path, truthfulqa: Path, winogrande: Path, n: int) -> dict[str, list[dict[str, Any]]]:
+    """The first `n` rows of both in a folder each, as JSON lines; also what they are."""
+    rows = {
+        "truthfulqa": [hub_form(row) for row in json.loads(truthfulqa.read_text("utf-8"))[:n]],
+        "winogrande": [json.loads(line) for line in winogrande.read_text("utf-8").splitlines()[:n]],
+    }
+    for name, records in rows.items():
+        (folder / name).mkdir()
+        (folder / name / "rows.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    return rows
+
+
+def harness(python: Path, folder: Path, model: Path, dtype: str) -> dict[str, Any]:
+    """What `harness.py` says. Raises `PrefdagError` where it fails."""
+    where = [python, "-Ic", "import lm_eval, pathlib; print(pathlib.Path(lm_eval.__file__).parent / 'tasks')"]
+    found = subprocess.run(where, stdout=subprocess.PIPE, text=True, check=False)
+    if found.returncode:
+        raise PrefdagError(f"{python}: has no lm_eval; install lm-eval[hf] there")
+    for task, (file, rows) in TASKS.items():
+        config = {
+            "include": str(Path(found.stdout.strip()) / file),
+            "task": task,
+            "dataset_path": "json",
+            "dataset_name": None,
+            "dataset_kwargs": {"data_files": {"validation": str(folder / rows / "rows.jsonl")}},
+            "training_split": None,
+        }
+        (folder / f"{task}.yaml").write_text(json.dumps(config))  # JSON is YAML
+    command = [python, "-I", SCRIPT, folder, model.resolve(), dtype]
+    env = {**os.environ, "HF_HOME": str(folder / "cache"), "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    if subprocess.run(list(map(str, command)), env=env, check=False).returncode:
+        raise PrefdagError(f"{SCRIPT.name}: failed under {python}; what it said stands above")
+    said: dict[str, Any] = json.loads((folder / f"{dtype}.json").read_text())
+    return said
+
+
+def ours(sets: Mapping[str, Sequence[EvalRow]], folder: Path, dtype: str) -> dict[str, pd.DataFrame]:
+    """A row a question or sentence, by set: `choices.py`."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from prefdag.data.chat import ChatTokenizer, positions
+    from prefdag.text import choices
+    from prefdag.text import model as lm
+    from prefdag.text.logps import score
+    from prefdag.text.states import find_route
+
+    if dtype == "float32":
+        model = lm.load(folder)
+    else:  # transformers' own layers: they compute norms in float32 all the same, ours do not
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64).eval()
+        find_route(model)
+    tokenizer = ChatTokenizer(folder, "chat")
+    found = {}
+    for name, rows in sets.items():
+        task = choices.TASKS[name]
+        groups = task.groups(rows, tokenizer, positions(folder))
+        of_groups = score if dtype == "float32" else score_float64
+        found[name] = task.table(rows, of_groups(model, groups, TOKENS, f"{name}, {dtype}"))
+    return found
+
+
+def score_float64(model: Any, groups: Sequence[Group], max_tokens: int, name: str) -> np.ndarray:
+    """`logps.score`, but with the softmax over the vocabulary and the sums in float64: those of a run are in float32."""
+    import torch
+
+    from prefdag.text.logps import packs
+    from prefdag.text.states import head, response_states
+
+    found = []
+    with torch.no_grad():
+        for packed in packs(model, groups, max_tokens, name):
+            states, layer = response_states(model, packed), head(model)
+            logits = states if layer is None else layer(states)
+            logps = logits.log_softmax(-1).gather(1, packed.targets[:, None])[:, 0]
+            found.append(logps.new_zeros(packed.n_responses).index_add(0, packed.owners, logps).numpy())
+    return np.concatenate(found)
+
+
+def in_order(
+    task: str, records: Sequence[Mapping[str, Any]], rows: Sequence[EvalRow], table: pd.DataFrame
+) -> np.ndarray:
+    """Our log-probabilities in nats, (choices of all rows,), in the order in which the harness has the choices."""
+    from prefdag.text.choices import answers
+
+    found: list[float] = []
+    for record, row, mine in zip(records, rows, table.to_dict("records"), strict=True):
+        if task == "winogrande":
+            right_first = [mine["logp_right"], mine["logp_wrong"]]
+            found += right_first if record["answer"] == "1" else right_first[::-1]
+        else:
+            by_answer = dict(zip(answers(row), [*mine["logps_right"], *mine["logps_wrong"]], strict=True))
+            found += [by_answer[answer] for answer in record[f"{task.removeprefix('truthfulqa_')}_targets"]["choices"]]
+    return np.array(found)
+
+
+def main() -> None:
+    """The command line."""
+    from prefdag.text import choices
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--harness", type=Path, required=True, help="interpreter that has lm-eval[hf]")
+    parser.add_argument("--truthfulqa", type=Path, required=True, help="TruthfulQA's mc_task.json")
+    parser.add_argument("--winogrande", type=Path, required=True, help="WinoGrande's JSON lines")
+    parser.add_argument("--model", type=Path, required=True, help="folder of a causal language model")
+    parser.add_argument("--rows", type=positive, default=40, help="of each file")
+    args = parser.parse_args()
+
+    # By who scored and in what, then by task.
+    logps: dict[str, dict[str, np.ndarray]] = {}
+    accuracy: dict[str, dict[str, float]] = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        records = write_rows(folder, args.truthfulqa, args.winogrande, args.rows)
+        readers = {"truthfulqa": read_truthfulqa, "winogrande": read_winogrande}
+        sets = {name: read(folder / name) for name, read in readers.items()}
+        for dtype in DTYPES:
+            said = harness(args.harness, folder, args.model, dtype)
+            tables = ours(sets, args.model, dtype)
+            theirs, mine = f"harness {dtype}", f"ours {dtype}"
+            logps[theirs] = {task: np.concatenate(said["tasks"][task]["rows"]) for task in TASKS}
+            accuracy[theirs] = {task: said["tasks"][task]["accuracy"] for task in TASKS}
+            logps[mine] = {
+                task: in_order(task, records[name], sets[name], tables[name]) for task, (_, name) in TASKS.items()
+            }
+            accuracy[mine] = {
+                task: choices.TASKS[name].metrics(tables[name])[METRICS[task]] for task, (_, name) in TASKS.items()
+            }
+    lines = []
+    for task, (_, name) in TASKS.items():
+        for scores, against in COMPARED:
+            apart = np.abs(logps[scores][task] - logps[against][task])
+            lines.append(
+                {
+                    "task": task,
+                    "scores": scores,
+                    "against": against,
+                    "n": len(sets[name]),
+                    "choices": len(apart),
+                    "max_difference": apart.max(),
+                    "median_difference": np.median(apart),
+                    "accuracy": accuracy[scores][task],
+                    "accuracy_against": accuracy[against][task],
+                }
+            )
+    summary = pd.DataFrame(lines)
+    versions = ", ".join(f"{package} {number}" for package, number in said["versions"].items())
+    write(RESULTS, summary.assign(harness_versions=versions))
+    print(summary.to_string(index=False))
+
+
+if __name__ == "__main__":
+    end_in_one_line(main)
