@@ -424,7 +424,9 @@ def test_numbers_are_those_of_the_metrics(page: Page, built: tuple[str, str], in
         *(f"{image[m]['accuracy']:.1%}" for m in ("reference", "policy", "control")),
     ]
     said[0] = said[0].removesuffix("%")
-    tables = [f"{text[s][m]['cross_entropy']:.3f}" for s in text if s != "choices" for m in ("base", "reference", "policy")]
+    tables = [
+        f"{text[s][m]['cross_entropy']:.3f}" for s in text if s != "choices" for m in ("base", "reference", "policy")
+    ]
     for number in [*said, *tables, *(f"{text[s]['n_tokens']:,}" for s in text if s != "choices")]:
         assert number in page.text
         assert number in built[1]
