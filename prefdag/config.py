@@ -124,7 +124,7 @@ Level = Literal["error", "drop", "warn"]  # stop; leave the row out, and list it
 class PairLevels:
     """What is done about a row that fails an expectation of this kind."""
 
-    invalid: Level
+    invalid: Literal["error", "drop"]  # nothing can be kept of it
     duplicate: Level
     near_duplicate: Level
     conflict: Level

@@ -6,6 +6,10 @@ class PrefdagError(Exception):
 
     exit_code = 1
 
+    def __str__(self) -> str:
+        """One line, whatever a key or a source is called: what cannot be printed is escaped."""
+        return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in super().__str__())
+
 
 class ParamsError(PrefdagError):
     """A value in params.yaml or a profile is wrong. The message starts with the file and the dotted key."""

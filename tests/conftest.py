@@ -6,11 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from prefdag.stage import set_environment
 
 set_environment()
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# On a busy machine a first example, with its imports, takes longer than hypothesis allows one.
+settings.register_profile("prefdag", deadline=None)
+settings.load_profile("prefdag")
 
 
 @pytest.fixture(scope="session")

@@ -56,6 +56,21 @@ def test_votes_by_hand(tmp_path: Path) -> None:
     assert pairs["chosen"][0] == "a"  # what was given is as it was
 
 
+def test_judgements_out_of_range_and_single_responses_are_left_for_the_gate(tmp_path: Path) -> None:
+    wrong = said("p", "a", "b", "bob", preference=2)
+    pairs = read(tmp_path, said("p", "a", "b", "ann"), wrong, said("p", "a", "b", "eve", preference=0.5))
+    together, _ = agreed(pairs)
+    assert together["preference"].tolist() == [0.75, 2.0]
+    alone = pairs.assign(rejected=None)
+    pd.testing.assert_frame_equal(agreed(alone)[0], alone)
+
+
+def test_the_vote_of_one_who_judged_twice_is_the_mean(tmp_path: Path) -> None:
+    votes = [("a", "b", "ann"), ("b", "a", "ann"), ("a", "b", "bob")]
+    together, _ = agreed(read(tmp_path, *(said("p", *vote) for vote in votes)))
+    assert together["preference"].tolist() == [pytest.approx(0.75)]  # not 1, not 2 of 3
+
+
 def test_two_who_say_the_same_are_no_copies(tmp_path: Path) -> None:
     pairs = read(tmp_path, *(said("p", "a", "b", name) for name in ("ann", "bob", "ann", None, None)))
     assert copy_of(pairs["source"], pairs["id"]).notna().tolist() == [False, False, True, False, True]

@@ -15,7 +15,7 @@ import pytest
 
 from prefdag.artifacts import read_json, sha256
 from prefdag.config import PairLevels, PairShares, ShareLevels, ValidatePairs
-from prefdag.data.checks import SHOWN, Table, check
+from prefdag.data.checks import EXCERPT, SHOWN, Table, check
 from prefdag.data.contamination import COLUMNS
 from prefdag.data.pair_expectations import pairs_table
 from prefdag.data.schema import PAIRS, read_pairs
@@ -191,8 +191,9 @@ def test_each_kind_has_its_level(raw: Path) -> None:
     for kind, changed in bad.items():
         first = row(0, chosen=f"{LONG} other", rejected="r0") if kind == "near_duplicate" else row(0)
         write(raw, first, changed, *[row(number) for number in range(10, 20)])
-        run("drop", max_dropped=0.0, **{kind: "warn"})
-        assert pq.read_table(validate_pairs.PAIRS).num_rows == 12
+        if kind != "invalid":
+            run("drop", max_dropped=0.0, **{kind: "warn"})
+            assert pq.read_table(validate_pairs.PAIRS).num_rows == 12
         run("error", max_dropped=0.2, **{kind: "drop"})
         left = pq.read_table(validate_pairs.PAIRS)["source"].to_pylist()
         assert len(left) == (10 if kind == "conflict" else 11)  # both rows of a conflict go
@@ -354,6 +355,31 @@ def test_long_values_are_cut_in_what_is_written(raw: Path) -> None:
     report = raw / "report"
     check([pairs_table(read_pairs(raw, "plain"), NO_MEETINGS, levels(), 0.8)], report)
     assert max(path.stat().st_size for path in report.rglob("*.[hjc]*") if "static" not in path.parts) < 200_000
+
+
+def test_a_share_that_there_is_nothing_to_count_for_is_met(raw: Path) -> None:
+    write(raw, lone(0, True), lone(1, False))
+    level = ShareLevels(warn=0.5, error=0.9)
+    run(row_format="unpaired", shares=replace(NO_SHARES, longer_preferred=level, disagreement=level))
+    assert pd.read_csv(validate_pairs.REPORT / "offending.csv").empty
+
+
+def test_the_excerpt_of_an_unreadable_row_is_cut(raw: Path) -> None:
+    write(raw, row(0), row(1, chosen=None, rejected="x" * 10_000))
+    run("drop", max_dropped=0.5)
+    assert len(pd.read_csv(validate_pairs.REPORT / "offending.csv")["excerpt"][0]) == EXCERPT
+
+
+def test_what_cannot_be_printed_makes_no_second_line(raw: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A row's own `source` names the line of a share."""
+    write(raw, *[row(i, chosen="long", rejected="s", source="a\nb\u2028") for i in range(9)], row(10, source="c"))
+    with pytest.raises(DataError) as stopped:
+        run(shares=replace(NO_SHARES, longer_preferred=ShareLevels(warn=None, error=0.1)))
+    assert [str(stopped.value).isprintable(), *(record.getMessage().isprintable() for record in caplog.records)] == [
+        True,
+        True,
+    ]
+    assert caplog.records[0].getMessage().startswith(r"a\nb\u2028:longer_preferred: ")
 
 
 def test_an_expectation_that_cannot_be_evaluated_is_no_pass(tmp_path: Path) -> None:

@@ -143,6 +143,10 @@ def test_the_default_is_valid_and_complete() -> None:
             put("validate_images.levels.invalid", "warn"),  # nothing is left to keep
             "validate_images.levels.invalid: input should be 'error' or 'drop', not 'warn'",
         ),
+        (
+            put("validate_pairs.levels.invalid", "warn"),  # a row without a prompt, say, would go on
+            "validate_pairs.levels.invalid: input should be 'error' or 'drop', not 'warn'",
+        ),
         (put("dpo_text.health.fail_on", ["drfit"]), "dpo_text.health.fail_on.0: input should be 'not_at_reference', "),
     ],
 )

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefdag.data.contamination import RUN, contamination
+from prefdag.data.contamination import CHUNK, RUN, contamination
 from prefdag.data.evals import EvalRow, read_eval_sets
 from prefdag.data.schema import read_pairs
 from prefdag.data.wording import words
@@ -88,6 +88,20 @@ def test_by_hand() -> None:
         ["truthfulqa", "q:2", "p:8", "13 words"],
     ]
     assert found["words"][4] == text(3, RUN)
+
+
+def test_the_whole_of_a_dialogue_of_two_turns_is_looked_at() -> None:
+    two = pairs((["one two", "three"], "a", "b"))
+    assert len(contamination(two, {"truthfulqa": [question(1, "One two three?", "no")]})) == 1
+
+
+def test_pairs_beyond_a_chunk_are_looked_at() -> None:
+    many = pairs(*((["is it true"], "a", "b") for _ in range(CHUNK + 2)))
+    assert len(contamination(many, {"truthfulqa": [question(1, "Is it true?", "no")]})) == CHUNK + 2
+
+
+def test_words_of_scripts_without_spaces() -> None:
+    assert words("山は\u3400 高い, 한국어 a1") == ["山", "は", "\u3400", "高", "い", "한국어", "a1"]
 
 
 def test_no_eval_sets_meet_nothing() -> None:

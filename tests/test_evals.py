@@ -96,6 +96,9 @@ def test_truthfulqa_in_all_its_forms(tmp_path: Path) -> None:
         ({"a": 1, "c": 0}, {"a": 1, "d": 0}, r":1:mc2_targets: other wrong answers than mc1_targets"),
         ({"a": 1, "c": 2}, {"a": 1, "c": 0}, r":1:mc1_targets: answers of 1"),
         ({"a": 1, "c": 0}, "a", r":1:mc2_targets: Input should be a valid dictionary"),
+        ({"choices": ["a", "b"], "labels": [1]}, {"a": 1}, r":1:mc1_targets: not a list of choices and one of as many"),
+        ({"choices": None, "labels": [1]}, {"a": 1}, r":1:mc1_targets: not a list of choices and one of as many"),
+        ({"choices": [["a"], "b"], "labels": [1, 0]}, {"a": 1}, r":1:mc1_targets: a choice that is no text; mend"),
     ],
 )
 def test_multiple_choice_faults(tmp_path: Path, first: object, second: object, message: str) -> None:
@@ -115,6 +118,14 @@ def test_preferences_in_any_format(tmp_path: Path) -> None:
     assert (second.response, second.wrong_responses) == ("b", ("a",))
     jsonl_file(tmp_path, {"prompt": "Hi", "chosen": "a", "rejected": "b"}, {"prompt": "Hi", "chosen": "a"})
     with pytest.raises(DataError, match=r"/set.jsonl:2:rejected: missing"):
+        read_preferences(tmp_path)
+    jsonl_file(tmp_path, {"question": "Hi"})
+    with pytest.raises(DataError, match=rf"^{tmp_path.name}/set.jsonl:1: no known format"):
+        read_preferences(tmp_path)
+    jsonl_file(tmp_path)
+    with pytest.raises(
+        DataError, match=rf"^{tmp_path.name}/set.jsonl: holds no rows; .* from download_evals\.{tmp_path.name}$"
+    ):
         read_preferences(tmp_path)
     jsonl_file(tmp_path, {"prompt": "Hi", "completion": "a", "label": True})
     with pytest.raises(DataError, match=r"/set.jsonl:1: not two responses; an eval set of preferences needs pairs"):

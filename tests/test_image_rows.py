@@ -72,7 +72,7 @@ def test_conflicts_by_hand() -> None:
 
 
 def test_class_rows_by_hand() -> None:
-    rows = class_rows(np.array([0, 0, 0, 2, 9, -1]), ["a", "b", "c"])
+    rows = class_rows(np.array([0, 0, 0, 0, 2, 2, 9, -1]), ["a", "b", "c"])
     assert rows["source"].tolist() == ["class a", "class b", "class c"]
-    assert rows["images"].tolist() == [3, 0, 1]
-    assert rows["times_smallest"].tolist() == [3, 0, 1]  # of a smallest class of none as of one
+    assert rows["images"].tolist() == [4, 0, 2]
+    assert rows["times_smallest"].tolist() == [4, 0, 2]  # of a smallest class of none as of one

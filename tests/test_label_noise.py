@@ -25,6 +25,9 @@ def test_confident_learning_by_hand() -> None:
     estimate, likely = confident_learning(probabilities, np.array([0, 0, 0, 1, 1]))
     assert estimate == pytest.approx(1 / 5)
     assert likely.tolist() == [0, 0, 1, 1, 1]
+    # A class that no image is labelled as has no threshold, hence no images.
+    unused = np.hstack([probabilities, np.zeros((5, 1))])
+    assert confident_learning(unused, np.array([0, 0, 0, 1, 1]))[0] == estimate
 
 
 def test_neighbours_are_the_others() -> None:

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from prefdag import intervals
-from prefdag.data.measures import ALL, SAMPLE, kinds, measures, scripts
+from prefdag.data.measures import ALL, ORIGINS, SAMPLE, kinds, measures, scripts
 from prefdag.data.schema import read_pairs
 
 
@@ -73,6 +73,18 @@ def test_each_origin_is_measured(tmp_path: Path) -> None:
     assert found(pairs, "a.jsonl")["longer_preferred"] == (1.0, 3)
     assert found(pairs, "b.jsonl")["longer_preferred"] == (0.0, 2)
     assert "largest_origin" not in found(pairs, "web")
+
+
+def test_the_largest_origins_are_measured(tmp_path: Path) -> None:
+    """Also where one calls itself what stands for all."""
+    rows = [row(f"p{i}", "a", "b", source=f"o{i % 12:02}") for i in range(36)]
+    rows += [row(f"q{i}", "b", "a", source=ALL) for i in range(9)] + [row("r", "a", "b", source="o00")]
+    pairs = read(tmp_path, {"a.jsonl": rows})
+    names = list(dict.fromkeys(measures(pairs)["source"]))
+    assert len(names) == ORIGINS  # without the one of that name
+    assert found(pairs)["repeated_prompts"][1] == 46
+    other = pairs[pairs["origin"] != ALL]
+    assert len(dict.fromkeys(measures(other)["source"])) == 1 + ORIGINS
 
 
 def test_single_responses_have_no_pairs_to_measure(tmp_path: Path) -> None:

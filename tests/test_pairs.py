@@ -91,6 +91,7 @@ def test_pairs_that_the_cut_makes_identical_are_left_out(
     assert (
         "1 of 10 pairs are left out, the first: pairs.json:10:rejected: the cut leaves the same tokens" in caplog.text
     )
+    format_rows(table(rows), tokenizer, replace(FORMAT, max_left_out=0.1))
     with pytest.raises(DataError, match=r"^1 of 10 pairs .*; raise format_pairs.max_response_tokens, or max_left_out$"):
         format_rows(table(rows), tokenizer, replace(FORMAT, max_left_out=0.09))
 
@@ -127,6 +128,12 @@ def test_a_split_without_responses_of_a_kind_is_named(tokenizer: ChatTokenizer, 
         DataError, match=f"^data/validated/pairs.parquet: column {side}: no {kind} .* 6 rows .* train; "
     ):
         format_rows(table(rows), tokenizer, FORMAT)
+
+
+def test_a_split_that_is_not_wanted_needs_no_responses(tokenizer: ChatTokenizer) -> None:
+    rows = [(f"question {n}", "yes", "no") for n in range(10)]
+    tables, *_ = format_rows(table(rows), tokenizer, replace(FORMAT, val_fraction=0.0))
+    assert tables["val"].num_rows == 0
 
 
 def test_max_pairs_takes_the_first(tokenizer: ChatTokenizer) -> None:
@@ -198,6 +205,13 @@ def test_split_sizes_of_single_prompts() -> None:
     splits = split_by_prompt(keys, val_fraction=0.08, test_fraction=0.25, seed=0)
     assert Counter(splits) == {"train": 201, "val": 24, "test": 75}
     assert splits != split_by_prompt(keys, 0.08, 0.25, seed=1)
+
+
+def test_the_order_of_the_rows_does_not_matter() -> None:
+    """Of groups with several prompts neither."""
+    keys = [(f"p{n}", n // 3) for n in range(60)]
+    splits = split_by_prompt(keys, 0.2, 0.2, 0)
+    assert split_by_prompt(keys[::-1], 0.2, 0.2, 0) == splits[::-1]
 
 
 def test_a_new_row_moves_few_others() -> None:

@@ -175,13 +175,13 @@ def test_sharegpt_keeps_system_and_turns(tmp_path: Path) -> None:
 
 def test_hh_rlhf_splits_at_the_last_reply(tmp_path: Path) -> None:
     prompt = "\n\nHuman: one\n\nAssistant: two\nlines\n\nHuman:  three"
-    pairs = read(tmp_path, lines(hh(prompt, " yes", " no Human: quoted")), "hh-rlhf")
+    pairs = read(tmp_path, lines(hh(prompt, "  yes\n", " no Human: quoted")), "hh-rlhf")
     assert pairs["prompt"][0] == [
         {"role": "user", "content": "one"},
         {"role": "assistant", "content": "two\nlines"},
         {"role": "user", "content": " three"},
     ]
-    assert (pairs["chosen"][0], pairs["rejected"][0]) == ("yes", "no Human: quoted")
+    assert (pairs["chosen"][0], pairs["rejected"][0]) == (" yes\n", "no Human: quoted")
 
 
 def test_plain_in_every_file_format_is_the_same(tmp_path: Path) -> None:
@@ -280,14 +280,41 @@ def test_unpaired_rows_have_one_response(tmp_path: Path) -> None:
     assert table["rejected"].to_pylist() == [None, "c", None]
 
 
-@pytest.mark.parametrize("label", [True, 1, 1.0, "true", "True", "TRUE", "1"])
+@pytest.mark.parametrize("label", [True, 1, 1.0, "true", "True", "TRUE", "1", "1.0"])
 def test_labels_in_every_spelling(tmp_path: Path, label: Any) -> None:
     """JSON has booleans, other people's files 0 and 1, CSV text."""
-    opposite = {"t": "FALSE", "T": "False", "1": "0"}[label[0]] if isinstance(label, str) else type(label)(0)
+    opposite = (
+        {"true": "FALSE", "True": "False", "TRUE": "false", "1": "0", "1.0": "0.0"}[label]
+        if isinstance(label, str)
+        else type(label)(0)
+    )
     pairs = read(tmp_path, lines(LONE | {"label": label}, LONE | {"label": opposite}), "unpaired")
     assert faults(pairs) == []
     assert pairs["chosen"].isna().tolist() == [False, True]
     assert pairs["rejected"].isna().tolist() == [True, False]
+
+
+@pytest.mark.parametrize("name", ["a\nb.jsonl", "a\u2028.jsonl", "a\udce9.jsonl"], ids=["line", "separator", "latin-1"])
+def test_a_file_name_that_is_more_than_a_line_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(
+        DataError, match=r"^'a.*jsonl': the name has characters that cannot be printed; rename"
+    ) as error:
+        read(tmp_path, lines(GOOD), name=name)
+    assert str(error.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("value", "mark"),
+    [(7, "7"), (7.0, "7"), ("7", "7"), (0, "0"), ("NA", "NA"), (None, None), ("", None), (float("nan"), None)],
+)
+def test_who_judged_and_where_from(tmp_path: Path, value: Any, mark: str | None) -> None:
+    """pandas makes floats of numbers beside a missing one."""
+    pairs = read(tmp_path, lines(GOOD | {"annotator": value, "source": value}))
+    assert faults(pairs) == []
+    assert (pairs["annotator"].dropna().tolist(), pairs["origin"].tolist()) == (
+        [mark] if mark else [],
+        [mark or "a.jsonl"],
+    )
 
 
 MALFORMED_ROWS: dict[str, tuple[str, bytes | str, str]] = {
@@ -315,6 +342,9 @@ MALFORMED_ROWS: dict[str, tuple[str, bytes | str, str]] = {
     "preference-boolean": ("plain", lines(GOOD | {"preference": True}), "preference: a boolean where a number"),
     "preference-nan": ("plain", lines(GOOD | {"preference": float("nan")}), "preference: not a finite number"),
     "preference-huge": ("plain", lines(GOOD | {"preference": 10**400}), "preference: not a finite number"),
+    "annotator-boolean": ("plain", lines(GOOD | {"annotator": True}), "annotator: a boolean where text is needed"),
+    "annotator-half": ("plain", lines(GOOD | {"annotator": 1.5}), "annotator: a number where text is needed"),
+    "source-list": ("plain", lines(GOOD | {"source": ["a"]}), "source: a list where text is needed"),
     "empty-prompt": ("plain", lines(GOOD | {"prompt": []}), "prompt: the prompt ends with no turn"),
     "bad-role": ("plain", lines(GOOD | {"prompt": [{"role": "tool", "content": "p"}]}), "prompt[0].role: unknown role"),
     "no-content": ("plain", lines(GOOD | {"prompt": [{"role": "user"}]}), "prompt[0].content: missing"),

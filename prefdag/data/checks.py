@@ -93,7 +93,7 @@ def refuse(offending: pd.DataFrame, report: Path, kept: Path, why: str = "") -> 
         shutil.copytree(report, folder)
     # Without an error it is the rows to be dropped that are too many.
     faults = offending[offending["level"] == ("error" if "error" in set(offending["level"]) else "drop")]
-    first, *others = [_line(fault) for _, fault in faults.head(SHOWN).iterrows()]
+    first, *others = [DataError(_line(fault)) for _, fault in faults.head(SHOWN).iterrows()]
     for line in others:
         logger.error("%s", line)
     more = f" ({len(faults) - 1} more)" if len(faults) > 1 else ""

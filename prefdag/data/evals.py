@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from prefdag.data.formats import Message, needs_object, needs_text
-from prefdag.data.records import Fault, read_records
+from prefdag.data.records import Fault, file_name, read_records
 from prefdag.data.schema import read_pairs
 from prefdag.errors import DataError
 
@@ -61,7 +61,12 @@ def _answers(value: Any) -> Any:
 def _targets(value: Any) -> Any:
     """The hub has two lists, `choices` and `labels`, in place of a mapping."""
     if isinstance(value, dict) and value.keys() == {"choices", "labels"}:
-        return dict(zip(value["choices"], value["labels"], strict=True))
+        choices, labels = value["choices"], value["labels"]
+        if not (isinstance(choices, list) and isinstance(labels, list) and len(choices) == len(labels)):
+            raise ValueError("not a list of choices and one of as many labels; mend the row")
+        if not all(isinstance(choice, str) for choice in choices):
+            raise ValueError("a choice that is no text; mend the row")
+        return dict(zip(choices, labels, strict=True))
     return value
 
 
@@ -168,10 +173,10 @@ def read_winogrande(folder: Path) -> list[EvalRow]:
 
 def read_preferences(folder: Path) -> list[EvalRow]:
     """All pairs of all files, in the order of file names. Raises `DataError` at a row that cannot be read or is no pair."""
-    pairs = read_pairs(folder, "auto")
+    pairs = read_pairs(folder, "auto", f"download_evals.{folder.name}", f"{folder.name}/")
     rows = []
     for pair in pairs.to_dict("records"):
-        source = f"{folder.name}/{pair['source']}"
+        source = pair["source"]
         if isinstance(pair["fault"], str):
             raise _at(source, pair["fault_column"] if isinstance(pair["fault_column"], str) else None, pair["fault"])
         sides = pair["chosen"], pair["rejected"]
@@ -230,7 +235,7 @@ def _records(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     if not files:
         raise DataError(f"{folder}: no files; look at download_evals.{folder.name} in params.yaml")
     for path in files:
-        name = f"{folder.name}/{path.relative_to(folder).as_posix()}"
+        name = f"{folder.name}/{file_name(path, folder)}"
         number = 0
         for number, record in read_records(path, name):
             try:

@@ -46,7 +46,9 @@ def marks(row: dict[str, Any]) -> dict[str, str | None]:
     said: dict[str, str | None] = {}
     for name, column in (("annotator", "annotator"), ("origin", "source")):
         value = row.get(column)
-        if value in (None, ""):
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)  # pandas makes 7.0 of a 7 where others have none
+        if value in (None, "") or value != value:  # and of none, not a number
             said[name] = None
         elif isinstance(value, int) and not isinstance(value, bool):
             said[name] = str(value)
@@ -305,7 +307,7 @@ def _number(value: Any, column: str) -> float:
 def _label(value: Any, column: str) -> bool:
     """`value` as true or false; 1 and 0 will do, and either as text, as CSV has it."""
     if isinstance(value, str):
-        value = {"true": True, "1": True, "false": False, "0": False}.get(value.lower(), value)
+        value = {"true": 1, "1": 1, "1.0": 1, "false": 0, "0": 0, "0.0": 0}.get(value.lower(), value)
     if not isinstance(value, bool | int | float) or value not in (0, 1):
         raise Fault(column, f"{_kind(value)} where true or false is needed; write true for a desirable completion")
     return bool(value)

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from prefdag.artifacts import write_json
 from prefdag.data.archives import tar_members, unpacked
-from prefdag.data.records import Fault
+from prefdag.data.records import Fault, file_name, printable
 from prefdag.errors import DataError
 
 CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -85,7 +85,7 @@ def _mnist_csv(folder: Path, files: list[Path]) -> Images:
     """Rows of 28 x 28 pixels (0..255) and a label, without a header."""
     pixels, labels, sources = [], [], []
     for path in files:
-        name = path.relative_to(folder).as_posix()
+        name = file_name(path, folder)
         values = _numbers(path, name)
         faulty = (values[:, :-1] < 0) | (values[:, :-1] > 255)
         if faulty.any():
@@ -168,7 +168,7 @@ def _members(folder: Path, files: list[Path]) -> Iterator[tuple[str, bytes]]:
     if tars and len(tars) < len(files):
         raise DataError(f"{tars[0].relative_to(folder)}: a tar among other files; keep either tars or images")
     for path in files:
-        name = path.relative_to(folder).as_posix()
+        name = file_name(path, folder)
         if not tars:
             yield _in_class(name), path.read_bytes()
         else:
@@ -180,9 +180,7 @@ def _in_class(name: str) -> str:
     """`name`, which lies in a folder and can be printed in one line. Raises `DataError`."""
     if "/" not in name:
         raise DataError(f"{name}: not in CLASS/; put each image into the folder of its class")
-    if not name.isprintable():
-        raise DataError(f"{name!r}: the name has characters that cannot be printed; rename the file")
-    return name
+    return printable(name)
 
 
 def _check_depths(names: Sequence[str]) -> None:

@@ -40,7 +40,7 @@ def measures(pairs: pd.DataFrame) -> pd.DataFrame:
     sizes = pairs["origin"].value_counts()
     if len(sizes) > 1:
         largest = sorted(sizes.index[:ORIGINS])
-        groups |= {str(origin): pairs[pairs["origin"] == origin] for origin in largest}
+        groups |= {str(origin): pairs[pairs["origin"] == origin] for origin in largest if origin != ALL}
     rows = [
         (name, measure, *found)
         for name, group in groups.items()
@@ -137,7 +137,7 @@ def _script(text: str, names: dict[str, str | None]) -> str:
     for letter, count in Counter(text).items():
         if letter not in names:
             # A letter's name in Unicode starts with its script: CYRILLIC SMALL LETTER A, CJK UNIFIED IDEOGRAPH-4E00.
-            names[letter] = unicodedata.name(letter, "none").split()[0].split("-")[0] if letter.isalpha() else None
+            names[letter] = unicodedata.name(letter, "none").split()[0] if letter.isalpha() else None
         if (script := names[letter]) is not None:
             letters[script] += count
     return max(letters, key=lambda script: (letters[script], script)) if letters else "none"

@@ -35,6 +35,18 @@ class Fault(Exception):  # noqa: N818 - the row's, not ours
 Record = tuple[int, Any]  # row number from 1, and what stands there: any JSON value, or a Fault
 
 
+def file_name(path: Path, folder: Path) -> str:
+    """How a file below `folder` is called in errors and sources. Raises `DataError` where that is more than a line."""
+    return printable(path.relative_to(folder).as_posix())
+
+
+def printable(name: str) -> str:
+    """A file's `name`. Raises `DataError` where it holds line breaks, say, or bytes that are not UTF-8."""
+    if not name.isprintable():
+        raise DataError(f"{name!r}: the name has characters that cannot be printed; rename the file")
+    return name
+
+
 def read_records(path: Path, name: str) -> Iterator[Record]:
     """The rows of a .json, .jsonl, .csv (each also .gz) or .parquet file; `name` is how errors call it.
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from prefdag.data.formats import ROW_FORMATS, RowFormat, marks, needs_object, recognised
-from prefdag.data.records import EXCERPT, Fault, read_records
+from prefdag.data.records import EXCERPT, Fault, file_name, read_records
 from prefdag.errors import DataError
 
 # What validated pairs hold. `prompt` ends with a user turn; `preference` is the probability that chosen is preferred to
@@ -36,7 +36,9 @@ FAULT = ("fault_column", "fault", "excerpt")
 MARKS = ("annotator", "origin")
 
 
-def read_pairs(folder: Path, row_format: str) -> pd.DataFrame:
+def read_pairs(
+    folder: Path, row_format: str, named_by: str = "download_pairs.source", prefix: str = ""
+) -> pd.DataFrame:
     """All rows of all files below `folder`, in the order of file names, then rows.
 
     Columns: those of `PAIRS`, of `MARKS` and of `FAULT`. In an unreadable row only `source`, `origin` and the columns of
@@ -44,6 +46,8 @@ def read_pairs(folder: Path, row_format: str) -> pd.DataFrame:
 
     Args:
         row_format: a name in `ROW_FORMATS`, or auto: the one whose keys the first row has.
+        named_by: the key of params.yaml that names the files, for remedies.
+        prefix: of the files' names.
 
     Raises:
         DataError: there is no file, or a file that holds no row, is of no known kind or breaks off; auto finds no format.
@@ -51,17 +55,17 @@ def read_pairs(folder: Path, row_format: str) -> pd.DataFrame:
     known = ROW_FORMATS.get(row_format)  # auto: None, up to the first object
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     if not files:
-        raise DataError(f"{folder}: no files; look at download_pairs.source in params.yaml")
+        raise DataError(f"{folder}: no files; look at {named_by} in params.yaml")
     rows: list[dict[str, Any]] = []
     for path in files:
-        name = path.relative_to(folder).as_posix()
+        name = prefix + file_name(path, folder)
         before = len(rows)
         for number, record in read_records(path, name):
             if known is None and isinstance(record, dict):
                 known = _recognised(record, f"{name}:{number}")
             rows.append({"origin": name} | _row(f"{name}:{number}", record, known))
         if len(rows) == before:
-            raise DataError(f"{name}: holds no rows; fetch it again or remove it from download_pairs.source")
+            raise DataError(f"{name}: holds no rows; fetch it again or remove it from {named_by}")
     texts = dict.fromkeys(
         ["id", "source", "chosen", "rejected", *MARKS, *FAULT], "str"
     )  # also where all of a column is null
