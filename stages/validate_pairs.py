@@ -37,7 +37,7 @@ def main(validate_pairs: ValidatePairs) -> None:
         bad = pairs["source"].isin(offending["source"][offending["level"] == "drop"])
         for name, frame in (("contamination", meetings), ("shares", measured), ("merged", merged)):
             frame.to_csv(report / f"{name}.csv", index=False, lineterminator="\n")
-        write_json(report / "summary.json", summary(pairs, bad, merged, offending, meetings, sets))
+        write_json(report / "summary.json", summary(pairs, bad, merged, meetings, sets))
         too_many = bad.mean() > validate_pairs.max_dropped
         if (offending["level"] == "error").any() or too_many:
             why = f"; {bad.sum()} of {len(bad)} rows exceed validate_pairs.max_dropped" if too_many else ""

@@ -26,7 +26,7 @@ from prefdag.dpo.rewards import reward_metrics, unpaired_reward_metrics
 from prefdag.dpo.trainer import History
 from prefdag.errors import DataError, NumericError
 from prefdag.intervals import difference, roc_area
-from prefdag.text import eval_rows, evaluate, rows
+from prefdag.text import choices, eval_rows, evaluate, rows
 from prefdag.text import model as lm
 from prefdag.text.eval_rows import EncodedRow
 from prefdag.text.logps import Pair, score, score_all_pairs
@@ -373,7 +373,7 @@ def test_every_response_is_in_one_split_and_scored_once(unpaired: Path) -> None:
 @pytest.mark.usefixtures("unpaired_project")
 @pytest.mark.parametrize("loss", ["kto", slow("bco"), slow("apo_zero")])
 def test_unpaired_responses_are_learnt_from_and_evaluated(
-    loss: Any, root: Path, histories: list[tuple[History, nn.Module]]
+    loss: Any, root: Path, histories: list[tuple[History, nn.Module]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(loss)
     ((history, _),) = histories
@@ -384,6 +384,7 @@ def test_unpaired_responses_are_learnt_from_and_evaluated(
         folder.mkdir(parents=True)
         shutil.copy(root / "evals" / name, folder)
     config = EvaluateText(max_eval_rows=2, tokens_per_batch=200, samples=1, max_new_tokens=2)
+    monkeypatch.setattr(choices, "PRIMER", "Q: Who?\nA: She.")  # the tiny model's window is small
     evaluate_text.main.main(0.5, loss, OPTIONS, FORMAT, config)
 
     test = pd.read_parquet(dpo_text.PAIRS / "test.parquet")
@@ -393,6 +394,13 @@ def test_unpaired_responses_are_learnt_from_and_evaluated(
     assert heldout["n_rows"] == n_chosen
     assert heldout["rewards"]["accuracy"] > 0.9  # one word tells good from bad
     assert heldout["rewards"]["margin"] > 0
+    assert [found["policy"]["n"] for found in read_json(evaluate_text.METRICS)["choices"].values()] == [2, 2]
+    scored = pd.read_parquet(evaluate_text.ROWS)
+    assert scored["set"].value_counts().to_dict() == {"heldout": n_chosen, "truthfulqa": 2, "winogrande": 2}
+    of_policy = scored[scored["set"] == "heldout"]
+    nats = -of_policy["policy_logps"].sum() / of_policy["n_tokens"].sum()
+    assert nats == pytest.approx(heldout["policy"]["cross_entropy"])
+    assert len(pd.read_parquet(evaluate_text.CHOICES)) == 3 * (2 + 2)  # models, rows
     table = pd.read_csv(evaluate_text.HELDOUT, dtype={"id": str})
     assert table["id"].tolist() == test["id"].tolist()
     assert table["reward_chosen"].isna().tolist() == test["chosen"].isna().tolist()

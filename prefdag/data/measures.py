@@ -57,7 +57,6 @@ def summary(
     pairs: pd.DataFrame,
     dropped: "pd.Series[bool]",
     merged: pd.DataFrame,
-    offending: pd.DataFrame,
     meetings: pd.DataFrame,
     sets: Mapping[str, Sequence[EvalRow]],
 ) -> dict[str, Any]:
@@ -66,11 +65,9 @@ def summary(
     Args:
         pairs: the rows that were judged; `dropped` says which of them go.
         merged: rows that went into others before, from `annotators.agreed`.
-        offending: what `checks.check` returned.
         meetings: with the eval sets `sets`, from `contamination`.
     """
     kept = pairs[~dropped & pairs["fault"].isna()]
-    faults = offending.groupby(["expectation", "level"], sort=False).size().reset_index(name="rows")
     return {
         "rows": {
             "read": len(pairs) + len(merged),
@@ -78,7 +75,6 @@ def summary(
             "dropped": int(dropped.sum()),
             "kept": int((~dropped).sum()),
         },
-        "faults": faults.to_dict("records"),
         "kinds": kinds(kept),
         "origins": _counts(kept["origin"]),
         "scripts": _counts(scripts(kept)),
