@@ -68,6 +68,16 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         "Scoring responses",
         "Log-probabilities of the responses of an evaluation, here and by a plain loop over padded batches of transformers.",
     ),
+    "bench_gate": Benchmark(
+        "The data gate",
+        "The two stages between raw rows and training: reading and judging all rows of hh-rlhf's harmless-base that are "
+        "given, formatting them; and the same of many synthetic rows of their shape.",
+        [
+            Goal("hh-rlhf, validate_pairs", "wall_seconds", "<=", 60),
+            Goal("160,000 synthetic rows, validate_pairs", "wall_seconds", "<=", 180),
+            Goal("160,000 synthetic rows, validate_pairs", "peak_rss_gb", "<=", 4),
+        ],
+    ),
     "bench_pipeline": Benchmark(
         "The pipeline itself",
         "A `dvc repro` that has nothing to do, against the same on as many stages that do nothing. Below it the tiny profile, "
