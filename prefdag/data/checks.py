@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import great_expectations as gx
+import great_expectations.expectations as gxe
 import pandas as pd
 from great_expectations.core.expectation_validation_result import ExpectationSuiteValidationResult
 from great_expectations.core.run_identifier import RunIdentifier
@@ -56,6 +57,11 @@ def at(level: Level) -> dict[str, Any]:
     """What makes an expectation one of this level."""
     severity = FailureSeverity.WARNING if level == "warn" else FailureSeverity.CRITICAL
     return {"severity": severity, "meta": {"level": level}}
+
+
+def none_in(column: str, level: Level, description: str, notes: str) -> Expectation:
+    """That nothing stands in a column that holds what is wrong with a row."""
+    return gxe.ExpectColumnValuesToBeNull(column=column, description=description, notes=notes, **at(level))
 
 
 def check(tables: Iterable[Table | Callable[[pd.DataFrame], Table]], report: Path) -> pd.DataFrame:

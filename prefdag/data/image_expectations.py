@@ -7,7 +7,7 @@ import great_expectations.expectations as gxe
 import pandas as pd
 
 from prefdag.config import ImageLevels
-from prefdag.data.checks import Table, at
+from prefdag.data.checks import Table, at, none_in
 
 
 def images_table(rows: pd.DataFrame, n_classes: int, levels: ImageLevels) -> Table:
@@ -18,11 +18,11 @@ def images_table(rows: pd.DataFrame, n_classes: int, levels: ImageLevels) -> Tab
         "images",
         rows,
         [
-            gxe.ExpectColumnValuesToBeNull(
-                column="fault",
-                description="every image can be read, and has the size of most",
-                notes="column `fault` says why not",
-                **invalid,
+            none_in(
+                "fault",
+                levels.invalid,
+                "every image can be read, and has the size of most",
+                "column `fault` says why not",
             ),
             gxe.ExpectColumnValuesToBeBetween(
                 column="label",
@@ -39,29 +39,26 @@ def images_table(rows: pd.DataFrame, n_classes: int, levels: ImageLevels) -> Tab
                 notes="all pixels are equal; remove the image",
                 **invalid,
             ),
-            gxe.ExpectColumnValuesToBeNull(
-                column="copy_of",
-                description="no image stands twice",
-                notes="the same pixels as an earlier image; remove it",
-                **at(levels.duplicate),
+            none_in(
+                "copy_of", levels.duplicate, "no image stands twice", "the same pixels as an earlier image; remove it"
             ),
-            gxe.ExpectColumnValuesToBeNull(
-                column="near_copy_of",
-                description="no image stands twice with slight changes",
-                notes="nearly the same pixels as an earlier image; keep one of them",
-                **at(levels.near_duplicate),
+            none_in(
+                "near_copy_of",
+                levels.near_duplicate,
+                "no image stands twice with slight changes",
+                "nearly the same pixels as an earlier image; keep one of them",
             ),
-            gxe.ExpectColumnValuesToBeNull(
-                column="conflict_with",
-                description="no image has two labels",
-                notes="the same pixels under another label; keep the one with the right label",
-                **at(levels.label),
+            none_in(
+                "conflict_with",
+                levels.label,
+                "no image has two labels",
+                "the same pixels under another label; keep the one with the right label",
             ),
-            gxe.ExpectColumnValuesToBeNull(
-                column="likely",
-                description="the nearest images have the same label",
-                notes="the nearest images are of another class; look at the label",
-                **at(levels.label),
+            none_in(
+                "likely",
+                levels.label,
+                "the nearest images have the same label",
+                "the nearest images are of another class; look at the label",
             ),
         ],
     )

@@ -16,8 +16,8 @@ from great_expectations.expectations.metrics.map_metric_provider import (
     column_pair_condition_partial,
 )
 
-from prefdag.config import Level, PairLevels, PairShares
-from prefdag.data.checks import Table, at
+from prefdag.config import PairLevels, PairShares
+from prefdag.data.checks import Table, at, none_in
 from prefdag.data.duplicates import conflict_with, copy_of, near_copy_of
 
 
@@ -80,7 +80,7 @@ def pairs_table(pairs: pd.DataFrame, meetings: pd.DataFrame, levels: PairLevels,
         column: "the last turn holds text" if column == "prompt" else "the response holds text" for column in texts
     }
     expectations = [
-        _null("fault", levels.invalid, "every row can be read", "column `fault` says where and why not"),
+        none_in("fault", levels.invalid, "every row can be read", "column `fault` says where and why not"),
         gxe.ExpectColumnValuesToNotBeNull(
             column="response",
             description="the row has a response",
@@ -111,20 +111,20 @@ def pairs_table(pairs: pd.DataFrame, meetings: pd.DataFrame, levels: PairLevels,
             notes="not from 0 to 1; write the probability that chosen is preferred",
             **at(levels.invalid),
         ),
-        _null("copy_of", levels.duplicate, "no row stands twice", "the same content as an earlier row; remove it"),
-        _null(
+        none_in("copy_of", levels.duplicate, "no row stands twice", "the same content as an earlier row; remove it"),
+        none_in(
             "near_copy_of",
             levels.near_duplicate,
             "no row stands twice in nearly the same words",
             "nearly the same words as an earlier row; keep one of them",
         ),
-        _null(
+        none_in(
             "conflict_with",
             levels.conflict,
             "no row contradicts another",
             "the other way round in another row; remove one, or write a preference between 0 and 1 in one",
         ),
-        _null(
+        none_in(
             "contaminates",
             levels.contamination,
             "no row of an eval set stands in it",
@@ -178,11 +178,6 @@ def shares_table(measured: pd.DataFrame, levels: PairShares) -> Table:
         if (bound := getattr(getattr(levels, name), level)) is not None
     ]
     return Table("shares", rows.loc[order].astype("float64").reset_index(), expectations)
-
-
-def _null(column: str, level: Level, description: str, notes: str) -> Any:
-    """A column that holds what is wrong with a row."""
-    return gxe.ExpectColumnValuesToBeNull(column=column, description=description, notes=notes, **at(level))
 
 
 def _texts(pairs: pd.DataFrame) -> "pd.Series[str]":
