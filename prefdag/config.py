@@ -280,9 +280,16 @@ class Training:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class SupervisedTraining(Training):
+    """A `Training` that may be none at all."""
+
+    epochs: Count
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class SftRef:
     adapter: MergedAdapter
-    training: Training
+    training: SupervisedTraining
     gradient_checkpointing: bool
     seed: Count
 

@@ -26,7 +26,7 @@ def main(
     import pandas as pd
 
     from prefdag.data.chat import positions
-    from prefdag.data.evals import read_eval_sets
+    from prefdag.data.evals import read_eval_sets, spoken
     from prefdag.dpo import health
     from prefdag.dpo.preference import Preference
     from prefdag.text import choices, evaluate
@@ -40,8 +40,9 @@ def main(
     test = read_split(PAIRS, "test")
     duo = load_duo(REFERENCE, POLICY, format_pairs.template)
     questions = {name: rows[: evaluate_text.max_eval_rows] for name, rows in read_eval_sets(EVALS).items()}
-    sources = {name: [row.source for row in rows] for name, rows in questions.items()}
-    sets = {name: eval_groups(rows, duo.tokenizer, format_pairs) for name, rows in questions.items()}
+    texts = spoken(questions)
+    sources = {name: [row.source for row in rows] for name, rows in texts.items()}
+    sets = {name: eval_groups(rows, duo.tokenizer, format_pairs) for name, rows in texts.items()}
     tasks = {name: task for name, task in choices.TASKS.items() if name in questions}
     asked = {name: task.groups(questions[name], duo.tokenizer, positions(BASE)) for name, task in tasks.items()}
 

@@ -78,6 +78,10 @@ def test_the_default_is_valid_and_complete() -> None:
             "loss: input should be 'sigmoid', 'robust', 'exo', 'hinge', 'ipo', 'discopop', 'sppo', 'nca', 'apo_zero', "
             "'apo_down', 'kto', 'bco', 'aot', 'aot_unpaired', 'cpo', 'simpo', 'orpo' or 'sft', not 'dpo'",
         ),
+        (
+            put("dpo_text.training.epochs", 0),
+            "dpo_text.training.epochs: input should be greater than or equal to 1, not 0",
+        ),
         (put("dpo_image.flip", "yes"), "dpo_image.flip: input should be a valid boolean, not 'yes'"),
         (put("format_pairs.max_pairs", 0), "format_pairs.max_pairs: input should be greater than or equal to 1, not 0"),
         (put("loss", {"sigmoid": -1.0}), "loss.sigmoid: input should be greater than 0, not -1.0"),

@@ -9,7 +9,14 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from prefdag.data.chat import ChatTokenizer
-from prefdag.data.evals import EvalRow, read_eval_sets, read_preferences, read_truthfulqa, read_winogrande
+from prefdag.data.evals import (
+    EvalRow,
+    read_eval_sets,
+    read_preferences,
+    read_truthfulqa,
+    read_winogrande,
+    spoken,
+)
 from prefdag.errors import DataError
 from prefdag.text.eval_rows import encode_row
 
@@ -144,6 +151,18 @@ def test_winogrande_row(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
     prompt_ids, response_ids, eos_scored = encode_row(first, tokenizer, 100, 100)
     assert tokenizer.decode(prompt_ids + response_ids) == "Ann helped Ben as Ann was kind.</s>"  # in no template
     assert not eos_scored
+
+
+def test_a_sentence_is_scored_in_three_ways(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
+    rows = read_winogrande(jsonl_file(tmp_path, GAP))
+    sets = spoken({"truthfulqa": [], "winogrande": rows})
+    assert list(sets) == ["truthfulqa", "winogrande", "winogrande_wrong", "winogrande_sentence"]
+    assert sets["winogrande"] == rows
+    (wrong,), (sentence,) = sets["winogrande_wrong"], sets["winogrande_sentence"]
+    assert (wrong.prompt, wrong.response, wrong.source) == ("Ann helped Ben as", " Ben was kind.", rows[0].source)
+    prompt_ids, response_ids, eos_scored = encode_row(sentence, tokenizer, 100, 100)
+    assert (tokenizer.decode(prompt_ids), eos_scored) == ("</s>", False)
+    assert tokenizer.decode(response_ids) == "Ann helped Ben as Ann was kind.</s>"
 
 
 def test_gap_at_the_start_has_a_token_before_it(tmp_path: Path, tokenizer: ChatTokenizer) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file
 from scipy import stats
 from tasks import NO_OPTIONS, preference_of, slow, without_tracking
 from tiny_models import TARGETS, disturb, lora, random_groups, training, with_lora, write_model
@@ -19,13 +20,25 @@ from tokenizers import models as tokenizer_models
 from torch import Tensor, nn
 
 from prefdag.artifacts import read_json, sha256, write_json
-from prefdag.config import DpoText, EvaluateText, FormatPairs, Health, LossOptions, RefLogps, SftRef, TextReference
+from prefdag.config import (
+    DpoText,
+    EvaluateText,
+    FormatPairs,
+    Health,
+    LossOptions,
+    RefLogps,
+    SftRef,
+    SupervisedTraining,
+    TextReference,
+)
 from prefdag.data.schema import read_pairs, write_pairs
 from prefdag.dpo.preference import Scores
 from prefdag.dpo.rewards import reward_metrics, unpaired_reward_metrics
 from prefdag.dpo.trainer import History
 from prefdag.errors import DataError, NumericError
 from prefdag.intervals import difference, roc_area
+from prefdag.report.figures import Line, has
+from prefdag.report.results import read_run
 from prefdag.text import choices, eval_rows, evaluate, rows
 from prefdag.text import model as lm
 from prefdag.text.eval_rows import EncodedRow
@@ -345,7 +358,12 @@ def unpaired(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_tokenizer(write_model(sft_ref.BASE, "llama"))
         format_pairs.main.main(FORMAT)
         sft_ref.main.main(
-            SftRef(adapter=lora(), training=training(learning_rate=1e-3), gradient_checkpointing=False, seed=0)
+            SftRef(
+                adapter=lora(),
+                training=training(SupervisedTraining, learning_rate=1e-3),
+                gradient_checkpointing=False,
+                seed=0,
+            )
         )
         ref_logps.main.main(RefLogps(dtype="float32", tokens_per_batch=100))
     return folder
@@ -396,7 +414,8 @@ def test_unpaired_responses_are_learnt_from_and_evaluated(
     assert heldout["rewards"]["margin"] > 0
     assert [found["policy"]["n"] for found in read_json(evaluate_text.METRICS)["choices"].values()] == [2, 2]
     scored = pd.read_parquet(evaluate_text.ROWS)
-    assert scored["set"].value_counts().to_dict() == {"heldout": n_chosen, "truthfulqa": 2, "winogrande": 2}
+    fillings = {"winogrande": 2, "winogrande_wrong": 2, "winogrande_sentence": 2}
+    assert scored["set"].value_counts().to_dict() == {"heldout": n_chosen, "truthfulqa": 2, **fillings}
     of_policy = scored[scored["set"] == "heldout"]
     nats = -of_policy["policy_logps"].sum() / of_policy["n_tokens"].sum()
     assert nats == pytest.approx(heldout["policy"]["cross_entropy"])
@@ -405,6 +424,19 @@ def test_unpaired_responses_are_learnt_from_and_evaluated(
     assert table["id"].tolist() == test["id"].tolist()
     assert table["reward_chosen"].isna().tolist() == test["chosen"].isna().tolist()
     assert table["reward_rejected"].isna().tolist() == test["rejected"].isna().tolist()
+
+
+@pytest.mark.usefixtures("unpaired_project")
+def test_without_supervised_steps_the_base_is_the_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_tracking(monkeypatch, tmp_path / "checkpoints")
+    none = training(SupervisedTraining, epochs=0)
+    sft_ref.main.main(SftRef(adapter=lora(), training=none, gradient_checkpointing=False, seed=0))
+    base, reference = (load_file(folder / "model.safetensors") for folder in (sft_ref.BASE, sft_ref.REFERENCE))
+    assert base.keys() == reference.keys()
+    assert all(torch.equal(base[name], reference[name]) for name in base)
+    run = read_run(sft_ref.REFERENCE)
+    assert (len(run.history), len(run.validation)) == (0, 1)
+    assert has(run.history, run.validation, [Line("loss", "reference")])  # one dot: what the base itself says
 
 
 @pytest.mark.usefixtures("unpaired_project", "histories")

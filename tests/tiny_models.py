@@ -98,9 +98,9 @@ def random_groups(n: int, responses: int | None = 2, seed: int = 0, longest: int
     return [Group(ids(), tuple(ids() for _ in range(responses or draw(1, 3)))) for _ in range(n)]
 
 
-def training(**changes: Any) -> Training:
+def training(kind: type[Training] = Training, **changes: Any) -> Any:
     """Settings that train a tiny model; constant learning rate."""
-    default = Training(
+    default = kind(
         epochs=1,
         batch_size=4,
         micro_batch_size=4,

@@ -9,8 +9,8 @@ winogrande  WinoGrande (arXiv:1907.10641): a sentence with a gap is no question,
 pku         Preference pairs in any format that training pairs may have, PKU's processed-hh-rlhf say: chosen is right.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -118,6 +118,23 @@ class _WinoGrande(BaseModel):
 def read_eval_sets(folder: Path) -> dict[str, list[EvalRow]]:
     """The rows of every set below `folder`, in the order of `READERS`; a set that was not downloaded is left out."""
     return {name: read(folder / name) for name, read in READERS.items() if (folder / name).is_dir()}
+
+
+def spoken(sets: Mapping[str, Sequence[EvalRow]]) -> dict[str, Sequence[EvalRow]]:
+    """The rows whose `response` is scored by cross-entropy: those of the sets, and WinoGrande's in two more ways.
+
+    winogrande_wrong has the wrong filling, which a model should find less likely, not more; winogrande_sentence the whole
+    sentence, rightly filled, with nothing before it.
+    """
+    found: dict[str, Sequence[EvalRow]] = {}
+    for name, rows in sets.items():
+        found[name] = rows
+        if name == "winogrande":
+            found["winogrande_wrong"] = [replace(row, response=row.wrong_responses[0]) for row in rows]
+            found["winogrande_sentence"] = [
+                replace(row, prompt="", response=f"{row.prompt}{row.response}") for row in rows
+            ]
+    return found
 
 
 def read_truthfulqa(folder: Path) -> list[EvalRow]:

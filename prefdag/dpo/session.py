@@ -14,6 +14,8 @@ from prefdag.dpo.checkpoint import Checkpoints
 from prefdag.dpo.trainer import Companion, Task, fit
 from prefdag.process import process
 
+NO_STEP = ["step", "loss"]
+
 
 def train_stage(
     stage: str,
@@ -53,7 +55,9 @@ def train_stage(
         )
         if not process().is_main_process:
             return
-        tables = {"history": pd.DataFrame(history.train), "validation": pd.DataFrame(history.validation)}
+        rows = {"history": history.train, "validation": history.validation}
+        # Without a step, as where a reference is not trained, a table is its header.
+        tables = {name: pd.DataFrame(found or None, columns=None if found else NO_STEP) for name, found in rows.items()}
         verdict = examine(*tables.values())
         with writing(output) as folder:
             folder.mkdir()

@@ -25,7 +25,9 @@ TEMPLATES = Path(__file__).parent / "templates"
 SETS = {
     "heldout": "Held-out chosen responses",
     "truthfulqa": "TruthfulQA form",
-    "winogrande": "WinoGrande form",
+    "winogrande": "WinoGrande form, right filling",
+    "winogrande_wrong": "WinoGrande form, wrong filling",
+    "winogrande_sentence": "WinoGrande form, whole sentence",
     "pku": "Preference pairs, chosen",
 }
 EXCERPT = 420  # characters of a long text that show before it is unfolded
@@ -75,6 +77,7 @@ def environment(*, autoescape: bool) -> Environment:
                 words.loss_name,
                 words.reference,
                 words.adapter,
+                words.supervised,
                 words.training,
                 words.negatives,
                 words.span,

@@ -9,7 +9,19 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from prefdag.config import DpoImage, Full, Lora, Loss, Momentum, Params, Prefix, Reference, StepDecay, Training
+from prefdag.config import (
+    DpoImage,
+    Full,
+    Lora,
+    Loss,
+    Momentum,
+    Params,
+    Prefix,
+    Reference,
+    SftRef,
+    StepDecay,
+    Training,
+)
 from prefdag.dpo import health
 
 Tone = Literal["better", "unclear", "worse"]
@@ -135,6 +147,14 @@ def adapter(config: Lora | Prefix | Full) -> str:
     kind = {"lora": "LoRA", "qlora": "4-bit QLoRA"}[config.kind]
     variants = "".join([", rank-stabilised" if config.rslora else "", ", DoRA" if config.dora else ""])
     return f"{kind} of rank {config.rank}{variants} on {where}"
+
+
+def supervised(config: SftRef) -> str:
+    """Where the reference of a language model comes from."""
+    if config.training.epochs == 0:
+        return "the base itself"
+    merged = "" if isinstance(config.adapter, Full) else ", merged"
+    return f"the base after supervised fine-tuning on the chosen responses ({adapter(config.adapter)}{merged})"
 
 
 def training(config: Training) -> str:
