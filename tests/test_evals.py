@@ -114,7 +114,7 @@ def test_multiple_choice_faults(tmp_path: Path, first: object, second: object, m
         read_truthfulqa(tmp_path)
 
 
-def test_preferences_in_any_format(tmp_path: Path) -> None:
+def test_preferences_in_any_format(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """PKU's turns; where the second response is the more probable one, it is the right one."""
     turns = [{"role": "human", "text": "Hi"}]
     sides = {"chosen": {"role": "assistant", "text": "a"}, "rejected": {"role": "assistant", "text": "b"}}
@@ -123,8 +123,17 @@ def test_preferences_in_any_format(tmp_path: Path) -> None:
     assert first.prompt == [{"role": "user", "content": "Hi"}]
     assert (first.response, first.wrong_responses) == ("a", ("b",))
     assert (second.response, second.wrong_responses) == ("b", ("a",))
-    jsonl_file(tmp_path, {"prompt": "Hi", "chosen": "a", "rejected": "b"}, {"prompt": "Hi", "chosen": "a"})
-    with pytest.raises(DataError, match=r"/set.jsonl:2:rejected: missing"):
+    jsonl_file(
+        tmp_path,
+        *({"prompt": "Hi", "chosen": "a", "rejected": "b"}, {"prompt": "Hi", "chosen": "a"}),
+        {"prompt": "Hi", "chosen": "a", "rejected": " "},
+    )
+    assert [row.source for row in read_preferences(tmp_path)] == [f"{tmp_path.name}/set.jsonl:1"]
+    name = tmp_path.name
+    [said] = caplog.messages
+    assert said.startswith(f"{tmp_path.name}: left out 2 of 3 rows; {tmp_path.name}/set.jsonl:2:rejected: missing; ")
+    jsonl_file(tmp_path, {"prompt": "Hi", "chosen": "a"})
+    with pytest.raises(DataError, match=r"/set.jsonl:1:rejected: missing"):
         read_preferences(tmp_path)
     jsonl_file(tmp_path, {"question": "Hi"})
     with pytest.raises(DataError, match=rf"^{tmp_path.name}/set.jsonl:1: no known format"):

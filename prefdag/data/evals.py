@@ -9,6 +9,7 @@ winogrande  WinoGrande (arXiv:1907.10641): a sentence with a gap is no question,
 pku         Preference pairs in any format that training pairs may have, PKU's processed-hh-rlhf say: chosen is right.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,8 @@ from prefdag.data.formats import Message, needs_object, needs_text
 from prefdag.data.records import Fault, file_name, read_records
 from prefdag.data.schema import read_pairs
 from prefdag.errors import DataError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,16 +192,27 @@ def read_winogrande(folder: Path) -> list[EvalRow]:
 
 
 def read_preferences(folder: Path) -> list[EvalRow]:
-    """All pairs of all files, in the order of file names. Raises `DataError` at a row that cannot be read or is no pair."""
+    """All pairs of all files, in the order of file names.
+
+    Rows that cannot be read or are no pair, of which published sets have a few, are left out, as `validate_pairs` leaves them
+    out of training; how many is logged.
+
+    Raises:
+        DataError: a file that cannot be read, or no pair is left.
+    """
     pairs = read_pairs(folder, "auto", f"download_evals.{folder.name}", f"{folder.name}/")
-    rows = []
+    rows: list[EvalRow] = []
+    left_out: list[DataError] = []
     for pair in pairs.to_dict("records"):
         source = pair["source"]
-        if isinstance(pair["fault"], str):
-            raise _at(source, pair["fault_column"] if isinstance(pair["fault_column"], str) else None, pair["fault"])
         sides = pair["chosen"], pair["rejected"]
+        if isinstance(pair["fault"], str):
+            column = pair["fault_column"] if isinstance(pair["fault_column"], str) else None
+            left_out.append(_at(source, column, pair["fault"]))
+            continue
         if not all(isinstance(side, str) and side.strip() for side in sides):
-            raise DataError(f"{source}: not two responses; an eval set of preferences needs pairs")
+            left_out.append(DataError(f"{source}: not two responses; an eval set of preferences needs pairs"))
+            continue
         chosen, rejected = sides if pair["preference"] >= 0.5 else sides[::-1]
         rows.append(
             EvalRow(
@@ -209,6 +223,10 @@ def read_preferences(folder: Path) -> list[EvalRow]:
                 wrong_responses=(rejected,),
             )
         )
+    if left_out and not rows:
+        raise left_out[0]
+    if left_out:
+        logger.warning("%s: left out %d of %d rows; %s", folder.name, len(left_out), len(pairs), left_out[0])
     return rows
 
 
