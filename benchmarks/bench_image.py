@@ -50,8 +50,9 @@ def ours(max_shift: int, flip: bool) -> Figures:
 
     from prefdag.config import LossOptions, Reference, load_params
     from prefdag.dpo.checkpoint import Checkpoints
+    from prefdag.dpo.passes import Task
     from prefdag.dpo.preference import Preference
-    from prefdag.dpo.trainer import Task, fit
+    from prefdag.dpo.trainer import fit
     from prefdag.image import model as resnet
     from prefdag.image.classify import comparison, reference_logps
     from prefdag.image.data import Augmentation, ImagePairs

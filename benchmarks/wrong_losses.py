@@ -120,7 +120,8 @@ def run(folder: Path) -> None:
     """Everything that is not in `RESULTS` yet."""
     from prefdag.config import load_params
     from prefdag.dpo.checkpoint import Checkpoints
-    from prefdag.dpo.trainer import Task, fit
+    from prefdag.dpo.passes import Task
+    from prefdag.dpo.trainer import fit
     from prefdag.text import model as lm
     from prefdag.text.logps import Pair, score_all_pairs, score_pairs
     from prefdag.text.rows import pair_rows, read_ref_logps, read_split

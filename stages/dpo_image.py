@@ -21,9 +21,9 @@ def main(
     dpo_image: DpoImage,
 ) -> None:
     from prefdag.dpo.dpo_session import train_dpo
+    from prefdag.dpo.passes import Task
     from prefdag.dpo.preference import Preference
     from prefdag.dpo.reference import MovingReference, StandsStill
-    from prefdag.dpo.trainer import Task
     from prefdag.image import model as resnet
     from prefdag.image.classify import comparison, reference_logps
     from prefdag.image.data import Augmentation, load_splits

@@ -21,9 +21,9 @@ def main(
     dpo_text: DpoText,
 ) -> None:
     from prefdag.dpo.dpo_session import train_dpo
+    from prefdag.dpo.passes import Task
     from prefdag.dpo.preference import START_TOLERANCE, Preference
     from prefdag.dpo.reference import MovingReference, StandsStill
-    from prefdag.dpo.trainer import Task
     from prefdag.text import model as lm
     from prefdag.text.preference_task import preference_task
     from prefdag.text.rows import check_ref_logps, pair_rows, presence, read_ref_logps, read_split, soft_labels

@@ -12,8 +12,9 @@ from torch import nn
 from prefdag.config import LossName, LossOptions
 from prefdag.dpo import session
 from prefdag.dpo.checkpoint import Checkpoints
+from prefdag.dpo.passes import Outcome, Said, Task
 from prefdag.dpo.preference import Preference
-from prefdag.dpo.trainer import Companion, History, Outcome, Said, Task, fit
+from prefdag.dpo.trainer import Companion, History, fit
 
 Objective = Callable[[nn.Module, Sequence[int], int | None], Outcome]
 

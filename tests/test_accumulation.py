@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from prefdag.config import Constraint
 from prefdag.dpo.losses import LOSSES
+from prefdag.dpo.passes import Said, Task, run
 from prefdag.dpo.preference import Preference
-from prefdag.dpo.trainer import Said, Task, run
 from prefdag.text.logps import Pair, score_all_pairs, score_pairs
 
 pytestmark = pytest.mark.usefixtures("one_thread")

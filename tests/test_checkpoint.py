@@ -1,6 +1,8 @@
 """Exact resume: a run killed anywhere and run again ends in the same bits as one that was left alone."""
 
 import dataclasses
+import os
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +19,8 @@ from torch import Tensor, nn
 from prefdag.artifacts import sha256
 from prefdag.config import Momentum, StepDecay
 from prefdag.dpo.checkpoint import KEEP, Checkpoints, TrainState
-from prefdag.dpo.trainer import History, Outcome, Task, fit
+from prefdag.dpo.passes import Outcome, Task
+from prefdag.dpo.trainer import History, fit
 from prefdag.text.sft import imitation
 
 STEPS = 12
@@ -54,12 +57,22 @@ def classification() -> Task:
     return task_of(objective, [1.0] * 12, [f"image {i}" for i in range(12)])
 
 
-def start(folder: Path, kill: int | None = None, model: nn.Module | None = None, task: Task | None = None) -> Result:
+def killing() -> None:
+    raise Killed
+
+
+def start(
+    folder: Path,
+    kill: int | None = None,
+    model: nn.Module | None = None,
+    task: Task | None = None,
+    how: Callable[[], None] = killing,
+) -> Result:
     """What a new process does: build the model, then fit; killed when `kill` is logged, before its step is saved."""
 
     def log(step: int, metrics: Mapping[str, float]) -> None:
         if step == kill and "learning_rate" in metrics:
-            raise Killed
+            how()
 
     model, task = model or convolutional(), task or classification()
     history = fit(model, task, task, CONFIG, seed=0, checkpoints=Checkpoints(folder), log=log)
@@ -104,6 +117,46 @@ def test_killed_once(tmp_path: Path, whole: Result, step: int) -> None:
 def test_killed_again_and_again(tmp_path: Path, whole: Result) -> None:
     for step in (2, 3, 3, 7, 8, 11):
         killed(tmp_path, step)
+    assert same(start(tmp_path), whole)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("step", [0, 4, STEPS - 1])
+def test_a_signal_ends_a_run_after_its_step(tmp_path: Path, whole: Result, number: int, step: int) -> None:
+    before = signal.getsignal(number)
+    with pytest.raises(KeyboardInterrupt):
+        start(tmp_path, step, how=lambda: os.kill(os.getpid(), number))
+    assert signal.getsignal(number) is before
+    assert f"step-{step + 1:08d}" in names(tmp_path)  # with `checkpoint_every` 2, that of an odd number comes of the signal
+    assert same(start(tmp_path), whole)
+
+
+def test_a_signal_ends_a_validation_at_once(tmp_path: Path, whole: Result) -> None:
+    task = classification()
+    validations: list[int] = []
+
+    def objective(model: nn.Module, rows: Sequence[int], epoch: int | None) -> Outcome:
+        if epoch is None:
+            validations.append(len(validations))
+            if len(validations) == 6:  # three passes of four rows each a validation: the second of them, before step 3
+                os.kill(os.getpid(), signal.SIGTERM)
+        return objective_of(task)(model, rows, epoch)
+
+    with pytest.raises(KeyboardInterrupt):
+        start(tmp_path, task=task_of(objective, task.weights, task.ids))
+    assert len(validations) == 6
+    assert names(tmp_path)[-1] == "step-00000003"
+    assert same(start(tmp_path), whole)
+
+
+def test_a_second_signal_leaves_the_step_and_saves_nothing_of_it(tmp_path: Path, whole: Result) -> None:
+    def twice() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(SystemExit, match="130"):
+        start(tmp_path, 4, how=twice)
+    assert names(tmp_path)[-1] == "step-00000004"
     assert same(start(tmp_path), whole)
 
 

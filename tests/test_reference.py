@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from prefdag.config import Constraint, Reference
 from prefdag.dpo.checkpoint import Checkpoints
+from prefdag.dpo.passes import Said, Task
 from prefdag.dpo.reference import MovingReference, StandsStill, fingerprint
-from prefdag.dpo.trainer import History, Said, Task, fit
+from prefdag.dpo.trainer import History, fit
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

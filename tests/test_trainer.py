@@ -20,9 +20,10 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from prefdag.config import Momentum, StepDecay
 from prefdag.dpo.checkpoint import Checkpoints
 from prefdag.dpo.optimizer import learning_rate
+from prefdag.dpo.passes import Outcome, Said, Task, run
 from prefdag.dpo.plan import plan
 from prefdag.dpo.preference import Preference
-from prefdag.dpo.trainer import History, Outcome, Said, Task, fit, run
+from prefdag.dpo.trainer import History, fit
 from prefdag.errors import NumericError
 from prefdag.text.logps import Pair, score, score_all_pairs, score_pairs
 from prefdag.text.packing import Group

@@ -9,9 +9,10 @@ from torch import nn
 
 from prefdag.config import DpoImage, DpoText
 from prefdag.dpo import health
+from prefdag.dpo.passes import Task
 from prefdag.dpo.preference import START_TOLERANCE, Preference
 from prefdag.dpo.session import train_stage
-from prefdag.dpo.trainer import Companion, Task
+from prefdag.dpo.trainer import Companion
 from prefdag.errors import ParamsError
 
 

@@ -11,7 +11,8 @@ from prefdag import tracking
 from prefdag.artifacts import write_json, writing
 from prefdag.config import Training, flatten
 from prefdag.dpo.checkpoint import Checkpoints
-from prefdag.dpo.trainer import Companion, Task, fit
+from prefdag.dpo.passes import Task
+from prefdag.dpo.trainer import Companion, fit
 from prefdag.process import process
 
 NO_STEP = ["step", "loss"]

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from prefdag.config import DpoImage
+from prefdag.dpo.passes import Outcome, Said, Task
 from prefdag.dpo.plan import evenly
-from prefdag.dpo.trainer import Outcome, Said, Task
 from prefdag.image.data import Augmentation, ImagePairs, normalise
 
 # The reference's `class_logps` of some images of a split as an epoch sees them, by their row numbers; without gradient.

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from prefdag.dpo.passes import Said, Task
 from prefdag.dpo.preference import Preference
-from prefdag.dpo.trainer import Said, Task
 from prefdag.text.logps import Pair, score_pairs
 
 

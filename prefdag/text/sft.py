@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from prefdag.dpo.trainer import Said, Task
+from prefdag.dpo.passes import Said, Task
 from prefdag.text.logps import response_logps
 from prefdag.text.packing import Group, pack
 
