@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from prefdag.artifacts import sha256
 from prefdag.config import Momentum, StepDecay
 from prefdag.dpo.checkpoint import KEEP, Checkpoints, TrainState
+from prefdag.dpo.interruption import Interrupted
 from prefdag.dpo.passes import Outcome, Task
 from prefdag.dpo.trainer import History, fit
 from prefdag.text.sft import imitation
@@ -124,10 +125,12 @@ def test_killed_again_and_again(tmp_path: Path, whole: Result) -> None:
 @pytest.mark.parametrize("step", [0, 4, STEPS - 1])
 def test_a_signal_ends_a_run_after_its_step(tmp_path: Path, whole: Result, number: int, step: int) -> None:
     before = signal.getsignal(number)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Interrupted):
         start(tmp_path, step, how=lambda: os.kill(os.getpid(), number))
     assert signal.getsignal(number) is before
-    assert f"step-{step + 1:08d}" in names(tmp_path)  # with `checkpoint_every` 2, that of an odd number comes of the signal
+    assert f"step-{step + 1:08d}" in names(
+        tmp_path
+    )  # with `checkpoint_every` 2, that of an odd number comes of the signal
     assert same(start(tmp_path), whole)
 
 
@@ -142,7 +145,7 @@ def test_a_signal_ends_a_validation_at_once(tmp_path: Path, whole: Result) -> No
                 os.kill(os.getpid(), signal.SIGTERM)
         return objective_of(task)(model, rows, epoch)
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Interrupted):
         start(tmp_path, task=task_of(objective, task.weights, task.ids))
     assert len(validations) == 6
     assert names(tmp_path)[-1] == "step-00000003"

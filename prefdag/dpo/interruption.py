@@ -9,9 +9,13 @@ from types import FrameType
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
+class Interrupted(KeyboardInterrupt):
+    """A signal came, and nothing is half done."""
+
+
 @contextmanager
 def interruptible() -> Iterator[Callable[[], AbstractContextManager[None]]]:
-    """Within the block either signal raises `KeyboardInterrupt`: at once, but at the end of a block of what is yielded.
+    """Within the block either signal raises `Interrupted`: at once, but at the end of a block of what is yielded.
 
         with interruptible() as whole:
             with whole():
@@ -24,7 +28,7 @@ def interruptible() -> Iterator[Callable[[], AbstractContextManager[None]]]:
 
     def hear(number: int, frame: FrameType | None) -> None:
         if held is None:
-            raise KeyboardInterrupt(signal.Signals(number).name)
+            raise Interrupted(signal.Signals(number).name)
         if held:
             raise SystemExit(128 + number)
         held.append(number)
@@ -38,7 +42,7 @@ def interruptible() -> Iterator[Callable[[], AbstractContextManager[None]]]:
         finally:
             came, held = held, None
         if came:
-            raise KeyboardInterrupt(signal.Signals(came[0]).name)
+            raise Interrupted(signal.Signals(came[0]).name)
 
     if threading.current_thread() is not threading.main_thread():
         yield whole

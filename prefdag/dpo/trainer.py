@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from prefdag.config import Training
 from prefdag.dpo.checkpoint import Checkpoints, TrainState
-from prefdag.dpo.interruption import interruptible
+from prefdag.dpo.interruption import Interrupted, interruptible
 from prefdag.dpo.optimizer import learning_rate, make_optimizer
 from prefdag.dpo.passes import Row, Task, not_finite, run
 from prefdag.dpo.plan import plan
@@ -74,7 +74,7 @@ def fit(
         check_start: called with the metrics of step 0; raises where the start is wrong.
 
     Raises:
-        KeyboardInterrupt: either signal came.
+        Interrupted: either signal came.
         NumericError: a loss or a gradient is not finite; the last checkpoint is untouched.
         ParamsError: the batch does not divide over the processes.
     """
@@ -164,7 +164,7 @@ def fit(
                     save(done)
             if not validated(len(steps)):
                 validate(len(steps))
-    except KeyboardInterrupt:
+    except Interrupted:
         if done > start:
             save(done)
         raise
