@@ -85,6 +85,25 @@ def frontier(
 
 
 @app.command()
+def verify(
+    remote: Annotated[str | None, typer.Option(help="A DVC remote, to be read as well.", show_default=False)] = None,
+) -> None:
+    """Hash every output and every object of DVC's cache again, and name what is not what dvc.lock says."""
+    from prefdag import verify
+
+    count = 0
+    for line in verify.differences(remote):
+        typer.echo(line)
+        count += 1
+    if count:
+        raise PrefdagError(
+            f"{count} not as {verify.LOCK} says; `dvc checkout --force` brings outputs back from a sound cache, "
+            "`dvc fetch` or `dvc repro` what was removed from it"
+        )
+    typer.echo(f"everything that is here is as {verify.LOCK} says")
+
+
+@app.command()
 def sync() -> None:
     """Send to MLflow what could not be sent while the tracking server was away."""
     from prefdag.stage import set_environment
