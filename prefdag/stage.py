@@ -11,11 +11,13 @@ exit code. A test compares the arguments with the stage's `params` in dvc.yaml.
 """
 
 import argparse
+import ctypes
 import errno
 import gc
 import inspect
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -83,6 +85,7 @@ class stage:  # noqa: N801 - it is used as a decorator
             formatter_class=argparse.RawDescriptionHelpFormatter,
         ).parse_args()
         set_environment()
+        end_with_dvc()
         gc.set_threshold(100_000)  # importing torch makes objects for seconds, none of them garbage
         logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
         logging.getLogger("prefdag").setLevel(logging.INFO)
@@ -107,6 +110,13 @@ class stage:  # noqa: N801 - it is used as a decorator
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(0)
+
+
+def end_with_dvc() -> None:
+    """Under DVC: get SIGTERM when it dies, lest a killed `dvc repro` leave a trainer behind. On Linux alone."""
+    if "DVC_STAGE" in os.environ and sys.platform == "linux":
+        set_parent_death_signal = 1
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
 
 
 @contextmanager
