@@ -36,11 +36,11 @@ def contests(answers: pd.DataFrame, messages: Mapping[str, Messages]) -> pd.Data
         answers: as stage answer_text wrote them.
         messages: the dialogue of each prompt's id, whole.
     """
-    sides = {
-        model: part.set_index(KEYS)[["prompt_ids", "text", "ids", "tokens"]] for model, part in answers.groupby("model")
-    }
-    both = sides["reference"].join(sides["policy"], lsuffix="_reference", rsuffix="_policy", validate="one_to_one")
-    both = both.drop(columns="prompt_ids_policy").rename(columns={"prompt_ids_reference": "prompt_ids"}).reset_index()
+    columns = ["text", "ids", "tokens"]
+    reference, policy = (answers[answers["model"] == model] for model in ("reference", "policy"))
+    both = reference[[*KEYS, "prompt_ids", *columns]].merge(
+        policy[[*KEYS, *columns]], on=KEYS, suffixes=("_reference", "_policy"), validate="one_to_one"
+    )
     return both.assign(messages=both["id"].map(messages))
 
 
