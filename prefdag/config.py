@@ -432,13 +432,56 @@ class DpoImage:
 class EvaluateText:
     max_eval_rows: PositiveInt | None
     tokens_per_batch: PositiveInt
-    samples: Count  # held-out prompts answered by reference and policy
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class AnswerText:
+    prompts: PositiveInt | None  # held out
     max_new_tokens: PositiveInt
+    temperature: Positive
+    top_p: Annotated[float, Field(gt=0, le=1)]
+    batch_size: PositiveInt  # prompts at once
+    seed: Count
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class ImplicitJudge:
+    """The implicit reward of the pipeline's own policy, which is partial to it."""
+
+    kind: Literal["implicit"]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class RewardModelJudge:
+    """A model with one score for a conversation: a sequence-classification head, in safetensors."""
+
+    kind: Literal["reward_model"]
+    source: ModelSource
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class EndpointJudge:
+    """A chat model behind an OpenAI-compatible server; its key stands in the environment alone."""
+
+    kind: Literal["endpoint"]
+    url: Annotated[
+        str, Field(pattern=r"^https?://[^\s/@?#]+(/[^\s@?#]*)?$")
+    ]  # .../v1: no user, no query, which can be secrets
+    model: Text
+    max_tokens: PositiveInt  # of a verdict and its reasons
+    timeout: Positive  # seconds
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class JudgeText:
+    judge: Annotated[ImplicitJudge | RewardModelJudge | EndpointJudge, Field(discriminator="kind")]
+    tokens_per_batch: PositiveInt  # of the implicit judge
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Report:
     text_examples: Count  # held-out pairs shown
+    answers: Count  # prompts whose answers are shown
     image_examples: Count  # test images shown
 
 
@@ -466,6 +509,8 @@ class Params:
     dpo_text: DpoText
     dpo_image: DpoImage
     evaluate_text: EvaluateText
+    answer_text: AnswerText
+    judge_text: JudgeText
     report: Report
 
 

@@ -1,4 +1,4 @@
-"""Evaluate base, reference and policy: held-out pairs, eval sets, and answers to held-out prompts side by side."""
+"""Evaluate base, reference and policy on held-out pairs and eval sets."""
 
 from pathlib import Path
 
@@ -16,7 +16,6 @@ CROSS_ENTROPY = Path("reports/text/cross_entropy.csv")
 HELDOUT = Path("reports/text/pairs.csv")
 ROWS = Path("reports/text/rows.parquet")
 CHOICES = Path("reports/text/choices.parquet")
-SAMPLES = Path("reports/text/samples.json")
 
 
 @stage
@@ -25,34 +24,25 @@ def main(
 ) -> None:
     import pandas as pd
 
-    from prefdag.data.chat import positions
+    from prefdag.data.chat import ChatTokenizer, positions
     from prefdag.data.evals import read_eval_sets, spoken
     from prefdag.dpo import health
     from prefdag.dpo.preference import Preference
     from prefdag.text import choices, evaluate
     from prefdag.text import model as lm
     from prefdag.text.eval_rows import eval_groups
-    from prefdag.text.generate import load_duo
     from prefdag.text.logps import score
     from prefdag.text.rows import chosen_groups, pair_rows, read_split
 
     budget = evaluate_text.tokens_per_batch
     test = read_split(PAIRS, "test")
-    duo = load_duo(REFERENCE, POLICY, format_pairs.template)
+    tokenizer = ChatTokenizer(REFERENCE, format_pairs.template)
     questions = {name: rows[: evaluate_text.max_eval_rows] for name, rows in read_eval_sets(EVALS).items()}
     texts = spoken(questions)
     sources = {name: [row.source for row in rows] for name, rows in texts.items()}
-    sets = {name: eval_groups(rows, duo.tokenizer, format_pairs) for name, rows in texts.items()}
+    sets = {name: eval_groups(rows, tokenizer, format_pairs) for name, rows in texts.items()}
     tasks = {name: task for name, task in choices.TASKS.items() if name in questions}
-    asked = {name: task.groups(questions[name], duo.tokenizer, positions(BASE)) for name, task in tasks.items()}
-
-    samples = []
-    shown = test.head(evaluate_text.samples)
-    for name, prompt_ids in zip(shown["id"], shown["prompt_ids"], strict=True):
-        answers = duo.continuations(prompt_ids, evaluate_text.max_new_tokens)
-        prompt = duo.tokenizer.decode(prompt_ids)
-        samples.append({"id": name, "prompt": prompt, **dict(zip(("reference", "policy"), answers, strict=True))})
-    del duo
+    asked = {name: task.groups(questions[name], tokenizer, positions(BASE)) for name, task in tasks.items()}
 
     models = lm.load_models(REFERENCE, POLICY)
     heldout, kl = evaluate.score_heldout(models, pair_rows(test), budget)
@@ -89,9 +79,8 @@ def main(
         pd.concat(rows).to_parquet(temporary, index=False)
     with writing(CHOICES) as temporary:
         pd.concat([pd.DataFrame(columns=["set", "model", "source"]), *picked]).to_parquet(temporary, index=False)
-    for path, value in ((SAMPLES, samples), (METRICS, metrics)):
-        with writing(path) as temporary:
-            write_json(temporary, value)
+    with writing(METRICS) as temporary:
+        write_json(temporary, metrics)
 
 
 if __name__ == "__main__":

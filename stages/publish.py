@@ -11,7 +11,12 @@ from prefdag.config import Params
 from prefdag.publishing import publish
 from prefdag.stage import stage
 
-METRICS = {"text": Path("reports/text/metrics.json"), "image": Path("reports/image/metrics.json")}
+METRICS = {
+    "text": Path("reports/text/metrics.json"),
+    "answers": Path("reports/text/answers.json"),
+    "win_rate": Path("reports/text/win_rate.json"),
+    "image": Path("reports/image/metrics.json"),
+}
 CURVES = {
     "sft_ref": (Path("models/reference/history.csv"), Path("models/reference/validation.csv")),
     "resnet_warmup": (Path("models/resnet_reference/history.csv"), Path("models/resnet_reference/validation.csv")),

@@ -21,7 +21,10 @@ DPO_IMAGE = Path("models/dpo_image")
 CONTROL_IMAGE = Path("models/control_image")
 TEXT_METRICS = Path("reports/text/metrics.json")
 HELDOUT_PAIRS = Path("reports/text/pairs.csv")
-SAMPLES = Path("reports/text/samples.json")
+ANSWERS = Path("reports/text/answers.parquet")
+STATISTICS = Path("reports/text/answers.json")
+VERDICTS = Path("reports/text/verdicts.parquet")
+WIN_RATE = Path("reports/text/win_rate.json")
 IMAGE_METRICS = Path("reports/image/metrics.json")
 PREDICTIONS = Path("reports/image/predictions.csv")
 CLASSES = Path("reports/image/classes.csv")
@@ -34,6 +37,7 @@ CARD = Path("reports/model_card.md")
 @stage
 def main(params: Params) -> None:
     from prefdag.report import card, page
+    from prefdag.report.answers import read_answers
     from prefdag.report.results import Results, read_image, read_images_dataset, read_pairs_dataset, read_text
 
     key = read_json(REF_LOGPS_KEY)
@@ -42,7 +46,7 @@ def main(params: Params) -> None:
         text=read_text(
             metrics=TEXT_METRICS,
             pairs=HELDOUT_PAIRS,
-            samples=SAMPLES,
+            answers=read_answers(rows=ANSWERS, statistics=STATISTICS, verdicts=VERDICTS, win_rate=WIN_RATE),
             rows=PAIRS / "test.parquet",
             messages=VALIDATED_PAIRS,
             sft=REFERENCE,

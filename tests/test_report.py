@@ -7,6 +7,7 @@ import re
 import shutil
 from base64 import b64decode
 from collections import Counter
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from math import log
@@ -28,6 +29,7 @@ from prefdag.errors import DataError
 from prefdag.image import evaluate
 from prefdag.report import calibration, card, figures, image_figures, words
 from prefdag.report.page import excerpt
+from prefdag.text import answers
 from stages import report
 
 HOSTILE = "<script>alert(1)</script><img src=http://evil.example/x onerror=alert(2)> & </article>"
@@ -140,6 +142,27 @@ def write_formatted(folder: Path) -> None:
     pd.DataFrame(rows, columns=["source", "column", "change", "reason"]).to_csv(folder / "changes.csv", index=False)
 
 
+def write_answers(folder: Path, ids: list[str], texts: dict[str, list[str]]) -> None:
+    """What answer_text and judge_text leave of two prompts: both answers, whatever the decoding."""
+    prompts = pd.DataFrame({"id": ids, "prompt": [f"Bake bread! {HOSTILE}", "plain text"]})
+    table = pd.concat(
+        [
+            answers.rows(prompts.assign(decoding=decoding, model=model), said, [[5, 6, 7, 8, 9], [5, 0]], 0)
+            for decoding in ("greedy", "sampled")
+            for model, said in texts.items()
+        ],
+        ignore_index=True,
+    )
+    table.to_parquet(folder / "answers.parquet")
+    write_json(folder / "answers.json", answers.statistics(table))
+    verdicts = table[["id", "decoding"]].drop_duplicates().assign(outcome=["win", "unread", "loss", "tie"])
+    verdicts.to_parquet(folder / "verdicts.parquet")
+    counts = {"n": 1, "wins": 1, "ties": 0, "losses": 0, "unread": 1}
+    rate = {"win_rate": 1.0, "win_rate_low": 0.6034, "win_rate_high": 1.0}
+    controlled = {f"length_controlled{end}": 0.5 for end in ("", "_low", "_high")}
+    write_json(folder / "win_rate.json", {"implicit": {"greedy": counts | rate, "sampled": counts | rate | controlled}})
+
+
 def share(value: float, spread: float) -> dict[str, float]:
     return {"accuracy": value, "accuracy_low": max(0.0, value - spread), "accuracy_high": min(1.0, value + spread)}
 
@@ -217,13 +240,7 @@ def write_inputs(folder: Path) -> None:
     models = ("base", "reference", "policy")
     choices = {"truthfulqa": dict.fromkeys(models, picked), "winogrande": dict.fromkeys(models, accuracy)}
     write_json(text / "metrics.json", sets | {"choices": choices})
-    write_json(
-        text / "samples.json",
-        [
-            {"id": ids[0], "prompt": conversation, "reference": texts[0], "policy": HOSTILE},
-            {"id": ids[1], "prompt": "plain text", "reference": "", "policy": texts[2]},
-        ],
-    )
+    write_answers(text, ids[:2], {"reference": [texts[0], ""], "policy": [HOSTILE, texts[2]]})
     image = folder / "reports/image"
     image.mkdir(parents=True)
     labels = np.arange(N_IMAGES) % 10
@@ -746,7 +763,6 @@ def test_page_stands_what_other_runs_leave(here: Path, params: Params) -> None:
     """No changed picture, no sample, one validation, a history without rewards, one held-out pair, a tie."""
     predictions = pd.read_csv("reports/image/predictions.csv")
     predictions.assign(policy=predictions["reference"]).to_csv("reports/image/predictions.csv", index=False)
-    write_json(Path("reports/text/samples.json"), [])
     for path in Path("models").glob("*/validation.csv"):
         pd.read_csv(path)[["step", "loss"]][:1].to_csv(path, index=False)
     for path in Path("models").glob("*/history.csv"):
@@ -754,10 +770,10 @@ def test_page_stands_what_other_runs_leave(here: Path, params: Params) -> None:
     pd.read_csv("reports/text/pairs.csv", dtype={"id": str})[:1].assign(
         margin=0.0, reward_chosen=0.0, reward_rejected=0.0
     ).to_csv("reports/text/pairs.csv", index=False)
-    report.main.main(params)
+    report.main.main(replace(params, report=replace(params.report, answers=0)))
     page = Page(Path("reports/index.html").read_text("utf-8"))
     assert "policy and reference predict the same class for every test image" in page.text
-    assert "None were generated" in page.text
+    assert "None are shown" in page.text
     assert not [a for tag, a in page.tags if tag == "img"]
     assert "a tie" in page.text
 

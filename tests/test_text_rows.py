@@ -401,7 +401,7 @@ def test_unpaired_responses_are_learnt_from_and_evaluated(
         folder = Path("data/raw/evals") / target
         folder.mkdir(parents=True)
         shutil.copy(root / "evals" / name, folder)
-    config = EvaluateText(max_eval_rows=2, tokens_per_batch=200, samples=1, max_new_tokens=2)
+    config = EvaluateText(max_eval_rows=2, tokens_per_batch=200)
     monkeypatch.setattr(choices, "PRIMER", "Q: Who?\nA: She.")  # the tiny model's window is small
     evaluate_text.main.main(0.5, loss, OPTIONS, FORMAT, config)
 

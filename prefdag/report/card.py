@@ -6,7 +6,7 @@ Every number comes from the artefacts, through the same functions as the page's.
 from typing import Any
 
 from prefdag.config import Full, HubSource, Lora, Loss, Params, PypiSource, Source
-from prefdag.report import words
+from prefdag.report import answers, words
 from prefdag.report.page import SETS, environment
 from prefdag.report.provenance import source_name
 from prefdag.report.results import Results
@@ -38,6 +38,9 @@ def render(results: Results, params: Params) -> str:
             licence=licence,
             text=text,
             unit="pairs" if words.is_paired(text) else "responses",
+            n_prompts=results.text.answers.statistics["n_prompts"],
+            statistics=answers.statistics(results.text.answers.statistics),
+            win_rate=answers.sentence(results.text.answers.win_rate),
             accuracy=Estimate.of(rewards, "accuracy"),
             text_verdict=words.text_verdict(text),
             image=results.image.metrics,

@@ -16,7 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from prefdag.config import Params, flatten
-from prefdag.report import calibration, figures, gate, image_figures, provenance, words
+from prefdag.report import answers, calibration, figures, gate, image_figures, provenance, words
 from prefdag.report.figures import Line
 from prefdag.report.results import ImageTrack, Results, Run, TextTrack
 from prefdag.report.words import Estimate
@@ -111,6 +111,7 @@ def render(results: Results, params: Params) -> str:
             text_margins=text_margins(results.text),
             cross_entropy=cross_entropy_table(results.text.metrics),
             choices=choices_table(results.text.metrics),
+            answers=answers.view(results.text.answers, params.report.answers),
             examples=examples(results.text.pairs, params.report.text_examples),
             image=results.image,
             image_verdict=words.image_verdict(results.image.metrics),

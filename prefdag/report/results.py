@@ -11,6 +11,7 @@ import pandas as pd
 from prefdag.artifacts import read_json
 from prefdag.dpo import health
 from prefdag.errors import DataError
+from prefdag.report.answers import Answers
 
 SPLITS = ("train", "val", "test")
 TEXT = ("id", "class", "true", "predicted")  # columns of names, also where one looks like a number or says "NA"
@@ -30,7 +31,7 @@ class TextTrack:
 
     metrics: Mapping[str, Any]
     pairs: pd.DataFrame
-    samples: list[dict[str, Any]]
+    answers: Answers
     sft: Run
     dpo: Run
     health: health.Verdict
@@ -97,7 +98,7 @@ class Results:
 
 
 def read_text(
-    *, metrics: Path, pairs: Path, samples: Path, rows: Path, messages: Path, sft: Path, dpo: Path
+    *, metrics: Path, pairs: Path, answers: Answers, rows: Path, messages: Path, sft: Path, dpo: Path
 ) -> TextTrack:
     """The text track; `rows` is the test split as tokenised, `messages` the validated pairs. Raises `DataError`."""
     rewards = read_csv(pairs)
@@ -109,7 +110,7 @@ def read_text(
     return TextTrack(
         metrics=read_json(metrics),
         pairs=joined,
-        samples=read_json(samples),
+        answers=answers,
         sft=read_run(sft),
         dpo=read_run(dpo),
         health=health.read(dpo / "health.json"),

@@ -1,0 +1,58 @@
+"""Let reference and policy answer held-out prompts, greedily and sampled, and count what their answers are like."""
+
+from pathlib import Path
+
+from prefdag.artifacts import write_json, writing
+from prefdag.config import AnswerText, FormatPairs
+from prefdag.stage import stage
+
+PAIRS = Path("data/pairs")
+REFERENCE = Path("models/reference")
+POLICY = Path("models/dpo_text")
+ANSWERS = Path("reports/text/answers.parquet")
+STATISTICS = Path("reports/text/answers.json")
+
+
+@stage
+def main(format_pairs: FormatPairs, answer_text: AnswerText) -> None:
+    import pandas as pd
+
+    from prefdag.text import answers
+    from prefdag.text.decoding import continuations
+    from prefdag.text.generate import load_duo
+    from prefdag.text.rows import read_split
+
+    duo = load_duo(REFERENCE, POLICY, format_pairs.template)
+    eos_id = duo.tokenizer.eos_id
+    test = read_split(PAIRS, "test")
+    # Several pairs can have one prompt; its answers count once.
+    prompts = test[~test["prompt_ids"].map(tuple).duplicated()][["id", "prompt_ids"]][: answer_text.prompts]
+    ids = [each.tolist() for each in prompts["prompt_ids"]]
+    prompts = prompts.assign(prompt_ids=ids, prompt=[duo.tokenizer.decode(each) for each in ids])
+
+    parts = []
+    for decoding, sampling in (("greedy", None), ("sampled", (answer_text.temperature, answer_text.top_p))):
+        for name, model in duo.models._asdict().items():
+            said = continuations(
+                model,
+                ids,
+                max_new_tokens=answer_text.max_new_tokens,
+                eos_id=eos_id,
+                batch_size=answer_text.batch_size,
+                name=f"{decoding}, {name}",
+                sampling=sampling,
+                # Both models draw with the same noise: an unchanged policy says the same, and luck cancels out.
+                seeds=[[answer_text.seed, *key.encode()] for key in prompts["id"]],
+            )
+            texts = [duo.tokenizer.decode(each[:-1] if each[-1] == eos_id else each) for each in said]
+            parts.append(answers.rows(prompts.assign(decoding=decoding, model=name), texts, said, eos_id))
+    table = pd.concat(parts, ignore_index=True)
+
+    with writing(ANSWERS) as temporary:
+        table.to_parquet(temporary, index=False)
+    with writing(STATISTICS) as temporary:
+        write_json(temporary, answers.statistics(table))
+
+
+if __name__ == "__main__":
+    main.run()

@@ -1,0 +1,47 @@
+"""Judge the policy's answers against the reference's: verdicts, and the win rate with its interval."""
+
+import hashlib
+from pathlib import Path
+
+from prefdag.artifacts import scratch, write_json, writing
+from prefdag.config import EndpointJudge, ImplicitJudge, JudgeText, Loss, LossOptions, RewardModelJudge
+from prefdag.stage import stage
+
+MESSAGES = Path("data/validated/pairs.parquet")
+REFERENCE = Path("models/reference")
+POLICY = Path("models/dpo_text")
+ANSWERS = Path("reports/text/answers.parquet")
+VERDICTS = Path("reports/text/verdicts.parquet")
+WIN_RATE = Path("reports/text/win_rate.json")
+
+
+@stage
+def main(beta: float, loss: Loss, loss_options: LossOptions, judge_text: JudgeText) -> None:
+    import pandas as pd
+
+    from prefdag.dpo.preference import Preference
+    from prefdag.text import endpoint, judge
+    from prefdag.text.model import load_models
+
+    dialogues = pd.read_parquet(MESSAGES, columns=["id", "prompt"])
+    messages = dict(zip(dialogues["id"], dialogues["prompt"], strict=True))
+    pairs = judge.contests(pd.read_parquet(ANSWERS), messages)
+    match judge_text.judge:
+        case ImplicitJudge():
+            preference = Preference(loss, beta, loss_options, {})
+            verdicts = judge.implicit(pairs, load_models(REFERENCE, POLICY), preference, judge_text.tokens_per_batch)
+        case RewardModelJudge(source=source):
+            pinned = hashlib.sha256(repr(source).encode()).hexdigest()[:16]
+            verdicts = judge.reward_model(pairs, judge.fetch_reward_model(source, scratch("reward_models", pinned)))
+        case EndpointJudge() as config:
+            verdicts = endpoint.judge(pairs, endpoint.Endpoint(config, endpoint.key_from_environment()))
+    # By kind: what one judge says is not to be compared with what another one does.
+    found = {judge_text.judge.kind: judge.win_rates(pairs, verdicts)}
+    with writing(VERDICTS) as temporary:
+        verdicts.to_parquet(temporary, index=False)
+    with writing(WIN_RATE) as temporary:
+        write_json(temporary, found)
+
+
+if __name__ == "__main__":
+    main.run()

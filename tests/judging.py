@@ -1,0 +1,27 @@
+"""What tests of judges share: contests by hand."""
+
+import pandas as pd
+
+from prefdag.text import answers, judge
+
+EOS = 0
+
+
+def contests_of(texts: list[tuple[str, str]], decoding: str = "greedy") -> pd.DataFrame:
+    """Contests of (reference, policy) texts to prompts p0, p1, ...; a text's ids are its characters, from 1 on, and EOS."""
+    prompts = pd.DataFrame({"id": [f"p{i}" for i in range(len(texts))], "prompt_ids": [[5, 6, 7]] * len(texts)})
+
+    def ids(text: str) -> list[int]:
+        return [*(1 + ord(c) % 60 for c in text), EOS]
+
+    table = pd.concat(
+        answers.rows(
+            prompts.assign(decoding=decoding, model=model, prompt="Hi"),
+            [pair[side] for pair in texts],
+            [ids(pair[side]) for pair in texts],
+            EOS,
+        )
+        for side, model in enumerate(("reference", "policy"))
+    )
+    messages = {key: [{"role": "user", "content": f"Say {key}"}] for key in prompts["id"]}
+    return judge.contests(table, messages)

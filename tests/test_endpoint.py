@@ -1,0 +1,287 @@
+"""A judge behind a server, good and bad: what it is asked, what is made of its replies, and that nobody learns the key."""
+
+import json
+import logging
+import socket
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pandas as pd
+import pytest
+from judging import contests_of
+
+from prefdag.artifacts import write_json
+from prefdag.config import EndpointJudge, LossOptions, load_params
+from prefdag.errors import ParamsError, SourceError
+from prefdag.text import endpoint, judge
+from prefdag.text.endpoint import Endpoint
+from stages import judge_text
+
+CANARY = "sk-canary-0123456789"
+PAIRS = contests_of([("a stone", "a rose"), ("x", "y"), ("same", "same")])
+Reply = Callable[[dict[str, Any]], tuple[int, Any]]
+
+
+def said(text: str | None) -> tuple[int, Any]:
+    return 200, {"choices": [{"message": {"role": "assistant", "content": text}}]}
+
+
+def prefers(word: str) -> Reply:
+    """A judge that likes the answer with this word, and ties without it."""
+
+    def reply(body: dict[str, Any]) -> tuple[int, Any]:
+        first, second = body["messages"][-1]["content"].split("[Start of Assistant B's response]")
+        return said(f"I think ... [[{'A' if word in first else 'B' if word in second else 'C'}]]")
+
+    return reply
+
+
+class Server:
+    """A fake server: `reply` answers; `asked` are the bodies, `headers` and `paths` what came with them."""
+
+    def __init__(self) -> None:
+        self.reply: Reply = prefers("rose")
+        self.asked: list[dict[str, Any]] = []
+        self.headers: list[dict[str, str]] = []
+        self.paths: list[str] = []
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                outer.asked.append(body)
+                outer.headers.append(dict(self.headers))
+                outer.paths.append(self.path)
+                status, value = outer.reply(body)
+                data = value if isinstance(value, bytes) else json.dumps(value).encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(data)))
+                if 300 <= status < 400:
+                    self.send_header("Location", "/elsewhere")
+                self.end_headers()
+                self.wfile.write(data)
+
+            def log_message(self, *_: Any) -> None: ...
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.http.server_address[1]}/v1"
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A running server; the project is an empty folder, retries are at once."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    monkeypatch.setattr(endpoint, "BACKOFF", 0.01)
+    monkeypatch.setattr(endpoint, "RETRIES", 2)
+    found = Server()
+    thread = Thread(target=found.http.serve_forever, args=(0.05,), daemon=True)
+    thread.start()
+    yield found
+    found.http.shutdown()
+    found.http.server_close()
+
+
+def at(server: Server, key: str | None = None, **changes: Any) -> Endpoint:
+    options = {"url": server.url, "model": "m", "max_tokens": 32, "timeout": 5.0} | changes
+    return Endpoint(EndpointJudge(kind="endpoint", **options), key)
+
+
+def test_both_orders_are_asked_and_equal_answers_are_not(server: Server) -> None:
+    found = judge_all(server)
+    assert found["outcome"].tolist() == ["win", "tie", "tie"]
+    assert found["policy_first"].tolist() == ["policy", "tie", "tie"]
+    assert found["reference_first"].tolist() == ["policy", "tie", "tie"]
+    assert found["policy_first_reply"][0] == "I think ... [[A]]"
+    assert found["reference_first_reply"][0] == "I think ... [[B]]"
+    assert len(server.asked) == 4
+    assert set(server.paths) == {"/v1/chat/completions"}
+    body = server.asked[0]
+    assert (body["model"], body["temperature"], body["max_tokens"]) == ("m", 0, 32)
+    read = [each["messages"][-1]["content"] for each in server.asked[:2]]
+    assert "user: Say p0" in read[0]
+    assert read[0].index("a rose") < read[0].index("a stone")
+    assert read[1].index("a stone") < read[1].index("a rose")
+    assert "Authorization" not in server.headers[0]
+
+
+def judge_all(server: Server, **options: Any) -> pd.DataFrame:
+    return endpoint.judge(PAIRS, at(server, **options))
+
+
+def test_a_judge_that_goes_by_place_sees_no_winner(server: Server) -> None:
+    server.reply = lambda body: said("[[A]]")
+    found = judge_all(server)
+    assert found["outcome"].tolist() == ["tie"] * 3
+    assert found["reference_first"].tolist()[:2] == ["reference", "reference"]
+    assert judge.win_rates(PAIRS, found)["greedy"]["win_rate"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        ("policy", "policy", "win"),
+        ("reference", "reference", "loss"),
+        ("policy", "reference", "tie"),
+        ("reference", "policy", "tie"),
+        ("policy", "tie", "tie"),
+        ("tie", "reference", "tie"),
+        ("tie", "tie", "tie"),
+        ("policy", "unread", "unread"),
+        ("unread", "unread", "unread"),
+    ],
+)
+def test_two_orders_make_one_outcome(one: str, other: str, expected: str) -> None:
+    assert endpoint.outcome(one, other) == expected
+
+
+def test_the_last_verdict_counts() -> None:
+    assert endpoint.verdict('It says "[[A]]" itself, so [[B]]', "x", "y") == "y"
+    assert [endpoint.verdict(text, "x", "y") for text in ("", "[A]", "[[D]]", "both")] == ["unread"] * 4
+
+
+def test_what_cannot_be_read_is_counted_and_kept(server: Server) -> None:
+    answers = iter([said("I like both."), said(None), said("[[A]]"), said("[[B]]")])
+    server.reply = lambda body: next(answers)
+    found = judge_all(server)
+    assert found["outcome"].tolist() == ["unread", "win", "tie"]
+    assert found["policy_first_reply"].tolist()[:2] == ["I like both.", "[[A]]"]
+    rates = judge.win_rates(PAIRS, found)["greedy"]
+    assert (rates["n"], rates["unread"], rates["win_rate"]) == (2, 1, 0.75)
+
+
+def test_a_busy_server_is_asked_again(server: Server) -> None:
+    answers = iter([(429, {}), (503, {}), said("[[A]]"), (500, {}), said("[[B]]"), said("[[C]]"), said("[[C]]")])
+    server.reply = lambda body: next(answers)
+    assert judge_all(server)["outcome"].tolist() == ["win", "tie", "tie"]
+    assert len(server.asked) == 7
+
+
+def test_nothing_is_asked_twice_after_a_failure(server: Server) -> None:
+    answers = iter([said("[[A]]"), said("[[B]]"), said("[[A]]")])
+    server.reply = lambda body: next(answers, (400, {}))
+    with pytest.raises(SourceError, match=r"answers with status 400; check url and model.* kept for the next run"):
+        judge_all(server)
+    assert len(server.asked) == 4
+    server.reply = lambda body: said("[[A]]")
+    assert judge_all(server)["outcome"].tolist() == ["win", "tie", "tie"]
+    assert len(server.asked) == 5
+    judge_all(server)
+    assert len(server.asked) == 5
+    judge_all(server, model="another")
+    judge_all(server, max_tokens=33)
+    assert len(server.asked) == 5 + 4 + 4
+
+
+@pytest.mark.parametrize(
+    ("reply", "message"),
+    [
+        ((401, {"error": CANARY}), r"status 401; set PREFDAG_JUDGE_KEY"),
+        ((404, {}), r"status 404; check url \(it ends before /chat/completions\) and model"),
+        ((429, {}), r"status 429; it is out of quota"),
+        ((302, {}), r"status 302"),
+        ((200, b"<html>hello</html>"), r"another form than /chat/completions has; check url"),
+        ((200, []), "another form"),
+        ((200, {"choices": []}), "another form"),
+        ((200, {"choices": [{"message": {"content": [1]}}]}), "another form"),
+        ((200, b"\xff\xfe"), "another form"),
+    ],
+)
+def test_a_bad_server_is_one_line(reply: tuple[int, Any], message: str, server: Server) -> None:
+    server.reply = lambda body: reply
+    with pytest.raises(SourceError, match=message) as caught:
+        endpoint.judge(PAIRS, at(server, CANARY))
+    assert str(caught.value).startswith(f"params.yaml: judge_text.judge.url: {server.url}/chat/completions ")
+    assert "\n" not in str(caught.value)
+    assert CANARY not in repr(caught.value)
+    assert "/elsewhere" not in server.paths
+    assert not list(Path(".prefdag").rglob("*.json"))
+
+
+def test_a_dead_server_is_one_line(server: Server) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
+    with pytest.raises(SourceError, match=r"cannot be reached \(connection refused\); start it, or check url"):
+        judge_all(server, url=url)
+
+
+def test_a_server_that_hangs_is_given_up(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoint, "RETRIES", 1)
+    server.reply = lambda body: time.sleep(1) or said("[[A]]")
+    with pytest.raises(SourceError, match=r"cannot be reached \(timed out\)"):
+        judge_all(server, timeout=0.2)
+
+
+@pytest.mark.parametrize("key", ["sk a", "sk\nX-Other: 1", "schlüssel", "sk\x00"])
+def test_a_key_that_is_none_is_refused_without_showing_it(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "\x00" in key:
+        monkeypatch.setattr(endpoint.os, "environ", {endpoint.KEY: key})
+    else:
+        monkeypatch.setenv(endpoint.KEY, key)
+    with pytest.raises(ParamsError) as caught:
+        endpoint.key_from_environment()
+    assert str(caught.value).startswith("PREFDAG_JUDGE_KEY: ")
+    assert key not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url", ["https://me:secret@host/v1", "https://host/v1?key=x", "host/v1", "ftp://host", "https://"]
+)
+def test_an_address_with_secrets_or_without_a_scheme_is_refused(url: str, root: Path, tmp_path: Path) -> None:
+    old = "judge: {kind: implicit}"
+    text = (root / "params.yaml").read_text("utf-8")
+    assert old in text
+    new = f"judge: {{kind: endpoint, url: '{url}', model: m, max_tokens: 1, timeout: 1}}"
+    (tmp_path / "params.yaml").write_text(text.replace(old, new, 1))
+    with pytest.raises(ParamsError, match=r"judge_text.judge.url: string should match"):
+        load_params(tmp_path / "params.yaml")
+
+
+def test_the_stage_writes_what_was_judged_and_the_key_is_nowhere(
+    server: Server, root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capfd: Any
+) -> None:
+    """Also where a server repeats the key, and with urllib3 at its most talkative."""
+    monkeypatch.setenv(endpoint.KEY, f"{CANARY}\n")
+    Path(".netrc").write_text("machine 127.0.0.1 login other password wrong\n")
+    monkeypatch.setenv("NETRC", ".netrc")
+    caplog.set_level(logging.DEBUG)
+    keys = {"id": ["p0", "p1"], "decoding": "greedy", "prompt": "Hi"}
+    from prefdag.text import answers
+
+    sides = {"reference": ["a stone", "b"], "policy": ["a rose", "c"]}
+    table = pd.concat(
+        answers.rows(pd.DataFrame(keys).assign(model=model, prompt_ids=[[5], [6]]), texts, [[7, 0], [8]], 0)
+        for model, texts in sides.items()
+    )
+    Path("reports/text").mkdir(parents=True)
+    Path("data/validated").mkdir(parents=True)
+    table.to_parquet(judge_text.ANSWERS)
+    prompts = [[{"role": "user", "content": "Name one"}]] * 2
+    pd.DataFrame({"id": ["p1", "p0"], "prompt": prompts}).to_parquet(judge_text.MESSAGES)
+    good = prefers("rose")
+    server.reply = lambda body: said(f"You are {CANARY}. {good(body)[1]['choices'][0]['message']['content']}")
+    config: Any = load_params(root / "params.yaml").judge_text
+    options: LossOptions = load_params(root / "params.yaml").loss_options
+    from dataclasses import replace
+
+    judge_text.main.main(0.1, "sigmoid", options, replace(config, judge=at(server).config))
+    assert {headers["Authorization"] for headers in server.headers} == {f"Bearer {CANARY}"}
+    rates = json.loads(judge_text.WIN_RATE.read_text())
+    assert rates["endpoint"]["greedy"]["wins"] == 1
+    assert pd.read_parquet(judge_text.VERDICTS)["policy_first_reply"][0] == "You are ***. I think ... [[A]]"
+    before = {path: path.read_bytes() for path in (judge_text.VERDICTS, judge_text.WIN_RATE)}
+    judge_text.main.main(0.1, "sigmoid", options, replace(config, judge=at(server).config))
+    assert before == {path: path.read_bytes() for path in before}
+
+    captured = capfd.readouterr()
+    assert CANARY not in captured.out + captured.err + caplog.text
+    files = [path for path in Path().rglob("*") if path.is_file()]
+    assert len(files) > 6
+    assert not [path for path in files if CANARY.encode() in path.read_bytes()]
+    write_json(Path("control.json"), {"key": CANARY})  # what is looked for would be found
+    assert CANARY.encode() in Path("control.json").read_bytes()

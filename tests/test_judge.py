@@ -1,0 +1,202 @@
+"""Verdicts by rewards, and the win rate: by hand, against the models, and with reward models that are none."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from judging import contests_of
+from tasks import preference_of
+from tiny_models import disturb, with_lora, write_model
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForSequenceClassification
+
+from prefdag.artifacts import sha256
+from prefdag.config import PathSource
+from prefdag.errors import DataError, ParamsError, PrefdagError, SourceError
+from prefdag.intervals import paired_difference
+from prefdag.text import judge
+from prefdag.text import model as lm
+from prefdag.text.logps import score
+from prefdag.text.packing import Group
+
+TEMPLATE = "{% for m in messages %}{{ m['role'] }} {{ m['content'] }} </s> {% endfor %}"
+WORDS = ["</s>", "<unk>", "user", "assistant", "Say", "good", "bad", "p0", "p1", "p2", "a", "b"]
+
+
+def verdicts_of(outcomes: list[str], decoding: str = "greedy") -> pd.DataFrame:
+    keys = {"id": [f"p{i}" for i in range(len(outcomes))], "decoding": decoding}
+    return pd.DataFrame({**keys, "outcome": outcomes})
+
+
+# The win rate
+
+
+def test_win_rate_by_hand() -> None:
+    """Five wins, two ties, one loss, one unread: 6 of 8. Half of Tango's interval of 5 - 1 of 8, and one half."""
+    outcomes = ["win"] * 5 + ["tie", "tie", "loss", "unread"]
+    pairs = contests_of([("a", "ab")] * 4 + [("ab", "a")] * 3 + [("a", "b")] * 2)
+    found = judge.win_rates(pairs, verdicts_of(outcomes))["greedy"]
+    counts = {name: found[name] for name in ("n", "wins", "ties", "losses", "unread")}
+    assert counts == {"n": 8, "wins": 5, "ties": 2, "losses": 1, "unread": 1}
+    assert found["win_rate"] == 0.75
+    low, high = paired_difference(5, 1, 8)
+    assert (found["win_rate_low"], found["win_rate_high"]) == ((1 + low) / 2, (1 + high) / 2)
+    assert 0.4 < found["win_rate_low"] < 0.75 < found["win_rate_high"] < 1
+    # Longer in four (all won), shorter in three (1, 0.5, 0.5), as long in one that was read (lost).
+    assert found["length_controlled"] == pytest.approx(7 / 8 * (1 + 2 / 3) / 2 + 1 / 8 * 0)
+
+
+@pytest.mark.parametrize("swap", [{"win": "loss", "loss": "win", "tie": "tie"}])
+def test_the_other_way_round_it_is_one_minus(swap: dict[str, str]) -> None:
+    outcomes = ["win", "win", "tie", "loss", "win"]
+    texts = [("a", "ab"), ("ab", "a"), ("a", "b"), ("a", "abc"), ("abc", "a")]
+    one = judge.win_rates(contests_of(texts), verdicts_of(outcomes))["greedy"]
+    other = judge.win_rates(contests_of([t[::-1] for t in texts]), verdicts_of([swap[o] for o in outcomes]))["greedy"]
+    for name, mirror in (("win_rate", "win_rate"), ("win_rate_low", "win_rate_high"), ("length_controlled",) * 2):
+        assert one[name] == pytest.approx(1 - other[mirror])
+
+
+def test_a_clean_sweep_is_no_certainty() -> None:
+    for outcome, ends in (("win", (0.6, 1.0)), ("loss", (0.0, 0.4)), ("tie", (0.3, 0.7))):
+        found = judge.win_rates(contests_of([("a", "b")] * 10), verdicts_of([outcome] * 10))["greedy"]
+        assert ends[0] <= found["win_rate_low"] < found["win_rate_high"] <= ends[1]
+        assert "length_controlled" not in found
+
+
+def test_decodings_are_counted_apart() -> None:
+    pairs = pd.concat([contests_of([("a", "b")] * 2), contests_of([("a", "b")] * 3, "sampled")])
+    said = pd.concat([verdicts_of(["win", "win"]), verdicts_of(["loss", "loss", "tie"], "sampled")])
+    found = judge.win_rates(pairs, said)
+    assert {name: (rate["n"], rate["win_rate"]) for name, rate in found.items()} == {
+        "greedy": (2, 1.0),
+        "sampled": (3, pytest.approx(1 / 6)),
+    }
+
+
+def test_a_judge_that_nobody_can_read_is_an_error() -> None:
+    with pytest.raises(PrefdagError, match=r"none of 2 verdicts on greedy answers can be read; take another model"):
+        judge.win_rates(contests_of([("a", "b")] * 2), verdicts_of(["unread"] * 2))
+
+
+def test_the_higher_reward_wins_and_the_same_answer_ties() -> None:
+    pairs = contests_of([("a", "b"), ("a", "b"), ("a", "b"), ("a", "a")])
+    found = judge.by_rewards(pairs, np.array([0.0, 1.0, 2.0, 1.0]), np.array([0.5, -1.0, 2.0, 1.0 + 1e-7]))
+    assert found["outcome"].tolist() == ["win", "loss", "tie", "tie"]
+    assert found["id"].tolist() == ["p0", "p1", "p2", "p3"]
+
+
+# Implicit rewards
+
+
+def test_implicit_rewards_are_beta_times_the_log_ratio(tmp_path: Path) -> None:
+    """From `logps.score`, one response at a time; and the mean over tokens where the loss takes that."""
+    folder = write_model(tmp_path / "llama", "llama")
+    policy = with_lora(folder)
+    disturb(policy)
+    both = lm.Models(lm.Unadapted(policy), policy)
+    pairs = contests_of([("ab", "c"), ("d", "efg"), ("hh", "hh")])
+    found = judge.implicit(pairs, both, preference_of("sigmoid", beta=0.5), 40)
+    mean = judge.implicit(pairs, both, preference_of("sigmoid", beta=0.5, reduction="mean"), 40)
+    for side in ("reference", "policy"):
+        groups = [
+            Group(list(prompt), (list(ids),))
+            for prompt, ids in zip(pairs["prompt_ids"], pairs[f"ids_{side}"], strict=True)
+        ]
+        ratio = 0.5 * (score(policy, groups, 100, "") - score(both.reference, groups, 100, ""))
+        assert found[f"reward_{side}"].tolist() == pytest.approx(ratio.tolist(), abs=1e-5)
+        lengths = pairs[f"ids_{side}"].map(len).to_numpy()
+        assert mean[f"reward_{side}"].tolist() == pytest.approx((ratio / lengths).tolist(), abs=1e-5)
+    higher = np.sign(found["reward_policy"] - found["reward_reference"])[:2]
+    assert found["outcome"].tolist() == [*({1.0: "win", -1.0: "loss"}[sign] for sign in higher), "tie"]
+
+
+# A reward model
+
+
+def write_reward_model(folder: Path, labels: int = 1, *, template: str | None = TEMPLATE, positions: int = 64) -> Path:
+    """One whose score of a dialogue is that of its last word: "good" 2, "bad" -1, everything else 0."""
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens([AddedToken("</s>", special=True)])
+    folder.mkdir(parents=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>", "chat_template": template}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(WORDS),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=positions,
+        num_labels=labels,
+    )
+    model = LlamaForSequenceClassification(config)
+    with torch.no_grad():
+        for parameter in model.model.layers.parameters():
+            parameter.zero_()  # no attention: the last token's embedding goes straight to the head
+        model.model.embed_tokens.weight.copy_(torch.eye(len(WORDS), 16))
+        model.score.weight.zero_()
+        model.score.weight[0, WORDS.index("good")] = 2 / math.sqrt(16)  # the norm of a unit vector of 16 is 4
+        model.score.weight[0, WORDS.index("bad")] = -1 / math.sqrt(16)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    plain = TEMPLATE.replace(" </s> ", " ")  # so that the last word is the answer's
+    return write_reward_model(tmp_path / "reward", template=plain)
+
+
+def test_a_reward_model_reads_the_dialogue_in_its_template(folder: Path) -> None:
+    pairs = contests_of([("bad", "good"), ("a good", "a bad"), ("a", "b"), ("good", "good")])
+    found = judge.reward_model(pairs, folder)
+    assert found["outcome"].tolist() == ["win", "loss", "tie", "tie"]
+    assert found["reward_policy"].tolist() == pytest.approx([2, -1, 0, 2], abs=1e-4)
+    assert found["reward_reference"].tolist() == pytest.approx([-1, 2, 0, 2], abs=1e-4)
+
+
+def test_folders_that_hold_no_reward_model_are_refused_in_one_line(tmp_path: Path) -> None:
+    pairs = contests_of([("a", "b")])
+    cases: dict[str, Any] = {
+        "no trained score.weight": write_model(tmp_path / "causal", "llama"),  # its head would be drawn at random
+        "has 3 scores; a reward model has one": write_reward_model(tmp_path / "three", labels=3),
+        "has no chat template": write_reward_model(tmp_path / "plain", template=None),
+        "no reward model in safetensors": tmp_path / "empty",
+    }
+    (tmp_path / "empty").mkdir()
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "causal" / name).write_bytes((tmp_path / "three" / name).read_bytes())
+    pickled = write_reward_model(tmp_path / "pickled")
+    torch.save({}, pickled / "pytorch_model.bin")
+    (pickled / "model.safetensors").unlink()
+    for message, where in {**cases, "no reward model in safetensors ": pickled}.items():
+        with pytest.raises(ParamsError) as caught:
+            judge.reward_model(pairs, where)
+        assert str(caught.value).startswith("params.yaml: judge_text.judge.source: ")
+        assert message.strip() in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_dialogue_beyond_the_window_is_named(tmp_path: Path) -> None:
+    small = write_reward_model(tmp_path / "small", positions=8)
+    with pytest.raises(DataError, match=r"pairs.parquet: p0: 9 tokens to judge, .* has 8 positions; take another one"):
+        judge.reward_model(contests_of([("a a a", "b")]), small)
+
+
+def test_a_source_is_fetched_once_and_checked(folder: Path, tmp_path: Path) -> None:
+    source = PathSource(kind="path", path=str(folder), sha256=sha256(folder))
+    into = tmp_path / "scratch" / "model"
+    assert sha256(judge.fetch_reward_model(source, into)) == source.sha256
+    (folder / "config.json").write_text("{}")
+    assert sha256(judge.fetch_reward_model(source, into)) == source.sha256  # not fetched again
+    with pytest.raises(SourceError, match=r"^params.yaml: judge_text.judge.source: sha256 is "):
+        judge.fetch_reward_model(source, tmp_path / "scratch" / "other")
+    assert not (tmp_path / "scratch" / "other").exists()
