@@ -431,7 +431,7 @@ class EvaluateText:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Report:
-    text_examples: Count  # held-out pairs shown
+    text_examples: Count  # held-out pairs shown, at most
     image_examples: Count  # test images shown
 
 

@@ -15,6 +15,7 @@ METRICS = Path("reports/text/metrics.json")
 CROSS_ENTROPY = Path("reports/text/cross_entropy.csv")
 HELDOUT = Path("reports/text/pairs.csv")
 ROWS = Path("reports/text/rows.parquet")
+TOKENS = Path("reports/text/tokens.parquet")
 CHOICES = Path("reports/text/choices.parquet")
 SAMPLES = Path("reports/text/samples.json")
 
@@ -25,7 +26,7 @@ def main(
 ) -> None:
     import pandas as pd
 
-    from prefdag.data.chat import positions
+    from prefdag.data.chat import ChatTokenizer, positions
     from prefdag.data.evals import read_eval_sets
     from prefdag.dpo import health
     from prefdag.dpo.preference import Preference
@@ -54,7 +55,9 @@ def main(
     del duo
 
     models = lm.load_models(REFERENCE, POLICY)
-    heldout, kl = evaluate.score_heldout(models, pair_rows(test), budget)
+    pairs = pair_rows(test)
+    heldout, kl, logratios = evaluate.score_heldout(models, pairs, budget)
+    tokens = evaluate.tokens_table(test["id"], pairs, logratios, ChatTokenizer(REFERENCE, format_pairs.template))
     rewards = Preference(loss, beta, loss_options, {}).rewards(heldout)
     logps = {name: evaluate.score_models(models, groups, budget, name) for name, groups in sets.items()}
     said_of = {
@@ -86,6 +89,8 @@ def main(
             frame.to_csv(temporary, index=False, lineterminator="\n")
     with writing(ROWS) as temporary:
         pd.concat(rows).to_parquet(temporary, index=False)
+    with writing(TOKENS) as temporary:
+        tokens.to_parquet(temporary, index=False)
     with writing(CHOICES) as temporary:
         pd.concat([pd.DataFrame(columns=["set", "model", "source"]), *picked]).to_parquet(temporary, index=False)
     for path, value in ((SAMPLES, samples), (METRICS, metrics)):

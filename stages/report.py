@@ -21,6 +21,7 @@ DPO_IMAGE = Path("models/dpo_image")
 CONTROL_IMAGE = Path("models/control_image")
 TEXT_METRICS = Path("reports/text/metrics.json")
 HELDOUT_PAIRS = Path("reports/text/pairs.csv")
+TOKENS = Path("reports/text/tokens.parquet")
 SAMPLES = Path("reports/text/samples.json")
 IMAGE_METRICS = Path("reports/image/metrics.json")
 PREDICTIONS = Path("reports/image/predictions.csv")
@@ -42,6 +43,7 @@ def main(params: Params) -> None:
         text=read_text(
             metrics=TEXT_METRICS,
             pairs=HELDOUT_PAIRS,
+            tokens=TOKENS,
             samples=SAMPLES,
             rows=PAIRS / "test.parquet",
             messages=VALIDATED_PAIRS,
