@@ -14,7 +14,7 @@ from test_report import N_TEST, write_inputs
 
 from prefdag.artifacts import write_json
 from prefdag.config import Params, load_params
-from prefdag.report import frontier
+from prefdag.report import frontier, published
 from stages import report
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -90,7 +90,7 @@ def params(root: Path) -> Params:
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory, params: Params) -> dict[str, Path]:
-    """A report of ordinary data, one of hostile data, and a frontier."""
+    """A report of ordinary data, the same as published, one of hostile data, and a frontier."""
     found = {}
     for name in ("report", "hostile"):
         folder = tmp_path_factory.mktemp(name)
@@ -101,6 +101,10 @@ def pages(tmp_path_factory: pytest.TempPathFactory, params: Params) -> dict[str,
             patch.chdir(folder)
             report.main.main(params)
         found[name] = folder / "reports/index.html"
+    found["published"] = found["report"].with_name("published.html")
+    seconds = {"dpo_text": 187.4, "sft_ref": None}
+    html = published.fill(found["report"].read_text("utf-8"), seconds, {"dvc.exp_name": HOSTILE[0]}, "today")
+    found["published"].write_text(html, "utf-8")
     found["frontier"] = tmp_path_factory.mktemp("frontier") / "frontier.html"
     found["frontier"].write_text(frontier.render(points()), "utf-8")
     return found
@@ -159,7 +163,7 @@ def numbers(page: Page, column: int) -> list[float]:
     return [float(cell.replace("−", "-")) for cell in first_cells(page, column)]
 
 
-@pytest.mark.parametrize("name", ["report", "hostile", "frontier"])
+@pytest.mark.parametrize("name", ["report", "published", "hostile", "frontier"])
 def test_pages_open_without_a_complaint_and_run_nothing_of_the_data(open_page: Open, name: str) -> None:
     page = open_page(name)
     assert page.evaluate("window.ran") is None
