@@ -6,8 +6,8 @@
     if __name__ == "__main__":
         main.run()
 
-`python -m stages.NAME` checks params.yaml, calls `main` with those keys, and turns a `PrefdagError` into one line and an
-exit code. A test compares the arguments with the stage's `params` in dvc.yaml.
+`python -m stages.NAME` checks params.yaml, calls `main` with those keys, turns a `PrefdagError` into one line and an
+exit code, and notes how long it took. A test compares the arguments with the stage's `params` in dvc.yaml.
 """
 
 import argparse

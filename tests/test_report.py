@@ -998,7 +998,7 @@ def test_published_page_has_what_is_true_of_one_run(
     page = Page(html)
     for told in ("Git revision c0ffee", f"DVC experiment {HOSTILE}", "dpo_text 3 min 07 s", "3 min 07 s in all"):
         assert told in page.text
-    assert "sft_ref not run here: restored from a cache" in page.text
+    assert "sft_ref not known" in page.text
     assert not page.open
     assert "<script>alert(1)" not in html
     assert 'href="published.html"' not in html

@@ -29,9 +29,10 @@ def fill(page: str, seconds: Mapping[str, float | None], revision: Mapping[str, 
     """
     known = [value for value in seconds.values() if value is not None]
     caption = f"Wall time by stage, {clock(sum(known))} in all; of a stage that went on after a kill, since then"
+    if len(known) < len(seconds):
+        caption += "; of what came from the cache of another repository nothing is known"
     times = Markup().join(
-        ROW.format(name, "not run here: restored from a cache" if value is None else clock(value))
-        for name, value in seconds.items()
+        ROW.format(name, "not known" if value is None else clock(value)) for name, value in seconds.items()
     )
     made = {"Published": moment, **{LABELS[key]: value for key, value in revision.items()}}
     rows = Markup().join(ROW.format(*item) for item in made.items())
