@@ -280,8 +280,15 @@ def test_experiments_of_the_frontier_sort(open_page: Open) -> None:
 UNFOLD = "document.querySelectorAll('details').forEach(each => { each.open = true })"
 
 
-@pytest.mark.parametrize("name", ["report", "hostile", "frontier"])
-@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize(
+    ("name", "width"),
+    [
+        *(("report", width) for width in WIDTHS),
+        *(("frontier", width) for width in WIDTHS),
+        ("hostile", 400),
+        pytest.param("hostile", 1400, marks=pytest.mark.slow),
+    ],
+)
 def test_nothing_is_wider_than_the_screen(open_page: Open, name: str, width: int) -> None:
     """Folded and unfolded; tables may scroll in a region of their own, which the keyboard reaches."""
     page = open_page(name, width=width)
@@ -375,6 +382,7 @@ def test_everything_has_a_name_and_headings_skip_no_level(open_page: Open, name:
     assert all(after <= before + 1 for before, after in pairwise(levels))
 
 
+@pytest.mark.slow
 def test_paper_gets_what_is_unfolded_in_light_colours(open_page: Open) -> None:
     """A report of dozens of pages is printed as it lies open: each pair with its rewards, the first with its responses."""
     page = open_page("report", scheme="dark")
