@@ -480,7 +480,7 @@ class JudgeText:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Report:
-    text_examples: Count  # held-out pairs shown
+    text_examples: Count  # held-out pairs shown, at most
     answers: Count  # prompts whose answers are shown
     image_examples: Count  # test images shown
 

@@ -6,19 +6,22 @@
     if __name__ == "__main__":
         main.run()
 
-`python -m stages.NAME` checks params.yaml, calls `main` with those keys, and turns a `PrefdagError` into one line and an
-exit code. A test compares the arguments with the stage's `params` in dvc.yaml.
+`python -m stages.NAME` checks params.yaml, calls `main` with those keys, turns a `PrefdagError` into one line and an
+exit code, and notes how long it took. A test compares the arguments with the stage's `params` in dvc.yaml.
 """
 
 import argparse
 import ctypes
 import errno
 import gc
+import hashlib
 import inspect
+import json
 import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -27,7 +30,8 @@ from pathlib import Path
 import psutil
 from filelock import FileLock, Timeout
 
-from prefdag.config import Params, load_params
+from prefdag.artifacts import read_json, scratch, writing
+from prefdag.config import Params, load_params, read_yaml
 from prefdag.errors import PrefdagError
 
 # Set before any library is imported: no telemetry.
@@ -92,7 +96,9 @@ class stage:  # noqa: N801 - it is used as a decorator
         try:
             params = load_params()
             with alone(self.name):
+                began = time.monotonic()
                 self.main(*(getattr(params, name, params) for name in inspect.signature(self.main).parameters))
+                note_duration(self.name, time.monotonic() - began)
         except PrefdagError as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(error.exit_code)
@@ -132,3 +138,41 @@ def alone(name: str) -> Iterator[None]:
             yield
     except Timeout:
         raise PrefdagError(f"{name}: already running in this directory; stop that process or wait for it") from None
+
+
+PROBE = 2**20  # bytes at either end by which a large file is known
+
+
+def note_duration(name: str, seconds: float) -> None:
+    """Keep how long a stage took to make the outputs that now lie there, in the scratch folder that experiments share.
+
+    An output would not do: it would differ from rebuild to rebuild. Only the first of several processes notes anything.
+    """
+    if int(os.environ.get("RANK", "0")) > 0 or not Path("dvc.yaml").exists():
+        return
+    with writing(_duration_path(name)) as path:
+        path.write_text(json.dumps({"seconds": round(seconds, 3)}), "utf-8")
+
+
+def durations() -> dict[str, float | None]:
+    """Of every stage of dvc.yaml, in its order, how many seconds it took to make the outputs that now lie there.
+
+    Also where DVC restored them since, in whatever experiment; None where this repository never saw them made.
+    """
+    paths = {name: _duration_path(name) for name in read_yaml(Path("dvc.yaml"))["stages"]}
+    return {name: float(read_json(path)["seconds"]) if path.exists() else None for name, path in paths.items()}
+
+
+def _duration_path(name: str) -> Path:
+    """The note for a stage's outputs, by their names, sizes and bytes: of large files those at either end."""
+    entry = read_yaml(Path("dvc.yaml"))["stages"][name]
+    listed = [item for key in ("outs", "metrics") for item in entry.get(key, [])]
+    digest = hashlib.sha256()
+    for out in (Path(item if isinstance(item, str) else next(iter(item))) for item in listed):
+        for file in sorted(path for path in (out, *out.rglob("*")) if path.is_file()):
+            size = file.stat().st_size
+            with file.open("rb") as stream:
+                head = stream.read(PROBE)
+                stream.seek(max(0, size - PROBE))
+                digest.update(f"{file.as_posix()}\0{size}\0".encode() + head + stream.read())
+    return scratch("durations", f"{name}-{digest.hexdigest()[:16]}.json")

@@ -142,28 +142,33 @@ def _reporting(name: str, start: Event) -> Iterator[Run]:
 
 def _start(name: str, stage: str, tags: Mapping[str, str], params: Mapping[str, Any]) -> Event:
     """The first event of a spool: everything that MLflow needs to create the run."""
-    commit = os.environ.get("DVC_EXP_BASELINE_REV") or _git("rev-parse", "HEAD")
-    # What DVC rewrites while it runs says nothing about the source.
-    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock", ":!reports")
-    joined = {
-        "dvc.exp_name": os.environ.get("DVC_EXP_NAME", ""),
-        "dvc.exp_baseline_rev": os.environ.get("DVC_EXP_BASELINE_REV", ""),
-        "mlflow.source.git.commit": commit,
-        "prefdag.git_dirty": str(bool(changed)).lower() if commit else "",
-    }
     return {
         "kind": "start",
         "time": _now(),
         "name": name,
         "tags": {
             **tags,
-            **{key: value for key, value in joined.items() if value},
+            **revision(),
             "mlflow.source.name": f"stages/{stage}.py",
             "mlflow.source.type": "LOCAL",
             "prefdag.spool": uuid.uuid4().hex,
         },
         "params": {key: value if isinstance(value, str) else json.dumps(value) for key, value in params.items()},
     }
+
+
+def revision() -> dict[str, str]:
+    """What joins a run to its DVC experiment and Git revision, as MLflow tags; without those that are not known."""
+    commit = os.environ.get("DVC_EXP_BASELINE_REV") or _git("rev-parse", "HEAD")
+    # What DVC rewrites while it runs says nothing about the source.
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock", ":!reports")
+    tags = {
+        "dvc.exp_name": os.environ.get("DVC_EXP_NAME", ""),
+        "dvc.exp_baseline_rev": os.environ.get("DVC_EXP_BASELINE_REV", ""),
+        "mlflow.source.git.commit": commit,
+        "prefdag.git_dirty": str(bool(changed)).lower() if commit else "",
+    }
+    return {key: value for key, value in tags.items() if value}
 
 
 def _status(status: str) -> Event:

@@ -15,6 +15,7 @@ METRICS = Path("reports/text/metrics.json")
 CROSS_ENTROPY = Path("reports/text/cross_entropy.csv")
 HELDOUT = Path("reports/text/pairs.csv")
 ROWS = Path("reports/text/rows.parquet")
+TOKENS = Path("reports/text/tokens.parquet")
 CHOICES = Path("reports/text/choices.parquet")
 
 
@@ -45,7 +46,9 @@ def main(
     asked = {name: task.groups(questions[name], tokenizer, positions(BASE)) for name, task in tasks.items()}
 
     models = lm.load_models(REFERENCE, POLICY)
-    heldout, kl = evaluate.score_heldout(models, pair_rows(test), budget)
+    pairs = pair_rows(test)
+    heldout, kl, logratios = evaluate.score_heldout(models, pairs, budget)
+    tokens = evaluate.tokens_table(test["id"], pairs, logratios, tokenizer)
     rewards = Preference(loss, beta, loss_options, {}).rewards(heldout)
     logps = {name: evaluate.score_models(models, groups, budget, name) for name, groups in sets.items()}
     said_of = {
@@ -77,6 +80,8 @@ def main(
             frame.to_csv(temporary, index=False, lineterminator="\n")
     with writing(ROWS) as temporary:
         pd.concat(rows).to_parquet(temporary, index=False)
+    with writing(TOKENS) as temporary:
+        tokens.to_parquet(temporary, index=False)
     with writing(CHOICES) as temporary:
         pd.concat([pd.DataFrame(columns=["set", "model", "source"]), *picked]).to_parquet(temporary, index=False)
     with writing(METRICS) as temporary:

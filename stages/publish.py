@@ -4,12 +4,14 @@ This is what `mlflow ui` compares, beta against beta. It stands there also for e
 from the cache, and for those that ran in a temporary folder.
 """
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 from prefdag.artifacts import read_json, writing
 from prefdag.config import Params
 from prefdag.publishing import publish
-from prefdag.stage import stage
+from prefdag.stage import durations, stage
+from prefdag.tracking import revision
 
 METRICS = {
     "text": Path("reports/text/metrics.json"),
@@ -34,8 +36,15 @@ PUBLISHED = Path("reports/published.txt")
 @stage
 def main(params: Params) -> None:
     """Read what the other stages wrote, and publish it."""
+    from prefdag.report import published
+
     metrics = {track: read_json(path) for track, path in METRICS.items()}
-    publish(params, metrics, CURVES, files=[REPORT, MODEL_CARD, *METRICS.values()])
+    seconds = {name: value for name, value in durations().items() if name != main.name}
+    page = REPORT.with_name("published.html")  # no output of DVC's: it differs with the clock, and goes to MLflow
+    with writing(page) as path:
+        moment = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+        path.write_text(published.fill(REPORT.read_text("utf-8"), seconds, revision(), moment), "utf-8")
+    publish(params, metrics | {"seconds": seconds}, CURVES, files=[page, MODEL_CARD, *METRICS.values()])
     with writing(PUBLISHED) as path:
         path.write_text("This pipeline is a run in MLflow with the tag kind=pipeline; see docs/tracking.md.\n", "utf-8")
 

@@ -25,6 +25,7 @@ ANSWERS = Path("reports/text/answers.parquet")
 STATISTICS = Path("reports/text/answers.json")
 VERDICTS = Path("reports/text/verdicts.parquet")
 WIN_RATE = Path("reports/text/win_rate.json")
+TOKENS = Path("reports/text/tokens.parquet")
 IMAGE_METRICS = Path("reports/image/metrics.json")
 PREDICTIONS = Path("reports/image/predictions.csv")
 CLASSES = Path("reports/image/classes.csv")
@@ -47,6 +48,7 @@ def main(params: Params) -> None:
             metrics=TEXT_METRICS,
             pairs=HELDOUT_PAIRS,
             answers=read_answers(rows=ANSWERS, statistics=STATISTICS, verdicts=VERDICTS, win_rate=WIN_RATE),
+            tokens=TOKENS,
             rows=PAIRS / "test.parquet",
             messages=VALIDATED_PAIRS,
             sft=REFERENCE,

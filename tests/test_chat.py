@@ -192,6 +192,21 @@ def test_promises_hold_for_any_text(
     assert (sum(i == chatml.bos_id for i in unsafe), unsafe.count(chatml.eos_id)) == (2, 1)  # the template's own
 
 
+@given(typed, st.integers(0, 40))
+def test_texts_of_tokens_join_to_what_they_decode_to(chatml: ChatTokenizer, text: str, cut: int) -> None:
+    """Wherever the tokens are cut, within a character too."""
+    ids = chatml.response(text).ids[:cut]
+    texts = chatml.texts(ids)
+    assert len(texts) == len(ids)
+    assert "".join(texts) == chatml.decode(ids)
+
+
+def test_a_character_stands_with_the_last_token_that_spells_it(chatml: ChatTokenizer) -> None:
+    assert chatml.texts(chatml.response("hi é€").ids) == ["hi", " ", "", "é", "", "", "€", "<|im_end|>"]
+    assert chatml.texts(chatml.response("é", max_tokens=2).ids[:1]) == ["\N{REPLACEMENT CHARACTER}"]
+    assert chatml.texts([]) == []
+
+
 @given(
     text=st.text(st.characters(exclude_categories=["Cs"])).filter(lambda t: "<" not in t and not {OPEN, CLOSE} & set(t))
 )

@@ -72,11 +72,14 @@ def test_a_head_in_bfloat16_is_read_as_it_is_and_summed_in_float32() -> None:
 
 @pytest.mark.usefixtures("parts")
 def test_collisions_and_kl_are_sums_over_the_vocabulary() -> None:
-    states, head, _ = example()
+    states, head, targets = example()
     other, other_head, _ = example(seed=1)
     p, q = head(states).softmax(-1), other_head(other).softmax(-1)
     torch.testing.assert_close(vocabulary.log_collisions(states, head), (p**2).sum(-1).log())
-    torch.testing.assert_close(vocabulary.kl(states, head, other, other_head), (p * (p / q).log()).sum(-1))
+    found = vocabulary.compare(states, head, other, other_head, targets)
+    torch.testing.assert_close(found.kl, (p * (p / q).log()).sum(-1))
+    torch.testing.assert_close(found.policy, p.log().gather(1, targets[:, None])[:, 0])
+    torch.testing.assert_close(found.reference, q.log().gather(1, targets[:, None])[:, 0])
 
 
 def test_the_logits_of_a_batch_never_exist_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,11 +1,12 @@
 """The report and the model card: what they say, that they say it safely, and that they need nothing but themselves."""
 
+import hashlib
 import io
 import json
 import platform
 import re
 import shutil
-from base64 import b64decode
+from base64 import b64decode, b64encode
 from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -27,10 +28,11 @@ from prefdag.config import Params, check_params, load_params, read_yaml
 from prefdag.dpo import health
 from prefdag.errors import DataError
 from prefdag.image import evaluate
-from prefdag.report import calibration, card, figures, image_figures, words
+from prefdag.report import calibration, card, examples, figures, image_figures, published, words
+from prefdag.report.examples import Piece
 from prefdag.report.page import excerpt
 from prefdag.text import answers
-from stages import report
+from stages import publish, report
 
 HOSTILE = "<script>alert(1)</script><img src=http://evil.example/x onerror=alert(2)> & </article>"
 N_TEST, N_IMAGES = 40, 300
@@ -163,6 +165,20 @@ def write_answers(folder: Path, ids: list[str], texts: dict[str, list[str]]) -> 
     write_json(folder / "win_rate.json", {"implicit": {"greedy": counts | rate, "sampled": counts | rate | controlled}})
 
 
+def write_tokens(path: Path, validated: pd.DataFrame, rng: np.random.Generator) -> None:
+    """Tokens of five characters: of the even rows, which were cut, the first twelve; of the others all, and an EOS."""
+    rows = []
+    for i, row in enumerate(validated.to_dict("records")):
+        for side in ("chosen", "rejected"):
+            texts = [row[side][at : at + 5] for at in range(0, len(row[side]), 5)]
+            texts = texts[:12] if i % 2 == 0 else [*texts, "</s>"]
+            values = rng.normal(0, 0.2, len(texts)).astype(np.float32)
+            rows.append(
+                {"id": row["id"], "side": side, "tokens": [7] * len(texts), "texts": texts, "logratios": values}
+            )
+    pd.DataFrame(rows).to_parquet(path)
+
+
 def share(value: float, spread: float) -> dict[str, float]:
     return {"accuracy": value, "accuracy_low": max(0.0, value - spread), "accuracy_high": min(1.0, value + spread)}
 
@@ -201,6 +217,7 @@ def write_inputs(folder: Path) -> None:
         {"id": ids, "reward_chosen": chosen, "reward_rejected": rejected, "margin": chosen - rejected}
     )
     heldout.to_csv(text / "pairs.csv", index=False)
+    write_tokens(text / "tokens.parquet", validated, rng)
     sets = {
         name: {
             "n_rows": 40 + i,
@@ -362,7 +379,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if "style" not in self.open:
+        if not {"style", "script"} & set(self.open):
             self.words.append(data)
 
     @property
@@ -390,13 +407,19 @@ def test_page_is_well_formed_and_its_headings_descend(page: Page) -> None:
     assert clips <= set(ids)
 
 
-def test_page_asks_nothing_of_the_network_and_runs_nothing(page: Page, built: tuple[str, str]) -> None:
-    assert not {"script", "iframe", "object", "embed", "base"} & {tag for tag, _ in page.tags}
+def test_page_asks_nothing_of_the_network_and_runs_nothing_but_its_script(page: Page, built: tuple[str, str]) -> None:
+    assert not {"iframe", "object", "embed", "base"} & {tag for tag, _ in page.tags}
+    # One script, ours to the byte, and a policy that lets no other run.
+    (source,) = re.findall(r"<script[^>]*>(.*?)</script>", built[0], re.DOTALL)
+    (policy,) = (a["content"] or "" for _, a in page.tags if a.get("http-equiv") == "Content-Security-Policy")
+    digest = b64encode(hashlib.sha256(source.encode()).digest()).decode()
+    assert f"default-src 'none'; script-src 'sha256-{digest}';" in policy
+    assert not re.search(r"https?:|script-src[^;]*unsafe|\*", policy)
     for tag, attributes in page.tags:
         assert not any(name.startswith("on") for name in attributes), tag
         for name in ("src", "href", "srcset", "data"):
             value = attributes.get(name) or ""
-            assert value.startswith(("#", "data:", "validation/")) or not value, (tag, value)
+            assert value.startswith(("#", "data:", "validation/", "published.html")) or not value, (tag, value)
     css = built[0].partition("<style>")[2].partition("</style>")[0]
     assert "url(" not in css
     assert "@import" not in css
@@ -775,7 +798,7 @@ def test_page_stands_what_other_runs_leave(here: Path, params: Params) -> None:
     assert "policy and reference predict the same class for every test image" in page.text
     assert "None are shown" in page.text
     assert not [a for tag, a in page.tags if tag == "img"]
-    assert "a tie" in page.text
+    assert "+0.000 tie" in page.text
 
 
 @pytest.fixture
@@ -812,13 +835,17 @@ def test_responses_that_stand_alone_are_not_called_pairs(params: Params) -> None
     for phrase in (ranked, "The difference of the mean rewards of desirable and undesirable responses is +0.412"):
         assert phrase in page.text
         assert phrase in model_card
-    for phrase in ("n = 30 and 10 responses", "the area under the ROC curve", "12 of 40 held-out responses, evenly"):
+    for phrase in (
+        "n = 30 and 10 responses",
+        "the area under the ROC curve",
+        "All 40 held-out responses from the highest",
+    ):
         assert phrase in page.text
     assert "Histograms of the rewards of responses: 30 desirable, mean" in html
     # An example shows the response that there is, and its reward.
-    assert len(re.findall(r'aria-label="Held-out response', html)) == 12
+    assert len(re.findall(r'aria-label="Held-out response', html)) == 40
     shown = html.split('<section id="data"')[0]  # there those stand that show what is scored
-    assert len(re.findall(r'class="side (?:chosen|rejected)-side"', shown)) == 12
+    assert len(re.findall(r'class="side (?:chosen|rejected)-side"', shown)) == 40
     text = page.text.lower()
     for wrong in ("held-out pairs", "margin nan", "nan</", "a tie", "preference pairs", "ranked wrong"):
         assert wrong not in text, wrong
@@ -892,3 +919,110 @@ def test_calibration_by_hand() -> None:
     assert "8 margins in 2 bins: stated 52.5%, true 50.0%; stated 95.3%, true 75.0%." in svg
     svg = calibration.reliability(pd.Series([3.0] * 4), pd.Series([0.6] * 4), name="c")
     assert "stated 95.3%, true 60.0%." in svg
+
+
+# Examples, token by token
+
+
+def test_pieces_by_hand() -> None:
+    """The full shade is 0.8 nats, a quarter of it 0.2: 0.29 rounds to one, 0.31 to two; two tokens spell one character."""
+    texts, ratios = ["a", "", "é", "b", "c", "d", "", ""], [0.31, 0.1, 0.19, -0.09, -0.11, -2.0, 0.5, 0.1]
+    found = examples.pieces(texts, ratios, full=0.8)
+    assert [(piece.text, round(piece.logratio, 6), piece.shade) for piece in found] == [
+        ("a", 0.31, "up-2"),
+        ("é", 0.29, "up-1"),
+        ("b", -0.09, ""),
+        ("c", -0.11, "down-1"),
+        ("d", -2.0, "down-4"),
+        ("", 0.6, "up-3"),
+    ]
+    assert examples.pieces(["a"], [0.0], full=0.0) == [Piece("a", 0.0, "")]  # a policy that is its reference
+
+
+@pytest.mark.parametrize(
+    ("written", "cut", "texts", "rest", "apart"),
+    [
+        ("Bread and salt", True, ["Bread", " and"], " salt", False),
+        ("Bread \N{BREAD}!", True, ["Bread ", "", "\N{REPLACEMENT CHARACTER}"], "\N{BREAD}!", False),  # cut within it
+        ("Bread", False, ["Bread", "</s>"], "", False),
+        ("Bread", False, ["bread", "</s>"], "Bread", True),  # the tokenizer lowers case
+        ("Bread and salt", True, ["bread", " and"], "Bread and salt", True),
+    ],
+)
+def test_what_is_not_scored_follows_what_is(written: str, cut: bool, texts: list[str], rest: str, apart: bool) -> None:
+    pairs = pd.DataFrame(
+        {"id": ["1"], "margin": [np.nan], "reward_chosen": [0.1], "reward_rejected": [np.nan]}
+        | {"chosen": [written], "rejected": [None], "chosen_truncated": [cut], "rejected_truncated": [False]}
+    )
+    tokens = pd.DataFrame([{"id": "1", "side": "chosen", "texts": texts, "logratios": np.full(len(texts), 0.5)}])
+    text: Any = SimpleNamespace(pairs=pairs, tokens=tokens)
+    found = examples.examples(text, 5)
+    (side,) = found.rows[0]["sides"]
+    assert (side.rest, side.apart, side.logratio) == (rest, apart, 0.5 * len(texts))
+    assert (found.of, found.kinds, found.full) == (1, ["desirable"], 0.5)
+
+
+def test_some_of_many_pairs_are_spaced_evenly(here: Path, root: Path) -> None:
+    tree = read_yaml(root / "params.yaml")
+    tree["report"]["text_examples"] = 4
+    report.main.main(check_params(tree, Path("params.yaml")))
+    page = Page(Path("reports/index.html").read_text("utf-8"))
+    assert (
+        "4 of 40 held-out pairs, evenly spaced from the largest margin to the smallest; nobody picked them" in page.text
+    )
+    margins = pd.read_csv("reports/text/pairs.csv")["margin"].sort_values(ascending=False).to_list()
+    shown = re.findall(
+        r"<td>([+−][\d.]+) <small", Path("reports/index.html").read_text("utf-8").split('id="examples"')[1]
+    )
+    assert shown[:4] == [words.signed(margins[i]) for i in (0, 13, 26, 39)]
+
+
+def test_every_scored_token_has_its_number(built: tuple[str, str], inputs: Path) -> None:
+    tokens = pd.read_parquet(inputs / "reports/text/tokens.parquet")
+    shown = re.findall(r'<span(?: class="(?:up|down)-\d")? title="([^"]+)">', built[0])
+    said = [words.signed(float(value)) for values in tokens["logratios"] for value in values]
+    assert Counter(shown) == Counter(said)
+
+
+def test_tokens_of_other_pairs_are_refused(here: Path, params: Params) -> None:
+    path = Path("reports/text/tokens.parquet")
+    tokens = pd.read_parquet(path)
+    tokens[(tokens["side"] == "chosen") | (tokens["id"] != f"{7:016x}")].to_parquet(path)
+    with pytest.raises(DataError, match=rf"^{path}: no rejected response of pair {7:016x}; run `dvc repro`$"):
+        report.main.main(params)
+    path.unlink()
+    with pytest.raises(DataError, match=rf"^{path}: not found; `dvc repro` makes it$"):
+        report.main.main(params)
+
+
+# The copy that is published
+
+
+def test_published_page_has_what_is_true_of_one_run(
+    here: Path, root: Path, params: Params, built: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What publish sends; the page that DVC tracks stays as it was."""
+    report.main.main(params)
+    shutil.copy(root / "dvc.yaml", here)
+    sent: dict[str, Any] = {}
+    monkeypatch.setattr(publish, "publish", lambda params, metrics, curves, files: sent.update(metrics, files=files))
+    monkeypatch.setattr(publish, "durations", lambda: {"dpo_text": 187.4, "sft_ref": None, "publish": 1.0})
+    monkeypatch.setattr(publish, "revision", lambda: {"mlflow.source.git.commit": "c0ffee", "dvc.exp_name": HOSTILE})
+    publish.main.main(params)
+    assert Path("reports/index.html").read_text("utf-8") == built[0]
+    html = Path("reports/published.html").read_text("utf-8")
+    page = Page(html)
+    for told in ("Git revision c0ffee", f"DVC experiment {HOSTILE}", "dpo_text 3 min 07 s", "3 min 07 s in all"):
+        assert told in page.text
+    assert "sft_ref not known" in page.text
+    assert not page.open
+    assert "<script>alert(1)" not in html
+    assert 'href="published.html"' not in html
+    assert sent["seconds"] == {"dpo_text": 187.4, "sft_ref": None}
+    assert Path("reports/published.html") in sent["files"]
+
+
+def test_clock() -> None:
+    assert [published.clock(seconds) for seconds in (0.04, 59.94, 60, 119.6, 3599, 7500)] == [
+        *("0.0 s", "59.9 s", "1 min 00 s", "2 min 00 s", "59 min 59 s", "2 h 05 min"),
+    ]

@@ -1,13 +1,16 @@
 """What a stage finds out about the machine it runs on."""
 
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from prefdag import stage
-from prefdag.stage import IN_COMPANY, other_stages, set_environment
+from prefdag.config import Params
+from prefdag.stage import IN_COMPANY, PROBE, durations, note_duration, other_stages, set_environment
 
 
 def test_beside_another_stage_threads_wait_without_spinning(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,3 +37,68 @@ def test_alone_they_are_left_as_they_are(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(stage, "other_stages", lambda: False)
     set_environment()
     assert not set(IN_COMPANY) & set(os.environ)
+
+
+# How long stages took
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two stages and their outputs: a folder with a large file, and a metric."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    (tmp_path / "dvc.yaml").write_text(
+        "stages: {test_stage: {cmd: x, outs: [model], metrics: [m.json: {cache: false}]}, other: {cmd: x, outs: [o]}}"
+    )
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/weights").write_bytes(bytes(3 * PROBE))
+    (tmp_path / "m.json").write_text("{}")
+    return tmp_path
+
+
+@pytest.mark.parametrize("place", [0, 3 * PROBE - 1])
+def test_a_duration_belongs_to_the_outputs_that_lie_there(project: Path, place: int) -> None:
+    assert durations() == {"test_stage": None, "other": None}
+    note_duration("test_stage", 12.3456)
+    assert durations() == {"test_stage": 12.346, "other": None}
+    # Another experiment's outputs have another time, and the first ones theirs again when they come back.
+    weights = bytearray(3 * PROBE)
+    weights[place] = 1
+    (project / "model/weights").write_bytes(weights)
+    assert durations()["test_stage"] is None
+    note_duration("test_stage", 7.0)
+    assert durations()["test_stage"] == 7.0
+    (project / "model/weights").write_bytes(bytes(3 * PROBE))
+    assert durations()["test_stage"] == 12.346
+    (project / "m.json").write_text("[]")
+    assert durations()["test_stage"] is None
+
+
+def test_experiments_share_what_is_known(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    note_duration("test_stage", 2.0)
+    monkeypatch.setenv("DVC_ROOT", str(project))
+    temporary = shutil.copytree(project, tmp_path / "exp", ignore=shutil.ignore_patterns(".prefdag"))
+    monkeypatch.chdir(temporary)
+    assert durations()["test_stage"] == 2.0
+    monkeypatch.setenv("RANK", "1")
+    note_duration("other", 3.0)
+    assert durations()["other"] is None
+
+
+def test_a_stage_that_ends_well_notes_its_time(project: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copy(root / "params.yaml", project)
+    monkeypatch.setattr(sys, "argv", ["stage"])
+    fails = True
+
+    @stage.stage
+    def main(params: Params) -> None:
+        (project / "m.json").write_text('"new"')
+        if fails:
+            raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit):
+        main.run()
+    assert durations()["test_stage"] is None
+    fails = False
+    main.run()
+    assert durations()["test_stage"] is not None

@@ -209,7 +209,7 @@ def test_dpo_starts_at_ln_2_and_learns(project: str, histories: list[tuple[Histo
     # What was saved is what was trained: its reward on the training rows goes on from the last step.
     frame = rows.read_split(dpo_text.PAIRS, "train")
     models = lm.load_models(dpo_text.REFERENCE, dpo_text.POLICY)
-    scored, _ = evaluate.score_heldout(models, rows.pair_rows(frame), 1000)
+    scored = evaluate.score_heldout(models, rows.pair_rows(frame), 1000).scores
     assert (evaluate.heldout_table(scored, preference_of("sigmoid").rewards(scored))["margin"] > 0.1).all()
 
 
@@ -388,6 +388,22 @@ def test_every_response_is_in_one_split_and_scored_once(unpaired: Path) -> None:
         assert (frame["chosen"].isna() != frame["rejected"].isna()).all()
 
 
+def check_tokens(tokens: pd.DataFrame, table: pd.DataFrame, test: pd.DataFrame) -> None:
+    """Every scored token of every response that there is stands there, and its log-ratios are those of the response."""
+    by = {(row["id"], row["side"]): row for row in tokens.to_dict("records")}
+    assert len(by) == len(tokens) == test["chosen"].notna().sum() + test["rejected"].notna().sum()
+    assert by
+    for (name, side), row in by.items():
+        (said,), (split,) = table[table["id"] == name].to_dict("records"), test[test["id"] == name].to_dict("records")
+        ids = split[f"{side}_ids"].tolist()
+        assert row["tokens"].tolist() == (ids[:-1] if split[f"{side}_truncated"] else ids)
+        ratio = said[f"policy_{side}_logps"] - said[f"ref_{side}_logps"]
+        assert row["logratios"].sum() == pytest.approx(ratio, abs=1e-4)
+        assert abs(ratio) > 0.01
+        words = "".join(row["texts"]).replace("</s>", "").split()
+        assert "".join(words) == "".join(split[side].split())  # the tiny vocabulary is of words, apart by a space
+
+
 @pytest.mark.usefixtures("unpaired_project")
 @pytest.mark.parametrize("loss", ["kto", slow("bco"), slow("apo_zero")])
 def test_unpaired_responses_are_learnt_from_and_evaluated(
@@ -422,6 +438,7 @@ def test_unpaired_responses_are_learnt_from_and_evaluated(
     assert len(pd.read_parquet(evaluate_text.CHOICES)) == 3 * (2 + 2)  # models, rows
     table = pd.read_csv(evaluate_text.HELDOUT, dtype={"id": str})
     assert table["id"].tolist() == test["id"].tolist()
+    check_tokens(pd.read_parquet(evaluate_text.TOKENS), table, test)
     assert table["reward_chosen"].isna().tolist() == test["chosen"].isna().tolist()
     assert table["reward_rejected"].isna().tolist() == test["rejected"].isna().tolist()
 
@@ -631,10 +648,11 @@ def test_heldout_scores_equal_a_naive_loop(tmp_path: Path, kind: str) -> None:
     disturb(policy)
     pairs = [Pair(prompt, *responses) for prompt, responses in random_groups(7, 2, seed=4)]
     models = lm.Models(lm.untrained(policy), policy)
-    scores, kl = evaluate.score_heldout(models, pairs, max_tokens=40)
+    scores, kl, logratios = evaluate.score_heldout(models, pairs, max_tokens=40)
 
     logps: dict[str, list[float]] = {"": [], "ref_": []}
     kls: list[float] = []
+    ratios: list[list[float]] = []
     with torch.no_grad():
         for prompt, responses in (pair.group for pair in pairs):
             for response in responses:
@@ -646,6 +664,7 @@ def test_heldout_scores_equal_a_naive_loop(tmp_path: Path, kind: str) -> None:
                 for name, values in (("", p), ("ref_", q)):
                     logps[name].append(sum(float(row[token]) for row, token in zip(values, response, strict=True)))
                 kls += (p.exp() * (p - q)).sum(-1).tolist()
+                ratios.append([float(a[token] - b[token]) for a, b, token in zip(p, q, response, strict=True)])
 
     assert kl == pytest.approx(sum(kls) / len(kls), rel=1e-4)
     assert kl > 0.01
@@ -653,9 +672,13 @@ def test_heldout_scores_equal_a_naive_loop(tmp_path: Path, kind: str) -> None:
         found: Any = scores
         assert found[f"{name}chosen"].tolist() == pytest.approx(values[0::2], abs=1e-4)
         assert found[f"{name}rejected"].tolist() == pytest.approx(values[1::2], abs=1e-4)
+    assert [len(of_response) for of_response in logratios] == [len(of_response) for of_response in ratios]
+    np.testing.assert_allclose(np.concatenate(logratios), np.concatenate(ratios), atol=1e-4)
     # Half of each pair alone: the same numbers, and zeros for what is not there.
     lone = [Pair(p, c if i % 2 else None, None if i % 2 else r) for i, (p, c, r, _) in enumerate(pairs)]
-    halves: Any = evaluate.score_heldout(models, lone, max_tokens=40)[0]
+    halves: Any
+    halves, _, of_lone = evaluate.score_heldout(models, lone, max_tokens=40)
+    assert [len(values) for values in of_lone] == [len(logratios[2 * i + 1 - i % 2]) for i in range(len(pairs))]
     for i in range(len(pairs)):
         there, absent = ("chosen", "rejected") if i % 2 else ("rejected", "chosen")
         assert float(halves[there][i]) == pytest.approx(float(found[there][i]), abs=1e-4)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tokenizers import Tokenizer
+from tokenizers.decoders import DecodeStream
 
 from prefdag.artifacts import read_json
 from prefdag.errors import DataError, ParamsError
@@ -132,6 +133,17 @@ class ChatTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, control tokens shown."""
         return self._plain.decode(list(ids), skip_special_tokens=False)
+
+    def texts(self, ids: Sequence[int]) -> list[str]:
+        """The text that each id adds; they join to `decode(ids)`.
+
+        A character that several tokens spell (byte-level BPE splits UTF-8) stands with the last of them; the others add "".
+        """
+        stream = DecodeStream(skip_special_tokens=False)
+        texts = [stream.step(self._plain, number) or "" for number in ids]
+        if texts:  # what ends within a character
+            texts[-1] += self.decode(ids)[len("".join(texts)) :]
+        return texts
 
     def pieces(self, ids: Sequence[int]) -> list[tuple[str, bool]]:
         """The text of ids in pieces, each with whether it is a control token."""

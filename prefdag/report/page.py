@@ -1,22 +1,20 @@
 """The report: results in, one self-contained HTML page out.
 
 This module chooses what is shown and in which order; templates/ says how it looks. The page asks nothing of any network:
-style, figures and pictures are inside. Everything that comes from data is escaped by jinja2.
+style, script, figures and pictures are inside. Everything that comes from data is escaped by jinja2.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isclose, log
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from prefdag.config import Params, flatten
-from prefdag.report import answers, calibration, figures, gate, image_figures, provenance, words
+from prefdag.report import answers, calibration, examples, figures, gate, image_figures, provenance, script, words
 from prefdag.report.figures import Line
 from prefdag.report.results import ImageTrack, Results, Run, TextTrack
 from prefdag.report.words import Estimate
@@ -89,6 +87,7 @@ def environment(*, autoescape: bool) -> Environment:
             ),
         )
     }
+    env.globals |= {"script": script.script, "policy": script.policy}
     return env
 
 
@@ -112,7 +111,7 @@ def render(results: Results, params: Params) -> str:
             cross_entropy=cross_entropy_table(results.text.metrics),
             choices=choices_table(results.text.metrics),
             answers=answers.view(results.text.answers, params.report.answers),
-            examples=examples(results.text.pairs, params.report.text_examples),
+            examples=examples.examples(results.text, params.report.text_examples),
             image=results.image,
             image_verdict=words.image_verdict(results.image.metrics),
             image_numbers=image_numbers(results.image),
@@ -279,21 +278,6 @@ def choices_table(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
         }
         for name, (key, measure) in CHOICES.items()
         if key in found
-    ]
-
-
-def examples(pairs: pd.DataFrame, count: int) -> list[dict[Hashable, Any]]:
-    """`count` held-out pairs, evenly spaced from the largest margin to the smallest, so that none is hand-picked.
-
-    Of lone responses, from the highest reward to the lowest. `sides` are the responses that there are.
-    """
-    by = pairs["margin"].fillna(pairs["reward_chosen"]).fillna(pairs["reward_rejected"])
-    ordered = pairs.assign(by=by).sort_values(["by", "id"], ascending=[False, True])
-    where = np.unique(np.linspace(0, len(ordered) - 1, min(count, len(ordered))).round().astype(int))
-    records = ordered.iloc[where].to_dict("records")
-    return [
-        {**record, "sides": [side for side in ("chosen", "rejected") if pd.notna(record[f"reward_{side}"])]}
-        for record in records
     ]
 
 

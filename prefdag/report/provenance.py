@@ -1,7 +1,8 @@
 """What made these results, as far as it is the same in every rebuild: versions, hardware, names of sources.
 
 No clock, no host name, no path of the machine. No Git revision either: a page is built before the commit that will hold it
-exists, and in a queued experiment before the experiment has one at all. `publish` ties runs to revisions, with MLflow tags.
+exists, and in a queued experiment before the experiment has one at all. `publish` ties runs to revisions, in MLflow tags and in
+the copy that it makes of the page (`published.py`).
 """
 
 import os

@@ -27,11 +27,15 @@ class Run:
 
 @dataclass(frozen=True)
 class TextTrack:
-    """The language model. `pairs` has one row a held-out pair: its rewards, and the conversation they were given for."""
+    """The language model. `pairs` has one row a held-out pair: its rewards, and the conversation they were given for.
+
+    `tokens` has one row a response of them, as prefdag/text/evaluate.py writes it.
+    """
 
     metrics: Mapping[str, Any]
     pairs: pd.DataFrame
     answers: Answers
+    tokens: pd.DataFrame
     sft: Run
     dpo: Run
     health: health.Verdict
@@ -98,7 +102,7 @@ class Results:
 
 
 def read_text(
-    *, metrics: Path, pairs: Path, answers: Answers, rows: Path, messages: Path, sft: Path, dpo: Path
+    *, metrics: Path, pairs: Path, answers: Answers, tokens: Path, rows: Path, messages: Path, sft: Path, dpo: Path
 ) -> TextTrack:
     """The text track; `rows` is the test split as tokenised, `messages` the validated pairs. Raises `DataError`."""
     rewards = read_csv(pairs)
@@ -111,10 +115,24 @@ def read_text(
         metrics=read_json(metrics),
         pairs=joined,
         answers=answers,
+        tokens=read_tokens(tokens, joined),
         sft=read_run(sft),
         dpo=read_run(dpo),
         health=health.read(dpo / "health.json"),
     )
+
+
+def read_tokens(path: Path, pairs: pd.DataFrame) -> pd.DataFrame:
+    """The scored tokens of every response of `pairs`. Raises `DataError` where they are of others."""
+    if not path.exists():
+        raise DataError(f"{path}: not found; `dvc repro` makes it")
+    tokens = pd.read_parquet(path)
+    there = set(zip(tokens["id"], tokens["side"], strict=True))
+    for side in ("chosen", "rejected"):
+        for name in pairs["id"][pairs[f"reward_{side}"].notna()]:
+            if (name, side) not in there:
+                raise DataError(f"{path}: no {side} response of pair {name}; run `dvc repro`")
+    return tokens
 
 
 def read_image(

@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
+from prefdag.data.chat import ChatTokenizer
 from prefdag.dpo.preference import Scores
 from prefdag.dpo.rewards import reward_metrics, unpaired_reward_metrics
 from prefdag.intervals import ratio_difference
@@ -40,16 +41,23 @@ def score_models(models: Models, groups: Sequence[Group], max_tokens: int, name:
     return {role: score(model, groups, max_tokens, f"{name}, {role}") for role, model in models._asdict().items()}
 
 
-@torch.no_grad()
-def score_heldout(models: Models, pairs: Sequence[Pair], max_tokens: int) -> tuple[Scores, float]:
-    """What policy and reference say of held-out pairs, float64 on the CPU, and the KL between them.
-
-    The scores say where a response is absent (`has_chosen`, `has_rejected`).
+class Heldout(NamedTuple):
+    """What policy and reference say of held-out pairs.
 
     The KL is KL(policy || reference) over the whole vocabulary, in nats a token, averaged over the scored tokens of all
     responses: exact where it is taken, though the contexts are the data's, not the policy's own.
     """
+
+    scores: Scores  # float64 on the CPU; they say where a response is absent (`has_chosen`, `has_rejected`)
+    kl: float
+    logratios: list[np.ndarray]  # of each response that there is, in the order of the groups: log pi/pi_ref, (tokens,)
+
+
+@torch.no_grad()
+def score_heldout(models: Models, pairs: Sequence[Pair], max_tokens: int) -> Heldout:
+    """Held-out pairs under both models: each runs once over them."""
     parts: list[dict[str, Tensor]] = []
+    logratios: list[np.ndarray] = []
     kl, scored = 0.0, 0
     device = next(models.policy.parameters()).device
     with progress(len(pairs), "row", "heldout, reference and policy") as bar:
@@ -57,15 +65,46 @@ def score_heldout(models: Models, pairs: Sequence[Pair], max_tokens: int) -> tup
             batch = [pairs[i] for i in rows]
             packed = pack([pair.group for pair in batch]).to(device)
             reference, policy = ((response_states(model, packed), head(model)) for model in models)
-            kl += float(vocabulary.kl(*policy, *reference).double().sum())
+            found = vocabulary.compare(*policy, *reference, packed.targets)
+            kl += float(found.kl.double().sum())
             scored += len(packed.targets)
-            said = pair_scores(batch, packed, *policy)
-            parts.append(said | {f"ref_{name}": t for name, t in pair_scores(batch, packed, *reference).items()})
+            said = pair_scores(batch, packed, found.policy)
+            parts.append(said | {f"ref_{name}": t for name, t in pair_scores(batch, packed, found.reference).items()})
+            lengths = [len(response) for pair in batch for response in pair.group.responses]
+            of_tokens = (found.policy - found.reference).cpu().numpy()
+            logratios += np.split(of_tokens, np.cumsum(lengths)[:-1])
             bar.update(len(rows))
     scores = {name: torch.cat([part[name] for part in parts]).double().cpu() for name in parts[0]}
     for side in ("chosen", "rejected"):
         scores[f"has_{side}"] = torch.tensor([getattr(pair, side) is not None for pair in pairs]).double()
-    return cast(Scores, scores), kl / scored
+    return Heldout(cast(Scores, scores), kl / scored, logratios)
+
+
+def tokens_table(
+    ids: Iterable[str], pairs: Sequence[Pair], logratios: Sequence[np.ndarray], tokenizer: ChatTokenizer
+) -> pd.DataFrame:
+    """A row a response: `id`, `side`, and a list each of its scored `tokens`, their `texts` and their `logratios`.
+
+    The texts of a response join to what its tokens decode to (`ChatTokenizer.texts`). Its log-ratios, float32, in nats, sum
+    to the log-ratio of the response, hence to its implicit reward over beta (arXiv:2305.18290, eq. 5; by token
+    arXiv:2404.12358).
+
+    Args:
+        ids: of the pairs.
+        logratios: from `score_heldout`.
+    """
+    responses = [
+        (name, side, list(getattr(pair, side)))
+        for name, pair in zip(ids, pairs, strict=True)
+        for side in ("chosen", "rejected")
+        if getattr(pair, side) is not None
+    ]
+    return pd.DataFrame(
+        [
+            {"id": name, "side": side, "tokens": tokens, "texts": tokenizer.texts(tokens), "logratios": values}
+            for (name, side, tokens), values in zip(responses, logratios, strict=True)
+        ]
+    )
 
 
 def heldout_table(scores: Scores, rewards: tuple[Tensor, Tensor]) -> pd.DataFrame:

@@ -69,7 +69,7 @@ def implicit(pairs: pd.DataFrame, models: Models, preference: Preference, max_to
             pairs["prompt_ids"], pairs["ids_policy"], pairs["ids_reference"], strict=True
         )
     ]
-    scores, _ = score_heldout(models, rows, max_tokens)
+    scores = score_heldout(models, rows, max_tokens).scores
     policy, reference = preference.rewards(scores)  # in the places of chosen and rejected
     return by_rewards(pairs, reference.numpy(), policy.numpy())
 

@@ -45,14 +45,15 @@ def score_pairs(model: nn.Module, pairs: Sequence[Pair], *, confidence: bool = F
     Of an absent response the log-probability is 0, and its tokens are one. `confidence` costs a softmax more.
     """
     packed = pack([pair.group for pair in pairs]).to(next(model.parameters()).device)
-    states = response_states(model, packed)
-    return pair_scores(pairs, packed, states, head(model), confidence=confidence)
+    states, layer = response_states(model, packed), head(model)
+    collisions = log_collisions(states, layer) if confidence else None
+    return pair_scores(pairs, packed, token_logps(states, layer, packed.targets), collisions)
 
 
 def pair_scores(
-    pairs: Sequence[Pair], packed: Pack, states: Tensor, layer: nn.Linear | None, *, confidence: bool = False
+    pairs: Sequence[Pair], packed: Pack, logps: Tensor, collisions: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """`score_pairs` from the states, (S, d), of the pairs' pack, and the output layer behind them."""
+    """`score_pairs` from the log-probabilities of the pack's tokens, (S,), and for confidence their `log_collisions`, (S,)."""
     device = packed.targets.device
     present = [[side for side in SIDES if getattr(pair, side) is not None] for pair in pairs]
     lengths = [{side: len(getattr(pair, side)) for side in names} for pair, names in zip(pairs, present, strict=True)]
@@ -61,10 +62,9 @@ def pair_scores(
     tokens = torch.tensor([n for row in lengths for n in row.values()], device=device)
     place = torch.arange(len(packed.targets), device=device) - (tokens.cumsum(0) - tokens)[packed.owners]
 
-    logps = token_logps(states, layer, packed.targets)
     per_token = {"": logps, "_shared": logps.where(place < torch.tensor(shared, device=device)[packed.owners], 0.0)}
-    if confidence:  # WPO, arXiv:2406.11827, eq. 2
-        per_token["_confidence"] = (logps.detach() - log_collisions(states, layer)) / tokens[packed.owners]
+    if collisions is not None:  # WPO, arXiv:2406.11827, eq. 2
+        per_token["_confidence"] = (logps.detach() - collisions) / tokens[packed.owners]
     zeros = torch.zeros(len(tokens), device=device)
     responses = {name: zeros.index_add(0, packed.owners, values) for name, values in per_token.items()}
     responses["_tokens"] = tokens.to(logps)

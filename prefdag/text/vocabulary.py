@@ -4,7 +4,7 @@ A `head` is the output layer of a causal language model, vocabulary x d; None wh
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -41,17 +41,30 @@ def log_collisions(states: Tensor, head: nn.Linear | None) -> Tensor:
     return torch.cat([(2 * _logits(states[part], head).log_softmax(-1)).logsumexp(-1) for part in parts])
 
 
+class Compared(NamedTuple):
+    """What two models say of the same tokens: (S,) each, float32, in nats."""
+
+    policy: Tensor  # log pi(target | context)
+    reference: Tensor  # log pi_ref(target | context)
+    kl: Tensor  # KL(policy || reference) of the next token, over the whole vocabulary
+
+
 @torch.no_grad()
-def kl(policy: Tensor, policy_head: nn.Linear | None, reference: Tensor, reference_head: nn.Linear | None) -> Tensor:
-    """KL(policy || reference) of the next token, over the whole vocabulary: states (S, d) each -> (S,), float32, in nats."""
+def compare(
+    policy: Tensor, policy_head: nn.Linear | None, reference: Tensor, reference_head: nn.Linear | None, targets: Tensor
+) -> Compared:
+    """Both models' log-probabilities of the targets and the KL between them, from states (S, d) each and int64 (S,).
+
+    Each head is computed once.
+    """
     found = []
     for part in _parts(policy, _vocabulary(policy, policy_head)):
         p, q = (
             _logits(states[part], head).log_softmax(-1)
             for states, head in ((policy, policy_head), (reference, reference_head))
         )
-        found.append((p.exp() * (p - q)).sum(-1))
-    return torch.cat(found)
+        found.append((_of_targets(p, targets[part]), _of_targets(q, targets[part]), (p.exp() * (p - q)).sum(-1)))
+    return Compared(*map(torch.cat, zip(*found, strict=True)))
 
 
 def _parts(states: Tensor, vocabulary: int) -> Iterator[slice]:

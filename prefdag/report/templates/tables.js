@@ -1,0 +1,67 @@
+"use strict";
+// Tables that sort and filter. Without this script the page is complete: the rows stand in their first order.
+
+const order = new Intl.Collator("en", { numeric: true });
+
+// A row, or where a table has several bodies the first row of one.
+const cellOf = (unit, column) => (unit.rows ? unit.rows[0] : unit).cells[column];
+
+// What a cell sorts by: a heading as text, another cell as the number that it begins with, or as nothing.
+function keyOf(cell) {
+  const text = cell.textContent.trim();
+  return cell.tagName === "TH" ? text : Number.parseFloat(text.replaceAll(",", "").replace("\u2212", "-"));
+}
+
+function compare(a, b) {
+  if (typeof a === "string") return order.compare(a, b);
+  return a - b;
+}
+
+function sort(table, column, direction) {
+  const units = table.tBodies.length > 1 ? [...table.tBodies] : [...table.tBodies[0].rows];
+  const parent = units[0].parentNode;
+  const keyed = units.map((unit) => [keyOf(cellOf(unit, column)), unit]);
+  keyed.sort(([a], [b]) => Number.isNaN(a) - Number.isNaN(b) || direction * compare(a, b) || 0);
+  parent.append(...keyed.map(([, unit]) => unit));
+}
+
+for (const table of document.querySelectorAll("table[data-sortable]")) {
+  const heads = [...table.tHead.rows[0].cells];
+  for (const [column, head] of heads.entries()) {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.append(...head.childNodes);
+    head.append(button);
+    button.addEventListener("click", () => {
+      const ascending = head.getAttribute("aria-sort") !== "ascending";
+      for (const other of heads) other.removeAttribute("aria-sort");
+      head.setAttribute("aria-sort", ascending ? "ascending" : "descending");
+      sort(table, column, ascending ? 1 : -1);
+    });
+  }
+}
+
+for (const bar of document.querySelectorAll("[data-filters]")) {
+  const bodies = [...document.getElementById(bar.dataset.filters).tBodies];
+  const kind = bar.querySelector("select");
+  const words = bar.querySelector("input");
+  const told = bar.querySelector("output");
+  const fold = (text) => text.normalize("NFC").toLowerCase();
+  const texts = new Map();
+  const textOf = (body) => {
+    if (!texts.has(body)) texts.set(body, fold(body.textContent));
+    return texts.get(body);
+  };
+  const filter = () => {
+    const sought = fold(words.value.trim());
+    for (const body of bodies) {
+      const isKind = !kind.value || body.dataset.kind === kind.value;
+      body.hidden = !(isKind && (!sought || textOf(body).includes(sought)));
+    }
+    told.textContent = `${bodies.filter((body) => !body.hidden).length} of ${bodies.length}`;
+  };
+  kind.addEventListener("change", filter);
+  words.addEventListener("input", filter);
+  bar.hidden = false;
+  filter();
+}
