@@ -5,7 +5,7 @@ Every number comes from the artefacts, through the same functions as the page's.
 
 from typing import Any
 
-from prefdag.config import Full, HubSource, Lora, Loss, Params, PypiSource, Source
+from prefdag.config import Full, HubSource, ImageSource, Lora, Loss, Params, PypiSource
 from prefdag.report import words
 from prefdag.report.page import SETS, environment
 from prefdag.report.provenance import source_name
@@ -97,7 +97,7 @@ def override(loss: Loss) -> str:
     return f"'loss={{{','.join(f'{name}:{weight}' for name, weight in loss.items())}}}'"
 
 
-def dataset_id(source: Source) -> str:
+def dataset_id(source: ImageSource) -> str:
     """What the hub calls a dataset, or the nearest thing to it."""
     match source:
         case HubSource():
