@@ -4,22 +4,23 @@ MLflow keeps this file beside the exported folder and runs it to load the model 
 pickled. It needs mlflow, torch and transformers, and nothing of this project.
 """
 
+import time
 from typing import Any
 
 import mlflow
+import pandas as pd
 import torch
 from mlflow.exceptions import MlflowException
-from mlflow.pyfunc import ChatModel
-from mlflow.types.llm import ChatChoice, ChatCompletionResponse, ChatMessage, ChatParams, TokenUsageStats
+from mlflow.pyfunc import PythonModel
 
 MAX_TOKENS = 256  # of an answer, where the request names no bound
-UNSUPPORTED = {"n": 1, "stream": False, "frequency_penalty": None, "presence_penalty": None, "tools": None}
 
 
-class Policy(ChatModel):
+class Policy(PythonModel):
     """The policy behind the chat template that it was trained with."""
 
     def load_context(self, context: Any) -> None:
+        """Read the exported folder. MLflow calls it once."""
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         folder, only = context.artifacts["model"], {"local_files_only": True, "trust_remote_code": False}
@@ -28,48 +29,80 @@ class Policy(ChatModel):
         self.model = model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
         self.window = getattr(model.config, "max_position_embeddings", None)
 
-    @torch.no_grad()
-    def predict(self, context: Any, messages: list[ChatMessage], params: ChatParams) -> ChatCompletionResponse:
-        """Temperature 0 is greedy; 1, MLflow's default as OpenAI's, samples from the model as it is."""
-        for name, only in UNSUPPORTED.items():
-            if (getattr(params, name) or only) != only:
-                raise MlflowException.invalid_parameter_value(f"{name}: not supported; leave it out")
-        # A control token that a user typed is text, as it was in training.
-        prompt = self.tokenizer.apply_chat_template(
-            [{"role": message.role, "content": message.content or ""} for message in messages],
-            add_generation_prompt=True,
-            sanitize_control_tokens=True,
-            return_dict=False,
-        )
-        room = None if self.window is None else self.window - len(prompt)
-        if room is not None and room < 1:
-            raise MlflowException.invalid_parameter_value(
-                f"messages: {len(prompt)} tokens, and the model has {self.window} positions; send less"
+    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> dict[str, Any]:
+        """A chat completion: greedy, unless the request names a temperature above 0.
+
+        Args:
+            model_input: one row: messages, and what else the request has of temperature, top_p, top_k, max_tokens, stop.
+        """
+        if len(model_input) != 1:
+            raise _refusal(f"{len(model_input)} requests at once; send one")
+        # An option that the request leaves out is not there, None or NaN.
+        row = {str(key): values[0] for key, values in model_input.to_dict("list").items()}
+        request = {key: value for key, value in row.items() if not pd.api.types.is_scalar(value) or not pd.isna(value)}
+        prompt = self._prompt(request["messages"])
+        new, ended = self._answer(prompt, request)
+        text = self.tokenizer.decode(new, skip_special_tokens=False)
+        for each in request.get("stop", []):
+            text, found, _ = text.partition(each)
+            ended = ended or bool(found)
+        return {
+            "id": f"chatcmpl-{time.time_ns():x}",
+            "object": "chat.completion",
+            "created": int(time.time()),
+            "model": "prefdag-text",
+            "choices": [
+                {
+                    "index": 0,
+                    "message": {"role": "assistant", "content": text},
+                    "finish_reason": "stop" if ended else "length",
+                }
+            ],
+            "usage": {
+                "prompt_tokens": len(prompt),
+                "completion_tokens": len(new),
+                "total_tokens": len(prompt) + len(new),
+            },
+        }
+
+    def _prompt(self, messages: Any) -> list[int]:
+        """The ids of a dialogue. A control token that a user typed is text, as it was in training."""
+        try:
+            ids: list[int] = self.tokenizer.apply_chat_template(
+                [{"role": message["role"], "content": message["content"]} for message in messages],
+                add_generation_prompt=True,
+                sanitize_control_tokens=True,
+                return_dict=False,
             )
-        wanted = params.max_tokens or MAX_TOKENS
+        except Exception as error:  # a template raises what it likes: it may know no system message
+            raise _refusal(f"messages: the chat template does not take them ({error})") from None
+        if self.window is not None and len(ids) >= self.window:
+            raise _refusal(f"messages: {len(ids)} tokens, and the model has {self.window} positions; send less")
+        return ids
+
+    @torch.no_grad()
+    def _answer(self, prompt: list[int], request: dict[str, Any]) -> tuple[list[int], bool]:
+        """The ids of an answer, without the EOS, and whether there was one."""
+        wanted = int(request.get("max_tokens", MAX_TOKENS))
+        if wanted < 1:
+            raise _refusal(f"max_tokens: {wanted}; ask for 1 or more")
+        room = wanted if self.window is None else min(wanted, self.window - len(prompt))
+        how: dict[str, Any] = {"do_sample": False}
+        if request.get("temperature", 0.0) > 0:
+            how = {"do_sample": True, "top_k": 0}  # transformers would cut at 50
+            how |= {key: request[key] for key in ("temperature", "top_p", "top_k") if key in request}
+        if "stop" in request:
+            how |= {"stop_strings": list(request["stop"]), "tokenizer": self.tokenizer}
         ids = torch.tensor([prompt], device=self.model.device)
-        sampling = {"do_sample": False}
-        if params.temperature > 0:
-            chosen = {"temperature": params.temperature, "top_p": params.top_p, "top_k": params.top_k or 0}
-            sampling = {"do_sample": True, **{name: value for name, value in chosen.items() if value is not None}}
-        stop = {"stop_strings": params.stop, "tokenizer": self.tokenizer} if params.stop else {}
-        output = self.model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=wanted if room is None else min(wanted, room),
-            **sampling,
-            **stop,
-        )
+        output = self.model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=room, **how)
         new = output[0, len(prompt) :].tolist()
-        ended = new[-1:] == [self.tokenizer.eos_token_id]
-        text = self.tokenizer.decode(new[:-1] if ended else new, skip_special_tokens=False)
-        for each in params.stop or []:
-            before, found, _ = text.partition(each)
-            text, ended = before, ended or bool(found)
-        return ChatCompletionResponse(
-            choices=[ChatChoice(ChatMessage("assistant", text), finish_reason="stop" if ended else "length")],
-            usage=TokenUsageStats(len(prompt), len(new), len(prompt) + len(new)),
-        )
+        ended = new[-1] == self.tokenizer.eos_token_id
+        return new[:-1] if ended else new, ended
+
+
+def _refusal(message: str) -> MlflowException:
+    """What the server answers with 400."""
+    return MlflowException.invalid_parameter_value(message)
 
 
 mlflow.models.set_model(Policy())

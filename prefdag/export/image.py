@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from prefdag.artifacts import read_json, write_json
-from prefdag.export.compare import Deviation, compare
+from prefdag.export.compare import Deviation, compare, same_tensors
 from prefdag.image.data import normalise
 from prefdag.image.model import Architecture, Convolution, build
 
@@ -45,10 +45,9 @@ def write_image(model: nn.Module, architecture: Architecture, classes: list[str]
     names = {"class_names": classes, "normalisation": NORMALISATION}
     write_json(folder / "config.json", asdict(architecture) | shape | names)
     plain = copy.deepcopy(model).cpu()
-    module: Any
-    for module in plain.modules():
-        if isinstance(module, Convolution):  # ours is faster on a CPU; a graph wants the operator itself
-            module.__class__ = nn.Conv2d
+    convolutions: list[Any] = [module for module in plain.modules() if isinstance(module, Convolution)]
+    for module in convolutions:  # ours is faster on a CPU; a graph wants the operator itself
+        module.__class__ = nn.Conv2d
     onnx.save(_graph(plain, images[:2].cpu()), folder / "model.onnx")
 
 
@@ -77,9 +76,10 @@ def _strip(graph: GraphProto) -> None:
 
 @torch.no_grad()
 def check_image(folder: Path, model: nn.Module, images: Tensor) -> dict[str, Deviation]:
-    """Both forms, read back, against the logits of `model` for uint8 images. Raises `PrefdagError`."""
+    """Both forms, read back, against `model`: its tensors, and its logits for uint8 images. Raises `PrefdagError`."""
     expected = model(normalise(images)).float().cpu()
     rebuilt, device = read_image(folder), images.device
+    same_tensors(f"{folder.name}/model.safetensors", rebuilt.state_dict(), model.state_dict())
     session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
     pixels = images.cpu().numpy()
     cuts = np.cumsum(BATCHES)

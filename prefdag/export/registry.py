@@ -38,7 +38,7 @@ def register(folder: Path, params: Params) -> Iterator[str]:
     """Make a version of each model in the export `folder`; yield `NAME version N`.
 
     Raises:
-        PrefdagError: MLflow has no finished run of this pipeline, or does not take the models.
+        PrefdagError: MLflow has no run of this pipeline, or does not take the models.
     """
     for name, value in PATIENCE.items():
         os.environ.setdefault(name, value)
@@ -54,8 +54,13 @@ def register(folder: Path, params: Params) -> Iterator[str]:
     mlflow.set_tracking_uri(store.uri)
     client = mlflow.MlflowClient(store.uri)
     try:
-        with mlflow.start_run(run_id=run.info.run_id):
-            made = [(track, _log(track, folder)) for track in NAMES if WEIGHTS[track] in files]
+        mlflow.start_run(run_id=run.info.run_id)
+        try:
+            log = {"text": log_text, "image": log_image}
+            made = [(track, log[track](folder / track)) for track in NAMES if WEIGHTS[track] in files]
+        finally:  # the run is over, as it was before, whatever becomes of the models
+            mlflow.end_run()
+            client.set_terminated(run.info.run_id, run.info.status, run.info.end_time)
         for track, info in made:
             number = info.registered_model_version
             for key, value in tags(track, params, metrics[track], run.data.tags, files).items():
@@ -66,7 +71,7 @@ def register(folder: Path, params: Params) -> Iterator[str]:
 
 
 def find_run(client: Any, params: Params, metrics: Mapping[str, Mapping[str, float]]) -> Any:
-    """The newest finished run of the pipeline with these parameters and metrics: the one that made these models.
+    """The newest run of the pipeline with these parameters and all these metrics: the one that made these models.
 
     Raises:
         PrefdagError: there is none.
@@ -74,17 +79,18 @@ def find_run(client: Any, params: Params, metrics: Mapping[str, Mapping[str, flo
     wanted = {key: value if isinstance(value, str) else json.dumps(value) for key, value in flatten(params).items()}
     figures = {f"{track}/{key}": value for track, values in metrics.items() for key, value in values.items()}
     ids = [experiment.experiment_id for experiment in client.search_experiments()]
-    finished = "tags.kind = 'pipeline' and attributes.status = 'FINISHED'"
     token = None
     while True:
-        page = client.search_runs(ids, finished, order_by=["attributes.start_time DESC"], page_token=token)
+        page = client.search_runs(
+            ids, "tags.kind = 'pipeline'", order_by=["attributes.start_time DESC"], page_token=token
+        )
         for run in page:
             if run.data.params == wanted and all(run.data.metrics.get(key) == value for key, value in figures.items()):
                 return run
         token = page.token
         if not token:
             raise PrefdagError(
-                "MLflow has no finished run of this pipeline with these parameters and metrics; "
+                "MLflow has no run of this pipeline with these parameters and metrics; "
                 "run `prefdag sync`, or `dvc repro -fs publish`"
             )
 
@@ -125,39 +131,49 @@ def tags(
     }
 
 
-def _log(track: str, folder: Path) -> Any:
-    """Log one model to the active run, and register it."""
+def log_text(folder: Path) -> Any:
+    """Log the language model that `export` wrote to `folder` to the active run, and register it; MLflow's `ModelInfo`."""
     import mlflow
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, Schema
+    from mlflow.types.llm import CHAT_MODEL_OUTPUT_SCHEMA
+    from mlflow.types.schema import Array, Object, Property
 
-    if track == "text":
-        return mlflow.pyfunc.log_model(
-            name=NAMES[track],
-            python_model=str(CODE),
-            artifacts={"model": str(folder / "text")},
-            input_example=EXAMPLE,
-            pip_requirements=_pinned("mlflow", "torch", "transformers"),
-            registered_model_name=NAMES[track],
-        )
+    message = Object([Property(name, DataType.string) for name in ("role", "content")])
+    options: dict[str, Any] = {"temperature": DataType.double, "top_p": DataType.double, "top_k": DataType.long}
+    options |= {"max_tokens": DataType.long, "stop": Array(DataType.string)}
+    request = [ColSpec(kind, name, required=False) for name, kind in options.items()]
+    return mlflow.pyfunc.log_model(
+        name=NAMES["text"],
+        python_model=str(CODE),
+        artifacts={"model": str(folder)},
+        signature=ModelSignature(Schema([ColSpec(Array(message), "messages"), *request]), CHAT_MODEL_OUTPUT_SCHEMA),
+        input_example=EXAMPLE,
+        pip_requirements=_pinned("mlflow", "torch", "transformers"),
+        registered_model_name=NAMES["text"],
+    )
+
+
+def log_image(folder: Path) -> Any:
+    """Log the classifier that `export` wrote to `folder` to the active run, and register it; MLflow's `ModelInfo`."""
     import mlflow.onnx
     import onnx
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
 
-    config = read_json(folder / "image" / "config.json")
+    config = read_json(folder / "config.json")
     shape = (config["channels"], config["height"], config["width"])
-    signature = ModelSignature(
-        Schema([TensorSpec(np.dtype(np.uint8), (-1, *shape), "images")]),
-        Schema([TensorSpec(np.dtype(np.float32), (-1, config["classes"]), "logits")]),
-    )
-    ramp = (np.arange(np.prod(shape)) % 256).astype(np.uint8).reshape(1, *shape)
+    pixels = TensorSpec(np.dtype(np.uint8), (-1, *shape), "images")
+    logits = TensorSpec(np.dtype(np.float32), (-1, config["classes"]), "logits")
+    ramp = (np.arange(np.prod(shape)) % 256).astype(np.uint8).reshape(1, *shape)  # no image of anybody's data
     return mlflow.onnx.log_model(
-        onnx.load(folder / "image" / "model.onnx"),
-        name=NAMES[track],
-        signature=signature,
+        onnx.load(folder / "model.onnx"),
+        name=NAMES["image"],
+        signature=ModelSignature(Schema([pixels]), Schema([logits])),
         input_example={"images": ramp},
         save_as_external_data=False,
         pip_requirements=_pinned("mlflow", "onnx", "onnxruntime"),
-        registered_model_name=NAMES[track],
+        registered_model_name=NAMES["image"],
     )
 
 

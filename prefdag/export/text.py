@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from prefdag.artifacts import read_json, write_json
 from prefdag.data.chat import ChatTokenizer, Messages, TemplateName
 from prefdag.errors import PrefdagError
-from prefdag.export.compare import Deviation, compare
+from prefdag.export.compare import Deviation, compare, same_tensors
 from prefdag.process import process
 from prefdag.text import model as lm
 
@@ -77,16 +77,10 @@ def check_merged(folder: Path, merged: nn.Module, expected: Tensor, rows: Iterab
     """The model in `folder`, as anybody loads it: every tensor that of `merged`, bit by bit, and the policy's logits.
 
     Raises:
-        PrefdagError: they are not; the logits of a few rows alone would not touch every tensor.
+        PrefdagError: they are not.
     """
     model = _plain(folder)
-    found = model.state_dict()
-    for name, tensor in merged.state_dict().items():
-        if name not in found or not torch.equal(found[name], tensor):
-            raise PrefdagError(
-                f"{folder.name}: read back, {name} is not what was written; "
-                "nothing was exported: check disk and memory, then run it again"
-            )
+    same_tensors(folder.name, model.state_dict(), merged.state_dict())
     return compare(folder.name, logits(model, rows), expected)
 
 
@@ -106,7 +100,7 @@ def check_template(folder: Path, ours: ChatTokenizer, dialogues: Iterable[Messag
         if ids != ours.prompt(messages).ids:
             raise PrefdagError(
                 f"{folder.name}: its chat template makes other tokens than training had of held-out dialogue {number}; "
-                "nothing was exported"
+                "nothing was exported; set `format_pairs.template: instruction`, or report it"
             )
 
 
