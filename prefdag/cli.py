@@ -12,6 +12,7 @@ from prefdag.errors import DataError, PrefdagError
 
 REFERENCE = Path("models/reference")
 POLICY = Path("models/dpo_text")
+EXPORT = Path("export")
 FRONTIER = Path("reports/frontier")  # .html and .csv
 
 
@@ -142,6 +143,29 @@ def chat(
     typer.echo("Every question is asked afresh. An empty line ends.", err=True)
     while question := _ask():
         _show(*duo.answers([{"role": "user", "content": question}], max_new_tokens))
+
+
+@app.command()
+def export(
+    to: Annotated[Path, typer.Option(help="The folder to write; an earlier export in it is replaced.")] = EXPORT,
+    register: Annotated[
+        bool, typer.Option("--register", help="Also make versions of both in MLflow's registry.")
+    ] = False,
+) -> None:
+    """Write the models as others load them, each read back and compared with the pipeline's own."""
+    from prefdag.config import load_params
+    from prefdag.export import pipeline
+    from prefdag.stage import set_environment
+
+    set_environment()
+    params = load_params()
+    pipeline.export(to, params, typer.echo)
+    typer.echo(f"exported to {to}")
+    if register:
+        from prefdag.export import registry
+
+        for version in registry.register(to, params):
+            typer.echo(f"registered {version}")
 
 
 def _ask() -> str:

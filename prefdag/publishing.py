@@ -32,14 +32,14 @@ def publish(
         for row in (*_rows(history, stage), *_rows(validation, f"{stage}/val"))
     ]
     with pipeline_run(params) as run:
-        run.log(0, _numbers(metrics))
+        run.log(0, numbers(metrics))
         for step, values in steps:
             run.log(step, values)
         for path in files:
             run.file(path)
 
 
-def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
     """Nested numbers as one level, keys joined by "/"."""
     return {
         key.replace(".", "/"): value

@@ -25,7 +25,7 @@ def prefdag(*arguments: str, typed: str = "") -> Result:
 def test_help_names_every_command_and_starts_quickly() -> None:
     command = [sys.executable, "-X", "importtime", "-c", "from prefdag.cli import app; app(['--help'])"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert all(name in done.stdout for name in ("profile", "sync", "chat"))
+    assert all(name in done.stdout for name in ("profile", "sync", "chat", "export"))
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "prefdag.errors" in imported
     assert not imported & {"torch", "transformers", "mlflow", "pandas", "numpy", "pydantic", "prefdag.config"}

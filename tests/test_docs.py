@@ -14,7 +14,7 @@ from prefdag.cli import app
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
 IDS = [page.relative_to(ROOT).as_posix() for page in PAGES]
-WRITTEN_BY_STAGES = ("data/", "models/", "reports/")
+WRITTEN_BY_STAGES = ("data/", "models/", "reports/", "export/")  # the last by `prefdag export`
 MADE_BY_RUNS = {"dvc.lock", "metrics.json", "history.csv", "validation.csv", "model_card.md"}
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=IDS)

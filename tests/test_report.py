@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from huggingface_hub import ModelCard
 from PIL import Image
 from ruamel.yaml import YAML
 from safetensors.numpy import save_file
@@ -599,7 +600,11 @@ def test_card_is_a_hub_card(built: tuple[str, str], inputs: Path) -> None:
     rewards = json.loads((inputs / "reports/text/metrics.json").read_text())["heldout"]["rewards"]
     (result,) = matter["model-index"][0]["results"]
     assert result["metrics"][0]["value"] == rewards["accuracy"]
-    for heading in ("Training data", "Evaluation", "Intended use and limits", "Bias and misuse"):
+    data = ModelCard(built[1]).data.to_dict()  # as the hub reads it
+    assert data["base_model"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert "datasets" not in data  # a file of a package is none of the hub's
+    assert {"pipeline_tag", "library_name", "tags"} <= data.keys()
+    for heading in ("How to use it", "Training data", "Evaluation", "Intended use and limits", "Bias and misuse"):
         assert f"## {heading}" in body
     assert "{{" not in body
 

