@@ -1,4 +1,5 @@
-"""Publish the pipeline as one MLflow run: all parameters, all metrics, the curves of every training stage, the report.
+"""Publish the pipeline as one MLflow run: all parameters, all metrics, the curves of every training stage, the
+report with its figures and tables.
 
 This is what `mlflow ui` compares, beta against beta. It stands there also for experiments whose earlier stages came
 from the cache, and for those that ran in a temporary folder.
@@ -21,6 +22,17 @@ CURVES = {
 }
 REPORT = Path("reports/index.html")
 MODEL_CARD = Path("reports/model_card.md")
+FIGURES = Path("reports/figures")
+TABLES = [
+    Path("reports/text/cross_entropy.csv"),
+    Path("reports/text/pairs.csv"),
+    Path("reports/text/rows.parquet"),
+    Path("reports/text/choices.parquet"),
+    Path("reports/image/predictions.csv"),
+    Path("reports/image/classes.csv"),
+    Path("reports/image/confusion.csv"),
+    Path("reports/image/calibration.csv"),
+]
 # Always the same bytes, and in dvc.yaml neither cached nor restored: DVC publishes wherever this file is absent, as in a
 # fresh clone or the folder of a queued experiment, even if every other stage comes from the cache.
 PUBLISHED = Path("reports/published.txt")
@@ -30,7 +42,8 @@ PUBLISHED = Path("reports/published.txt")
 def main(params: Params) -> None:
     """Read what the other stages wrote, and publish it."""
     metrics = {track: read_json(path) for track, path in METRICS.items()}
-    publish(params, metrics, CURVES, files=[REPORT, MODEL_CARD, *METRICS.values()])
+    files = [REPORT, MODEL_CARD, *METRICS.values(), *TABLES, *sorted(FIGURES.iterdir())]
+    publish(params, metrics, CURVES, files)
     with writing(PUBLISHED) as path:
         path.write_text("This pipeline is a run in MLflow with the tag kind=pipeline; see docs/tracking.md.\n", "utf-8")
 
