@@ -14,6 +14,7 @@ REFERENCE = Path("models/reference")
 POLICY = Path("models/dpo_text")
 EXPORT = Path("export")
 FRONTIER = Path("reports/frontier")  # .html and .csv
+COMPARISON = Path("reports/comparison")  # .html and .csv
 
 
 class OneLineErrors(TyperGroup):
@@ -102,6 +103,31 @@ def verify(
             "`dvc fetch` or `dvc repro` what was removed from it"
         )
     typer.echo(f"everything that is here is as {verify.LOCK} says")
+
+
+@app.command()
+def compare(
+    first: Annotated[str, typer.Argument(metavar="A", help="An experiment, commit, branch or tag.")] = "HEAD",
+    second: Annotated[str, typer.Argument(metavar="B", help="Another, or `workspace`.")] = "workspace",
+) -> None:
+    """Write how B differs from A, and whether rows tell them apart: reports/comparison.html, .csv."""
+    from prefdag.stage import set_environment
+
+    set_environment()
+    from prefdag.artifacts import writing
+    from prefdag.report import comparison, differences, experiments
+
+    runs = experiments.read(first), experiments.read(second)
+    table = differences.differences(*runs)
+    for suffix, content in (
+        (".csv", differences.to_frame(table).to_csv(index=False, lineterminator="\n")),
+        (".html", comparison.render(*runs, table)),
+    ):
+        with writing(COMPARISON.with_suffix(suffix)) as path:
+            path.write_text(content, "utf-8")
+    for verdict in (comparison.verdict("text", table, *runs), comparison.verdict("image", table, *runs)):
+        typer.echo(verdict.headline)
+    typer.echo(f"{COMPARISON.with_suffix('.html')}, {COMPARISON.with_suffix('.csv')}")
 
 
 @app.command()

@@ -1,4 +1,5 @@
-"""Publish the pipeline as one MLflow run: all parameters, all metrics, the curves of every training stage, the report.
+"""Publish the pipeline as one MLflow run: all parameters, all metrics, the curves of every training stage, the
+report with its figures and tables.
 
 This is what `mlflow ui` compares, beta against beta. It stands there also for experiments whose earlier stages came
 from the cache, and for those that ran in a temporary folder.
@@ -28,6 +29,17 @@ CURVES = {
 }
 REPORT = Path("reports/index.html")
 MODEL_CARD = Path("reports/model_card.md")
+FIGURES = Path("reports/figures")
+TABLES = [
+    Path("reports/text/cross_entropy.csv"),
+    Path("reports/text/pairs.csv"),
+    Path("reports/text/rows.parquet"),
+    Path("reports/text/choices.parquet"),
+    Path("reports/image/predictions.csv"),
+    Path("reports/image/classes.csv"),
+    Path("reports/image/confusion.csv"),
+    Path("reports/image/calibration.csv"),
+]
 # Always the same bytes, and in dvc.yaml neither cached nor restored: DVC publishes wherever this file is absent, as in a
 # fresh clone or the folder of a queued experiment, even if every other stage comes from the cache.
 PUBLISHED = Path("reports/published.txt")
@@ -44,7 +56,8 @@ def main(params: Params) -> None:
     with writing(page) as path:
         moment = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
         path.write_text(published.fill(REPORT.read_text("utf-8"), seconds, revision(), moment), "utf-8")
-    publish(params, metrics | {"seconds": seconds}, CURVES, files=[page, MODEL_CARD, *METRICS.values()])
+    files = [page, MODEL_CARD, *METRICS.values(), *TABLES, *sorted(FIGURES.iterdir())]
+    publish(params, metrics | {"seconds": seconds}, CURVES, files)
     with writing(PUBLISHED) as path:
         path.write_text("This pipeline is a run in MLflow with the tag kind=pipeline; see docs/tracking.md.\n", "utf-8")
 

@@ -1,4 +1,4 @@
-"""Build the report (one self-contained HTML page) and the model card from what the other stages left."""
+"""Build the report (one self-contained HTML page), its figures as files and the model card from what the other stages left."""
 
 from pathlib import Path
 
@@ -33,11 +33,12 @@ CONFUSION = Path("reports/image/confusion.csv")
 CALIBRATION = Path("reports/image/calibration.csv")
 PAGE = Path("reports/index.html")
 CARD = Path("reports/model_card.md")
+FIGURES = Path("reports/figures")
 
 
 @stage
 def main(params: Params) -> None:
-    from prefdag.report import card, page
+    from prefdag.report import card, figure_files, page
     from prefdag.report.answers import read_answers
     from prefdag.report.results import Results, read_image, read_images_dataset, read_pairs_dataset, read_text
 
@@ -71,9 +72,14 @@ def main(params: Params) -> None:
         hashes={str(REFERENCE): key["reference_sha256"], **{str(path): sha256(path) for path in hashed}},
         ref_logps=key,
     )
-    for path, content in ((PAGE, page.render(results, params)), (CARD, card.render(results, params))):
+    html = page.render(results, params)
+    for path, content in ((PAGE, html), (CARD, card.render(results, params))):
         with writing(path) as temporary:
             temporary.write_text(content, "utf-8")
+    with writing(FIGURES) as temporary:
+        temporary.mkdir()
+        for name, document in figure_files.documents(html).items():
+            (temporary / name).write_text(document, "utf-8")
 
 
 if __name__ == "__main__":

@@ -5,14 +5,14 @@ from typing import Any, cast
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 from torch import Tensor
 
+from prefdag import paired
 from prefdag.dpo.preference import Preference, Scores
 from prefdag.dpo.rewards import reward_metrics
 from prefdag.image.classify import of_class, score_pairs
 from prefdag.image.data import ImagePairs
-from prefdag.intervals import paired_difference, proportion
+from prefdag.intervals import proportion
 
 MODELS = ("reference", "policy", "control")
 BINS = 15  # of the confidence, from 0 to 1, as in arXiv:1706.04599
@@ -64,25 +64,13 @@ def share_right(right: pd.Series) -> dict[str, float]:
 
 
 def compared(table: pd.DataFrame, model: str, other: str) -> dict[str, float]:
-    """Two models on the same images: the difference of their accuracies with its 95% interval, and McNemar's exact test.
-
-    The test (McNemar 1947) asks of the images that one model alone gets right whether they fall to either as coins do. `p`
-    is two-sided, and 1 where there is no such image.
+    """Two models on the same images: the difference of their accuracies, as `paired.shares` has it.
 
     Args:
         table: of `predictions`.
     """
-    right, other_right = (table[name] == table["label"] for name in (model, other))
-    alone, other_alone = int((right & ~other_right).sum()), int((~right & other_right).sum())
-    low, high = paired_difference(alone, other_alone, len(table))
-    return {
-        "alone_right": alone,
-        "other_alone_right": other_alone,
-        "difference": (alone - other_alone) / len(table),
-        "difference_low": low,
-        "difference_high": high,
-        "p": float(stats.binomtest(alone, alone + other_alone).pvalue) if alone + other_alone else 1.0,
-    }
+    right, other_right = (np.asarray(table[name] == table["label"]) for name in (model, other))
+    return paired.shares(right, other_right)
 
 
 def by_class(table: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:

@@ -21,7 +21,7 @@ from prefdag.report.words import Estimate, number, percent, percent_span, signed
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-ROLES = ("ink", "muted", "grid", "base", "reference", "policy", "control", "chosen", "rejected")
+ROLES = ("ink", "muted", "grid", "base", "reference", "policy", "control", "chosen", "rejected", "first", "second")
 COLOR = {role: f"#0000{i:02x}" for i, role in enumerate(ROLES, start=1)}
 STYLE = {
     "svg.fonttype": "none",  # text stays text: it can be read, searched and set in the page's font
@@ -344,6 +344,7 @@ def _inline(document: str, name: str, description: str) -> str:
         element.tail = None
     for key in ("version", "width", "height"):
         root.attrib.pop(key, None)
+    root.set("id", name)
     root.set("role", "img")
     root.set("aria-label", description)
     root.set("class", "figure")

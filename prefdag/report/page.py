@@ -14,7 +14,18 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from prefdag.config import Params, flatten
-from prefdag.report import answers, calibration, examples, figures, gate, image_figures, provenance, script, words
+from prefdag.report import (
+    answers,
+    calibration,
+    changes,
+    examples,
+    figures,
+    gate,
+    image_figures,
+    provenance,
+    script,
+    words,
+)
 from prefdag.report.figures import Line
 from prefdag.report.results import ImageTrack, Results, Run, TextTrack
 from prefdag.report.words import Estimate
@@ -282,32 +293,9 @@ def choices_table(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def pictures(image: ImageTrack, count: int) -> list[dict[str, Any]]:
-    """Test images whose predicted class changed, in groups, those whose probability moved most first; about `count` of them."""
-    rows = image.predictions.assign(
-        moved=image.predictions["policy_probability"] - image.predictions["reference_probability"]
-    )
-    was_right, is_right = rows["reference"] == rows["label"], rows["policy"] == rows["label"]
-    changed = rows["reference"] != rows["policy"]
-    groups = {
-        "Set right": changed & is_right,
-        "Broken": changed & was_right,
-        "Wrong before and after, in another way": changed & ~was_right & ~is_right,
-    }
-    filled = {title: rows[mask] for title, mask in groups.items() if mask.any()}
-    shown = []
-    for title, group in filled.items():
-        order = group["moved"].abs().sort_values(ascending=False, kind="stable").index
-        head = group.loc[order[: max(1, count // len(filled))]] if count else group[:0]
-        items = [
-            {
-                "source": figures.picture(image.images[row["index"]]),
-                **{key: image.classes[row[key]] for key in ("label", "reference", "policy")},
-                **{key: row[key] for key in ("reference_probability", "policy_probability")},
-            }
-            for row in head.to_dict("records")
-        ]
-        shown.append({"title": title, "total": len(group), "items": items})
-    return shown
+    """Test images whose predicted class DPO changed; see `changes.pictures`."""
+    titles = ("Set right", "Broken", "Wrong before and after, in another way")
+    return changes.pictures(image.predictions, image.images, image.classes, ("reference", "policy"), titles, count)
 
 
 def turns(prompt: str | Sequence[Mapping[str, str]]) -> list[dict[str, str]]:

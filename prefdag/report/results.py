@@ -15,6 +15,7 @@ from prefdag.report.answers import Answers
 
 SPLITS = ("train", "val", "test")
 TEXT = ("id", "class", "true", "predicted")  # columns of names, also where one looks like a number or says "NA"
+CSV: dict[str, Any] = {"dtype": dict.fromkeys(TEXT, "str"), "keep_default_na": False, "na_values": [""]}
 
 
 @dataclass(frozen=True)
@@ -204,7 +205,7 @@ def read_run(folder: Path) -> Run:
 def read_csv(path: Path) -> pd.DataFrame:
     """A CSV file with a header. Raises `DataError` where it is absent or empty."""
     try:
-        return pd.read_csv(path, dtype=dict.fromkeys(TEXT, "str"), keep_default_na=False, na_values=[""])
+        return pd.read_csv(path, **CSV)
     except FileNotFoundError:
         raise DataError(f"{path}: not found; `dvc repro` makes it") from None
     except (pd.errors.EmptyDataError, pd.errors.ParserError) as error:

@@ -1,0 +1,514 @@
+"""Two experiments compared: differences worked by hand, rows that are not the same, and what the page dares to say."""
+
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.numpy import save
+from scipy import stats
+from test_report import HOSTILE, Page, history
+from typer.testing import CliRunner
+
+from prefdag.cli import app
+from prefdag.config import flatten
+from prefdag.dpo.rewards import reward_metrics
+from prefdag.errors import DataError
+from prefdag.image import evaluate
+from prefdag.report import comparison, differences, experiments
+from prefdag.report.experiments import Experiment, Files
+from prefdag.report.results import Run
+from prefdag.text.choices import truthfulqa_metrics, winogrande_metrics
+from prefdag.text.evaluate import set_metrics
+from prefdag.text.packing import Group
+
+ROOT = Path(__file__).parents[1]
+IDS = [f"{i:016x}" for i in range(40)]
+SOURCES = [f"evals.csv:{i}" for i in range(1, 13)]
+CLASSES = ["cat", HOSTILE]
+
+
+def text_tables(rng: np.random.Generator, better: float) -> dict[str, Any]:
+    """Rewards, log-probabilities and answers of one run, and the metrics that the evaluation makes of them."""
+    chosen, rejected = rng.normal(better, 1, 40), rng.normal(0, 1, 40)
+    preference = np.ones(40)
+    pairs = pd.DataFrame({"id": IDS, "reward_chosen": chosen, "reward_rejected": rejected, "margin": chosen - rejected})
+    lengths = {"heldout": np.arange(3, 43), "truthfulqa": np.arange(2, 14), "winogrande": np.arange(5, 17)}
+    names = {"heldout": IDS, "truthfulqa": SOURCES, "winogrande": SOURCES}
+    metrics, rows = {}, []
+    for name, tokens in lengths.items():
+        logps = {model: -tokens * rng.uniform(1, 3, len(tokens)) for model in ("base", "reference", "policy")}
+        groups = [Group((1,), (tuple(range(n)),)) for n in tokens]
+        metrics[name] = set_metrics(logps, groups)
+        frame = {"set": name, "row": names[name], "n_tokens": tokens}
+        rows.append(pd.DataFrame(frame | {f"{model}_logps": values for model, values in logps.items()}))
+    rewards = reward_metrics(torch.tensor(chosen), torch.tensor(rejected), torch.tensor(preference))
+    metrics["heldout"] |= {"n_pairs": 40, "kl": float(rng.uniform(0.01, 0.05)), "rewards": rewards}
+    picked = [
+        pd.DataFrame(
+            {
+                "set": "truthfulqa",
+                "model": m,
+                "source": SOURCES,
+                "mc1": rng.uniform(size=12) < 0.5,
+                "mc2": rng.uniform(size=12),
+            }
+        )
+        for m in ("base", "reference", "policy")
+    ]
+    filled = [
+        pd.DataFrame({"set": "winogrande", "model": m, "source": SOURCES, "correct": rng.uniform(size=12) < 0.5})
+        for m in ("base", "reference", "policy")
+    ]
+    metrics["choices"] = {
+        "truthfulqa": {t["model"][0]: truthfulqa_metrics(t) for t in picked},
+        "winogrande": {t["model"][0]: winogrande_metrics(t) for t in filled},
+    }
+    return {
+        "pairs": pairs.assign(preference=preference),
+        "rows": pd.concat(rows),
+        "choices": pd.concat([*picked, *filled]),
+        "metrics": metrics,
+    }
+
+
+def image_tables(rng: np.random.Generator, accuracy: float) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Predictions of one run on 60 images of two classes, and the metrics that the evaluation makes of them."""
+    label = np.arange(60) % 2
+    said = {model: np.where(rng.uniform(size=60) < accuracy, label, 1 - label) for model in evaluate.MODELS}
+    probability = {f"{model}_probability": rng.uniform(0.1, 1, 60) for model in evaluate.MODELS}
+    table = pd.DataFrame({"index": np.arange(100, 160), "label": label, **said, **probability})
+    metrics: dict[str, Any] = {"kl": float(rng.uniform()), "n_test": 60}
+    for model in evaluate.MODELS:
+        nats = -np.log(probability[f"{model}_probability"]).mean()
+        shares = evaluate.share_right(table[model] == table["label"])
+        metrics[model] = {**shares, "cross_entropy": float(nats), "calibration_error": 0.05}
+    return table, metrics | {"rewards": {"accuracy": 0.9, "margin": 1.5}}
+
+
+class Kept:
+    """A file system of a few files in memory, at some commit."""
+
+    repo = SimpleNamespace(get_rev=lambda: "c0ffee" * 7)
+
+    def __init__(self, files: dict[str, bytes]) -> None:
+        self.files = files
+
+    def open(self, path: str, mode: str) -> Any:
+        if path not in self.files:
+            raise FileNotFoundError(path)
+        return io.BytesIO(self.files[path])
+
+
+def stored() -> dict[str, bytes]:
+    """What the page shows of the data: conversations and pictures."""
+    said = pd.DataFrame({"id": IDS, "source": "a.json:1", "prompt": HOSTILE, "chosen": "Yes.", "rejected": HOSTILE})
+    images = np.zeros((200, 1, 4, 4), np.uint8)
+    return {
+        "data/validated/pairs.parquet": said.to_parquet(),
+        "data/validated/images/images.safetensors": save({"images": images}),
+        "data/validated/images/classes.json": json.dumps(CLASSES).encode(),
+    }
+
+
+def experiment(name: str, seed: int, better: float = 0.5, **params: Any) -> Experiment:
+    rng = np.random.default_rng(seed)
+    text = text_tables(rng, better)
+    predictions, image = image_tables(rng, 0.5 + better / 4)
+    outputs = dict.fromkeys(comparison.INPUTS, "0" * 32)
+    outputs |= {"models/dpo_text": f"{seed:032}", "models/dpo_image": f"{seed:032}"}
+    return Experiment(
+        name=name,
+        params={"beta": 0.1, "loss": "sigmoid", "seed": 0, "report.text_examples": 4, "report.image_examples": 6}
+        | params,
+        outputs=outputs,
+        metrics={"text": text.pop("metrics"), "image": image},
+        predictions=predictions,
+        text=Run(*history(rng, 20, 5, dpo=True)),
+        image=Run(*history(rng, 20, 5, dpo=True)),
+        files=Files(name, Kept(stored())),
+        **text,
+    )
+
+
+@pytest.fixture(scope="module")
+def runs() -> tuple[Experiment, Experiment]:
+    return experiment("one", 1), experiment("workspace", 2, beta=0.3)
+
+
+def found(first: Experiment, second: Experiment) -> dict[str, differences.Difference]:
+    return {f"{d.measure.track}.{d.measure.key}": d for d in differences.differences(first, second)}
+
+
+def test_the_rows_of_a_measure_are_those_of_its_figure(runs: tuple[Experiment, Experiment]) -> None:
+    """sum(value) / sum(weight) is what the evaluation says; a measure whose rows are other ones has a wrong interval."""
+    counted = 0
+    for run in runs:
+        for measure in differences.measures():
+            if measure.rows and (value := flatten(run.metrics[measure.track]).get(measure.key)) is not None:
+                rows = measure.rows(run)
+                assert rows is not None
+                assert rows["value"].sum() / rows["weight"].sum() == pytest.approx(value, abs=1e-9), measure.key
+                counted += 1
+    assert counted == 2 * 13
+
+
+def test_differences_are_those_of_the_metrics(runs: tuple[Experiment, Experiment]) -> None:
+    both = [flatten(run.metrics) for run in runs]
+    for key, each in found(*runs).items():
+        assert (each.first, each.second) == (both[0][key], both[1][key])
+        assert each.value == pytest.approx(both[1][key] - both[0][key])
+        if each.estimate:
+            assert each.estimate.value == pytest.approx(each.value, abs=1e-9)
+            assert each.estimate.low <= each.estimate.value <= each.estimate.high
+
+
+def test_ranking_by_hand(runs: tuple[Experiment, Experiment]) -> None:
+    """Of 40 pairs B alone ranks 12 right and A alone 3: p is twice the chance of 3 or fewer heads in 15 throws, 576 / 2**14."""
+    first, second = runs
+    a, b = np.repeat([1.0, 1.0, -1.0, -1.0], (10, 3, 12, 15)), np.repeat([1.0, -1.0, 1.0, -1.0], (10, 3, 12, 15))
+    one, other = (replace(run, pairs=run.pairs.assign(margin=m)) for run, m in ((first, a), (second, b)))
+    each = found(one, other)["text.heldout.rewards.accuracy"]
+    assert each.found is not None
+    assert each.found["difference"] == pytest.approx(9 / 40)
+    assert (each.found["alone_right"], each.found["other_alone_right"]) == (12, 3)
+    assert each.found["p"] == pytest.approx(576 / 2**14)
+    assert each.tone == "better"
+    shuffled = replace(other, pairs=other.pairs.sample(frac=1, random_state=0))
+    assert found(one, shuffled)["text.heldout.rewards.accuracy"] == each  # rows go by their ids, not by their places
+    back = found(other, one)["text.heldout.rewards.accuracy"]
+    assert back.found is not None
+    assert back.found["difference_low"] == pytest.approx(-each.found["difference_high"], abs=1e-6)
+
+
+def test_pairing_takes_out_what_makes_a_row_hard(runs: tuple[Experiment, Experiment]) -> None:
+    """B lies 0.1 nats a token below A in every row, whatever the row: known almost exactly, though rows differ by nats."""
+    first, _ = runs
+    rows = first.rows.assign(policy_logps=first.rows["policy_logps"] + 0.1 * first.rows["n_tokens"])
+    metrics = json.loads(json.dumps(first.metrics))
+    metrics["text"]["heldout"]["policy"]["cross_entropy"] -= 0.1
+    each = found(first, replace(first, rows=rows, metrics=metrics))["text.heldout.policy.cross_entropy"]
+    assert each.estimate is not None
+    assert (each.estimate.low, each.estimate.high) == pytest.approx((-0.1, -0.1), abs=1e-9)
+    assert each.tone == "worse"  # lower, that is
+
+
+def test_other_rows_are_not_compared(runs: tuple[Experiment, Experiment]) -> None:
+    first, second = runs
+    others = replace(
+        second,
+        pairs=second.pairs.assign(id=[*IDS[1:], "f" * 16]),
+        rows=second.rows.assign(n_tokens=second.rows["n_tokens"] + (second.rows["set"] == "heldout")),
+        outputs={**second.outputs, "data/validated/images": "1" * 32},
+    )
+    each = found(first, others)
+    for key in ("text.heldout.rewards.accuracy", "text.heldout.policy.cross_entropy", "image.policy.accuracy"):
+        assert (each[key].found, each[key].note) == (None, differences.OTHER_ROWS)
+    assert each["text.truthfulqa.policy.cross_entropy"].found  # these rows are the same
+    assert comparison.examples(first, others, 4) is None
+    assert comparison.pictures(first, others, 4) is None
+    table = differences.differences(first, others)
+    for track in ("text", "image"):
+        verdict = comparison.verdict(track, table, first, others)  # type: ignore[arg-type]
+        assert verdict.headline == "Not comparable: A and B were measured on other rows."
+    text = Page(comparison.render(first, others, table)).text
+    assert "Not comparable: the test images are others." in text
+    evals = replace(second, outputs={**second.outputs, "data/raw/evals": "1" * 32})
+    assert found(first, evals)["text.choices.truthfulqa.policy.mc1"].note == differences.OTHER_ROWS
+
+
+def test_soft_labels_are_no_coin_tosses(runs: tuple[Experiment, Experiment]) -> None:
+    soft = [replace(run, pairs=run.pairs.assign(preference=0.8)) for run in runs]
+    each = found(*soft)["text.heldout.rewards.accuracy"]
+    assert each.found is not None
+    assert "p" not in each.found
+    assert each.n == 40
+
+
+def test_lone_responses_and_absent_keys_have_no_interval(runs: tuple[Experiment, Experiment]) -> None:
+    first, second = runs
+    lone = [replace(run, pairs=run.pairs.assign(margin=np.nan)) for run in runs]
+    assert found(*lone)["text.heldout.rewards.accuracy"].note == differences.NO_ROWS
+    verdict = comparison.verdict("text", differences.differences(*lone), *lone)
+    assert verdict.tone == "unclear"
+    older = json.loads(json.dumps(second.metrics))
+    del older["text"]["choices"], older["image"]["policy"]["calibration_error"], older["text"]["heldout"]["kl"]
+    each = found(first, replace(second, metrics=older))
+    assert each["text.choices.truthfulqa.policy.mc1"].note == "B has none"
+    assert each["text.heldout.kl"].value is None
+    table = differences.differences(first, replace(second, metrics=older))
+    assert "KL to the reference, nats a token: B has none." in comparison.verdict("text", table, *runs).sentences
+    assert Page(comparison.render(first, replace(second, metrics=older), table)).open == []
+    both = found(replace(first, metrics=older), replace(second, metrics=older))
+    assert "text.heldout.kl" not in both
+
+
+def test_the_same_run_twice_says_so(runs: tuple[Experiment, Experiment]) -> None:
+    first, _ = runs
+    again = replace(first, name="again")
+    table = differences.differences(first, again)
+    assert all(each.value == 0 and each.tone == "unclear" for each in table)
+    text = Page(comparison.render(first, again, table)).text
+    for phrase in (
+        "Their parameters are the same.",
+        "A and B rank the same unseen preferences right.",
+        "Both trained the same policy, byte for byte.",
+        "None: both rank the same pairs right.",
+        "None: both policies predict the same class for every test image.",
+        "All 0 figures that differ",
+    ):
+        assert phrase in text
+
+
+@pytest.mark.parametrize(
+    ("alone", "other", "tone", "said"),
+    [
+        (12, 3, "better", "B ranks unseen preferences better than A."),
+        (7, 4, "unclear", "Not shown: that A or B ranks unseen preferences better."),
+        (3, 12, "worse", "B ranks unseen preferences worse than A."),
+    ],
+)
+def test_verdict_says_no_more_than_interval_and_test(
+    runs: tuple[Experiment, Experiment], alone: int, other: int, tone: str, said: str
+) -> None:
+    rest = 40 - alone - other
+    a, b = np.repeat([1.0, -1.0, 1.0], (rest, alone, other)), np.repeat([1.0, 1.0, -1.0], (rest, alone, other))
+    one, two = (replace(run, pairs=run.pairs.assign(margin=m)) for run, m in zip(runs, (a, b), strict=True))
+    verdict = comparison.verdict("text", differences.differences(one, two), one, two)
+    assert (verdict.tone, verdict.headline) == (tone, said)
+    assert f"{alone} are right under B alone and {other} under A alone" in verdict.sentences[0]
+    assert ("a null result" in verdict.sentences[0]) == (tone == "unclear")
+
+
+def test_page_shows_what_differs(runs: tuple[Experiment, Experiment]) -> None:
+    table = differences.differences(*runs)
+    html = comparison.render(*runs, table)
+    page = Page(html)
+    assert page.open == []
+    assert html == comparison.render(*runs, table)
+    for phrase in ("A is one , B is workspace", "beta 0.1 → 0.3", "They set the scale of a reward"):
+        assert phrase in page.text
+    for row in comparison.table_rows("text", table) + comparison.table_rows("image", table):
+        cells = [row["title"], *row["values"], row["difference"], row["span"], row["p"]]
+        assert " ".join(" ".join(filter(None, cells)).split()) in page.text
+    assert "<script>alert(1)" not in html
+    assert HOSTILE in page.text
+    assert all((a.get("src") or a.get("href") or "#").startswith(("#", "data:")) for _, a in page.tags)
+    ids = [a["id"] for _, a in page.tags if "id" in a]
+    assert len(ids) == len(set(ids))
+    assert len([tag for tag, _ in page.tags if tag == "svg"]) == 6
+    assert "A: training 0." in html
+
+
+def test_examples_are_those_whose_ranking_changed(runs: tuple[Experiment, Experiment]) -> None:
+    first, second = runs
+    groups = comparison.examples(first, second, 4)
+    assert groups
+    right = [dict(zip(run.pairs["id"], run.pairs["margin"] > 0, strict=True)) for run in runs]
+    total = 0
+    for group in groups:
+        by_b = group["title"] == "Ranked right by B alone"
+        moved = [abs(item["margin_b"] - item["margin_a"]) for item in group["items"]]
+        assert moved == sorted(moved, reverse=True)
+        assert len(moved) == min(2, group["total"])
+        assert all((right[0][i["id"]], right[1][i["id"]]) == (not by_b, by_b) for i in group["items"])
+        total += group["total"]
+    assert total == sum(right[0][i] != right[1][i] for i in IDS)
+
+
+def test_pictures_are_those_whose_class_changed(runs: tuple[Experiment, Experiment]) -> None:
+    groups = comparison.pictures(*runs, 6)
+    assert groups
+    a, b = (run.predictions["policy"] for run in runs)
+    assert sum(group["total"] for group in groups) == (a != b).sum()
+    assert {item["label"] for group in groups for item in group["items"]} <= set(CLASSES)
+
+
+def test_curves_lie_over_one_another_by_step() -> None:
+    """Runs of other lengths, and one without a margin."""
+    one = Run(pd.DataFrame({"step": [1, 2], "loss": [0.7, 0.6]}), pd.DataFrame({"step": [0], "loss": [0.69]}))
+    two = Run(
+        pd.DataFrame({"step": [1, 2, 3], "loss": [0.7, 0.5, 0.4], "rewards/margin": 0.2}),
+        pd.DataFrame({"step": [0, 3], "loss": [0.69, 0.4]}),
+    )
+    both = comparison.overlaid(one, two, "loss")
+    assert both.history["step"].tolist() == [1, 2, 3]
+    assert both.history["B"].tolist() == [0.7, 0.5, 0.4]
+    assert both.history["A"].isna().tolist() == [False, False, True]
+    drawn = comparison.curves("text", one, two)
+    assert [panel.title for panel in drawn] == ["Loss", "Reward margin"]
+    assert "A: training 0.700 to 0.600, validation 0.690 to 0.690; B: training 0.700 to 0.400" in drawn[0].svg
+    assert "A:" not in re.findall('aria-label="([^"]*)"', drawn[1].svg)[0]
+
+
+def test_changed_keys_are_shown_as_they_stand() -> None:
+    first = {"beta": 0.1, "loss": "sigmoid", "old": None, "same": 1, "flip": False}
+    second = {"flip": True, "beta": 0.3, "loss": {"sigmoid": 1.0}, "same": 1, "new": 1.23456789}
+    assert comparison.changed(first, second) == [
+        ("flip", "false", "true"),
+        ("beta", "0.1", "0.3"),
+        ("loss", "sigmoid", "{'sigmoid': 1.0}"),
+        ("new", "absent", "1.23457"),
+        ("old", "null", "absent"),
+    ]
+
+
+LOCK: dict[str, Any] = {
+    "train": {
+        "deps": [{"path": "data", "md5": "d"}],
+        "params": {"params.yaml": {"beta": 0.1}},
+        "outs": [{"path": "model", "md5": "m"}],
+    },
+    "evaluate": {"deps": [{"path": "model", "md5": "m"}], "outs": [{"path": "metrics", "md5": "x"}]},
+}
+
+
+def test_what_is_not_finished_is_refused() -> None:
+    experiments.check_finished("a", LOCK, {"beta": 0.1, "untaken": 1})
+    with pytest.raises(
+        DataError, match=r"^a: not finished: train has not run since params.yaml: beta changed; run `dvc repro`$"
+    ):
+        experiments.check_finished("a", LOCK, {"beta": 0.3})
+    stale = {**LOCK, "train": {**LOCK["train"], "outs": [{"path": "model", "md5": "n"}]}}
+    with pytest.raises(DataError, match=r"^a: not finished: evaluate has not run since model changed"):
+        experiments.check_finished("a", stale, {"beta": 0.1})
+
+
+def test_a_missing_output_is_one_line() -> None:
+    files = Files("exp-1", Kept({}))
+    with pytest.raises(
+        DataError, match=r"^exp-1: reports/text/pairs.csv: neither in Git nor in DVC's cache; `dvc fetch"
+    ):
+        files.csv("reports/text/pairs.csv")
+
+
+def test_table_of_differences_can_be_read_again(runs: tuple[Experiment, Experiment], tmp_path: Path) -> None:
+    table = differences.differences(*runs)
+    path = tmp_path / "a.csv"
+    differences.to_frame(table).to_csv(path, index=False)
+    back = pd.read_csv(path)
+    assert len(back) == len(table)
+    assert back["difference"].tolist() == pytest.approx([each.value for each in table])
+    row = back.set_index("key").loc["heldout.rewards.accuracy"]
+    margins = [run.pairs["margin"] > 0 for run in runs]
+    split = int((margins[1] & ~margins[0]).sum()), int((margins[0] & ~margins[1]).sum())
+    assert row["p"] == pytest.approx(stats.binomtest(split[0], sum(split)).pvalue)
+
+
+WRITE = """
+import json, sys
+sys.path.insert(0, {tests!r})
+from test_comparison import write_run
+from ruamel.yaml import YAML
+write_run(YAML(typ="safe").load(open("params.yaml"))["beta"])
+"""
+OUTS = [
+    *("data/raw/evals", "data/pairs", "data/validated/pairs.parquet", "data/validated/images"),
+    *("models/dpo_text", "models/dpo_image", "reports/image/predictions.csv"),
+    *(f"reports/text/{name}" for name in ("pairs.csv", "rows.parquet", "choices.parquet")),
+]
+
+
+def write_run(beta: float) -> None:
+    """The outputs of a run with this beta, in the current directory, as the stages lay them out."""
+    run = experiment("", round(10 * beta))
+    for folder in {str(Path(path).parent) for path in OUTS} | {"models/dpo_text", "models/dpo_image", "data/pairs"}:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    for path, content in stored().items():
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_bytes(content)
+    Path("data/raw/evals").mkdir(parents=True, exist_ok=True)
+    Path("data/raw/evals/evals.csv").write_text("a")
+    run.pairs[["id", "preference"]].to_parquet("data/pairs/test.parquet")
+    run.pairs.drop(columns="preference").to_csv("reports/text/pairs.csv", index=False)
+    run.rows.to_parquet("reports/text/rows.parquet")
+    run.choices.to_parquet("reports/text/choices.parquet")
+    run.predictions.to_csv("reports/image/predictions.csv", index=False)
+    for folder, trained in (("models/dpo_text", run.text), ("models/dpo_image", run.image)):
+        trained.history.to_csv(f"{folder}/history.csv", index=False)
+        trained.validation.to_csv(f"{folder}/validation.csv", index=False)
+    for track in ("text", "image"):
+        Path(f"reports/{track}/metrics.json").write_text(json.dumps(run.metrics[track]))
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository whose one stage writes a run: beta 0.1 at the last commit, 0.3 as the experiment "other"."""
+    monkeypatch.chdir(tmp_path)
+    for name in [name for name in os.environ if name.startswith(("DVC_", "GIT_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(tmp_path / ".site"))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    for name in ("AUTHOR", "COMMITTER"):
+        monkeypatch.setenv(f"GIT_{name}_NAME", "a")
+        monkeypatch.setenv(f"GIT_{name}_EMAIL", "a@example.com")
+
+    def run(*command: str) -> None:
+        subprocess.run(command, check=True, capture_output=True)
+
+    dvc = (sys.executable, "-m", "dvc")
+    Path("write.py").write_text(WRITE.format(tests=str(ROOT / "tests")))
+    Path("params.yaml").write_text("beta: 0.1\nloss: sigmoid\nreport:\n  text_examples: 4\n  image_examples: 6\n")
+    metrics = [{f"reports/{track}/metrics.json": {"cache": False}} for track in ("text", "image")]
+    stage = {"cmd": f"{sys.executable} write.py", "params": ["beta"], "outs": OUTS, "metrics": metrics}
+    Path("dvc.yaml").write_text(json.dumps({"stages": {"write": stage}}))
+    Path(".gitignore").write_text(
+        ".site\n/data\n/models\n/reports/*/*\n!/reports/*/metrics.json\n/reports/comparison*\n"
+    )
+    run("git", "init", "--quiet")
+    run(*dvc, "init", "--quiet")
+    run(*dvc, "repro", "--quiet")
+    run("git", "add", "--all")
+    run("git", "commit", "--quiet", "--message", "a")
+    run(*dvc, "exp", "run", "--quiet", "--temp", "--name", "other", "-S", "beta=0.3")
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_experiments_are_read_from_dvc(repository: Path) -> None:
+    """The workspace, the last commit and an experiment; the same as the runs were; then what can be wrong."""
+
+    def compare(*names: str) -> tuple[int, str, str]:
+        result = CliRunner().invoke(app, ["compare", *names])
+        return result.exit_code, result.stdout, result.stderr
+
+    said = "A and B rank the same unseen preferences right.\nA and B get the same images right.\n"
+    written = "reports/comparison.html, reports/comparison.csv\n"
+    assert compare() == (0, said + written, "")
+    code, stdout, _ = compare("HEAD", "other")
+    assert code == 0
+    assert stdout.endswith(written)
+    html = Path("reports/comparison.html").read_text("utf-8")
+    text = Page(html).text
+    assert "A is HEAD , B is other" in text
+    assert "beta 0.1 → 0.3" in text
+    expected = differences.to_frame(differences.differences(experiment("HEAD", 1), experiment("other", 3)))
+    pd.testing.assert_frame_equal(
+        pd.read_csv("reports/comparison.csv").fillna({"note": ""}), expected, check_dtype=False, rtol=1e-9
+    )
+    assert compare("other", "HEAD")[0] == 0
+    assert "beta 0.3 → 0.1" in Page(Path("reports/comparison.html").read_text("utf-8")).text
+
+    before = Path("reports/comparison.html").read_bytes()
+    unknown = "error: nope: no experiment, commit, branch or tag of this name; `dvc exp list` shows experiments\n"
+    assert compare("nope") == (2, "", unknown)
+    Path("params.yaml").write_text(Path("params.yaml").read_text().replace("0.1", "0.2"))
+    changed = "error: workspace: not finished: write has not run since params.yaml: beta changed; run `dvc repro`\n"
+    assert compare() == (2, "", changed)
+    shutil.rmtree(".dvc/cache/files")
+    code, stdout, stderr = compare("HEAD", "other")
+    assert (code, stdout, stderr.count("\n")) == (2, "", 1)
+    assert re.match("error: HEAD: .*: neither in Git nor in DVC's cache; `dvc fetch --all-commits` asks", stderr)
+    assert Path("reports/comparison.html").read_bytes() == before
+    assert not list(Path("reports").glob(".*"))
