@@ -1,14 +1,17 @@
 """The command `prefdag`: what a user does beside `dvc repro`. Every import that takes time waits for its command."""
 
-import sys
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from prefdag.errors import DataError, PrefdagError
+
+if TYPE_CHECKING:
+    from prefdag.chat.dialogue import Partners
 
 REFERENCE = Path("models/reference")
 POLICY = Path("models/dpo_text")
@@ -148,11 +151,39 @@ def sync() -> None:
 def chat(
     prompt: Annotated[str | None, typer.Option(help="Ask this once, and end.", show_default=False)] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 128,
+    web: Annotated[
+        bool, typer.Option("--web", help="On a page of this machine, which also speaks OpenAI's API.")
+    ] = False,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Of the page; 0: any that is free.")] = 7860,
 ) -> None:
     """Ask the reference and the trained policy the same, and see both answers side by side."""
+    if web and prompt is not None:
+        raise typer.BadParameter("goes without --web", param_hint="--prompt")
     for model in (REFERENCE, POLICY):  # said at once, not after the seconds that it takes to import torch
         if not model.is_dir():
             raise DataError(f"{model}: not found; run `dvc repro` first")
+    try:
+        if web:
+            from prefdag.chat.server import bind, make_app, serve
+
+            listening = bind(port)
+            app = make_app(_partners(), max_new_tokens)
+            typer.echo(f"http://127.0.0.1:{listening.getsockname()[1]}   (Ctrl-C ends)")
+            serve(app, listening)
+            return
+        from prefdag.chat.terminal import ask_once, converse
+
+        if prompt is None:
+            converse(_partners(), max_new_tokens)
+        else:
+            ask_once(_partners(), prompt, max_new_tokens)
+    except KeyboardInterrupt:
+        typer.echo(err=True)
+        raise typer.Exit(130) from None
+
+
+def _partners() -> "Partners":
+    """The pipeline's reference and policy, loaded, under the template that they were trained with."""
     from prefdag.config import load_params
 
     template = load_params().format_pairs.template
@@ -160,15 +191,14 @@ def chat(
 
     typer.echo("Loading both models ...", err=True)
     set_environment()
+    from prefdag.chat.dialogue import Partners
+    from prefdag.data.chat import positions
     from prefdag.text.generate import load_duo
+    from prefdag.text.stream import stream
 
     duo = load_duo(REFERENCE, POLICY, template)
-    if prompt is not None:
-        _show(*duo.answers([{"role": "user", "content": prompt}], max_new_tokens))
-        return
-    typer.echo("Every question is asked afresh. An empty line ends.", err=True)
-    while question := _ask():
-        _show(*duo.answers([{"role": "user", "content": question}], max_new_tokens))
+    models = {name: partial(stream, model, duo.tokenizer) for name, model in duo.models._asdict().items()}
+    return Partners(models, duo.tokenizer, positions(REFERENCE))
 
 
 @app.command()
@@ -192,27 +222,6 @@ def export(
 
         for version in registry.register(to, params):
             typer.echo(f"registered {version}")
-
-
-def _ask() -> str:
-    """The next line from the terminal or a pipe; empty at its end."""
-    if sys.stdin.isatty():
-        typer.secho("> ", nl=False, bold=True)
-    return sys.stdin.readline().strip()
-
-
-def _show(reference: str, policy: str) -> None:
-    """Both answers, side by side. They are plain text: a bracket in them is no markup."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table("reference", "policy", box=box.SIMPLE_HEAD, expand=True)
-    for column in table.columns:
-        column.ratio = 1
-    table.add_row(Text(reference), Text(policy))
-    Console().print(table)
 
 
 def _shown(value: Any) -> str:

@@ -242,9 +242,9 @@ def area(file: str) -> str:
 
 
 def may_import(importer: str, imported: str) -> bool:
-    """stages -> export -> report, text, image -> dpo, data -> ground floor; never up, never across."""
+    """stages -> export, chat -> report, text, image -> dpo, data -> ground floor; never up, never across."""
     under = {"ground", "dpo", "data", "report", "text", "image"}
-    below = {"top": {*under, "export"}, "export": under, "dpo": {"ground"}, "data": {"ground"}}
+    below = {"top": {*under, "export", "chat"}, "export": under, "dpo": {"ground"}, "data": {"ground"}}
     own, other = area(importer), area(imported)
     if own == other:
         return own != "top"  # what two stages share belongs into the library

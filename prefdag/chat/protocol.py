@@ -1,0 +1,92 @@
+"""The part of OpenAI's chat completions that two local models can honour, as pydantic models and JSON.
+
+What would change an answer and is not done here is refused, unless it has the value that changes nothing.
+"""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+MAX_MESSAGES = 256
+MAX_NEW_TOKENS = 4096
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+def _joined(content: Any) -> Any:
+    """Content as one text; some clients send it in parts."""
+    if isinstance(content, list) and all(isinstance(p, dict) and isinstance(p.get("text"), str) for p in content):
+        return "".join(part["text"] for part in content)
+    return content
+
+
+class Message(_Strict):
+    """A turn of a dialogue."""
+
+    role: Literal["system", "user", "assistant"]
+    content: Annotated[str, BeforeValidator(_joined)]
+
+
+class StreamOptions(_Strict):
+    """Of `stream`: whether a last chunk counts tokens."""
+
+    include_usage: bool = False
+
+
+class Completion(_Strict):
+    """A request for the next turn of a dialogue."""
+
+    model: str
+    messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
+    max_tokens: int | None = Field(None, ge=1, le=MAX_NEW_TOKENS)
+    max_completion_tokens: int | None = Field(None, ge=1, le=MAX_NEW_TOKENS)  # the newer name
+    temperature: float = Field(0.0, ge=0, le=2)
+    seed: int = Field(0, ge=0, lt=2**63)
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    user: str | None = None
+    n: Literal[1] = 1
+    top_p: Literal[1] = 1
+    presence_penalty: Literal[0] = 0
+    frequency_penalty: Literal[0] = 0
+
+    @model_validator(mode="after")
+    def _ends_with_a_question(self) -> Self:
+        if self.messages[-1].role != "user":
+            raise ValueError("the last message must be the user's")
+        return self
+
+    @property
+    def dialogue(self) -> list[dict[str, str]]:
+        """The messages as templates take them."""
+        return [message.model_dump() for message in self.messages]
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether a stream ends with the counts."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+
+def whole(head: dict[str, Any], text: str, finish: str, usage: dict[str, int]) -> dict[str, Any]:
+    """An answer at once. `head`: id, created, model, and our own `left_out`."""
+    choice = {"index": 0, "message": {"role": "assistant", "content": text}, "logprobs": None, "finish_reason": finish}
+    return {**head, "object": "chat.completion", "choices": [choice], "usage": usage}
+
+
+def chunk(head: dict[str, Any], delta: dict[str, str], finish: str | None = None) -> dict[str, Any]:
+    """A piece of an answer."""
+    choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
+    return {**head, "object": "chat.completion.chunk", "choices": [choice]}
+
+
+def counts(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
+    """Tokens of prompt and answer."""
+    total = prompt_tokens + completion_tokens
+    return {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens, "total_tokens": total}
+
+
+def failure(message: str, kind: str = "invalid_request_error") -> dict[str, Any]:
+    """An error as OpenAI's clients read it."""
+    return {"error": {"message": message, "type": kind, "param": None, "code": None}}

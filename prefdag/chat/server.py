@@ -1,0 +1,225 @@
+"""The page and the API of `prefdag chat --web`: FastAPI on the loopback address, one answer at a time.
+
+GET  /                        the page, which is a client of the API like any other
+GET  /v1/models               reference and policy
+POST /v1/chat/completions     OpenAI's, streaming or not
+"""
+
+import asyncio
+import itertools
+import json
+import logging
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, StreamingResponse
+from jinja2 import Environment, FileSystemLoader
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+from prefdag.chat.dialogue import Partners, Prompt
+from prefdag.chat.guard import HOSTS, Guard
+from prefdag.chat.protocol import MAX_NEW_TOKENS, Completion, chunk, counts, failure, whole
+from prefdag.errors import PrefdagError
+
+PAGE = Path(__file__).parent / "page"
+FILES = {"chat.css": "text/css", "chat.js": "text/javascript", "icon.svg": "image/svg+xml"}
+MAX_CONNECTIONS = 32
+FAILED = "the answer failed; the server's terminal says why"
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class End:
+    """What is known of an answer at its end."""
+
+    tokens: int
+    reason: str  # stop: the model ended it; length: it was cut
+
+
+class Speaker:
+    """Answers one request after the other, in the order in which they came: a second one would only slow the first."""
+
+    def __init__(self, partners: Partners) -> None:
+        self.partners = partners
+        self.worker = ThreadPoolExecutor(1)
+
+    async def pieces(self, request: Completion, prompt: Prompt, max_new_tokens: int) -> AsyncGenerator[str | End]:
+        """An answer as it is made, and its end. Whoever stops to iterate stops the model, at its next token."""
+        loop = asyncio.get_running_loop()
+        queue: asyncio.Queue[str | End | Exception] = asyncio.Queue()
+        gone = threading.Event()
+
+        def tell(piece: str | End | Exception) -> bool:
+            if not gone.is_set() and piece:
+                loop.call_soon_threadsafe(queue.put_nowait, piece)
+            return not gone.is_set()
+
+        def answer() -> None:
+            if gone.is_set():  # while it waited for its turn
+                return
+            try:
+                tokens, ended = self.partners.models[request.model](
+                    prompt.ids,
+                    tell,
+                    max_new_tokens=max_new_tokens,
+                    temperature=request.temperature,
+                    seed=request.seed,
+                )
+                tell(End(tokens, "stop" if ended else "length"))
+            except Exception as error:
+                tell(error)
+
+        self.worker.submit(answer)
+        try:
+            while True:
+                piece = await queue.get()
+                if isinstance(piece, Exception):
+                    raise piece
+                yield piece
+                if isinstance(piece, End):
+                    return
+        finally:
+            gone.set()
+
+
+def make_app(partners: Partners, max_new_tokens: int) -> FastAPI:
+    """The application. `max_new_tokens`: of an answer whose request names no bound."""
+    # Without the pages of documentation, which load scripts from another host.
+    app = FastAPI(title="prefdag chat", docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=HOSTS, www_redirect=False)
+    app.add_middleware(Guard)  # the outermost: its headers are on every response
+    speaker = Speaker(partners)
+    numbers = itertools.count(1)
+    environment = Environment(loader=FileSystemLoader(PAGE), autoescape=True)
+    page = environment.get_template("index.html").render(max_new_tokens=max_new_tokens, limit=MAX_NEW_TOKENS)
+
+    @app.exception_handler(RequestValidationError)
+    async def malformed(_: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"][1:]))
+        return JSONResponse(failure(str(PrefdagError(": ".join(filter(None, [where, first["msg"]]))))), 400)
+
+    @app.exception_handler(PrefdagError)
+    async def refused(_: Request, error: PrefdagError) -> JSONResponse:
+        return JSONResponse(failure(str(error)), 400)
+
+    @app.get("/")
+    async def index() -> Response:
+        return Response(page, media_type="text/html")
+
+    @app.get("/{name}")
+    async def file(name: str) -> Response:
+        if name not in FILES:
+            return JSONResponse(failure("not found"), 404)
+        return Response((PAGE / name).read_bytes(), media_type=FILES[name])
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        listed = [{"id": name, "object": "model", "created": 0, "owned_by": "prefdag"} for name in partners.models]
+        return {"object": "list", "data": listed}
+
+    @app.post("/v1/chat/completions")
+    async def complete(body: Completion, request: Request) -> Response:
+        if body.model not in partners.models:
+            known = " and ".join(partners.models)
+            return JSONResponse(failure(f"model: {body.model[:80]!r} is not here; there are {known}"), 404)
+        longest = body.max_completion_tokens or body.max_tokens or max_new_tokens
+        prompt = await asyncio.to_thread(partners.prompt, body.dialogue, longest)
+        head = {
+            "id": f"chatcmpl-{next(numbers)}",
+            "created": int(time.time()),
+            "model": body.model,
+            "left_out": prompt.left_out,
+        }
+        pieces = speaker.pieces(body, prompt, longest)
+        if body.stream:
+            return StreamingResponse(_events(body, prompt, head, pieces), media_type="text/event-stream")
+        return await _at_once(prompt, head, pieces, request)
+
+    return app
+
+
+async def _events(
+    body: Completion, prompt: Prompt, head: dict[str, Any], pieces: AsyncGenerator[str | End]
+) -> AsyncIterator[str]:
+    """Server-sent events: the role, the pieces, the end, and the counts if asked for."""
+    try:
+        async with aclosing(pieces):
+            yield _event(chunk(head, {"role": "assistant", "content": ""}))
+            async for piece in pieces:
+                if isinstance(piece, str):
+                    yield _event(chunk(head, {"content": piece}))
+                    continue
+                yield _event(chunk(head, {}, piece.reason))
+                if body.include_usage:
+                    usage = counts(len(prompt.ids), piece.tokens)
+                    yield _event({**chunk(head, {}), "choices": [], "usage": usage})
+        yield "data: [DONE]\n\n"
+    except Exception:
+        log.exception("an answer failed")
+        yield _event(failure(FAILED, "server_error"))
+
+
+async def _at_once(
+    prompt: Prompt, head: dict[str, Any], pieces: AsyncGenerator[str | End], request: Request
+) -> JSONResponse:
+    """The answer when it is whole; given up at its next token where the client has gone."""
+    text = ""
+    try:
+        async with aclosing(pieces):
+            async for piece in pieces:
+                if isinstance(piece, End):
+                    return JSONResponse(whole(head, text, piece.reason, counts(len(prompt.ids), piece.tokens)))
+                text += piece
+                if await request.is_disconnected():
+                    break
+    except Exception:
+        log.exception("an answer failed")
+    return JSONResponse(failure(FAILED, "server_error"), 500)
+
+
+def _event(value: dict[str, Any]) -> str:
+    return f"data: {json.dumps(value)}\n\n"
+
+
+def bind(port: int) -> socket.socket:
+    """A listening socket on the loopback address. Raises `PrefdagError` where the port cannot be had."""
+    try:
+        return socket.create_server(("127.0.0.1", port))
+    except OSError as error:
+        raise PrefdagError(f"port {port}: {os.strerror(error.errno or 0)}; name another one with --port") from None
+
+
+class Server(uvicorn.Server):
+    """A server that ends at the first Ctrl-C, also in the middle of an answer."""
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        """Wait for nothing."""
+        self.should_exit = self.force_exit = True
+
+
+def serve(app: FastAPI, listening: socket.socket) -> None:
+    """Serve until Ctrl-C, and end the process: a model in the middle of a long prompt could not be interrupted."""
+    config = uvicorn.Config(
+        app, log_level="warning", access_log=False, server_header=False, lifespan="off", ws="none",
+        limit_concurrency=MAX_CONNECTIONS,
+    )  # fmt: skip
+    try:
+        Server(config).run([listening])
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)

@@ -1,0 +1,84 @@
+"""Talking to the models in a terminal or a pipe."""
+
+import re
+import sys
+from collections.abc import Mapping
+from functools import partial
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from prefdag.chat.dialogue import Partners
+from prefdag.errors import PrefdagError
+
+Histories = dict[str, list[dict[str, str]]]
+# What would move the cursor, ring, or turn the direction of writing: shown by its number.
+UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def converse(partners: Partners, max_new_tokens: int) -> None:
+    """Ask all models line by line; each goes on with its own answers. An empty line, or the end of the input, ends."""
+    typer.echo("/reset begins anew. An empty line or Ctrl-D ends.", err=True)
+    histories = _empty(partners)
+    while question := _ask():
+        if question == "/reset":
+            histories = _empty(partners)
+            continue
+        try:
+            _answer(partners, histories, question, max_new_tokens)
+        except PrefdagError as error:  # a question that is too long, say
+            typer.echo(f"error: {error}", err=True)
+
+
+def ask_once(partners: Partners, question: str, max_new_tokens: int) -> None:
+    """Print what all models answer to one question."""
+    _answer(partners, _empty(partners), question, max_new_tokens)
+
+
+def _empty(partners: Partners) -> Histories:
+    return {name: [] for name in partners.models}
+
+
+def _ask() -> str:
+    """The next line from the terminal or a pipe; empty at its end."""
+    if sys.stdin.isatty():
+        typer.secho("> ", nl=False, bold=True)
+    # A terminal that is not set to UTF-8 may give halves of characters, which no tokenizer takes.
+    return sys.stdin.readline().strip().encode("utf-8", "replace").decode()
+
+
+def _answer(partners: Partners, histories: Histories, question: str, max_new_tokens: int) -> None:
+    """Show the answers side by side, on a terminal while they are made, and add them to the histories."""
+    asked = {name: [*history, {"role": "user", "content": question}] for name, history in histories.items()}
+    prompts = {name: partners.prompt(messages, max_new_tokens) for name, messages in asked.items()}
+    if left_out := max(prompt.left_out for prompt in prompts.values()):
+        typer.echo(
+            f"The conversation is too long for the model: its oldest {left_out} messages are left out.", err=True
+        )
+    texts = dict.fromkeys(histories, "")
+    console = Console()
+    with Live(console=console, transient=True) as live:
+
+        def listen(name: str, piece: str) -> bool:
+            texts[name] += piece
+            live.update(_table(texts))
+            return True
+
+        for name, generate in partners.models.items():
+            generate(prompts[name].ids, partial(listen, name), max_new_tokens=max_new_tokens, temperature=0.0, seed=0)
+    console.print(_table(texts))
+    for name, text in texts.items():
+        histories[name] = [*asked[name], {"role": "assistant", "content": text}]
+
+
+def _table(texts: Mapping[str, str]) -> Table:
+    """Answers side by side. They are plain text: a bracket in them is no markup, an escape no command."""
+    table = Table(*texts, box=box.SIMPLE_HEAD, expand=True)
+    for column in table.columns:
+        column.ratio = 1
+    table.add_row(*(Text(UNPRINTABLE.sub(lambda m: ascii(m[0])[1:-1], text)) for text in texts.values()))
+    return table
