@@ -11,6 +11,7 @@ whole, since its kind decides what its other keys are.
 """
 
 import io
+import re
 import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -42,8 +43,8 @@ class Change:
 
 def list_profiles() -> dict[str, str]:
     """The names of all profiles, sorted after `default`, and what the first line of each says about it."""
-    firsts = {path.stem: path.read_text("utf-8").partition("\n")[0] for path in sorted(FOLDER.glob("*.yaml"))}
-    return {DEFAULT: "params.yaml as it is committed"} | {name: line.lstrip("# ") for name, line in firsts.items()}
+    firsts = {path.stem: path.read_text("utf-8").partition("\n")[0] for path in FOLDER.glob("*.yaml")}
+    return {DEFAULT: "params.yaml as it is committed"} | {name: firsts[name].lstrip("# ") for name in sorted(firsts)}
 
 
 def apply(name: str) -> list[Change]:
@@ -154,9 +155,8 @@ def _replace_lines(text: str, position: tuple[int, int], key: str, value: Any) -
         if content:
             end = i + 1  # blank lines after the block belong to what follows
     new = _dump(CommentedMap({key: value})).rstrip("\n").splitlines()
-    comment = lines[line].rstrip("\n").partition(":")[2]
-    if comment.lstrip().startswith("#"):  # that of the key itself stays
-        new[0] += comment
+    if comment := re.search(r"\s#.*", lines[line]):  # that of the key itself stays
+        new[0] += comment[0]
     return "".join([*lines[:line], *(f"{' ' * indent}{row}\n" for row in new), *lines[end:]])
 
 

@@ -21,10 +21,13 @@ from torch import Tensor, nn
 
 from prefdag.artifacts import read_json, sha256, write_json
 from prefdag.config import (
+    AnswerText,
     DpoText,
     EvaluateText,
     FormatPairs,
     Health,
+    ImplicitJudge,
+    JudgeText,
     LossOptions,
     RefLogps,
     SftRef,
@@ -44,7 +47,7 @@ from prefdag.text import model as lm
 from prefdag.text.eval_rows import EncodedRow
 from prefdag.text.logps import Pair, score, score_all_pairs
 from prefdag.text.packing import Group
-from stages import dpo_text, evaluate_text, format_pairs, ref_logps, sft_ref
+from stages import answer_text, dpo_text, evaluate_text, format_pairs, judge_text, ref_logps, sft_ref
 
 EOS = 0
 SPLITS = ("train", "val", "test")
@@ -420,6 +423,19 @@ def test_unpaired_responses_are_learnt_from_and_evaluated(
     config = EvaluateText(max_eval_rows=2, tokens_per_batch=200)
     monkeypatch.setattr(choices, "PRIMER", "Q: Who?\nA: She.")  # the tiny model's window is small
     evaluate_text.main.main(0.5, loss, OPTIONS, FORMAT, config)
+
+    sampling = AnswerText(prompts=None, max_new_tokens=4, temperature=1.0, top_p=0.9, batch_size=3, seed=0)
+    answer_text.main.main(FORMAT, sampling)
+    said = pd.read_parquet(answer_text.ANSWERS)
+    distinct = pd.read_parquet(dpo_text.PAIRS / "test.parquet")["prompt_ids"].map(tuple).nunique()
+    assert said["id"].nunique() == said["prompt_ids"].map(tuple).nunique() == distinct
+    assert len(said) == 4 * distinct
+    assert read_json(answer_text.STATISTICS)["n_prompts"] == distinct
+    judge_text.main.main(0.5, loss, OPTIONS, JudgeText(judge=ImplicitJudge(kind="implicit"), tokens_per_batch=200))
+    keys = pd.read_parquet(judge_text.VERDICTS)[["id", "decoding"]]
+    assert set(map(tuple, keys.to_numpy())) == set(map(tuple, said[["id", "decoding"]].to_numpy()))
+    assert len(keys) == 2 * distinct
+    assert read_json(judge_text.WIN_RATE)["implicit"]["sampled"]["n"] == distinct
 
     test = pd.read_parquet(dpo_text.PAIRS / "test.parquet")
     heldout = read_json(evaluate_text.METRICS)["heldout"]
