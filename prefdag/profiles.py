@@ -155,7 +155,7 @@ def _replace_lines(text: str, position: tuple[int, int], key: str, value: Any) -
         if content:
             end = i + 1  # blank lines after the block belong to what follows
     new = _dump(CommentedMap({key: value})).rstrip("\n").splitlines()
-    if comment := re.search(r"\s#.*", lines[line]):  # that of the key itself stays
+    if comment := re.search(r"\s+#.*", lines[line]):  # that of the key itself stays
         new[0] += comment[0]
     return "".join([*lines[:line], *(f"{' ' * indent}{row}\n" for row in new), *lines[end:]])
 
