@@ -1,5 +1,6 @@
 """Two experiments compared: differences worked by hand, rows that are not the same, and what the page dares to say."""
 
+import hashlib
 import io
 import json
 import os
@@ -297,7 +298,7 @@ def test_page_shows_what_differs(runs: tuple[Experiment, Experiment]) -> None:
     page = Page(html)
     assert page.open == []
     assert html == comparison.render(*runs, table)
-    for phrase in ("A is one , B is workspace", "beta 0.1 → 0.3", "They set the scale of a reward"):
+    for phrase in ("A is one , B is workspace", "beta 0.1 → 0.3", "They set the scale of rewards and losses"):
         assert phrase in page.text
     for row in comparison.table_rows("text", table) + comparison.table_rows("image", table):
         cells = [row["title"], *row["values"], row["difference"], row["span"], row["p"]]
@@ -391,6 +392,16 @@ def test_a_missing_output_is_one_line() -> None:
         DataError, match=r"^exp-1: reports/text/pairs.csv: neither in Git nor in DVC's cache; `dvc fetch"
     ):
         files.csv("reports/text/pairs.csv")
+
+
+def test_an_output_that_was_changed_is_one_line() -> None:
+    """The hash is that of dvc.lock: also a broken object of the cache is found."""
+    files = Files("workspace", Kept({"a": b"what a stage wrote", "b": b""}), {"a": "cdb5e1d3d2a6a4c0c1c9ba4a6a7d4b04"})
+    assert files.read("b") == b""
+    with pytest.raises(DataError, match=r"^workspace: a: not what dvc.lock says; `dvc checkout` restores it"):
+        files.read("a")
+    own = hashlib.md5(b"what a stage wrote").hexdigest()
+    assert replace(files, hashes={"a": own}).read("a") == b"what a stage wrote"
 
 
 def test_table_of_differences_can_be_read_again(runs: tuple[Experiment, Experiment], tmp_path: Path) -> None:
@@ -494,13 +505,20 @@ def test_experiments_are_read_from_dvc(repository: Path) -> None:
     assert "A is HEAD , B is other" in text
     assert "beta 0.1 → 0.3" in text
     expected = differences.to_frame(differences.differences(experiment("HEAD", 1), experiment("other", 3)))
+    expected.to_csv("expected.csv", index=False)
     pd.testing.assert_frame_equal(
-        pd.read_csv("reports/comparison.csv").fillna({"note": ""}), expected, check_dtype=False, rtol=1e-9
+        pd.read_csv("reports/comparison.csv"), pd.read_csv("expected.csv"), check_exact=False, rtol=1e-9
     )
     assert compare("other", "HEAD")[0] == 0
     assert "beta 0.3 → 0.1" in Page(Path("reports/comparison.html").read_text("utf-8")).text
 
     before = Path("reports/comparison.html").read_bytes()
+    kept = Path("reports/text/pairs.csv").read_bytes()
+    Path("reports/text/pairs.csv").unlink()
+    Path("reports/text/pairs.csv").write_bytes(kept[:-1])
+    code, stdout, stderr = compare()
+    assert (code, stdout, stderr.count("\n")) == (2, "", 1)
+    assert stderr.startswith("error: workspace: reports/text/pairs.csv: not what dvc.lock says; `dvc checkout`")
     unknown = "error: nope: no experiment, commit, branch or tag of this name; `dvc exp list` shows experiments\n"
     assert compare("nope") == (2, "", unknown)
     Path("params.yaml").write_text(Path("params.yaml").read_text().replace("0.1", "0.2"))

@@ -80,14 +80,18 @@ def sentence(each: Difference) -> str:
         return f"{values} ({each.note})."
     difference, span = _apart(each)
     test = f"; McNemar’s exact {words.p_value(each.found['p'])}" if each.found and "p" in each.found else ""
-    shown = SHOWN[each.tone]
     counted = f"{words.number(each.n or 0)} rows"
     if each.found and "alone_right" in each.found:
         counted += (
             f", of which {words.number(each.found['alone_right'])} are right under B alone and "
             f"{words.number(each.found['other_alone_right'])} under A alone"
         )
-    return f"{values}: a difference of {difference} (95% interval {span}{test}) over {counted}: {shown}."
+    return f"{values}: a difference of {difference} (95% interval {span}{test}) over {counted}: {shown(each)}."
+
+
+def shown(each: Difference) -> str:
+    """What the rows show, in words."""
+    return "too few rows to say" if each.few else SHOWN[each.tone]
 
 
 def _nats(value: float) -> str:
@@ -125,7 +129,7 @@ def table_rows(track: str, table: Sequence[Difference]) -> list[dict[str, Any]]:
             "span": _apart(each)[1],
             "p": words.p_value(each.found["p"]) if each.found and "p" in each.found else "",
             "n": each.n,
-            "shown": each.note or SHOWN[each.tone],
+            "shown": each.note or shown(each),
         }
         for each in table
         if each.measure.track == track

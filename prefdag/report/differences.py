@@ -21,6 +21,7 @@ from prefdag.report.words import Estimate, Tone
 
 Track = Literal["text", "image"]
 NAMES = ("A", "B")
+FEW = 20  # rows
 OTHER_ROWS, NO_ROWS = "not comparable: other rows", "no interval: a figure of the whole, not of rows"
 
 
@@ -61,9 +62,14 @@ class Difference:
         return Estimate.of(self.found, "difference") if self.found else None
 
     @property
+    def few(self) -> bool:
+        """Whether there are too few rows for a bootstrap, whose intervals are then too narrow."""
+        return self.found is not None and "p" not in self.found and (self.n or 0) < FEW
+
+    @property
     def tone(self) -> Tone:
         """What the rows show of second against first: more, less, or neither."""
-        if not self.found:
+        if not self.found or self.few:
             return "unclear"
         return words.paired_tone({"p": 0.0, **self.found})  # an interval alone decides where there is no test
 

@@ -5,7 +5,8 @@ Files are read from the revision and DVC's cache; nothing is checked out, and no
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from hashlib import md5
 from io import BytesIO
 from typing import Any
 
@@ -28,23 +29,32 @@ DPO_TEXT, DPO_IMAGE = "models/dpo_text", "models/dpo_image"
 
 @dataclass(frozen=True)
 class Files:
-    """The files of a revision, by their path from the repository root; `name` is what the user called it."""
+    """The files of a revision, by their path from the repository root; `name` is what the user called it.
+
+    `hashes` are those of dvc.lock. A file is held against its own; one inside a folder that DVC keeps as a whole is not.
+    """
 
     name: str
     system: Any  # DVCFileSystem
+    hashes: Mapping[str, str] = field(default_factory=dict)
 
     def read(self, path: str) -> bytes:
-        """The content of a file. Raises `DataError` where neither Git nor DVC's cache has it."""
+        """The content of a file. Raises `DataError` where neither Git nor DVC's cache has it as a stage wrote it."""
         from dvc.exceptions import DvcException
 
         try:
             with self.system.open(path, "rb") as stream:
-                return bytes(stream.read())
+                content = bytes(stream.read())
         except (OSError, DvcException):
             remedy = "" if self.name == WORKSPACE else "`dvc fetch --all-commits` asks a remote for it, "
             raise DataError(
                 f"{self.name}: {path}: neither in Git nor in DVC's cache; {remedy}`dvc repro` makes it"
             ) from None
+        if self.hashes.get(path, digest := md5(content, usedforsecurity=False).hexdigest()) != digest:
+            raise DataError(
+                f"{self.name}: {path}: not what dvc.lock says; `dvc checkout` restores it, `dvc repro` makes it"
+            )
+        return content
 
     def yaml(self, path: str) -> Any:
         """A YAML file as plain values. Raises `DataError`."""
@@ -100,11 +110,12 @@ def read(name: str) -> Experiment:
     lock = files.yaml("dvc.lock")["stages"]
     params = files.yaml("params.yaml")
     check_finished(name, lock, params)
+    files = replace(files, hashes=outputs(lock))
     heldout = files.parquet(HELDOUT_SPLIT, ["id", "preference"])
     return Experiment(
         name=name,
         params=flatten(params),
-        outputs=outputs(lock),
+        outputs=files.hashes,
         metrics={"text": files.json(TEXT_METRICS), "image": files.json(IMAGE_METRICS)},
         pairs=files.csv(PAIRS).merge(heldout, on="id"),
         rows=files.parquet(ROWS),

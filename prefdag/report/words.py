@@ -71,8 +71,8 @@ def span(low: float, high: float) -> str:
 
 
 def signed(value: float, digits: int = 3) -> str:
-    """With a sign, and a true minus: +0.571, −0.061."""
-    return f"{value:+.{digits}f}".replace("-", MINUS)
+    """With a sign, and a true minus: +0.571, −0.061. What rounds to zero is +0.000."""
+    return f"{value:+z.{digits}f}".replace("-", MINUS)
 
 
 def signed_span(estimate: Estimate, digits: int = 3) -> str:
