@@ -1,5 +1,6 @@
 """The API of `prefdag chat --web`: the protocol, its bounds, and what it refuses."""
 
+import contextlib
 import json
 import socket
 import threading
@@ -357,6 +358,25 @@ def test_a_client_who_goes_away_stops_its_answer_and_the_next_has_its_turn(slow:
     second.join(timeout=60)
     assert said[0].json()["choices"][0]["message"]["content"] == "xxxx"
     assert model.started == model.ended == [1, 2]
+
+
+def test_one_answer_at_a_time_in_order(slow: Any) -> None:
+    model, address = slow
+    with httpx.Client(base_url=address, timeout=60, trust_env=False) as client, contextlib.ExitStack() as stack:
+        streams = []
+        for seed in (1, 2, 3):
+            response = stack.enter_context(client.stream("POST", COMPLETIONS, json=asking(seed=seed, stream=True)))
+            lines = response.iter_lines()
+            assert "assistant" in next(lines)  # it is here, and waits for its turn
+            streams.append(lines)
+        wait(model.began)
+        assert not model.began.acquire(timeout=0.5)
+        assert model.started == [1]
+        for _ in range(12):
+            model.go.release()
+        for lines in streams:
+            assert [line for line in lines if line][-1] == "data: [DONE]"
+    assert model.started == model.ended == [1, 2, 3]
 
 
 def test_a_failure_in_a_model_is_told_and_the_server_goes_on(tmp_path: Path) -> None:
