@@ -4,9 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
+from chat_partners import byte_tokenizer
 from typer.testing import CliRunner, Result
 
 from prefdag import profiles, tracking
@@ -84,40 +85,113 @@ def test_sync_fails_while_something_is_left(left: int, code: int, monkeypatch: p
 
 @pytest.fixture
 def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """A folder with both models, in which `load_duo` gives a pair that repeats; what was asked, in order."""
+    """A folder with both models, whose loading is stood in for; what was loaded, then what was asked, in order."""
     monkeypatch.chdir(tmp_path)
     for model in ("reference", "dpo_text"):
         Path("models", model).mkdir(parents=True)
+    Path("models/reference/config.json").write_text('{"max_position_embeddings": 300}')
     Path("params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+    tokenizer = byte_tokenizer(tmp_path / "tokenizer")
     asked: list[Any] = []
 
-    def answers(messages: list[dict[str, str]], max_new_tokens: int) -> tuple[str, str]:
-        asked.append((messages, max_new_tokens))
-        return "[red]no[/red]", f"yes, {messages[0]['content']}"
+    class Models(NamedTuple):
+        reference: str
+        policy: str
 
     def load_duo(*arguments: Any) -> SimpleNamespace:
         asked.append(arguments)
-        return SimpleNamespace(answers=answers)
+        return SimpleNamespace(models=Models("[red]no[/red]", "yes, \x1b[2J\u202e"), tokenizer=tokenizer)
+
+    def stream(model: str, _: Any, prompt_ids: list[int], listener: Any, **options: Any) -> tuple[int, bool]:
+        asked.append((tokenizer.decode(prompt_ids), options))
+        if "break" in asked[-1][0]:
+            raise KeyboardInterrupt
+        for piece in model:
+            listener(piece)
+        return len(model), True
 
     monkeypatch.setitem(sys.modules, "prefdag.text.generate", SimpleNamespace(load_duo=load_duo))  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "prefdag.text.stream", SimpleNamespace(stream=stream))  # type: ignore[arg-type]
     return asked
 
 
-def test_chat_asks_both_and_shows_brackets_as_they_are(trained: list[Any]) -> None:
+def chatml(*turns: str) -> str:
+    """A prompt: the user's turn, the model's, the user's, ..."""
+    roles = ("user", "assistant")
+    said = "".join(f"<|im_start|>{roles[n % 2]}\n{turn}<|im_end|>\n" for n, turn in enumerate(turns))
+    return said + "<|im_start|>assistant\n"
+
+
+def test_chat_asks_both_and_shows_what_they_say_as_it_is(trained: list[Any]) -> None:
+    """A bracket is no markup, and an escape no command."""
     result = prefdag("chat", "--prompt", "blue?", "--max-new-tokens", "7")
     template = load_params(ROOT / "params.yaml").format_pairs.template
     assert trained[0] == (Path("models/reference"), Path("models/dpo_text"), template)
-    assert trained[1:] == [([{"role": "user", "content": "blue?"}], 7)]
+    assert trained[1:] == [(chatml("blue?"), {"max_new_tokens": 7, "temperature": 0.0, "seed": 0})] * 2
     header, _, answers = (line for line in result.stdout.splitlines() if line.strip())
     assert header.split() == ["reference", "policy"]
     assert answers.split("  ")[1].strip() == "[red]no[/red]"
-    assert "yes, blue?" in answers
+    assert answers.strip().endswith(r"yes, \x1b[2J\u202e")
 
 
-def test_chat_asks_every_question_afresh_until_an_empty_line(trained: list[Any]) -> None:
-    result = prefdag("chat", typed="one\ntwo\n\nthree\n")
+def test_each_model_goes_on_with_its_own_answers_until_an_empty_line(trained: list[Any]) -> None:
+    result = prefdag("chat", typed="one\ntwo\n/reset\nthree\n\nfour\n")
     assert result.exit_code == 0
-    assert [[message["content"] for message in messages] for messages, _ in trained[1:]] == [["one"], ["two"]]
+    assert [prompt for prompt, _ in trained[1:]] == [
+        *(chatml("one"), chatml("one")),
+        *(chatml("one", answer, "two") for answer in ("[red]no[/red]", "yes, \x1b[2J\u202e")),
+        *(chatml("three"), chatml("three")),
+    ]
+
+
+def test_what_does_not_fit_is_said_and_the_chat_goes_on(trained: list[Any]) -> None:
+    result = prefdag("chat", "--max-new-tokens", "100", typed=f"{'x' * 300}\n{'y' * 100}\n{'z' * 100}\n")
+    assert result.exit_code == 0
+    long, cut = [line for line in result.stderr.splitlines() if "error" in line or "left out" in line]
+    assert long.startswith("error: the message has ")
+    assert cut == "The conversation is too long for the model: its oldest 2 messages are left out."
+    assert [prompt for prompt, _ in trained[1:]] == [chatml("y" * 100)] * 2 + [chatml("z" * 100)] * 2
+
+
+def test_ctrl_c_ends_without_a_word(trained: list[Any]) -> None:
+    result = prefdag("chat", typed="break\n")
+    assert result.exit_code == 130
+    assert "Traceback" not in result.output
+    assert "Aborted" not in result.output
+
+
+def test_chat_on_a_page_serves_the_same_models(trained: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    from fastapi.testclient import TestClient
+
+    from prefdag.chat import server
+
+    served: list[Any] = []
+    monkeypatch.setattr(server, "serve", lambda app, listening: served.append((app, listening.getsockname())))
+    result = prefdag("chat", "--web", "--port", "0", "--max-new-tokens", "9")
+    app, (address, port) = served[0]
+    assert address == "127.0.0.1"
+    assert f"http://127.0.0.1:{port} " in result.stdout
+    client = TestClient(app, base_url=f"http://127.0.0.1:{port}")
+    assert 'value="9"' in client.get("/").text
+    asking = {"model": "policy", "messages": [{"role": "user", "content": "blue?"}], "temperature": 0.5, "seed": 3}
+    assert client.post("/v1/chat/completions", json=asking).json()["choices"][0]["message"]["content"][:3] == "yes"
+    assert trained[1:] == [(chatml("blue?"), {"max_new_tokens": 9, "temperature": 0.5, "seed": 3})]
+
+
+def test_a_port_in_use_is_said_before_the_models_are_loaded(trained: list[Any]) -> None:
+    from prefdag.chat.server import bind
+
+    with bind(0) as taken:
+        port = taken.getsockname()[1]
+        result = prefdag("chat", "--web", "--port", str(port))
+    assert (result.exit_code, trained) == (1, [])
+    assert result.stderr == f"error: port {port}: Address already in use; name another one with --port\n"
+
+
+def test_one_question_is_not_for_the_page(trained: list[Any]) -> None:
+    result = prefdag("chat", "--web", "--prompt", "blue?")
+    assert (result.exit_code, trained) == (2, [])
+    assert "goes without --web" in result.stderr
 
 
 def test_chat_without_models_says_what_to_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

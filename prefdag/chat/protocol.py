@@ -5,7 +5,7 @@ What would change an answer and is not done here is refused, unless it has the v
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 MAX_MESSAGES = 256
 MAX_NEW_TOKENS = 4096
@@ -22,11 +22,20 @@ def _joined(content: Any) -> Any:
     return content
 
 
+def _encodable(text: str) -> str:
+    """Refuse half a surrogate pair: JSON can spell it, and no tokenizer takes it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("half of a surrogate pair; send whole characters") from None
+    return text
+
+
 class Message(_Strict):
     """A turn of a dialogue."""
 
     role: Literal["system", "user", "assistant"]
-    content: Annotated[str, BeforeValidator(_joined)]
+    content: Annotated[str, BeforeValidator(_joined), AfterValidator(_encodable)]
 
 
 class StreamOptions(_Strict):

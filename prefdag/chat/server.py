@@ -203,23 +203,24 @@ def bind(port: int) -> socket.socket:
 
 
 class Server(uvicorn.Server):
-    """A server that ends at the first Ctrl-C, also in the middle of an answer."""
+    """A server that ends with its process at the first Ctrl-C."""
 
     def handle_exit(self, sig: int, frame: Any) -> None:
-        """Wait for nothing."""
-        self.should_exit = self.force_exit = True
+        """Wait for nothing: there is nothing to save, and a model that reads a long prompt cannot be interrupted."""
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def serve(app: FastAPI, listening: socket.socket) -> None:
-    """Serve until Ctrl-C, and end the process: a model in the middle of a long prompt could not be interrupted."""
+    """Serve until Ctrl-C, which ends the process."""
     config = uvicorn.Config(
-        app, log_level="warning", access_log=False, server_header=False, lifespan="off", ws="none",
+        app,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        lifespan="off",
+        ws="none",
         limit_concurrency=MAX_CONNECTIONS,
-    )  # fmt: skip
-    try:
-        Server(config).run([listening])
-    except KeyboardInterrupt:
-        print(file=sys.stderr)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)
+    )
+    Server(config).run([listening])

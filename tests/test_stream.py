@@ -1,0 +1,119 @@
+"""Answers piece by piece: the pieces are the answer, greedy as `Duo` has it, and end where the listener wants no more."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import ADAPTERS, disturb, with_adapter, write_model
+
+from prefdag.text import model as lm
+from prefdag.text.generate import Duo, continuation
+from prefdag.text.stream import stream
+
+NEVER = 10**6
+PROMPT = [5, 6, 7]
+GREEDY: dict[str, Any] = {"temperature": 0.0, "seed": 0}
+# Ids to bytes: whole characters, and characters of which most tokens are only a part.
+BYTES = ["€".encode()[:1], "€".encode()[1:2], "€".encode()[2:], "é".encode()[:1], "é".encode()[1:], b"a", b"\xff", b" "]
+
+
+def decode(ids: list[int]) -> str:
+    return b"".join(BYTES[i % len(BYTES)] for i in ids).decode("utf-8", "replace")
+
+
+def tokenizer(eos_id: int = NEVER) -> Any:
+    return SimpleNamespace(eos_id=eos_id, decode=decode)
+
+
+@pytest.fixture(scope="module", params=["lora", "prefix"])
+def models(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> lm.Models:
+    folder: Path = write_model(tmp_path_factory.mktemp("reference"), "llama")
+    policy = with_adapter(folder, ADAPTERS[request.param])
+    disturb(policy)
+    (folder / "tokenizer.json").write_text("{}")
+    saved = tmp_path_factory.mktemp("policy")
+    lm.save_policy(policy, saved, folder)
+    return lm.load_models(folder, saved, packed=False)
+
+
+def said(model: torch.nn.Module, eos_id: int = NEVER, n: int = 24, **options: Any) -> tuple[list[str], int, bool]:
+    pieces: list[str] = []
+
+    def listen(piece: str) -> bool:
+        pieces.append(piece)
+        return True
+
+    tokens, ended = stream(model, tokenizer(eos_id), PROMPT, listen, max_new_tokens=n, **(GREEDY | options))
+    return pieces, tokens, ended
+
+
+def test_the_pieces_are_the_greedy_answer_of_duo(models: lm.Models) -> None:
+    answers = Duo(models, tokenizer()).continuations(PROMPT, 24)
+    assert len({*answers}) == 2
+    for model, answer in zip(models, answers, strict=True):
+        pieces, tokens, ended = said(model)
+        assert "".join(pieces) == answer
+        assert (tokens, ended) == (24, False)
+        assert len(pieces) == 25  # one a token, and what was held back
+
+
+def test_a_character_of_several_tokens_comes_whole() -> None:
+    """ids 0, 1, 2 spell "€": nothing is told of it before the third, and what never gets whole is told at the end."""
+
+    class Scripted(torch.nn.Module):
+        def __init__(self, script: list[int]) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+            self.script = script
+
+        def generate(self, input_ids: torch.Tensor, stopping_criteria: Any, **_: Any) -> torch.Tensor:
+            for token in self.script:
+                input_ids = torch.cat([input_ids, torch.tensor([[token]])], dim=1)
+                if stopping_criteria(input_ids, None).all():
+                    break
+            return input_ids
+
+    assert said(Scripted([5, 0, 1, 2, 5]))[0] == ["a", "", "", "€", "a", ""]
+    assert said(Scripted([5, 3]))[0] == ["a", "", "\ufffd"]
+    assert said(Scripted([6, 5]))[0] == ["", "\ufffda", ""]
+
+
+def test_the_eos_ends_an_answer_and_is_no_part_of_it(models: lm.Models) -> None:
+    greedy = continuation(models.policy, PROMPT, 24, NEVER)
+    eos = next(token for token in greedy[3:] if greedy.index(token) >= 3)
+    pieces, tokens, ended = said(models.policy, eos)
+    assert (tokens, ended) == (greedy.index(eos), True)
+    assert "".join(pieces) == decode(greedy[: greedy.index(eos)])
+
+
+def test_a_listener_ends_the_answer_in_the_middle(models: lm.Models) -> None:
+    heard: list[str] = []
+
+    def listen(piece: str) -> bool:
+        heard.append(piece)
+        return len(heard) < 5
+
+    tokens, ended = stream(models.policy, tokenizer(), PROMPT, listen, max_new_tokens=24, **GREEDY)
+    assert (len(heard), tokens, ended) == (5, 5, False)
+    whole = "".join(said(models.policy)[0])
+    assert whole.startswith("".join(heard))
+    assert "".join(said(models.policy)[0]) == whole, "a stopped answer left something behind"
+
+
+def test_a_seed_draws_the_same_answer_again_and_another_one_another(models: lm.Models) -> None:
+    first, again, other = (said(models.policy, temperature=1.5, seed=seed)[0] for seed in (1, 1, 2))
+    assert first == again
+    assert first != other
+    assert said(models.policy, temperature=1e-4)[0] == said(models.policy)[0]
+
+
+def test_sampling_draws_from_the_whole_vocabulary(models: lm.Models) -> None:
+    """At a high temperature each of 64 tokens comes up as the first one; the libraries' 50 candidates would leave 14 out."""
+    drawn: list[int] = []
+    spy: Any = SimpleNamespace(eos_id=NEVER, decode=lambda ids: drawn.extend(ids) or "")
+    for seed in range(600):
+        stream(models.reference, spy, PROMPT, lambda _: False, max_new_tokens=1, temperature=1e3, seed=seed)
+    assert len(drawn) == 600
+    assert len(set(drawn)) == 64
