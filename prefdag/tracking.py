@@ -19,13 +19,17 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefdag import spool as spools
 from prefdag.artifacts import stage_key
 from prefdag.config import Params, flatten
-from prefdag.delivery import OutageError, RefusalError, Store, deliver, log, sending
+from prefdag.delivery import DeliveryError, OutageError, RefusalError, Store, deliver, log, sending
+from prefdag.errors import PrefdagError
 from prefdag.spool import Event, Spool
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 
 @dataclass(frozen=True)
@@ -115,6 +119,26 @@ def sync() -> SyncResult:
     if not dead:
         store.note_alive()
     return SyncResult(sent, left)
+
+
+def pipelines() -> list[tuple[str, dict[str, str], dict[str, float]]]:
+    """Name, parameters and metrics of every finished run with the tag kind=pipeline, the oldest first.
+
+    Raises:
+        PrefdagError: MLflow does not answer.
+    """
+    store = Store()
+    try:
+        runs = [] if store.known_dead() else store.ask(_finished)
+    except DeliveryError as error:
+        raise PrefdagError(f"MLflow at {store.name}: {error}; try again when it answers") from None
+    return [(run.info.run_name, run.data.params, run.data.metrics) for run in runs]
+
+
+def _finished(client: "MlflowClient") -> list[Any]:
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    chosen = "tags.kind = 'pipeline' and attributes.status = 'FINISHED'"
+    return list(client.search_runs(experiments, chosen, max_results=1000, order_by=["attributes.start_time ASC"]))
 
 
 @contextmanager

@@ -5,14 +5,18 @@ This is what `mlflow ui` compares, beta against beta. It stands there also for e
 from the cache, and for those that ran in a temporary folder.
 """
 
+import logging
 from datetime import UTC, datetime
 from pathlib import Path
 
 from prefdag.artifacts import read_json, writing
-from prefdag.config import Params
-from prefdag.publishing import publish
+from prefdag.config import Params, flatten
+from prefdag.errors import PrefdagError
+from prefdag.publishing import numbers, publish
 from prefdag.stage import durations, stage
-from prefdag.tracking import revision
+from prefdag.tracking import pipelines, revision
+
+log = logging.getLogger(__name__)
 
 METRICS = {
     "text": Path("reports/text/metrics.json"),
@@ -48,14 +52,21 @@ PUBLISHED = Path("reports/published.txt")
 @stage
 def main(params: Params) -> None:
     """Read what the other stages wrote, and publish it."""
-    from prefdag.report import published
+    from prefdag.report import frontier, published
 
     metrics = {track: read_json(path) for track, path in METRICS.items()}
+    this = f"beta={params.beta}", flatten(params), numbers(metrics)
+    try:
+        experiments = frontier.points([this, *pipelines()])
+    except PrefdagError as error:
+        log.warning("%s", error)
+        experiments = None
     seconds = {name: value for name, value in durations().items() if name != main.name}
     page = REPORT.with_name("published.html")  # no output of DVC's: it differs with the clock, and goes to MLflow
     with writing(page) as path:
         moment = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-        path.write_text(published.fill(REPORT.read_text("utf-8"), seconds, revision(), moment), "utf-8")
+        html = published.fill(REPORT.read_text("utf-8"), seconds, revision(), moment, experiments)
+        path.write_text(html, "utf-8")
     files = [page, MODEL_CARD, *METRICS.values(), *TABLES, *sorted(FIGURES.iterdir())]
     publish(params, metrics | {"seconds": seconds}, CURVES, files)
     with writing(PUBLISHED) as path:

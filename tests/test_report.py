@@ -24,11 +24,12 @@ from PIL import Image
 from ruamel.yaml import YAML
 from safetensors.numpy import save_file
 
-from prefdag.artifacts import write_json
+from prefdag.artifacts import read_json, write_json
 from prefdag.config import Params, check_params, load_params, read_yaml
 from prefdag.dpo import health
-from prefdag.errors import DataError
+from prefdag.errors import DataError, PrefdagError
 from prefdag.image import evaluate
+from prefdag.publishing import numbers
 from prefdag.report import calibration, card, examples, figures, image_figures, published, words
 from prefdag.report.examples import Piece
 from prefdag.report.page import excerpt
@@ -1011,6 +1012,7 @@ def test_published_page_has_what_is_true_of_one_run(
     shutil.copy(root / "dvc.yaml", here)
     sent: dict[str, Any] = {}
     monkeypatch.setattr(publish, "publish", lambda params, metrics, curves, files: sent.update(metrics, files=files))
+    monkeypatch.setattr(publish, "pipelines", list)
     monkeypatch.setattr(publish, "durations", lambda: {"dpo_text": 187.4, "sft_ref": None, "publish": 1.0})
     monkeypatch.setattr(publish, "revision", lambda: {"mlflow.source.git.commit": "c0ffee", "dvc.exp_name": HOSTILE})
     publish.main.main(params)
@@ -1025,6 +1027,35 @@ def test_published_page_has_what_is_true_of_one_run(
     assert 'href="published.html"' not in html
     assert sent["seconds"] == {"dpo_text": 187.4, "sft_ref": None}
     assert Path("reports/published.html") in sent["files"]
+    assert "There was no other with other results" in page.text
+
+
+def test_published_page_has_the_frontier(
+    here: Path, root: Path, params: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report.main.main(params)
+    shutil.copy(root / "dvc.yaml", here)
+    monkeypatch.setattr(publish, "publish", lambda *arguments: None)
+    metrics = {track: read_json(Path(f"reports/{track}/metrics.json")) for track in ("text", "image")}
+    metrics["text"]["heldout"]["kl"] += 1.0
+    other = {"beta": "0.3", "loss.sigmoid": "0.8", "loss.sft": "1.0"}
+    monkeypatch.setattr(publish, "pipelines", lambda: [("another", other, numbers(metrics))])
+    publish.main.main(params)
+    page = Page(Path("reports/published.html").read_text("utf-8"))
+    drawn = [
+        attributes["aria-label"]
+        for _, attributes in page.tags
+        if "experiments by KL" in (attributes.get("aria-label") or "")
+    ]
+    assert len(drawn) == 3  # accuracy, margin, accuracy of images
+    assert all("beta 0.1: KL " in said and "beta 0.3: KL " in said for said in drawn)
+
+    def dead() -> list[Any]:
+        raise PrefdagError("MLflow at http://away: no answer")
+
+    monkeypatch.setattr(publish, "pipelines", dead)
+    publish.main.main(params)
+    assert "MLflow did not answer" in Page(Path("reports/published.html").read_text("utf-8")).text
 
 
 def test_clock() -> None:

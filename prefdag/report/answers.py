@@ -57,7 +57,10 @@ def statistics(found: Mapping[str, Any]) -> list[dict[str, Any]]:
         part = found[decoding]
         means = {model: Estimate.of(part[model], "tokens") for model in MODELS}
         change = Estimate.of(part["differences"]["tokens"], "difference")
-        cells = {m: (words.number(e.value, 1), f"{e.low:.1f}{words.DASH}{e.high:.1f}") for m, e in means.items()}
+        cells = {
+            m: (words.number(e.value, 1), f"{words.number(e.low, 1)}{words.DASH}{words.number(e.high, 1)}")
+            for m, e in means.items()
+        }
         shown = [("tokens", cells, (words.signed(change.value, 1), words.signed_span(change, 1)))]
         for measure, name in SHARES.items():
             means = {model: Estimate.of(part[model], measure) for model in MODELS}

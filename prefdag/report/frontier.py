@@ -17,7 +17,8 @@ from prefdag.config import flatten
 from prefdag.errors import DataError
 from prefdag.report.figures import COLOR, svg
 from prefdag.report.page import environment
-from prefdag.report.words import Estimate, number, percent, signed
+from prefdag.report.words import Estimate, loss_name, number, percent, signed
+from prefdag.tracking import pipelines
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,15 +60,7 @@ def from_dvc() -> pd.DataFrame:
 
 def from_mlflow() -> pd.DataFrame:
     """Every run with the tag kind=pipeline, the oldest first. Columns as in `points`."""
-    import mlflow
-
-    runs = mlflow.search_runs(
-        search_all_experiments=True,
-        filter_string="tags.kind = 'pipeline' and attributes.status = 'FINISHED'",
-        order_by=["attributes.start_time ASC"],
-        output_format="list",
-    )
-    return points((run.info.run_name, run.data.params, run.data.metrics) for run in runs)
+    return points(pipelines())
 
 
 def points(experiments: Iterable[tuple[str, Mapping[str, Any], Mapping[str, Any]]]) -> pd.DataFrame:
@@ -83,7 +76,7 @@ def points(experiments: Iterable[tuple[str, Mapping[str, Any], Mapping[str, Any]
         {
             "name": name,
             "beta": float(params["beta"]),
-            "loss": str(params["loss"]),
+            "loss": _loss(params),
             **{key: metrics[key] for key in KEYS},
         }
         for name, params, metrics in experiments
@@ -94,16 +87,14 @@ def points(experiments: Iterable[tuple[str, Mapping[str, Any], Mapping[str, Any]
     return pd.DataFrame(rows).drop_duplicates(["beta", "loss", *KEYS]).reset_index(drop=True)
 
 
+def _loss(params: Mapping[str, Any]) -> str:
+    """The loss in words; MLflow has a weighted sum as one parameter a term."""
+    terms = {key.removeprefix("loss."): float(value) for key, value in params.items() if key.startswith("loss.")}
+    return loss_name(params.get("loss", terms))
+
+
 def render(table: pd.DataFrame) -> str:
     """The page: a figure a measure, and the points as a table."""
-    figures = [
-        {
-            "title": f"{track}: {title.lower()} against KL, {unit}",
-            "svg": Markup(figure(table, kl, key, percentage="accuracy" in key, name=key.replace("/", "-"))),
-        }
-        for track, ((kl, unit), measures) in TRACKS.items()
-        for title, key in measures.items()
-    ]
     rows = [
         {
             "name": row["name"],
@@ -117,7 +108,28 @@ def render(table: pd.DataFrame) -> str:
         for row in ({str(key): value for key, value in each.items()} for each in table.to_dict("records"))
     ]
     heads = [(track, list(measures)) for track, (_, measures) in TRACKS.items()]
-    return environment(autoescape=True).get_template("frontier.html.j2").render(figures=figures, rows=rows, heads=heads)
+    return (
+        environment(autoescape=True)
+        .get_template("frontier.html.j2")
+        .render(figures=figures(table), rows=rows, heads=heads)
+    )
+
+
+def panels(table: pd.DataFrame) -> str:
+    """The figures alone, as a part of another page."""
+    return environment(autoescape=True).get_template("frontier_figures.html.j2").render(figures=figures(table))
+
+
+def figures(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """A figure a measure, each with its title."""
+    return [
+        {
+            "title": f"{track}: {title.lower()} against KL, {unit}",
+            "svg": Markup(figure(table, kl, key, percentage="accuracy" in key, name=key.replace("/", "-"))),
+        }
+        for track, ((kl, unit), measures) in TRACKS.items()
+        for title, key in measures.items()
+    ]
 
 
 def figure(table: pd.DataFrame, kl: str, key: str, *, percentage: bool, name: str) -> str:
