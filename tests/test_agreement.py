@@ -280,7 +280,7 @@ def test_the_front_matter_of_the_card_has_the_metrics(project: Path) -> None:
 def test_one_other_figure_on_the_card_is_found(
     project: Path, params: Params, key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A card whose source is not metrics.json: the check above has to fail, unless the wrong figure happens to be another one."""
+    """A card whose source is not metrics.json: the check above has to fail, unless the wrong figure is one of another thing."""
     monkeypatch.chdir(project)
     known = artefacts(project, params)
     read = card.render
