@@ -1,6 +1,7 @@
 # Nothing but Python >= 3.11, make and git is presupposed. `make` alone lists the targets.
 PYTHON ?= python3
 BETAS ?= 0.1,0.3,0.5
+ORIGIN ?= origin-small
 VENV ?= .venv
 UV := $(VENV)/bin/uv
 ACTIVATE := . $(VENV)/bin/activate
@@ -14,7 +15,7 @@ RUNS := \#/experiments/1/runs?searchFilter=tags.kind%20%3D%20%22pipeline%22
 export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help setup repro sweep test test-slow lint docs qlora ui lock clean
+.PHONY: help setup repro sweep origin test test-slow lint docs qlora ui lock clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -32,6 +33,9 @@ repro: setup ## run the whole pipeline on params.yaml; what has not changed is n
 sweep: setup ## run an experiment for each of BETAS=0.1,0.3,0.5, and plot the frontier
 	@$(ACTIVATE) && dvc exp run --queue -S 'beta=$(BETAS)' && dvc exp run --run-all
 	@$(ACTIVATE) && prefdag frontier
+
+origin: setup ## the experiment that this project grew from, small: docs/origin.md; FILES="--pairs FILE ..." in place of the hub's
+	@$(ACTIVATE) && python -m benchmarks.origin run .prefdag/origin --profile $(ORIGIN) $(FILES)
 
 test: $(ORACLE) ## run the fast tests
 	@$(ACTIVATE) && pytest

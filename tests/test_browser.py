@@ -103,7 +103,8 @@ def pages(tmp_path_factory: pytest.TempPathFactory, params: Params) -> dict[str,
         found[name] = folder / "reports/index.html"
     found["published"] = found["report"].with_name("published.html")
     seconds = {"dpo_text": 187.4, "sft_ref": None}
-    html = published.fill(found["report"].read_text("utf-8"), seconds, {"dvc.exp_name": HOSTILE[0]}, "today")
+    revision = {"dvc.exp_name": HOSTILE[0]}
+    html = published.fill(found["report"].read_text("utf-8"), seconds, revision, "today", points())
     found["published"].write_text(html, "utf-8")
     found["frontier"] = tmp_path_factory.mktemp("frontier") / "frontier.html"
     found["frontier"].write_text(frontier.render(points()), "utf-8")
