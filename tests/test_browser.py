@@ -286,6 +286,7 @@ UNFOLD = "document.querySelectorAll('details').forEach(each => { each.open = tru
     [
         *(("report", width) for width in WIDTHS),
         *(("frontier", width) for width in WIDTHS),
+        ("published", 400),
         ("hostile", 400),
         pytest.param("hostile", 1400, marks=pytest.mark.slow),
     ],

@@ -258,13 +258,15 @@ def test_a_refused_row_is_named(tokenizer: ChatTokenizer) -> None:
 
 
 def test_the_sets_of_the_project(tmp_path: Path) -> None:
-    for name, file in (("truthfulqa", "misconceptions.csv"), ("winogrande", "pronouns.jsonl")):
+    files = {"truthfulqa": "misconceptions.csv", "winogrande": "pronouns.jsonl", "pku": "preferences.jsonl"}
+    for name, file in files.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / file).write_bytes((ROOT / "evals" / file).read_bytes())
     sets = read_eval_sets(tmp_path)
-    assert list(sets) == ["truthfulqa", "winogrande"]
-    questions, gaps = sets.values()
-    assert (len(questions), len(gaps)) == (44, 40)
+    assert list(sets) == ["truthfulqa", "winogrande", "pku"]
+    questions, gaps, preferences = sets.values()
+    assert (len(questions), len(gaps), len(preferences)) == (44, 40, 24)
+    assert len({row.response for row in preferences} | {row.wrong_responses[0] for row in preferences}) == 48
     assert len({row.prompt[0]["content"] for row in questions if not isinstance(row.prompt, str)}) == 44
     assert all(row.response not in row.wrong_responses and row.wrong_responses for row in questions)
     # Twins: the same prompt, and what is right in one is the other's wrong name.
