@@ -12,7 +12,15 @@ from typer.main import get_command
 from prefdag.cli import app
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
+PAGES = sorted(
+    [
+        ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
+        ROOT / "CHANGELOG.md",
+        ROOT / "SECURITY.md",
+        *(ROOT / "docs").rglob("*.md"),
+    ]
+)
 IDS = [page.relative_to(ROOT).as_posix() for page in PAGES]
 WRITTEN_BY_STAGES = ("data/", "models/", "reports/", "export/")  # the last by `prefdag export`
 MADE_BY_RUNS = {"dvc.lock", "metrics.json", "history.csv", "validation.csv", "model_card.md"}
