@@ -45,6 +45,11 @@ def test_points_are_told_apart_by_their_numbers() -> None:
         [
             experiment("workspace", 0.1),
             experiment("one", 0.1),
+            (
+                "rounded",
+                {"beta": 0.1, "loss": "sigmoid"},
+                {key: value * (1 + 1e-9) for key, value in flat(0.1).items()},
+            ),
             experiment("two", 0.3),
             ("failed", {"beta": 1}, {"a": 1.0}),
         ]

@@ -610,6 +610,11 @@ def test_card_is_a_hub_card(built: tuple[str, str], inputs: Path) -> None:
     assert "{{" not in body
 
 
+def test_minus_signs_of_numbers_alone() -> None:
+    said = "fell from -0.25 to -9.99 nats (-1), a well-known 95-97 at v1.-2"
+    assert words.minus(said) == "fell from −0.25 to −9.99 nats (−1), a well-known 95-97 at v1.-2"
+
+
 def test_health_of_either_run_is_shown(page: Page, built: tuple[str, str]) -> None:
     assert "Health : 1 finding in 2 checks (not checked: length exploitation)." in page.text
     assert "kl out of budget : at the end the policy lies 12.5 nats a response" in page.text

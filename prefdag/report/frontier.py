@@ -64,7 +64,7 @@ def from_mlflow() -> pd.DataFrame:
 
 
 def points(experiments: Iterable[tuple[str, Mapping[str, Any], Mapping[str, Any]]]) -> pd.DataFrame:
-    """One row an experiment: `name`, `beta`, `loss` and `KEYS`. Of those with the same numbers the first stays.
+    """One row an experiment: `name`, `beta`, `loss` and `KEYS`. Of those with equal numbers, to four digits, the first stays.
 
     Args:
         experiments: of each its name, its parameters and its metrics by key.
@@ -84,7 +84,10 @@ def points(experiments: Iterable[tuple[str, Mapping[str, Any], Mapping[str, Any]
     ]
     if not rows:
         raise DataError("no finished experiment found; `make sweep BETAS=0.1,0.3,0.5` runs some")
-    return pd.DataFrame(rows).drop_duplicates(["beta", "loss", *KEYS]).reset_index(drop=True)
+    table = pd.DataFrame(rows)
+    # A run that is made again gives the same numbers, but for rounding on other hardware: as printed, they are one point.
+    printed = table.assign(**{key: table[key].map("{:.4g}".format) for key in KEYS})
+    return table[~printed.duplicated(["beta", "loss", *KEYS])].reset_index(drop=True)
 
 
 def _loss(params: Mapping[str, Any]) -> str:

@@ -81,6 +81,7 @@ def environment(*, autoescape: bool) -> Environment:
                 words.number,
                 words.health_line,
                 words.spaced,
+                words.minus,
             ),
             *(
                 words.loss_name,

@@ -5,6 +5,7 @@ on the same rows is said only where McNemar's exact test says so, too. Report an
 stand.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -96,6 +97,11 @@ def health_line(verdict: health.Verdict) -> str:
 def plural(noun: str, count: int) -> str:
     """1 finding; 0 or 2 findings."""
     return noun if count == 1 else f"{noun}s"
+
+
+def minus(sentence: str) -> str:
+    """A sentence whose numbers were written with hyphens, with true minus signs."""
+    return re.sub(r"(?<![\w.-])-(?=\d)", MINUS, sentence)
 
 
 def spaced(name: str) -> str:
