@@ -34,6 +34,19 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture
+def own_git(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`tmp_path` as the current directory, for a repository of its own: Git and DVC have no settings but an author."""
+    monkeypatch.chdir(tmp_path)
+    for name in [name for name in os.environ if name.startswith(("DVC_", "GIT_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(tmp_path / ".site"))
+    monkeypatch.setenv("PYTHONPATH", str(root))
+    for name in ("AUTHOR", "COMMITTER"):
+        monkeypatch.setenv(f"GIT_{name}_NAME", "a")
+        monkeypatch.setenv(f"GIT_{name}_EMAIL", "a@example.com")
+
+
 def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:
     """Bytes are named after their parameter: an archive holds the time at which it was made, and each worker makes its own."""
     return argname if isinstance(val, bytes) else None

@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -454,16 +453,8 @@ def write_run(beta: float) -> None:
 
 
 @pytest.fixture
-def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def repository(tmp_path: Path, own_git: None) -> Path:
     """A repository whose one stage writes a run: beta 0.1 at the last commit, 0.3 as the experiment "other"."""
-    monkeypatch.chdir(tmp_path)
-    for name in [name for name in os.environ if name.startswith(("DVC_", "GIT_"))]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(tmp_path / ".site"))
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    for name in ("AUTHOR", "COMMITTER"):
-        monkeypatch.setenv(f"GIT_{name}_NAME", "a")
-        monkeypatch.setenv(f"GIT_{name}_EMAIL", "a@example.com")
 
     def run(*command: str) -> None:
         subprocess.run(command, check=True, capture_output=True)

@@ -1,7 +1,6 @@
 """The frontier: the same points from DVC and from MLflow, and what the page says of them."""
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -109,16 +108,9 @@ for track, values in found.items():
 
 
 @pytest.mark.slow
-def test_dvc_has_the_points_of_a_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("own_git")
+def test_dvc_has_the_points_of_a_sweep() -> None:
     """A repository whose one stage writes metrics, a sweep of two betas beside the committed one, and a queued third."""
-    monkeypatch.chdir(tmp_path)
-    for name in [name for name in os.environ if name.startswith(("DVC_", "GIT_"))]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(tmp_path / ".site"))
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    for name in ("AUTHOR", "COMMITTER"):
-        monkeypatch.setenv(f"GIT_{name}_NAME", "a")
-        monkeypatch.setenv(f"GIT_{name}_EMAIL", "a@example.com")
 
     def run(*command: str) -> None:
         subprocess.run(command, check=True, capture_output=True)
