@@ -11,7 +11,6 @@ exit code, and notes how long it took. A test compares the arguments with the st
 """
 
 import argparse
-import ctypes
 import errno
 import gc
 import hashlib
@@ -21,6 +20,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -119,10 +119,18 @@ class stage:  # noqa: N801 - it is used as a decorator
 
 
 def end_with_dvc() -> None:
-    """Under DVC: get SIGTERM when it dies, lest a killed `dvc repro` leave a trainer behind. On Linux alone."""
-    if "DVC_STAGE" in os.environ and sys.platform == "linux":
-        set_parent_death_signal = 1
-        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
+    """Under DVC: get SIGTERM when it dies, lest a killed `dvc repro` leave a trainer behind.
+
+    That the parent dies would not do: it may be a shell, or a launcher, that DVC started and that outlives it.
+    """
+    if stage := os.environ.get("DVC_STAGE"):  # which DVC sets for its children, and is without
+        dvc = next(each for each in psutil.Process().parents() if each.environ().get("DVC_STAGE") != stage)
+
+        def watch() -> None:
+            dvc.wait()
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        threading.Thread(target=watch, daemon=True).start()
 
 
 @contextmanager
