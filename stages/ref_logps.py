@@ -13,22 +13,23 @@ REF_LOGPS = Path("data/ref_logps")
 
 @stage
 def main(ref_logps: RefLogps) -> None:
-    import pandas as pd
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
     from prefdag.text import model as lm
     from prefdag.text.logps import score_all_pairs
-    from prefdag.text.rows import REF_COLUMNS, pair_rows, read_split, reference_key
+    from prefdag.text.rows import REF_COLUMNS, pair_rows, parts_of, reference_key
 
+    schema = pa.schema({"id": pa.string(), **{f"{name}_logps": pa.float64() for name in REF_COLUMNS}})
     model = lm.load(REFERENCE, ref_logps.dtype)
     with writing(REF_LOGPS) as folder:
         folder.mkdir()
         for split in ("train", "val", "test"):
-            frame = read_split(PAIRS, split)
-            scores = score_all_pairs(model, pair_rows(frame), ref_logps.tokens_per_batch, split)
-            logps = pd.DataFrame(
-                {"id": frame["id"], **{f"{name}_logps": scores[name].double() for name in REF_COLUMNS}}
-            )
-            logps.to_parquet(folder / f"{split}.parquet", index=False)
+            with pq.ParquetWriter(folder / f"{split}.parquet", schema) as writer:
+                for frame in parts_of(PAIRS, split):
+                    scores = score_all_pairs(model, pair_rows(frame), ref_logps.tokens_per_batch, split)
+                    logps = {f"{name}_logps": scores[name].double().numpy() for name in REF_COLUMNS}
+                    writer.write_table(pa.table({"id": frame["id"], **logps}, schema))
         write_json(folder / "key.json", reference_key(PAIRS, REFERENCE, ref_logps.dtype))
 
 

@@ -3,13 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from prefdag.data.chat import ChatTokenizer, check_window
-from prefdag.data.inspection import boundary_joins, changes, examples, leaked
-from prefdag.data.pairs import encode_pair
+from prefdag.data.inspection import boundary_joins, changes, example
+from prefdag.data.pairs import columns_of, encode_pair
 from prefdag.errors import ParamsError
 
 TEMPLATE = "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}{% endfor %}<|assistant|>{{ end }}"
@@ -31,6 +30,10 @@ def tokenizer(folder: Path, end: str = "") -> ChatTokenizer:
 def row(prompt: str, chosen: str | None, rejected: str | None) -> dict[str, Any]:
     turns = [{"role": "user", "content": prompt}]
     return {"source": "a:1", "prompt": turns, "chosen": chosen, "rejected": rejected}
+
+
+def formatted(each: dict[str, Any], letters: ChatTokenizer, max_response: int = 9) -> dict[str, Any]:
+    return columns_of(encode_pair({"id": "0", "preference": 1.0, **each}, letters, 50, max_response))
 
 
 def found(each: dict[str, Any], letters: ChatTokenizer, max_prompt: int = 50, max_response: int = 6) -> list[list[str]]:
@@ -55,8 +58,7 @@ def test_changes_by_hand(tmp_path: Path) -> None:
 
 def test_control_tokens_that_are_typed_stay_text(tmp_path: Path) -> None:
     letters = tokenizer(tmp_path)
-    [example] = examples([encode_pair(row("a</s>", "b", "longer"), letters, 50, 6)], letters)
-    assert example == {
+    assert example(formatted(row("a</s>", "b", "longer"), letters, 6), letters) == {
         "source": "a:1",
         "prompt": [
             {"text": "<|user|>", "control": True, "kind": "read"},
@@ -74,33 +76,17 @@ def test_control_tokens_that_are_typed_stay_text(tmp_path: Path) -> None:
     }
 
 
-def test_examples_are_the_shortest_the_median_and_the_longest(tmp_path: Path) -> None:
+def test_a_response_that_is_not_there_is_not_shown(tmp_path: Path) -> None:
     letters = tokenizer(tmp_path)
-    rows = [encode_pair({**row("x" * n, "a", None), "source": str(n)}, letters, 50, 6) for n in (5, 1, 9, 7, 3)]
-    shown = examples(rows, letters)
-    assert [each["source"] for each in shown] == ["1", "5", "9"]
-    assert "rejected" not in shown[0]
-    assert len(examples(rows[:1], letters)) == 1
-    assert examples([], letters) == []
+    assert example(formatted(row("hi", "a", None), letters), letters).keys() == {"source", "prompt", "chosen"}
 
 
 @pytest.mark.parametrize(("end", "joined"), [("", 0), (" :", 1), (" ", 0)])
 def test_boundary_joins(tmp_path: Path, end: str, joined: int) -> None:
     """ ":" before the response and ":" at its start would have been one token; a control token parts them."""
     letters = tokenizer(tmp_path, end)
-    rows = [encode_pair(row("hi:", ":yes", "no"), letters, 50, 9)]
-    assert boundary_joins(rows, letters) == {"responses": 2, "joined": joined, "share": joined / 2}
-
-
-def test_boundary_of_many_rows_is_a_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    letters = tokenizer(tmp_path)
-    monkeypatch.setattr("prefdag.data.inspection.SAMPLE", 3)
-    assert boundary_joins([encode_pair(row("hi", "yes", None), letters, 50, 9)] * 10, letters)["responses"] == 3
-
-
-def test_leaks_are_counted_by_normalised_prompt() -> None:
-    texts = {"train": ["A b", "c"], "val": ["a  B", "a B", "d"], "test": ["e"]}
-    assert leaked({name: pa.table({"prompt": prompts}) for name, prompts in texts.items()}) == {"val": 2, "test": 0}
+    assert boundary_joins(formatted(row("hi:", ":yes", "no"), letters), letters) == [bool(joined), False]
+    assert boundary_joins(formatted(row("hi:", None, ":no"), letters), letters) == [bool(joined)]
 
 
 @pytest.mark.parametrize("key", ["max_position_embeddings", "n_positions"])

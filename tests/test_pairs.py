@@ -1,11 +1,14 @@
 """Splits without leaks, and pair rows."""
 
+import csv
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -14,9 +17,10 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from prefdag.config import FormatPairs
+from prefdag.data import pairs
 from prefdag.data.chat import ChatTokenizer
-from prefdag.data.pairs import PAIRS_SCHEMA, format_rows
-from prefdag.data.splits import SPLITS, group_rows, split_by_prompt
+from prefdag.data.pairs import PAIRS_SCHEMA, Formatted, format_pairs
+from prefdag.data.splits import SPLITS, Keys, digest, group_rows, split_by_prompt
 from prefdag.errors import DataError, ParamsError
 
 FORMAT = FormatPairs(
@@ -59,6 +63,21 @@ def table(rows: Sequence[tuple[str, str | None, str | None]]) -> pa.Table:
         for number, (question, chosen, rejected) in enumerate(rows, 1)
     ]
     return pa.Table.from_pylist(records)
+
+
+def format_rows(
+    source: pa.Table, tokenizer: ChatTokenizer, params: FormatPairs
+) -> tuple[dict[str, pa.Table], dict[str, Any], Formatted, list[list[str]]]:
+    """The splits and the summary of what `format_pairs` writes; then all that it says, and the list of changes."""
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        pq.write_table(source, folder / "source.parquet")
+        (folder / "out").mkdir()
+        said = format_pairs(folder / "source.parquet", folder / "out", folder / "changes.csv", tokenizer, params)
+        assert sorted(path.stem for path in (folder / "out").iterdir()) == sorted(SPLITS)
+        tables = {split: pq.read_table(folder / "out" / f"{split}.parquet") for split in SPLITS}
+        with (folder / "changes.csv").open(newline="") as file:
+            return tables, said.summary, said, list(csv.reader(file))[1:]
 
 
 def test_format_rows_by_hand(tokenizer: ChatTokenizer) -> None:
@@ -152,9 +171,38 @@ def test_prompts_that_differ_only_before_the_cut_share_a_split(tokenizer: ChatTo
 def test_parquet_is_byte_identical(tokenizer: ChatTokenizer, tmp_path: Path) -> None:
     rows = [(f"question {n}", "yes", "no") for n in range(10)]
     for name in ("a", "b"):
-        pq.write_table(format_rows(table(rows), tokenizer, FORMAT).splits["train"], tmp_path / name)
-    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
-    assert pq.read_schema(tmp_path / "a").field("prompt_ids").type == pa.list_(pa.int32())
+        (tmp_path / name).mkdir()
+        pq.write_table(table(rows), tmp_path / "source")
+        format_pairs(tmp_path / "source", tmp_path / name, tmp_path / "changes", tokenizer, FORMAT)
+    files = [tmp_path / name / "train.parquet" for name in ("a", "b")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert pq.read_schema(files[0]).field("prompt_ids").type == pa.list_(pa.int32())
+
+
+def test_examples_are_the_shortest_the_median_and_the_longest(tokenizer: ChatTokenizer) -> None:
+    params = replace(FORMAT, val_fraction=0.0, test_fraction=0.0)
+    _, _, said, _ = format_rows(table([("x" * n, "a", "b") for n in (5, 1, 9, 7, 3)]), tokenizer, params)
+    assert [each["source"] for each in said.examples] == ["pairs.json:2", "pairs.json:1", "pairs.json:3"]
+    _, _, said, _ = format_rows(table([("x", "a", "b")]), tokenizer, params)
+    assert len(said.examples) == 1
+
+
+@pytest.mark.parametrize("batch", [1, 7, 100])
+def test_batches_change_nothing(
+    tokenizer: ChatTokenizer, batch: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Rows that are cut, left out and unpaired, in batches of any size; boundaries of one row in three."""
+    rows = [(f"question {n // 2}", "x" * n, "no" if n % 3 else "x" * (n + 1)) for n in range(1, 41)]
+    params = replace(FORMAT, max_left_out=0.9)
+    monkeypatch.setattr(pairs, "BOUNDARIES", 10)
+    monkeypatch.setattr(pairs, "BATCH", 1000)
+    whole = format_rows(table(rows), tokenizer, params)
+    assert 0 < whole[1]["boundary"]["responses"] < 40
+    assert {change["change"] for change in whole[1]["changes"]} == {"cut", "left out"}
+    monkeypatch.setattr(pairs, "BATCH", batch)
+    parts = format_rows(table(rows), tokenizer, params)
+    assert parts[1:] == whole[1:]
+    assert all(parts[0][split].equals(whole[0][split]) for split in SPLITS)
 
 
 def test_a_control_token_that_cannot_be_spelled_out_names_the_row(tokenizer: ChatTokenizer) -> None:
@@ -173,9 +221,14 @@ def test_fractions_that_leave_nothing(tokenizer: ChatTokenizer) -> None:
         format_rows(table([("a", "b", "c")]), tokenizer, replace(FORMAT, val_fraction=0.5, test_fraction=0.5))
 
 
+def keys_of(rows: Sequence[Sequence[Any]], seed: int = 0) -> Keys:
+    return np.array([[digest(key, seed) for key in row] for row in rows], dtype=np.uint64)
+
+
 def test_group_rows_by_hand() -> None:
-    assert group_rows([("a", 1), ("b", 2), ("c", 3), ("a", 2), ("c", 4)]) == [0, 0, 2, 0, 2]
-    assert group_rows([("a", "b"), ("b", "a")]) == [0, 1]  # a key counts in its own place only
+    groups = group_rows(keys_of([("a", 1), ("b", 2), ("c", 3), ("a", 2), ("c", 4)])).tolist()
+    assert [groups.index(group) for group in groups] == [0, 0, 2, 0, 2]
+    assert len(set(group_rows(keys_of([("a", "b"), ("b", "a")])))) == 2  # a key counts in its own place only
 
 
 @given(
@@ -186,7 +239,7 @@ def test_group_rows_by_hand() -> None:
 )
 def test_no_key_in_two_splits(keys: list[tuple[int, int]], val: float, test: float, seed: int) -> None:
     try:
-        splits = split_by_prompt(keys, val, test, seed)
+        splits = split_by_prompt(keys_of(keys, seed), val, test).tolist()
     except DataError:
         return
     for place in range(2):
@@ -194,34 +247,34 @@ def test_no_key_in_two_splits(keys: list[tuple[int, int]], val: float, test: flo
         for key, split in zip(keys, splits, strict=True):
             homes.setdefault(key[place], set()).add(split)
         assert all(len(home) == 1 for home in homes.values())
-    assert splits == split_by_prompt(keys, val, test, seed)
-    largest = max(Counter(group_rows(keys)).values())
+    assert splits == split_by_prompt(keys_of(keys, seed), val, test).tolist()
+    largest = max(Counter(group_rows(keys_of(keys)).tolist()).values())
     assert splits.count("test") - test * len(keys) < largest
     assert splits.count("val") - val * len(keys) < largest
 
 
 def test_split_sizes_of_single_prompts() -> None:
     keys = [(n,) for n in range(300)]
-    splits = split_by_prompt(keys, val_fraction=0.08, test_fraction=0.25, seed=0)
+    splits = split_by_prompt(keys_of(keys), val_fraction=0.08, test_fraction=0.25).tolist()
     assert Counter(splits) == {"train": 201, "val": 24, "test": 75}
-    assert splits != split_by_prompt(keys, 0.08, 0.25, seed=1)
+    assert splits != split_by_prompt(keys_of(keys, seed=1), 0.08, 0.25).tolist()
 
 
 def test_the_order_of_the_rows_does_not_matter() -> None:
     """Of groups with several prompts neither."""
     keys = [(f"p{n}", n // 3) for n in range(60)]
-    splits = split_by_prompt(keys, 0.2, 0.2, 0)
-    assert split_by_prompt(keys[::-1], 0.2, 0.2, 0) == splits[::-1]
+    splits = split_by_prompt(keys_of(keys), 0.2, 0.2).tolist()
+    assert split_by_prompt(keys_of(keys[::-1]), 0.2, 0.2).tolist() == splits[::-1]
 
 
 def test_a_new_row_moves_few_others() -> None:
     keys = [(n,) for n in range(300)]
-    before = split_by_prompt(keys, 0.1, 0.2, seed=0)
-    after = split_by_prompt([(1000,), *keys], 0.1, 0.2, seed=0)[1:]
+    before = split_by_prompt(keys_of(keys), 0.1, 0.2)
+    after = split_by_prompt(keys_of([(1000,), *keys]), 0.1, 0.2)[1:]
     assert sum(a != b for a, b in zip(before, after, strict=True)) <= 2
 
 
 def test_zero_fractions_give_empty_splits_and_too_few_prompts_an_error() -> None:
-    assert split_by_prompt([("a",), ("b",)], 0.0, 0.0, seed=0) == ["train", "train"]
+    assert split_by_prompt(keys_of([("a",), ("b",)]), 0.0, 0.0).tolist() == ["train", "train"]
     with pytest.raises(DataError, match="2 pairs with 2 distinct prompts leave val empty; give more pairs"):
-        split_by_prompt([("a",), ("b",)], 0.1, 0.4, seed=0)
+        split_by_prompt(keys_of([("a",), ("b",)]), 0.1, 0.4)

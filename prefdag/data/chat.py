@@ -173,13 +173,13 @@ class ChatTokenizer:
         """How many control tokens somebody typed in a text; they become ordinary tokens."""
         return len(self._controls.findall(text))
 
-    def joins(self, prompt: Encoded, response: str) -> bool:
+    def joins(self, prompt: str, response: str) -> bool:
         """Whether prompt and response, tokenised as one text, would have had a token across the boundary, or another near it.
 
         Tokenised apart, as we do, the boundary is where the template says, whatever the response starts with.
         """
         # Control tokens part a text, so that what stands before the last one does not matter; far ends do not either.
-        before = self._controls.split(prompt.text)[-1][-BOUNDARY:]
+        before = self._controls.split(prompt)[-1][-BOUNDARY:]
         after = response[:BOUNDARY]
         apart = [self._plain.encode(part, add_special_tokens=False).ids for part in (before, after)]
         return bool(self._plain.encode(before + after, add_special_tokens=False).ids != apart[0] + apart[1])

@@ -3,13 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import pyarrow as pa
-
-from prefdag.data.chat import ChatTokenizer, Encoded
-from prefdag.data.wording import normalised
+from prefdag.data.chat import ChatTokenizer
 
 SIDES = ("chosen", "rejected")
-SAMPLE = 2000  # rows
 
 
 class Change(NamedTuple):
@@ -51,42 +47,27 @@ def changes(row: Mapping[str, Any], encoded: Mapping[str, Any], tokenizer: ChatT
     return found
 
 
-def examples(rows: Sequence[Mapping[str, Any]], tokenizer: ChatTokenizer) -> list[dict[str, Any]]:
-    """A few encoded rows as a model reads them: the shortest, the median and the longest, by tokens.
+def example(row: Mapping[str, Any], tokenizer: ChatTokenizer) -> dict[str, Any]:
+    """A formatted row as a model reads it.
 
-    Each has `source`, and for `prompt` and each response that there is a list of pieces: `text`, and what it is, `kind`:
-    read (seen, not scored), scored, or not scored (the EOS that we put behind a cut); `control` for control tokens.
+    It has `source`, and for `prompt` and each response that there is a list of pieces: `text`, and what it is, `kind`: read
+    (seen, not scored), scored, or not scored (the EOS that we put behind a cut); `control` for control tokens.
+
+    Args:
+        row: of `pairs.PAIRS_SCHEMA`.
     """
-    ordered = sorted(rows, key=lambda row: sum(len(row[part].ids) for part in ("prompt", *SIDES)))
-    picked = dict.fromkeys([0, len(ordered) // 2, len(ordered) - 1]) if ordered else {}
-    return [
-        {"source": row["source"], "prompt": _pieces(row["prompt"].ids, "read", tokenizer)}
-        | {side: _response(row[side], tokenizer) for side in SIDES if row[side].ids}
-        for row in (ordered[place] for place in picked)
-    ]
-
-
-def _response(part: Encoded, tokenizer: ChatTokenizer) -> list[dict[str, Any]]:
-    scored, unscored = (part.ids[:-1], part.ids[-1:]) if part.truncated else (part.ids, [])
-    return _pieces(scored, "scored", tokenizer) + _pieces(unscored, "not scored", tokenizer)
+    shown = {"source": row["source"], "prompt": _pieces(row["prompt_ids"], "read", tokenizer)}
+    for side in SIDES:
+        if ids := row[f"{side}_ids"]:
+            scored, unscored = (ids[:-1], ids[-1:]) if row[f"{side}_truncated"] else (ids, [])
+            shown[side] = _pieces(scored, "scored", tokenizer) + _pieces(unscored, "not scored", tokenizer)
+    return shown
 
 
 def _pieces(ids: Sequence[int], kind: str, tokenizer: ChatTokenizer) -> list[dict[str, Any]]:
     return [{"text": text, "control": control, "kind": kind} for text, control in tokenizer.pieces(ids)]
 
 
-def boundary_joins(rows: Sequence[Mapping[str, Any]], tokenizer: ChatTokenizer) -> dict[str, float]:
-    """Of how many responses, and in which share of them, tokenising them with the prompt would have moved the boundary.
-
-    Of very many rows some are looked at, evenly spaced: the share is what matters.
-    """
-    some = rows[:: 1 + len(rows) // SAMPLE]
-    joined = [tokenizer.joins(row["prompt"], row[side].text) for row in some for side in SIDES if row[side].ids]
-    return {"responses": len(joined), "joined": sum(joined), "share": round(sum(joined) / max(1, len(joined)), 4)}
-
-
-def leaked(tables: Mapping[str, pa.Table]) -> dict[str, int]:
-    """How many rows of each split but train have a prompt, `normalised`, that stands in train."""
-    prompts = {name: [normalised(text) for text in table["prompt"].to_pylist()] for name, table in tables.items()}
-    train = set(prompts.pop("train"))
-    return {name: sum(prompt in train for prompt in texts) for name, texts in prompts.items()}
+def boundary_joins(row: Mapping[str, Any], tokenizer: ChatTokenizer) -> list[bool]:
+    """Of each response of a formatted row, whether tokenising it with the prompt would have moved the boundary."""
+    return [tokenizer.joins(row["prompt"], row[side]) for side in SIDES if row[f"{side}_ids"]]

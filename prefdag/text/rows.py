@@ -1,10 +1,11 @@
 """Formatted pairs as groups to score, and the reference's log-probabilities that belong to them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
 
@@ -13,13 +14,21 @@ from prefdag.errors import DataError
 from prefdag.text.logps import Pair, score_pairs
 from prefdag.text.packing import Group
 
+PART = 4096  # rows of `parts_of`
+
 
 def read_split(pairs: Path, split: str) -> pd.DataFrame:
     """The pairs of a split, as `format_pairs` wrote them. Raises `DataError` where there are none."""
-    frame = pd.read_parquet(pairs / f"{split}.parquet")
-    if frame.empty:
-        raise DataError(f"{pairs / split}.parquet: no pairs; raise format_pairs.max_pairs or the split's fraction")
-    return frame
+    return pd.concat(list(parts_of(pairs, split)), ignore_index=True)
+
+
+def parts_of(pairs: Path, split: str) -> Iterator[pd.DataFrame]:
+    """The same, `PART` rows at a time."""
+    with pq.ParquetFile(pairs / f"{split}.parquet") as file:
+        if not file.metadata.num_rows:
+            raise DataError(f"{pairs / split}.parquet: no pairs; raise format_pairs.max_pairs or the split's fraction")
+        for batch in file.iter_batches(PART):
+            yield batch.to_pandas()
 
 
 def chosen_groups(frame: pd.DataFrame) -> list[Group]:
