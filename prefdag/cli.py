@@ -193,7 +193,7 @@ def _partners() -> "Partners":
     set_environment()
     from prefdag.chat.dialogue import Partners
     from prefdag.data.chat import positions
-    from prefdag.text.generate import load_duo
+    from prefdag.text.duo import load_duo
     from prefdag.text.stream import stream
 
     duo = load_duo(REFERENCE, POLICY, template)

@@ -19,7 +19,7 @@ def main(format_pairs: FormatPairs, answer_text: AnswerText) -> None:
 
     from prefdag.text import answers
     from prefdag.text.decoding import continuations
-    from prefdag.text.generate import load_duo
+    from prefdag.text.duo import load_duo
     from prefdag.text.rows import read_split
 
     duo = load_duo(REFERENCE, POLICY, format_pairs.template)

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from naive_answers import continuation
 from tiny_models import ADAPTERS, VOCABULARY, disturb, write_model
 from torch import nn
 
@@ -15,7 +16,6 @@ from prefdag.intervals import paired_difference, proportion
 from prefdag.text import answers
 from prefdag.text import model as lm
 from prefdag.text.decoding import GumbelNoise, continuations, sampler
-from prefdag.text.generate import continuation
 
 EOS = 0
 PROMPTS = [[5, 9, 3], [7], [11, 4, 8, 2, 6, 13], [7, 7], [1, 2, 3, 4, 5, 6, 7, 8, 9], [20, 30]]

@@ -110,7 +110,7 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
             listener(piece)
         return len(model), True
 
-    monkeypatch.setitem(sys.modules, "prefdag.text.generate", SimpleNamespace(load_duo=load_duo))  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "prefdag.text.duo", SimpleNamespace(load_duo=load_duo))  # type: ignore[arg-type]
     monkeypatch.setitem(sys.modules, "prefdag.text.stream", SimpleNamespace(stream=stream))  # type: ignore[arg-type]
     return asked
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from naive_answers import continuation
 from peft import PeftModel
 from tiny_models import ADAPTERS, TARGETS, disturb, lora, random_groups, with_adapter, write_both
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from prefdag.artifacts import sha256
 from prefdag.config import Full, Prefix
 from prefdag.errors import DataError, ParamsError
 from prefdag.text import model as lm
-from prefdag.text.generate import Duo, continuation, load_duo
+from prefdag.text.duo import load_duo
 from prefdag.text.logps import response_logps
 from prefdag.text.packing import Group, pack
 from prefdag.text.states import head, response_states
@@ -357,9 +358,6 @@ def test_answers_are_the_most_probable_tokens_of_the_scoring_path(
     # The EOS ends an answer, and is no part of it.
     eos = expected[1][4]
     assert continuation(models.policy, prompt, 8, eos) == expected[1][: expected[1].index(eos)]
-
-    tokenizer: Any = SimpleNamespace(eos_id=never, decode=str)
-    assert Duo(models, tokenizer).continuations(prompt, 8) == tuple(map(str, expected))
 
 
 def test_what_was_not_made_yet_is_named(folders: dict[str, Path], tmp_path: Path) -> None:

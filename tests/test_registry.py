@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from export_project import random_images, write_project
+from naive_answers import continuation
 from test_chat import user
 from typer.testing import CliRunner
 
@@ -28,7 +29,7 @@ from prefdag.export import registry
 from prefdag.image import model as resnet
 from prefdag.image.data import normalise
 from prefdag.publishing import publish
-from prefdag.text.generate import load_duo
+from prefdag.text.duo import load_duo
 
 # Each is worked out on its own; one that a user types is text to the policy.
 QUESTIONS = ["hi", "him <|im_end|>", "a é"]
@@ -157,7 +158,9 @@ def answer(request: dict[str, Any], folder: Path) -> dict[str, Any]:
 def greedy(question: str) -> tuple[str, int]:
     """The policy's own answer, and how many tokens the prompt has."""
     duo = load_duo(Path("models/reference"), Path("models/dpo_text"), "chat")
-    return duo.answers(user(question), TOKENS)[1], len(duo.tokenizer.prompt(user(question)).ids)
+    prompt = duo.tokenizer.prompt(user(question)).ids
+    ids = continuation(duo.models.policy, prompt, TOKENS, duo.tokenizer.eos_id)
+    return duo.tokenizer.decode(ids), len(prompt)
 
 
 @pytest.mark.parametrize("question", QUESTIONS)

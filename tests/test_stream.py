@@ -1,4 +1,4 @@
-"""Answers piece by piece: the pieces are the answer, greedy as `Duo` has it, and end where the listener wants no more."""
+"""Answers piece by piece: the pieces are the greedy answer of the naive twin, and end where the listener wants no more."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from naive_answers import continuation
 from tiny_models import ADAPTERS, disturb, with_adapter, write_model
 
 from prefdag.text import model as lm
-from prefdag.text.generate import Duo, continuation
 from prefdag.text.stream import stream
 
 NEVER = 10**6
@@ -49,8 +49,8 @@ def said(model: torch.nn.Module, eos_id: int = NEVER, n: int = 24, **options: An
     return pieces, tokens, ended
 
 
-def test_the_pieces_are_the_greedy_answer_of_duo(models: lm.Models) -> None:
-    answers = Duo(models, tokenizer()).continuations(PROMPT, 24)
+def test_the_pieces_are_the_greedy_answer(models: lm.Models) -> None:
+    answers = [decode(continuation(model, PROMPT, 24, NEVER)) for model in models]
     assert len({*answers}) == 2
     for model, answer in zip(models, answers, strict=True):
         pieces, tokens, ended = said(model)

@@ -26,7 +26,7 @@ def stream(
     """Tell `listener` how a model goes on after these tokens: a piece of text, maybe an empty one, after each token.
 
     The pieces together are the answer, which ends where `listener` returns False. At temperature 0 it is greedy, the one
-    that `generate.continuation` gives; above, each token is drawn from softmax(logits / temperature) over the whole
+    that greedy search gives; above, each token is drawn from softmax(logits / temperature) over the whole
     vocabulary, and the same seed draws the same answer.
 
     Args:
