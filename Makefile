@@ -15,7 +15,7 @@ RUNS := \#/experiments/1/runs?searchFilter=tags.kind%20%3D%20%22pipeline%22
 export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help setup repro sweep origin test test-slow lint docs qlora ui lock clean
+.PHONY: help setup repro sweep origin test test-slow chaos lint docs qlora ui lock clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -43,6 +43,9 @@ test: $(ORACLE) ## run the fast tests
 test-slow: $(ORACLE) ## run the slow tests
 	@$(ACTIVATE) && pytest -m slow
 
+chaos: $(ORACLE) ## the game day: kill, fill the disk, take servers away, flip bytes; prints survived/tried
+	@$(ACTIVATE) && pytest -m chaos
+
 lint: setup ## check style and types
 	@$(ACTIVATE) && ruff check && ruff format --check && mypy
 
@@ -63,8 +66,8 @@ lock: $(UV) ## bring the locks up to date with pyproject.toml, versions kept; AR
 	echo bitsandbytes | $(LOCK) $(ARGS) --no-deps - --output-file requirements-qlora.lock
 	echo 'trl==1.16.*' | $(LOCK) --no-deps - --output-file requirements-test.lock
 
-clean: ## remove .venv and the tools' caches; data, models, reports and experiments stay
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+clean: ## remove .venv, caches and what tests made; data, models, reports and experiments stay
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .prefdag/tests
 	find prefdag stages tests -name __pycache__ -prune -exec rm -rf {} +
 
 # pip brings uv, and uv brings the rest: it takes half a minute where pip takes many. Neither is told of an index, so

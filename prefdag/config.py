@@ -65,7 +65,8 @@ class HubSource:
     repo: Text
     repo_type: Literal["model", "dataset"]
     revision: CommitHash
-    files: Annotated[list[Text], Field(min_length=1)]  # glob patterns
+    # Glob patterns, or names with the SHA-256 of each.
+    files: Annotated[list[Text] | dict[Text, Sha256], Field(min_length=1)]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -9,6 +9,7 @@ Floats survive exactly (JSON holds their shortest exact form), NaN and infinity 
 leaves whole lines; the end of a line that a power cut tore off is dropped.
 """
 
+import errno
 import json
 import os
 import uuid
@@ -47,9 +48,16 @@ class Spool:
         return self.folder / "events.jsonl"
 
     def append(self, event: Mapping[str, Any]) -> None:
-        """Add an event; when this returns, a killed process no longer loses it."""
+        """Add an event; when this returns, a killed process no longer loses it.
+
+        Raises `OSError` where the disk is full; the log then ends with the event before.
+        """
+        line = json.dumps(event).encode() + b"\n"
         with self.log.open("ab", buffering=0) as stream:
-            stream.write(json.dumps(event).encode() + b"\n")
+            whole = stream.tell()
+            if stream.write(line) < len(line):
+                stream.truncate(whole)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.log))
 
     def events(self, offset: int = 0) -> Iterator[tuple[Event, int]]:
         """The events from a byte offset on, each with the offset of its end."""

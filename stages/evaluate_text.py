@@ -1,4 +1,4 @@
-"""Evaluate base, reference and policy on held-out pairs and eval sets."""
+"""Evaluate the policy on held-out pairs and eval sets, beside what base model and reference say there."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from prefdag.stage import stage
 
 PAIRS = Path("data/pairs")
 EVALS = Path("data/raw/evals")
-BASE = Path("models/base")
+REF_EVALS = Path("data/ref_evals")
 REFERENCE = Path("models/reference")
 POLICY = Path("models/dpo_text")
 METRICS = Path("reports/text/metrics.json")
@@ -29,49 +29,41 @@ def main(
     from prefdag.data.evals import read_eval_sets, spoken
     from prefdag.dpo import health
     from prefdag.dpo.preference import Preference
-    from prefdag.text import choices, evaluate
+    from prefdag.text import choices, eval_scores, evaluate
     from prefdag.text import model as lm
-    from prefdag.text.eval_rows import eval_groups
-    from prefdag.text.logps import score
     from prefdag.text.rows import chosen_groups, pair_rows, read_split
 
     budget = evaluate_text.tokens_per_batch
     test = read_split(PAIRS, "test")
+    chosen = chosen_groups(test)
     tokenizer = ChatTokenizer(REFERENCE, format_pairs.template)
-    questions = {name: rows[: evaluate_text.max_eval_rows] for name, rows in read_eval_sets(EVALS).items()}
-    texts = spoken(questions)
-    sources = {name: [row.source for row in rows] for name, rows in texts.items()}
-    sets = {name: eval_groups(rows, tokenizer, format_pairs) for name, rows in texts.items()}
-    tasks = {name: task for name, task in choices.TASKS.items() if name in questions}
-    asked = {name: task.groups(questions[name], tokenizer, positions(BASE)) for name, task in tasks.items()}
+    questions = read_eval_sets(EVALS, evaluate_text.max_eval_rows)
+    asked = eval_scores.ask(questions, chosen, tokenizer, format_pairs, positions(REFERENCE))
+    known = {role: eval_scores.read_scores(REF_EVALS / f"{role}.parquet", asked) for role in ("base", "reference")}
 
     models = lm.load_models(REFERENCE, POLICY)
     pairs = pair_rows(test)
     heldout, kl, logratios = evaluate.score_heldout(models, pairs, budget)
     tokens = evaluate.tokens_table(test["id"], pairs, logratios, tokenizer)
     rewards = Preference(loss, beta, loss_options, {}).rewards(heldout)
-    logps = {name: evaluate.score_models(models, groups, budget, name) for name, groups in sets.items()}
-    said_of = {
-        name: evaluate.score_models(models, groups, budget, f"{name}, choices") for name, groups in asked.items()
-    }
-    del models
+    others = {name: groups for name, groups in asked.items() if name != eval_scores.HELDOUT}
+    policy = eval_scores.score_asked(models.policy, others, budget, "policy")
+    logps = {name: {role: known[role][name] for role in known} | {"policy": policy[name]} for name in others}
 
-    base = lm.load(BASE)
-    chosen = chosen_groups(test)
-    said = evaluate.chosen_logps(heldout, score(base, chosen, budget, "heldout, base"))
+    said = evaluate.chosen_logps(heldout, known["base"][eval_scores.HELDOUT])
     metrics = {"heldout": evaluate.heldout_metrics(heldout, rewards, test["preference"].to_numpy(), kl, said, chosen)}
     rows = [evaluate.rows_table("heldout", test["id"][test["chosen_ids"].map(len) > 0], said, chosen)]
-    for name, groups in sets.items():
-        scores = {"base": score(base, groups, budget, f"{name}, base"), **logps[name]}
-        metrics[name] = evaluate.set_metrics(scores, groups)
-        rows.append(evaluate.rows_table(name, sources[name], scores, groups))
+    for name, spoken_rows in spoken(questions).items():
+        metrics[name] = evaluate.set_metrics(logps[name], asked[name])
+        rows.append(evaluate.rows_table(name, [row.source for row in spoken_rows], logps[name], asked[name]))
     cross_entropies = evaluate.table(metrics)
     metrics["choices"], picked = {}, []
-    for name, task in tasks.items():
-        logps_of = {"base": score(base, asked[name], budget, f"{name}, choices, base"), **said_of[name]}
-        tables = {model: task.table(questions[name], values) for model, values in logps_of.items()}
-        metrics["choices"][name] = {model: task.metrics(table) for model, table in tables.items()}
-        picked += [table.assign(set=name, model=model) for model, table in tables.items()]
+    for name, task in choices.TASKS.items():
+        if name in questions:
+            of_role = logps[eval_scores.of_choices(name)]
+            tables = {role: task.table(questions[name], values) for role, values in of_role.items()}
+            metrics["choices"][name] = {role: task.metrics(table) for role, table in tables.items()}
+            picked += [table.assign(set=name, model=role) for role, table in tables.items()]
     table = evaluate.heldout_table(heldout, rewards).assign(id=test["id"])
     metrics["health"] = health.metrics(health.read(POLICY / "health.json"))
 

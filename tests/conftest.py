@@ -2,6 +2,7 @@
 many tests run at once as there are cores."""
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,3 +51,19 @@ def own_git(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None
 def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:
     """Bytes are named after their parameter: an archive holds the time at which it was made, and each worker makes its own."""
     return argname if isinstance(val, bytes) else None
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What `make chaos` is after: of each kind of trouble, how much was tried and how much survived."""
+    if terminalreporter.config.getoption("markexpr") != "chaos":
+        return
+    tried, survived = Counter[str](), Counter[str]()
+    for outcome in ("passed", "failed", "error"):
+        for report in terminalreporter.getreports(outcome):
+            topic = Path(report.nodeid.split("::")[0]).stem.removeprefix("test_").replace("_", " ")
+            tried[topic] += 1
+            survived[topic] += outcome == "passed"
+    terminalreporter.section("survived/tried")
+    for topic in sorted(tried):
+        terminalreporter.write_line(f"{topic:<20} {survived[topic]:>3}/{tried[topic]}")
+    terminalreporter.write_line(f"{'all':<20} {survived.total():>3}/{tried.total()}")

@@ -203,22 +203,6 @@ def test_a_tokenizer_of_another_model(tmp_path: Path) -> None:
     assert f"{len(TOKENS) + 2} tokens in the tokenizer, {len(TOKENS)} in the model" in refusal(source, tmp_path)
 
 
-def test_pickled_weights_do_not_count(tmp_path: Path) -> None:
-    source = model_folder(tmp_path / "in")
-    torch.save(load_file(source / "model.safetensors"), source / "pytorch_model.bin")
-    (source / "model.safetensors").unlink()
-    assert refusal(source, tmp_path).startswith("*.safetensors: not fetched")
-
-
-def test_code_that_comes_with_a_model_does_not_run(tmp_path: Path) -> None:
-    source = model_folder(tmp_path / "in")
-    config = read_json(source / "config.json") | {"model_type": "mine", "auto_map": {"AutoConfig": "evil.Evil"}}
-    write_json(source / "config.json", config)
-    (source / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
-    assert "it needs code of its own" in refusal(source, tmp_path)
-    assert not (tmp_path / "ran").exists()
-
-
 @pytest.mark.parametrize(
     "damage",
     {

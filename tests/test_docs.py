@@ -117,9 +117,20 @@ def test_the_page_of_losses_says_all() -> None:
         assert re.search(rf"^\| {option} \| \w+", page(), re.MULTILINE), option
 
 
-def test_the_study_of_cifar10_shows_its_own_results() -> None:
-    """The table in docs/cifar10.md is what the results file gives."""
+@pytest.mark.parametrize(("study", "function"), [("cifar10", "table"), ("origin", "page")])
+def test_a_study_shows_its_own_results(study: str, function: str) -> None:
+    """The tables in docs/STUDY.md are what its results file gives."""
     import runpy
 
-    made = runpy.run_path(str(ROOT / "benchmarks" / "cifar10.py"))["table"]()
-    assert made in (ROOT / "docs" / "cifar10.md").read_text("utf-8")
+    made = runpy.run_path(str(ROOT / "benchmarks" / f"{study}.py"))[function]()
+    assert made in (ROOT / "docs" / f"{study}.md").read_text("utf-8")
+
+
+def test_the_commands_of_reliability_select_tests() -> None:
+    """Files that are there, words that are in the name of one of their tests."""
+    page = (ROOT / "docs" / "reliability.md").read_text("utf-8")
+    commands = re.findall(r"`pytest (?:-m slow )?((?:tests/\S+? ?)+)(?: ?-k (\w+))?`", page)
+    assert len(commands) > 20
+    for names, word in commands:
+        texts = [(ROOT / name).read_text("utf-8") for name in names.split()]
+        assert any(word in test for text in texts for test in re.findall(r"^def (test_\w+)", text, re.M)), (names, word)

@@ -11,8 +11,10 @@ import threading
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
@@ -299,13 +301,21 @@ def hub(site: Site, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Site:
     }
     for kind, prefix in (("models", ""), ("datasets", "/datasets")):
         tree = [
-            {"type": "file", "path": name, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
+            {"type": "file", "path": name, "size": len(content), **listed(content, large=name.endswith(".safetensors"))}
             for name, content in files.items()
         ]
         site.pages[f"/api/{kind}/some/repo/tree/{COMMIT}"] = json.dumps(tree).encode(), "application/json"
         for name, content in files.items():
             site.pages[f"{prefix}/some/repo/resolve/{COMMIT}/{name}"] = content, "application/octet-stream"
     return site
+
+
+def listed(content: bytes, large: bool) -> dict[str, Any]:
+    """A file's digests, as the hub's listing has them: Git's own, and of a large one the SHA-256 of what Git points to."""
+    oid = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+    if not large:
+        return {"oid": oid}
+    return {"oid": oid, "lfs": {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 130}}
 
 
 def at(repo_type: str, *files: str, repo: str = "some/repo") -> HubSource:
@@ -315,6 +325,30 @@ def at(repo_type: str, *files: str, repo: str = "some/repo") -> HubSource:
 def test_a_hub_model_and_nothing_else(hub: Site, tmp_path: Path) -> None:
     fetch(at("model", "*.json", "*.safetensors"), tmp_path / "out", KEY)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["config.json", "model.safetensors"]
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_hub_file_that_is_not_what_the_hub_lists(hub: Site, tmp_path: Path, name: str) -> None:
+    """Of the same size: the library compares that alone."""
+    path = f"/some/repo/resolve/{COMMIT}/{name}"
+    content, kind = hub.pages[path]
+    hub.pages[path] = b"!" + content[1:], kind
+    message = refusal(at("model", "*.json", "*.safetensors"), tmp_path / "out")
+    assert f"'{name}' came as " in message
+    assert "fetch it again" in message
+
+
+def test_hub_files_by_their_sha256(hub: Site, tmp_path: Path) -> None:
+    right = {
+        "model.safetensors": hashlib.sha256(b"\0" * 100).hexdigest(),
+        "config.json": hashlib.sha256(b"{}").hexdigest(),
+    }
+    source = at("model", "*")
+    fetch(replace(source, files=right), tmp_path / "out", KEY)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["config.json", "model.safetensors"]
+    wrong = right | {"config.json": "0" * 64}
+    message = refusal(replace(source, files=wrong), tmp_path / "again")
+    assert f"sha256 is {'0' * 64}, 'config.json' has {right['config.json']}" in message
 
 
 def test_a_hub_dataset_keeps_its_folders(hub: Site, tmp_path: Path) -> None:

@@ -42,12 +42,12 @@ from prefdag.errors import DataError, NumericError
 from prefdag.intervals import difference, roc_area
 from prefdag.report.figures import Line, has
 from prefdag.report.results import read_run
-from prefdag.text import choices, eval_rows, evaluate, rows
+from prefdag.text import choices, eval_rows, eval_scores, evaluate, rows
 from prefdag.text import model as lm
 from prefdag.text.eval_rows import EncodedRow
 from prefdag.text.logps import Pair, score, score_all_pairs
 from prefdag.text.packing import Group
-from stages import answer_text, dpo_text, evaluate_text, format_pairs, judge_text, ref_logps, sft_ref
+from stages import answer_text, dpo_text, evaluate_text, format_pairs, judge_text, ref_evals, ref_logps, sft_ref
 
 EOS = 0
 SPLITS = ("train", "val", "test")
@@ -422,6 +422,7 @@ def test_unpaired_responses_are_learnt_from_and_evaluated(
         shutil.copy(root / "evals" / name, folder)
     config = EvaluateText(max_eval_rows=2, tokens_per_batch=200)
     monkeypatch.setattr(choices, "PRIMER", "Q: Who?\nA: She.")  # the tiny model's window is small
+    ref_evals.main.main(FORMAT, config)
     evaluate_text.main.main(0.5, loss, OPTIONS, FORMAT, config)
 
     sampling = AnswerText(prompts=None, max_new_tokens=4, temperature=1.0, top_p=0.9, batch_size=3, seed=0)
@@ -701,11 +702,19 @@ def test_heldout_scores_equal_a_naive_loop(tmp_path: Path, kind: str) -> None:
         assert (halves[absent][i], halves[f"has_{there}"][i], halves[f"has_{absent}"][i]) == (0, 1, 0)
 
 
-def test_score_models_tells_the_policy_from_its_reference(tmp_path: Path) -> None:
+def test_what_each_model_says_is_kept_apart(tmp_path: Path) -> None:
     folder = write_model(tmp_path / "llama", "llama")
     policy = with_lora(folder).eval()
     disturb(policy)
-    found = evaluate.score_models(lm.Models(lm.untrained(policy), policy), GROUPS, 100, "test")
-    assert np.array_equal(found["reference"], score(lm.load(folder), GROUPS, 100, "test"))
-    assert np.array_equal(found["policy"], score(policy, GROUPS, 100, "test"))
-    assert np.abs(found["policy"] - found["reference"]).max() > 0.01
+    asked = {"heldout": GROUPS, "a set": GROUPS[:1]}
+    for role, model in (("reference", lm.untrained(policy)), ("policy", policy)):
+        eval_scores.to_frame(eval_scores.score_asked(model, asked, 100, role)).to_parquet(tmp_path / role)
+    reference, said = (eval_scores.read_scores(tmp_path / role, asked) for role in ("reference", "policy"))
+    assert np.array_equal(reference["heldout"], score(lm.load(folder), GROUPS, 100, "test"))
+    assert np.array_equal(said["heldout"], score(policy, GROUPS, 100, "test"))
+    assert np.array_equal(said["a set"], said["heldout"][:1])
+    assert np.abs(said["heldout"] - reference["heldout"]).max() > 0.01
+    with pytest.raises(DataError, match=r"reference: 1 scores of a set, not 2; run ref_evals again$"):
+        eval_scores.read_scores(tmp_path / "reference", {"a set": GROUPS})
+    with pytest.raises(DataError, match=r"reference: 0 scores of another, not 1; run ref_evals again$"):
+        eval_scores.read_scores(tmp_path / "reference", {"another": GROUPS[:1]})

@@ -349,6 +349,31 @@ def test_a_killed_process_loses_nothing_that_was_logged() -> None:
     assert found.info.status == "KILLED"
 
 
+def test_a_full_disk_tears_no_event(tmp_path: Path) -> None:
+    """A file that may not grow stands for a disk that is full: the write that does not fit is cut, as there."""
+    process = child(f"""
+        import errno, json, resource
+        from pathlib import Path
+        from prefdag import spool as spools
+        spool = spools.claim(Path({str(tmp_path / "spool")!r}))
+        most = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, most[1]))
+        event = {{"kind": "step", "step": 0, "metrics": {{"loss": 0.1}}}}
+        fits = 1000 // (len(json.dumps(event)) + 1)
+        try:
+            while True:
+                spool.append(event)
+        except OSError as error:
+            print(errno.errorcode[error.errno], Path(error.filename).name)
+        resource.setrlimit(resource.RLIMIT_FSIZE, most)
+        before = len(list(spool.events()))
+        spool.append(event)
+        print(before == fits, len(list(spool.events())) == before + 1)
+    """)
+    said = process.communicate()[0].split()
+    assert said == ["ENOSPC", "events.jsonl", "True", "True"]
+
+
 def test_what_was_sent_but_not_acknowledged_is_sent_again_without_a_trace(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -5,6 +5,7 @@ unpickled. One exception is CIFAR-10, which is published as pickles: torchvision
 their MD5 sums.
 """
 
+import hashlib
 import http.client
 import logging
 import shutil
@@ -55,24 +56,28 @@ def fetch(source: ImageSource, into: Path, key: str) -> None:
 
 
 def _fetch_hub(source: HubSource, into: Path) -> None:
-    """The files that match the patterns, in the folders that they have in the repository."""
+    """The files that match the patterns, in the folders that they have in the repository; each as the hub has listed it."""
     from huggingface_hub import HfApi, snapshot_download, utils
     from huggingface_hub import errors as hub
+    from huggingface_hub.hf_api import RepoFile
 
+    patterns = list(source.files)
     where = f"{source.repo_type} repository '{source.repo}' at {source.revision}"
     try:
-        files = HfApi().list_repo_files(source.repo, repo_type=source.repo_type, revision=source.revision)
-        for pattern in source.files:
+        tree = HfApi().list_repo_tree(source.repo, recursive=True, repo_type=source.repo_type, revision=source.revision)
+        files = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
+        for pattern in patterns:
             if not any(utils.filter_repo_objects(files, allow_patterns=pattern)):
                 raise absent(f"files '{pattern}' in the {where}", pattern, files)
-        for file in utils.filter_repo_objects(files, allow_patterns=source.files):
+        wanted = list(utils.filter_repo_objects(files, allow_patterns=patterns))
+        for file in wanted:
             _refuse_code(file, source)
-        logger.info("fetching %s from the %s", " ".join(source.files), where)
+        logger.info("fetching %s from the %s", " ".join(patterns), where)
         snapshot_download(
             source.repo,
             repo_type=source.repo_type,
             revision=source.revision,
-            allow_patterns=source.files,
+            allow_patterns=patterns,
             local_dir=into,
         )
     except hub.GatedRepoError:
@@ -91,6 +96,20 @@ def _fetch_hub(source: HubSource, into: Path) -> None:
     ) as error:
         raise SourceError(f"{where}: cannot be fetched: {one_line(error)}") from None
     remove(into / ".cache")  # the library's notes, with times in them
+    for file in wanted:
+        listed, path = files[file], into / file
+        # Small files stand in Git itself, the others in a store beside it, under their SHA-256.
+        found, said = (sha256(path), listed.lfs.sha256) if listed.lfs else (_git_blob(path), listed.blob_id)
+        if found != said:
+            raise SourceError(f"{where}: '{file}' came as {found}, the hub lists {said}; fetch it again")
+        if isinstance(source.files, dict):
+            check_hash(f"'{file}'", found=sha256(path), pinned=source.files[file])
+
+
+def _git_blob(path: Path) -> str:
+    """The name that Git gives to a file's content."""
+    content = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
 def _refuse_code(file: str, source: HubSource) -> None:

@@ -15,7 +15,7 @@ from prefdag.dpo.rewards import reward_metrics, unpaired_reward_metrics
 from prefdag.intervals import ratio_difference
 from prefdag.progress import progress
 from prefdag.text import vocabulary
-from prefdag.text.logps import Pair, pair_scores, score
+from prefdag.text.logps import Pair, pair_scores
 from prefdag.text.model import Models
 from prefdag.text.packing import Group, batches, pack
 from prefdag.text.states import head, response_states
@@ -34,11 +34,6 @@ def cross_entropy(logps: np.ndarray, groups: Sequence[Group]) -> dict[str, float
 def n_tokens(groups: Sequence[Group]) -> int:
     """How many tokens are scored."""
     return sum(len(response) for group in groups for response in group.responses)
-
-
-def score_models(models: Models, groups: Sequence[Group], max_tokens: int, name: str) -> dict[str, np.ndarray]:
-    """Log-probabilities of responses under "reference" and "policy", (responses,), in the order of the groups."""
-    return {role: score(model, groups, max_tokens, f"{name}, {role}") for role, model in models._asdict().items()}
 
 
 class Heldout(NamedTuple):

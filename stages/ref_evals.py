@@ -1,0 +1,37 @@
+"""Score the eval sets under base model and reference, once for all betas, losses and seeds."""
+
+from pathlib import Path
+
+from prefdag.artifacts import writing
+from prefdag.config import EvaluateText, FormatPairs
+from prefdag.stage import stage
+
+PAIRS = Path("data/pairs")
+EVALS = Path("data/raw/evals")
+BASE = Path("models/base")
+REFERENCE = Path("models/reference")
+REF_EVALS = Path("data/ref_evals")
+
+
+@stage
+def main(format_pairs: FormatPairs, evaluate_text: EvaluateText) -> None:
+    from prefdag.data.chat import ChatTokenizer, positions
+    from prefdag.data.evals import read_eval_sets
+    from prefdag.text import eval_scores
+    from prefdag.text import model as lm
+    from prefdag.text.rows import chosen_groups, read_split
+
+    tokenizer = ChatTokenizer(REFERENCE, format_pairs.template)
+    questions = read_eval_sets(EVALS, evaluate_text.max_eval_rows)
+    asked = eval_scores.ask(
+        questions, chosen_groups(read_split(PAIRS, "test")), tokenizer, format_pairs, positions(REFERENCE)
+    )
+    with writing(REF_EVALS) as folder:
+        folder.mkdir()
+        for role, model in (("base", BASE), ("reference", REFERENCE)):
+            logps = eval_scores.score_asked(lm.load(model), asked, evaluate_text.tokens_per_batch, role)
+            eval_scores.to_frame(logps).to_parquet(folder / f"{role}.parquet", index=False)
+
+
+if __name__ == "__main__":
+    main.run()

@@ -1,0 +1,67 @@
+"""Clones of the repository in which the pipeline runs, and commands in them."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from ruamel.yaml import YAML
+
+# One thread and one hash seed, under which results are compared by the byte; and whoever asked the hub would fail.
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "1", "HF_HUB_OFFLINE": "1", "DVC_NO_ANALYTICS": "1"}
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def run_in(folder: Path, *command: str, check: bool = True, **environment: str) -> "subprocess.CompletedProcess[str]":
+    """A command in a folder, under `ENVIRONMENT` and without the user's own settings; stdout and stderr in one."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "GIT_", "MLFLOW_"))}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    names = {f"GIT_{who}_{what}": "a@example.com" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+    own = {"PATH": path, "DVC_SITE_CACHE_DIR": f"{folder}.site", **names}
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env={**kept, **ENVIRONMENT, **own, **environment},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    assert not check or done.returncode == 0, f"{' '.join(command)}: exit {done.returncode}\n{done.stdout[-8000:]}"
+    return done
+
+
+def clone(root: Path, folder: Path) -> None:
+    """Bring a clone of the repository to its state, with what is not committed there."""
+
+    def git(*arguments: str, at: Path = folder) -> str:
+        return run_in(at, "git", *arguments).stdout
+
+    if not (folder / ".git").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        git("clone", "--quiet", str(root), ".")
+    git("fetch", "--quiet", str(root), "HEAD")
+    git("reset", "--quiet", "--hard", "FETCH_HEAD")
+    git("clean", "--quiet", "-d", "--force")
+    for name in git("ls-files", "--modified", "--others", "--exclude-standard", at=root).splitlines():
+        if (root / name).exists():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(root / name, folder / name)
+        else:
+            (folder / name).unlink(missing_ok=True)
+
+
+def set_params(folder: Path, changes: Mapping[str, object]) -> None:
+    """Change params.yaml: dotted keys to values."""
+    path = folder / "params.yaml"
+    yaml = YAML()
+    tree = yaml.load(path)
+    for key, value in changes.items():
+        *parents, last = key.split(".")
+        place = tree
+        for parent in parents:
+            place = place[parent]
+        assert last in place, key
+        place[last] = value
+    yaml.dump(tree, path)

@@ -1,0 +1,52 @@
+"""Run a stage on a disk that is nearly full, in a mount namespace of its own; what came of it as JSON.
+
+    unshare --map-root-user --mount python full_disk.py FOLDER STAGE FREE PLACE
+
+The project in FOLDER stays as it is: what the stage writes goes to a file system in memory, on top of it, in which FREE
+bytes are left. PLACE is an empty folder to mount it at.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from prefdag.artifacts import remove
+from prefdag.config import read_yaml
+
+SPARE = 8 * 2**20  # what the file system holds beside FREE, and is filled with
+
+
+def mount(kind: str, options: str, place: Path) -> None:
+    subprocess.run(["mount", "-t", kind, "-o", options, "none", place], check=True)
+
+
+def outs(folder: Path, stage: str) -> list[str]:
+    """The files and folders that a stage makes, from dvc.yaml."""
+    found = read_yaml(folder / "dvc.yaml")["stages"][stage]
+    listed = [*found.get("outs", []), *found.get("metrics", []), *found.get("plots", [])]
+    return [each if isinstance(each, str) else next(iter(each)) for each in listed]
+
+
+def main(folder: Path, stage: str, free: int, place: Path) -> None:
+    mount("tmpfs", f"size={free + SPARE}", place)
+    upper, work, project = place / "upper", place / "work", place / "project"
+    for each in (upper, work, project):
+        each.mkdir()
+    mount("overlay", f"lowerdir={folder},upperdir={upper},workdir={work}", project)
+    os.chdir(project)
+    found = outs(project, stage)
+    for out in found:
+        remove(Path(out))
+    state = os.statvfs(place)
+    with (place / "filling").open("wb") as filling:
+        os.posix_fallocate(filling.fileno(), 0, state.f_bavail * state.f_bsize - free)
+    done = subprocess.run([sys.executable, "-m", f"stages.{stage}"], capture_output=True, text=True)
+    left = [str(path) for path in Path().rglob(".*.tmp")]
+    made = [out for out in found if Path(out).exists()]
+    print(json.dumps({"code": done.returncode, "said": done.stderr, "made": made, "left": left}))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), Path(sys.argv[4]))

@@ -1,0 +1,57 @@
+"""The disk is full in each stage: one line, and nothing under a final name."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from clones import run_in
+from full_disk import outs
+
+from prefdag.config import read_yaml
+
+pytestmark = pytest.mark.chaos
+
+STAGES = list(read_yaml(Path(__file__).parents[2] / "dvc.yaml")["stages"])
+NAMESPACE = ["unshare", "--map-root-user", "--mount"]
+
+
+@pytest.fixture(scope="session")
+def namespaces() -> None:
+    try:
+        subprocess.run([*NAMESPACE, "true"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"no mount namespace to make a full disk in: {error}")
+
+
+def run_full(tiny: Path, stage: str, free: int, place: Path) -> dict[str, Any]:
+    script = Path(__file__).with_name("full_disk.py")
+    said = run_in(
+        tiny, *NAMESPACE, sys.executable, str(script), str(tiny), stage, str(free), str(place), PYTHONPATH="."
+    )
+    found: dict[str, Any] = json.loads(said.stdout.splitlines()[-1])
+    return found
+
+
+def size(path: Path) -> int:
+    return sum(file.stat().st_size for file in [path, *path.rglob("*")] if file.is_file())
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_full_disk_is_one_line(stage: str, tiny: Path, tmp_path: Path, namespaces: None) -> None:
+    half = sum(size(tiny / out) for out in outs(tiny, stage)) // 2
+    found = run_full(tiny, stage, half // 8192 * 4096, tmp_path)
+    assert found["code"] == 1, found
+    assert "Traceback" not in found["said"]
+    last = found["said"].splitlines()[-1]
+    assert last.startswith("error: "), found["said"]
+    assert "No space left on device" in last
+    assert (found["made"], found["left"]) == ([], [])
+
+
+def test_with_room_it_is_whole(tiny: Path, tmp_path: Path, namespaces: None) -> None:
+    """The test above can fail."""
+    found = run_full(tiny, "label_pairs", 2**26, tmp_path)
+    assert (found["code"], len(found["made"])) == (0, 1), found

@@ -1,0 +1,86 @@
+"""kill -9 at 24 points, and three times in one run: the same bytes as if nothing had happened."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from killing import POINTS, RESULT, run_stage
+
+from prefdag.artifacts import sha256
+
+pytestmark = pytest.mark.chaos
+
+STAGES = {
+    "sft_ref": "models/reference",
+    "dpo_text": "models/dpo_text",
+    "resnet_warmup": "models/resnet_reference",
+    "dpo_image": "models/dpo_image",
+}
+State = tuple[str, dict[str, str]]
+each_stage = pytest.mark.parametrize("stage", STAGES)
+
+
+def state(stage: str, folder: Path) -> State:
+    """The bytes of a finished training: its output (weights, history), and its checkpoints (optimiser, random state)."""
+    checkpoints = {path.name: sha256(path) for path in folder.glob(f".prefdag/checkpoints/{stage}/*/step-*")}
+    return sha256(folder / STAGES[stage]), checkpoints
+
+
+def begin(stage: str, folder: Path) -> None:
+    """As DVC leaves the folder to a stage: without its output."""
+    shutil.rmtree(folder / STAGES[stage])
+    shutil.rmtree(folder / ".prefdag" / "checkpoints", ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted() -> dict[str, State]:
+    """By stage, what comes out where nobody kills."""
+    return {}
+
+
+@pytest.fixture
+def expected(stage: str, copy: Path, tiny: Path, uninterrupted: dict[str, State]) -> State:
+    if stage not in uninterrupted:
+        begin(stage, copy)
+        code, said = run_stage(stage, copy)
+        assert code == 0, said
+        uninterrupted[stage] = state(stage, copy)
+        assert len(uninterrupted[stage][1]) == 2
+    assert uninterrupted[stage][0] == sha256(tiny / STAGES[stage])  # and so does the pipeline itself
+    begin(stage, copy)
+    return uninterrupted[stage]
+
+
+@each_stage
+@pytest.mark.parametrize("point", POINTS)
+def test_killed_anywhere(stage: str, point: str, copy: Path, expected: State) -> None:
+    code, said = run_stage(stage, copy, point, nth=2)
+    assert code == -9, said
+    assert not (copy / STAGES[stage]).exists()
+    code, said = run_stage(stage, copy)
+    assert (code, "continuing from step" in said) == (0, True), said
+    assert state(stage, copy) == expected
+
+
+@each_stage
+def test_killed_three_times_in_one_run(stage: str, copy: Path, expected: State) -> None:
+    """Behind the first checkpoint; then in the middle of the second; then in the step after that."""
+    points = [("after the rename", 1), ("mid-save, half of the tensors", 1), ("mid-step, updated and not noted", 2)]
+    for point, nth in points:
+        code, said = run_stage(stage, copy, point, nth)
+        assert code == -9, said
+    code, said = run_stage(stage, copy)
+    assert (code, "continuing from step" in said) == (0, True), said
+    assert state(stage, copy) == expected
+
+
+@each_stage
+def test_killed_while_the_result_is_written(stage: str, copy: Path, expected: State) -> None:
+    code, said = run_stage(stage, copy, RESULT)
+    assert code == -9, said
+    assert not (copy / STAGES[stage]).exists()
+    code, said = run_stage(stage, copy)
+    assert code == 0, said
+    assert state(stage, copy) == expected
+    left = [path for path in (copy / STAGES[stage]).parent.iterdir() if path.name.endswith(".tmp")]
+    assert left == []

@@ -1,0 +1,61 @@
+"""Two workers and six experiments, three times: all succeed, and MLflow has each of them once and whole."""
+
+import re
+import sqlite3
+import time
+from collections import Counter
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from clones import Run
+
+BETAS = [0.03, 0.05, 0.2, 0.3, 0.5, 1.0]
+
+
+def pipeline_runs(folder: Path) -> list[Any]:
+    """The runs of whole pipelines, the newest first."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    experiment = client.get_experiment_by_name("prefdag")
+    assert experiment
+    return list(client.search_runs([experiment.experiment_id], "tags.kind = 'pipeline'"))
+
+
+def worked_off(run: Run) -> Counter[str]:
+    """How many tasks ended how, once none waits and none runs."""
+    deadline = time.monotonic() + 1200
+    while True:
+        status = Counter(re.findall(r"\b(Success|Failed|Queued|Running)\b", run("dvc", "queue", "status").stdout))
+        if not status["Queued"] + status["Running"]:
+            return status
+        assert time.monotonic() < deadline, status
+        time.sleep(2)
+
+
+def test_two_workers(copy: Path, run: Run) -> None:
+    """In the second and third round policies come from DVC's run cache; what reads them runs."""
+    before = pipeline_runs(copy)
+    first = before[0]
+    for again in (1, 2, 3):
+        values = [f"beta={','.join(map(str, BETAS))}", f"report.image_examples={3 + again}"]
+        run("dvc", "exp", "run", "--queue", "-S", values[0], "-S", values[1])
+        run("dvc", "queue", "start", "--jobs", "2")
+        assert worked_off(run) == {"Success": 6 * again}
+        runs = pipeline_runs(copy)
+        assert len(runs) == len(before) + 6 * again
+        runs = [*runs[: 6 * again], first]
+        assert sorted(float(each.data.params["beta"]) for each in runs[:6]) == BETAS
+        assert {each.info.status for each in runs} == {"FINISHED"}
+        for each in runs:  # every metric of the first, and every point of its curves
+            assert each.data.metrics.keys() == first.data.metrics.keys()
+        assert len({rows_of(copy, each.info.run_id) for each in runs}) == 1
+    assert [*(copy / ".prefdag" / "spool").glob("*/events.jsonl")] == []  # nothing waits to be sent
+
+
+def rows_of(folder: Path, run_id: str) -> int:
+    """How many metric rows the database has of a run."""
+    with closing(sqlite3.connect(folder / "mlflow.db")) as connection:
+        (count,) = connection.execute("SELECT count(*) FROM metrics WHERE run_uuid = ?", (run_id,)).fetchone()
+    return int(count)

@@ -1,0 +1,88 @@
+"""Two fresh clones, another hash seed each: the same bytes. And a secret that stands in the environment stays there."""
+
+import os
+import shutil
+import sqlite3
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from clones import Run, clone, run_in, set_params
+
+from prefdag.config import read_yaml
+
+CANARY = "canary-5f1d7a0c3e"  # nothing else in the world is called so
+SECRETS = {
+    "PREFDAG_JUDGE_KEY": CANARY,
+    "HF_TOKEN": f"hf_{CANARY}",
+    "AWS_SECRET_ACCESS_KEY": CANARY,
+    "MLFLOW_TRACKING_PASSWORD": CANARY,
+    # An address with a password, at which nobody answers: it is in the message of every exception that follows.
+    "MLFLOW_TRACKING_URI": f"http://user:{CANARY}@127.0.0.1:9",
+}
+
+
+@pytest.fixture(scope="module")
+def again(root: Path, once: Callable[[str, Callable[[Path], None]], Path]) -> Path:
+    """A second clone, made from nothing, in which the tiny profile has run with secrets in the environment."""
+
+    def make(folder: Path) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        clone(root, folder)
+        secrets = {**SECRETS, "PYTHONHASHSEED": "2"}
+        run_in(folder, "prefdag", "profile", "tiny", **secrets)
+        log = run_in(folder, "dvc", "repro", **secrets).stdout
+        log += run_in(folder, "prefdag", "sync", check=False, **secrets).stdout
+        (folder / "run.log").write_text(log)
+
+    return once("again", make)
+
+
+def outputs(folder: Path) -> dict[str, str]:
+    """The content of every output of every stage, as DVC's lock names it."""
+    stages = read_yaml(folder / "dvc.lock")["stages"]
+    return {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs", [])}
+
+
+def test_a_rebuild_has_the_same_bytes(tiny: Path, again: Path) -> None:
+    assert len(outputs(again)) > 20
+    assert outputs(again) == outputs(tiny)
+    for folder in (tiny, again):  # and what lies there is what the lock says
+        assert "everything that is here is as dvc.lock says" in run_in(folder, "prefdag", "verify").stdout
+
+
+def test_another_seed_has_other_bytes(tiny: Path, copy: Path, run: Run) -> None:
+    """The comparison can fail."""
+    set_params(copy, {"format_pairs.seed": 1})
+    run("dvc", "repro", "format_pairs")
+    assert {path for path, md5 in outputs(copy).items() if outputs(tiny)[path] != md5} >= {"data/pairs"}
+
+
+def files(folder: Path) -> Iterator[Path]:
+    for parent, _, names in os.walk(folder):
+        yield from (Path(parent, name) for name in names if not Path(parent, name).is_symlink())
+
+
+def found(folder: Path, text: str) -> list[str]:
+    """The files that hold a text."""
+    return sorted(str(path.relative_to(folder)) for path in files(folder) if text.encode() in path.read_bytes())
+
+
+def test_a_secret_is_in_no_file_and_no_message(again: Path) -> None:
+    log = (again / "run.log").read_text()
+    assert "MLflow at http://127.0.0.1:9" in log
+    assert list((again / ".prefdag" / "spool").glob("pipeline-*/events.jsonl"))
+    assert found(again, CANARY) == []
+    # The search can fail.
+    (again / "reports" / "leak.txt").write_text(f"key: {CANARY}")
+    assert found(again, CANARY) == ["reports/leak.txt"]
+    (again / "reports" / "leak.txt").unlink()
+
+
+def test_no_secret_arrives_in_mlflow_either(again: Path, tmp_path: Path) -> None:
+    """What the dead server did not take, sent to a database."""
+    database = f"sqlite:///{tmp_path}/mlflow.db"
+    run_in(again, "prefdag", "sync", **{**SECRETS, "MLFLOW_TRACKING_URI": database, "DVC_ROOT": str(again)})
+    with sqlite3.connect(tmp_path / "mlflow.db") as connection:
+        assert connection.execute("select count(*) from runs").fetchone()[0] > 1
+    assert found(tmp_path, CANARY) == found(again, CANARY) == []

@@ -1,0 +1,47 @@
+"""`dvc repro` and `dvc exp run` as a user has them: what runs, what does not, and what Git sees of it."""
+
+import re
+from pathlib import Path
+
+from clones import Run
+
+AFTER_DPO = ["evaluate_text", "answer_text", "judge_text", "evaluate_image", "report", "publish"]
+
+
+def stages_run(output: str) -> list[str]:
+    return re.findall(r"^Running stage '(.*)':$", output, re.MULTILINE)
+
+
+def test_a_second_run_has_nothing_to_do(run: Run) -> None:
+    assert stages_run(run("dvc", "repro").stdout) == []
+
+
+def test_git_sees_parameters_lock_and_metrics_change_and_nothing_else(run: Run) -> None:
+    changed = run("git", "status", "--porcelain", "--untracked-files=all").stdout.splitlines()
+    known = r"(\?\?| M) (params\.yaml|dvc\.lock|reports/((text|image)/metrics|text/(answers|win_rate))\.json)"
+    from_here = (
+        r"|(\?\?| M) (prefdag|stages|tests|benchmarks|docs|profiles|\.ci)/.*|...(README|CHANGELOG|SECURITY|Makefile).*"
+    )
+    assert [line for line in changed if not re.fullmatch(known + from_here, line)] == []
+
+
+def test_another_loss_and_reference(run: Run) -> None:
+    """A sum of losses, one of them of the whole batch, against references that follow, as a user would ask for it."""
+    loss = ["-S", "loss={sigmoid: 0.8, bco: 0.2, sft: 1.0}", "-S", "dpo_image.negatives=hard"]
+    moving = ["dpo_text.reference={logps: live, update: polyak, alpha: 0.001}", "dpo_image.reference.update=copy"]
+    ran = stages_run(run("dvc", "exp", "run", "--temp", *loss, "-S", moving[0], "-S", moving[1]).stdout)
+    assert ran == ["control_image", "dpo_text", "dpo_image", *AFTER_DPO]
+
+
+def test_a_profile_is_written_into_params(copy: Path) -> None:
+    assert "max_pairs: 20" in (copy / "params.yaml").read_text()
+
+
+def test_another_beta_runs_both_dpo_stages_and_what_follows(run: Run) -> None:
+    """And an experiment that repeats the first is a run of its own, too."""
+    assert stages_run(run("dvc", "exp", "run", "--temp", "-S", "beta=0.3").stdout) == [
+        "dpo_text",
+        "dpo_image",
+        *AFTER_DPO,
+    ]
+    assert "publish" in stages_run(run("dvc", "exp", "run", "--temp").stdout)
