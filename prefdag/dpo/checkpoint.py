@@ -4,6 +4,7 @@ They live outside the stage's outs, which DVC deletes before a stage runs, in a 
 result (`artifacts.stage_key`), so that no run continues from the state of another one.
 """
 
+import json
 import logging
 import shutil
 from collections.abc import Mapping
@@ -76,7 +77,9 @@ class TrainState:
         for path, tensor in groups["optimizer"].items():
             name, _, key = path.rpartition("/")
             p = self.trainable()[name]
-            self.optimizer.state[p][key] = tensor.to(p.device)
+            # Laid out in memory as the parameter is: fused optimisers go through both in the order of their memory.
+            like = torch.empty_like(p, dtype=tensor.dtype) if tensor.shape == p.shape else tensor.to(p.device)
+            self.optimizer.state[p][key] = like.copy_(tensor)
         set_random_state(groups["rng"])
 
 
@@ -96,7 +99,9 @@ class Checkpoints:
         with writing(self.folder / f"step-{step:08d}") as folder:
             folder.mkdir()
             save_file(state.tensors(), folder / STATE)
-            write_json(folder / HISTORY, {"step": step, "train": train, "validation": validation})
+            # The keys of a row in their own order: they become the columns of a table.
+            history = json.dumps({"step": step, "train": train, "validation": validation}, indent=2, allow_nan=False)
+            (folder / HISTORY).write_text(history, "utf-8")
             write_json(folder / MANIFEST, {name: sha256(folder / name) for name in (STATE, HISTORY)})
         for old in self._newest_first()[KEEP:]:
             shutil.rmtree(old)

@@ -50,6 +50,8 @@ def clone(root: Path, folder: Path) -> None:
             shutil.copyfile(root / name, folder / name)
         else:
             (folder / name).unlink(missing_ok=True)
+    git("add", "--all")
+    git("commit", "--quiet", "--allow-empty", "--message", "What is not committed there")
 
 
 def set_params(folder: Path, changes: Mapping[str, object]) -> None:
