@@ -31,7 +31,7 @@ def writing(target: Path) -> Iterator[Path]:
     """Yield a temporary path beside `target` to create as a file or a folder; rename it when the block ends well.
 
     A block that raises, or a killed process, leaves nothing under the final name. What a killed one left beside it is
-    removed by the next.
+    removed by the next. Of several targets in one `with` none gets its name before all are written.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")

@@ -18,6 +18,7 @@ import inspect
 import json
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -102,10 +103,11 @@ class stage:  # noqa: N801 - it is used as a decorator
         except PrefdagError as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(error.exit_code)
-        except OSError as error:
-            if error.errno not in REFUSALS:
+        except Exception as error:
+            number = system_error(error)
+            if number not in REFUSALS:
                 raise
-            print(f"error: {error.filename or self.name}: {error.strerror}", file=sys.stderr)
+            print(f"error: {getattr(error, 'filename', None) or self.name}: {os.strerror(number)}", file=sys.stderr)
             sys.exit(1)
         except KeyboardInterrupt:
             print(f"{self.name}: interrupted; run it again to continue", file=sys.stderr)
@@ -131,6 +133,17 @@ def end_with_dvc() -> None:
             os.kill(os.getpid(), signal.SIGTERM)
 
         threading.Thread(target=watch, daemon=True).start()
+
+
+def system_error(error: Exception) -> int | None:
+    """The operating system's error number behind an exception, where there is one.
+
+    Libraries written in Rust, safetensors among them, raise exceptions of their own that quote it.
+    """
+    if isinstance(error, OSError):
+        return error.errno
+    quoted = re.search(r"\(os error (\d+)\)", str(error))
+    return int(quoted[1]) if quoted else None
 
 
 @contextmanager

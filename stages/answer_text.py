@@ -48,10 +48,9 @@ def main(format_pairs: FormatPairs, answer_text: AnswerText) -> None:
             parts.append(answers.rows(prompts.assign(decoding=decoding, model=name), texts, said, eos_id))
     table = pd.concat(parts, ignore_index=True)
 
-    with writing(ANSWERS) as temporary:
-        table.to_parquet(temporary, index=False)
-    with writing(STATISTICS) as temporary:
-        write_json(temporary, answers.statistics(table))
+    with writing(ANSWERS) as rows, writing(STATISTICS) as statistics:
+        table.to_parquet(rows, index=False)
+        write_json(statistics, answers.statistics(table))
 
 
 if __name__ == "__main__":

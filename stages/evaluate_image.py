@@ -1,6 +1,7 @@
 """Evaluate reference, policy and control on test images that none of them saw: accuracies with intervals, in all and by
 class, confusions, calibration, McNemar's test of the policy against the other two, rewards, KL."""
 
+from contextlib import ExitStack
 from pathlib import Path
 
 from prefdag.artifacts import read_json, write_json, writing
@@ -33,19 +34,18 @@ def main(beta: float, loss: Loss, loss_options: LossOptions) -> None:
     models = {"reference": REFERENCE, "policy": POLICY, "control": CONTROL}
     logps = {name: predict(load(folder)[0], test.images) for name, folder in models.items()}
     predictions = evaluate.predictions(test, logps)
+    metrics = evaluate.metrics(test, logps, Preference(loss, beta, loss_options, {}))
+    metrics["health"] = health.metrics(health.read(POLICY / "health.json"))
     tables = {
         PREDICTIONS: predictions,
         CLASSES: evaluate.by_class(predictions, classes),
         CONFUSION: evaluate.confusion(predictions, classes),
         CALIBRATION: evaluate.calibration(predictions),
     }
-    for target, table in tables.items():
-        with writing(target) as path:
-            table.to_csv(path, index=False, lineterminator="\n")
-    metrics = evaluate.metrics(test, logps, Preference(loss, beta, loss_options, {}))
-    metrics["health"] = health.metrics(health.read(POLICY / "health.json"))
-    with writing(METRICS) as path:
-        write_json(path, metrics)
+    with ExitStack() as written:
+        for target, table in tables.items():
+            table.to_csv(written.enter_context(writing(target)), index=False, lineterminator="\n")
+        write_json(written.enter_context(writing(METRICS)), metrics)
 
 
 if __name__ == "__main__":

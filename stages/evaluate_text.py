@@ -1,5 +1,6 @@
 """Evaluate the policy on held-out pairs and eval sets, beside what base model and reference say there."""
 
+from contextlib import ExitStack
 from pathlib import Path
 
 from prefdag.artifacts import write_json, writing
@@ -67,17 +68,13 @@ def main(
     table = evaluate.heldout_table(heldout, rewards).assign(id=test["id"])
     metrics["health"] = health.metrics(health.read(POLICY / "health.json"))
 
-    for path, frame in ((CROSS_ENTROPY, cross_entropies), (HELDOUT, table)):
-        with writing(path) as temporary:
-            frame.to_csv(temporary, index=False, lineterminator="\n")
-    with writing(ROWS) as temporary:
-        pd.concat(rows).to_parquet(temporary, index=False)
-    with writing(TOKENS) as temporary:
-        tokens.to_parquet(temporary, index=False)
-    with writing(CHOICES) as temporary:
-        pd.concat([pd.DataFrame(columns=["set", "model", "source"]), *picked]).to_parquet(temporary, index=False)
-    with writing(METRICS) as temporary:
-        write_json(temporary, metrics)
+    with ExitStack() as written:
+        for target, frame in ((CROSS_ENTROPY, cross_entropies), (HELDOUT, table)):
+            frame.to_csv(written.enter_context(writing(target)), index=False, lineterminator="\n")
+        no_choices = pd.DataFrame(columns=["set", "model", "source"])
+        for target, frame in ((ROWS, pd.concat(rows)), (TOKENS, tokens), (CHOICES, pd.concat([no_choices, *picked]))):
+            frame.to_parquet(written.enter_context(writing(target)), index=False)
+        write_json(written.enter_context(writing(METRICS)), metrics)
 
 
 if __name__ == "__main__":

@@ -37,10 +37,9 @@ def main(beta: float, loss: Loss, loss_options: LossOptions, judge_text: JudgeTe
             verdicts = endpoint.judge(pairs, endpoint.Endpoint(config, endpoint.key_from_environment()))
     # By kind: what one judge says is not to be compared with what another one does.
     found = {judge_text.judge.kind: judge.win_rates(pairs, verdicts)}
-    with writing(VERDICTS) as temporary:
-        verdicts.to_parquet(temporary, index=False)
-    with writing(WIN_RATE) as temporary:
-        write_json(temporary, found)
+    with writing(VERDICTS) as rows, writing(WIN_RATE) as rates:
+        verdicts.to_parquet(rows, index=False)
+        write_json(rates, found)
 
 
 if __name__ == "__main__":

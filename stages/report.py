@@ -73,13 +73,12 @@ def main(params: Params) -> None:
         ref_logps=key,
     )
     html = page.render(results, params)
-    for path, content in ((PAGE, html), (CARD, card.render(results, params))):
-        with writing(path) as temporary:
-            temporary.write_text(content, "utf-8")
-    with writing(FIGURES) as temporary:
-        temporary.mkdir()
+    with writing(PAGE) as path, writing(CARD) as card_path, writing(FIGURES) as figures:
+        path.write_text(html, "utf-8")
+        card_path.write_text(card.render(results, params), "utf-8")
+        figures.mkdir()
         for name, document in figure_files.documents(html).items():
-            (temporary / name).write_text(document, "utf-8")
+            (figures / name).write_text(document, "utf-8")
 
 
 if __name__ == "__main__":

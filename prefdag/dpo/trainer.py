@@ -150,10 +150,13 @@ def fit(
     def validated(step: int) -> bool:
         return bool(history.validation) and history.validation[-1]["step"] == step
 
-    bar = progress(len(steps), "step", initial=start, disable=not accelerator.is_main_process)
     done = start
     try:
-        with interruptible() as whole:
+        # The bar ends with the block, so that whatever is said of an error begins on a line of its own.
+        with (
+            progress(len(steps), "step", initial=start, disable=not accelerator.is_main_process) as bar,
+            interruptible() as whole,
+        ):
             for step in range(start, len(steps)):
                 if step % config.validate_every == 0 and not validated(step):
                     validate(step)
@@ -168,5 +171,4 @@ def fit(
         if done > start:
             save(done)
         raise
-    bar.close()
     return history

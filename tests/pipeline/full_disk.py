@@ -34,7 +34,7 @@ def main(folder: Path, stage: str, free: int, place: Path) -> None:
     upper, work, project = place / "upper", place / "work", place / "project"
     for each in (upper, work, project):
         each.mkdir()
-    mount("overlay", f"lowerdir={folder},upperdir={upper},workdir={work}", project)
+    mount("overlay", f"lowerdir={folder},upperdir={upper},workdir={work},userxattr", project)
     os.chdir(project)
     found = outs(project, stage)
     for out in found:
