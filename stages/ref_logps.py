@@ -25,11 +25,15 @@ def main(ref_logps: RefLogps) -> None:
     with writing(REF_LOGPS) as folder:
         folder.mkdir()
         for split in ("train", "val", "test"):
+            total, done = pq.read_metadata(PAIRS / f"{split}.parquet").num_rows, 0
             with pq.ParquetWriter(folder / f"{split}.parquet", schema) as writer:
                 for frame in parts_of(PAIRS, split):
-                    scores = score_all_pairs(model, pair_rows(frame), ref_logps.tokens_per_batch, split)
+                    scores = score_all_pairs(
+                        model, pair_rows(frame), ref_logps.tokens_per_batch, split, done=done, total=total
+                    )
                     logps = {f"{name}_logps": scores[name].double().numpy() for name in REF_COLUMNS}
                     writer.write_table(pa.table({"id": frame["id"], **logps}, schema))
+                    done += len(frame)
         write_json(folder / "key.json", reference_key(PAIRS, REFERENCE, ref_logps.dtype))
 
 

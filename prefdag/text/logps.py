@@ -80,10 +80,17 @@ def pair_scores(
 
 
 @torch.no_grad()
-def score_all_pairs(model: nn.Module, pairs: Sequence[Pair], max_tokens: int, name: str) -> dict[str, Tensor]:
-    """`score_pairs` of many pairs, batch by batch, without gradient, on the CPU."""
+def score_all_pairs(
+    model: nn.Module, pairs: Sequence[Pair], max_tokens: int, name: str, *, done: int = 0, total: int | None = None
+) -> dict[str, Tensor]:
+    """`score_pairs` of many pairs, batch by batch, without gradient, on the CPU; under a progress bar called `name`.
+
+    Args:
+        done: of a part of the pairs, how many came before it.
+        total: and how many there are in all; None: these.
+    """
     parts = []
-    with progress(len(pairs), "row", name) as bar:
+    with progress(total or len(pairs), "row", name, initial=done) as bar:
         for rows in batches([pair.group for pair in pairs], max_tokens):
             parts.append(score_pairs(model, [pairs[i] for i in rows]))
             bar.update(len(rows))

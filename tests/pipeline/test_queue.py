@@ -3,12 +3,12 @@
 import re
 import sqlite3
 import time
-from collections import Counter
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from clones import Run
+from test_repro import AFTER_DPO, stages_run
 
 BETAS = [0.03, 0.05, 0.2, 0.3, 0.5, 1.0]
 
@@ -23,12 +23,13 @@ def pipeline_runs(folder: Path) -> list[Any]:
     return list(client.search_runs([experiment.experiment_id], "tags.kind = 'pipeline'"))
 
 
-def worked_off(run: Run) -> Counter[str]:
-    """How many tasks ended how, once none waits and none runs."""
+def worked_off(run: Run) -> dict[str, str]:
+    """How each task ended, by name, once none waits and none runs."""
     deadline = time.monotonic() + 1200
     while True:
-        status = Counter(re.findall(r"\b(Success|Failed|Queued|Running)\b", run("dvc", "queue", "status").stdout))
-        if not status["Queued"] + status["Running"]:
+        lines = run("dvc", "queue", "status").stdout
+        status = dict(re.findall(r"^\S{7} +(\S+) .* (Success|Failed|Queued|Running) *$", lines, re.MULTILINE))
+        if not {"Queued", "Running"} & set(status.values()):
             return status
         assert time.monotonic() < deadline, status
         time.sleep(2)
@@ -42,7 +43,11 @@ def test_two_workers(copy: Path, run: Run) -> None:
         values = [f"beta={','.join(map(str, BETAS))}", f"report.image_examples={3 + again}"]
         run("dvc", "exp", "run", "--queue", "-S", values[0], "-S", values[1])
         run("dvc", "queue", "start", "--jobs", "2")
-        assert worked_off(run) == {"Success": 6 * again}
+        status = worked_off(run)
+        assert list(status.values()) == ["Success"] * 6 * again
+        if again == 1:  # another beta runs both DPO stages and what follows, and nothing before them
+            for name in status:
+                assert stages_run(run("dvc", "queue", "logs", name).stdout) == ["dpo_text", "dpo_image", *AFTER_DPO]
         runs = pipeline_runs(copy)
         assert len(runs) == len(before) + 6 * again
         runs = [*runs[: 6 * again], first]

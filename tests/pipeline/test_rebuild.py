@@ -11,7 +11,7 @@ from clones import Run, clone, run_in, set_params
 
 from prefdag.config import read_yaml
 
-CANARY = "canary-5f1d7a0c3e"  # nothing else in the world is called so
+CANARY = "-".join(["canary", "5f1d", "7a0c3e"])  # in one piece it stands nowhere, not even here
 SECRETS = {
     "PREFDAG_JUDGE_KEY": CANARY,
     "HF_TOKEN": f"hf_{CANARY}",

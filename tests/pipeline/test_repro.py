@@ -34,11 +34,5 @@ def test_a_profile_is_written_into_params(copy: Path) -> None:
     assert "max_pairs: 20" in (copy / "params.yaml").read_text()
 
 
-def test_another_beta_runs_both_dpo_stages_and_what_follows(run: Run) -> None:
-    """And an experiment that repeats the first is a run of its own, too."""
-    assert stages_run(run("dvc", "exp", "run", "--temp", "-S", "beta=0.3").stdout) == [
-        "dpo_text",
-        "dpo_image",
-        *AFTER_DPO,
-    ]
-    assert "publish" in stages_run(run("dvc", "exp", "run", "--temp").stdout)
+def test_an_experiment_that_repeats_another_is_a_run_of_its_own(run: Run) -> None:
+    assert stages_run(run("dvc", "exp", "run", "--temp").stdout) == ["publish"]
