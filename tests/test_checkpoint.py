@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from prefdag.artifacts import sha256
 from prefdag.config import Momentum, StepDecay
+from prefdag.dpo import trainer
 from prefdag.dpo.checkpoint import KEEP, Checkpoints, TrainState
 from prefdag.dpo.interruption import Interrupted
 from prefdag.dpo.passes import Outcome, Task
@@ -243,6 +244,20 @@ def test_everything_in_a_checkpoint_is_needed(tmp_path: Path, whole: Result, kin
 
     killed(tmp_path, 7)
     tamper(tmp_path, without)
+    assert not same(start(tmp_path), whole)
+
+
+@pytest.mark.parametrize("lost", ["learning_rate", "plan"])
+def test_the_place_in_schedule_and_data_order_is_needed(
+    tmp_path: Path, whole: Result, lost: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither stands in a checkpoint: both follow from the step. A resumed run that lost its place has another result."""
+    killed(tmp_path, 7)
+    original = getattr(trainer, lost)
+    if lost == "learning_rate":
+        monkeypatch.setattr(trainer, lost, lambda step, *others: original(step - 6, *others))
+    else:
+        monkeypatch.setattr(trainer, lost, lambda n, config, seed: original(n, config, seed + 1))
     assert not same(start(tmp_path), whole)
 
 
