@@ -132,6 +132,6 @@ def write_tokenizer(folder: Path) -> None:
 
 @pytest.mark.parametrize("stage", ["format_pairs", "ref_logps"])
 def test_sixteen_times_the_rows(stage: str, peaks: dict[str, list[float]]) -> None:
-    """Libraries' caches grow a little with the lengths of rows that they see; rows that were kept would double the peak."""
+    """Libraries' caches grow a little with the lengths of rows that they see; rows that were kept would add a third."""
     few, many = peaks[stage]
     assert many < 1.15 * few, f"{few / MB:.0f} MB, {many / MB:.0f} MB"
