@@ -39,19 +39,19 @@ def main(
     chosen = chosen_groups(test)
     tokenizer = ChatTokenizer(REFERENCE, format_pairs.template)
     questions = read_eval_sets(EVALS, evaluate_text.max_eval_rows)
-    asked = eval_scores.ask(questions, chosen, tokenizer, format_pairs, positions(REFERENCE))
-    known = {role: eval_scores.read_scores(REF_EVALS / f"{role}.parquet", asked) for role in ("base", "reference")}
+    asked = eval_scores.ask(questions, tokenizer, format_pairs, positions(REFERENCE))
+    base = eval_scores.read_scores(REF_EVALS / "base.parquet", {eval_scores.HELDOUT: chosen, **asked})
+    reference = eval_scores.read_scores(REF_EVALS / "reference.parquet", asked)
 
     models = lm.load_models(REFERENCE, POLICY)
     pairs = pair_rows(test)
     heldout, kl, logratios = evaluate.score_heldout(models, pairs, budget)
     tokens = evaluate.tokens_table(test["id"], pairs, logratios, tokenizer)
     rewards = Preference(loss, beta, loss_options, {}).rewards(heldout)
-    others = {name: groups for name, groups in asked.items() if name != eval_scores.HELDOUT}
-    policy = eval_scores.score_asked(models.policy, others, budget, "policy")
-    logps = {name: {role: known[role][name] for role in known} | {"policy": policy[name]} for name in others}
+    policy = eval_scores.score_asked(models.policy, asked, budget, "policy")
+    logps = {name: {"base": base[name], "reference": reference[name], "policy": policy[name]} for name in asked}
 
-    said = evaluate.chosen_logps(heldout, known["base"][eval_scores.HELDOUT])
+    said = evaluate.chosen_logps(heldout, base[eval_scores.HELDOUT])
     metrics = {"heldout": evaluate.heldout_metrics(heldout, rewards, test["preference"].to_numpy(), kl, said, chosen)}
     rows = [evaluate.rows_table("heldout", test["id"][test["chosen_ids"].map(len) > 0], said, chosen)]
     for name, spoken_rows in spoken(questions).items():

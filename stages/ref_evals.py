@@ -23,13 +23,13 @@ def main(format_pairs: FormatPairs, evaluate_text: EvaluateText) -> None:
 
     tokenizer = ChatTokenizer(REFERENCE, format_pairs.template)
     questions = read_eval_sets(EVALS, evaluate_text.max_eval_rows)
-    asked = eval_scores.ask(
-        questions, chosen_groups(read_split(PAIRS, "test")), tokenizer, format_pairs, positions(REFERENCE)
-    )
+    asked = eval_scores.ask(questions, tokenizer, format_pairs, positions(REFERENCE))
+    # What the reference says of held-out pairs, evaluate_text needs token by token, beside the policy.
+    heldout = {eval_scores.HELDOUT: chosen_groups(read_split(PAIRS, "test"))}
     with writing(REF_EVALS) as folder:
         folder.mkdir()
-        for role, model in (("base", BASE), ("reference", REFERENCE)):
-            logps = eval_scores.score_asked(lm.load(model), asked, evaluate_text.tokens_per_batch, role)
+        for role, model, sets in (("base", BASE, {**heldout, **asked}), ("reference", REFERENCE, asked)):
+            logps = eval_scores.score_asked(lm.load(model), sets, evaluate_text.tokens_per_batch, role)
             eval_scores.to_frame(logps).to_parquet(folder / f"{role}.parquet", index=False)
 
 

@@ -92,32 +92,11 @@ writer.close()
 print(n)
 """
 STAGE = """
-import importlib, json, sys, time
+import importlib, sys
 from prefdag.config import load_params
-from prefdag.artifacts import scratch
-sys.argv = [stage]
-began = time.monotonic()
 importlib.import_module(f"stages.{stage}").main.main(getattr(load_params(), stage))
-print(json.dumps({"peak": peak(), "seconds": time.monotonic() - began}))
+print(peak())
 """
-
-
-@pytest.fixture(scope="module")
-def peaks(tmp_path_factory: pytest.TempPathFactory, root: Path) -> dict[str, list[float]]:
-    """Of each stage, the peak with 10,000 rows and with 160,000, in bytes; the model and its tokenizer are tiny."""
-    found: dict[str, list[float]] = {"format_pairs": [], "ref_logps": []}
-    for n in (10_000, 160_000):
-        folder = tmp_path_factory.mktemp("large")
-        write_tokenizer(write_model(folder / "models" / "base", "llama"))
-        (folder / "models" / "reference").symlink_to("base")
-        (folder / "data" / "validated").mkdir(parents=True)
-        tree = read_yaml(root / "params.yaml")
-        tree["format_pairs"] |= {"template": "instruction", "max_prompt_tokens": 96, "max_response_tokens": 32}
-        (folder / "params.yaml").write_text(json.dumps(tree))
-        measured(ROWS, folder, n=n, out="data/validated/pairs.parquet")
-        for stage, peaks in found.items():
-            peaks.append(measured(STAGE, folder, stage=stage)["peak"])
-    return found
 
 
 def write_tokenizer(folder: Path) -> None:
@@ -130,8 +109,19 @@ def write_tokenizer(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>"}))
 
 
-@pytest.mark.parametrize("stage", ["format_pairs", "ref_logps"])
-def test_sixteen_times_the_rows(stage: str, peaks: dict[str, list[float]]) -> None:
+def test_sixteen_times_the_rows(tmp_path: Path, root: Path) -> None:
     """Libraries' caches grow a little with the lengths of rows that they see; rows that were kept would add a third."""
-    few, many = peaks[stage]
-    assert many < 1.15 * few, f"{few / MB:.0f} MB, {many / MB:.0f} MB"
+    found: dict[str, list[float]] = {"format_pairs": [], "ref_logps": []}
+    for n in (10_000, 160_000):
+        folder = tmp_path / str(n)
+        write_tokenizer(write_model(folder / "models" / "base", "llama"))
+        (folder / "models" / "reference").symlink_to("base")
+        (folder / "data" / "validated").mkdir(parents=True)
+        tree = read_yaml(root / "params.yaml")
+        tree["format_pairs"] |= {"template": "instruction", "max_prompt_tokens": 96, "max_response_tokens": 32}
+        (folder / "params.yaml").write_text(json.dumps(tree))
+        measured(ROWS, folder, n=n, out="data/validated/pairs.parquet")
+        for stage, peaks in found.items():
+            peaks.append(measured(STAGE, folder, stage=stage))
+    for stage, (few, many) in found.items():
+        assert many < 1.15 * few, f"{stage}: {few / MB:.0f} MB, {many / MB:.0f} MB"

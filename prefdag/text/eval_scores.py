@@ -1,6 +1,6 @@
 """What models are asked in evaluation, and what base model and reference say: scored once, for all policies.
 
-asked = ask(questions, chosen_groups(test), tokenizer, format_pairs, positions(Path("models/base")))
+asked = ask(questions, tokenizer, format_pairs, positions(Path("models/base")))
 logps = score_asked(model, asked, max_tokens=1024, role="base")
 """
 
@@ -20,23 +20,21 @@ from prefdag.text.eval_rows import eval_groups
 from prefdag.text.logps import score
 from prefdag.text.packing import Group
 
-HELDOUT = "heldout"
+HELDOUT = "heldout"  # the name under which responses of held-out pairs are asked beside them
 Asked = Mapping[str, Sequence[Group]]
 Logps = dict[str, np.ndarray]
 
 
 def ask(
     questions: Mapping[str, Sequence[EvalRow]],
-    chosen: Sequence[Group],
     tokenizer: ChatTokenizer,
     limits: FormatPairs,
     positions: int | None,
 ) -> dict[str, list[Group]]:
-    """All that is scored, by name: `HELDOUT`, each set of `spoken` with one response a row, each of `choices.TASKS`.
+    """What is scored of the eval sets, by name: each set of `spoken` with one response a row, each of `choices.TASKS`.
 
     Args:
         questions: rows of the eval sets.
-        chosen: prompts of the held-out pairs with their chosen responses.
         positions: how many tokens the model takes, None where it has no bound.
 
     Raises:
@@ -48,7 +46,7 @@ def ask(
         for name, task in choices.TASKS.items()
         if name in questions
     }
-    return {HELDOUT: list(chosen), **sets, **tasks}
+    return {**sets, **tasks}
 
 
 def of_choices(name: str) -> str:

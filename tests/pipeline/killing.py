@@ -29,27 +29,25 @@ def _die() -> None:
 
 def _before(module: Any, name: str, nth: int, here: Callable[..., bool] = lambda *_: True) -> None:
     """Die at the nth call of a function, instead of it."""
-    original, calls = getattr(module, name), 0
-
-    def wrapped(*arguments: Any, **options: Any) -> Any:
-        nonlocal calls
-        calls += here(*arguments)
-        if calls == nth:
-            _die()
-        return original(*arguments, **options)
-
-    setattr(module, name, wrapped)
+    _wrap(module, name, nth, here, before=True)
 
 
 def _after(module: Any, name: str, nth: int, here: Callable[..., bool] = lambda *_: True) -> None:
     """Die when the nth call of a function has done its work."""
+    _wrap(module, name, nth, here, before=False)
+
+
+def _wrap(module: Any, name: str, nth: int, here: Callable[..., bool], before: bool) -> None:
     original, calls = getattr(module, name), 0
 
     def wrapped(*arguments: Any, **options: Any) -> Any:
         nonlocal calls
         calls += here(*arguments)
+        last = calls == nth  # of this call: one within it may count on
+        if last and before:
+            _die()
         result = original(*arguments, **options)
-        if calls == nth:
+        if last:
             _die()
         return result
 
