@@ -4,22 +4,25 @@
 
 Rows are drawn from an hh-rlhf .jsonl.gz file; the model is a folder that transformers loads. One epoch over the same rows in
 the same order: LoRA r=8 on q_proj and v_proj with the same start, batch 4, float32, at most 512 tokens, AdamW at 1e-4, dropout
-off, clipping at 1.
+off, clipping at 1. Other settings are for bench_gpu.
 
     ours             log-probabilities of the reference computed beforehand, as the pipeline does
     trl              as it comes: the reference beside the policy, gradient checkpointing
     trl precomputed  the reference beforehand
     trl fastest      the reference beforehand, no gradient checkpointing
 
-Timed is the training, from the start of the first step to the end of the last; the memory is that of the whole process.
+Timed is the training, from the start of the first step, or the first behind those that warm up, to the end of the last; the
+memory is that of the whole process.
 """
 
+import argparse
 import json
 import math
 import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +30,21 @@ import torch
 from torch import nn
 
 from benchmarks.hh_rows import MAX_LENGTH, arguments, encode, sample
-from benchmarks.paired import Contender, end_in_one_line, markdown, run_rounds, summarise, write
-from prefdag.config import Lora, LossOptions, Training
+from benchmarks.paired import Contender, end_in_one_line, markdown, positive, run_rounds, summarise, write
+from prefdag.config import Adapter, Full, Lora, LossOptions, Training
 from prefdag.text.logps import Pair
 
 RESULTS = Path(__file__).with_name("bench_dpo.csv")
 CONTENDERS = ("ours", "trl", "trl precomputed", "trl fastest")
-BATCH, RATE, TARGETS = 4, 1e-4, ["q_proj", "v_proj"]
+SETTINGS = ("rows", "model", "pairs", "beta", "adapter", "precision", "batch", "warmup")  # shared by all contenders
+RATE, TARGETS = 1e-4, ["q_proj", "v_proj"]
+ADAPTERS: Mapping[str, Adapter] = {
+    "lora": Lora(kind="lora", rank=8, alpha=16, dropout=0.0, target_modules=TARGETS, rslora=False, dora=False),
+    "full": Full(kind="full"),
+}
 TRAINING = Training(
     epochs=1,
-    batch_size=BATCH,
+    batch_size=4,
     micro_batch_size=4,
     optimizer="adamw",
     learning_rate=RATE,
@@ -58,7 +66,12 @@ def start_adapters(model: nn.Module) -> None:
             nn.init.kaiming_uniform_(p.data, a=math.sqrt(5), generator=generator)
 
 
-def ours(rows: Path, folder: Path, n: int, beta: float) -> dict[str, float]:
+def training(args: argparse.Namespace) -> Training:
+    """What both sides train with."""
+    return replace(TRAINING, batch_size=args.batch, micro_batch_size=args.batch, precision=args.precision)
+
+
+def ours(args: argparse.Namespace) -> dict[str, float]:
     """The trainer, the task and the scoring of stage dpo_text."""
     from transformers import AutoTokenizer
 
@@ -69,75 +82,68 @@ def ours(rows: Path, folder: Path, n: int, beta: float) -> dict[str, float]:
     from prefdag.text.logps import score_all_pairs
     from prefdag.text.preference_task import preference_task
 
-    rate = product_rate()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    pairs = [encode(texts, tokenizer) for texts in sample(rows, tokenizer, n)]
-    lora = Lora(kind="lora", rank=8, alpha=16, dropout=0.0, target_modules=TARGETS, rslora=False, dora=False)
-    policy = lm.add_adapter(lm.load(folder), lora, 0, "adapter")
+    rate = product_rate(args.precision)
+    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    pairs = [encode(texts, tokenizer) for texts in sample(args.rows, tokenizer, args.pairs)]
+    policy = lm.add_adapter(lm.load(args.model), ADAPTERS[args.adapter], 0, "adapter")
     start_adapters(policy)
-    preference = Preference("sigmoid", beta, LossOptions(**dict.fromkeys(LossOptions.__dataclass_fields__)), {})
+    preference = Preference("sigmoid", args.beta, LossOptions(**dict.fromkeys(LossOptions.__dataclass_fields__)), {})
     reference = score_all_pairs(lm.before_training(policy), pairs, 1024, "reference")
     constants = {f"ref_{name}": values for name, values in reference.items()}
-    task = preference_task(pairs, [str(i) for i in range(n)], constants, preference)
+    task = preference_task(pairs, [str(i) for i in range(len(pairs))], constants, preference)
     first = preference_task(pairs[:1], ["0"], {name: t[:1] for name, t in constants.items()}, preference)
-    times: list[float] = []
+    clock = Clock()
 
     def log(step: int, metrics: Mapping[str, float]) -> None:
-        times.append(time.perf_counter())  # after the validation that precedes the first step, then after every step
+        clock.tick()  # after the validation that precedes the first step, then after every step
 
     with tempfile.TemporaryDirectory() as scratch:
         history = fit(
             policy,
             task,
             first,
-            TRAINING,
+            training(args),
             seed=0,
             checkpoints=Checkpoints(Path(scratch)),
             log=log,
             companions=[preference],
         )
-    steps = len(history.train)
-    seconds = times[steps] - times[0]
-    return {
-        "pairs_per_second": n / seconds,
-        "flops_share": sum(useful_flops(policy, pair) for pair in pairs) / seconds / rate,
-        **losses([row["loss"] for row in history.train]),
-    }
+    clock.times = clock.times[: len(history.train) + 1]  # what follows is a validation again
+    return {**figures(args, policy, pairs, clock, rate), **losses([row["loss"] for row in history.train])}
 
 
-def trl(rows: Path, folder: Path, n: int, beta: float, *, precompute: bool, checkpointing: bool) -> dict[str, float]:
+def trl(args: argparse.Namespace, *, precompute: bool, checkpointing: bool) -> dict[str, float]:
     """TRL's DPOTrainer on the same texts in the same order."""
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
     from trl import DPOConfig, DPOTrainer
 
-    from prefdag.dpo.plan import plan
+    clock = Clock()
 
-    times: list[float] = []
-
-    class Clock(TrainerCallback):
+    class Ticks(TrainerCallback):
         def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-            times.append(time.perf_counter())
+            clock.tick()
 
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-            times.append(time.perf_counter())
+            clock.tick()
 
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    texts = sample(rows, tokenizer, n)
-    order = [row for _, step in plan(n, TRAINING, 0) for row in step]
+    rate = product_rate(args.precision)
+    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    texts = sample(args.rows, tokenizer, args.pairs)
+    lora = LoraConfig(r=8, lora_alpha=16, target_modules=TARGETS, task_type="CAUSAL_LM")
     with tempfile.TemporaryDirectory() as scratch:
         trainer = DPOTrainer(
-            model=AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32),
+            model=AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32),
             args=DPOConfig(
                 output_dir=scratch,
-                per_device_train_batch_size=BATCH,
+                per_device_train_batch_size=args.batch,
                 num_train_epochs=1,
                 max_length=MAX_LENGTH,
-                beta=beta,
+                beta=args.beta,
                 learning_rate=RATE,
                 lr_scheduler_type="constant",
-                bf16=False,
+                bf16=args.precision == "bfloat16",
                 use_cpu=not torch.cuda.is_available(),
                 precompute_ref_log_probs=precompute,
                 gradient_checkpointing=checkpointing,
@@ -146,15 +152,53 @@ def trl(rows: Path, folder: Path, n: int, beta: float, *, precompute: bool, chec
                 save_strategy="no",
                 report_to=[],
             ),
-            train_dataset=Dataset.from_list([texts[i]._asdict() for i in order]),
+            train_dataset=Dataset.from_list([texts[i]._asdict() for i in order(args)]),
             processing_class=tokenizer,
-            peft_config=LoraConfig(r=8, lora_alpha=16, target_modules=TARGETS, task_type="CAUSAL_LM"),
-            callbacks=[Clock()],
+            peft_config=lora if args.adapter == "lora" else None,
+            callbacks=[Ticks()],
         )
         start_adapters(trainer.model)
         trainer.train()
     said = [row["loss"] for row in trainer.state.log_history if "loss" in row]
-    return {"pairs_per_second": n / (times[-1] - times[0]), **losses(said)}
+    pairs = [encode(each, tokenizer) for each in texts]
+    return {**figures(args, trainer.model, pairs, clock, rate), **losses(said)}
+
+
+def order(args: argparse.Namespace) -> list[int]:
+    """The rows as they are trained on, one batch after another."""
+    from prefdag.dpo.plan import plan
+
+    return [row for _, step in plan(args.pairs, training(args), 0) for row in step]
+
+
+class Clock:
+    """The times at which a training began and each of its steps ended."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def tick(self) -> None:
+        """Now, when the GPU has done what it was told."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.times.append(time.perf_counter())
+
+
+def figures(
+    args: argparse.Namespace, policy: nn.Module, pairs: Sequence[Pair], clock: Clock, rate: float
+) -> dict[str, float]:
+    """Speeds behind the steps that warm up. Tokens are those of prompt and chosen and of prompt and rejected."""
+    timed = [pairs[i] for i in order(args)[args.warmup * args.batch :]]
+    seconds = clock.times[-1] - clock.times[args.warmup]
+    tokens = sum(2 * len(pair.prompt) + len(pair.chosen or ()) + len(pair.rejected or ()) for pair in timed)
+    found = {
+        "pairs_per_second": len(timed) / seconds,
+        "tokens_per_second": tokens / seconds,
+        "flops_share": sum(useful_flops(policy, pair) for pair in timed) / seconds / rate,
+    }
+    if torch.cuda.is_available():
+        found["peak_gpu_gb"] = torch.cuda.max_memory_allocated() / 1e9
+    return found
 
 
 def losses(values: Sequence[float]) -> dict[str, float]:
@@ -165,48 +209,61 @@ def losses(values: Sequence[float]) -> dict[str, float]:
 def useful_flops(policy: nn.Module, pair: Pair) -> float:
     """What a training step cannot do without for a pair, multiplications and additions.
 
-    2 a weight and token forwards, and as many backwards, where LoRA needs gradients of activations alone; the head for
-    scored tokens; attention over the tokens seen, 4 d forwards and 8 d backwards. LoRA's own products are left out.
+    2 a weight and token forwards, 2 backwards for the gradient of activations, 2 more for that of weights where they are
+    trained; the head for scored tokens; attention over the tokens seen, 4 d forwards and 8 d backwards. LoRA's own products
+    are left out.
     """
     config: Any = policy.config
-    layers = sum(p.numel() for name, p in policy.named_parameters() if ".layers." in name and "lora" not in name)
+    layers = [p for name, p in policy.named_parameters() if ".layers." in name and "lora" not in name]
+    each = 6 if layers[0].requires_grad else 4
     head = config.vocab_size * config.hidden_size
     prompt, *responses = (len(ids or ()) for ids in pair[:3])
     seen = prompt * (prompt + 1) / 2 + sum(n * prompt + n * (n + 1) / 2 for n in responses)
     attention = 12 * config.hidden_size * seen * config.num_hidden_layers
-    return 4 * layers * (prompt + sum(responses)) + 4 * head * sum(responses) + attention
+    weights = sum(p.numel() for p in layers)
+    return each * (weights * (prompt + sum(responses)) + head * sum(responses)) + attention
 
 
-def product_rate() -> float:
-    """Multiplications and additions a second in a float32 product of 2048 x 2048 matrices, the best of torch's and ours."""
+def product_rate(precision: str) -> float:
+    """Multiplications and additions a second in a product of square matrices: on a CPU the best of torch's and ours."""
     from prefdag.text.layers import product
+    from prefdag.text.model import DTYPES
 
-    a, b = torch.randn(2, 2048, 2048)
+    cuda = torch.cuda.is_available()
+    size, times = (8192, 20) if cuda else (2048, 5)
+    a, b = torch.randn(2, size, size, dtype=DTYPES[precision], device="cuda" if cuda else "cpu")
     best = math.inf
     for multiply in (torch.mm, product):
-        for _ in range(5):
-            start = time.perf_counter()
+        for _ in range(times):
+            clock = Clock()
+            clock.tick()
             multiply(a, b)
-            best = min(best, time.perf_counter() - start)
-    return 2 * 2048**3 / best
+            clock.tick()
+            best = min(best, clock.times[1] - clock.times[0])
+    return 2 * size**3 / best
 
 
 def main() -> None:
     """The command line."""
     parser = arguments(__doc__, CONTENDERS, pairs=32, rounds=3)
     parser.add_argument("--beta", type=float, default=0.1)
+    parser.add_argument("--adapter", choices=ADAPTERS, default="lora", help="lora, or full: every weight is trained")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="bfloat16: autocast")
+    parser.add_argument("--batch", type=positive, default=4, help="pairs a step")
+    parser.add_argument("--warmup", type=int, default=0, help="steps that are not timed")
     args = parser.parse_args()
-    if args.contender:
-        run = ours if args.contender == "ours" else trl
-        how = {"precompute": args.contender != "trl", "checkpointing": args.contender != "trl fastest"}
-        print(json.dumps(run(args.rows, args.model, args.pairs, args.beta, **(how if run is trl else {}))))
-        return
-    shared = ["--rows", args.rows, "--model", args.model, "--pairs", args.pairs, "--beta", args.beta]
-    command = [sys.executable, "-m", "benchmarks.bench_dpo"]
-    frame = run_rounds([Contender(name, [*command, name, *shared]) for name in CONTENDERS], args.rounds)
-    summary = summarise(frame, *CONTENDERS[1:])
-    write(RESULTS, summary)
-    print(markdown(summary))
+    if args.contender == "ours":
+        print(json.dumps(ours(args)))
+    elif args.contender:
+        checkpointing = args.contender != "trl fastest"
+        print(json.dumps(trl(args, precompute=args.contender != "trl", checkpointing=checkpointing)))
+    else:
+        shared = [f"--{name}={getattr(args, name)}" for name in SETTINGS]
+        command = [sys.executable, "-m", "benchmarks.bench_dpo"]
+        frame = run_rounds([Contender(name, [*command, name, *shared]) for name in CONTENDERS], args.rounds)
+        summary = summarise(frame, *CONTENDERS[1:])
+        write(RESULTS, summary)
+        print(markdown(summary))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,8 @@ class Texts(NamedTuple):
 def arguments(description: str, contenders: Sequence[str], pairs: int, rounds: int) -> argparse.ArgumentParser:
     """What the benchmarks on these rows are called with; `pairs` and `rounds` are defaults."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("contender", nargs="?", choices=contenders, help="run one alone")
+    if contenders:
+        parser.add_argument("contender", nargs="?", choices=contenders, help="run one alone")
     parser.add_argument("--rows", type=Path, required=True, help="hh-rlhf .jsonl.gz")
     parser.add_argument("--model", type=Path, required=True, help="folder of a causal language model")
     parser.add_argument("--pairs", type=positive, default=pairs)

@@ -16,6 +16,7 @@ from benchmarks.paired import end_in_one_line, markdown, rounded
 from prefdag.errors import DataError
 
 RESULTS = Path(__file__).parent
+GPU_RUNS = ("small lora", "small full", "1.7B lora", "1.7B full")
 SIGNS = {">=": operator.ge, "<=": operator.le}
 
 
@@ -51,6 +52,16 @@ BENCHMARKS: Mapping[str, Benchmark] = {
             Goal("ours / trl precomputed", "pairs_per_second", ">=", 7),
             Goal("ours", "flops_share", ">=", 0.65),
             Goal("ours - trl", "loss_difference", "<=", 1e-5),
+        ],
+    ),
+    "bench_gpu": Benchmark(
+        "Training language models on a GPU",
+        "In bfloat16, LoRA and all weights, of a small model and of one of 1.7 billion weights, by this project and by TRL's "
+        "DPOTrainer as it comes. `flops share` is the model FLOPs utilisation (MFU): the useful arithmetic of a step against "
+        "what this GPU does in matrix products, measured in the same run.",
+        [
+            *(Goal(f"ours, {run} / trl, {run}", "tokens_per_second", ">=", 3) for run in GPU_RUNS),
+            *(Goal(f"ours, {run}", "flops_share", ">=", 0.4) for run in GPU_RUNS if run.startswith("1.7B")),
         ],
     ),
     "bench_sweep": Benchmark(

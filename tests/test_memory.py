@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_models import write_model
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tiny_models import write_model, write_tokenizer
 
 from prefdag.config import read_yaml
 
@@ -97,16 +96,6 @@ from prefdag.config import load_params
 importlib.import_module(f"stages.{stage}").main.main(getattr(load_params(), stage))
 print(peak())
 """
-
-
-def write_tokenizer(folder: Path) -> None:
-    """Small letters and digits, within the tiny model's vocabulary; all else is a question mark."""
-    tokens = ["?", "<s>", "</s>", *"abcdefghijklmnopqrstuvwxyz0123456789"]
-    tokenizer = Tokenizer(models.WordLevel({token: number for number, token in enumerate(tokens)}, unk_token="?"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    tokenizer.add_special_tokens(["<s>", "</s>"])
-    tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>"}))
 
 
 def test_sixteen_times_the_rows(tmp_path: Path, root: Path) -> None:

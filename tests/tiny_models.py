@@ -1,11 +1,13 @@
 """Tiny random models and training settings for the tests. Nothing is fetched."""
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from prefdag.config import Adapter, Full, Lora, Prefix, Training
@@ -41,6 +43,17 @@ def write_model(folder: Path, kind: str, seed: int = 0) -> Path:
             GPT2Config(vocab_size=VOCABULARY, n_positions=128, n_embd=32, n_layer=2, n_head=4, initializer_range=0.3)
         )
     model.save_pretrained(folder)
+    return folder
+
+
+def write_tokenizer(folder: Path) -> Path:
+    """A token each small letter and digit, within the vocabulary of `write_model`; all else is a question mark."""
+    tokens = ["?", "<s>", "</s>", *"abcdefghijklmnopqrstuvwxyz0123456789"]
+    tokenizer = Tokenizer(models.WordLevel({token: number for number, token in enumerate(tokens)}, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer.add_special_tokens(["<s>", "</s>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>"}))
     return folder
 
 

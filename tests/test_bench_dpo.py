@@ -1,0 +1,56 @@
+"""The trainings that the benchmarks compare, on a tiny model: the same losses here and in TRL, step by step."""
+
+import gzip
+import json
+import math
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from tiny_models import write_model, write_tokenizer
+
+from benchmarks import bench_gpu, page
+from benchmarks.paired import Contender, run_rounds, summarise
+
+pytestmark = pytest.mark.slow
+pytest.importorskip("trl", reason="TRL is the peer that these tests compare with; it is in a lock of its own")
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> list[str]:
+    """Rows in the form of hh-rlhf, some of two turns, and a model: as options."""
+    model = write_tokenizer(write_model(tmp_path / "model", "llama"))
+    turns = ["\n\nHuman: a\n\nAssistant: b", ""]
+    heads = [f"{turns[i % 2]}\n\nHuman: question {i}\n\nAssistant:" for i in range(12)]
+    lines = [
+        json.dumps({"chosen": f"{head} yes {i}", "rejected": f"{head} no, {'never ' * (i % 3)}{i}"})
+        for i, head in enumerate(heads)
+    ]
+    rows = tmp_path / "rows.jsonl.gz"
+    rows.write_bytes(gzip.compress("\n".join(lines).encode()))
+    return [f"--rows={rows}", f"--model={model}", "--pairs=12", "--warmup=1"]
+
+
+@pytest.mark.parametrize("adapter", ["lora", "full"])
+def test_losses_are_those_of_trl(adapter: str, inputs: list[str]) -> None:
+    command = [sys.executable, "-m", "benchmarks.bench_dpo"]
+    sides = [Contender(name, [*command, name, f"--adapter={adapter}", *inputs]) for name in ("ours", "trl")]
+    found = summarise(run_rounds(sides, 1), "trl").set_index(["what", "metric"])["median"]
+    assert found["ours", "loss_1"] == pytest.approx(math.log(2), abs=1e-6)
+    assert abs(found["ours", "loss_3"] - math.log(2)) > 1e-3
+    assert found["ours - trl", "loss_difference"] < 1e-5
+
+
+def test_the_benchmark_of_gpus(inputs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU, and a large model that is small: every figure that has a goal, and losses as far apart as bfloat16 is coarse."""
+    shape = {"hidden_size": 48, "num_hidden_layers": 3, "num_key_value_heads": 4, "head_dim": 12}
+    monkeypatch.setattr(bench_gpu, "LARGE", shape)
+    monkeypatch.setattr(bench_gpu, "RESULTS", tmp_path / "bench_gpu.csv")
+    monkeypatch.setattr(sys, "argv", ["bench_gpu", *inputs, "--batch=4", "--rounds=1"])
+    bench_gpu.main()
+    assert page.page(tmp_path).count("tokens per second >= 3") == len(page.GPU_RUNS)
+    table = pd.read_csv(tmp_path / "bench_gpu.csv")
+    differences = table[table["metric"] == "loss_difference"]
+    assert len(differences) == len(page.GPU_RUNS)
+    assert differences["max"].between(0, 0.03).all()
