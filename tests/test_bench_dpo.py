@@ -43,7 +43,7 @@ def test_losses_are_those_of_trl(adapter: str, inputs: list[str]) -> None:
 
 
 def test_the_benchmark_of_gpus(inputs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a CPU, and a large model that is small: every figure that has a goal, and losses as far apart as bfloat16 is coarse."""
+    """On a CPU, and a large model that is small: every figure that has a goal; losses as far apart as bfloat16 is coarse."""
     shape = {"hidden_size": 48, "num_hidden_layers": 3, "num_key_value_heads": 4, "head_dim": 12}
     monkeypatch.setattr(bench_gpu, "LARGE", shape)
     monkeypatch.setattr(bench_gpu, "RESULTS", tmp_path / "bench_gpu.csv")
