@@ -26,6 +26,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -68,7 +69,12 @@ def start_adapters(model: nn.Module) -> None:
 
 def training(args: argparse.Namespace) -> Training:
     """What both sides train with."""
-    return replace(TRAINING, batch_size=args.batch, micro_batch_size=args.batch, precision=args.precision)
+    return replace(
+        TRAINING,
+        batch_size=args.batch,
+        micro_batch_size=args.micro_batch or args.batch,
+        precision=args.precision,
+    )
 
 
 def ours(args: argparse.Namespace) -> dict[str, float]:
@@ -82,7 +88,7 @@ def ours(args: argparse.Namespace) -> dict[str, float]:
     from prefdag.text.logps import score_all_pairs
     from prefdag.text.preference_task import preference_task
 
-    rate = product_rate(args.precision)
+    rates = [product_rate(args.precision)]
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     pairs = [encode(texts, tokenizer) for texts in sample(args.rows, tokenizer, args.pairs)]
     policy = lm.add_adapter(lm.load(args.model), ADAPTERS[args.adapter], 0, "adapter")
@@ -109,7 +115,7 @@ def ours(args: argparse.Namespace) -> dict[str, float]:
             companions=[preference],
         )
     clock.times = clock.times[: len(history.train) + 1]  # what follows is a validation again
-    return {**figures(args, policy, pairs, clock, rate), **losses([row["loss"] for row in history.train])}
+    return {**figures(args, policy, pairs, clock, rates), **losses([row["loss"] for row in history.train])}
 
 
 def trl(args: argparse.Namespace, *, precompute: bool, checkpointing: bool) -> dict[str, float]:
@@ -128,7 +134,7 @@ def trl(args: argparse.Namespace, *, precompute: bool, checkpointing: bool) -> d
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
             clock.tick()
 
-    rate = product_rate(args.precision)
+    rates = [product_rate(args.precision)]
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     texts = sample(args.rows, tokenizer, args.pairs)
     lora = LoraConfig(r=8, lora_alpha=16, target_modules=TARGETS, task_type="CAUSAL_LM")
@@ -161,7 +167,7 @@ def trl(args: argparse.Namespace, *, precompute: bool, checkpointing: bool) -> d
         trainer.train()
     said = [row["loss"] for row in trainer.state.log_history if "loss" in row]
     pairs = [encode(each, tokenizer) for each in texts]
-    return {**figures(args, trainer.model, pairs, clock, rate), **losses(said)}
+    return {**figures(args, trainer.model, pairs, clock, rates), **losses(said)}
 
 
 def order(args: argparse.Namespace) -> list[int]:
@@ -185,12 +191,16 @@ class Clock:
 
 
 def figures(
-    args: argparse.Namespace, policy: nn.Module, pairs: Sequence[Pair], clock: Clock, rate: float
+    args: argparse.Namespace, policy: nn.Module, pairs: Sequence[Pair], clock: Clock, rates: list[float]
 ) -> dict[str, float]:
-    """Speeds behind the steps that warm up. Tokens are those of prompt and chosen and of prompt and rejected."""
+    """Speeds behind the steps that warm up. Tokens are those of prompt and chosen and of prompt and rejected.
+
+    The rate of products is measured before the training (`rates`) and behind it: a machine's own varies.
+    """
     timed = [pairs[i] for i in order(args)[args.warmup * args.batch :]]
     seconds = clock.times[-1] - clock.times[args.warmup]
     tokens = sum(2 * len(pair.prompt) + len(pair.chosen or ()) + len(pair.rejected or ()) for pair in timed)
+    rate = sum(rates := [*rates, product_rate(args.precision)]) / len(rates)
     found = {
         "pairs_per_second": len(timed) / seconds,
         "tokens_per_second": tokens / seconds,
@@ -225,22 +235,25 @@ def useful_flops(policy: nn.Module, pair: Pair) -> float:
 
 
 def product_rate(precision: str) -> float:
-    """Multiplications and additions a second in a product of square matrices: on a CPU the best of torch's and ours."""
+    """Multiplications and additions a second in a product of square matrices, which lasts: the median of a second's products.
+
+    On a CPU the better of torch's product and ours.
+    """
     from prefdag.text.layers import product
     from prefdag.text.model import DTYPES
 
     cuda = torch.cuda.is_available()
-    size, times = (8192, 20) if cuda else (2048, 5)
+    size = 8192 if cuda else 2048
     a, b = torch.randn(2, size, size, dtype=DTYPES[precision], device="cuda" if cuda else "cpu")
-    best = math.inf
+    medians = []
     for multiply in (torch.mm, product):
-        for _ in range(times):
-            clock = Clock()
-            clock.tick()
+        clock = Clock()
+        clock.tick()
+        while clock.times[-1] < clock.times[0] + 1:
             multiply(a, b)
             clock.tick()
-            best = min(best, clock.times[1] - clock.times[0])
-    return 2 * size**3 / best
+        medians.append(np.median(np.diff(clock.times)))
+    return float(2 * size**3 / min(medians))
 
 
 def main() -> None:
@@ -250,6 +263,7 @@ def main() -> None:
     parser.add_argument("--adapter", choices=ADAPTERS, default="lora", help="lora, or full: every weight is trained")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="bfloat16: autocast")
     parser.add_argument("--batch", type=positive, default=4, help="pairs a step")
+    parser.add_argument("--micro-batch", type=positive, help="pairs a forward pass of ours; default: those of a step")
     parser.add_argument("--warmup", type=int, default=0, help="steps that are not timed")
     args = parser.parse_args()
     if args.contender == "ours":
