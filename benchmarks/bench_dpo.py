@@ -7,6 +7,7 @@ the same order: LoRA r=8 on q_proj and v_proj with the same start, batch 4, floa
 off, clipping at 1. Other settings are for bench_gpu.
 
     ours             log-probabilities of the reference computed beforehand, as the pipeline does
+    ours sparing     the same, a pair a forward pass (micro_batch_size: 1)
     trl              as it comes: the reference beside the policy, gradient checkpointing
     trl precomputed  the reference beforehand
     trl fastest      the reference beforehand, no gradient checkpointing
@@ -36,7 +37,7 @@ from prefdag.config import Adapter, Full, Lora, LossOptions, Training
 from prefdag.text.logps import Pair
 
 RESULTS = Path(__file__).with_name("bench_dpo.csv")
-CONTENDERS = ("ours", "trl", "trl precomputed", "trl fastest")
+OURS, TRL = ("ours", "ours sparing"), ("trl", "trl precomputed", "trl fastest")
 SETTINGS = ("rows", "model", "pairs", "beta", "adapter", "precision", "batch", "warmup")  # shared by all contenders
 RATE, TARGETS = 1e-4, ["q_proj", "v_proj"]
 ADAPTERS: Mapping[str, Adapter] = {
@@ -69,12 +70,8 @@ def start_adapters(model: nn.Module) -> None:
 
 def training(args: argparse.Namespace) -> Training:
     """What both sides train with."""
-    return replace(
-        TRAINING,
-        batch_size=args.batch,
-        micro_batch_size=args.micro_batch or args.batch,
-        precision=args.precision,
-    )
+    micro_batch = 1 if args.contender == "ours sparing" else args.batch
+    return replace(TRAINING, batch_size=args.batch, micro_batch_size=micro_batch, precision=args.precision)
 
 
 def ours(args: argparse.Namespace) -> dict[str, float]:
@@ -258,15 +255,14 @@ def product_rate(precision: str) -> float:
 
 def main() -> None:
     """The command line."""
-    parser = arguments(__doc__, CONTENDERS, pairs=32, rounds=3)
+    parser = arguments(__doc__, (*OURS, *TRL), pairs=32, rounds=3)
     parser.add_argument("--beta", type=float, default=0.1)
     parser.add_argument("--adapter", choices=ADAPTERS, default="lora", help="lora, or full: every weight is trained")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="bfloat16: autocast")
     parser.add_argument("--batch", type=positive, default=4, help="pairs a step")
-    parser.add_argument("--micro-batch", type=positive, help="pairs a forward pass of ours; default: those of a step")
     parser.add_argument("--warmup", type=int, default=0, help="steps that are not timed")
     args = parser.parse_args()
-    if args.contender == "ours":
+    if args.contender in OURS:
         print(json.dumps(ours(args)))
     elif args.contender:
         checkpointing = args.contender != "trl fastest"
@@ -274,8 +270,8 @@ def main() -> None:
     else:
         shared = [f"--{name}={getattr(args, name)}" for name in SETTINGS]
         command = [sys.executable, "-m", "benchmarks.bench_dpo"]
-        frame = run_rounds([Contender(name, [*command, name, *shared]) for name in CONTENDERS], args.rounds)
-        summary = summarise(frame, *CONTENDERS[1:])
+        frame = run_rounds([Contender(name, [*command, name, *shared]) for name in (*OURS, *TRL)], args.rounds)
+        summary = summarise(frame, *TRL)
         write(RESULTS, summary)
         print(markdown(summary))
 
