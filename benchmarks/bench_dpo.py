@@ -85,7 +85,7 @@ def ours(args: argparse.Namespace) -> dict[str, float]:
     from prefdag.text.logps import score_all_pairs
     from prefdag.text.preference_task import preference_task
 
-    rates = [product_rate(args.precision)]
+    rate = product_rate(args.precision)
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     pairs = [encode(texts, tokenizer) for texts in sample(args.rows, tokenizer, args.pairs)]
     policy = lm.add_adapter(lm.load(args.model), ADAPTERS[args.adapter], 0, "adapter")
@@ -112,7 +112,7 @@ def ours(args: argparse.Namespace) -> dict[str, float]:
             companions=[preference],
         )
     clock.times = clock.times[: len(history.train) + 1]  # what follows is a validation again
-    return {**figures(args, policy, pairs, clock, rates), **losses([row["loss"] for row in history.train])}
+    return {**figures(args, policy, pairs, clock, rate), **losses([row["loss"] for row in history.train])}
 
 
 def trl(args: argparse.Namespace, *, precompute: bool, checkpointing: bool) -> dict[str, float]:
@@ -131,7 +131,7 @@ def trl(args: argparse.Namespace, *, precompute: bool, checkpointing: bool) -> d
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
             clock.tick()
 
-    rates = [product_rate(args.precision)]
+    rate = product_rate(args.precision)
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     texts = sample(args.rows, tokenizer, args.pairs)
     lora = LoraConfig(r=8, lora_alpha=16, target_modules=TARGETS, task_type="CAUSAL_LM")
@@ -164,7 +164,7 @@ def trl(args: argparse.Namespace, *, precompute: bool, checkpointing: bool) -> d
         trainer.train()
     said = [row["loss"] for row in trainer.state.log_history if "loss" in row]
     pairs = [encode(each, tokenizer) for each in texts]
-    return {**figures(args, trainer.model, pairs, clock, rates), **losses(said)}
+    return {**figures(args, trainer.model, pairs, clock, rate), **losses(said)}
 
 
 def order(args: argparse.Namespace) -> list[int]:
@@ -188,16 +188,16 @@ class Clock:
 
 
 def figures(
-    args: argparse.Namespace, policy: nn.Module, pairs: Sequence[Pair], clock: Clock, rates: list[float]
+    args: argparse.Namespace, policy: nn.Module, pairs: Sequence[Pair], clock: Clock, rate_before: float
 ) -> dict[str, float]:
     """Speeds behind the steps that warm up. Tokens are those of prompt and chosen and of prompt and rejected.
 
-    The rate of products is measured before the training (`rates`) and behind it: a machine's own varies.
+    The rate of products is the mean of `rate_before` the training and of that behind it: a machine's own varies.
     """
     timed = [pairs[i] for i in order(args)[args.warmup * args.batch :]]
     seconds = clock.times[-1] - clock.times[args.warmup]
     tokens = sum(2 * len(pair.prompt) + len(pair.chosen or ()) + len(pair.rejected or ()) for pair in timed)
-    rate = sum(rates := [*rates, product_rate(args.precision)]) / len(rates)
+    rate = (rate_before + product_rate(args.precision)) / 2
     found = {
         "pairs_per_second": len(timed) / seconds,
         "tokens_per_second": tokens / seconds,
