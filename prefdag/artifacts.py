@@ -1,10 +1,12 @@
 """Files that stages write: whole or not at all, the same bytes every time; and the hashes that identify them."""
 
+import functools
 import hashlib
 import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +16,8 @@ import psutil
 
 from prefdag.config import read_yaml
 from prefdag.errors import DataError
+
+SETTLED = 2.0  # seconds: a file changed later may change again, and its times be the same
 
 
 def project_root() -> Path:
@@ -93,8 +97,18 @@ def sha256(path: Path) -> str:
         for file in sorted(p for p in path.rglob("*") if p.is_file()):
             digest.update(f"{file.relative_to(path).as_posix()}\0{sha256(file)}\n".encode())
         return digest.hexdigest()
+    found = path.stat()
+    if time.time() - found.st_ctime < SETTLED:
+        return _sha256_of_file(path)
+    return _sha256_once(path, found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+
+def _sha256_of_file(path: Path, *identity: int) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+_sha256_once = functools.lru_cache(maxsize=4096)(_sha256_of_file)  # a stage asks for its model's more than once
 
 
 def stage_key(stage: str, params: Mapping[str, Any]) -> str:

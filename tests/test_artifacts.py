@@ -1,13 +1,16 @@
-"""Files are written whole or not at all, and what a killed writer left is cleared away."""
+"""Files are written whole or not at all, what a killed writer left is cleared away, and hashes are those of the bytes."""
 
+import hashlib
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from prefdag.artifacts import writing
+from prefdag import artifacts
+from prefdag.artifacts import sha256, writing
 
 
 def test_a_block_that_raises_leaves_what_was_there(tmp_path: Path) -> None:
@@ -39,3 +42,34 @@ def test_what_a_killed_writer_left_is_removed_by_the_next_and_nothing_else(tmp_p
     with writing(tmp_path / "model") as folder:
         folder.mkdir()
     assert {path.name for path in tmp_path.iterdir()} == {"model", alive.name, other.name}
+
+
+def test_a_file_that_settled_is_read_once_and_another_one_always(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both with the size that it had; the one that is still fresh with its time of change, too."""
+    read: list[int] = []
+    digest = hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda *given: (read.append(1), digest(*given))[1])
+    monkeypatch.setattr(artifacts, "SETTLED", 0.2)
+    path = tmp_path / "file"
+
+    def check(content: bytes) -> None:
+        assert sha256(path) == hashlib.sha256(content).hexdigest()
+
+    for content in (b"one", b"two", b"six"):
+        path.write_bytes(content)
+        os.utime(path, (1, 1))
+        check(content)
+    time.sleep(0.3)
+    del read[:]
+    check(b"six")
+    check(b"six")
+    assert len(read) == 1
+    path.write_bytes(b"ten")
+    time.sleep(0.3)
+    check(b"ten")
+    path.rename(tmp_path / "old")
+    path.write_bytes(b"own")
+    time.sleep(0.3)
+    check(b"own")

@@ -88,6 +88,18 @@ def test_a_change_of_one_bit_is_seen() -> None:
     assert fingerprint(swapped) != before
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.int64, torch.uint8])
+@pytest.mark.parametrize("first", [0, 1])
+def test_changes_that_cancel_in_a_sum_are_seen(dtype: torch.dtype, first: int) -> None:
+    """Signs of every other value turned, in tensors of any width and that start anywhere in memory."""
+    tensor = torch.arange(1, 2050).to(dtype)[first:]
+    other = tensor.clone()
+    other[1::2] = -other[1::2]
+    assert fingerprint(other) != fingerprint(tensor)
+    assert fingerprint(other.neg_()[1::2].neg()) != fingerprint(tensor[1::2])
+    assert fingerprint(torch.cat([tensor, tensor])[len(tensor) :]) == fingerprint(tensor)
+
+
 def test_what_does_not_stand_still_is_counted() -> None:
     model = nn.BatchNorm1d(2)
     watch = StandsStill(model.parameters(), model.buffers())

@@ -92,8 +92,12 @@ class StandsStill:
 @torch.no_grad()
 def fingerprint(tensor: Tensor) -> tuple[int, int]:
     """Two sums over a tensor's bits, the second weighted by place: changed values show, exchanged ones too."""
-    width = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
-    bits = tensor.detach().contiguous().view(-1).view(width)
-    even = len(bits) // 32 * 32
-    columns = torch.cat([bits[:even].view(-1, 32).sum(0, dtype=torch.int64), bits[even:].to(torch.int64)])
-    return int(columns.sum()), int((columns * torch.arange(1, len(columns) + 1, device=bits.device)).sum())
+    flat = tensor.detach().contiguous().view(-1).view(torch.uint8)
+    flat = flat.clone() if flat.storage_offset() % 8 else flat
+    even = len(flat) // 256 * 256
+    words = flat[:even].view(torch.int64).view(-1, 32)
+    # Sums of whole words, and of their upper halves: modulo 2^64 two uppermost bits that change cancel. A part of them fits
+    # in a cache.
+    sums = [torch.cat([part.sum(0), (part >> 32).sum(0)]) for part in words.split(2**13)]
+    columns = torch.cat([*torch.stack(sums).sum(0, keepdim=True), flat[even:].to(torch.int64)])
+    return int(columns.sum()), int((columns * torch.arange(1, len(columns) + 1, device=flat.device)).sum())
