@@ -1,13 +1,13 @@
 """Five betas, from a reference model and pairs to five policies: ours against TRL's DPOTrainer.
 
-    python -m benchmarks.bench_sweep --rows FILE --model FOLDER [--pairs 32] [--rounds 1]
+    python -m benchmarks.bench_sweep --rows FILE --model FOLDER [--pairs 96] [--rounds 1]
 
 Rows are drawn from an hh-rlhf .jsonl.gz file; the model is a folder that transformers loads. Settings as in bench_dpo.
 
     ours  the pipeline's stages in a clone of what is committed: ref_logps once, dpo_text once for each beta
     trl   for each beta a process that computes the reference's log-probabilities and trains
 
-Timed is all of it, from the start of the first process to the end of the last.
+Timed is all of it, from the start of the first process to the end of the last: with few pairs, mostly starts of processes.
 """
 
 import os
@@ -85,7 +85,7 @@ def trl(shared: list[Any]) -> None:
 
 def main() -> None:
     """The command line."""
-    args = arguments(__doc__, ("ours", "trl"), pairs=32, rounds=1).parse_args()
+    args = arguments(__doc__, ("ours", "trl"), pairs=96, rounds=1).parse_args()
     shared = ["--rows", args.rows.resolve(), "--model", args.model.resolve(), "--pairs", args.pairs]
     if args.contender:
         ours(args.rows, args.model, args.pairs) if args.contender == "ours" else trl(shared)
