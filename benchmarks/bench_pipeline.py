@@ -2,9 +2,9 @@
 
     python -m benchmarks.bench_pipeline FOLDER [--rounds N]
 
-FOLDER is a clone of the project in which `dvc repro` has run: there it is timed against the same in a repository of as many
-stages that do nothing. Then the tiny profile runs, stage by stage without DVC, in a clone of what is committed here.
-Results go to benchmarks/bench_pipeline.csv.
+FOLDER is a clone of the project in which `dvc repro` has run: there it is timed, five times a round, against the same in a
+repository of as many stages that do nothing. Then the tiny profile runs, stage by stage without DVC, in a clone of what is
+committed here. Results go to benchmarks/bench_pipeline.csv.
 """
 
 import argparse

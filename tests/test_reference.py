@@ -96,7 +96,7 @@ def test_changes_that_cancel_in_a_sum_are_seen(dtype: torch.dtype, first: int) -
     other = tensor.clone()
     other[1::2] = -other[1::2]
     assert fingerprint(other) != fingerprint(tensor)
-    assert fingerprint(other.neg_()[1::2].neg()) != fingerprint(tensor[1::2])
+    assert fingerprint(-tensor[1::2]) != fingerprint(tensor[1::2])
     assert fingerprint(torch.cat([tensor, tensor])[len(tensor) :]) == fingerprint(tensor)
 
 

@@ -1,6 +1,5 @@
 """The text track between files and figures: what is scored, stale references, the stages' first step, the metrics."""
 
-import itertools
 import json
 import math
 import re
@@ -10,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -39,7 +39,7 @@ from prefdag.config import (
     TextReference,
 )
 from prefdag.data.chat import ChatTokenizer
-from prefdag.data.pairs import columns_of, encode_pair
+from prefdag.data.pairs import PAIRS_SCHEMA, columns_of, encode_pair
 from prefdag.data.schema import read_pairs, write_pairs
 from prefdag.dpo.preference import Scores
 from prefdag.dpo.rewards import reward_metrics, unpaired_reward_metrics
@@ -160,34 +160,32 @@ def test_a_cut_dialogue_is_scored_as_it_would_be_alone(kind: str, dtype: Any, se
     write_tokenizer(folder)
     tokenizer = ChatTokenizer(folder, "instruction")
     most_prompt, most_response = 24, 6
+
+    def words() -> str:
+        return " ".join(draw.choice(WORDS[3:], draw.integers(1, 11)))
+
     records, alone, cut = [], [], []
     for number in range(6):
-        turns, *answers = (
-            [" ".join(draw.choice(WORDS[3:], draw.integers(1, 11))) for _ in range(n)]
-            for n in (2 * draw.integers(0, 3) + 1, 1, 1)
-        )
-        roles = itertools.cycle(["user", "assistant"])
-        prompt = [{"role": role, "content": turn} for role, turn in zip(roles, turns, strict=False)]
-        row = {"id": f"{number}", "source": "rows.jsonl:1", "prompt": prompt, "preference": 1.0}
-        row |= {"chosen": answers[0][0], "rejected": answers[1][0]}
+        roles = ["user", "assistant"] * draw.integers(0, 3) + ["user"]
+        prompt = [{"role": role, "content": words()} for role in roles]
+        answers = {"chosen": words(), "rejected": words()}
+        row = {"id": f"{number}", "source": "rows.jsonl:1", "prompt": prompt, "preference": 1.0} | answers
         records.append(columns_of(encode_pair(row, tokenizer, most_prompt, most_response)))
-        words = [[WORDS.index(word) for word in answer.split()] + [EOS] for (answer,) in answers]
-        scored = tuple(ids if len(ids) <= most_response else ids[: most_response - 1] for ids in words)
         whole = tokenizer.prompt(prompt).ids
-        alone.append(Group(whole[-most_prompt:], scored))
-        cut += [len(whole) > most_prompt, *(len(ids) > most_response for ids in words)]
+        said = [[WORDS.index(word) for word in answer.split()] + [EOS] for answer in answers.values()]
+        scored = (ids if len(ids) <= most_response else ids[: most_response - 1] for ids in said)
+        alone.append(Group(whole[-most_prompt:], tuple(scored)))
+        cut += [len(whole) > most_prompt, *(len(ids) > most_response for ids in said)]
     assert set(cut) == {True, False}
-    pairs = rows.pair_rows(
-        pd.DataFrame(records).map(lambda value: np.array(value) if isinstance(value, list) else value)
-    )
+    pairs = rows.pair_rows(pa.Table.from_pylist(records, schema=PAIRS_SCHEMA).to_pandas())
     plain = AutoModelForCausalLM.from_pretrained(folder).eval()
     expected = naive(plain, alone)
     of_expected = gradients(expected, plain)
     off, relative = PRECISIONS[dtype]
     for shared in (True, False):
         model = lm.load(folder, dtype, packed=shared)
-        said = score_pairs(model, pairs)
-        found = torch.stack([said["chosen"], said["rejected"]], dim=1).flatten()
+        scores = score_pairs(model, pairs)
+        found = torch.stack([scores["chosen"], scores["rejected"]], dim=1).flatten()
         torch.testing.assert_close(found, expected, rtol=0, atol=off)
         close(gradients(found, model), of_expected, 2 * relative)  # in 20 draws 0.21 in bfloat16, 4e-6 in float32
 
