@@ -33,8 +33,10 @@ from torch import nn
 
 from benchmarks.hh_rows import MAX_LENGTH, arguments, encode, sample
 from benchmarks.paired import Contender, end_in_one_line, markdown, positive, run_rounds, summarise, write
-from prefdag.config import Adapter, Full, Lora, LossOptions, Training
-from prefdag.text.logps import Pair
+from prefdag.config.adapter import Adapter, Full, Lora
+from prefdag.config.loss_options import LossOptions
+from prefdag.config.training import Training
+from prefdag.text.scoring.logps import Pair
 
 RESULTS = Path(__file__).with_name("bench_dpo.csv")
 OURS, TRL = ("ours", "ours sparing"), ("trl", "trl precomputed", "trl fastest")
@@ -78,23 +80,24 @@ def ours(args: argparse.Namespace) -> dict[str, float]:
     """The trainer, the task and the scoring of stage dpo_text."""
     from transformers import AutoTokenizer
 
-    from prefdag.dpo.checkpoint import Checkpoints
     from prefdag.dpo.preference import Preference
-    from prefdag.dpo.trainer import fit
     from prefdag.text import model as lm
-    from prefdag.text.logps import score_all_pairs
-    from prefdag.text.preference_task import preference_task
+    from prefdag.text import trainable
+    from prefdag.text.dpo_task import dpo_task
+    from prefdag.text.scoring.logps import score_all_pairs
+    from prefdag.train.checkpoint import Checkpoints
+    from prefdag.train.loop import fit
 
     rate = product_rate(args.precision)
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     pairs = [encode(texts, tokenizer) for texts in sample(args.rows, tokenizer, args.pairs)]
-    policy = lm.add_adapter(lm.load(args.model), ADAPTERS[args.adapter], 0, "adapter")
+    policy = trainable.add_adapter(lm.load(args.model), ADAPTERS[args.adapter], 0, "adapter")
     start_adapters(policy)
     preference = Preference("sigmoid", args.beta, LossOptions(**dict.fromkeys(LossOptions.__dataclass_fields__)), {})
-    reference = score_all_pairs(lm.before_training(policy), pairs, 1024, "reference")
+    reference = score_all_pairs(trainable.before_training(policy), pairs, 1024, "reference")
     constants = {f"ref_{name}": values for name, values in reference.items()}
-    task = preference_task(pairs, [str(i) for i in range(len(pairs))], constants, preference)
-    first = preference_task(pairs[:1], ["0"], {name: t[:1] for name, t in constants.items()}, preference)
+    task = dpo_task(pairs, [str(i) for i in range(len(pairs))], constants, preference)
+    first = dpo_task(pairs[:1], ["0"], {name: t[:1] for name, t in constants.items()}, preference)
     clock = Clock()
 
     def log(step: int, metrics: Mapping[str, float]) -> None:
@@ -109,7 +112,7 @@ def ours(args: argparse.Namespace) -> dict[str, float]:
             seed=0,
             checkpoints=Checkpoints(Path(scratch)),
             log=log,
-            companions=[preference],
+            hooks=[preference],
         )
     clock.times = clock.times[: len(history.train) + 1]  # what follows is a validation again
     return {**figures(args, policy, pairs, clock, rate), **losses([row["loss"] for row in history.train])}
@@ -169,9 +172,9 @@ def trl(args: argparse.Namespace, *, precompute: bool, checkpointing: bool) -> d
 
 def order(args: argparse.Namespace) -> list[int]:
     """The rows as they are trained on, one batch after another."""
-    from prefdag.dpo.plan import plan
+    from prefdag.train.optimizer import batch_order
 
-    return [row for _, step in plan(args.pairs, training(args), 0) for row in step]
+    return [row for _, step in batch_order(args.pairs, training(args), 0) for row in step]
 
 
 class Clock:
@@ -236,8 +239,8 @@ def product_rate(precision: str) -> float:
 
     On a CPU the better of torch's product and ours.
     """
-    from prefdag.text.layers import product
     from prefdag.text.model import DTYPES
+    from prefdag.text.scoring.layers import product
 
     cuda = torch.cuda.is_available()
     size = 8192 if cuda else 2048

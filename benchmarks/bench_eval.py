@@ -17,7 +17,7 @@ import torch
 
 from benchmarks.hh_rows import arguments, encode, sample
 from benchmarks.paired import Contender, end_in_one_line, markdown, run_rounds, summarise, write
-from prefdag.text.logps import Pair
+from prefdag.text.scoring.logps import Pair
 
 RESULTS = Path(__file__).with_name("bench_eval.csv")
 CONTENDERS = ("ours", "transformers")
@@ -28,7 +28,7 @@ TOKENS = 1024  # of a pass of ours: the pipeline's default
 def ours(folder: Path, pairs: list[Pair]) -> tuple[float, float]:
     """Seconds, and the sum of all log-probabilities in nats."""
     from prefdag.text import model as lm
-    from prefdag.text.logps import score_all_pairs
+    from prefdag.text.scoring.logps import score_all_pairs
 
     model = lm.load(folder)
     start = time.perf_counter()

@@ -48,16 +48,18 @@ def ours(max_shift: int, flip: bool) -> Figures:
     """This project's step."""
     import torch
 
-    from prefdag.config import LossOptions, Reference, load_params
-    from prefdag.dpo.checkpoint import Checkpoints
-    from prefdag.dpo.passes import Task
+    from prefdag.config.check import load_params
+    from prefdag.config.loss_options import LossOptions
+    from prefdag.config.reference import Reference
     from prefdag.dpo.preference import Preference
-    from prefdag.dpo.trainer import fit
     from prefdag.image import model as resnet
     from prefdag.image.classify import comparison, reference_logps
     from prefdag.image.data import Augmentation, ImagePairs
     from prefdag.image.negatives import negatives
-    from prefdag.process import process
+    from prefdag.runtime.process import process
+    from prefdag.train.checkpoint import Checkpoints
+    from prefdag.train.loop import fit
+    from prefdag.train.task import Task
 
     settings = load_params().dpo_image
     training = replace(

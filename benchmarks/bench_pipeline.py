@@ -20,8 +20,8 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks.paired import Contender, end_in_one_line, markdown, positive, run_rounds, summarise, write
-from prefdag.config import read_yaml
-from prefdag.errors import DataError, PrefdagError
+from prefdag.runtime.errors import DataError, PrefdagError
+from prefdag.runtime.yaml import read_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).with_name("bench_pipeline.csv")

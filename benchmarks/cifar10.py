@@ -24,8 +24,8 @@ from typing import Any
 import pandas as pd
 from ruamel.yaml import YAML
 
-from prefdag.artifacts import read_json, sha256
-from prefdag.intervals import mean
+from prefdag.runtime.artifacts import read_json, sha256
+from prefdag.stats.intervals import mean
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).with_name("cifar10.csv")
@@ -160,7 +160,11 @@ def run(tars: Path, work: Path) -> None:
                 if not have(seed, arm.name, rate):
                     shutil.rmtree(folder / "models" / arm.stage, ignore_errors=True)
                     stage(folder, arm.stage, parameters(images, seed, arm, rate))
-                    health = folder / "models" / arm.stage / "health.json"
+                    health = folder / "reports" / "image" / "health.json"
+                    if arm.stage == "dpo_image":
+                        stage(folder, "health_image", parameters(images, seed, arm, rate))
+                    else:
+                        health.unlink(missing_ok=True)
                     findings = [f["name"] for f in read_json(health)["findings"]] if health.exists() else []
                     record(
                         {

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks.paired import positive
-from prefdag.text.logps import Pair
+from prefdag.text.scoring.logps import Pair
 
 TURN = "\n\nAssistant:"
 MAX_LENGTH = 512  # of prompt and response together, which is cut at its end

@@ -20,9 +20,9 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.paired import end_in_one_line, positive, write
-from prefdag.data.evals import EvalRow, read_truthfulqa, read_winogrande
-from prefdag.errors import PrefdagError
-from prefdag.text.packing import Group
+from prefdag.pairs.eval_sets import EvalRow, read_truthfulqa, read_winogrande
+from prefdag.runtime.errors import PrefdagError
+from prefdag.text.scoring.packing import Group
 
 RESULTS = Path(__file__).with_suffix(".csv")
 SCRIPT = Path(__file__).with_name("harness.py")
@@ -94,11 +94,11 @@ def ours(sets: Mapping[str, Sequence[EvalRow]], folder: Path, dtype: str) -> dic
     import torch
     from transformers import AutoModelForCausalLM
 
-    from prefdag.data.chat import ChatTokenizer, positions
-    from prefdag.text import choices
+    from prefdag.pairs.tokenizer import ChatTokenizer, positions
     from prefdag.text import model as lm
-    from prefdag.text.logps import score
-    from prefdag.text.states import find_route
+    from prefdag.text.evaluation import choices
+    from prefdag.text.scoring.logps import score
+    from prefdag.text.scoring.states import find_route
 
     if dtype == "float32":
         model = lm.load(folder)
@@ -119,8 +119,8 @@ def score_float64(model: Any, groups: Sequence[Group], max_tokens: int, name: st
     """`logps.score`, but with the softmax over the vocabulary and the sums in float64: those of a run are in float32."""
     import torch
 
-    from prefdag.text.logps import packs
-    from prefdag.text.states import head, response_states
+    from prefdag.text.scoring.logps import packs
+    from prefdag.text.scoring.states import head, response_states
 
     found = []
     with torch.no_grad():
@@ -136,7 +136,7 @@ def in_order(
     task: str, records: Sequence[Mapping[str, Any]], rows: Sequence[EvalRow], table: pd.DataFrame
 ) -> np.ndarray:
     """Our log-probabilities in nats, (choices of all rows,), in the order in which the harness has the choices."""
-    from prefdag.text.choices import answers
+    from prefdag.text.evaluation.choices import answers
 
     found: list[float] = []
     for record, row, mine in zip(records, rows, table.to_dict("records"), strict=True):
@@ -151,7 +151,7 @@ def in_order(
 
 def main() -> None:
     """The command line."""
-    from prefdag.text import choices
+    from prefdag.text.evaluation import choices
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--harness", type=Path, required=True, help="interpreter that has lm-eval[hf]")

@@ -23,10 +23,10 @@ from typing import Any
 import pandas as pd
 from ruamel.yaml import YAML
 
-from prefdag import profiles
-from prefdag.artifacts import read_json, sha256
-from prefdag.config import read_yaml
-from prefdag.intervals import mean, ratio_difference
+from prefdag.project import profiles
+from prefdag.runtime.artifacts import read_json, sha256
+from prefdag.runtime.yaml import read_yaml
+from prefdag.stats.intervals import mean, ratio_difference
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).with_name("origin.csv")

@@ -22,8 +22,8 @@ from pathlib import Path
 import pandas as pd
 import psutil
 
-from prefdag.errors import PrefdagError
-from prefdag.progress import progress
+from prefdag.runtime.errors import PrefdagError
+from prefdag.runtime.progress import progress
 
 PACKAGES = ("torch", "transformers", "trl", "dvc")
 # A small process to start a command from: on Linux no peak can be seen below that of the process that started it. And

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from prefdag.dpo.losses import sigmoid
 from prefdag.dpo.preference import Scores, kl
-from prefdag.intervals import mean, proportion
+from prefdag.stats.intervals import mean, proportion
 
 RESULTS = Path(__file__).with_name("wrong_losses.csv")
 SEEDS = (0,)  # of LoRA's start and the order of the data
@@ -118,13 +118,14 @@ STUDIES = {
 
 def run(folder: Path) -> None:
     """Everything that is not in `RESULTS` yet."""
-    from prefdag.config import load_params
-    from prefdag.dpo.checkpoint import Checkpoints
-    from prefdag.dpo.passes import Task
-    from prefdag.dpo.trainer import fit
+    from prefdag.config.check import load_params
     from prefdag.text import model as lm
-    from prefdag.text.logps import Pair, score_all_pairs, score_pairs
-    from prefdag.text.rows import pair_rows, read_ref_logps, read_split
+    from prefdag.text import trainable
+    from prefdag.text.scoring.logps import Pair, score_all_pairs, score_pairs
+    from prefdag.text.scoring.rows import pair_rows, read_ref_logps, read_split
+    from prefdag.train.checkpoint import Checkpoints
+    from prefdag.train.loop import fit
+    from prefdag.train.task import Task
 
     params = load_params(folder / "params.yaml")
     pairs: dict[str, list[Pair]] = {}
@@ -178,7 +179,7 @@ def run(folder: Path) -> None:
                 continue
             start = time.monotonic()
             reference = lm.load(folder / "models/reference")
-            policy = lm.add_adapter(reference, params.dpo_text.adapter, seed, "dpo_text.adapter")
+            policy = trainable.add_adapter(reference, params.dpo_text.adapter, seed, "dpo_text.adapter")
             with tempfile.TemporaryDirectory() as empty:
                 history = fit(
                     policy,

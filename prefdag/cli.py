@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from prefdag.errors import DataError, PrefdagError
+from prefdag.runtime.errors import DataError, PrefdagError
 
 if TYPE_CHECKING:
-    from prefdag.chat.dialogue import Partners
+    from prefdag.chat.dialogue import ChatModels
 
 REFERENCE = Path("models/reference")
 POLICY = Path("models/dpo_text")
@@ -46,7 +46,7 @@ def profile(
     name: Annotated[str | None, typer.Argument(help="Which; without it, list them.", show_default=False)] = None,
 ) -> None:
     """Lay profiles/NAME.yaml over params.yaml; `default` restores the committed parameters."""
-    from prefdag import profiles
+    from prefdag.project import profiles
 
     if name is None:
         known = profiles.list_profiles()
@@ -73,11 +73,11 @@ def frontier(
     records: Annotated[Records, typer.Option("--from", help="Whose records of the experiments to read.")] = Records.dvc,
 ) -> None:
     """Plot what the experiments gained against how far they went from the reference: reports/frontier.html, .csv."""
-    from prefdag.stage import set_environment
+    from prefdag.runtime.environment import set_environment
 
     set_environment()
-    from prefdag.artifacts import writing
-    from prefdag.report import frontier
+    from prefdag.report.compare import frontier
+    from prefdag.runtime.artifacts import writing
 
     table = frontier.from_dvc() if records is Records.dvc else frontier.from_mlflow()
     for suffix, content in (
@@ -94,7 +94,7 @@ def verify(
     remote: Annotated[str | None, typer.Option(help="A DVC remote, to be read as well.", show_default=False)] = None,
 ) -> None:
     """Hash every output and every object of DVC's cache again, and name what is not what dvc.lock says."""
-    from prefdag import verify
+    from prefdag.project import verify
 
     count = 0
     for line in verify.differences(remote):
@@ -114,11 +114,11 @@ def compare(
     second: Annotated[str, typer.Argument(metavar="B", help="Another, or `workspace`.")] = "workspace",
 ) -> None:
     """Write how B differs from A, and whether rows tell them apart: reports/comparison.html, .csv."""
-    from prefdag.stage import set_environment
+    from prefdag.runtime.environment import set_environment
 
     set_environment()
-    from prefdag.artifacts import writing
-    from prefdag.report import comparison, differences, experiments
+    from prefdag.report.compare import comparison, differences, experiments
+    from prefdag.runtime.artifacts import writing
 
     runs = experiments.read(first), experiments.read(second)
     table = differences.differences(*runs)
@@ -136,12 +136,12 @@ def compare(
 @app.command()
 def sync() -> None:
     """Send to MLflow what could not be sent while the tracking server was away."""
-    from prefdag.stage import set_environment
+    from prefdag.runtime.environment import set_environment
 
     set_environment()
-    from prefdag import tracking
+    from prefdag.tracking import runs
 
-    result = tracking.sync()
+    result = runs.sync()
     typer.echo(f"sent {result.sent}, left {result.left}")
     if result.left:
         raise PrefdagError("the tracking server does not take the rest; run `prefdag sync` again when it does")
@@ -167,38 +167,39 @@ def chat(
             from prefdag.chat.server import bind, make_app, serve
 
             listening = bind(port)
-            app = make_app(_partners(), max_new_tokens)
+            app = make_app(_chat_models(), max_new_tokens)
             typer.echo(f"http://127.0.0.1:{listening.getsockname()[1]}   (Ctrl-C ends)")
             serve(app, listening)
             return
         from prefdag.chat.terminal import ask_once, converse
 
         if prompt is None:
-            converse(_partners(), max_new_tokens)
+            converse(_chat_models(), max_new_tokens)
         else:
-            ask_once(_partners(), prompt, max_new_tokens)
+            ask_once(_chat_models(), prompt, max_new_tokens)
     except KeyboardInterrupt:
         typer.echo(err=True)
         raise typer.Exit(130) from None
 
 
-def _partners() -> "Partners":
+def _chat_models() -> "ChatModels":
     """The pipeline's reference and policy, loaded, under the template that they were trained with."""
-    from prefdag.config import load_params
+    from prefdag.config.check import load_params
 
     template = load_params().format_pairs.template
-    from prefdag.stage import set_environment
+    from prefdag.runtime.environment import set_environment
 
     typer.echo("Loading both models ...", err=True)
     set_environment()
-    from prefdag.chat.dialogue import Partners
-    from prefdag.data.chat import positions
-    from prefdag.text.duo import load_duo
-    from prefdag.text.stream import stream
+    from prefdag.chat.dialogue import ChatModels
+    from prefdag.pairs.tokenizer import ChatTokenizer, positions
+    from prefdag.text.generation.stream import stream
+    from prefdag.text.model import load_to_generate
 
-    duo = load_duo(REFERENCE, POLICY, template)
-    models = {name: partial(stream, model, duo.tokenizer) for name, model in duo.models._asdict().items()}
-    return Partners(models, duo.tokenizer, positions(REFERENCE))
+    models = load_to_generate(REFERENCE, POLICY)
+    tokenizer = ChatTokenizer(REFERENCE, template)
+    speakers = {name: partial(stream, model, tokenizer) for name, model in models._asdict().items()}
+    return ChatModels(speakers, tokenizer, positions(REFERENCE))
 
 
 @app.command()
@@ -209,9 +210,9 @@ def export(
     ] = False,
 ) -> None:
     """Write the models as others load them, each read back and compared with the pipeline's own."""
-    from prefdag.config import load_params
+    from prefdag.config.check import load_params
     from prefdag.export import pipeline
-    from prefdag.stage import set_environment
+    from prefdag.runtime.environment import set_environment
 
     set_environment()
     params = load_params()

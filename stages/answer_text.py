@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from prefdag.artifacts import write_json, writing
-from prefdag.config import AnswerText, FormatPairs
+from prefdag.config.answer_text import AnswerText
+from prefdag.config.format_pairs import FormatPairs
+from prefdag.runtime.artifacts import write_json, writing
 from prefdag.stage import stage
 
 PAIRS = Path("data/pairs")
@@ -17,22 +18,24 @@ STATISTICS = Path("reports/text/answers.json")
 def main(format_pairs: FormatPairs, answer_text: AnswerText) -> None:
     import pandas as pd
 
-    from prefdag.text import answers
-    from prefdag.text.decoding import continuations
-    from prefdag.text.duo import load_duo
-    from prefdag.text.rows import read_split
+    from prefdag.pairs.tokenizer import ChatTokenizer
+    from prefdag.text.generation import answers
+    from prefdag.text.generation.decoding import continuations
+    from prefdag.text.model import load_to_generate
+    from prefdag.text.scoring.rows import read_split
 
-    duo = load_duo(REFERENCE, POLICY, format_pairs.template)
-    eos_id = duo.tokenizer.eos_id
+    models = load_to_generate(REFERENCE, POLICY)
+    tokenizer = ChatTokenizer(REFERENCE, format_pairs.template)
+    eos_id = tokenizer.eos_id
     test = read_split(PAIRS, "test")
     # Several pairs can have one prompt; its answers count once.
     prompts = test[~test["prompt_ids"].map(tuple).duplicated()][["id", "prompt_ids"]][: answer_text.prompts]
     ids = [each.tolist() for each in prompts["prompt_ids"]]
-    prompts = prompts.assign(prompt_ids=ids, prompt=[duo.tokenizer.decode(each) for each in ids])
+    prompts = prompts.assign(prompt_ids=ids, prompt=[tokenizer.decode(each) for each in ids])
 
     parts = []
     for decoding, sampling in (("greedy", None), ("sampled", (answer_text.temperature, answer_text.top_p))):
-        for name, model in duo.models._asdict().items():
+        for name, model in models._asdict().items():
             said = continuations(
                 model,
                 ids,
@@ -44,7 +47,7 @@ def main(format_pairs: FormatPairs, answer_text: AnswerText) -> None:
                 # Both models draw with the same noise: an unchanged policy says the same, and luck cancels out.
                 seeds=[[answer_text.seed, *key.encode()] for key in prompts["id"]],
             )
-            texts = [duo.tokenizer.decode(each[:-1] if each[-1] == eos_id else each) for each in said]
+            texts = [tokenizer.decode(each[:-1] if each[-1] == eos_id else each) for each in said]
             parts.append(answers.rows(prompts.assign(decoding=decoding, model=name), texts, said, eos_id))
     table = pd.concat(parts, ignore_index=True)
 

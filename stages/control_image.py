@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from prefdag.config import DpoImage
+from prefdag.config.dpo_image import DpoImage
+from prefdag.config.types import Count
 from prefdag.stage import stage
 
 IMAGES = Path("data/validated/images")
@@ -12,26 +13,19 @@ CONTROL = Path("models/control_image")
 
 
 @stage
-def main(seed: int, dpo_image: DpoImage) -> None:
-    from prefdag.dpo.session import train_stage
+def main(seed: Count, dpo_image: DpoImage) -> None:
     from prefdag.image import model as resnet
-    from prefdag.image.classify import classification
+    from prefdag.image.classification_task import classification_task
     from prefdag.image.data import Augmentation, load_splits
+    from prefdag.train.session import Output, train_stage
+    from prefdag.train.task import Tasks
 
     splits = load_splits(IMAGES, PAIRS)
     augment = Augmentation(dpo_image.max_shift, dpo_image.flip, seed)
     model, architecture = resnet.load(REFERENCE)
-    train_stage(
-        "control_image",
-        {"seed": seed, "dpo_image": dpo_image},
-        model,
-        classification(splits["train"], augment),
-        classification(splits["val"], augment),
-        dpo_image.training,
-        seed,
-        CONTROL,
-        lambda folder: resnet.save(model, architecture, folder),
-    )
+    tasks = Tasks(*(classification_task(splits[name], augment) for name in ("train", "val")))
+    output = Output(CONTROL, lambda folder: resnet.save(model, architecture, folder))
+    train_stage(model, tasks, dpo_image.training, seed, output)
 
 
 if __name__ == "__main__":

@@ -4,9 +4,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from pathlib import Path
 
-from prefdag import artifacts
-from prefdag.config import DownloadEvals
-from prefdag.data.sources import fetch
+from prefdag.config.download_evals import DownloadEvals
+from prefdag.runtime import artifacts
+from prefdag.sources.fetching import fetch
 from prefdag.stage import stage
 
 EVALS = Path("data/raw/evals")

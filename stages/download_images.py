@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from prefdag import artifacts
-from prefdag.config import DownloadImages
-from prefdag.data.sources import fetch
+from prefdag.config.download_images import DownloadImages
+from prefdag.runtime import artifacts
+from prefdag.sources.fetching import fetch
 from prefdag.stage import stage
 
 IMAGES = Path("data/raw/images")

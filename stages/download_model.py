@@ -3,9 +3,9 @@
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from prefdag import artifacts
-from prefdag.config import DownloadModel
-from prefdag.data.sources import fetch
+from prefdag.config.download_model import DownloadModel
+from prefdag.runtime import artifacts
+from prefdag.sources.fetching import fetch
 from prefdag.stage import stage
 from prefdag.text.convert import convert
 

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from prefdag import artifacts
-from prefdag.config import DownloadPairs
-from prefdag.data.sources import fetch
+from prefdag.config.download_pairs import DownloadPairs
+from prefdag.runtime import artifacts
+from prefdag.sources.fetching import fetch
 from prefdag.stage import stage
 
 PAIRS = Path("data/raw/pairs")

@@ -3,9 +3,9 @@
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from prefdag import artifacts
-from prefdag.config import DownloadResnet
-from prefdag.data.sources import fetch
+from prefdag.config.download_resnet import DownloadResnet
+from prefdag.runtime import artifacts
+from prefdag.sources.fetching import fetch
 from prefdag.stage import stage
 
 BASE = Path("models/resnet_base")

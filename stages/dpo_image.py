@@ -2,7 +2,11 @@
 
 from pathlib import Path
 
-from prefdag.config import Constraints, DpoImage, Loss, LossOptions
+from prefdag.config.constraints import Constraints
+from prefdag.config.dpo_image import DpoImage
+from prefdag.config.loss import Loss
+from prefdag.config.loss_options import LossOptions
+from prefdag.config.types import Count, Positive
 from prefdag.stage import stage
 
 IMAGES = Path("data/validated/images")
@@ -13,23 +17,25 @@ POLICY = Path("models/dpo_image")
 
 @stage
 def main(
-    beta: float,
+    beta: Positive,
     loss: Loss,
-    seed: int,
+    seed: Count,
     loss_options: LossOptions,
     constraints: Constraints,
     dpo_image: DpoImage,
 ) -> None:
-    from prefdag.dpo.dpo_session import train_dpo
-    from prefdag.dpo.passes import Task
     from prefdag.dpo.preference import Preference
-    from prefdag.dpo.reference import MovingReference, StandsStill
+    from prefdag.dpo.reference import FrozenCheck, MovingReference
+    from prefdag.dpo.start import START_TOLERANCE, StartCheck
     from prefdag.image import model as resnet
-    from prefdag.image.classify import comparison, reference_logps
     from prefdag.image.data import Augmentation, load_splits
+    from prefdag.image.dpo_task import dpo_task, reference_logps
     from prefdag.image.negatives import negatives
+    from prefdag.train.session import Output, train_stage
+    from prefdag.train.task import Task, Tasks
 
     preference = Preference(loss, beta, loss_options, constraints)
+    preference.check_reference(dpo_image.reference, "dpo_image.reference")
     augment = {"train": Augmentation(dpo_image.max_shift, dpo_image.flip, seed), "val": Augmentation(0, False, seed)}
     # Both in eval mode, the policy too: it then starts at the reference, whose batch statistics it keeps.
     policy, architecture = resnet.load(REFERENCE)
@@ -40,32 +46,17 @@ def main(
 
     def task(name: str) -> Task:
         ref_logps = reference_logps(reference, seen[name].images, augment[name], dpo_image)
-        return comparison(seen[name], augment[name], y_l[name], ref_logps, preference, jointly=preference.jointly)
+        return dpo_task(seen[name], augment[name], y_l[name], ref_logps, preference, jointly=preference.jointly)
 
-    still = StandsStill([*reference.parameters(), *reference.buffers()], policy.buffers())
+    frozen = FrozenCheck([*reference.parameters(), *reference.buffers()], policy.buffers())
     moving = MovingReference(
         reference, lambda: dict(policy.named_parameters()) | dict(policy.named_buffers()), dpo_image.reference
     )
-    train_dpo(
-        "dpo_image",
-        {
-            "beta": beta,
-            "loss": loss,
-            "seed": seed,
-            "loss_options": loss_options,
-            "constraints": constraints,
-            "dpo_image": dpo_image,
-        },
-        policy,
-        task("train"),
-        task("val"),
-        dpo_image,
-        seed,
-        POLICY,
-        lambda folder: resnet.save(policy, architecture, folder),
-        preference,
-        [still if dpo_image.reference.update == "none" else moving],
-    )
+    still = dpo_image.reference.update == "none"
+    hooks = [preference, frozen if still else moving, StartCheck(START_TOLERANCE[dpo_image.training.precision])]
+    tasks = Tasks(task("train"), task("val"))
+    output = Output(POLICY, lambda folder: resnet.save(policy, architecture, folder))
+    train_stage(policy, tasks, dpo_image.training, seed, output, hooks)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,17 @@
 """Train the policy of the language model with DPO, against cached or live log-probabilities of the reference."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from prefdag.config import Constraints, DpoText, Loss, LossOptions
+from prefdag.config.constraints import Constraints
+from prefdag.config.dpo_text import DpoText
+from prefdag.config.loss import Loss
+from prefdag.config.loss_options import LossOptions
+from prefdag.config.types import Count, Positive
 from prefdag.stage import stage
+
+if TYPE_CHECKING:
+    from prefdag.train.hook import StepHook
 
 PAIRS = Path("data/pairs")
 REFERENCE = Path("models/reference")
@@ -13,35 +21,39 @@ POLICY = Path("models/dpo_text")
 
 @stage
 def main(
-    beta: float,
+    beta: Positive,
     loss: Loss,
-    seed: int,
+    seed: Count,
     loss_options: LossOptions,
     constraints: Constraints,
     dpo_text: DpoText,
 ) -> None:
-    from prefdag.dpo.dpo_session import train_dpo
-    from prefdag.dpo.passes import Task
-    from prefdag.dpo.preference import START_TOLERANCE, Preference
-    from prefdag.dpo.reference import MovingReference, StandsStill
-    from prefdag.text import model as lm
-    from prefdag.text.preference_task import preference_task
-    from prefdag.text.rows import check_ref_logps, pair_rows, presence, read_ref_logps, read_split, soft_labels
+    from prefdag.dpo.preference import Preference
+    from prefdag.dpo.reference import FrozenCheck, MovingReference
+    from prefdag.dpo.start import START_TOLERANCE, StartCheck
+    from prefdag.text import trainable
+    from prefdag.text.dpo_task import dpo_task
+    from prefdag.text.scoring.rows import check_ref_logps, pair_rows, presence, read_ref_logps, read_split, soft_labels
+    from prefdag.train.session import Output, train_stage
+    from prefdag.train.task import Task, Tasks
 
     preference = Preference(loss, beta, loss_options, constraints)
-    policy = lm.add_adapter(
-        lm.load_for(REFERENCE, dpo_text.adapter, "dpo_text.adapter"), dpo_text.adapter, seed, "dpo_text.adapter"
+    preference.check_reference(dpo_text.reference, "dpo_text.reference")
+    policy = trainable.add_adapter(
+        trainable.load_for(REFERENCE, dpo_text.adapter, "dpo_text.adapter"), dpo_text.adapter, seed, "dpo_text.adapter"
     )
     if dpo_text.gradient_checkpointing:
-        lm.checkpoint_gradients(policy)
+        trainable.checkpoint_gradients(policy)
     frozen = [p for p in policy.parameters() if not p.requires_grad]
     moving = None
     if dpo_text.reference.update != "none":
-        moving = MovingReference(lm.frozen_copy(policy), lambda: lm.effective_tensors(policy), dpo_text.reference)
+        moving = MovingReference(
+            trainable.frozen_copy(policy), lambda: trainable.effective_tensors(policy), dpo_text.reference
+        )
     cached = dpo_text.reference.logps == "cached"
     tolerance = START_TOLERANCE[dpo_text.training.precision]
     live = not cached or preference.needs("kl")
-    reference = moving.model if moving else lm.untrained(policy) if live else None
+    reference = moving.model if moving else trainable.untrained(policy) if live else None
 
     def task(split: str) -> Task:
         frame = read_split(PAIRS, split)
@@ -50,31 +62,16 @@ def main(
         preference.check_rows(frame["preference"], "has_chosen" not in constants, f"{PAIRS / split}.parquet")
         if cached:
             logps = read_ref_logps(REF_LOGPS, split, frame, PAIRS, REFERENCE)
-            check_ref_logps(logps, lm.before_training(policy), pairs, REF_LOGPS / f"{split}.parquet", tolerance)
+            check_ref_logps(logps, trainable.before_training(policy), pairs, REF_LOGPS / f"{split}.parquet", tolerance)
             constants |= {f"ref_{name}": t for name, t in logps.items()}
-        return preference_task(pairs, frame["id"].tolist(), constants, preference, reference)
+        return dpo_task(pairs, frame["id"].tolist(), constants, preference, reference)
 
-    train_dpo(
-        "dpo_text",
-        {
-            "beta": beta,
-            "loss": loss,
-            "seed": seed,
-            "loss_options": loss_options,
-            "constraints": constraints,
-            "dpo_text": dpo_text,
-        },
-        policy,
-        task("train"),
-        task("val"),
-        dpo_text,
-        seed,
-        POLICY,
-        lambda folder: lm.save_policy(policy, folder, REFERENCE),
-        preference,
-        [moving or StandsStill(frozen)],
-        starts_at_reference=dpo_text.adapter.kind != "prefix",
-    )
+    hooks: list[StepHook] = [preference, moving or FrozenCheck(frozen)]
+    if dpo_text.adapter.kind != "prefix":  # a new prefix does not start at the reference
+        hooks.append(StartCheck(tolerance))
+    tasks = Tasks(task("train"), task("val"))
+    output = Output(POLICY, lambda folder: trainable.save_policy(policy, folder, REFERENCE))
+    train_stage(policy, tasks, dpo_text.training, seed, output, hooks)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,10 @@ class, confusions, calibration, McNemar's test of the policy against the other t
 from contextlib import ExitStack
 from pathlib import Path
 
-from prefdag.artifacts import read_json, write_json, writing
-from prefdag.config import Loss, LossOptions
+from prefdag.config.loss import Loss
+from prefdag.config.loss_options import LossOptions
+from prefdag.config.types import Positive
+from prefdag.runtime.artifacts import read_json, write_json, writing
 from prefdag.stage import stage
 
 IMAGES = Path("data/validated/images")
@@ -13,6 +15,7 @@ PAIRS = Path("data/image_pairs")
 REFERENCE = Path("models/resnet_reference")
 POLICY = Path("models/dpo_image")
 CONTROL = Path("models/control_image")
+HEALTH = Path("reports/image/health.json")
 METRICS = Path("reports/image/metrics.json")
 PREDICTIONS = Path("reports/image/predictions.csv")
 CLASSES = Path("reports/image/classes.csv")
@@ -21,9 +24,9 @@ CALIBRATION = Path("reports/image/calibration.csv")
 
 
 @stage
-def main(beta: float, loss: Loss, loss_options: LossOptions) -> None:
-    from prefdag.dpo import health
+def main(beta: Positive, loss: Loss, loss_options: LossOptions) -> None:
     from prefdag.dpo.preference import Preference
+    from prefdag.health import verdict
     from prefdag.image import evaluate
     from prefdag.image.classify import predict
     from prefdag.image.data import load_splits
@@ -35,7 +38,7 @@ def main(beta: float, loss: Loss, loss_options: LossOptions) -> None:
     logps = {name: predict(load(folder)[0], test.images) for name, folder in models.items()}
     predictions = evaluate.predictions(test, logps)
     metrics = evaluate.metrics(test, logps, Preference(loss, beta, loss_options, {}))
-    metrics["health"] = health.metrics(health.read(POLICY / "health.json"))
+    metrics["health"] = verdict.metrics(verdict.read(HEALTH))
     tables = {
         PREDICTIONS: predictions,
         CLASSES: evaluate.by_class(predictions, classes),

@@ -3,8 +3,12 @@
 from contextlib import ExitStack
 from pathlib import Path
 
-from prefdag.artifacts import write_json, writing
-from prefdag.config import EvaluateText, FormatPairs, Loss, LossOptions
+from prefdag.config.evaluate_text import EvaluateText
+from prefdag.config.format_pairs import FormatPairs
+from prefdag.config.loss import Loss
+from prefdag.config.loss_options import LossOptions
+from prefdag.config.types import Positive
+from prefdag.runtime.artifacts import write_json, writing
 from prefdag.stage import stage
 
 PAIRS = Path("data/pairs")
@@ -12,6 +16,7 @@ EVALS = Path("data/raw/evals")
 REF_EVALS = Path("data/ref_evals")
 REFERENCE = Path("models/reference")
 POLICY = Path("models/dpo_text")
+HEALTH = Path("reports/text/health.json")
 METRICS = Path("reports/text/metrics.json")
 CROSS_ENTROPY = Path("reports/text/cross_entropy.csv")
 HELDOUT = Path("reports/text/pairs.csv")
@@ -22,17 +27,18 @@ CHOICES = Path("reports/text/choices.parquet")
 
 @stage
 def main(
-    beta: float, loss: Loss, loss_options: LossOptions, format_pairs: FormatPairs, evaluate_text: EvaluateText
+    beta: Positive, loss: Loss, loss_options: LossOptions, format_pairs: FormatPairs, evaluate_text: EvaluateText
 ) -> None:
     import pandas as pd
 
-    from prefdag.data.chat import ChatTokenizer, positions
-    from prefdag.data.evals import read_eval_sets, spoken
-    from prefdag.dpo import health
     from prefdag.dpo.preference import Preference
-    from prefdag.text import choices, eval_scores, evaluate
+    from prefdag.health import verdict
+    from prefdag.pairs.eval_sets import read_eval_sets, spoken
+    from prefdag.pairs.tokenizer import ChatTokenizer, positions
     from prefdag.text import model as lm
-    from prefdag.text.rows import chosen_groups, pair_rows, read_split
+    from prefdag.text.evaluation import choices, eval_scores
+    from prefdag.text.evaluation import metrics as evaluate
+    from prefdag.text.scoring.rows import chosen_groups, pair_rows, read_split
 
     budget = evaluate_text.tokens_per_batch
     test = read_split(PAIRS, "test")
@@ -66,7 +72,7 @@ def main(
             metrics["choices"][name] = {role: task.metrics(table) for role, table in tables.items()}
             picked += [table.assign(set=name, model=role) for role, table in tables.items()]
     table = evaluate.heldout_table(heldout, rewards).assign(id=test["id"])
-    metrics["health"] = health.metrics(health.read(POLICY / "health.json"))
+    metrics["health"] = verdict.metrics(verdict.read(HEALTH))
 
     with ExitStack() as written:
         for target, frame in ((CROSS_ENTROPY, cross_entropies), (HELDOUT, table)):

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from prefdag.artifacts import write_json, writing
-from prefdag.config import FormatPairs
-from prefdag.data import pairs
-from prefdag.data.chat import ChatTokenizer, check_window
+from prefdag.config.format_pairs import FormatPairs
+from prefdag.pairs import formatting as pairs
+from prefdag.pairs.tokenizer import ChatTokenizer, check_window
+from prefdag.runtime.artifacts import write_json, writing
 from prefdag.stage import stage
 
 PAIRS = Path("data/validated/pairs.parquet")

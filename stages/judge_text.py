@@ -3,8 +3,11 @@
 import hashlib
 from pathlib import Path
 
-from prefdag.artifacts import scratch, write_json, writing
-from prefdag.config import EndpointJudge, ImplicitJudge, JudgeText, Loss, LossOptions, RewardModelJudge
+from prefdag.config.judge_text import EndpointJudge, ImplicitJudge, JudgeText, RewardModelJudge
+from prefdag.config.loss import Loss
+from prefdag.config.loss_options import LossOptions
+from prefdag.config.types import Positive
+from prefdag.runtime.artifacts import scratch, write_json, writing
 from prefdag.stage import stage
 
 MESSAGES = Path("data/validated/pairs.parquet")
@@ -16,11 +19,11 @@ WIN_RATE = Path("reports/text/win_rate.json")
 
 
 @stage
-def main(beta: float, loss: Loss, loss_options: LossOptions, judge_text: JudgeText) -> None:
+def main(beta: Positive, loss: Loss, loss_options: LossOptions, judge_text: JudgeText) -> None:
     import pandas as pd
 
     from prefdag.dpo.preference import Preference
-    from prefdag.text import endpoint, judge
+    from prefdag.text.evaluation import endpoint, judge
     from prefdag.text.model import load_models
 
     dialogues = pd.read_parquet(MESSAGES, columns=["id", "prompt"])

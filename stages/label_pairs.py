@@ -6,10 +6,10 @@ import numpy as np
 import pyarrow.parquet as pq
 from safetensors import safe_open
 
-from prefdag.artifacts import read_json, write_json, writing
-from prefdag.config import LabelPairs
-from prefdag.data.image_pairs import label_pairs as pair_labels
-from prefdag.data.image_pairs import split_summary
+from prefdag.config.label_pairs import LabelPairs
+from prefdag.images.label_pairs import label_pairs as pair_labels
+from prefdag.images.label_pairs import split_summary
+from prefdag.runtime.artifacts import read_json, write_json, writing
 from prefdag.stage import stage
 
 IMAGES = Path("data/validated/images")

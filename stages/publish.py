@@ -9,12 +9,14 @@ import logging
 from datetime import UTC, datetime
 from pathlib import Path
 
-from prefdag.artifacts import read_json, writing
-from prefdag.config import Params, flatten
-from prefdag.errors import PrefdagError
-from prefdag.publishing import numbers, publish
-from prefdag.stage import durations, stage
-from prefdag.tracking import pipelines, revision
+from prefdag.config.params import Params
+from prefdag.runtime.artifacts import read_json, writing
+from prefdag.runtime.durations import durations
+from prefdag.runtime.errors import PrefdagError
+from prefdag.runtime.yaml import flatten
+from prefdag.stage import stage
+from prefdag.tracking.publishing import numbers, publish
+from prefdag.tracking.runs import pipelines, revision
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +54,8 @@ PUBLISHED = Path("reports/published.txt")
 @stage
 def main(params: Params) -> None:
     """Read what the other stages wrote, and publish it."""
-    from prefdag.report import frontier, published
+    from prefdag.report.compare import frontier
+    from prefdag.report.page import run_details as published
 
     metrics = {track: read_json(path) for track, path in METRICS.items()}
     this = f"beta={params.beta}", flatten(params), numbers(metrics)

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from prefdag.artifacts import writing
-from prefdag.config import EvaluateText, FormatPairs
+from prefdag.config.evaluate_text import EvaluateText
+from prefdag.config.format_pairs import FormatPairs
+from prefdag.runtime.artifacts import writing
 from prefdag.stage import stage
 
 PAIRS = Path("data/pairs")
@@ -15,11 +16,11 @@ REF_EVALS = Path("data/ref_evals")
 
 @stage
 def main(format_pairs: FormatPairs, evaluate_text: EvaluateText) -> None:
-    from prefdag.data.chat import ChatTokenizer, positions
-    from prefdag.data.evals import read_eval_sets
-    from prefdag.text import eval_scores
+    from prefdag.pairs.eval_sets import read_eval_sets
+    from prefdag.pairs.tokenizer import ChatTokenizer, positions
     from prefdag.text import model as lm
-    from prefdag.text.rows import chosen_groups, read_split
+    from prefdag.text.evaluation import eval_scores
+    from prefdag.text.scoring.rows import chosen_groups, read_split
 
     tokenizer = ChatTokenizer(REFERENCE, format_pairs.template)
     questions = read_eval_sets(EVALS, evaluate_text.max_eval_rows)

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from prefdag.artifacts import write_json, writing
-from prefdag.config import RefLogps
+from prefdag.config.ref_logps import RefLogps
+from prefdag.runtime.artifacts import write_json, writing
 from prefdag.stage import stage
 
 PAIRS = Path("data/pairs")
@@ -17,8 +17,8 @@ def main(ref_logps: RefLogps) -> None:
     import pyarrow.parquet as pq
 
     from prefdag.text import model as lm
-    from prefdag.text.logps import score_all_pairs
-    from prefdag.text.rows import REF_COLUMNS, pair_rows, parts_of, reference_key
+    from prefdag.text.scoring.logps import score_all_pairs
+    from prefdag.text.scoring.rows import REF_COLUMNS, pair_rows, parts_of, reference_key
 
     schema = pa.schema({"id": pa.string(), **{f"{name}_logps": pa.float64() for name in REF_COLUMNS}})
     model = lm.load(REFERENCE, ref_logps.dtype)

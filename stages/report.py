@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from prefdag.artifacts import read_json, sha256, writing
-from prefdag.config import Params
+from prefdag.config.params import Params
+from prefdag.runtime.artifacts import read_json, sha256, writing
 from prefdag.stage import stage
 
 PAIRS = Path("data/pairs")
@@ -19,6 +19,7 @@ DPO_TEXT = Path("models/dpo_text")
 RESNET_REFERENCE = Path("models/resnet_reference")
 DPO_IMAGE = Path("models/dpo_image")
 CONTROL_IMAGE = Path("models/control_image")
+TEXT_HEALTH = Path("reports/text/health.json")
 TEXT_METRICS = Path("reports/text/metrics.json")
 HELDOUT_PAIRS = Path("reports/text/pairs.csv")
 ANSWERS = Path("reports/text/answers.parquet")
@@ -26,6 +27,7 @@ STATISTICS = Path("reports/text/answers.json")
 VERDICTS = Path("reports/text/verdicts.parquet")
 WIN_RATE = Path("reports/text/win_rate.json")
 TOKENS = Path("reports/text/tokens.parquet")
+IMAGE_HEALTH = Path("reports/image/health.json")
 IMAGE_METRICS = Path("reports/image/metrics.json")
 PREDICTIONS = Path("reports/image/predictions.csv")
 CLASSES = Path("reports/image/classes.csv")
@@ -38,9 +40,10 @@ FIGURES = Path("reports/figures")
 
 @stage
 def main(params: Params) -> None:
-    from prefdag.report import card, figure_files, page
-    from prefdag.report.answers import read_answers
-    from prefdag.report.results import Results, read_image, read_images_dataset, read_pairs_dataset, read_text
+    from prefdag.report.page import card, figure_files
+    from prefdag.report.page import report_page as page
+    from prefdag.report.page.results import Results, read_image, read_images_dataset, read_pairs_dataset, read_text
+    from prefdag.report.text.answers import read_answers
 
     key = read_json(REF_LOGPS_KEY)
     hashed = (VALIDATED_PAIRS, DPO_TEXT, IMAGES, IMAGE_PAIRS, RESNET_REFERENCE, DPO_IMAGE, CONTROL_IMAGE)
@@ -54,6 +57,7 @@ def main(params: Params) -> None:
             messages=VALIDATED_PAIRS,
             sft=REFERENCE,
             dpo=DPO_TEXT,
+            health=TEXT_HEALTH,
         ),
         image=read_image(
             metrics=IMAGE_METRICS,
@@ -65,6 +69,7 @@ def main(params: Params) -> None:
             warmup=RESNET_REFERENCE,
             dpo=DPO_IMAGE,
             control=CONTROL_IMAGE,
+            health=IMAGE_HEALTH,
         ),
         pairs=read_pairs_dataset(PAIRS, PAIRS_VALIDATION, FORMATTED),
         images=read_images_dataset(IMAGE_PAIRS, IMAGES_VALIDATION),

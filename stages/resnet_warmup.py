@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from prefdag.config import ResnetWarmup
+from prefdag.config.resnet_warmup import ResnetWarmup
 from prefdag.stage import stage
 
 IMAGES = Path("data/validated/images")
@@ -15,11 +15,12 @@ REFERENCE = Path("models/resnet_reference")
 def main(resnet_warmup: ResnetWarmup) -> None:
     import torch
 
-    from prefdag.artifacts import read_json
-    from prefdag.dpo.session import train_stage
     from prefdag.image import model as resnet
-    from prefdag.image.classify import classification
+    from prefdag.image.classification_task import classification_task
     from prefdag.image.data import Augmentation, load_splits
+    from prefdag.runtime.artifacts import read_json
+    from prefdag.train.session import Output, train_stage
+    from prefdag.train.task import Tasks
 
     config = resnet_warmup
     splits = load_splits(IMAGES, PAIRS)
@@ -35,17 +36,9 @@ def main(resnet_warmup: ResnetWarmup) -> None:
     if read_json(BASE / "base.json")["arch"] is not None:
         resnet.warm_start(model, BASE / "model.safetensors")
     augment = Augmentation(config.max_shift, config.flip, config.seed)
-    train_stage(
-        "resnet_warmup",
-        {"resnet_warmup": config},
-        model,
-        classification(splits["train"], augment),
-        classification(splits["val"], augment),
-        config.training,
-        config.seed,
-        REFERENCE,
-        lambda folder: resnet.save(model, architecture, folder),
-    )
+    tasks = Tasks(*(classification_task(splits[name], augment) for name in ("train", "val")))
+    output = Output(REFERENCE, lambda folder: resnet.save(model, architecture, folder))
+    train_stage(model, tasks, config.training, config.seed, output)
 
 
 if __name__ == "__main__":

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from prefdag.artifacts import scratch, write_json, writing
-from prefdag.config import ValidateImages
-from prefdag.data.image_rows import COPIES, class_rows, image_rows, images_summary
-from prefdag.data.images import read_images, select, write_images
+from prefdag.config.validate_images import ValidateImages
+from prefdag.gate.image_rows import COPIES, class_rows, image_rows, images_summary
+from prefdag.images.reading import read_images, select, write_images
+from prefdag.runtime.artifacts import scratch, write_json, writing
 from prefdag.stage import stage
 
 RAW = Path("data/raw/images")
@@ -17,8 +17,8 @@ REPORT = Path("reports/validation/images")
 
 @stage
 def main(validate_images: ValidateImages) -> None:
-    from prefdag.data.checks import Table, check, refuse  # seconds of import, not for --help
-    from prefdag.data.image_expectations import classes_table, images_table
+    from prefdag.gate.checks import Table, check, refuse
+    from prefdag.gate.image_expectations import classes_table, images_table
 
     data = read_images(RAW, validate_images.format)
     rows, noise = image_rows(data, validate_images.similarity, validate_images.min_judge_accuracy)

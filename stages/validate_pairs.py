@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from prefdag.artifacts import scratch, write_json, writing
-from prefdag.config import ValidatePairs
-from prefdag.data.contamination import contamination
-from prefdag.data.evals import read_eval_sets
-from prefdag.data.schema import read_pairs, write_pairs
+from prefdag.config.validate_pairs import ValidatePairs
+from prefdag.gate.contamination import contamination
+from prefdag.pairs.eval_sets import read_eval_sets
+from prefdag.pairs.schema import read_pairs, write_pairs
+from prefdag.runtime.artifacts import scratch, write_json, writing
 from prefdag.stage import stage
 
 RAW = Path("data/raw/pairs")
@@ -18,10 +18,10 @@ REPORT = Path("reports/validation/pairs")
 @stage
 def main(validate_pairs: ValidatePairs) -> None:
     # Seconds of import, not for --help.
-    from prefdag.data.annotators import agreed
-    from prefdag.data.checks import check, refuse
-    from prefdag.data.measures import measures, summary
-    from prefdag.data.pair_expectations import pairs_table, shares_table
+    from prefdag.gate.checks import check, refuse
+    from prefdag.gate.measures import measures, summary
+    from prefdag.gate.pair_expectations import pairs_table, shares_table
+    from prefdag.pairs.annotators import agreed
 
     read = read_pairs(RAW, validate_pairs.format)
     pairs, merged = agreed(read)

@@ -13,11 +13,12 @@ from test_chat import write_model as write_tokenizer
 from tiny_models import ADAPTERS, disturb, with_adapter
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from prefdag.artifacts import write_json
-from prefdag.config import read_yaml
-from prefdag.data.chat import ChatTokenizer
 from prefdag.image import model as resnet
+from prefdag.pairs.tokenizer import ChatTokenizer
+from prefdag.runtime.artifacts import write_json
+from prefdag.runtime.yaml import read_yaml
 from prefdag.text import model as lm
+from prefdag.text import trainable
 
 ROOT = Path(__file__).parents[1]
 SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -59,7 +60,7 @@ def write_policy(reference: Path, adapter: str, folder: Path) -> lm.Policy:
     policy = with_adapter(reference, ADAPTERS[adapter])
     disturb(policy)
     folder.mkdir(parents=True)
-    lm.save_policy(policy, folder, reference)
+    trainable.save_policy(policy, folder, reference)
     return policy
 
 

@@ -2,7 +2,8 @@
 
 import pandas as pd
 
-from prefdag.text import answers, judge
+from prefdag.text.evaluation import judge
+from prefdag.text.generation import answers
 
 EOS = 0
 

@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prefdag.config import Constraint, LossName, LossOptions
+from prefdag.config.constraints import Constraint
+from prefdag.config.loss import LossName
+from prefdag.config.loss_options import LossOptions
 from prefdag.dpo.preference import Preference, Scores
 
 ALL_OF_MARGIN = {"reduction", "reference_free", "f_divergence", "f_alpha", "ld_alpha", "wpo"}

@@ -9,24 +9,25 @@ from typing import Any
 import pytest
 from torch import nn
 
-from prefdag.config import LossName, LossOptions
-from prefdag.dpo import session
-from prefdag.dpo.checkpoint import Checkpoints
-from prefdag.dpo.passes import Outcome, Said, Task
+from prefdag.config.loss import LossName
+from prefdag.config.loss_options import LossOptions
 from prefdag.dpo.preference import Preference
-from prefdag.dpo.trainer import Companion, History, fit
+from prefdag.train import session
+from prefdag.train.checkpoint import Checkpoints
+from prefdag.train.loop import History, fit
+from prefdag.train.task import LossAndMetrics, ModelOutputs, Task
 
-Objective = Callable[[nn.Module, Sequence[int], int | None], Outcome]
+Objective = Callable[[nn.Module, Sequence[int], int | None], LossAndMetrics]
 
 
 def task_of(objective: Objective, weights: Sequence[float], ids: Sequence[str]) -> Task:
     """A task whose losses and metrics are made in one place."""
 
-    def score(model: nn.Module, rows: Sequence[int], epoch: int | None) -> Said:
+    def score(model: nn.Module, rows: Sequence[int], epoch: int | None) -> ModelOutputs:
         losses, metrics = objective(model, rows, epoch)
         return {"losses": losses, **metrics}
 
-    def loss(said: Said) -> Outcome:
+    def loss(said: ModelOutputs) -> LossAndMetrics:
         return said["losses"], {name: value for name, value in said.items() if name != "losses"}
 
     return Task(score, loss, weights, ids)
@@ -55,13 +56,13 @@ def without_tracking(monkeypatch: pytest.MonkeyPatch, checkpoints: Path) -> list
     def stage_run(*_: Any) -> Any:
         yield SimpleNamespace(log=lambda step, metrics: None)
 
-    def fitted(model: nn.Module, *args: Any, companions: Sequence[Companion] = (), **kwargs: Any) -> History:
-        results.append((fit(model, *args, companions=companions, **kwargs), model))
+    def fitted(model: nn.Module, *args: Any, **kwargs: Any) -> History:
+        results.append((fit(model, *args, **kwargs), model))
         return results[-1][0]
 
-    monkeypatch.setattr(session.tracking, "stage_run", stage_run)
+    monkeypatch.setattr(session.runs, "stage_run", stage_run)
     monkeypatch.setattr(session, "fit", fitted)
-    monkeypatch.setattr(Checkpoints, "of_stage", classmethod(lambda cls, stage, **params: cls(checkpoints)))
+    monkeypatch.setattr(Checkpoints, "of_stage", classmethod(lambda cls, stage, params: cls(checkpoints)))
     return results
 
 

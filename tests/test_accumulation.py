@@ -15,11 +15,12 @@ from tasks import preference_of
 from tiny_models import disturb, random_groups, training, with_lora, write_model
 from torch import Tensor, nn
 
-from prefdag.config import Constraint
+from prefdag.config.constraints import Constraint
 from prefdag.dpo.losses import LOSSES
-from prefdag.dpo.passes import Said, Task, run
 from prefdag.dpo.preference import Preference
-from prefdag.text.logps import Pair, score_all_pairs, score_pairs
+from prefdag.text.scoring.logps import Pair, score_all_pairs, score_pairs
+from prefdag.train.step import forward_backward
+from prefdag.train.task import ModelOutputs, Task
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -54,7 +55,7 @@ def task_for(policy: nn.Module) -> Any:
     def make(preference: Preference, dropout: bool = False) -> Task:
         soft = not any(LOSSES[name].sorts for name in preference.terms)
 
-        def score(model: nn.Module, rows: Sequence[int], epoch: int | None) -> Said:
+        def score(model: nn.Module, rows: Sequence[int], epoch: int | None) -> ModelOutputs:
             found = score_pairs(model, [pairs[i] for i in rows], confidence=True)
             found |= {f"ref_{name}": values[list(rows)].to(found["chosen"]) for name, values in reference.items()}
             if soft:
@@ -69,7 +70,7 @@ def task_for(policy: nn.Module) -> Any:
 def step(policy: nn.Module, task: Task, micro_batch_size: int) -> tuple[Mapping[str, float], dict[str, Tensor]]:
     policy.zero_grad()
     config = training(batch_size=N, micro_batch_size=micro_batch_size)
-    metrics = run(Accelerator(), policy, task, range(N), 0, config, where="here", backward=True)
+    metrics = forward_backward(Accelerator(), policy, task, range(N), 0, config, where="here", backward=True)
     return metrics, {name: p.grad.clone() for name, p in policy.named_parameters() if p.grad is not None}
 
 
@@ -108,16 +109,16 @@ def test_random_numbers_are_the_same_in_both_passes_of_a_joint_loss(tmp_path: Pa
     pairs = [Pair(g.prompt, *g.responses) for g in random_groups(4)]
     seen: list[Tensor] = []
 
-    def score(model: nn.Module, rows: Sequence[int], epoch: int | None) -> Said:
+    def score(model: nn.Module, rows: Sequence[int], epoch: int | None) -> ModelOutputs:
         found = score_pairs(model, [pairs[i] for i in rows])
         seen.append(found["chosen"].detach().clone())
         return found
 
-    def squares(said: Said) -> tuple[Tensor, Mapping[str, Tensor]]:
+    def squares(said: ModelOutputs) -> tuple[Tensor, Mapping[str, Tensor]]:
         return (said["chosen"] - said["chosen"].mean()) ** 2, {}
 
     task = Task(score, squares, [1.0] * 4, list("abcd"), jointly=True)
     config = training(batch_size=4, micro_batch_size=1)
-    run(Accelerator(), model, task, range(4), 0, config, where="here", backward=True)
+    forward_backward(Accelerator(), model, task, range(4), 0, config, where="here", backward=True)
     assert torch.equal(torch.cat(seen[:4]), torch.cat(seen[4:]))
     assert not torch.equal(seen[0], score(model, [0], 0)["chosen"])  # there is dropout

@@ -17,7 +17,7 @@ import torch
 from naive_losses import preference
 from torch import Tensor
 
-from prefdag.config import LossName
+from prefdag.config.loss import LossName
 from prefdag.dpo.preference import Scores
 
 pytest.importorskip("trl", reason="TRL is the peer that these tests compare with; it is in a lock of its own")

@@ -25,8 +25,13 @@ import pytest
 from ruamel.yaml import YAML
 from test_report import write_inputs
 
-from prefdag.config import Params, flatten, load_params
-from prefdag.report import card, examples, figure_files, page, words
+from prefdag.config.check import load_params
+from prefdag.config.params import Params
+from prefdag.report.page import card, figure_files
+from prefdag.report.page import phrases as words
+from prefdag.report.page import report_page as page
+from prefdag.report.text import examples
+from prefdag.runtime.yaml import flatten
 from stages import publish, report
 
 METRICS = publish.METRICS

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefdag.data.annotators import PRIOR, agreed, bradley_terry
-from prefdag.data.duplicates import copy_of
-from prefdag.data.schema import read_pairs
+from prefdag.gate.duplicates import copy_of
+from prefdag.pairs.annotators import PRIOR, agreed, bradley_terry
+from prefdag.pairs.schema import read_pairs
 
 
 def read(folder: Path, *rows: dict[str, Any]) -> pd.DataFrame:

@@ -11,11 +11,12 @@ from naive_answers import continuation
 from tiny_models import ADAPTERS, VOCABULARY, disturb, write_model
 from torch import nn
 
-from prefdag.config import Adapter
-from prefdag.intervals import paired_difference, proportion
-from prefdag.text import answers
+from prefdag.config.adapter import Adapter
+from prefdag.stats.intervals import paired_difference, proportion
 from prefdag.text import model as lm
-from prefdag.text.decoding import GumbelNoise, continuations, sampler
+from prefdag.text import trainable
+from prefdag.text.generation import answers
+from prefdag.text.generation.decoding import GumbelNoise, continuations, sampler
 
 EOS = 0
 PROMPTS = [[5, 9, 3], [7], [11, 4, 8, 2, 6, 13], [7, 7], [1, 2, 3, 4, 5, 6, 7, 8, 9], [20, 30]]
@@ -59,7 +60,7 @@ def test_greedy_answers_are_those_of_chat(model: nn.Module) -> None:
 @pytest.mark.parametrize("config", ADAPTERS.values(), ids=ADAPTERS)
 def test_a_policy_answers_by_the_batch_as_alone(config: Adapter, tmp_path: Path) -> None:
     folder = write_model(tmp_path / "llama", "llama")
-    policy = lm.add_adapter(lm.load(folder, packed=False), config, 0, "dpo_text.adapter")
+    policy = trainable.add_adapter(lm.load(folder, packed=False), config, 0, "dpo_text.adapter")
     disturb(policy)
     policy.double()
     for sampling in (None, (1.0, 1.0)):

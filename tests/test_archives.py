@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefdag.data import archives
-from prefdag.data.archives import tar_members, unpacked
-from prefdag.data.records import read_records
-from prefdag.errors import DataError
+from prefdag.pairs.records import read_records
+from prefdag.runtime.errors import DataError
+from prefdag.sources import archives
+from prefdag.sources.archives import tar_members, unpacked
 
 Member = tuple[tarfile.TarInfo, bytes]
 

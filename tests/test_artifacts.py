@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from prefdag import artifacts
-from prefdag.artifacts import sha256, writing
+from prefdag.runtime import artifacts
+from prefdag.runtime.artifacts import sha256, writing
 
 
 def test_a_block_that_raises_leaves_what_was_there(tmp_path: Path) -> None:

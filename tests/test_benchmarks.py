@@ -10,8 +10,8 @@ import pytest
 
 from benchmarks import bench_pipeline, page, paired
 from benchmarks.paired import Contender, run_rounds, summarise
-from prefdag.config import read_yaml
-from prefdag.errors import DataError, PrefdagError
+from prefdag.runtime.errors import DataError, PrefdagError
+from prefdag.runtime.yaml import read_yaml
 
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 # Speeds of three rounds on a machine that is half as fast in the second, and losses of two steps.

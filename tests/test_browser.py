@@ -12,9 +12,11 @@ import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 from test_report import N_TEST, write_inputs
 
-from prefdag.artifacts import write_json
-from prefdag.config import Params, load_params
-from prefdag.report import frontier, published
+from prefdag.config.check import load_params
+from prefdag.config.params import Params
+from prefdag.report.compare import frontier
+from prefdag.report.page import run_details as published
+from prefdag.runtime.artifacts import write_json
 from stages import report
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
-from prefdag.data.chat import CLOSE, OPEN, ChatTokenizer
-from prefdag.errors import DataError, ParamsError
+from prefdag.pairs.tokenizer import CLOSE, OPEN, ChatTokenizer
+from prefdag.runtime.errors import DataError, ParamsError
 
 BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
 CHATML = (

@@ -13,9 +13,9 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
-from chat_partners import byte_tokenizer, saying
+from chat_models import byte_tokenizer, saying
 
-from prefdag.chat.dialogue import Partners
+from prefdag.chat.dialogue import ChatModels
 from prefdag.chat.server import bind, make_app
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -50,7 +50,7 @@ def address(tmp_path: Path, held: threading.Event) -> Iterator[str]:
         return hostile(prompt_ids, listener, **options)
 
     listening = bind(0)
-    app = make_app(Partners({"reference": reference, "policy": echo}, tokenizer, 4000), 1000)
+    app = make_app(ChatModels({"reference": reference, "policy": echo}, tokenizer, 4000), 1000)
     server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off", ws="none"))
     thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
     thread.start()
@@ -231,15 +231,15 @@ def test_ctrl_c_ends_in_the_middle_of_an_answer(tmp_path: Path) -> None:
     script.write_text(
         "import sys, time\n"
         "from pathlib import Path\n"
-        "from chat_partners import byte_tokenizer\n"
-        "from prefdag.chat.dialogue import Partners\n"
+        "from chat_models import byte_tokenizer\n"
+        "from prefdag.chat.dialogue import ChatModels\n"
         "from prefdag.chat.server import bind, make_app, serve\n"
         "def deaf(prompt_ids, listener, **options):\n"
         "    listener('x')\n"
         "    print('busy', flush=True)\n"
         "    time.sleep(600)\n"
         "listening = bind(0)\n"
-        "app = make_app(Partners({'policy': deaf}, byte_tokenizer(Path(sys.argv[1])), None), 8)\n"
+        "app = make_app(ChatModels({'policy': deaf}, byte_tokenizer(Path(sys.argv[1])), None), 8)\n"
         "print(listening.getsockname()[1], flush=True)\n"
         "serve(app, listening)\n"
     )

@@ -16,14 +16,14 @@ from tasks import objective_of, task_of
 from tiny_models import random_groups, training, weights, with_lora, write_model
 from torch import Tensor, nn
 
-from prefdag.artifacts import sha256
-from prefdag.config import Momentum, StepDecay
-from prefdag.dpo import trainer
-from prefdag.dpo.checkpoint import KEEP, Checkpoints, TrainState
-from prefdag.dpo.interruption import Interrupted
-from prefdag.dpo.passes import Outcome, Task
-from prefdag.dpo.trainer import History, fit
-from prefdag.text.sft import imitation
+from prefdag.config.training import Momentum, StepDecay
+from prefdag.runtime.artifacts import sha256
+from prefdag.text.sft_task import sft_task
+from prefdag.train import loop as trainer
+from prefdag.train.checkpoint import KEEP, Checkpoints, TrainState
+from prefdag.train.interruption import Interrupted
+from prefdag.train.loop import History, fit
+from prefdag.train.task import LossAndMetrics, Task
 
 STEPS = 12
 CONFIG = training(
@@ -51,7 +51,7 @@ def classification() -> Task:
     generator = torch.Generator().manual_seed(0)
     images, labels = torch.randn(12, 1, 6, 6, generator=generator), torch.arange(12) % 3
 
-    def objective(model: nn.Module, rows: Sequence[int], epoch: int | None) -> Outcome:
+    def objective(model: nn.Module, rows: Sequence[int], epoch: int | None) -> LossAndMetrics:
         logits = model(images[list(rows)])
         right = (logits.argmax(1) == labels[list(rows)]).float()
         return F.cross_entropy(logits, labels[list(rows)], reduction="none"), {"accuracy": right}
@@ -142,7 +142,7 @@ def test_a_signal_ends_a_validation_at_once(tmp_path: Path, whole: Result) -> No
     task = classification()
     validations: list[int] = []
 
-    def objective(model: nn.Module, rows: Sequence[int], epoch: int | None) -> Outcome:
+    def objective(model: nn.Module, rows: Sequence[int], epoch: int | None) -> LossAndMetrics:
         if epoch is None:
             validations.append(len(validations))
             if len(validations) == 6:  # three passes of four rows each a validation: the second of them, before step 3
@@ -172,7 +172,7 @@ def test_a_resumed_run_does_only_what_is_left(tmp_path: Path) -> None:
     steps: list[int] = []
     task = classification()
 
-    def objective(model: nn.Module, rows: Sequence[int], epoch: int | None) -> Outcome:
+    def objective(model: nn.Module, rows: Sequence[int], epoch: int | None) -> LossAndMetrics:
         steps.extend([epoch] if epoch is not None else [])
         return objective_of(task)(model, rows, epoch)
 
@@ -196,7 +196,7 @@ def test_adapters_with_dropout_resume_exactly(tmp_path: Path, kind: str) -> None
     """Killed where no validation follows at once, which would hide a difference of mode (GPT-2 has dropout of its own)."""
     folder = write_model(tmp_path / kind, kind)
     groups = random_groups(12, 1)
-    task = imitation(groups, [f"row {i}" for i in range(12)])
+    task = sft_task(groups, [f"row {i}" for i in range(12)])
 
     def model() -> nn.Module:
         return with_lora(folder, dropout=0.2)

@@ -13,13 +13,13 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from prefdag.artifacts import read_json, sha256
-from prefdag.config import PairLevels, PairShares, ShareLevels, ValidatePairs
-from prefdag.data.checks import EXCERPT, SHOWN, Table, check
-from prefdag.data.contamination import COLUMNS
-from prefdag.data.pair_expectations import pairs_table
-from prefdag.data.schema import PAIRS, read_pairs
-from prefdag.errors import DataError
+from prefdag.config.validate_pairs import PairLevels, PairShares, ShareLevels, ValidatePairs
+from prefdag.gate.checks import EXCERPT, SHOWN, Table, check
+from prefdag.gate.contamination import COLUMNS
+from prefdag.gate.pair_expectations import pairs_table
+from prefdag.pairs.schema import PAIRS, read_pairs
+from prefdag.runtime.artifacts import read_json, sha256
+from prefdag.runtime.errors import DataError
 from stages import validate_pairs
 
 ROOT = Path(__file__).parents[1]

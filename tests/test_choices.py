@@ -22,12 +22,12 @@ from transformers import (
 )
 
 from benchmarks.lm_eval import hub_form, in_order
-from prefdag.data.chat import ChatTokenizer, positions
-from prefdag.data.evals import EvalRow, read_truthfulqa, read_winogrande
-from prefdag.errors import DataError
+from prefdag.pairs.eval_sets import EvalRow, read_truthfulqa, read_winogrande
+from prefdag.pairs.tokenizer import ChatTokenizer, positions
+from prefdag.runtime.errors import DataError
 from prefdag.text import model as lm
-from prefdag.text.choices import PRIMER, TASKS, answers
-from prefdag.text.logps import score
+from prefdag.text.evaluation.choices import PRIMER, TASKS, answers
+from prefdag.text.scoring.logps import score
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -7,14 +7,15 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
-from chat_partners import byte_tokenizer
+from chat_models import byte_tokenizer
 from typer.testing import CliRunner, Result
 
-from prefdag import profiles, tracking
 from prefdag.cli import app
-from prefdag.config import load_params
-from prefdag.errors import DataError, NumericError
-from prefdag.profiles import Change
+from prefdag.config.check import load_params
+from prefdag.project import profiles
+from prefdag.project.profiles import Change
+from prefdag.runtime.errors import DataError, NumericError
+from prefdag.tracking import runs as tracking
 
 ROOT = Path(__file__).parents[1]
 
@@ -94,13 +95,13 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     tokenizer = byte_tokenizer(tmp_path / "tokenizer")
     asked: list[Any] = []
 
-    class Models(NamedTuple):
+    class ReferenceAndPolicy(NamedTuple):
         reference: str
         policy: str
 
-    def load_duo(*arguments: Any) -> SimpleNamespace:
+    def load_to_generate(*arguments: Any) -> ReferenceAndPolicy:
         asked.append(arguments)
-        return SimpleNamespace(models=Models("[red]no[/red]", "yes, \x1b[2J\u202e"), tokenizer=tokenizer)
+        return ReferenceAndPolicy("[red]no[/red]", "yes, \x1b[2J\u202e")
 
     def stream(model: str, _: Any, prompt_ids: list[int], listener: Any, **options: Any) -> tuple[int, bool]:
         asked.append((tokenizer.decode(prompt_ids), options))
@@ -110,8 +111,9 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
             listener(piece)
         return len(model), True
 
-    monkeypatch.setitem(sys.modules, "prefdag.text.duo", SimpleNamespace(load_duo=load_duo))  # type: ignore[arg-type]
-    monkeypatch.setitem(sys.modules, "prefdag.text.stream", SimpleNamespace(stream=stream))  # type: ignore[arg-type]
+    monkeypatch.setattr("prefdag.pairs.tokenizer.ChatTokenizer", lambda *_: tokenizer)
+    monkeypatch.setitem(sys.modules, "prefdag.text.model", SimpleNamespace(load_to_generate=load_to_generate))  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "prefdag.text.generation.stream", SimpleNamespace(stream=stream))  # type: ignore[arg-type]
     return asked
 
 

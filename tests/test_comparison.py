@@ -22,16 +22,16 @@ from test_report import HOSTILE, Page, history
 from typer.testing import CliRunner
 
 from prefdag.cli import app
-from prefdag.config import flatten
-from prefdag.dpo.rewards import reward_metrics
-from prefdag.errors import DataError
 from prefdag.image import evaluate
-from prefdag.report import comparison, differences, experiments
-from prefdag.report.experiments import Experiment, Files
-from prefdag.report.results import Run
-from prefdag.text.choices import truthfulqa_metrics, winogrande_metrics
-from prefdag.text.evaluate import set_metrics
-from prefdag.text.packing import Group
+from prefdag.report.compare import comparison, differences, experiments
+from prefdag.report.compare.experiments import Experiment, Files
+from prefdag.report.page.results import Run
+from prefdag.runtime.errors import DataError
+from prefdag.runtime.yaml import flatten
+from prefdag.stats.rewards import reward_metrics
+from prefdag.text.evaluation.choices import truthfulqa_metrics, winogrande_metrics
+from prefdag.text.evaluation.metrics import set_metrics
+from prefdag.text.scoring.packing import Group
 
 ROOT = Path(__file__).parents[1]
 IDS = [f"{i:016x}" for i in range(40)]

@@ -11,8 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefdag.config import Params, check_params, flatten, load_params, read_yaml
-from prefdag.errors import ParamsError
+from prefdag.config.check import check_params, load_params
+from prefdag.config.params import Params
+from prefdag.runtime.errors import ParamsError
+from prefdag.runtime.yaml import flatten, read_yaml
 
 PARAMS = Path(__file__).parents[1] / "params.yaml"
 TREE = read_yaml(PARAMS)

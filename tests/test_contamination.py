@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefdag.data.contamination import CHUNK, RUN, contamination
-from prefdag.data.evals import EvalRow, read_eval_sets
-from prefdag.data.schema import read_pairs
-from prefdag.data.wording import words
+from prefdag.gate.contamination import CHUNK, RUN, contamination
+from prefdag.pairs.eval_sets import EvalRow, read_eval_sets
+from prefdag.pairs.ngrams import words
+from prefdag.pairs.schema import read_pairs
 
 REAL = Path(__file__).parents[2] / "shared" / "data"
 needs_real_data = pytest.mark.skipif(not REAL.is_dir(), reason="the real data are not beside this repository")

@@ -22,8 +22,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from prefdag.artifacts import read_json, sha256, write_json
-from prefdag.errors import DataError
+from prefdag.runtime.artifacts import read_json, sha256, write_json
+from prefdag.runtime.errors import DataError
 from prefdag.text.convert import convert
 
 TOKENS = ["<|endoftext|>", "<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet()), "ab"]

@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from prefdag.config import Params, read_yaml
+from prefdag.config.params import Params
+from prefdag.runtime.yaml import read_yaml
 
 ROOT = Path(__file__).parents[1]
 STAGES = sorted(path.stem for path in (ROOT / "stages").glob("*.py") if path.stem != "__init__")
@@ -169,12 +170,12 @@ def project(tmp_path: Path) -> Path:
             def main(beta, page):
                 from prefdag.report import page
             """,
-        "prefdag/report/page.py": "import prefdag.errors\nfrom prefdag.report.parts import NAME",
+        "prefdag/report/page/report_page.py": "import prefdag.errors\nfrom prefdag.report.parts import NAME",
         "prefdag/report/parts.py": 'NAME = "page.html.jinja"',
         "prefdag/report/page.html.jinja": "",
         "prefdag/report/unused.py": "",
         "prefdag/report/unused.css": "",
-        "prefdag/errors.py": "",
+        "prefdag/runtime/errors.py": "",
     }
     for name, text in files.items():
         path = tmp_path / name
@@ -186,7 +187,12 @@ def project(tmp_path: Path) -> Path:
 RIGHT = {
     "cmd": "python -m stages.page",
     "deps": [
-        *("stages/page.py", "prefdag/errors.py", "prefdag/report/page.py", "prefdag/report/parts.py"),
+        *(
+            "stages/page.py",
+            "prefdag/runtime/errors.py",
+            "prefdag/report/page/report_page.py",
+            "prefdag/report/parts.py",
+        ),
         *("prefdag/report/page.html.jinja", "data/rows"),
     ],
     "params": ["beta", "page"],
@@ -198,14 +204,14 @@ RIGHT = {
     ("change", "expected"),
     [
         ({}, []),
-        ({"deps": ["stages/page.py", "prefdag/errors.py", "prefdag/report", "data/rows"]}, []),
+        ({"deps": ["stages/page.py", "prefdag/runtime/errors.py", "prefdag/report", "data/rows"]}, []),
         ({"cmd": "python stages/page.py"}, ["cmd: make it `python -m stages.page`"]),
         (
-            {"deps": ["stages/page.py", "prefdag/report/page.py", "prefdag/report/unused.py", "data/rows"]},
+            {"deps": ["stages/page.py", "prefdag/report/page/report_page.py", "prefdag/report/unused.py", "data/rows"]},
             [
-                "deps: add prefdag/errors.py (used by prefdag/report/page.py)",
+                "deps: add prefdag/runtime/errors.py (used by prefdag/report/page/report_page.py)",
                 "deps: add prefdag/report/page.html.jinja (used by prefdag/report/parts.py)",
-                "deps: add prefdag/report/parts.py (used by prefdag/report/page.py)",
+                "deps: add prefdag/report/parts.py (used by prefdag/report/page/report_page.py)",
                 "deps: remove prefdag/report/unused.py (not imported)",
             ],
         ),
@@ -262,19 +268,19 @@ def test_imports_run_one_way() -> None:
 @pytest.mark.parametrize(
     ("importer", "imported", "allowed"),
     [
-        ("stages/dpo_text.py", "prefdag/text/logps.py", True),
+        ("stages/dpo_text.py", "prefdag/text/scoring/logps.py", True),
         ("stages/dpo_text.py", "stages/dpo_image.py", False),
-        ("prefdag/text/logps.py", "prefdag/dpo/losses.py", True),
-        ("prefdag/text/logps.py", "prefdag/image/model.py", False),
+        ("prefdag/text/scoring/logps.py", "prefdag/dpo/losses.py", True),
+        ("prefdag/text/scoring/logps.py", "prefdag/image/model.py", False),
         ("prefdag/export/text.py", "prefdag/text/model.py", True),
         ("prefdag/text/model.py", "prefdag/export/text.py", False),
-        ("prefdag/dpo/losses.py", "prefdag/dpo/trainer.py", True),
-        ("prefdag/dpo/losses.py", "prefdag/text/logps.py", False),
-        ("prefdag/dpo/losses.py", "prefdag/data/pairs.py", False),
-        ("prefdag/config.py", "prefdag/errors.py", True),
+        ("prefdag/dpo/losses.py", "prefdag/train/loop.py", True),
+        ("prefdag/dpo/losses.py", "prefdag/text/scoring/logps.py", False),
+        ("prefdag/dpo/losses.py", "prefdag/pairs/formatting.py", False),
+        ("prefdag/config.py", "prefdag/runtime/errors.py", True),
         ("prefdag/config.py", "prefdag/dpo/losses.py", False),
         ("prefdag/audio/logps.py", "prefdag/dpo/losses.py", True),
-        ("prefdag/audio/logps.py", "prefdag/text/logps.py", False),
+        ("prefdag/audio/logps.py", "prefdag/text/scoring/logps.py", False),
     ],
 )
 def test_the_import_rule(importer: str, imported: str, allowed: bool) -> None:

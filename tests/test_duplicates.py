@@ -6,8 +6,8 @@ import pandas as pd
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefdag.data.duplicates import conflict_with, copy_of, near_copy_of
-from prefdag.data.wording import normalised, runs
+from prefdag.gate.duplicates import conflict_with, copy_of, near_copy_of
+from prefdag.pairs.ngrams import normalised, runs
 
 
 def frame(*rows: tuple[str, str | None, str | None, float]) -> pd.DataFrame:

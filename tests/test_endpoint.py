@@ -14,11 +14,13 @@ import pandas as pd
 import pytest
 from judging import contests_of
 
-from prefdag.artifacts import write_json
-from prefdag.config import EndpointJudge, LossOptions, load_params
-from prefdag.errors import ParamsError, SourceError
-from prefdag.text import endpoint, judge
-from prefdag.text.endpoint import Endpoint
+from prefdag.config.check import load_params
+from prefdag.config.judge_text import EndpointJudge
+from prefdag.config.loss_options import LossOptions
+from prefdag.runtime.artifacts import write_json
+from prefdag.runtime.errors import ParamsError, SourceError
+from prefdag.text.evaluation import endpoint, judge
+from prefdag.text.evaluation.endpoint import Endpoint
 from stages import judge_text
 
 CANARY = "sk-canary-0123456789"
@@ -251,7 +253,7 @@ def test_the_stage_writes_what_was_judged_and_the_key_is_nowhere(
     monkeypatch.setenv("NETRC", ".netrc")
     caplog.set_level(logging.DEBUG)
     keys = {"id": ["p0", "p1"], "decoding": "greedy", "prompt": "Hi"}
-    from prefdag.text import answers
+    from prefdag.text.generation import answers
 
     sides = {"reference": ["a stone", "b"], "policy": ["a rose", "c"]}
     table = pd.concat(

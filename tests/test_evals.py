@@ -8,17 +8,10 @@ import pandas as pd
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from prefdag.data.chat import ChatTokenizer
-from prefdag.data.evals import (
-    EvalRow,
-    read_eval_sets,
-    read_preferences,
-    read_truthfulqa,
-    read_winogrande,
-    spoken,
-)
-from prefdag.errors import DataError
-from prefdag.text.eval_rows import encode_row
+from prefdag.pairs.eval_sets import EvalRow, read_eval_sets, read_preferences, read_truthfulqa, read_winogrande, spoken
+from prefdag.pairs.tokenizer import ChatTokenizer
+from prefdag.runtime.errors import DataError
+from prefdag.text.evaluation.eval_rows import encode_row
 
 ROOT = Path(__file__).parents[1]
 REAL = ROOT.parent / "shared" / "data"

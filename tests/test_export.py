@@ -23,14 +23,14 @@ from test_chat import write_model as write_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
-from prefdag.artifacts import sha256
 from prefdag.cli import app
-from prefdag.config import load_params
-from prefdag.data.chat import ChatTokenizer
-from prefdag.errors import DataError, PrefdagError
+from prefdag.config.check import load_params
 from prefdag.export import compare, image, pipeline, text
 from prefdag.image import model as resnet
 from prefdag.image.data import normalise
+from prefdag.pairs.tokenizer import ChatTokenizer
+from prefdag.runtime.artifacts import sha256
+from prefdag.runtime.errors import DataError, PrefdagError
 from prefdag.text import model as lm
 
 pytestmark = pytest.mark.usefixtures("one_thread")

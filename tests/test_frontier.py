@@ -13,9 +13,9 @@ import pytest
 from typer.testing import CliRunner
 
 from prefdag.cli import app
-from prefdag.config import flatten
-from prefdag.errors import DataError
-from prefdag.report import frontier
+from prefdag.report.compare import frontier
+from prefdag.runtime.errors import DataError
+from prefdag.runtime.yaml import flatten
 
 ROOT = Path(__file__).parents[1]
 

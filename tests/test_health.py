@@ -12,11 +12,11 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from prefdag.artifacts import write_json
-from prefdag.config import FindingName, Health
-from prefdag.dpo import health
-from prefdag.dpo.health import Verdict, examine
-from prefdag.errors import NumericError
+from prefdag.config.health import FindingName, Health
+from prefdag.health import findings as health
+from prefdag.health.findings import Verdict, examine
+from prefdag.runtime.artifacts import write_json
+from prefdag.runtime.errors import NumericError
 
 CONFIG = Health(kl_budget=10.0, fail_on=[])
 NAMES = get_args(FindingName)

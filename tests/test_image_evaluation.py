@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefdag.image import evaluate
-from prefdag.intervals import paired_difference, proportion
+from prefdag.stats.intervals import paired_difference, proportion
 
 # Six images of a cat, a dog and an owl (no fish is in the test split), and what each model takes them for.
 CLASSES = ["cat", "dog", "fish", "owl"]

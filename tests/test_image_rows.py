@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from prefdag.data.image_rows import class_rows, conflict_with, correlation, perceptual_groups
+from prefdag.gate.image_rows import class_rows, conflict_with, correlation, perceptual_groups
 
 
 def photographs(n: int) -> np.ndarray:

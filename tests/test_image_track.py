@@ -16,16 +16,21 @@ from tiny_models import training, weights
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
-from prefdag.artifacts import read_json, sha256, write_json
-from prefdag.config import Constraint, DpoImage, Health, LossOptions, Reference, flatten
-from prefdag.dpo.checkpoint import Checkpoints
-from prefdag.dpo.trainer import History
-from prefdag.errors import DataError, NumericError, ParamsError
+from prefdag.config.constraints import Constraint
+from prefdag.config.dpo_image import DpoImage
+from prefdag.config.health import Health
+from prefdag.config.loss_options import LossOptions
+from prefdag.config.reference import Reference
 from prefdag.image import evaluate
 from prefdag.image import model as resnet
 from prefdag.image.classify import class_logps, classification, predict, reference_logps, view
 from prefdag.image.data import Augmentation, ImagePairs, load_splits, normalise
-from prefdag.report.results import read_csv
+from prefdag.report.page.results import read_csv
+from prefdag.runtime.artifacts import read_json, sha256, write_json
+from prefdag.runtime.errors import DataError, NumericError, ParamsError
+from prefdag.runtime.yaml import flatten
+from prefdag.train.checkpoint import Checkpoints
+from prefdag.train.loop import History
 from stages import control_image, dpo_image, evaluate_image
 
 SMALL = resnet.Architecture(arch="resnet18", stem="imagenet", dropout=0.2, channels=1, classes=4)

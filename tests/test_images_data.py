@@ -14,8 +14,8 @@ from image_files import CIFAR10_TARS, mnist_csv, picture, rng, tar, write
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from prefdag.data.images import CIFAR10, DIGITS, Images, read_images, write_images
-from prefdag.errors import DataError
+from prefdag.images.reading import CIFAR10, DIGITS, Images, read_images, write_images
+from prefdag.runtime.errors import DataError
 
 
 def test_mnist_csv(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import optimize, stats
 
-from prefdag.intervals import mean, paired_difference, proportion, ratio_difference, share, weighted
+from prefdag.stats.intervals import mean, paired_difference, proportion, ratio_difference, share, weighted
 
 
 @given(n=st.integers(1, 10_000), share=st.floats(0, 1))

@@ -15,14 +15,14 @@ from tiny_models import disturb, with_lora, write_model
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
-from prefdag.artifacts import sha256
-from prefdag.config import PathSource
-from prefdag.errors import DataError, ParamsError, PrefdagError, SourceError
-from prefdag.intervals import paired_difference
-from prefdag.text import judge
+from prefdag.config.sources import PathSource
+from prefdag.runtime.artifacts import sha256
+from prefdag.runtime.errors import DataError, ParamsError, PrefdagError, SourceError
+from prefdag.stats.intervals import paired_difference
 from prefdag.text import model as lm
-from prefdag.text.logps import score
-from prefdag.text.packing import Group
+from prefdag.text.evaluation import judge
+from prefdag.text.scoring.logps import score
+from prefdag.text.scoring.packing import Group
 
 TEMPLATE = "{% for m in messages %}{{ m['role'] }} {{ m['content'] }} </s> {% endfor %}"
 WORDS = ["</s>", "<unk>", "user", "assistant", "Say", "good", "bad", "p0", "p1", "p2", "a", "b"]
@@ -98,7 +98,7 @@ def test_implicit_rewards_are_beta_times_the_log_ratio(tmp_path: Path) -> None:
     folder = write_model(tmp_path / "llama", "llama")
     policy = with_lora(folder)
     disturb(policy)
-    both = lm.Models(lm.Unadapted(policy), policy)
+    both = lm.ReferenceAndPolicy(lm.Unadapted(policy), policy)
     pairs = contests_of([("ab", "c"), ("d", "efg"), ("hh", "hh")])
     found = judge.implicit(pairs, both, preference_of("sigmoid", beta=0.5), 40)
     mean = judge.implicit(pairs, both, preference_of("sigmoid", beta=0.5, reduction="mean"), 40)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefdag.data.label_noise import confident_learning, label_noise, neighbour_probabilities
+from prefdag.images.label_noise import confident_learning, label_noise, neighbour_probabilities
 
 
 def separable(n_classes: int = 5, of_each: int = 200) -> tuple[np.ndarray, np.ndarray]:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from transformers.models.cohere import modeling_cohere
 from transformers.pytorch_utils import Conv1D
 
-from prefdag.text import vocabulary
-from prefdag.text.layers import Linear, TransposedLinear, speed_up, speed_up_adapters, speed_up_rotation
+from prefdag.text.scoring import vocabulary
+from prefdag.text.scoring.layers import Linear, TransposedLinear, speed_up, speed_up_adapters, speed_up_rotation
 
 S, D, V = 23, 16, 50
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from naive_losses import double
 from torch import Tensor
 
-from prefdag.config import LossName
+from prefdag.config.loss import LossName
 from prefdag.dpo.losses import EXTRAS, LOSSES, f_score, log_odds
-from prefdag.dpo.rewards import reward_metrics
+from prefdag.stats.rewards import reward_metrics
 
 LOSS_NAMES: list[LossName] = list(get_args(LossName))
 OF_MARGIN: list[LossName] = ["sigmoid", "robust", "exo", "hinge", "ipo", "discopop"]

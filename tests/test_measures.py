@@ -7,9 +7,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from prefdag import intervals
-from prefdag.data.measures import ALL, ORIGINS, SAMPLE, kinds, measures, scripts
-from prefdag.data.schema import read_pairs
+from prefdag.gate.measures import ALL, ORIGINS, SAMPLE, kinds, measures, scripts
+from prefdag.pairs.schema import read_pairs
+from prefdag.stats import intervals
 
 
 def read(folder: Path, files: dict[str, list[dict[str, Any]]], row_format: str = "plain") -> pd.DataFrame:

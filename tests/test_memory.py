@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tiny_models import write_model, write_tokenizer
 
-from prefdag.config import read_yaml
+from prefdag.runtime.yaml import read_yaml
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")]
 
@@ -44,7 +44,7 @@ import psutil, torch
 from tiny_models import random_groups, training, with_lora
 from prefdag.dpo.checkpoint import Checkpoints
 from prefdag.dpo.trainer import fit
-from prefdag.text.sft import imitation
+from prefdag.text.sft_task import sft_task
 
 torch.set_num_threads(1)
 used, kept = {}, []
@@ -55,7 +55,7 @@ def log(step, metrics):
         kept.append(bytes(leak))
 
 groups = random_groups(100, 1)
-task = imitation(groups, [f"row {i}" for i in range(100)])
+task = sft_task(groups, [f"row {i}" for i in range(100)])
 config = training(epochs=20, batch_size=4, validate_every=100, checkpoint_every=50)
 fit(with_lora(Path(model)), task, task, config, seed=0, checkpoints=Checkpoints(Path("checkpoints")), log=log)
 assert len(used) == 500

@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from prefdag.config import LabelPairs
-from prefdag.data.image_pairs import label_pairs as pair_labels
+from prefdag.config.label_pairs import LabelPairs
 from prefdag.image import negatives
 from prefdag.image.classify import confidence, correct, kl, of_class, score_pairs
 from prefdag.image.data import Augmentation, ImagePairs
+from prefdag.images.label_pairs import label_pairs as pair_labels
 
 KINDS = ["random", "hard", "confusion"]
 

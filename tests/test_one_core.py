@@ -12,9 +12,9 @@ from prefdag.dpo.losses import LOSSES
 from prefdag.image.classify import class_logps
 from prefdag.image.classify import score_pairs as score_classes
 from prefdag.image.data import normalise
-from prefdag.text.logps import Pair
-from prefdag.text.logps import score_pairs as score_responses
-from prefdag.text.states import Route
+from prefdag.text.scoring.logps import Pair
+from prefdag.text.scoring.logps import score_pairs as score_responses
+from prefdag.text.scoring.states import Route
 
 N, K = 6, 5
 GENERATOR = torch.Generator().manual_seed(0)

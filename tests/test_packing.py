@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from prefdag.text import model as lm
-from prefdag.text.logps import Pair, response_logps, score_pairs
-from prefdag.text.packing import Group, Segment, batches, pack
+from prefdag.text.scoring.logps import Pair, response_logps, score_pairs
+from prefdag.text.scoring.packing import Group, Segment, batches, pack
 
 
 def naive(model: nn.Module, groups: list[Group]) -> Tensor:

@@ -16,12 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from prefdag.config import FormatPairs
-from prefdag.data import pairs
-from prefdag.data.chat import ChatTokenizer
-from prefdag.data.pairs import PAIRS_SCHEMA, Formatted, format_pairs
-from prefdag.data.splits import SPLITS, Keys, digest, group_rows, split_by_prompt
-from prefdag.errors import DataError, ParamsError
+from prefdag.config.format_pairs import FormatPairs
+from prefdag.pairs import formatting as pairs
+from prefdag.pairs.formatting import PAIRS_SCHEMA, Formatted, format_pairs
+from prefdag.pairs.splits import SPLITS, Keys, digest, group_rows, split_by_prompt
+from prefdag.pairs.tokenizer import ChatTokenizer
+from prefdag.runtime.errors import DataError, ParamsError
 
 FORMAT = FormatPairs(
     template="instruction",

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from prefdag.config import read_yaml
+from prefdag.runtime.yaml import read_yaml
 
 ROOT = Path(__file__).parents[1]
 TEMPLATES = sorted((ROOT / ".dvc" / "plots").glob("*.json"))

@@ -10,11 +10,11 @@ import pytest
 import torch
 from test_convert import model_folder
 
-from prefdag.artifacts import read_json, write_json
-from prefdag.data.images import read_images
-from prefdag.data.records import read_records
-from prefdag.errors import PrefdagError
 from prefdag.image.model import weights_in
+from prefdag.images.reading import read_images
+from prefdag.pairs.records import read_records
+from prefdag.runtime.artifacts import read_json, write_json
+from prefdag.runtime.errors import PrefdagError
 from prefdag.text.convert import convert
 
 

@@ -13,14 +13,14 @@ from tiny_models import ADAPTERS, TARGETS, disturb, lora, random_groups, with_ad
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from prefdag.artifacts import sha256
-from prefdag.config import Full, Prefix
-from prefdag.errors import DataError, ParamsError
+from prefdag.config.adapter import Full, Prefix
+from prefdag.runtime.artifacts import sha256
+from prefdag.runtime.errors import DataError, ParamsError
 from prefdag.text import model as lm
-from prefdag.text.duo import load_duo
-from prefdag.text.logps import response_logps
-from prefdag.text.packing import Group, pack
-from prefdag.text.states import head, response_states
+from prefdag.text import trainable
+from prefdag.text.scoring.logps import response_logps
+from prefdag.text.scoring.packing import Group, pack
+from prefdag.text.scoring.states import head, response_states
 
 GROUPS = random_groups(6, responses=None)
 PACKED = pack(GROUPS)
@@ -54,7 +54,7 @@ def differ(found: Tensor, other: Tensor) -> None:
 
 def save(policy: lm.Policy, folder: Path, reference: Path) -> Path:
     folder.mkdir()
-    lm.save_policy(policy, folder, reference)
+    trainable.save_policy(policy, folder, reference)
     return folder
 
 
@@ -142,7 +142,7 @@ def test_auto_says_which_modules_there_are_where_it_knows_none(folders: dict[str
     model.config.model_type = "newest"
     line = r"params.yaml: sft_ref.adapter.target_modules: auto knows no newest models; .*\['c_attn', 'c_fc', 'c_proj'\]"
     with pytest.raises(ParamsError, match=line):
-        lm.add_adapter(model, lora(), 0, "sft_ref.adapter")
+        trainable.add_adapter(model, lora(), 0, "sft_ref.adapter")
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_qlora_says_what_is_missing(
         importlib.util, "find_spec", lambda n, p=None: package or None if n == "bitsandbytes" else find(n, p)
     )
     with pytest.raises(ParamsError, match=f"^params.yaml: dpo_text.adapter.kind: {line}$"):
-        lm.load_for(folders[kind], lora(kind="qlora"), "dpo_text.adapter")
+        trainable.load_for(folders[kind], lora(kind="qlora"), "dpo_text.adapter")
 
 
 # Merged
@@ -178,7 +178,7 @@ def test_the_merged_weight_by_hand(kind: str, rslora: bool, scale: float, folder
             if "lora_" in name:
                 p.fill_(0.5 if "lora_A" in name else 0.25)
     base = dict(lm.load(folders[kind]).named_parameters())
-    for name, weight in lm.effective_tensors(policy).items():
+    for name, weight in trainable.effective_tensors(policy).items():
         close(weight - base[name], torch.full_like(weight, 0.5 * scale))
 
 
@@ -188,7 +188,7 @@ def test_under_dora_a_trained_vector_is_the_length_of_the_weights(kind: str, fol
     policy = with_adapter(folders[kind], lora(dora=True))
     disturb(policy)
     parameters = dict(policy.named_parameters())
-    for name, weight in lm.effective_tensors(policy).items():
+    for name, weight in trainable.effective_tensors(policy).items():
         m = parameters[f"base_model.model.{name.removesuffix('weight')}lora_magnitude_vector.default.weight"]
         close(weight.norm(dim=0 if kind == "gpt2" else 1), m.detach().abs())
 
@@ -201,7 +201,7 @@ def test_merged_equals_adapted_and_differs_from_base(
     policy = with_adapter(folders[kind], ADAPTERS[adapter])
     disturb(policy)
     adapted = logps(policy)
-    lm.save_merged(policy, tmp_path)
+    trainable.save_merged(policy, tmp_path)
     close(logps(lm.load(tmp_path)), adapted)
     differ(adapted, logps(lm.load(folders[kind])))
     assert torch.equal(logps(policy), adapted)  # it is not used up
@@ -216,7 +216,7 @@ def test_a_frozen_copy_stands_still_until_it_is_told(kind: str, adapter: str, fo
     policy = with_adapter(folders[kind], ADAPTERS[adapter])
     frozen_weights = {name: p.detach().clone() for name, p in policy.named_parameters() if not p.requires_grad}
     fresh = logps(policy)
-    copy = lm.frozen_copy(policy)
+    copy = trainable.frozen_copy(policy)
     close(logps(copy), fresh)
     assert not any(p.requires_grad or module.training for module in copy.modules() for p in module.parameters())
 
@@ -225,7 +225,7 @@ def test_a_frozen_copy_stands_still_until_it_is_told(kind: str, adapter: str, fo
     close(logps(copy), fresh)
 
     own = dict(copy.named_parameters())
-    for name, tensor in lm.effective_tensors(policy).items():
+    for name, tensor in trainable.effective_tensors(policy).items():
         own[name].copy_(tensor)
     close(logps(copy), logps(policy))
     parameters = dict(policy.named_parameters())
@@ -236,8 +236,8 @@ def test_a_frozen_copy_stands_still_until_it_is_told(kind: str, adapter: str, fo
 @each_adapter
 def test_a_frozen_copy_costs_what_can_differ(kind: str, adapter: str, folders: dict[str, Path]) -> None:
     policy = with_adapter(folders[kind], ADAPTERS[adapter])
-    copy = lm.frozen_copy(policy)
-    moving = lm.effective_tensors(policy)
+    copy = trainable.frozen_copy(policy)
+    moving = trainable.effective_tensors(policy)
     theirs = {t.data_ptr() for t in policy.parameters()}
     own = {name for name, p in copy.named_parameters() if p.data_ptr() not in theirs}
     assert own == set(moving)
@@ -249,7 +249,7 @@ def test_a_frozen_copy_costs_what_can_differ(kind: str, adapter: str, folders: d
 def test_the_untrained_model_is_there_during_training(kind: str, adapter: str, folders: dict[str, Path]) -> None:
     """Also between the policy's forward and backward pass, whose gradient it leaves as it is."""
     policy = with_adapter(folders[kind], ADAPTERS[adapter])
-    untrained = lm.untrained(policy)
+    untrained = trainable.untrained(policy)
     disturb(policy)
     trained = [p for p in policy.parameters() if p.requires_grad]
     expected = torch.autograd.grad(response_logps(policy, PACKED).sum(), trained)
@@ -362,4 +362,4 @@ def test_answers_are_the_most_probable_tokens_of_the_scoring_path(
 
 def test_what_was_not_made_yet_is_named(folders: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"policy: not found; `dvc repro` makes it"):
-        load_duo(folders["llama"], tmp_path / "policy", "chat")
+        lm.load_to_generate(folders["llama"], tmp_path / "policy")

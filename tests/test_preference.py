@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from naive_losses import TAKES, Pair, Response, double, preference, scores, smoothed
 from torch import Tensor
 
-from prefdag.config import Constraint, LossName
+from prefdag.config.constraints import Constraint
+from prefdag.config.loss import LossName
 from prefdag.dpo.preference import START_TOLERANCE, Preference, Scores, mirrored
-from prefdag.errors import DataError, NumericError, ParamsError
+from prefdag.runtime.errors import DataError, NumericError, ParamsError
 
 LOSS_NAMES = list(TAKES)
 OF_MARGIN: list[LossName] = ["sigmoid", "robust", "exo", "hinge", "ipo", "discopop"]

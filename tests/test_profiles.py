@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
-from prefdag import profiles
-from prefdag.config import load_params, read_yaml
-from prefdag.errors import ParamsError
+from prefdag.config.check import load_params
+from prefdag.project import profiles
+from prefdag.runtime.errors import ParamsError
+from prefdag.runtime.yaml import read_yaml
 
 ROOT = Path(__file__).parents[1]
 NAMES = sorted(path.stem for path in (ROOT / "profiles").glob("*.yaml"))

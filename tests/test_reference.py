@@ -11,11 +11,12 @@ from tasks import preference_of
 from tiny_models import training
 from torch import Tensor, nn
 
-from prefdag.config import Constraint, Reference
-from prefdag.dpo.checkpoint import Checkpoints
-from prefdag.dpo.passes import Said, Task
-from prefdag.dpo.reference import MovingReference, StandsStill, fingerprint
-from prefdag.dpo.trainer import History, fit
+from prefdag.config.constraints import Constraint
+from prefdag.config.reference import Reference
+from prefdag.dpo.reference import FrozenCheck, MovingReference, fingerprint
+from prefdag.train.checkpoint import Checkpoints
+from prefdag.train.loop import History, fit
+from prefdag.train.task import ModelOutputs, Task
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -102,7 +103,7 @@ def test_changes_that_cancel_in_a_sum_are_seen(dtype: torch.dtype, first: int) -
 
 def test_what_does_not_stand_still_is_counted() -> None:
     model = nn.BatchNorm1d(2)
-    watch = StandsStill(model.parameters(), model.buffers())
+    watch = FrozenCheck(model.parameters(), model.buffers())
     assert watch.metrics() == {"drift/reference": 0.0, "drift/buffers": 0.0}
     model(torch.randn(4, 2))  # in train mode: mean, variance and count
     assert watch.metrics() == {"drift/reference": 0.0, "drift/buffers": 3.0}
@@ -131,7 +132,7 @@ def run(
         chosen, rejected = model(PAIRS[list(rows)])[..., 0].unbind(1)
         return chosen, rejected
 
-    def score(model: nn.Module, rows: Sequence[int], epoch: int | None) -> Said:
+    def score(model: nn.Module, rows: Sequence[int], epoch: int | None) -> ModelOutputs:
         one = torch.ones(len(rows))
         names = ("chosen", "rejected", "ref_chosen", "ref_rejected", "chosen_tokens", "rejected_tokens")
         return dict(zip(names, (*said(model, rows), *said(reference.model, rows), one, one), strict=True))
@@ -145,7 +146,7 @@ def run(
         seed=0,
         checkpoints=Checkpoints(folder),
         log=log,
-        companions=[preference, reference],
+        hooks=[preference, reference],
     )
     return history, reference
 

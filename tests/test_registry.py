@@ -20,16 +20,17 @@ from naive_answers import continuation
 from test_chat import user
 from typer.testing import CliRunner
 
-from prefdag import delivery
-from prefdag.artifacts import read_json, sha256
 from prefdag.cli import app
-from prefdag.config import load_params
-from prefdag.errors import PrefdagError
+from prefdag.config.check import load_params
 from prefdag.export import registry
 from prefdag.image import model as resnet
 from prefdag.image.data import normalise
-from prefdag.publishing import publish
-from prefdag.text.duo import load_duo
+from prefdag.pairs.tokenizer import ChatTokenizer
+from prefdag.runtime.artifacts import read_json, sha256
+from prefdag.runtime.errors import PrefdagError
+from prefdag.text.model import load_to_generate
+from prefdag.tracking import delivery
+from prefdag.tracking.publishing import publish
 
 # Each is worked out on its own; one that a user types is text to the policy.
 QUESTIONS = ["hi", "him <|im_end|>", "a é"]
@@ -157,10 +158,11 @@ def answer(request: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 def greedy(question: str) -> tuple[str, int]:
     """The policy's own answer, and how many tokens the prompt has."""
-    duo = load_duo(Path("models/reference"), Path("models/dpo_text"), "chat")
-    prompt = duo.tokenizer.prompt(user(question)).ids
-    ids = continuation(duo.models.policy, prompt, TOKENS, duo.tokenizer.eos_id)
-    return duo.tokenizer.decode(ids), len(prompt)
+    models = load_to_generate(Path("models/reference"), Path("models/dpo_text"))
+    tokenizer = ChatTokenizer(Path("models/reference"), "chat")
+    prompt = tokenizer.prompt(user(question)).ids
+    ids = continuation(models.policy, prompt, TOKENS, tokenizer.eos_id)
+    return tokenizer.decode(ids), len(prompt)
 
 
 @pytest.mark.parametrize("question", QUESTIONS)

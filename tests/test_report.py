@@ -24,16 +24,23 @@ from PIL import Image
 from ruamel.yaml import YAML
 from safetensors.numpy import save_file
 
-from prefdag.artifacts import read_json, write_json
-from prefdag.config import Params, check_params, load_params, read_yaml
-from prefdag.dpo import health
-from prefdag.errors import DataError, PrefdagError
+from prefdag.config.check import check_params, load_params
+from prefdag.config.params import Params
+from prefdag.health import findings as health
 from prefdag.image import evaluate
-from prefdag.publishing import numbers
-from prefdag.report import calibration, card, examples, figures, image_figures, published, words
-from prefdag.report.examples import Piece
-from prefdag.report.page import excerpt
-from prefdag.text import answers
+from prefdag.report.image import calibration
+from prefdag.report.image import figures as image_figures
+from prefdag.report.page import card, figures
+from prefdag.report.page import phrases as words
+from prefdag.report.page import run_details as published
+from prefdag.report.page.report_page import excerpt
+from prefdag.report.text import examples
+from prefdag.report.text.examples import Piece
+from prefdag.runtime.artifacts import read_json, write_json
+from prefdag.runtime.errors import DataError, PrefdagError
+from prefdag.runtime.yaml import read_yaml
+from prefdag.text.generation import answers
+from prefdag.tracking.publishing import numbers
 from stages import publish, report
 
 HOSTILE = "<script>alert(1)</script><img src=http://evil.example/x onerror=alert(2)> & </article>"

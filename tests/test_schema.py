@@ -12,9 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from prefdag.data.formats import ROW_FORMATS
-from prefdag.data.schema import FAULT, PAIRS, read_pairs, write_pairs
-from prefdag.errors import DataError
+from prefdag.pairs.formats import ROW_FORMATS
+from prefdag.pairs.schema import FAULT, PAIRS, read_pairs, write_pairs
+from prefdag.runtime.errors import DataError
 
 HH_RLHF = Path(__file__).parents[2] / "shared/data/hh-rlhf/harmless-base.jsonl.gz"
 GOOD = {"prompt": "p", "chosen": "c", "rejected": "r"}

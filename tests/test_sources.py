@@ -21,11 +21,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from prefdag import artifacts
-from prefdag.config import Cifar10Source, HubSource, PathSource, PypiSource, load_params
-from prefdag.data import pypi
-from prefdag.data.sources import fetch
-from prefdag.errors import SourceError
+from prefdag.config.check import load_params
+from prefdag.config.sources import Cifar10Source, HubSource, PathSource, PypiSource
+from prefdag.runtime import artifacts
+from prefdag.runtime.errors import SourceError
+from prefdag.sources import pypi
+from prefdag.sources.fetching import fetch
 
 ROOT = Path(__file__).parents[1]
 KEY = "download_pairs.source"
@@ -521,7 +522,7 @@ def test_download_stages_start_without_torch(name: str) -> None:
 def test_the_evals_stage_writes_a_folder_a_set_or_nothing(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from prefdag.config import DownloadEvals
+    from prefdag.config.download_evals import DownloadEvals
     from stages.download_evals import main
 
     monkeypatch.chdir(tmp_path)

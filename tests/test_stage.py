@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from prefdag import stage
-from prefdag.config import Params
+from prefdag.config.params import Params
 from prefdag.stage import IN_COMPANY, PROBE, durations, note_duration, other_stages, set_environment
 
 

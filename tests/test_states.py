@@ -21,12 +21,13 @@ from transformers import (
     MistralForCausalLM,
 )
 
-from prefdag.text import attention
 from prefdag.text import model as lm
-from prefdag.text.attention import flex_mask, in_pieces
-from prefdag.text.logps import response_logps
-from prefdag.text.packing import Group, Pack, pack
-from prefdag.text.states import Route, route
+from prefdag.text import trainable
+from prefdag.text.scoring import attention
+from prefdag.text.scoring.attention import flex_mask, in_pieces
+from prefdag.text.scoring.logps import response_logps
+from prefdag.text.scoring.packing import Group, Pack, pack
+from prefdag.text.scoring.states import Route, route
 
 # (prompt, responses) lengths: a dialogue, one longer than a piece of attention, a word.
 LENGTHS = [(97, (3, 20)), (5, (100, 1)), (1, (1,)), (30, (7, 8, 9)), (2, (2, 2))]
@@ -235,7 +236,7 @@ def test_checkpointed_gradients_are_the_same(kind: str, adapter: str, tmp_path: 
     calls: list[int] = []
     for layer in layers:
         layer.mlp.register_forward_pre_hook(lambda *_: calls.append(1))  # type: ignore[union-attr]
-    lm.checkpoint_gradients(policy)
+    trainable.checkpoint_gradients(policy)
     close(gradients(response_logps(policy, pack(groups())), policy), expected, 1e-5)
     assert len(calls) == 2 * len(layers)
     assert {m.training for m in policy.modules() if isinstance(m, torch.nn.Dropout)} <= {False}
@@ -247,7 +248,7 @@ def test_dropout_is_the_same_in_both_computations(tmp_path: Path) -> None:
     found = []
     for checkpointed in (False, True):
         if checkpointed:
-            lm.checkpoint_gradients(policy)
+            trainable.checkpoint_gradients(policy)
         torch.manual_seed(0)
         found.append(gradients(response_logps(policy, pack(groups())), policy))
     close(found[1], found[0], 1e-5)

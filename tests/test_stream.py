@@ -10,7 +10,8 @@ from naive_answers import continuation
 from tiny_models import ADAPTERS, disturb, with_adapter, write_model
 
 from prefdag.text import model as lm
-from prefdag.text.stream import stream
+from prefdag.text import trainable
+from prefdag.text.generation.stream import stream
 
 NEVER = 10**6
 PROMPT = [5, 6, 7]
@@ -28,13 +29,13 @@ def tokenizer(eos_id: int = NEVER) -> Any:
 
 
 @pytest.fixture(scope="module", params=["lora", "prefix"])
-def models(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> lm.Models:
+def models(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> lm.ReferenceAndPolicy:
     folder: Path = write_model(tmp_path_factory.mktemp("reference"), "llama")
     policy = with_adapter(folder, ADAPTERS[request.param])
     disturb(policy)
     (folder / "tokenizer.json").write_text("{}")
     saved = tmp_path_factory.mktemp("policy")
-    lm.save_policy(policy, saved, folder)
+    trainable.save_policy(policy, saved, folder)
     return lm.load_models(folder, saved, packed=False)
 
 
@@ -49,7 +50,7 @@ def said(model: torch.nn.Module, eos_id: int = NEVER, n: int = 24, **options: An
     return pieces, tokens, ended
 
 
-def test_the_pieces_are_the_greedy_answer(models: lm.Models) -> None:
+def test_the_pieces_are_the_greedy_answer(models: lm.ReferenceAndPolicy) -> None:
     answers = [decode(continuation(model, PROMPT, 24, NEVER)) for model in models]
     assert len({*answers}) == 2
     for model, answer in zip(models, answers, strict=True):
@@ -80,7 +81,7 @@ def test_a_character_of_several_tokens_comes_whole() -> None:
     assert said(Scripted([6, 5]))[0] == ["", "\ufffda", ""]
 
 
-def test_the_eos_ends_an_answer_and_is_no_part_of_it(models: lm.Models) -> None:
+def test_the_eos_ends_an_answer_and_is_no_part_of_it(models: lm.ReferenceAndPolicy) -> None:
     greedy = continuation(models.policy, PROMPT, 24, NEVER)
     eos = next(token for token in greedy[3:] if greedy.index(token) >= 3)
     pieces, tokens, ended = said(models.policy, eos)
@@ -88,7 +89,7 @@ def test_the_eos_ends_an_answer_and_is_no_part_of_it(models: lm.Models) -> None:
     assert "".join(pieces) == decode(greedy[: greedy.index(eos)])
 
 
-def test_a_listener_ends_the_answer_in_the_middle(models: lm.Models) -> None:
+def test_a_listener_ends_the_answer_in_the_middle(models: lm.ReferenceAndPolicy) -> None:
     heard: list[str] = []
 
     def listen(piece: str) -> bool:
@@ -102,14 +103,14 @@ def test_a_listener_ends_the_answer_in_the_middle(models: lm.Models) -> None:
     assert "".join(said(models.policy)[0]) == whole, "a stopped answer left something behind"
 
 
-def test_a_seed_draws_the_same_answer_again_and_another_one_another(models: lm.Models) -> None:
+def test_a_seed_draws_the_same_answer_again_and_another_one_another(models: lm.ReferenceAndPolicy) -> None:
     first, again, other = (said(models.policy, temperature=1.5, seed=seed)[0] for seed in (1, 1, 2))
     assert first == again
     assert first != other
     assert said(models.policy, temperature=1e-4)[0] == said(models.policy)[0]
 
 
-def test_sampling_draws_from_the_whole_vocabulary(models: lm.Models) -> None:
+def test_sampling_draws_from_the_whole_vocabulary(models: lm.ReferenceAndPolicy) -> None:
     """At a high temperature each of 64 tokens comes up as the first one; the libraries' 50 candidates would leave 14 out."""
     drawn: list[int] = []
     spy: Any = SimpleNamespace(eos_id=NEVER, decode=lambda ids: drawn.extend(ids) or "")

@@ -11,10 +11,14 @@ from test_text_rows import settings, write_project
 from tiny_models import weights
 from torch import nn
 
-from prefdag.artifacts import read_json, sha256
-from prefdag.config import Constraint, DpoText, Full, LossOptions, Prefix, RefLogps, TextReference
-from prefdag.dpo.trainer import History
+from prefdag.config.adapter import Full, Prefix
+from prefdag.config.constraints import Constraint
+from prefdag.config.dpo_text import DpoText, TextReference
+from prefdag.config.loss_options import LossOptions
+from prefdag.config.ref_logps import RefLogps
+from prefdag.runtime.artifacts import read_json, sha256
 from prefdag.text import model as lm
+from prefdag.train.loop import History
 from stages import dpo_text, ref_logps
 
 pytestmark = pytest.mark.usefixtures("one_thread")

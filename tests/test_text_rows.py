@@ -23,36 +23,34 @@ from tokenizers import models as tokenizer_models
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from prefdag.artifacts import read_json, sha256, write_json
-from prefdag.config import (
-    AnswerText,
-    DpoText,
-    EvaluateText,
-    FormatPairs,
-    Health,
-    ImplicitJudge,
-    JudgeText,
-    LossOptions,
-    RefLogps,
-    SftRef,
-    SupervisedTraining,
-    TextReference,
-)
-from prefdag.data.chat import ChatTokenizer
-from prefdag.data.pairs import PAIRS_SCHEMA, columns_of, encode_pair
-from prefdag.data.schema import read_pairs, write_pairs
+from prefdag.config.answer_text import AnswerText
+from prefdag.config.dpo_text import DpoText, TextReference
+from prefdag.config.evaluate_text import EvaluateText
+from prefdag.config.format_pairs import FormatPairs
+from prefdag.config.health import Health
+from prefdag.config.judge_text import ImplicitJudge, JudgeText
+from prefdag.config.loss_options import LossOptions
+from prefdag.config.ref_logps import RefLogps
+from prefdag.config.sft_ref import SftRef, SupervisedTraining
 from prefdag.dpo.preference import Scores
-from prefdag.dpo.rewards import reward_metrics, unpaired_reward_metrics
-from prefdag.dpo.trainer import History
-from prefdag.errors import DataError, NumericError
-from prefdag.intervals import difference, roc_area
-from prefdag.report.figures import Line, has
-from prefdag.report.results import read_run
-from prefdag.text import choices, eval_rows, eval_scores, evaluate, rows
+from prefdag.pairs.formatting import PAIRS_SCHEMA, columns_of, encode_pair
+from prefdag.pairs.schema import read_pairs, write_pairs
+from prefdag.pairs.tokenizer import ChatTokenizer
+from prefdag.report.page.figures import Line, has
+from prefdag.report.page.results import read_run
+from prefdag.runtime.artifacts import read_json, sha256, write_json
+from prefdag.runtime.errors import DataError, NumericError
+from prefdag.stats.intervals import difference, roc_area
+from prefdag.stats.rewards import reward_metrics, unpaired_reward_metrics
 from prefdag.text import model as lm
-from prefdag.text.eval_rows import EncodedRow
-from prefdag.text.logps import Pair, score, score_all_pairs, score_pairs
-from prefdag.text.packing import Group
+from prefdag.text import trainable
+from prefdag.text.evaluation import choices, eval_rows, eval_scores
+from prefdag.text.evaluation import metrics as evaluate
+from prefdag.text.evaluation.eval_rows import EncodedRow
+from prefdag.text.scoring import rows
+from prefdag.text.scoring.logps import Pair, score, score_all_pairs, score_pairs
+from prefdag.text.scoring.packing import Group
+from prefdag.train.loop import History
 from stages import answer_text, dpo_text, evaluate_text, format_pairs, judge_text, ref_evals, ref_logps, sft_ref
 
 EOS = 0
@@ -713,7 +711,7 @@ def test_heldout_scores_equal_a_naive_loop(tmp_path: Path, kind: str) -> None:
     policy = with_lora(write_model(tmp_path / kind, kind)).eval()
     disturb(policy)
     pairs = [Pair(prompt, *responses) for prompt, responses in random_groups(7, 2, seed=4)]
-    models = lm.Models(lm.untrained(policy), policy)
+    models = lm.ReferenceAndPolicy(trainable.untrained(policy), policy)
     scores, kl, logratios = evaluate.score_heldout(models, pairs, max_tokens=40)
 
     logps: dict[str, list[float]] = {"": [], "ref_": []}
@@ -756,7 +754,7 @@ def test_what_each_model_says_is_kept_apart(tmp_path: Path) -> None:
     policy = with_lora(folder).eval()
     disturb(policy)
     asked = {"heldout": GROUPS, "a set": GROUPS[:1]}
-    for role, model in (("reference", lm.untrained(policy)), ("policy", policy)):
+    for role, model in (("reference", trainable.untrained(policy)), ("policy", policy)):
         eval_scores.to_frame(eval_scores.score_asked(model, asked, 100, role)).to_parquet(tmp_path / role)
     reference, said = (eval_scores.read_scores(tmp_path / role, asked) for role in ("reference", "policy"))
     assert np.array_equal(reference["heldout"], score(lm.load(folder), GROUPS, 100, "test"))

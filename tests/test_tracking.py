@@ -20,10 +20,11 @@ from typing import Any
 
 import pytest
 
-from prefdag import delivery, spool, tracking
-from prefdag.config import load_params
-from prefdag.errors import DataError
-from prefdag.publishing import publish
+from prefdag.config.check import load_params
+from prefdag.runtime.errors import DataError
+from prefdag.tracking import delivery, spool
+from prefdag.tracking import runs as tracking
+from prefdag.tracking.publishing import publish
 
 REPOSITORY = Path(__file__).parents[1]
 

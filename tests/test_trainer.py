@@ -17,17 +17,17 @@ from tiny_models import disturb, random_groups, training, weights, with_lora, wr
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from prefdag.config import Momentum, StepDecay
-from prefdag.dpo.checkpoint import Checkpoints
-from prefdag.dpo.optimizer import learning_rate
-from prefdag.dpo.passes import Outcome, Said, Task, run
-from prefdag.dpo.plan import plan
+from prefdag.config.training import Momentum, StepDecay
 from prefdag.dpo.preference import Preference
-from prefdag.dpo.trainer import History, fit
-from prefdag.errors import NumericError
-from prefdag.text.logps import Pair, score, score_all_pairs, score_pairs
-from prefdag.text.packing import Group
-from prefdag.text.sft import imitation
+from prefdag.runtime.errors import NumericError
+from prefdag.text.scoring.logps import Pair, score, score_all_pairs, score_pairs
+from prefdag.text.scoring.packing import Group
+from prefdag.text.sft_task import sft_task
+from prefdag.train.checkpoint import Checkpoints
+from prefdag.train.loop import History, fit
+from prefdag.train.optimizer import batch_order, learning_rate
+from prefdag.train.step import forward_backward
+from prefdag.train.task import LossAndMetrics, ModelOutputs, Task
 
 
 def ignore(step: int, metrics: Mapping[str, float]) -> None:
@@ -57,7 +57,7 @@ def regression(n: int, seed: int = 0) -> Task:
     x, y = torch.randn(n, 4, generator=generator, dtype=torch.float64).split([3, 1], dim=1)
     weight = [float(1 + i % 3) for i in range(n)]
 
-    def objective(model: nn.Module, rows: Sequence[int], epoch: int | None) -> Outcome:
+    def objective(model: nn.Module, rows: Sequence[int], epoch: int | None) -> LossAndMetrics:
         error = (model(x[list(rows)]) - y[list(rows)])[:, 0]
         return error**2 * torch.tensor([weight[i] for i in rows]), {"error": error.detach()}
 
@@ -68,7 +68,7 @@ def spread(n: int) -> Task:
     """A joint loss of `linear`: squared distances from the mean of what the model says of all rows of a step."""
     x = torch.randn(n, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
-    def score(model: nn.Module, rows: Sequence[int], epoch: int | None) -> Said:
+    def score(model: nn.Module, rows: Sequence[int], epoch: int | None) -> ModelOutputs:
         return {"y": model(x[list(rows)])[:, 0], "x": x[list(rows), 0]}
 
     return Task(
@@ -91,7 +91,7 @@ def dpo(model: nn.Module, groups: list[Group], beta: float = 0.5, preference: Pr
     pairs = [Pair(g.prompt, *g.responses, groups[i - 1].responses[0]) for i, g in enumerate(groups)]
     reference = score_all_pairs(model, pairs, 1000, "reference")
 
-    def said(model: nn.Module, rows: Sequence[int], epoch: int | None) -> Said:
+    def said(model: nn.Module, rows: Sequence[int], epoch: int | None) -> ModelOutputs:
         found = score_pairs(model, [pairs[i] for i in rows], confidence=True)
         found |= {f"ref_{name}": values[list(rows)].to(found["chosen"]) for name, values in reference.items()}
         return {**found, "kl": found["mismatched"].detach() - found["ref_mismatched"]}
@@ -103,7 +103,7 @@ def dpo(model: nn.Module, groups: list[Group], beta: float = 0.5, preference: Pr
 
 
 def test_an_epoch_is_a_permutation_of_the_rows() -> None:
-    steps = plan(10, training(epochs=3, batch_size=4), seed=5)
+    steps = batch_order(10, training(epochs=3, batch_size=4), seed=5)
     assert [epoch for epoch, _ in steps] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     orders = [[row for e, rows in steps if e == epoch for row in rows] for epoch in range(3)]
     assert all(sorted(order) == list(range(10)) for order in orders)
@@ -112,13 +112,13 @@ def test_an_epoch_is_a_permutation_of_the_rows() -> None:
 
 
 def test_the_order_is_a_function_of_seed_and_epoch_alone() -> None:
-    first = plan(10, training(epochs=1), seed=5)
+    first = batch_order(10, training(epochs=1), seed=5)
     torch.manual_seed(1)
     np.random.seed(1)
-    assert plan(10, training(epochs=3), seed=5)[: len(first)] == first
-    assert plan(10, training(epochs=1), seed=6) != first
+    assert batch_order(10, training(epochs=3), seed=5)[: len(first)] == first
+    assert batch_order(10, training(epochs=1), seed=6) != first
     flat = [row for _, rows in first for row in rows]
-    assert [row for _, rows in plan(10, training(batch_size=3), seed=5) for row in rows] == flat
+    assert [row for _, rows in batch_order(10, training(batch_size=3), seed=5) for row in rows] == flat
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_a_step_by_hand(tmp_path: Path) -> None:
     model = nn.Linear(1, 1, bias=False).double()
     nn.init.constant_(model.weight, 2)
 
-    def objective(model: nn.Module, rows: Sequence[int], epoch: int | None) -> Outcome:
+    def objective(model: nn.Module, rows: Sequence[int], epoch: int | None) -> LossAndMetrics:
         factor = torch.tensor([[1.0], [3.0]], dtype=torch.float64)[list(rows)]
         return model(factor)[:, 0], {"factor": factor[:, 0]}
 
@@ -192,7 +192,7 @@ def test_optimisers_by_hand(optimizer: Any, expected: list[float], tmp_path: Pat
     model = nn.Linear(1, 1, bias=False).double()
     nn.init.constant_(model.weight, 2)
 
-    def objective(model: nn.Module, rows: Sequence[int], epoch: int | None) -> Outcome:
+    def objective(model: nn.Module, rows: Sequence[int], epoch: int | None) -> LossAndMetrics:
         return model(torch.ones(len(rows), 1, dtype=torch.float64))[:, 0], {}
 
     if isinstance(optimizer, dict):
@@ -238,7 +238,7 @@ def test_weights_do_not_depend_on_the_micro_batch(micro_batch_size: int, tmp_pat
 def gradients(model: nn.Module, task: Task, micro_batch_size: int) -> tuple[dict[str, float], dict[str, Tensor]]:
     model.zero_grad()
     config = training(batch_size=8, micro_batch_size=micro_batch_size)
-    metrics = run(Accelerator(), model, task, range(8), 0, config, where="here", backward=True)
+    metrics = forward_backward(Accelerator(), model, task, range(8), 0, config, where="here", backward=True)
     return metrics, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
@@ -250,7 +250,7 @@ def test_gradients_of_language_models_do_not_depend_on_the_micro_batch(
     """8 = 4 + 4 = 2 + 2 + 2 + 2 = eight of one, lengths from 1 to 12, in double precision but for the logits."""
     groups = random_groups(8, longest=12)
     policy = with_lora(models[kind]).double().eval()
-    task = imitation(groups, [""] * 8) if objective == "sft" else dpo(policy, groups)
+    task = sft_task(groups, [""] * 8) if objective == "sft" else dpo(policy, groups)
     disturb(policy)
     expected, whole = gradients(policy, task, 8)
     assert max(g.abs().max() for g in whole.values()) > 1e-2
@@ -265,8 +265,8 @@ def test_the_loss_of_fine_tuning_is_a_mean_over_tokens(models: dict[str, Path]) 
     groups = [Group([1], ([2] * 9,)), Group([3, 4], ([5],))]
     model = with_lora(models["llama"]).eval()
     a, b = score(model, groups, 100, "test")
-    task, config = imitation(groups, ["a", "b"]), training(micro_batch_size=1)
-    metrics = run(Accelerator(), model, task, [0, 1], 0, config, where="here", backward=False)
+    task, config = sft_task(groups, ["a", "b"]), training(micro_batch_size=1)
+    metrics = forward_backward(Accelerator(), model, task, [0, 1], 0, config, where="here", backward=False)
     assert metrics["loss"] == pytest.approx(-(a + b) / 10, rel=1e-6)
     assert not math.isclose(metrics["loss"], -(a / 9 + b) / 2, rel_tol=0.01)
 
@@ -380,7 +380,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_names_its_rows(where: str
     last: list[dict[str, Tensor]] = []
     calls = 0
 
-    def objective(model: nn.Module, rows: Sequence[int], epoch: int | None) -> Outcome:
+    def objective(model: nn.Module, rows: Sequence[int], epoch: int | None) -> LossAndMetrics:
         nonlocal calls
         losses, metrics = objective_of(task)(model, rows, epoch)
         if epoch is None:
@@ -398,7 +398,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_names_its_rows(where: str
 
     with pytest.raises(NumericError, match=r"^step 1: .*not finite; rows row-\d+, row-\d+, row-\d+, row-\d+;") as info:
         train(model, task_of(objective, task.weights, task.ids), tmp_path, validation=task)
-    rows = plan(12, training(), seed=3)[1][1]
+    rows = batch_order(12, training(), seed=3)[1][1]
     assert all(f"row-{row}" in str(info.value) for row in rows)
     assert all(torch.equal(t, last[0][name]) for name, t in weights(model).items())
 
@@ -407,7 +407,7 @@ def test_a_first_step_that_is_not_finite_names_its_rows(tmp_path: Path) -> None:
     """Rather than advise to compute the reference again."""
     task = regression(4)
 
-    def objective(model: nn.Module, rows: Sequence[int], epoch: int | None) -> Outcome:
+    def objective(model: nn.Module, rows: Sequence[int], epoch: int | None) -> LossAndMetrics:
         losses, metrics = objective_of(task)(model, rows, epoch)
         return losses * math.nan, metrics
 
@@ -432,7 +432,7 @@ def test_the_row_that_is_not_finite_is_named_and_no_other(tmp_path: Path, name: 
     """Whichever micro-batch it is in, and where only a metric shows it."""
     task = regression(9)
 
-    def objective(model: nn.Module, rows: Sequence[int], epoch: int | None) -> Outcome:
+    def objective(model: nn.Module, rows: Sequence[int], epoch: int | None) -> LossAndMetrics:
         losses, metrics = objective_of(task)(model, rows, epoch)
         poison = torch.tensor([math.inf if row == 5 else 1.0 for row in rows], dtype=torch.float64)
         return (losses * poison, metrics) if name == "loss" else (losses, {"error": metrics["error"].abs() * poison})
@@ -445,7 +445,7 @@ def test_a_model_that_is_not_finite_at_the_end_is_no_result(tmp_path: Path) -> N
     """The last update can break a model that every step before measured as whole."""
     task = regression(4)
 
-    def objective(model: nn.Module, rows: Sequence[int], epoch: int | None) -> Outcome:
+    def objective(model: nn.Module, rows: Sequence[int], epoch: int | None) -> LossAndMetrics:
         losses, metrics = objective_of(task)(model, rows, epoch)
         return losses * (math.nan if float(model.weight.abs().max()) > 1e6 else 1.0), metrics
 
@@ -479,7 +479,7 @@ def test_the_start_is_checked_before_the_first_update_and_only_there(tmp_path: P
 
 def test_no_batch_of_one_row_where_others_have_more() -> None:
     """Batch normalisation in train mode refuses a batch of one at 1x1 pixels: 65 rows are 33 + 32, not 64 + 1."""
-    sizes = [len(rows) for _, rows in plan(65, training(batch_size=64), seed=0)]
+    sizes = [len(rows) for _, rows in batch_order(65, training(batch_size=64), seed=0)]
     assert sorted(sizes) == [32, 33]
 
 

@@ -12,10 +12,11 @@ from image_files import CIFAR10_TARS, mnist_csv, picture, rng, write
 from PIL import Image
 from safetensors.numpy import load_file
 
-from prefdag.artifacts import read_json, sha256
-from prefdag.config import ImageLevels, LabelPairs, ValidateImages
-from prefdag.data.images import CIFAR10, DIGITS, read_images
-from prefdag.errors import DataError
+from prefdag.config.label_pairs import LabelPairs
+from prefdag.config.validate_images import ImageLevels, ValidateImages
+from prefdag.images.reading import CIFAR10, DIGITS, read_images
+from prefdag.runtime.artifacts import read_json, sha256
+from prefdag.runtime.errors import DataError
 from stages import label_pairs, validate_images
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from prefdag import verify
 from prefdag.cli import app
-from prefdag.errors import ParamsError
+from prefdag.project import verify
+from prefdag.runtime.errors import ParamsError
 
 PIPELINE = """\
 stages:

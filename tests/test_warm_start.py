@@ -12,12 +12,15 @@ import torchvision
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from prefdag.artifacts import read_json, sha256, write_json
-from prefdag.config import DownloadResnet, PathSource, ResnetWarmup, load_params
-from prefdag.dpo import session
-from prefdag.errors import DataError, SourceError
+from prefdag.config.check import load_params
+from prefdag.config.download_resnet import DownloadResnet
+from prefdag.config.resnet_warmup import ResnetWarmup
+from prefdag.config.sources import PathSource
 from prefdag.image import model as resnet
 from prefdag.image.classify import class_logps
+from prefdag.runtime.artifacts import read_json, sha256, write_json
+from prefdag.runtime.errors import DataError, SourceError
+from prefdag.train import session
 from stages import download_resnet, resnet_warmup
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from prefdag.config import LossOptions
+from prefdag.config.loss_options import LossOptions
 from prefdag.dpo.preference import Preference, Scores
 
 WRONG = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "wrong_losses.py")))

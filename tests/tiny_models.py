@@ -10,9 +10,11 @@ from peft import PeftModel
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from prefdag.config import Adapter, Full, Lora, Prefix, Training
+from prefdag.config.adapter import Adapter, Full, Lora, Prefix
+from prefdag.config.training import Training
 from prefdag.text import model as lm
-from prefdag.text.packing import Group
+from prefdag.text import trainable
+from prefdag.text.scoring.packing import Group
 
 VOCABULARY = 64
 TARGETS = {"llama": ["q_proj", "v_proj"], "gpt2": ["c_attn"]}
@@ -81,7 +83,7 @@ ADAPTERS: dict[str, Adapter] = {
 
 def with_adapter(folder: Path, config: Adapter, seed: int = 0) -> lm.Policy:
     """The model in `folder` as a fresh policy."""
-    return lm.add_adapter(lm.load(folder), config, seed, "dpo_text.adapter")
+    return trainable.add_adapter(lm.load(folder), config, seed, "dpo_text.adapter")
 
 
 def with_lora(folder: Path, seed: int = 0, dropout: float = 0.0, rank: int = 2) -> PeftModel:

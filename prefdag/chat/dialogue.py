@@ -3,10 +3,12 @@
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from prefdag.data.chat import ChatTokenizer, Messages
-from prefdag.errors import DataError
+from prefdag.runtime.errors import DataError
+
+if TYPE_CHECKING:
+    from prefdag.pairs.tokenizer import ChatTokenizer, Messages
 
 Listener = Callable[[str], bool]  # takes the next piece of an answer, and says whether to go on
 
@@ -29,14 +31,14 @@ class Prompt:
 
 
 @dataclass(frozen=True)
-class Partners:
+class ChatModels:
     """The models to talk to by name, reference first, the tokenizer of all of them, and how many tokens they take."""
 
     models: Mapping[str, Generate]
-    tokenizer: ChatTokenizer
+    tokenizer: "ChatTokenizer"
     positions: int | None
 
-    def prompt(self, messages: Messages, max_new_tokens: int) -> Prompt:
+    def prompt(self, messages: "Messages", max_new_tokens: int) -> Prompt:
         """A dialogue that ends with a user's message, as token ids that leave room for an answer.
 
         What does not fit loses its oldest turns, whole ones, up to a user's message; a system message stays.

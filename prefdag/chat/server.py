@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from fastapi import FastAPI, Request, Response
@@ -28,10 +28,12 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from jinja2 import Environment, FileSystemLoader
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from prefdag.chat.dialogue import Partners, Prompt
 from prefdag.chat.guard import HOSTS, Guard
 from prefdag.chat.protocol import MAX_NEW_TOKENS, Completion, chunk, counts, failure, whole
-from prefdag.errors import PrefdagError
+from prefdag.runtime.errors import PrefdagError
+
+if TYPE_CHECKING:
+    from prefdag.chat.dialogue import ChatModels, Prompt
 
 PAGE = Path(__file__).parent / "page"
 FILES = {"chat.css": "text/css", "chat.js": "text/javascript", "icon.svg": "image/svg+xml"}
@@ -51,11 +53,11 @@ class End:
 class Speaker:
     """Answers one request after the other, in the order in which they came: a second one would only slow the first."""
 
-    def __init__(self, partners: Partners) -> None:
-        self.partners = partners
+    def __init__(self, chat: "ChatModels") -> None:
+        self.chat = chat
         self.worker = ThreadPoolExecutor(1)
 
-    async def pieces(self, request: Completion, prompt: Prompt, max_new_tokens: int) -> AsyncGenerator[str | End]:
+    async def pieces(self, request: Completion, prompt: "Prompt", max_new_tokens: int) -> AsyncGenerator[str | End]:
         """An answer as it is made, and its end. Whoever stops to iterate stops the model, at its next token."""
         loop = asyncio.get_running_loop()
         queue: asyncio.Queue[str | End | Exception] = asyncio.Queue()
@@ -70,7 +72,7 @@ class Speaker:
             if gone.is_set():  # while it waited for its turn
                 return
             try:
-                tokens, ended = self.partners.models[request.model](
+                tokens, ended = self.chat.models[request.model](
                     prompt.ids,
                     tell,
                     max_new_tokens=max_new_tokens,
@@ -94,13 +96,13 @@ class Speaker:
             gone.set()
 
 
-def make_app(partners: Partners, max_new_tokens: int) -> FastAPI:
+def make_app(chat: "ChatModels", max_new_tokens: int) -> FastAPI:
     """The application. `max_new_tokens`: of an answer whose request names no bound."""
     # Without the pages of documentation, which load scripts from another host.
     app = FastAPI(title="prefdag chat", docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=HOSTS, www_redirect=False)
     app.add_middleware(Guard)  # the outermost: its headers are on every response
-    speaker = Speaker(partners)
+    speaker = Speaker(chat)
     numbers = itertools.count(1)
     environment = Environment(loader=FileSystemLoader(PAGE), autoescape=True)
     page = environment.get_template("index.html").render(max_new_tokens=max_new_tokens, limit=MAX_NEW_TOKENS)
@@ -127,16 +129,16 @@ def make_app(partners: Partners, max_new_tokens: int) -> FastAPI:
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        listed = [{"id": name, "object": "model", "created": 0, "owned_by": "prefdag"} for name in partners.models]
+        listed = [{"id": name, "object": "model", "created": 0, "owned_by": "prefdag"} for name in chat.models]
         return {"object": "list", "data": listed}
 
     @app.post("/v1/chat/completions")
     async def complete(body: Completion, request: Request) -> Response:
-        if body.model not in partners.models:
-            known = " and ".join(partners.models)
+        if body.model not in chat.models:
+            known = " and ".join(chat.models)
             return JSONResponse(failure(f"model: {body.model[:80]!r} is not here; there are {known}"), 404)
         longest = body.max_completion_tokens or body.max_tokens or max_new_tokens
-        prompt = await asyncio.to_thread(partners.prompt, body.dialogue, longest)
+        prompt = await asyncio.to_thread(chat.prompt, body.dialogue, longest)
         head = {
             "id": f"chatcmpl-{next(numbers)}",
             "created": int(time.time()),
@@ -152,7 +154,7 @@ def make_app(partners: Partners, max_new_tokens: int) -> FastAPI:
 
 
 async def _events(
-    body: Completion, prompt: Prompt, head: dict[str, Any], pieces: AsyncGenerator[str | End]
+    body: Completion, prompt: "Prompt", head: dict[str, Any], pieces: AsyncGenerator[str | End]
 ) -> AsyncIterator[str]:
     """Server-sent events: the role, the pieces, the end, and the counts if asked for."""
     try:
@@ -173,7 +175,7 @@ async def _events(
 
 
 async def _at_once(
-    prompt: Prompt, head: dict[str, Any], pieces: AsyncGenerator[str | End], request: Request
+    prompt: "Prompt", head: dict[str, Any], pieces: AsyncGenerator[str | End], request: Request
 ) -> JSONResponse:
     """The answer when it is whole; given up at its next token where the client has gone."""
     text = ""

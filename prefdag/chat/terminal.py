@@ -4,6 +4,7 @@ import re
 import sys
 from collections.abc import Mapping
 from functools import partial
+from typing import TYPE_CHECKING
 
 import typer
 from rich import box
@@ -12,35 +13,37 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from prefdag.chat.dialogue import Partners
-from prefdag.errors import PrefdagError
+from prefdag.runtime.errors import PrefdagError
+
+if TYPE_CHECKING:
+    from prefdag.chat.dialogue import ChatModels
 
 Histories = dict[str, list[dict[str, str]]]
 # What would move the cursor, ring, or turn the direction of writing: shown by its number.
 UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
-def converse(partners: Partners, max_new_tokens: int) -> None:
+def converse(chat: "ChatModels", max_new_tokens: int) -> None:
     """Ask all models line by line; each goes on with its own answers. An empty line, or the end of the input, ends."""
     typer.echo("/reset begins anew. An empty line or Ctrl-D ends.", err=True)
-    histories = _empty(partners)
+    histories = _empty(chat)
     while question := _ask():
         if question == "/reset":
-            histories = _empty(partners)
+            histories = _empty(chat)
             continue
         try:
-            _answer(partners, histories, question, max_new_tokens)
+            _answer(chat, histories, question, max_new_tokens)
         except PrefdagError as error:  # a question that is too long, say
             typer.echo(f"error: {error}", err=True)
 
 
-def ask_once(partners: Partners, question: str, max_new_tokens: int) -> None:
+def ask_once(chat: "ChatModels", question: str, max_new_tokens: int) -> None:
     """Print what all models answer to one question."""
-    _answer(partners, _empty(partners), question, max_new_tokens)
+    _answer(chat, _empty(chat), question, max_new_tokens)
 
 
-def _empty(partners: Partners) -> Histories:
-    return {name: [] for name in partners.models}
+def _empty(chat: "ChatModels") -> Histories:
+    return {name: [] for name in chat.models}
 
 
 def _ask() -> str:
@@ -51,10 +54,10 @@ def _ask() -> str:
     return sys.stdin.readline().strip().encode("utf-8", "replace").decode()
 
 
-def _answer(partners: Partners, histories: Histories, question: str, max_new_tokens: int) -> None:
+def _answer(chat: "ChatModels", histories: Histories, question: str, max_new_tokens: int) -> None:
     """Show the answers side by side, on a terminal while they are made, and add them to the histories."""
     asked = {name: [*history, {"role": "user", "content": question}] for name, history in histories.items()}
-    prompts = {name: partners.prompt(messages, max_new_tokens) for name, messages in asked.items()}
+    prompts = {name: chat.prompt(messages, max_new_tokens) for name, messages in asked.items()}
     if left_out := max(prompt.left_out for prompt in prompts.values()):
         typer.echo(
             f"The conversation is too long for the model: its oldest {left_out} messages are left out.", err=True
@@ -68,7 +71,7 @@ def _answer(partners: Partners, histories: Histories, question: str, max_new_tok
             live.update(_table(texts))
             return True
 
-        for name, generate in partners.models.items():
+        for name, generate in chat.models.items():
             generate(prompts[name].ids, partial(listen, name), max_new_tokens=max_new_tokens, temperature=0.0, seed=0)
     console.print(_table(texts))
     for name, text in texts.items():

@@ -11,13 +11,15 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prefdag.config import LossName
+if TYPE_CHECKING:
+    from prefdag.config.loss import LossName
+
 
 # Losses of the margin
 
@@ -253,7 +255,7 @@ class Loss:
         }
 
 
-LOSSES: Mapping[LossName, Loss] = {
+LOSSES: Mapping["LossName", Loss] = {
     "sigmoid": Loss(sigmoid, of_margin=True),
     "robust": Loss(robust, of_margin=True),
     "exo": Loss(exo, of_margin=True),

@@ -2,10 +2,14 @@
 
 import inspect
 import re
+from typing import TYPE_CHECKING
 
-from prefdag.config import LossName, LossOptions
+from prefdag.config.loss_options import LossOptions
 from prefdag.dpo.losses import EXTRAS, LOSSES, Loss
 from prefdag.dpo.options import used_options
+
+if TYPE_CHECKING:
+    from prefdag.config.loss import LossName
 
 INTRO = """# Losses
 
@@ -47,7 +51,7 @@ def page() -> str:
     return INTRO + head + rows + OPTIONS + listed + NOTES
 
 
-def row(name: LossName, loss: Loss) -> str:
+def row(name: "LossName", loss: Loss) -> str:
     """A loss as a row of the table."""
     text = inspect.getdoc(loss.function) or ""
     formula = re.split(r"\n\s*\n", text)[0].replace("\n", " ").replace("|", "\\|")
@@ -63,7 +67,7 @@ def options() -> list[str]:
     return list(LossOptions.__dataclass_fields__)
 
 
-def taken(name: LossName) -> set[str]:
+def taken(name: "LossName") -> set[str]:
     """The options that a loss takes, each by itself or with the one that it belongs to."""
     used = used_options({name: 1.0}, {})
     return used | (used_options({name: 1.0}, {"f_divergence": "alpha"}) if "f_divergence" in used else set())

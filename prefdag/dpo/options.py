@@ -1,14 +1,16 @@
 """Which options a loss uses: no parameter is silently ignored."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from prefdag.config import LossName
 from prefdag.dpo.losses import EXTRAS, LOSSES
-from prefdag.errors import ParamsError
+from prefdag.runtime.errors import ParamsError
+
+if TYPE_CHECKING:
+    from prefdag.config.loss import LossName
 
 
-def check_options(terms: Mapping[LossName, float], options: Mapping[str, Any]) -> None:
+def check_options(terms: Mapping["LossName", float], options: Mapping[str, Any]) -> None:
     """That the losses of a sum go together and use every option that is set. Raises `ParamsError`."""
     losses = {name: LOSSES[name] for name in terms if name != "sft"}
     if not losses:
@@ -33,7 +35,7 @@ def check_options(terms: Mapping[LossName, float], options: Mapping[str, Any]) -
         )
 
 
-def used_options(terms: Mapping[LossName, float], options: Mapping[str, Any]) -> set[str]:
+def used_options(terms: Mapping["LossName", float], options: Mapping[str, Any]) -> set[str]:
     """The options that a loss, or a sum of losses, uses beside those that are set."""
     losses = {name: LOSSES[name] for name in terms if name != "sft"}
     used = {key for loss in losses.values() for key in loss.keywords} - set(EXTRAS)

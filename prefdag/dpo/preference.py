@@ -7,15 +7,21 @@ identity where params.yaml does not ask for it. The rewards that are logged are 
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from typing import Any, Required, TypedDict
+from typing import TYPE_CHECKING, Any, Required, TypedDict
 
 import torch
 from torch import Tensor, nn
 
-from prefdag.config import Constraint, ConstraintName, Dtype, LossName, LossOptions
 from prefdag.dpo.losses import LOSSES, f_score, log_odds
 from prefdag.dpo.options import check_options
-from prefdag.errors import DataError, NumericError
+from prefdag.runtime.errors import DataError, ParamsError
+from prefdag.train.hook import StepHook
+
+if TYPE_CHECKING:
+    from prefdag.config.constraints import Constraint, ConstraintName
+    from prefdag.config.loss import LossName
+    from prefdag.config.loss_options import LossOptions
+    from prefdag.config.reference import Reference
 
 
 class Scores(TypedDict, total=False):
@@ -66,14 +72,12 @@ def chosen_drop(scores: Scores) -> Tensor:
     return scores["ref_chosen"] - scores["chosen"]
 
 
-CONSTRAINTS: Mapping[ConstraintName, Callable[[Scores], Tensor]] = {"kl": kl, "chosen_drop": chosen_drop}
+CONSTRAINTS: Mapping["ConstraintName", Callable[[Scores], Tensor]] = {"kl": kl, "chosen_drop": chosen_drop}
 
-# How far, in nats of log-ratio, two computations of the same log-probability may lie apart (see `Preference.check_start`).
-START_TOLERANCE: Mapping[Dtype, float] = {"float32": 2e-3, "bfloat16": 2.0}
 SATURATED = 4.6  # nats of reward margin: there the sigmoid is 0.99
 
 
-class Preference(nn.Module):
+class Preference(nn.Module, StepHook):
     """A loss with its parameters. Its one state are the multipliers of the constraints, which dual ascent changes.
 
     Raises:
@@ -82,10 +86,10 @@ class Preference(nn.Module):
 
     def __init__(
         self,
-        loss: LossName | Mapping[LossName, float],
+        loss: "LossName | Mapping[LossName, float]",
         beta: float,
-        options: LossOptions,
-        constraints: Mapping[ConstraintName, Constraint | None],
+        options: "LossOptions",
+        constraints: "Mapping[ConstraintName, Constraint | None]",
     ) -> None:
         super().__init__()
         self.terms = {loss: 1.0} if isinstance(loss, str) else dict(loss)
@@ -107,6 +111,13 @@ class Preference(nn.Module):
     def uses_reference(self) -> bool:
         """Whether loss or constraints depend on what the reference says."""
         return bool(self.constraints) or (self.score == "logratios" and not self.options.get("reference_free"))
+
+    def check_reference(self, config: "Reference", key: str) -> None:
+        """Raises `ParamsError` if the reference is to move and the loss has none; `key` is that of `config` in params.yaml."""
+        if config.update != "none" and not self.uses_reference:
+            raise ParamsError(
+                f"params.yaml: {key}.update: '{config.update}' moves a reference that the loss does not use; set it to none"
+            )
 
     def needs(self, score: str) -> bool:
         """Whether the loss uses scores that cost something: "confidence", "kl"."""
@@ -250,7 +261,7 @@ class Preference(nn.Module):
         alike = (chosen == rejected) & (scores["ref_chosen"] == scores["ref_rejected"])
         return (flat | alike).to(gradients[0])
 
-    # What the trainer asks of a companion of the policy (see `trainer.Companion`)
+    # As a `StepHook`
 
     def state(self) -> dict[str, Tensor]:
         """The multipliers, float64 (constraints,)."""
@@ -265,23 +276,6 @@ class Preference(nn.Module):
     def metrics(self) -> dict[str, float]:
         """The multipliers by name."""
         return {f"multiplier/{name}": float(m) for name, m in zip(self.constraints, self.multipliers, strict=True)}
-
-    def check_start(self, tolerance: float) -> Callable[[Mapping[str, float]], None]:
-        """A check of the first step: there the policy is its reference, every log-ratio is zero and the sigmoid loss ln 2.
-
-        `tolerance` is in nats of log-ratio. What it catches: stale reference log-probabilities, dropout left on,
-        batch statistics in the policy, adapters that do not start at zero; also where the errors cancel in the mean.
-        """
-
-        def check(metrics: Mapping[str, float]) -> None:
-            off = metrics["logratios/square"] ** 0.5
-            if not off <= tolerance:
-                raise NumericError(
-                    f"step 0: the policy is not its reference: log-ratios off by {off:.2g} nats (tolerance {tolerance:g}), "
-                    f"loss {metrics['loss']:.6f}; run ref_logps again, with the precision that the policy trains in"
-                )
-
-        return check
 
 
 def mirrored(scores: Scores) -> Scores:

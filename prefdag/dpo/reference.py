@@ -5,15 +5,19 @@ Averaging (polyak) and copying come from the field's older practice; TR-DPO (arX
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from prefdag.config import Reference
+from prefdag.train.hook import StepHook
+
+if TYPE_CHECKING:
+    from prefdag.config.reference import Reference
 
 
-class MovingReference:
-    """A reference model that follows its policy (see `trainer.Companion`).
+class MovingReference(StepHook):
+    """A reference model that follows its policy (see `StepHook`).
 
     Args:
         model: the reference: frozen, in eval mode, equal to the policy at the start.
@@ -21,7 +25,7 @@ class MovingReference:
             leaves out stand still.
     """
 
-    def __init__(self, model: nn.Module, follow: Callable[[], Mapping[str, Tensor]], config: Reference) -> None:
+    def __init__(self, model: nn.Module, follow: Callable[[], Mapping[str, Tensor]], config: "Reference") -> None:
         self.model = model
         self.follow = follow
         self.config = config
@@ -59,27 +63,17 @@ class MovingReference:
             else:
                 reference.copy_(policy)
 
-    def metrics(self) -> dict[str, float]:
-        """Nothing: what the reference does shows in the rewards."""
-        return {}
 
-
-class StandsStill:
-    """The proof that what must not change does not: how many tensors differ from what they were, at every validation.
+class FrozenCheck(StepHook):
+    """Counts frozen tensors that changed, at every validation.
 
     `drift/reference`: tensors of the reference or, under adapters, of the base model; `drift/buffers`: BatchNorm's.
     """
 
     def __init__(self, reference: Iterable[Tensor], buffers: Iterable[Tensor] = ()) -> None:
+        # Taken before a checkpoint is restored; no checkpoint holds these tensors.
         self.tensors = {"drift/reference": list(reference), "drift/buffers": list(buffers)}
         self.before = {name: [fingerprint(t) for t in tensors] for name, tensors in self.tensors.items()}
-
-    def state(self) -> dict[str, Tensor]:
-        """Nothing: it is taken before a checkpoint is restored, of what no checkpoint holds or changes."""
-        return {}
-
-    def after_step(self, metrics: Mapping[str, float], epoch_ends: bool) -> None:
-        """Nothing to do."""
 
     def metrics(self) -> dict[str, float]:
         """How many tensors have changed."""

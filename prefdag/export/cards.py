@@ -2,15 +2,17 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from prefdag.config import Params
-from prefdag.report.card import dataset_id, licence
-from prefdag.report.page import environment
-from prefdag.report.provenance import source_name
-from prefdag.report.words import Estimate, image_verdict
+from prefdag.report.page.card import dataset_id, licence
+from prefdag.report.page.phrases import Estimate, image_verdict
+from prefdag.report.page.provenance import source_name
+from prefdag.report.page.report_page import environment
+
+if TYPE_CHECKING:
+    from prefdag.config.params import Params
 
 WHOLE = """\
 This folder is the whole policy, {how}, in the layout of transformers; the reference is not needed. Its chat template gives
@@ -63,7 +65,7 @@ def _with_note(card: str, library: str, note: str) -> str:
     return str(made)
 
 
-def image(metrics: Mapping[str, Any], config: Mapping[str, Any], params: Params) -> str:
+def image(metrics: Mapping[str, Any], config: Mapping[str, Any], params: "Params") -> str:
     """The model card of the classifier.
 
     Args:

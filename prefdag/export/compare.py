@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from prefdag.errors import PrefdagError
+from prefdag.runtime.errors import PrefdagError
 
 # Of the largest logit. Float32 has 24 bits, a relative error of 6e-8; a product of matrices in another order, or an adapter
 # merged into its weight, costs some of them in every layer: 1e-5 is usual. A layer left out costs a hundred times that.

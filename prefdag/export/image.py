@@ -13,10 +13,10 @@ from onnx import GraphProto, ModelProto
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from prefdag.artifacts import read_json, write_json
 from prefdag.export.compare import Deviation, compare, same_tensors
 from prefdag.image.data import normalise
 from prefdag.image.model import Architecture, Convolution, build
+from prefdag.runtime.artifacts import read_json, write_json
 
 BATCHES = (1, 3)  # the graph is compared on batches of other sizes than the one that it was traced with
 NORMALISATION = "pixels / 127.5 - 1, from 0..255 to -1..1"  # what `normalise` does, in words

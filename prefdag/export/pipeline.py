@@ -3,10 +3,14 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from prefdag.artifacts import read_json, sha256, write_json, writing
-from prefdag.config import Params, read_yaml
-from prefdag.errors import DataError
+from prefdag.runtime.artifacts import read_json, sha256, write_json, writing
+from prefdag.runtime.errors import DataError
+from prefdag.runtime.yaml import read_yaml
+
+if TYPE_CHECKING:
+    from prefdag.config.params import Params
 
 REFERENCE = Path("models/reference")
 POLICY = Path("models/dpo_text")
@@ -23,7 +27,7 @@ TEXT, ADAPTER, IMAGE, FILES = "text", "text_adapter", "image", "export.json"
 N_IMAGES = 64  # test images to compare on
 
 
-def export(target: Path, params: Params, say: Callable[[str], None]) -> None:
+def export(target: Path, params: "Params", say: Callable[[str], None]) -> None:
     """Write the folder `target` anew: text, text_adapter, image, and export.json with the SHA-256 of every file.
 
     Args:
@@ -62,11 +66,11 @@ def check_current(lock: Path, params: Path) -> None:
                 raise DataError(f"{params}: {key} is not what {stage} ran with; run `dvc repro` first")
 
 
-def _text(target: Path, params: Params, say: Callable[[str], None]) -> None:
+def _text(target: Path, params: "Params", say: Callable[[str], None]) -> None:
     """The policy whole and its adapter alone, each where there is one."""
-    from prefdag.data.chat import ChatTokenizer
     from prefdag.export import cards, text
-    from prefdag.report.card import licence
+    from prefdag.pairs.tokenizer import ChatTokenizer
+    from prefdag.report.page.card import licence
     from prefdag.text.model import ADAPTER_CONFIG, load_models
 
     template, card = params.format_pairs.template, CARD.read_text("utf-8")
@@ -95,7 +99,7 @@ def _text(target: Path, params: Params, say: Callable[[str], None]) -> None:
     (folder / "README.md").write_text(cards.adapter(card, REFERENCE, digest, ADAPTER), "utf-8")
 
 
-def _image(target: Path, params: Params, say: Callable[[str], None]) -> None:
+def _image(target: Path, params: "Params", say: Callable[[str], None]) -> None:
     """The classifier in both forms."""
     from prefdag.export import cards, image
     from prefdag.image.data import load_splits

@@ -9,15 +9,18 @@ import os
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prefdag.artifacts import project_root, read_json
-from prefdag.config import Params, flatten
-from prefdag.delivery import DeliveryError, Store, import_mlflow
-from prefdag.errors import PrefdagError
-from prefdag.publishing import numbers
+from prefdag.runtime.artifacts import project_root, read_json
+from prefdag.runtime.errors import PrefdagError
+from prefdag.runtime.yaml import flatten
+from prefdag.tracking.delivery import DeliveryError, Store, import_mlflow
+from prefdag.tracking.publishing import numbers
+
+if TYPE_CHECKING:
+    from prefdag.config.params import Params
 
 NAMES = {"text": "prefdag-text", "image": "prefdag-image"}
 METRICS = {track: Path(f"reports/{track}/metrics.json") for track in NAMES}
@@ -34,7 +37,7 @@ TAGS_OF_RUN = ("dvc.exp_name", "dvc.exp_baseline_rev", "mlflow.source.git.commit
 PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "120", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3"}
 
 
-def register(folder: Path, params: Params) -> Iterator[str]:
+def register(folder: Path, params: "Params") -> Iterator[str]:
     """Make a version of each model in the export `folder`; yield `NAME version N`.
 
     Raises:
@@ -70,7 +73,7 @@ def register(folder: Path, params: Params) -> Iterator[str]:
         raise PrefdagError(f"MLflow at {store.name}: {' '.join(str(error).split())[:300]}") from None
 
 
-def find_run(client: Any, params: Params, metrics: Mapping[str, Mapping[str, float]]) -> Any:
+def find_run(client: Any, params: "Params", metrics: Mapping[str, Mapping[str, float]]) -> Any:
     """The newest run of the pipeline with these parameters and all these metrics: the one that made these models.
 
     Raises:
@@ -107,7 +110,7 @@ def _check_place(store: Store, artifacts: str) -> None:
 
 def tags(
     track: str,
-    params: Params,
+    params: "Params",
     metrics: Mapping[str, float],
     of_run: Mapping[str, str],
     files: Mapping[str, str],

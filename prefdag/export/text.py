@@ -11,12 +11,12 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from prefdag.artifacts import read_json, write_json
-from prefdag.data.chat import ChatTokenizer, Messages, TemplateName
-from prefdag.errors import PrefdagError
 from prefdag.export.compare import Deviation, compare, same_tensors
-from prefdag.process import process
-from prefdag.text import model as lm
+from prefdag.pairs.tokenizer import ChatTokenizer, Messages, TemplateName
+from prefdag.runtime.artifacts import read_json, write_json
+from prefdag.runtime.errors import PrefdagError
+from prefdag.runtime.process import process
+from prefdag.text import trainable
 
 ROWS = 4  # held-out pairs to compare on: tens of thousands of logits a token
 
@@ -51,7 +51,7 @@ def merge(policy: nn.Module) -> nn.Module | None:
     """The policy as one model of plain layers; None of a prefix, which is no weight and stays beside the model."""
     if not isinstance(policy, PeftModel):
         return policy
-    return None if policy.active_peft_config.is_prompt_learning else lm.frozen_copy(policy)
+    return None if policy.active_peft_config.is_prompt_learning else trainable.frozen_copy(policy)
 
 
 def write_merged(merged: nn.Module, reference: Path, template: TemplateName, folder: Path) -> None:

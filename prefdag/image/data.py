@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
-from prefdag.errors import DataError
-from prefdag.process import process
+from prefdag.runtime.errors import DataError
+from prefdag.runtime.process import process
 
 
 @dataclass(frozen=True)
@@ -94,3 +94,9 @@ class Augmentation:
             drawn[i, :2] = rng.integers(0, 2 * self.max_shift + 1, size=2)
             drawn[i, 2] = self.flip and rng.random() < 0.5
         return torch.from_numpy(drawn)
+
+
+def augmented(split: ImagePairs, rows: Sequence[int], epoch: int | None, augment: Augmentation) -> Tensor:
+    """The images of some rows as an epoch sees them; as they are where `epoch` is None."""
+    images = split.images[list(rows)]
+    return images if epoch is None else augment(images, rows, epoch)

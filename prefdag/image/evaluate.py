@@ -1,24 +1,26 @@
 """What the image classifiers do on images that none of them was trained or selected on."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from prefdag import paired
 from prefdag.dpo.preference import Preference, Scores
-from prefdag.dpo.rewards import reward_metrics
 from prefdag.image.classify import of_class, score_pairs
-from prefdag.image.data import ImagePairs
-from prefdag.intervals import proportion
+from prefdag.stats import paired
+from prefdag.stats.intervals import proportion
+from prefdag.stats.rewards import reward_metrics
+
+if TYPE_CHECKING:
+    from prefdag.image.data import ImagePairs
 
 MODELS = ("reference", "policy", "control")
 BINS = 15  # of the confidence, from 0 to 1, as in arXiv:1706.04599
 
 
-def predictions(split: ImagePairs, logps: Mapping[str, Tensor]) -> pd.DataFrame:
+def predictions(split: "ImagePairs", logps: Mapping[str, Tensor]) -> pd.DataFrame:
     """A row an image: its labels and, for each of `MODELS`, the predicted class, and two probabilities.
 
     `MODEL_probability` is that of the true class, `MODEL_confidence` that of the predicted one.
@@ -33,7 +35,7 @@ def predictions(split: ImagePairs, logps: Mapping[str, Tensor]) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
-def metrics(split: ImagePairs, logps: Mapping[str, Tensor], preference: Preference) -> dict[str, Any]:
+def metrics(split: "ImagePairs", logps: Mapping[str, Tensor], preference: Preference) -> dict[str, Any]:
     """Accuracies with 95% intervals, cross-entropies, calibration errors, what DPO changed against reference and control,
     the policy's implicit rewards, and its KL to the reference.
 

@@ -5,7 +5,7 @@ image; `confusion`, drawn as the reference errs on training images of the same c
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from prefdag.image.classify import predict
-from prefdag.image.data import ImagePairs
+
+if TYPE_CHECKING:
+    from prefdag.image.data import ImagePairs
 
 Odds = npt.NDArray[np.float64]  # (classes, classes): of each y_l, given y_w; rows sum to 1, zeros on the diagonal
 
@@ -29,7 +31,7 @@ class Negatives(Protocol):
 
 def negatives(
     kind: Literal["random", "hard", "confusion"],
-    splits: Mapping[str, ImagePairs],
+    splits: Mapping[str, "ImagePairs"],
     reference: nn.Module,
     classes: int,
     seed: int,

@@ -12,8 +12,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from prefdag.artifacts import remove
-from prefdag.config import read_yaml
+from prefdag.runtime.artifacts import remove
+from prefdag.runtime.yaml import read_yaml
 
 SPARE = 8 * 2**20  # what the file system holds beside FREE, and is filled with
 

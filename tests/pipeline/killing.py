@@ -20,7 +20,7 @@ PRELOADED = [
     "prefdag.text.model",
     "prefdag.image.classify",
 ]
-PRELOADED += ["prefdag.dpo.dpo_session", "prefdag.text.preference_task", "prefdag.text.sft", "prefdag.image.negatives"]
+PRELOADED += ["prefdag.dpo.dpo_session", "prefdag.text.dpo_task", "prefdag.text.sft_task", "prefdag.image.negatives"]
 
 
 def _die() -> None:
@@ -55,7 +55,7 @@ def _wrap(module: Any, name: str, nth: int, here: Callable[..., bool], before: b
 
 
 def _half_written(nth: int) -> None:
-    from prefdag.dpo import checkpoint
+    from prefdag.train import checkpoint
 
     original, calls = checkpoint.save_file, 0
 
@@ -81,7 +81,7 @@ def _optimizer() -> Any:
 
 
 def _checkpoint() -> Any:
-    from prefdag.dpo import checkpoint
+    from prefdag.train import checkpoint
 
     return checkpoint
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from clones import Run
 
-from prefdag.artifacts import sha256
+from prefdag.runtime.artifacts import sha256
 
 pytestmark = pytest.mark.chaos
 

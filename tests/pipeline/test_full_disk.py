@@ -10,7 +10,7 @@ import pytest
 from clones import run_in
 from full_disk import outs
 
-from prefdag.config import read_yaml
+from prefdag.runtime.yaml import read_yaml
 
 pytestmark = pytest.mark.chaos
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from killing import POINTS, RESULT, run_stage
 
-from prefdag.artifacts import sha256
+from prefdag.runtime.artifacts import sha256
 
 pytestmark = pytest.mark.chaos
 

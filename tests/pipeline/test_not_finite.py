@@ -8,7 +8,7 @@ import pytest
 from clones import set_params
 from killing import run_stage
 
-from prefdag.artifacts import sha256
+from prefdag.runtime.artifacts import sha256
 
 # A step so long that logits overflow; rewards so large that they do (a language model's norms keep its logits finite).
 TROUBLE = {

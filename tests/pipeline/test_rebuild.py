@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from clones import Run, clone, run_in, set_params
 
-from prefdag.config import read_yaml
+from prefdag.runtime.yaml import read_yaml
 
 CANARY = "-".join(["canary", "5f1d", "7a0c3e"])  # in one piece it stands nowhere, not even here
 SECRETS = {

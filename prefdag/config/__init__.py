@@ -1,0 +1,1 @@
+"""params.yaml: a section's class stands in the file of its name, and `params` joins them."""

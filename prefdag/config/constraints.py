@@ -1,0 +1,19 @@
+"""The section constraints."""
+
+from typing import Literal
+
+from prefdag.config.types import NonNegative, strict
+
+ConstraintName = Literal["kl", "chosen_drop"]
+
+
+@strict
+class Constraint:
+    """The term multiplier * relu(c - threshold); dual ascent: multiplier + dual_rate * mean(c - threshold), at least 0."""
+
+    threshold: float
+    multiplier: NonNegative
+    dual_rate: NonNegative
+
+
+Constraints = dict[ConstraintName, Constraint | None]

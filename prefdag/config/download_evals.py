@@ -1,0 +1,11 @@
+"""The section download_evals."""
+
+from prefdag.config.sources import Source
+from prefdag.config.types import strict
+
+
+@strict
+class DownloadEvals:
+    truthfulqa: Source | None
+    winogrande: Source | None
+    pku: Source | None

@@ -1,0 +1,9 @@
+"""The section download_images."""
+
+from prefdag.config.sources import ImageSource
+from prefdag.config.types import strict
+
+
+@strict
+class DownloadImages:
+    source: ImageSource

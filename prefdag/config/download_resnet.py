@@ -1,0 +1,9 @@
+"""The section download_resnet."""
+
+from prefdag.config.sources import ModelSource
+from prefdag.config.types import strict
+
+
+@strict
+class DownloadResnet:
+    source: ModelSource | None

@@ -1,0 +1,49 @@
+"""The section dpo_text."""
+
+from typing import Literal, Self
+
+from pydantic import model_validator
+
+from prefdag.config.adapter import Adapter
+from prefdag.config.reference import Reference
+from prefdag.config.training import Training
+from prefdag.config.types import strict
+
+
+@strict
+class TextReference(Reference):
+    """`logps` cached: those of stage ref_logps; live: computed beside the policy's."""
+
+    logps: Literal["cached", "live"]
+
+    @model_validator(mode="after")
+    def _no_cache_of_what_moves(self) -> Self:
+        if self.update != "none" and self.logps == "cached":
+            raise ValueError(
+                f"a reference that moves (update '{self.update}') has no cached log-probabilities: set logps to live"
+            )
+        return self
+
+
+@strict
+class DpoText:
+    adapter: Adapter
+    reference: TextReference
+    training: Training
+    gradient_checkpointing: bool
+
+    @model_validator(mode="after")
+    def _whole_prefix(self) -> Self:
+        if self.adapter.kind == "prefix" and self.gradient_checkpointing:
+            raise ValueError(
+                "gradient_checkpointing would lose a prefix, which layers keep in a cache: set it to false"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _same_weights(self) -> Self:
+        if self.adapter.kind == "qlora" and self.reference.logps == "cached":
+            raise ValueError(
+                "qlora trains other weights, of 4 bits, than ref_logps scored: set reference.logps to live"
+            )
+        return self

@@ -1,0 +1,9 @@
+"""The section evaluate_text."""
+
+from prefdag.config.types import PositiveInt, strict
+
+
+@strict
+class EvaluateText:
+    max_eval_rows: PositiveInt | None
+    tokens_per_batch: PositiveInt

@@ -1,0 +1,28 @@
+"""The section loss_options."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from prefdag.config.types import NonNegative, Positive, strict
+
+
+@strict
+class LossOptions:
+    """Parameters of losses, for both tracks, as the loss is. Null: what the loss's paper takes, or nothing.
+
+    `options.check_options` refuses one that the loss does not use.
+    """
+
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] | None
+    reduction: Literal["sum", "mean"] | None
+    reference_free: bool | None
+    f_divergence: Literal["forward_kl", "js", "alpha"] | None
+    f_alpha: Annotated[float, Field(gt=0, lt=1)] | None
+    ld_alpha: Annotated[float, Field(ge=0, le=1)] | None
+    wpo: bool | None
+    simpo_gamma: NonNegative | None
+    discopop_tau: Positive | None
+    sft_weight: NonNegative | None
+    desirable_weight: Positive | None
+    undesirable_weight: Positive | None

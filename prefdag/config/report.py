@@ -1,0 +1,10 @@
+"""The section report."""
+
+from prefdag.config.types import Count, strict
+
+
+@strict
+class Report:
+    text_examples: Count  # held-out pairs shown, at most
+    answers: Count  # prompts whose answers are shown
+    image_examples: Count  # test images shown

@@ -1,0 +1,20 @@
+"""The section sft_ref."""
+
+from prefdag.config.adapter import MergedAdapter
+from prefdag.config.training import Training
+from prefdag.config.types import Count, strict
+
+
+@strict
+class SupervisedTraining(Training):
+    """A `Training` that may be none at all."""
+
+    epochs: Count
+
+
+@strict
+class SftRef:
+    adapter: MergedAdapter
+    training: SupervisedTraining
+    gradient_checkpointing: bool
+    seed: Count

@@ -1,0 +1,48 @@
+"""One optimisation run, of whatever model."""
+
+from typing import Annotated, Literal
+
+from pydantic import Discriminator, Field, Tag
+
+from prefdag.config.types import Dtype, Fraction, NonNegative, Positive, PositiveInt, shape, strict
+
+
+@strict
+class StepDecay:
+    """The learning rate times `factor` after every `epochs` epochs (StepLR)."""
+
+    kind: Literal["step"]
+    epochs: PositiveInt
+    factor: Annotated[float, Field(gt=0, le=1)]
+
+
+@strict
+class Momentum:
+    """An optimiser with momentum."""
+
+    kind: Literal["sgd", "rmsprop"]
+    momentum: Fraction
+
+
+@strict
+class Training:
+    """One optimisation run: linear warm-up, then `schedule`."""
+
+    epochs: PositiveInt
+    batch_size: PositiveInt  # rows an optimiser step, over all processes
+    micro_batch_size: PositiveInt  # rows a forward pass
+    optimizer: Annotated[  # AdamW: arXiv:1711.05101
+        Annotated[Literal["adamw", "adam", "sgd", "rmsprop"], Tag("<name>")] | Annotated[Momentum, Tag("<mapping>")],
+        Discriminator(shape),
+    ]
+    learning_rate: Positive
+    weight_decay: NonNegative
+    warmup_fraction: Fraction  # of all steps
+    schedule: Annotated[
+        Annotated[Literal["constant", "linear", "cosine"], Tag("<name>")] | Annotated[StepDecay, Tag("<mapping>")],
+        Discriminator(shape),
+    ]
+    max_grad_norm: Positive
+    precision: Dtype  # bfloat16: autocast; weights stay as they are
+    validate_every: PositiveInt  # optimiser steps
+    checkpoint_every: PositiveInt  # optimiser steps

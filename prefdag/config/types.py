@@ -1,0 +1,30 @@
+"""Types that the sections share, and `strict`, which makes a class a checked part of params.yaml."""
+
+from typing import Annotated, Any, Literal, TypeVar, dataclass_transform
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+T = TypeVar("T")
+PositiveInt = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+CommitHash = Annotated[str, Field(pattern="^[0-9a-f]{40}$")]
+Text = Annotated[str, Field(min_length=1)]
+Dtype = Literal["float32", "bfloat16"]
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(Field,))
+def strict(section: type[T]) -> type[T]:
+    """A frozen dataclass that takes no unknown key, and no value of another type; every key is required."""
+    make: Any = dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", strict=True))
+    checked: type[T] = make(section)
+    return checked
+
+
+def shape(value: Any) -> str:
+    """The tag of a value that may be a name or a mapping; `check` leaves these tags out of its messages."""
+    return "<name>" if isinstance(value, str) else "<mapping>"

@@ -1,0 +1,28 @@
+"""The section validate_images: the checks of images."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from prefdag.config.levels import Level
+from prefdag.config.types import Fraction, strict
+
+
+@strict
+class ImageLevels:
+    """What is done about an image that fails an expectation of this kind."""
+
+    invalid: Literal["error", "drop"]  # nothing can be kept of it
+    duplicate: Level
+    near_duplicate: Level
+    label: Level
+
+
+@strict
+class ValidateImages:
+    format: Literal["mnist-csv", "image-folder", "cifar10"]
+    levels: ImageLevels
+    similarity: Annotated[float, Field(gt=0, le=1)]  # of near duplicates
+    min_judge_accuracy: Annotated[float, Field(ge=0, le=1)]
+    max_dropped: Fraction  # share of all images
+    max_imbalance: Annotated[float, Field(ge=1)]  # largest class over smallest

@@ -1,1 +1,0 @@
-"""From raw files to checked, formatted, split rows. Imports no torch."""

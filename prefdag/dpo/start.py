@@ -1,0 +1,36 @@
+"""Step 0 of DPO: the policy is its reference. Imports no torch."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from prefdag.runtime.errors import NumericError
+from prefdag.train.hook import StepHook
+
+if TYPE_CHECKING:
+    from prefdag.config.types import Dtype
+
+# How far, in nats of log-ratio, two computations of the same log-probability may lie apart.
+START_TOLERANCE: Mapping["Dtype", float] = {"float32": 2e-3, "bfloat16": 2.0}
+
+
+class StartCheck(StepHook):
+    """Checks the first step: the policy is its reference, so every log-ratio is zero and the sigmoid loss is ln 2.
+
+    It catches stale reference log-probabilities, dropout left on, batch statistics in the policy, and adapters that do not
+    start at zero; also where the errors cancel in the mean.
+
+    Args:
+        tolerance: nats of log-ratio, in the root mean square.
+    """
+
+    def __init__(self, tolerance: float) -> None:
+        self.tolerance = tolerance
+
+    def before_update(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Raises `NumericError` at step 0 if the policy is not its reference."""
+        off = metrics["logratios/square"] ** 0.5
+        if step == 0 and not off <= self.tolerance:
+            raise NumericError(
+                f"step 0: the policy is not its reference: log-ratios off by {off:.2g} nats (tolerance {self.tolerance:g}), "
+                f"loss {metrics['loss']:.6f}; run ref_logps again, with the precision that the policy trains in"
+            )

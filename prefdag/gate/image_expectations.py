@@ -1,0 +1,92 @@
+"""What the data gate expects of labelled images.
+
+Importing this module imports Great Expectations, which takes seconds: stages import it inside `main`.
+"""
+
+from typing import TYPE_CHECKING
+
+import great_expectations.expectations as gxe
+import pandas as pd
+
+from prefdag.gate.checks import Table, at, none_in
+
+if TYPE_CHECKING:
+    from prefdag.config.validate_images import ImageLevels
+
+
+def images_table(rows: pd.DataFrame, n_classes: int, levels: "ImageLevels") -> Table:
+    """The rows of `image_rows.image_rows` as a table."""
+    last = n_classes - 1
+    invalid = at(levels.invalid)
+    return Table(
+        "images",
+        rows,
+        [
+            none_in(
+                "fault",
+                levels.invalid,
+                "every image can be read, and has the size of most",
+                "column `fault` says why not",
+            ),
+            gxe.ExpectColumnValuesToBeBetween(
+                column="label",
+                min_value=0,
+                max_value=last,
+                description="the label names a class",
+                notes=f"no class; labels run from 0 to {last}; mend it",
+                **invalid,
+            ),
+            gxe.ExpectColumnValuesToBeBetween(
+                column="contrast",
+                min_value=1,
+                description="the image shows something",
+                notes="all pixels are equal; remove the image",
+                **invalid,
+            ),
+            none_in(
+                "copy_of", levels.duplicate, "no image stands twice", "the same pixels as an earlier image; remove it"
+            ),
+            none_in(
+                "near_copy_of",
+                levels.near_duplicate,
+                "no image stands twice with slight changes",
+                "nearly the same pixels as an earlier image; keep one of them",
+            ),
+            none_in(
+                "conflict_with",
+                levels.label,
+                "no image has two labels",
+                "the same pixels under another label; keep the one with the right label",
+            ),
+            none_in(
+                "likely",
+                levels.label,
+                "the nearest images have the same label",
+                "the nearest images are of another class; look at the label",
+            ),
+        ],
+    )
+
+
+def classes_table(rows: pd.DataFrame, max_imbalance: float) -> Table:
+    """The rows of `image_rows.class_rows` as a table."""
+    return Table(
+        "classes",
+        rows,
+        [
+            gxe.ExpectColumnValuesToBeBetween(
+                column="images",
+                min_value=1,
+                description="every class has images",
+                notes="no images; add some",
+                **at("error"),
+            ),
+            gxe.ExpectColumnValuesToBeBetween(
+                column="times_smallest",
+                max_value=max_imbalance,
+                description=f"no class is more than {max_imbalance:g} times the smallest",
+                notes="too many images next to the smallest class; remove some or raise validate_images.max_imbalance",
+                **at("error"),
+            ),
+        ],
+    )

@@ -1,0 +1,54 @@
+"""The verdict on a finished DPO run: its findings, and what was and was not looked for. Imports no torch."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prefdag.runtime.artifacts import read_json
+from prefdag.runtime.errors import NumericError
+
+if TYPE_CHECKING:
+    from prefdag.config.health import FindingName, Health
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What is wrong with a run, and the numbers that say so, in one sentence."""
+
+    name: "FindingName"
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The findings of a run, in the order of `FindingName`, and what was and was not looked for."""
+
+    findings: Sequence[Finding]
+    checked: Sequence["FindingName"]
+    not_checked: Sequence["FindingName"]
+
+
+def raise_if_fatal(verdict: Verdict, config: "Health", key: str) -> None:
+    """Raises `NumericError`, in one line, if a finding is one of `config.fail_on`; `key` is that of `config` in params.yaml."""
+    fatal = [finding for finding in verdict.findings if finding.name in config.fail_on]
+    if fatal:
+        said = "; ".join(f"{finding.name}: {finding.sentence}" for finding in fatal)
+        raise NumericError(f"{key}.fail_on: {said}; see docs/health.md")
+
+
+def metrics(verdict: Verdict) -> dict[str, int]:
+    """How many findings there are, and 1 or 0 for each that was looked for."""
+    found = {finding.name for finding in verdict.findings}
+    return {"findings": len(found), **{name: int(name in found) for name in verdict.checked}}
+
+
+def to_json(verdict: Verdict) -> dict[str, Any]:
+    """The content of health.json."""
+    return asdict(verdict)
+
+
+def read(path: Path) -> Verdict:
+    """The verdict in health.json. Raises `DataError` where the file is absent or not JSON."""
+    tree = read_json(path)
+    return Verdict([Finding(**finding) for finding in tree["findings"]], tree["checked"], tree["not_checked"])

@@ -1,0 +1,23 @@
+"""Cross-entropy on the true classes, as a task of the training loop."""
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from prefdag.image.classify import class_logps, correct, of_class
+from prefdag.image.data import Augmentation, ImagePairs, augmented
+from prefdag.train.task import LossAndMetrics, ModelOutputs, Task
+
+
+def classification_task(split: ImagePairs, augment: Augmentation) -> Task:
+    """Cross-entropy on the true classes: the warm-up, and the control that DPO is compared with."""
+
+    def score(model: nn.Module, rows: Sequence[int], epoch: int | None) -> ModelOutputs:
+        logps = class_logps(model, augmented(split, rows, epoch, augment))
+        labels = split.y_w[list(rows)]
+        return {"logps": of_class(logps, labels), "accuracy": correct(logps, labels)}
+
+    def loss(outputs: ModelOutputs) -> LossAndMetrics:
+        return -outputs["logps"], {"accuracy": outputs["accuracy"]}
+
+    return Task(score, loss, [1.0] * len(split), split.ids)

@@ -1,0 +1,1 @@
+"""Images: reading them, their rows, label pairs, label noise."""

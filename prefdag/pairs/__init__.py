@@ -1,0 +1,1 @@
+"""Preference pairs: from records in many formats to token ids in splits."""

@@ -1,0 +1,207 @@
+"""dvc.yaml from the code: what each stage reads, which DVC cannot see for itself.
+
+`make dag` writes into dvc.yaml the `deps` of every stage (each file its script names and does not write, and each module that
+can change what it writes) and its `params` (the arguments of its `main`). By hand stay `cmd`, `outs`, `metrics` and `plots`.
+It also writes the table in docs/pipeline.md that says which stages a change of a module reruns.
+
+    python -m prefdag.project.dag
+"""
+
+import ast
+import functools
+import io
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedSeq
+
+from prefdag.config.params import Params
+from prefdag.runtime.artifacts import writing
+
+DVC, PAGE = Path("dvc.yaml"), Path("docs/pipeline.md")
+CODE = ("prefdag/", "stages/")
+ARTIFACT = re.compile(r"(data|models|reports|evals)/\S+")
+BEGIN, END = "<!-- written by `make dag` -->\n", "<!-- end -->\n"
+
+# Modules that can refuse, report or deliver, and nothing else: an output that exists is the same whatever they do. A test
+# builds the tiny pipeline with each of them altered.
+EXEMPT: Mapping[str, str] = {
+    "prefdag/config/check.py": "refuses params.yaml, or lets it pass",
+    "prefdag/runtime/durations.py": "notes how long a stage took, beside its outputs",
+    "prefdag/runtime/environment.py": "turns telemetry off, and lets waiting threads sleep",
+    "prefdag/runtime/errors.py": "words what went wrong; a stage that fails writes nothing",
+    "prefdag/runtime/exits.py": "ends a failed stage with one line and an exit code",
+    "prefdag/runtime/lock.py": "refuses a second run of a stage, and ends one whose dvc was killed",
+    "prefdag/runtime/progress.py": "draws progress bars",
+    "prefdag/tracking/delivery.py": "sends runs to MLflow",
+    "prefdag/tracking/runs.py": "reports runs to MLflow",
+    "prefdag/tracking/spool.py": "keeps on disk what MLflow is yet to get",
+    "prefdag/train/interruption.py": "ends a training after a whole step",
+}
+
+
+# What a stage reads
+
+
+@functools.cache
+def imports(file: str, root: Path) -> frozenset[str]:
+    """The project's modules that run with `file`, as paths from `root`; also those that it imports inside functions.
+
+    Left out: packages, which hold a docstring alone, and imports for type checkers alone.
+    """
+    names: set[str] = set()
+    for node in _running(ast.parse((root / file).read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{file}:{node.lineno}: relative import; name the module in full"
+            names |= {str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)}
+    paths = {f"{name.replace('.', '/')}.py" for name in names}
+    return frozenset(path for path in paths if path.startswith(CODE) and (root / path).is_file())
+
+
+def _running(tree: ast.AST) -> Iterator[ast.AST]:
+    """All nodes but those below `if TYPE_CHECKING:`."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        yield node
+        yield from _running(node)
+
+
+def reached(file: str, root: Path) -> set[str]:
+    """Every module that can change what `file` does, itself too: its imports and theirs, without `EXEMPT`."""
+    found, queue = {file}, [file]
+    while queue:
+        new = imports(queue.pop(), root) - found - EXEMPT.keys()
+        found |= new
+        queue += new
+    return found
+
+
+def code(stage: str, root: Path) -> list[str]:
+    """The code that a stage depends on, sorted: modules, and the folders of templates that they read."""
+    modules = reached(f"stages/{stage}.py", root)
+    return sorted(modules | {folder for module in modules for folder in _folders(module, root)})
+
+
+@functools.cache
+def _folders(module: str, root: Path) -> frozenset[str]:
+    """The folders without modules, beside `module` or above it, that it names: templates, styles."""
+    text = (root / module).read_text("utf-8")
+    parents = [parent for parent in (root / module).parents if root / CODE[0] in (parent, *parent.parents)]
+    return frozenset(
+        folder.relative_to(root).as_posix()
+        for parent in parents
+        for folder in parent.iterdir()
+        if folder.is_dir() and not any(folder.rglob("*.py")) and f'"{folder.name}"' in text
+    )
+
+
+def artifacts(tree: ast.Module) -> list[str]:
+    """The data, models and reports that a script names, in its order."""
+    constants = (node.value for node in ast.walk(tree) if isinstance(node, ast.Constant))
+    return list(dict.fromkeys(text for text in constants if isinstance(text, str) and ARTIFACT.fullmatch(text)))
+
+
+def params(tree: ast.Module) -> list[str]:
+    """The keys of params.yaml that a script's `main` takes; `params` stands for all of them."""
+    (main,) = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "main")
+    names = [argument.arg for argument in main.args.args + main.args.kwonlyargs]
+    return [field.name for field in fields(Params)] if names == ["params"] else names
+
+
+def names(entry: Mapping[str, Any], *keys: str) -> list[str]:
+    """The names under `keys` of a stage in dvc.yaml; an item is a name, or a mapping of one name to its options."""
+    items = [item for key in keys for item in entry.get(key) or []]
+    return [name for item in items for name in ([item] if isinstance(item, str) else item)]
+
+
+def written(dag: dict[str, Any], root: Path) -> dict[str, Any]:
+    """dvc.yaml's content `dag` with the `deps` and `params` of its stages as the scripts below `root` have them, in place."""
+    for stage, entry in dag["stages"].items():
+        tree = ast.parse((root / "stages" / f"{stage}.py").read_text("utf-8"))
+        outs = names(entry, "outs", "metrics", "plots")
+        for key, found in {
+            "deps": [*(path for path in artifacts(tree) if path not in outs), *code(stage, root)],
+            "params": params(tree),
+        }.items():
+            if found != list(entry.get(key, [])):
+                listed = entry[key] = CommentedSeq(found)
+                if key == "params":
+                    listed.fa.set_flow_style()
+    return dag
+
+
+# Which stages a module reruns
+
+
+def table(root: Path) -> str:
+    """A Markdown table: the modules, room by room, and the stages that a change of each reruns."""
+    stages = list(YAML(typ="safe").load(root / DVC)["stages"])
+    readers: dict[str, list[str]] = {}
+    for stage in stages:
+        for path in code(stage, root):
+            readers.setdefault(path, []).append(stage)
+    rows: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    for path in sorted(_modules(root) | readers.keys()):
+        if not path.startswith("stages/") and path not in EXEMPT:
+            room, _, name = path.removeprefix("prefdag/").rpartition("/")
+            rows.setdefault((room, tuple(readers.get(path, ()))), []).append(name.removesuffix(".py"))
+    lines = ["| room | modules | a change reruns |", "|---|---|---|"]
+    for (room, of), modules in sorted(rows.items(), key=lambda row: (row[0][0], -len(row[0][1]))):
+        shown = "every stage" if len(of) == len(stages) else ", ".join(of) or "nothing"
+        lines.append(f"| {room} | {', '.join(modules)} | {shown} |")
+    lines += ["", "Exempt, since they cannot change an output:", "", "| module | what it does |", "|---|---|"]
+    lines += [f"| `{path}` | {reason} |" for path, reason in EXEMPT.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _modules(root: Path) -> set[str]:
+    files = (root / CODE[0]).rglob("*.py")
+    return {file.relative_to(root).as_posix() for file in files if file.name != "__init__.py"}
+
+
+def page(text: str, root: Path) -> str:
+    """docs/pipeline.md with the table in its place."""
+    before, _, rest = text.partition(BEGIN)
+    return f"{before}{BEGIN}\n{table(root)}\n{END}{rest.partition(END)[2]}"
+
+
+def dump(dag: dict[str, Any]) -> str:
+    """The text of dvc.yaml, comments and formatting kept."""
+    stream = io.StringIO()
+    _yaml().dump(dag, stream)
+    return stream.getvalue()
+
+
+def load(path: Path) -> dict[str, Any]:
+    """dvc.yaml, for `dump` to write again."""
+    tree: dict[str, Any] = _yaml().load(path)
+    return tree
+
+
+def _yaml() -> YAML:
+    yaml = YAML()
+    yaml.width = 4096
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    return yaml
+
+
+def main(root: Path = Path()) -> None:
+    """Write dvc.yaml and the table in docs/pipeline.md below `root`."""
+    # Both are computed before either is written: the table reads only the names of the stages from dvc.yaml.
+    for path, text in {
+        DVC: dump(written(load(root / DVC), root)),
+        PAGE: page((root / PAGE).read_text("utf-8"), root),
+    }.items():
+        with writing(root / path) as temporary:
+            temporary.write_text(text, "utf-8")
+
+
+if __name__ == "__main__":
+    main()

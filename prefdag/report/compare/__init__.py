@@ -1,0 +1,1 @@
+"""Experiments beside each other: the comparison of two, the frontier of many."""

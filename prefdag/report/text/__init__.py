@@ -1,0 +1,1 @@
+"""The text track in the report."""

@@ -1,0 +1,1 @@
+"""What every stage runs on: files written whole, errors, progress, processes, locks."""

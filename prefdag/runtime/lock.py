@@ -1,0 +1,43 @@
+"""One run of a stage at a time, and none that outlives the `dvc` that started it."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+from filelock import FileLock, Timeout
+
+from prefdag.runtime.errors import PrefdagError
+
+
+@contextmanager
+def stage_lock(name: str) -> Iterator[None]:
+    """Refuse a second run of a stage in this directory, such as the trainer that a killed `dvc repro` left behind."""
+    if int(os.environ.get("LOCAL_RANK", "0")) > 0:  # one of several processes that `accelerate launch` started
+        yield
+        return
+    path = Path(".prefdag", "locks", f"{name}.lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(path, timeout=0):
+            yield
+    except Timeout:
+        raise PrefdagError(f"{name}: already running in this directory; stop that process or wait for it") from None
+
+
+def end_with_dvc() -> None:
+    """Under DVC: get SIGTERM when it dies, so that a killed `dvc repro` leaves no trainer behind.
+
+    Watching the parent is not enough: it may be a shell or a launcher that DVC started and that outlives it.
+    """
+    if stage := os.environ.get("DVC_STAGE"):  # DVC sets it for its children, not for itself
+        dvc = next(each for each in psutil.Process().parents() if each.environ().get("DVC_STAGE") != stage)
+
+        def watch() -> None:
+            dvc.wait()
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        threading.Thread(target=watch, daemon=True).start()

@@ -1,0 +1,40 @@
+"""The stage that runs in this process: its name and the parameters that its `main` was called with."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+from prefdag.runtime.yaml import flatten
+
+
+@dataclass(frozen=True)
+class Running:
+    """What `@stage` knows of a stage, for whoever keys checkpoints or opens a run in MLflow."""
+
+    name: str
+    sections: Mapping[str, Any]  # the keys of params.yaml that `main` takes
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The sections under dotted keys."""
+        return flatten(self.sections)
+
+
+_RUNNING: ContextVar[Running] = ContextVar("running")
+
+
+@contextmanager
+def running(name: str, sections: Mapping[str, Any]) -> Iterator[None]:
+    """Say for the length of a block which stage runs."""
+    token = _RUNNING.set(Running(name, sections))
+    try:
+        yield
+    finally:
+        _RUNNING.reset(token)
+
+
+def running_stage() -> Running:
+    """The stage that runs. Raises `LookupError` outside a stage."""
+    return _RUNNING.get()

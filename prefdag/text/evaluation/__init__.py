@@ -1,0 +1,1 @@
+"""Held-out pairs, eval sets, choices and judges."""

@@ -1,0 +1,53 @@
+"""Rows of eval sets as token ids to score."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from prefdag.runtime.errors import DataError
+from prefdag.text.scoring.packing import Group
+
+if TYPE_CHECKING:
+    from prefdag.config.format_pairs import FormatPairs
+    from prefdag.pairs.eval_sets import EvalRow
+    from prefdag.pairs.tokenizer import ChatTokenizer
+
+
+class EncodedRow(NamedTuple):
+    """A row for scoring: log p(response_ids | prompt_ids), without the last token, EOS, where `eos_scored` is False."""
+
+    prompt_ids: list[int]
+    response_ids: list[int]
+    eos_scored: bool
+
+
+def encode_row(
+    row: "EvalRow",
+    tokenizer: "ChatTokenizer",
+    max_prompt_tokens: int,
+    max_response_tokens: int,
+    response: str | None = None,
+) -> EncodedRow:
+    """Token ids of a row with its right response, or with `response`. Raises `DataError`, naming the row.
+
+    A dialogue stands in the model's template, and its answer ends with EOS. Text to be continued stands as it is, and the
+    EOS behind it is not scored: no turn ends.
+    """
+    try:
+        if isinstance(row.prompt, str):
+            prompt = tokenizer.raw_prompt(row.prompt, max_prompt_tokens)
+        else:
+            prompt = tokenizer.prompt(row.prompt, max_prompt_tokens)
+        answer = tokenizer.response(row.response if response is None else response, max_response_tokens)
+    except DataError as error:
+        raise DataError(f"{row.source}: {error}") from None
+    return EncodedRow(prompt.ids, answer.ids, not isinstance(row.prompt, str) and not answer.truncated)
+
+
+def eval_groups(rows: Sequence["EvalRow"], tokenizer: "ChatTokenizer", limits: "FormatPairs") -> list[Group]:
+    """Each question of an eval set with its right response, cut as the pairs are."""
+    groups = []
+    for row in rows:
+        encoded = encode_row(row, tokenizer, limits.max_prompt_tokens, limits.max_response_tokens)
+        response = encoded.response_ids if encoded.eos_scored else encoded.response_ids[:-1]
+        groups.append(Group(encoded.prompt_ids, (response,)))
+    return groups

@@ -1,0 +1,1 @@
+"""Answers of reference and policy: decoding, streaming."""

@@ -1,0 +1,1 @@
+"""Log-probabilities of responses: packed rows, attention, hidden states, vocabulary."""

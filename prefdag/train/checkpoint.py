@@ -1,0 +1,126 @@
+"""Checkpoints: what a killed stage needs to go on to the same bits. Safetensors and JSON, never pickle.
+
+They live outside the stage's outs, which DVC deletes before a stage runs, in a folder keyed by everything that shapes the
+result (`artifacts.stage_key`), so that no run continues from the state of another one.
+"""
+
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from prefdag.runtime.artifacts import read_json, scratch, sha256, stage_key, write_json, writing
+from prefdag.runtime.errors import DataError
+from prefdag.train.random_state import random_state, set_random_state
+
+log = logging.getLogger(__name__)
+
+STATE, HISTORY, MANIFEST = "state.safetensors", "history.json", "sha256.json"
+KEEP = 2  # the newest may be damaged; the one before it is then used
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """All that changes in training, as named tensors: a model's trainable parameters and buffers, its optimiser's state,
+    its hooks' (a moving reference, for one), and the random number generator's."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    hooks: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that changes while training, by name, detached and on the CPU."""
+        named: dict[str, Tensor] = {f"model/{name}": p for name, p in self.trainable().items()}
+        named |= {f"buffer/{name}": b for name, b in self.model.named_buffers()}
+        for name, p in self.trainable().items():
+            named |= {f"optimizer/{name}/{key}": value for key, value in self.optimizer.state[p].items()}
+        named |= {f"hook/{name}": t for name, t in self.hooks.items()}
+        named |= {f"rng/{device}": t for device, t in random_state().items()}
+        return {name: t.detach().cpu().contiguous().clone() for name, t in named.items()}
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Put back what `tensors` gave."""
+        groups: dict[str, dict[str, Tensor]] = {"model": {}, "buffer": {}, "optimizer": {}, "hook": {}, "rng": {}}
+        for name, tensor in tensors.items():
+            kind, _, rest = name.partition("/")
+            groups[kind][rest] = tensor
+        with torch.no_grad():
+            for name, p in self.trainable().items():
+                p.copy_(groups["model"][name])
+            for name, b in self.model.named_buffers():
+                b.copy_(groups["buffer"][name])
+            for name, t in self.hooks.items():
+                t.copy_(groups["hook"][name])
+        for path, tensor in groups["optimizer"].items():
+            name, _, key = path.rpartition("/")
+            p = self.trainable()[name]
+            # Laid out in memory as the parameter is: fused optimisers go through both in the order of their memory.
+            like = torch.empty_like(p, dtype=tensor.dtype) if tensor.shape == p.shape else tensor.to(p.device)
+            self.optimizer.state[p][key] = like.copy_(tensor)
+        set_random_state(groups["rng"])
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """The checkpoints of one run in `folder`, the newest `KEEP` of them."""
+
+    folder: Path
+
+    @classmethod
+    def of_stage(cls, stage: str, params: Mapping[str, Any]) -> "Checkpoints":
+        """Those of a stage with these parameters, the inputs and the code that lie here now."""
+        return cls(scratch("checkpoints", stage, stage_key(stage, params)))
+
+    def save(self, step: int, state: TrainState, train: list[Any], validation: list[Any]) -> None:
+        """Write the state before step `step`, whole or not at all, and drop the oldest."""
+        with writing(self.folder / f"step-{step:08d}") as folder:
+            folder.mkdir()
+            save_file(state.tensors(), folder / STATE)
+            # The keys of a row in their own order: they become the columns of a table.
+            history = json.dumps({"step": step, "train": train, "validation": validation}, indent=2, allow_nan=False)
+            (folder / HISTORY).write_text(history, "utf-8")
+            write_json(folder / MANIFEST, {name: sha256(folder / name) for name in (STATE, HISTORY)})
+        for old in self._newest_first()[KEEP:]:
+            shutil.rmtree(old)
+
+    def restore(self, state: TrainState, train: list[Any], validation: list[Any]) -> int:
+        """Load the newest whole checkpoint into `state` and extend the histories; the step to go on with, 0 if none.
+
+        A damaged one is renamed away by name, and the one before it is taken.
+        """
+        for folder in self._newest_first():
+            try:
+                manifest = read_json(folder / MANIFEST)
+                for name in (STATE, HISTORY):
+                    if sha256(folder / name) != manifest[name]:
+                        raise DataError(f"{folder / name}: content does not match {MANIFEST}")
+            except (DataError, OSError, KeyError) as error:
+                aside = folder.with_name(f"damaged-{folder.name}")
+                shutil.rmtree(aside, ignore_errors=True)
+                folder.rename(aside)
+                log.warning("checkpoint set aside as %s: %s", aside, error)
+                continue
+            state.load(load_file(folder / STATE))
+            history = read_json(folder / HISTORY)
+            train += history["train"]
+            validation += history["validation"]
+            log.info("continuing from step %d", history["step"])
+            return int(history["step"])
+        return 0
+
+    def clear(self) -> None:
+        """Remove them all: the run's result is written."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _newest_first(self) -> list[Path]:
+        return sorted(self.folder.glob("step-*"), reverse=True)

@@ -1,0 +1,159 @@
+"""The one training loop: SFT, warm-up and DPO, of language models and image classifiers.
+
+What is optimised is a `Task`: rows, their weights, what the model says of some of them, and the losses that follow from
+that. The loss of a step is sum(losses) / sum(weights) over all its rows, so that it does not depend on how the rows are cut
+into forward passes or spread over processes; nor does a loss that looks at all rows of a step at once (see `jointly`).
+`accelerate` runs the loop on whatever `accelerate launch` or torchrun provides.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import GradientAccumulationPlugin
+from torch import nn
+
+from prefdag.runtime.errors import ParamsError
+from prefdag.runtime.process import process
+from prefdag.runtime.progress import progress
+from prefdag.train.checkpoint import Checkpoints, TrainState
+from prefdag.train.interruption import Interrupted, interruptible
+from prefdag.train.optimizer import batch_order, learning_rate, make_optimizer
+from prefdag.train.step import Row, forward_backward, not_finite
+
+if TYPE_CHECKING:
+    from prefdag.config.training import Training
+    from prefdag.train.hook import StepHook
+    from prefdag.train.task import Tasks
+
+
+@dataclass(frozen=True)
+class History:
+    """What was measured: a row an optimiser step, taken before its update, and a row a validation."""
+
+    train: list[Row]
+    validation: list[Row]
+
+
+def fit(
+    model: nn.Module,
+    tasks: "Tasks",
+    config: "Training",
+    *,
+    seed: int,
+    checkpoints: Checkpoints,
+    log: Callable[[int, Mapping[str, float]], None],
+    hooks: Sequence["StepHook"] = (),
+) -> History:
+    """Optimise the parameters of `model` that require a gradient, in place, in the mode (train or eval) that it is in.
+
+    Continues from the newest checkpoint, to the same bits as without the interruption. Ctrl-C and SIGTERM end it after the
+    step that runs, with a checkpoint.
+
+    Args:
+        seed: of the data order, and of whatever the model draws (dropout).
+        log: called with a step and its metrics, on the main process.
+
+    Raises:
+        Interrupted: either signal came.
+        NumericError: a loss or a gradient is not finite; the last checkpoint is untouched.
+        ParamsError: the batch does not divide over the processes.
+    """
+    process()
+    accelerator = Accelerator(
+        mixed_precision={"float32": "no", "bfloat16": "bf16"}[config.precision],
+        # Said here, or the launcher's own setting would scale the loss: the batch is params.yaml's alone.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+    )
+    if config.batch_size % accelerator.num_processes:
+        raise ParamsError(
+            f"params.yaml: training.batch_size: {config.batch_size} rows over {accelerator.num_processes} "
+            "processes; choose a multiple"
+        )
+    train, validation = tasks
+    torch.manual_seed(seed)
+    steps = batch_order(len(train.weights), config, seed)
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    optimizer = make_optimizer(trainable, config)
+    beside = {f"{i}/{name}": t for i, hook in enumerate(hooks) for name, t in hook.state().items()}
+    state = TrainState(model, optimizer, beside)
+    history = History([], [])
+    start = checkpoints.restore(state, history.train, history.validation)
+    model, optimizer = accelerator.prepare(model, optimizer)
+
+    def validate(step: int) -> None:
+        modes = [(module, module.training) for module in model.modules()]
+        model.eval()
+        with torch.no_grad():
+            rows = range(len(validation.weights))
+            metrics = forward_backward(
+                accelerator,
+                model,
+                validation,
+                rows,
+                None,
+                config,
+                where=f"validation before step {step}",
+                backward=False,
+            )
+        for hook in hooks:
+            metrics |= hook.metrics()
+        for module, mode in modes:  # one by one: an adapter may train with dropout inside a model in eval mode
+            module.training = mode
+        history.validation.append({"step": step, **metrics})
+        if accelerator.is_main_process:
+            log(step, {f"val/{name}": value for name, value in metrics.items()})
+
+    def step_once(step: int) -> None:
+        epoch, rows = steps[step]
+        rate = learning_rate(step, len(steps), epoch, config)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        metrics = forward_backward(accelerator, model, train, rows, epoch, config, where=f"step {step}", backward=True)
+        for hook in hooks:
+            hook.before_update(step, metrics)
+        norm = float(accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm) or 0.0)
+        if not math.isfinite(norm):
+            raise not_finite(f"step {step}", "gradient norm", norm, [train.ids[i] for i in rows])
+        optimizer.step()
+        optimizer.zero_grad()
+        for hook in hooks:
+            hook.after_step(metrics, epoch_ends=step + 1 == len(steps) or steps[step + 1][0] > epoch)
+        history.train.append({"step": step, "epoch": epoch, "learning_rate": rate, "grad_norm": norm, **metrics})
+        bar.set_postfix_str(f"loss {metrics['loss']:.4f}", refresh=False)
+        bar.update()
+        if accelerator.is_main_process:
+            log(step, {"learning_rate": rate, "grad_norm": norm, **metrics})
+
+    def save(step: int) -> None:
+        if accelerator.is_main_process:
+            checkpoints.save(step, state, history.train, history.validation)
+
+    def validated(step: int) -> bool:
+        return bool(history.validation) and history.validation[-1]["step"] == step
+
+    done = start
+    try:
+        # The bar ends with the block, so that whatever is said of an error begins on a line of its own.
+        with (
+            progress(len(steps), "step", initial=start, disable=not accelerator.is_main_process) as bar,
+            interruptible() as whole,
+        ):
+            for step in range(start, len(steps)):
+                if step % config.validate_every == 0 and not validated(step):
+                    validate(step)
+                with whole():
+                    step_once(step)
+                    done = step + 1
+                if done % config.checkpoint_every == 0 and done < len(steps):
+                    save(done)
+            if not validated(len(steps)):
+                validate(len(steps))
+    except Interrupted:
+        if done > start:
+            save(done)
+        raise
+    return history

@@ -1,0 +1,52 @@
+"""A training stage from start to artefact: tracked live, resumable, written whole."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import pandas as pd
+from torch import nn
+
+from prefdag.runtime.artifacts import writing
+from prefdag.runtime.process import process
+from prefdag.runtime.running import running_stage
+from prefdag.tracking import runs
+from prefdag.train.checkpoint import Checkpoints
+from prefdag.train.loop import fit
+
+if TYPE_CHECKING:
+    from prefdag.config.training import Training
+    from prefdag.train.hook import StepHook
+    from prefdag.train.task import Tasks
+
+NO_STEP = ["step", "loss"]
+
+
+class Output(NamedTuple):
+    """The folder that a training stage writes, and the function that puts the trained model into a folder."""
+
+    folder: Path
+    save: Callable[[Path], None]
+
+
+def train_stage(
+    model: nn.Module, tasks: "Tasks", config: "Training", seed: int, output: Output, hooks: Sequence["StepHook"] = ()
+) -> None:
+    """Run `fit` as the stage that runs, and write the model, history.csv and validation.csv.
+
+    Checkpoints are kept under a key of the stage's parameters, inputs and code, and removed at the end.
+    """
+    stage = running_stage()
+    checkpoints = Checkpoints.of_stage(stage.name, stage.params)
+    with runs.stage_run(stage.name, stage.params, checkpoints.folder.name) as run:
+        history = fit(model, tasks, config, seed=seed, checkpoints=checkpoints, log=run.log, hooks=hooks)
+        if not process().is_main_process:
+            return
+        with writing(output.folder) as folder:
+            folder.mkdir()
+            output.save(folder)
+            for name, rows in {"history": history.train, "validation": history.validation}.items():
+                # Without a step, as where a reference is not trained, a table is its header.
+                table = pd.DataFrame(rows or None, columns=None if rows else NO_STEP)
+                table.to_csv(folder / f"{name}.csv", index=False, lineterminator="\n")
+    checkpoints.clear()
