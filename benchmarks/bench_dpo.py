@@ -87,6 +87,7 @@ def ours(args: argparse.Namespace) -> dict[str, float]:
     from prefdag.text.scoring.logps import score_all_pairs
     from prefdag.train.checkpoint import Checkpoints
     from prefdag.train.loop import fit
+    from prefdag.train.task import Tasks
 
     rate = product_rate(args.precision)
     tokenizer = AutoTokenizer.from_pretrained(args.model)
@@ -106,8 +107,7 @@ def ours(args: argparse.Namespace) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as scratch:
         history = fit(
             policy,
-            task,
-            first,
+            Tasks(task, first),
             training(args),
             seed=0,
             checkpoints=Checkpoints(Path(scratch)),

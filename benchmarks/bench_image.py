@@ -53,13 +53,13 @@ def ours(max_shift: int, flip: bool) -> Figures:
     from prefdag.config.reference import Reference
     from prefdag.dpo.preference import Preference
     from prefdag.image import model as resnet
-    from prefdag.image.classify import comparison, reference_logps
     from prefdag.image.data import Augmentation, ImagePairs
+    from prefdag.image.dpo_task import dpo_task, reference_logps
     from prefdag.image.negatives import negatives
     from prefdag.runtime.process import process
     from prefdag.train.checkpoint import Checkpoints
     from prefdag.train.loop import fit
-    from prefdag.train.task import Task
+    from prefdag.train.task import Task, Tasks
 
     settings = load_params().dpo_image
     training = replace(
@@ -91,7 +91,7 @@ def ours(max_shift: int, flip: bool) -> Figures:
         start = time.perf_counter()
         ref_logps = reference_logps(reference, images, augment, settings)
         speed = n / (time.perf_counter() - start)
-        return comparison(split, augment, y_l, ref_logps, preference, jointly=preference.jointly), speed
+        return dpo_task(split, augment, y_l, ref_logps, preference, jointly=preference.jointly), speed
 
     train, speed = task(BATCH * (WARM_UP + STEPS))
     ends: list[float] = []
@@ -102,7 +102,7 @@ def ours(max_shift: int, flip: bool) -> Figures:
 
     with tempfile.TemporaryDirectory() as empty:
         # One image is validated, for form's sake.
-        fit(policy, train, task(1)[0], training, seed=0, checkpoints=Checkpoints(Path(empty)), log=log)
+        fit(policy, Tasks(train, task(1)[0]), training, seed=0, checkpoints=Checkpoints(Path(empty)), log=log)
     return figures(ends) | ({} if augment.changes else {"cache_images_per_second": speed})
 
 

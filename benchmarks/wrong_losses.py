@@ -125,7 +125,7 @@ def run(folder: Path) -> None:
     from prefdag.text.scoring.rows import pair_rows, read_ref_logps, read_split
     from prefdag.train.checkpoint import Checkpoints
     from prefdag.train.loop import fit
-    from prefdag.train.task import Task
+    from prefdag.train.task import Task, Tasks
 
     params = load_params(folder / "params.yaml")
     pairs: dict[str, list[Pair]] = {}
@@ -183,8 +183,8 @@ def run(folder: Path) -> None:
             with tempfile.TemporaryDirectory() as empty:
                 history = fit(
                     policy,
-                    task("train", count, ARMS[arm]),
-                    task("val", 1, ARMS[arm]),  # one row, for form's sake: the test split is measured afterwards
+                    # One validation row, for form's sake: the test split is measured afterwards.
+                    Tasks(task("train", count, ARMS[arm]), task("val", 1, ARMS[arm])),
                     training,
                     seed=seed,
                     checkpoints=Checkpoints(Path(empty)),

@@ -51,8 +51,9 @@ class stage:  # noqa: N801 - it is used as a decorator
         """The top-level keys of params.yaml that the stage reads; `params` is all of them."""
         return list(inspect.signature(self.main).parameters)
 
-    def __call__(self, **sections: Any) -> None:
-        """Call `main` as the stage that runs (see `running`)."""
+    def __call__(self, *arguments: Any, **named: Any) -> None:
+        """Call `main` with its sections, as the stage that runs (see `running`)."""
+        sections = inspect.signature(self.main).bind(*arguments, **named).arguments
         with running(self.name, sections):
             self.main(**sections)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from prefdag.stage import set_environment
+from prefdag.runtime.environment import set_environment
 
 set_environment()
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -1,4 +1,4 @@
-"""The naive twin of `prefdag.text.decoding` and `prefdag.text.stream`: one answer, by transformers' own greedy search."""
+"""The naive twin of `generation.decoding` and `generation.stream`: one answer, by transformers' own greedy search."""
 
 from collections.abc import Sequence
 from typing import Any

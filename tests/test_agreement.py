@@ -57,8 +57,8 @@ def project(tmp_path_factory: pytest.TempPathFactory, params: Params, root: Path
         for path in publish.TABLES:
             if not path.exists():
                 path.write_bytes(b"a table")
-        report.main.main(params)
-        publish.main.main(params)
+        report.main(params)
+        publish.main(params)
         yield folder
 
 
@@ -304,7 +304,7 @@ def test_one_other_figure_on_the_card_is_found(
     monkeypatch.setattr(report, "FIGURES", Path("elsewhere"))
     monkeypatch.setattr(report, "PAGE", Path("elsewhere.html"))
     monkeypatch.setattr(report, "CARD", Path("elsewhere.md"))
-    report.main.main(params)
+    report.main(params)
     assert untraced(card_words(Path("elsewhere.md").read_text("utf-8")), known)
 
 

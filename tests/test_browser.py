@@ -101,7 +101,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory, params: Params) -> dict[str,
             make_hostile(folder)
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(folder)
-            report.main.main(params)
+            report.main(params)
         found[name] = folder / "reports/index.html"
     found["published"] = found["report"].with_name("published.html")
     seconds = {"dpo_text": 187.4, "sft_ref": None}

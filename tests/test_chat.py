@@ -310,7 +310,7 @@ def test_imports_no_torch(tmp_path: Path) -> None:
     write_model(tmp_path, ["</s>"], LLAMA, bos_token="</s>", eos_token="</s>")
     code = (
         "import sys; from pathlib import Path; import stages.format_pairs, stages.label_pairs;"
-        "from prefdag.data.chat import ChatTokenizer;"
+        "from prefdag.pairs.tokenizer import ChatTokenizer;"
         "ChatTokenizer(Path(sys.argv[1]), 'chat').prompt([{'role': 'user', 'content': 'hi'}]);"
         "assert 'transformers' in sys.modules, 'rendered nothing';"
         "print({'torch', 'datasets', 'mlflow', 'pandas'} & set(sys.modules))"

@@ -23,7 +23,7 @@ from prefdag.train import loop as trainer
 from prefdag.train.checkpoint import KEEP, Checkpoints, TrainState
 from prefdag.train.interruption import Interrupted
 from prefdag.train.loop import History, fit
-from prefdag.train.task import LossAndMetrics, Task
+from prefdag.train.task import LossAndMetrics, Task, Tasks
 
 STEPS = 12
 CONFIG = training(
@@ -77,7 +77,7 @@ def start(
             how()
 
     model, task = model or convolutional(), task or classification()
-    history = fit(model, task, task, CONFIG, seed=0, checkpoints=Checkpoints(folder), log=log)
+    history = fit(model, Tasks(task, task), CONFIG, seed=0, checkpoints=Checkpoints(folder), log=log)
     return weights(model), history
 
 

@@ -79,7 +79,7 @@ def run(
     shares: PairShares = NO_SHARES,
     **others: Any,
 ) -> None:
-    validate_pairs.main.main(
+    validate_pairs.main(
         ValidatePairs(
             format=row_format,
             levels=levels(level, **others),
@@ -392,7 +392,7 @@ def test_an_expectation_that_cannot_be_evaluated_is_no_pass(tmp_path: Path) -> N
 def test_stages_import_no_torch_and_their_help_no_great_expectations() -> None:
     code = (
         "import sys, stages.validate_pairs, stages.validate_images; assert 'great_expectations' not in sys.modules; "
-        "import prefdag.data.checks; assert 'torch' not in sys.modules"
+        "import prefdag.gate.checks; assert 'torch' not in sys.modules"
     )
     environment = os.environ | {"GX_ANALYTICS_ENABLED": "false"}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)

@@ -29,8 +29,8 @@ def test_help_names_every_command_and_starts_quickly() -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert all(name in done.stdout for name in ("profile", "sync", "chat", "export"))
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-    assert "prefdag.errors" in imported
-    assert not imported & {"torch", "transformers", "mlflow", "pandas", "numpy", "pydantic", "prefdag.config"}
+    assert "prefdag.runtime.errors" in imported
+    assert not imported & {"torch", "transformers", "mlflow", "pandas", "numpy", "pydantic", "prefdag.config.params"}
 
 
 def test_profile_shows_each_change_and_marks_what_goes_back(monkeypatch: pytest.MonkeyPatch) -> None:

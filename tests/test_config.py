@@ -153,7 +153,7 @@ def test_the_default_is_valid_and_complete() -> None:
             put("validate_pairs.levels.invalid", "warn"),  # a row without a prompt, say, would go on
             "validate_pairs.levels.invalid: input should be 'error' or 'drop', not 'warn'",
         ),
-        (put("dpo_text.health.fail_on", ["drfit"]), "dpo_text.health.fail_on.0: input should be 'not_at_reference', "),
+        (put("health_text.fail_on", ["drfit"]), "health_text.fail_on.0: input should be 'not_at_reference', "),
     ],
 )
 def test_a_mistake_is_one_line_that_names_the_key(edit: Edit, message: str) -> None:

@@ -271,13 +271,13 @@ def test_the_stage_writes_what_was_judged_and_the_key_is_nowhere(
     options: LossOptions = load_params(root / "params.yaml").loss_options
     from dataclasses import replace
 
-    judge_text.main.main(0.1, "sigmoid", options, replace(config, judge=at(server).config))
+    judge_text.main(0.1, "sigmoid", options, replace(config, judge=at(server).config))
     assert {headers["Authorization"] for headers in server.headers} == {f"Bearer {CANARY}"}
     rates = json.loads(judge_text.WIN_RATE.read_text())
     assert rates["endpoint"]["greedy"]["wins"] == 1
     assert pd.read_parquet(judge_text.VERDICTS)["policy_first_reply"][0] == "You are ***. I think ... [[A]]"
     before = {path: path.read_bytes() for path in (judge_text.VERDICTS, judge_text.WIN_RATE)}
-    judge_text.main.main(0.1, "sigmoid", options, replace(config, judge=at(server).config))
+    judge_text.main(0.1, "sigmoid", options, replace(config, judge=at(server).config))
     assert before == {path: path.read_bytes() for path in before}
 
     captured = capfd.readouterr()

@@ -13,8 +13,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from prefdag.config.health import FindingName, Health
-from prefdag.health import findings as health
-from prefdag.health.findings import Verdict, examine
+from prefdag.health import verdict as verdict_
+from prefdag.health.findings import examine
+from prefdag.health.verdict import Finding, Verdict
 from prefdag.runtime.artifacts import write_json
 from prefdag.runtime.errors import NumericError
 
@@ -267,19 +268,19 @@ def test_fail_on_raises_one_line_with_those_findings_alone() -> None:
     verdict = judged({}, {"kl": [0.0, 1.0, 12.5], "rewards/saturated": [0.0, 0.0, 0.9], "loss": [0.69, 0.7, 0.9]})
     names: list[FindingName] = ["divergence", "kl_out_of_budget", "drift"]
     with pytest.raises(NumericError) as error:
-        health.fail(verdict, Health(kl_budget=10.0, fail_on=names))
+        verdict_.raise_if_fatal(verdict, Health(kl_budget=10.0, fail_on=names), "params.yaml: health_text")
     said = str(error.value)
-    assert said.startswith("health.fail_on: kl_out_of_budget: at the end the policy lies 12.5 nats")
+    assert said.startswith("params.yaml: health_text.fail_on: kl_out_of_budget: at the end the policy lies 12.5 nats")
     assert "; divergence: the validation loss" in said
     assert "reward_saturation" not in said
     assert "\n" not in said
-    health.fail(verdict, Health(kl_budget=10.0, fail_on=["drift"]))
-    health.fail(verdict, CONFIG)
+    verdict_.raise_if_fatal(verdict, Health(kl_budget=10.0, fail_on=["drift"]), "")
+    verdict_.raise_if_fatal(verdict, CONFIG, "")
 
 
 def test_metrics_count_what_was_looked_for() -> None:
-    verdict = Verdict([health.Finding("drift", "moved")], ["drift", "divergence"], ["zero_gradient"])
-    assert health.metrics(verdict) == {"findings": 1, "drift": 1, "divergence": 0}
+    verdict = Verdict([Finding("drift", "moved")], ["drift", "divergence"], ["zero_gradient"])
+    assert verdict_.metrics(verdict) == {"findings": 1, "drift": 1, "divergence": 0}
 
 
 def test_verdict_is_the_same_from_its_file(tmp_path: Path) -> None:
@@ -288,12 +289,12 @@ def test_verdict_is_the_same_from_its_file(tmp_path: Path) -> None:
         {"grad_norm": [float("nan")] * STEPS}, {"kl": [float("nan")] * 3, "logratios/square": [float("nan")] * 3}
     )
     assert found(verdict) == ["not_at_reference", "kl_out_of_budget", "divergence"]
-    write_json(tmp_path / "health.json", health.to_json(verdict))
-    assert health.read(tmp_path / "health.json") == verdict
+    write_json(tmp_path / "health.json", verdict_.to_json(verdict))
+    assert verdict_.read(tmp_path / "health.json") == verdict
 
 
 def test_torch_is_not_imported() -> None:
-    code = "import sys, prefdag.dpo.health; sys.exit('torch' in sys.modules)"
+    code = "import sys, prefdag.health.findings; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

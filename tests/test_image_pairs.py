@@ -123,7 +123,7 @@ def test_the_stage_lets_no_copy_straddle(tmp_path: Path, monkeypatch: pytest.Mon
     save_file({"images": np.zeros((200, 1, 2, 2), np.uint8), "labels": labels}, stage.IMAGES / "images.safetensors")
     pq.write_table(pa.table({"exact": exact, "perceptual": perceptual}), stage.IMAGES / "rows.parquet")
     write_json(stage.IMAGES / "classes.json", list("abcd"))
-    stage.main.main(LABEL)
+    stage.main(LABEL)
     summary = read_json(stage.OUT / "summary.json")
     assert summary["straddling"] == {"exact": 0, "perceptual": 0}
     assert sum(sum(classes.values()) for classes in summary["images"].values()) == 200

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +24,17 @@ from prefdag.config.loss_options import LossOptions
 from prefdag.config.reference import Reference
 from prefdag.image import evaluate
 from prefdag.image import model as resnet
-from prefdag.image.classify import class_logps, classification, predict, reference_logps, view
-from prefdag.image.data import Augmentation, ImagePairs, load_splits, normalise
+from prefdag.image.classification_task import classification_task
+from prefdag.image.classify import class_logps, predict
+from prefdag.image.data import Augmentation, ImagePairs, augmented, load_splits, normalise
+from prefdag.image.dpo_task import reference_logps
 from prefdag.report.page.results import read_csv
 from prefdag.runtime.artifacts import read_json, sha256, write_json
 from prefdag.runtime.errors import DataError, NumericError, ParamsError
 from prefdag.runtime.yaml import flatten
 from prefdag.train.checkpoint import Checkpoints
 from prefdag.train.loop import History
-from stages import control_image, dpo_image, evaluate_image
+from stages import control_image, dpo_image, evaluate_image, health_image
 
 SMALL = resnet.Architecture(arch="resnet18", stem="imagenet", dropout=0.2, channels=1, classes=4)
 IDENTITY = Augmentation(max_shift=0, flip=False, seed=0)
@@ -176,15 +179,15 @@ def test_half_of_the_images_are_mirrored() -> None:
 def test_validation_sees_images_as_they_are() -> None:
     split = split_of(6)
     augment = Augmentation(max_shift=4, flip=True, seed=0)
-    assert torch.equal(view(split, [5, 2], None, augment), split.images[[5, 2]])
-    assert torch.equal(view(split, [5, 2], 1, augment), augment(split.images[[5, 2]], [5, 2], 1))
+    assert torch.equal(augmented(split, [5, 2], None, augment), split.images[[5, 2]])
+    assert torch.equal(augmented(split, [5, 2], 1, augment), augment(split.images[[5, 2]], [5, 2], 1))
 
 
 def test_classification_by_hand() -> None:
     """All white, m = 1: logits 1, -1; -log p is ln(1 + exp(-2)) = 0.126928 for class 0, 2.126928 for class 1."""
     white = torch.full((2, 1, 4, 4), 255, dtype=torch.uint8)
     split = ImagePairs([3, 8], white, torch.tensor([0, 1]), torch.tensor([1, 0]))
-    task = classification(split, IDENTITY)
+    task = classification_task(split, IDENTITY)
     losses, metrics = objective_of(task)(Brightness(), [0, 1], None)
     assert losses.tolist() == pytest.approx([0.126928, 2.126928], abs=1e-5)
     assert metrics["accuracy"].tolist() == [1.0, 0.0]
@@ -249,14 +252,13 @@ SETTINGS = DpoImage(
     max_shift=1,
     flip=False,
     training=training(epochs=2, learning_rate=3e-4, batch_size=8),
-    health=Health(kl_budget=100.0, fail_on=[]),
 )
 OPTIONS = LossOptions(**NO_OPTIONS)
 
 
 def dpo(seed: int = 0, settings: DpoImage = SETTINGS, loss: Any = "sigmoid") -> None:
     """The DPO stage with beta 0.5."""
-    dpo_image.main.main(0.5, loss, seed, OPTIONS, {}, settings)
+    dpo_image.main(0.5, loss, seed, OPTIONS, {}, settings)
 
 
 def test_dpo_starts_at_ln_2_and_learns(project: Path, ran: list[tuple[History, nn.Module]]) -> None:
@@ -298,7 +300,7 @@ def test_dpo_is_a_function_of_its_seed(project: Path, ran: list[tuple[History, n
 
 def test_the_control_starts_where_dpo_does(project: Path, ran: list[tuple[History, nn.Module]]) -> None:
     """The same rows and shifts in the same order under the cross-entropy of the reference."""
-    control_image.main.main(0, SETTINGS)
+    control_image.main(0, SETTINGS)
     dpo()
     control, policy = ran[0][0], ran[1][0]
     assert control.train[0]["loss"] == pytest.approx(-policy.train[0]["logps/chosen"], abs=1e-5)
@@ -330,7 +332,7 @@ def test_nothing_is_chosen_by_looking_at_the_test_split(project: Path, ran: list
             pixels[load_splits(dpo_image.IMAGES, dpo_image.PAIRS)["test"].index] = images
             save_file({"images": pixels}, dpo_image.IMAGES / "images.safetensors")
         dpo(settings=dataclasses.replace(SETTINGS, negatives="confusion"))
-        control_image.main.main(0, SETTINGS)
+        control_image.main(0, SETTINGS)
         Path(name).mkdir()
         dpo_image.POLICY.rename(f"{name}/dpo")
         control_image.CONTROL.rename(f"{name}/control")
@@ -410,7 +412,7 @@ def test_validation_is_cached_under_augmentation_too(
         found.append(len(images))
         return predict(model, images, batch_size)
 
-    monkeypatch.setattr("prefdag.image.classify.predict", counted)
+    monkeypatch.setattr("prefdag.image.dpo_task.predict", counted)
     dpo(settings=settings)
     assert found == cached
 
@@ -443,8 +445,8 @@ def test_cached_log_probabilities_train_as_live_ones_do(
     with monkeypatch.context() as patched:
         patched.setattr(Augmentation, "changes", True)
         dpo(settings=STILL)
-    monkeypatch.setattr("prefdag.image.classify.predict", lambda *args: predict(*args).roll(1, 0))
-    monkeypatch.setattr("prefdag.dpo.dpo_session.START_TOLERANCE", {"float32": np.inf})
+    monkeypatch.setattr("prefdag.image.dpo_task.predict", lambda *args: predict(*args).roll(1, 0))
+    monkeypatch.setattr("prefdag.dpo.start.START_TOLERANCE", {"float32": np.inf})
     dpo(settings=STILL)
     cached, live, wrong = ran
     losses, parameters = apart(cached, live)
@@ -473,7 +475,7 @@ def test_the_kl_of_a_classifier_is_exact_and_can_be_held_down(
     """In validation it is the mean over images that evaluation reports, too; as a constraint it passes a gradient."""
     held = {"kl": Constraint(threshold=0.0, multiplier=10.0, dual_rate=0.0)}
     for constraints in ({}, held):
-        dpo_image.main.main(0.5, "sigmoid", 0, OPTIONS, constraints, SETTINGS)
+        dpo_image.main(0.5, "sigmoid", 0, OPTIONS, constraints, SETTINGS)
     val = load_splits(dpo_image.IMAGES, dpo_image.PAIRS)["val"]
     logps = [predict(resnet.load(folder)[0], val.images) for folder in (dpo_image.POLICY, dpo_image.REFERENCE)]
     exact = (logps[0].exp() * (logps[0] - logps[1])).sum(1).mean()
@@ -487,8 +489,8 @@ def test_the_evaluation_writes_tables_that_agree_with_its_metrics(
     """Four images, one a class, named as numbers are: what is counted in one file is what another says."""
     write_json(evaluate_image.IMAGES / "classes.json", ["00", "01", "1e3", "a,b"])
     dpo()
-    control_image.main.main(0, SETTINGS)
-    evaluate_image.main.main(0.5, "sigmoid", OPTIONS)
+    control_image.main(0, SETTINGS)
+    evaluate_image.main(0.5, "sigmoid", OPTIONS)
     metrics, classes, confusion, bins = (
         read_json(evaluate_image.METRICS),
         *(read_csv(p) for p in (evaluate_image.CLASSES, evaluate_image.CONFUSION, evaluate_image.CALIBRATION)),
@@ -503,40 +505,38 @@ def test_the_evaluation_writes_tables_that_agree_with_its_metrics(
     for name, leaf in flatten(metrics).items():
         assert isinstance(leaf, int | float), name  # `dvc metrics` shows nothing else
     before = sha256(evaluate_image.METRICS.parent)
-    evaluate_image.main.main(0.5, "sigmoid", OPTIONS)
+    evaluate_image.main(0.5, "sigmoid", OPTIONS)
     assert sha256(evaluate_image.METRICS.parent) == before
 
 
-def test_a_finding_can_fail_the_stage_and_its_checkpoints_stay(
+def test_a_fatal_finding_stops_the_pipeline_and_keeps_the_policy(
     project: Path, ran: list[tuple[History, nn.Module]]
 ) -> None:
-    """Nothing is written; with the finding no longer fatal, the run goes on from its last checkpoint."""
-    slow = training(epochs=2, learning_rate=3e-4, batch_size=8, checkpoint_every=1)
-    strict = dataclasses.replace(SETTINGS, training=slow, health=Health(kl_budget=1e-9, fail_on=["kl_out_of_budget"]))
-    with pytest.raises(NumericError, match="kl_out_of_budget"):
-        dpo(settings=strict)
-    assert not dpo_image.POLICY.exists()
-    assert list((project / "checkpoints").glob("step-*"))
-    dpo(settings=dataclasses.replace(strict, health=Health(kl_budget=1e-9, fail_on=[])))
-    findings = read_json(dpo_image.POLICY / "health.json")["findings"]
-    assert "kl_out_of_budget" in {finding["name"] for finding in findings}
-    assert not (project / "checkpoints").exists()
+    """The verdict is not written, so nothing after it runs; with the finding no longer fatal, it is."""
+    dpo()
+    policy = sha256(dpo_image.POLICY)
+    with pytest.raises(NumericError, match=r"params.yaml: health_image.fail_on: kl_out_of_budget: at the end"):
+        health_image.main(SETTINGS, Health(kl_budget=1e-9, fail_on=["kl_out_of_budget"]))
+    assert not health_image.HEALTH.exists()
+    health_image.main(SETTINGS, Health(kl_budget=1e-9, fail_on=[]))
+    assert "kl_out_of_budget" in {finding["name"] for finding in read_json(health_image.HEALTH)["findings"]}
+    assert sha256(dpo_image.POLICY) == policy
 
 
-def test_what_is_found_wrong_with_a_run_is_no_part_of_its_checkpoints_key(
+def test_the_key_of_checkpoints_is_the_stage_and_the_sections_that_it_takes(
     project: Path, ran: list[tuple[History, nn.Module]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Or a finding that is no longer fatal would cost the whole training again."""
-    keys: list[set[str]] = []
+    keys: list[tuple[str, set[str]]] = []
 
-    def of_stage(stage: str, **params: Any) -> Checkpoints:
-        keys.append(set(params))
+    def of_stage(stage: str, params: Mapping[str, Any]) -> Checkpoints:
+        keys.append((stage, set(params)))
         return Checkpoints(project / "checkpoints")
 
     monkeypatch.setattr(Checkpoints, "of_stage", of_stage)
     dpo()
-    assert {"beta", "dpo_image.training.epochs", "loss_options.label_smoothing"} <= keys[0]
-    assert not any("health" in key for key in keys[0])
+    assert keys[0][0] == "dpo_image"
+    assert {"beta", "dpo_image.training.epochs", "loss_options.label_smoothing"} <= keys[0][1]
+    assert not any("health" in key for key in keys[0][1])
 
 
 @pytest.mark.parametrize("loss", ["kto", slow("aot"), slow("simpo"), {"sigmoid": 0.8, "bco": 0.2, "sft": 1.0}])

@@ -57,7 +57,7 @@ def log(step, metrics):
 groups = random_groups(100, 1)
 task = sft_task(groups, [f"row {i}" for i in range(100)])
 config = training(epochs=20, batch_size=4, validate_every=100, checkpoint_every=50)
-fit(with_lora(Path(model)), task, task, config, seed=0, checkpoints=Checkpoints(Path("checkpoints")), log=log)
+fit(with_lora(Path(model)), Tasks(task, task), config, seed=0, checkpoints=Checkpoints(Path("checkpoints")), log=log)
 assert len(used) == 500
 print(json.dumps([used[step] for step in range(0, 500)]))
 """
@@ -93,7 +93,7 @@ print(n)
 STAGE = """
 import importlib, sys
 from prefdag.config import load_params
-importlib.import_module(f"stages.{stage}").main.main(getattr(load_params(), stage))
+importlib.import_module(f"stages.{stage}").main(getattr(load_params(), stage))
 print(peak())
 """
 

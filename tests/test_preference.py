@@ -15,7 +15,8 @@ from torch import Tensor
 
 from prefdag.config.constraints import Constraint
 from prefdag.config.loss import LossName
-from prefdag.dpo.preference import START_TOLERANCE, Preference, Scores, mirrored
+from prefdag.dpo.preference import Preference, Scores, mirrored
+from prefdag.dpo.start import START_TOLERANCE, StartCheck
 from prefdag.runtime.errors import DataError, NumericError, ParamsError
 
 LOSS_NAMES = list(TAKES)
@@ -739,9 +740,9 @@ def start(pref: Preference, chosen: Tensor, rejected: Tensor) -> dict[str, float
 @pytest.mark.parametrize("loss", LOSS_NAMES)
 def test_the_check_of_the_start_passes_where_policy_is_reference(loss: LossName, tolerance: float) -> None:
     pref = preference(loss)
-    check = pref.check_start(tolerance)
+    check = StartCheck(tolerance)
     for off in (0.0, 0.9 * tolerance, -0.9 * tolerance):
-        check(start(pref, double(off, -off), double(-off, off)))
+        check.before_update(0, start(pref, double(off, -off), double(-off, off)))
 
 
 @pytest.mark.parametrize("loss", LOSS_NAMES)
@@ -759,16 +760,17 @@ def test_the_check_of_the_start_stops_a_policy_that_is_not_its_reference(loss: L
         ((math.nan, 0), (0, 0)),
     ]:
         with pytest.raises(NumericError, match=r"^step 0: the policy is not its reference: .*ref_logps"):
-            pref.check_start(tolerance)(start(pref, double(*chosen), double(*rejected)))
+            StartCheck(tolerance).before_update(0, start(pref, double(*chosen), double(*rejected)))
 
 
 def test_the_check_of_the_start_goes_by_the_root_mean_square() -> None:
     """Log-ratios 3, 0, 0 and 4: the root of 25 / 4 is 2.5 nats."""
     pref = preference("sigmoid")
     metrics = start(pref, double(3, 0), double(0, 4))
-    pref.check_start(2.501)(metrics)
+    StartCheck(2.501).before_update(0, metrics)
+    StartCheck(2.499).before_update(1, metrics)  # the first step alone
     with pytest.raises(NumericError, match=r"off by 2\.5 nats \(tolerance 2\.499\)"):
-        pref.check_start(2.499)(metrics)
+        StartCheck(2.499).before_update(0, metrics)
 
 
 # Optima: a policy that is a table of logits, one a response

@@ -16,7 +16,7 @@ from prefdag.config.reference import Reference
 from prefdag.dpo.reference import FrozenCheck, MovingReference, fingerprint
 from prefdag.train.checkpoint import Checkpoints
 from prefdag.train.loop import History, fit
-from prefdag.train.task import ModelOutputs, Task
+from prefdag.train.task import ModelOutputs, Task, Tasks
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -140,8 +140,7 @@ def run(
     task = Task(score, preference, [1.0] * 12, [str(i) for i in range(12)])
     history = fit(
         policy,
-        task,
-        task,
+        Tasks(task, task),
         training(epochs=2, validate_every=2, checkpoint_every=2, **changes),
         seed=0,
         checkpoints=Checkpoints(folder),

@@ -26,7 +26,7 @@ from safetensors.numpy import save_file
 
 from prefdag.config.check import check_params, load_params
 from prefdag.config.params import Params
-from prefdag.health import findings as health
+from prefdag.health import verdict as health
 from prefdag.image import evaluate
 from prefdag.report.image import calibration
 from prefdag.report.image import figures as image_figures
@@ -331,8 +331,8 @@ def write_inputs(folder: Path) -> None:
         ("control_image", False),
     ):
         write_run(folder / "models" / name, rng, 27, dpo=dpo)
-    write_json(folder / "models/dpo_text/health.json", health.to_json(HEALTH))
-    write_json(folder / "models/dpo_image/health.json", health.to_json(health.Verdict([], ["drift", "divergence"], [])))
+    write_json(folder / "reports/text/health.json", health.to_json(HEALTH))
+    write_json(folder / "reports/image/health.json", health.to_json(health.Verdict([], ["drift", "divergence"], [])))
 
 
 @pytest.fixture(scope="module")
@@ -360,7 +360,7 @@ def built(inputs: Path, params: Params) -> tuple[str, str]:
     """Page and card of the untouched inputs."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(inputs)
-        report.main.main(params)
+        report.main(params)
         return Path("reports/index.html").read_text("utf-8"), Path("reports/model_card.md").read_text("utf-8")
 
 
@@ -438,7 +438,7 @@ def test_page_asks_nothing_of_the_network_and_runs_nothing_but_its_script(page: 
 def test_page_is_the_same_in_every_build_and_says_nothing_of_the_machine(
     here: Path, params: Params, built: tuple[str, str]
 ) -> None:
-    report.main.main(params)
+    report.main(params)
     assert Path("reports/index.html").read_text("utf-8") == built[0]
     assert Path("reports/model_card.md").read_text("utf-8") == built[1]
     for secret in (str(here), str(Path.home()) + "/", platform.node()):
@@ -523,7 +523,7 @@ def test_of_many_classes_the_worst_are_shown(here: Path, params: Params) -> None
     """Also of classes that the test split lacks, of none of which anything is known."""
     names = [*map(str, range(10)), *(f"a class without any image {i}" for i in range(25))]
     write_json(Path("data/validated/images/classes.json"), names)
-    report.main.main(params)
+    report.main(params)
     text = Page(Path("reports/index.html").read_text("utf-8")).text
     assert "Of 35 classes the 10 of which the policy gets the smallest shares right" in text
     assert "a class without any image" not in text
@@ -699,7 +699,7 @@ def test_how_it_was_trained_is_said(
         for section in sections:
             node = node[section]
         node[key] = value
-    report.main.main(check_params(tree, Path("params.yaml")))
+    report.main(check_params(tree, Path("params.yaml")))
     page, model_card = (
         Page(Path("reports/index.html").read_text("utf-8")),
         Path("reports/model_card.md").read_text("utf-8"),
@@ -811,7 +811,7 @@ def test_page_stands_what_other_runs_leave(here: Path, params: Params) -> None:
     pd.read_csv("reports/text/pairs.csv", dtype={"id": str})[:1].assign(
         margin=0.0, reward_chosen=0.0, reward_rejected=0.0
     ).to_csv("reports/text/pairs.csv", index=False)
-    report.main.main(replace(params, report=replace(params.report, answers=0)))
+    report.main(replace(params, report=replace(params.report, answers=0)))
     page = Page(Path("reports/index.html").read_text("utf-8"))
     assert "policy and reference predict the same class for every test image" in page.text
     assert "None are shown" in page.text
@@ -846,7 +846,7 @@ def unpaired(here: Path) -> Path:
 
 @pytest.mark.usefixtures("unpaired")
 def test_responses_that_stand_alone_are_not_called_pairs(params: Params) -> None:
-    report.main.main(params)
+    report.main(params)
     html, model_card = Path("reports/index.html").read_text("utf-8"), Path("reports/model_card.md").read_text("utf-8")
     page = Page(html)
     ranked = "Of all pairs of a desirable and an undesirable held-out response (30 and 10 of them) it ranks 67.5% right"
@@ -885,15 +885,15 @@ def test_pairs_from_another_run_are_refused(here: Path, params: Params) -> None:
     frame = pd.read_csv("reports/text/pairs.csv", dtype={"id": str})
     frame.assign(id="0123").to_csv("reports/text/pairs.csv", index=False)
     with pytest.raises(DataError, match=r"reports/text/pairs\.csv: 40 ids are not in .*dvc repro"):
-        report.main.main(params)
+        report.main(params)
     assert not list(Path("reports").glob(".*"))
 
 
-@pytest.mark.parametrize("name", ["models/dpo_text/history.csv", "models/dpo_image/health.json"])
+@pytest.mark.parametrize("name", ["models/dpo_text/history.csv", "reports/image/health.json"])
 def test_missing_input_is_one_line(here: Path, params: Params, name: str) -> None:
     Path(name).unlink()
     with pytest.raises(DataError, match=f"^{re.escape(name)}: not found; `dvc repro` makes it$"):
-        report.main.main(params)
+        report.main(params)
 
 
 def test_curve_of_a_long_run_stays_small_and_skips_what_is_not_finite() -> None:
@@ -983,7 +983,7 @@ def test_what_is_not_scored_follows_what_is(written: str, cut: bool, texts: list
 def test_some_of_many_pairs_are_spaced_evenly(here: Path, root: Path) -> None:
     tree = read_yaml(root / "params.yaml")
     tree["report"]["text_examples"] = 4
-    report.main.main(check_params(tree, Path("params.yaml")))
+    report.main(check_params(tree, Path("params.yaml")))
     page = Page(Path("reports/index.html").read_text("utf-8"))
     assert (
         "4 of 40 held-out pairs, evenly spaced from the largest margin to the smallest; nobody picked them" in page.text
@@ -1007,10 +1007,10 @@ def test_tokens_of_other_pairs_are_refused(here: Path, params: Params) -> None:
     tokens = pd.read_parquet(path)
     tokens[(tokens["side"] == "chosen") | (tokens["id"] != f"{7:016x}")].to_parquet(path)
     with pytest.raises(DataError, match=rf"^{path}: no rejected response of pair {7:016x}; run `dvc repro`$"):
-        report.main.main(params)
+        report.main(params)
     path.unlink()
     with pytest.raises(DataError, match=rf"^{path}: not found; `dvc repro` makes it$"):
-        report.main.main(params)
+        report.main(params)
 
 
 # The copy that is published
@@ -1020,14 +1020,14 @@ def test_published_page_has_what_is_true_of_one_run(
     here: Path, root: Path, params: Params, built: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What publish sends; the page that DVC tracks stays as it was."""
-    report.main.main(params)
+    report.main(params)
     shutil.copy(root / "dvc.yaml", here)
     sent: dict[str, Any] = {}
     monkeypatch.setattr(publish, "publish", lambda params, metrics, curves, files: sent.update(metrics, files=files))
     monkeypatch.setattr(publish, "pipelines", list)
     monkeypatch.setattr(publish, "durations", lambda: {"dpo_text": 187.4, "sft_ref": None, "publish": 1.0})
     monkeypatch.setattr(publish, "revision", lambda: {"mlflow.source.git.commit": "c0ffee", "dvc.exp_name": HOSTILE})
-    publish.main.main(params)
+    publish.main(params)
     assert Path("reports/index.html").read_text("utf-8") == built[0]
     html = Path("reports/published.html").read_text("utf-8")
     page = Page(html)
@@ -1045,14 +1045,14 @@ def test_published_page_has_what_is_true_of_one_run(
 def test_published_page_has_the_frontier(
     here: Path, root: Path, params: Params, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    report.main.main(params)
+    report.main(params)
     shutil.copy(root / "dvc.yaml", here)
     monkeypatch.setattr(publish, "publish", lambda *arguments: None)
     metrics = {track: read_json(Path(f"reports/{track}/metrics.json")) for track in ("text", "image")}
     metrics["text"]["heldout"]["kl"] += 1.0
     other = {"beta": "0.3", "loss.sigmoid": "0.8", "loss.sft": "1.0"}
     monkeypatch.setattr(publish, "pipelines", lambda: [("another", other, numbers(metrics))])
-    publish.main.main(params)
+    publish.main(params)
     page = Page(Path("reports/published.html").read_text("utf-8"))
     drawn = [
         attributes["aria-label"]
@@ -1066,7 +1066,7 @@ def test_published_page_has_the_frontier(
         raise PrefdagError("MLflow at http://away: no answer")
 
     monkeypatch.setattr(publish, "pipelines", dead)
-    publish.main.main(params)
+    publish.main(params)
     assert "MLflow did not answer" in Page(Path("reports/published.html").read_text("utf-8")).text
 
 

@@ -528,13 +528,13 @@ def test_the_evals_stage_writes_a_folder_a_set_or_nothing(
     monkeypatch.chdir(tmp_path)
     good = here("mine/a.jsonl", hashlib.sha256(CONTENT).hexdigest())
     with pytest.raises(SourceError, match=r"params\.yaml: download_evals\.winogrande: "):
-        main.main(DownloadEvals(truthfulqa=good, winogrande=here("mine/a.jsonl", "0" * 64), pku=None))
+        main(DownloadEvals(truthfulqa=good, winogrande=here("mine/a.jsonl", "0" * 64), pku=None))
     assert not list(Path("data/raw").iterdir())
-    main.main(DownloadEvals(truthfulqa=good, winogrande=good, pku=None))
+    main(DownloadEvals(truthfulqa=good, winogrande=good, pku=None))
     assert Path("data/raw/evals/truthfulqa/a.jsonl").read_bytes() == CONTENT
     assert Path("data/raw/evals/winogrande/a.jsonl").read_bytes() == CONTENT
     assert not Path("data/raw/evals/pku").exists()
-    main.main(DownloadEvals(truthfulqa=None, winogrande=None, pku=None))
+    main(DownloadEvals(truthfulqa=None, winogrande=None, pku=None))
     assert not list(Path("data/raw/evals").iterdir())
 
 

@@ -14,12 +14,13 @@ from torch import nn
 from prefdag.config.adapter import Full, Prefix
 from prefdag.config.constraints import Constraint
 from prefdag.config.dpo_text import DpoText, TextReference
+from prefdag.config.health import Health
 from prefdag.config.loss_options import LossOptions
 from prefdag.config.ref_logps import RefLogps
 from prefdag.runtime.artifacts import read_json, sha256
 from prefdag.text import model as lm
 from prefdag.train.loop import History
-from stages import dpo_text, ref_logps
+from stages import dpo_text, health_text, ref_logps
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -46,7 +47,7 @@ def dpo(loss: Any = "sigmoid", constraints: Any = None, options: Any = None, **c
     base = settings(epochs=2, batch_size=2, micro_batch_size=1)
     config: DpoText = dataclasses.replace(base, **changes)
     given = LossOptions(**{**NO_OPTIONS, **(options or {})})
-    dpo_text.main.main(0.5, loss, 0, given, constraints or {}, config)
+    dpo_text.main(0.5, loss, 0, given, constraints or {}, config)
 
 
 def close(a: History, b: History) -> bool:
@@ -61,7 +62,7 @@ def close(a: History, b: History) -> bool:
 
 def test_live_references_are_the_cached_ones(ran: list[tuple[History, nn.Module]]) -> None:
     """Adapters off, in the same model, what ref_logps computed from the artefact; neither is changed by training."""
-    ref_logps.main.main(RefLogps(dtype="float32", tokens_per_batch=30))
+    ref_logps.main(RefLogps(dtype="float32", tokens_per_batch=30))
     before = sha256(dpo_text.REFERENCE)
     for reference in (CACHED, LIVE):
         dpo(reference=reference)
@@ -115,7 +116,10 @@ def test_prefix_tuning_starts_elsewhere_and_says_so(ran: list[tuple[History, nn.
     """The stage does not stop at step 0, and the health page lists the finding as not checked."""
     dpo(adapter=Prefix(kind="prefix", tokens=3), reference=LIVE)
     assert abs(ran[0][0].train[0]["rewards/chosen"]) > 1e-3
-    assert "not_at_reference" in read_json(dpo_text.POLICY / "health.json")["not_checked"]
+    health_text.main(
+        settings(adapter=Prefix(kind="prefix", tokens=3), reference=LIVE), Health(kl_budget=1000.0, fail_on=[])
+    )
+    assert "not_at_reference" in read_json(health_text.HEALTH)["not_checked"]
 
 
 @pytest.mark.parametrize(
@@ -136,7 +140,7 @@ def test_every_kind_of_loss_runs_on_cached_references(
     ran: list[tuple[History, nn.Module]], loss: Any, options: dict[str, Any]
 ) -> None:
     """KTO needs mismatched responses under the reference, which no cache holds; LD-DPO parts of responses, which it does."""
-    ref_logps.main.main(RefLogps(dtype="float32", tokens_per_batch=30))
+    ref_logps.main(RefLogps(dtype="float32", tokens_per_batch=30))
     dpo(loss, options=options, reference=CACHED, training=settings(epochs=6, micro_batch_size=2).training)
     history, _ = ran[0]
     assert history.train[-1]["loss"] < history.train[0]["loss"]

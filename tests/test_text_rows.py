@@ -27,7 +27,6 @@ from prefdag.config.answer_text import AnswerText
 from prefdag.config.dpo_text import DpoText, TextReference
 from prefdag.config.evaluate_text import EvaluateText
 from prefdag.config.format_pairs import FormatPairs
-from prefdag.config.health import Health
 from prefdag.config.judge_text import ImplicitJudge, JudgeText
 from prefdag.config.loss_options import LossOptions
 from prefdag.config.ref_logps import RefLogps
@@ -220,7 +219,6 @@ def settings(**changes: Any) -> DpoText:
         reference=TextReference(logps="cached", update="none", alpha=None, every=None),
         training=training(**{"epochs": 10, "micro_batch_size": 2} | changes),
         gradient_checkpointing=False,
-        health=Health(kl_budget=1000.0, fail_on=[]),
     )
 
 
@@ -229,12 +227,12 @@ OPTIONS = LossOptions(**NO_OPTIONS)
 
 def train(loss: Any = "sigmoid", seed: int = 0, **changes: Any) -> None:
     """Stage dpo_text with beta 0.5."""
-    dpo_text.main.main(0.5, loss, seed, OPTIONS, {}, settings(**changes))
+    dpo_text.main(0.5, loss, seed, OPTIONS, {}, settings(**changes))
 
 
 def test_cached_references_are_those_of_each_pair(project: str) -> None:
     """Whatever the batches: a budget of 30 tokens cuts them elsewhere than one of 1000."""
-    ref_logps.main.main(RefLogps(dtype="float32", tokens_per_batch=30))
+    ref_logps.main(RefLogps(dtype="float32", tokens_per_batch=30))
     model = lm.load(dpo_text.REFERENCE)
     for split in SPLITS:
         frame = rows.read_split(dpo_text.PAIRS, split)
@@ -246,7 +244,7 @@ def test_cached_references_are_those_of_each_pair(project: str) -> None:
 
 
 def test_dpo_starts_at_ln_2_and_learns(project: str, histories: list[tuple[History, nn.Module]]) -> None:
-    ref_logps.main.main(RefLogps(dtype="float32", tokens_per_batch=30))
+    ref_logps.main(RefLogps(dtype="float32", tokens_per_batch=30))
     before = sha256(dpo_text.REFERENCE)
     train()
     ((history, _),) = histories
@@ -265,7 +263,7 @@ def test_dpo_starts_at_ln_2_and_learns(project: str, histories: list[tuple[Histo
 
 @pytest.mark.usefixtures("project", "histories", "one_thread")
 def test_dpo_is_a_function_of_its_seed() -> None:
-    ref_logps.main.main(RefLogps(dtype="float32", tokens_per_batch=30))
+    ref_logps.main(RefLogps(dtype="float32", tokens_per_batch=30))
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         train(seed=seed)
         dpo_text.POLICY.rename(name)
@@ -275,7 +273,7 @@ def test_dpo_is_a_function_of_its_seed() -> None:
 @pytest.mark.usefixtures("project", "histories")
 def test_wrong_references_stop_dpo_before_or_at_its_first_step() -> None:
     """Before, where a row that is scored once more is wrong; at the first step, where another one of it is."""
-    ref_logps.main.main(RefLogps(dtype="float32", tokens_per_batch=30))
+    ref_logps.main(RefLogps(dtype="float32", tokens_per_batch=30))
     path = dpo_text.REF_LOGPS / "train.parquet"
     frame = pd.read_parquet(path)
     wrong = frame["chosen_logps"] + 0.1
@@ -406,8 +404,8 @@ def unpaired(tmp_path_factory: pytest.TempPathFactory) -> Path:
         format_pairs.PAIRS.parent.mkdir(parents=True)
         write_pairs(format_pairs.PAIRS, read_pairs(raw, "unpaired"))
         write_tokenizer(write_model(sft_ref.BASE, "llama"))
-        format_pairs.main.main(FORMAT)
-        sft_ref.main.main(
+        format_pairs.main(FORMAT)
+        sft_ref.main(
             SftRef(
                 adapter=lora(),
                 training=training(SupervisedTraining, learning_rate=1e-3),
@@ -415,7 +413,7 @@ def unpaired(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 seed=0,
             )
         )
-        ref_logps.main.main(RefLogps(dtype="float32", tokens_per_batch=100))
+        ref_logps.main(RefLogps(dtype="float32", tokens_per_batch=100))
     return folder
 
 
@@ -469,17 +467,17 @@ def test_unpaired_responses_are_learnt_from_and_evaluated(
         shutil.copy(root / "evals" / name, folder)
     config = EvaluateText(max_eval_rows=2, tokens_per_batch=200)
     monkeypatch.setattr(choices, "PRIMER", "Q: Who?\nA: She.")  # the tiny model's window is small
-    ref_evals.main.main(FORMAT, config)
-    evaluate_text.main.main(0.5, loss, OPTIONS, FORMAT, config)
+    ref_evals.main(FORMAT, config)
+    evaluate_text.main(0.5, loss, OPTIONS, FORMAT, config)
 
     sampling = AnswerText(prompts=None, max_new_tokens=4, temperature=1.0, top_p=0.9, batch_size=3, seed=0)
-    answer_text.main.main(FORMAT, sampling)
+    answer_text.main(FORMAT, sampling)
     said = pd.read_parquet(answer_text.ANSWERS)
     distinct = pd.read_parquet(dpo_text.PAIRS / "test.parquet")["prompt_ids"].map(tuple).nunique()
     assert said["id"].nunique() == said["prompt_ids"].map(tuple).nunique() == distinct
     assert len(said) == 4 * distinct
     assert read_json(answer_text.STATISTICS)["n_prompts"] == distinct
-    judge_text.main.main(0.5, loss, OPTIONS, JudgeText(judge=ImplicitJudge(kind="implicit"), tokens_per_batch=200))
+    judge_text.main(0.5, loss, OPTIONS, JudgeText(judge=ImplicitJudge(kind="implicit"), tokens_per_batch=200))
     keys = pd.read_parquet(judge_text.VERDICTS)[["id", "decoding"]]
     assert set(map(tuple, keys.to_numpy())) == set(map(tuple, said[["id", "decoding"]].to_numpy()))
     assert len(keys) == 2 * distinct
@@ -511,7 +509,7 @@ def test_unpaired_responses_are_learnt_from_and_evaluated(
 def test_without_supervised_steps_the_base_is_the_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     without_tracking(monkeypatch, tmp_path / "checkpoints")
     none = training(SupervisedTraining, epochs=0)
-    sft_ref.main.main(SftRef(adapter=lora(), training=none, gradient_checkpointing=False, seed=0))
+    sft_ref.main(SftRef(adapter=lora(), training=none, gradient_checkpointing=False, seed=0))
     base, reference = (load_file(folder / "model.safetensors") for folder in (sft_ref.BASE, sft_ref.REFERENCE))
     assert base.keys() == reference.keys()
     assert all(torch.equal(base[name], reference[name]) for name in base)

@@ -77,7 +77,7 @@ def history(run: Any, metric: str) -> list[tuple[int, float]]:
 
 def child(code: str) -> subprocess.Popen[str]:
     """A process that runs `code`, with tracking imported, in the same project."""
-    code = "from prefdag import tracking, delivery\nimport os, time\n" + textwrap.dedent(code)
+    code = "from prefdag.tracking import delivery, runs as tracking\nimport os, time\n" + textwrap.dedent(code)
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     return subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
 
@@ -234,7 +234,7 @@ def test_publish_writes_one_run_with_everything(project: Path, monkeypatch: pyte
     assert run.info.run_name == f"beta={params.beta} whole-pipe"
     assert run.info.artifact_uri.startswith((project / "mlartifacts").as_uri())
     assert run.data.params["dpo_text.adapter.kind"] == params.dpo_text.adapter.kind
-    assert json.loads(run.data.params["dpo_text.health.fail_on"]) == params.dpo_text.health.fail_on
+    assert json.loads(run.data.params["health_text.fail_on"]) == params.health_text.fail_on
     assert {key.partition(".")[0] for key in run.data.params} == set(params.__dataclass_fields__)
     check_pipeline(run)
 

@@ -24,10 +24,11 @@ from prefdag.text.scoring.logps import Pair, score, score_all_pairs, score_pairs
 from prefdag.text.scoring.packing import Group
 from prefdag.text.sft_task import sft_task
 from prefdag.train.checkpoint import Checkpoints
+from prefdag.train.hook import StepHook
 from prefdag.train.loop import History, fit
 from prefdag.train.optimizer import batch_order, learning_rate
 from prefdag.train.step import forward_backward
-from prefdag.train.task import LossAndMetrics, ModelOutputs, Task
+from prefdag.train.task import LossAndMetrics, ModelOutputs, Task, Tasks
 
 
 def ignore(step: int, metrics: Mapping[str, float]) -> None:
@@ -37,8 +38,7 @@ def ignore(step: int, metrics: Mapping[str, float]) -> None:
 def train(model: nn.Module, task: Task, folder: Path, validation: Task | None = None, **changes: Any) -> History:
     return fit(
         model,
-        task,
-        validation or task,
+        Tasks(task, validation or task),
         training(**changes),
         seed=3,
         checkpoints=Checkpoints(folder / "checkpoints"),
@@ -211,8 +211,7 @@ def test_gradients_are_scaled_down_to_the_norm_and_reported_before(tmp_path: Pat
     try:
         history = fit(
             model,
-            regression(4),
-            regression(4),
+            Tasks(regression(4), regression(4)),
             training(max_grad_norm=0.01),
             seed=0,
             checkpoints=Checkpoints(tmp_path),
@@ -306,8 +305,7 @@ def test_history_numbers_steps_and_measures_before_the_update(tmp_path: Path) ->
     logged: list[tuple[int, set[str]]] = []
     history = fit(
         linear(),
-        regression(10),
-        regression(3, seed=1),
+        Tasks(regression(10), regression(3, seed=1)),
         training(epochs=2, batch_size=4, validate_every=4),
         seed=0,
         checkpoints=Checkpoints(tmp_path),
@@ -411,19 +409,19 @@ def test_a_first_step_that_is_not_finite_names_its_rows(tmp_path: Path) -> None:
         losses, metrics = objective_of(task)(model, rows, epoch)
         return losses * math.nan, metrics
 
-    def check(metrics: Mapping[str, float]) -> None:
-        raise NumericError("step 0: the policy is not its reference")
+    class Check(StepHook):
+        def before_update(self, step: int, metrics: Mapping[str, float]) -> None:
+            raise NumericError("step 0: the policy is not its reference")
 
     with pytest.raises(NumericError, match=r"not finite; rows row-"):
         fit(
             linear(),
-            task_of(objective, task.weights, task.ids),
-            task,
+            Tasks(task_of(objective, task.weights, task.ids), task),
             training(),
             seed=0,
             checkpoints=Checkpoints(tmp_path),
             log=ignore,
-            check_start=check,
+            hooks=[Check()],
         )
 
 
@@ -453,25 +451,26 @@ def test_a_model_that_is_not_finite_at_the_end_is_no_result(tmp_path: Path) -> N
         train(linear(), task, tmp_path, validation=task_of(objective, task.weights, task.ids), learning_rate=1e9)
 
 
-def test_the_start_is_checked_before_the_first_update_and_only_there(tmp_path: Path) -> None:
+def test_a_hook_sees_every_step_before_its_update(tmp_path: Path) -> None:
     model, seen = linear(), []
     before = weights(model)
 
-    def check(metrics: Mapping[str, float]) -> None:
-        seen.append(metrics["loss"])
-        assert all(torch.equal(t, before[name]) for name, t in weights(model).items())
+    class Check(StepHook):
+        def before_update(self, step: int, metrics: Mapping[str, float]) -> None:
+            seen.append(metrics["loss"])
+            assert all(torch.equal(t, before[name]) for name, t in weights(model).items()) == (step == 0)
 
     history = fit(
         model,
-        regression(8),
-        regression(8),
+        Tasks(regression(8), regression(8)),
         training(),
         seed=0,
         checkpoints=Checkpoints(tmp_path),
         log=ignore,
-        check_start=check,
+        hooks=[Check()],
     )
-    assert seen == [history.train[0]["loss"]]
+    assert seen == [row["loss"] for row in history.train]
+    assert len(seen) > 1
 
 
 # Batch statistics
@@ -490,14 +489,15 @@ import sys
 from pathlib import Path
 
 import torch
-from prefdag.process import process
+from prefdag.runtime.process import process
 from safetensors.torch import save_file
 from test_trainer import Shaky, ignore, regression, spread
 from tiny_models import training
 
-from prefdag.dpo.checkpoint import Checkpoints
-from prefdag.dpo.trainer import fit
-from prefdag.errors import ParamsError
+from prefdag.train.checkpoint import Checkpoints
+from prefdag.train.loop import fit
+from prefdag.train.task import Tasks
+from prefdag.runtime.errors import ParamsError
 
 out = Path(sys.argv[1])
 out.mkdir(exist_ok=True)
@@ -505,7 +505,7 @@ rank = process().process_index
 for n in (1, 9, 23):
     model = Shaky().eval()
     history = fit(
-        model, regression(n), regression(13, seed=1),
+        model, Tasks(regression(n), regression(13, seed=1)),
         training(batch_size=8, micro_batch_size=3, epochs=3, validate_every=2, checkpoint_every=2),
         seed=3, checkpoints=Checkpoints(out / str(n)), log=ignore,
     )
@@ -513,14 +513,14 @@ for n in (1, 9, 23):
     save_file({**model.state_dict(), "losses": losses}, out / f"{n}-{rank}.safetensors")
     model = Shaky().eval()
     history = fit(
-        model, spread(n), spread(13), training(batch_size=8, micro_batch_size=3, epochs=2, validate_every=2),
+        model, Tasks(spread(n), spread(13)), training(batch_size=8, micro_batch_size=3, epochs=2, validate_every=2),
         seed=3, checkpoints=Checkpoints(out / f"joint-{n}"), log=ignore,
     )
     losses = torch.tensor([row["loss"] for row in history.train + history.validation])
     save_file({**model.state_dict(), "losses": losses}, out / f"joint-{n}-{rank}.safetensors")
 try:
     config = training(batch_size=3)
-    fit(Shaky(), regression(3), regression(3), config, seed=0, checkpoints=Checkpoints(out / "x"), log=ignore)
+    fit(Shaky(), Tasks(regression(3), regression(3)), config, seed=0, checkpoints=Checkpoints(out / "x"), log=ignore)
 except ParamsError as error:
     (out / f"refused-{rank}").write_text(str(error))
 """

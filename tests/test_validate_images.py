@@ -41,7 +41,7 @@ SETTINGS = ValidateImages(
 
 def run(levels: dict[str, str] | None = None, **settings: Any) -> pd.DataFrame:
     """The stage, with what it listed as offending."""
-    validate_images.main.main(replace(SETTINGS, levels=replace(LEVELS, **(levels or {})), **settings))
+    validate_images.main(replace(SETTINGS, levels=replace(LEVELS, **(levels or {})), **settings))
     return pd.read_csv(validate_images.REPORT / "offending.csv", keep_default_na=False)
 
 
@@ -216,5 +216,5 @@ def test_real_cifar10_tars_pass_the_gate(raw: Path) -> None:
     assert 3 <= len(listed) <= 20
     summary = read_json(validate_images.REPORT / "summary.json")
     assert summary["label_noise"]["judge_accuracy"] < 0.5
-    label_pairs.main.main(LabelPairs(max_images=None, val_fraction=0.1, test_fraction=0.2, seed=0))
+    label_pairs.main(LabelPairs(max_images=None, val_fraction=0.1, test_fraction=0.2, seed=0))
     assert read_json(label_pairs.OUT / "summary.json")["straddling"] == {"exact": 0, "perceptual": 0}

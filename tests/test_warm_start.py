@@ -157,7 +157,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_without_a_source_there_is_a_note_and_no_weights(workspace: Path) -> None:
-    download_resnet.main.main(DownloadResnet(source=None))
+    download_resnet.main(DownloadResnet(source=None))
     assert [path.name for path in download_resnet.BASE.iterdir()] == ["base.json"]
     assert read_json(download_resnet.BASE / "base.json") == {"arch": None}
 
@@ -168,7 +168,7 @@ def test_weights_are_fetched_whatever_their_name(workspace: Path, file: Path, tm
     (folder / "weights.safetensors").write_bytes(file.read_bytes())
     (tmp_path / "from/config.json").write_text("{}")
     for given in (file, tmp_path / "from"):
-        download_resnet.main.main(source(given))
+        download_resnet.main(source(given))
         assert sorted(path.name for path in download_resnet.BASE.iterdir()) == ["base.json", "model.safetensors"]
         assert (download_resnet.BASE / "model.safetensors").read_bytes() == file.read_bytes()
         assert read_json(download_resnet.BASE / "base.json") == {"arch": "resnet18"}
@@ -190,7 +190,7 @@ def test_not_one_resnet_leaves_nothing(names: list[str], message: str | None, wo
         (tmp_path / "from" / name).parent.mkdir(parents=True, exist_ok=True)
         save_file({"weight": torch.zeros(1)}, tmp_path / "from" / name)
     with pytest.raises(DataError) as caught:
-        download_resnet.main.main(source(tmp_path / "from"))
+        download_resnet.main(source(tmp_path / "from"))
     line = f"params.yaml: download_resnet.source: {message}" if message else "a.safetensors: holds weight, ..."
     assert str(caught.value).startswith(line)
     assert list(Path("models").iterdir()) == []
@@ -198,7 +198,7 @@ def test_not_one_resnet_leaves_nothing(names: list[str], message: str | None, wo
 
 def test_other_bytes_than_pinned_are_refused(workspace: Path, file: Path) -> None:
     with pytest.raises(SourceError, match=r"^params\.yaml: download_resnet\.source: sha256 is"):
-        download_resnet.main.main(source(file, "0" * 64))
+        download_resnet.main(source(file, "0" * 64))
     assert list(Path("models").iterdir()) == []
 
 
@@ -225,7 +225,7 @@ def trained(workspace: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> Any
         write_json(resnet_warmup.BASE / "base.json", {"arch": "resnet18" if weights else None})
         if weights:
             (resnet_warmup.BASE / "model.safetensors").write_bytes(weights.read_bytes())
-        resnet_warmup.main.main(config)
+        resnet_warmup.main(config)
         return calls.pop()
 
     return run
@@ -252,7 +252,7 @@ def test_a_missing_download_is_named(trained: Any, root: Path) -> None:
     trained(None)
     (resnet_warmup.BASE / "base.json").unlink()
     with pytest.raises(DataError, match=r"models/resnet_base/base\.json: not found; `dvc repro` makes it"):
-        resnet_warmup.main.main(load_params(root / "params.yaml").resnet_warmup)
+        resnet_warmup.main(load_params(root / "params.yaml").resnet_warmup)
 
 
 # The reference in eval mode

@@ -54,7 +54,7 @@ def imports(file: str, root: Path) -> frozenset[str]:
     Left out: packages, which hold a docstring alone, and imports for type checkers alone.
     """
     names: set[str] = set()
-    for node in _running(ast.parse((root / file).read_text("utf-8"))):
+    for node in executed(ast.parse((root / file).read_text("utf-8"))):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -64,13 +64,13 @@ def imports(file: str, root: Path) -> frozenset[str]:
     return frozenset(path for path in paths if path.startswith(CODE) and (root / path).is_file())
 
 
-def _running(tree: ast.AST) -> Iterator[ast.AST]:
+def executed(tree: ast.AST) -> Iterator[ast.AST]:
     """All nodes but those below `if TYPE_CHECKING:`."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
             continue
         yield node
-        yield from _running(node)
+        yield from executed(node)
 
 
 def reached(file: str, root: Path) -> set[str]:

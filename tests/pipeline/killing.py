@@ -17,10 +17,16 @@ PRELOADED = [
     "mlflow",
     "peft",
     "transformers.models.llama.modeling_llama",
-    "prefdag.text.model",
-    "prefdag.image.classify",
+    "prefdag.dpo.preference",
+    "prefdag.dpo.reference",
+    "prefdag.image.classification_task",
+    "prefdag.image.dpo_task",
+    "prefdag.image.negatives",
+    "prefdag.text.dpo_task",
+    "prefdag.text.sft_task",
+    "prefdag.text.trainable",
+    "prefdag.train.session",
 ]
-PRELOADED += ["prefdag.dpo.dpo_session", "prefdag.text.dpo_task", "prefdag.text.sft_task", "prefdag.image.negatives"]
 
 
 def _die() -> None:
