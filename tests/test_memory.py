@@ -42,8 +42,8 @@ import json, random
 from pathlib import Path
 import psutil, torch
 from tiny_models import random_groups, training, with_lora
-from prefdag.dpo.checkpoint import Checkpoints
-from prefdag.dpo.trainer import fit
+from prefdag.train.checkpoint import Checkpoints
+from prefdag.train.loop import fit
 from prefdag.text.sft_task import sft_task
 
 torch.set_num_threads(1)
