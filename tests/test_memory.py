@@ -45,6 +45,7 @@ from tiny_models import random_groups, training, with_lora
 from prefdag.train.checkpoint import Checkpoints
 from prefdag.train.loop import fit
 from prefdag.text.sft_task import sft_task
+from prefdag.train.task import Tasks
 
 torch.set_num_threads(1)
 used, kept = {}, []
@@ -92,7 +93,7 @@ print(n)
 """
 STAGE = """
 import importlib, sys
-from prefdag.config import load_params
+from prefdag.config.check import load_params
 importlib.import_module(f"stages.{stage}").main(getattr(load_params(), stage))
 print(peak())
 """
