@@ -217,7 +217,7 @@ def table() -> str:
     control = found[found["arm"] == "cross-entropy"]
     control = control[control["learning_rate"] == chosen_rate("cross-entropy")].set_index("seed")["test_accuracy"]
     lines = [
-        "| arm | learning rate | test accuracy | minus cross-entropy | test cross-entropy |",
+        "| arm | learning rate | test accuracy | points above cross-entropy | test cross-entropy |",
         "|---|---|---|---|---|",
     ]
     for name in ["reference", *(arm.name for arm in ARMS)]:

@@ -38,7 +38,11 @@ KEPT_BACK = 300  # rows of --pairs for the eval set
 KEPT = ("models/dpo_text/history.csv", "models/dpo_text/validation.csv", "reports/text/metrics.json")
 ROWS = "reports/text/rows.parquet"
 TABLES = {"truthfulqa": "TruthfulQA", "winogrande": "WinoGrande, right filling", "winogrande_wrong": "- wrong filling"}
-TABLES |= {"winogrande_sentence": "- whole sentence", "pku": "hh-rlhf pairs, as PKU has them", "heldout": "held out"}
+TABLES |= {
+    "winogrande_sentence": "- whole sentence",
+    "pku": "hh-rlhf rows in place of PKU's",
+    "heldout": "held-out pairs",
+}
 
 
 def run(work: Path, profile: str, files: Mapping[str, Path | None]) -> None:
@@ -175,7 +179,7 @@ def page() -> str:
         lines.append(f"| {' | '.join(cells)} |")
     test = pd.read_csv(CURVES)
     test = test[test["split"] == "test"]
-    lines += ["", "| learning rate | held-out pairs ranked right | mean margin |", "|---|---|---|"]
+    lines += ["", "| learning rate | held-out accuracy | mean margin |", "|---|---|---|"]
     for rate in RATES:
         mine = test[test["learning_rate"] == rate]
         accuracy, margin = mine["rewards/accuracy"].tolist(), mine["rewards/margin"].tolist()

@@ -7,7 +7,7 @@
         main.run()
 
 `python -m stages.NAME` checks params.yaml as a whole, then calls `main` with the sections it takes, each an instance of
-the class that annotates the argument. `make dag` writes the arguments into dvc.yaml as the stage's `params`.
+the class that annotates the argument. docs/pipeline.md says what reruns a stage.
 """
 
 import argparse

@@ -197,7 +197,7 @@ def test_a_port_in_use_is_said_before_the_models_are_loaded(trained: list[Any]) 
 def test_one_question_is_not_for_the_page(trained: list[Any]) -> None:
     result = prefdag("chat", "--web", "--prompt", "blue?")
     assert (result.exit_code, trained) == (2, [])
-    assert "goes without --web" in result.stderr
+    assert "cannot be combined with --web" in result.stderr
 
 
 def test_chat_without_models_says_what_to_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

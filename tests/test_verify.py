@@ -82,7 +82,7 @@ def objects(folder: Path) -> Iterator[Path]:
 def test_nothing_differs_after_a_run() -> None:
     assert list(verify.differences("storage")) == []
     result = CliRunner().invoke(app, ["verify", "--remote", "storage"])
-    assert (result.exit_code, result.stdout.strip()) == (0, "everything that is here is as dvc.lock says")
+    assert (result.exit_code, result.stdout.strip()) == (0, "everything present matches dvc.lock")
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_every_flipped_object_of_the_cache_is_found() -> None:
         assert any(str(path) in line and "damaged" in line for line in said)
     result = CliRunner().invoke(app, ["verify"])
     assert result.exit_code == 1
-    assert "error: 5 not as dvc.lock says; `dvc checkout --force`" in result.output
+    assert "error: 5 differences from dvc.lock; `dvc checkout --force`" in result.output
 
 
 def test_every_flipped_object_of_a_remote_is_found() -> None:

@@ -48,7 +48,7 @@ def test_a_rebuild_has_the_same_bytes(tiny: Path, again: Path) -> None:
     assert len(outputs(again)) > 20
     assert outputs(again) == outputs(tiny)
     for folder in (tiny, again):  # and what lies there is what the lock says
-        assert "everything that is here is as dvc.lock says" in run_in(folder, "prefdag", "verify").stdout
+        assert "everything present matches dvc.lock" in run_in(folder, "prefdag", "verify").stdout
 
 
 def test_another_seed_has_other_bytes(tiny: Path, copy: Path, run: Run) -> None:
