@@ -25,7 +25,7 @@ from prefdag.runtime.errors import PrefdagError
 from prefdag.text.scoring.packing import Group
 
 RESULTS = Path(__file__).with_suffix(".csv")
-SCRIPT = Path(__file__).with_name("harness.py")
+SCRIPT = Path(__file__).with_name("lm_eval_child.py")
 DTYPES = ("float32", "float64")
 TOKENS = 1024  # of a pass of ours
 # Two computations of the same, then how far rounding to float32 takes either of them.
@@ -66,7 +66,7 @@ def write_rows(folder: Path, truthfulqa: Path, winogrande: Path, n: int) -> dict
 
 
 def harness(python: Path, folder: Path, model: Path, dtype: str) -> dict[str, Any]:
-    """What `harness.py` says. Raises `PrefdagError` where it fails."""
+    """What `lm_eval_child.py` says. Raises `PrefdagError` where it fails."""
     where = [python, "-Ic", "import lm_eval, pathlib; print(pathlib.Path(lm_eval.__file__).parent / 'tasks')"]
     found = subprocess.run(where, stdout=subprocess.PIPE, text=True, check=False)
     if found.returncode:

@@ -1,6 +1,6 @@
 """Run by the interpreter of EleutherAI's lm-evaluation-harness, for `lm_eval.py`: imports nothing of this project.
 
-    PYTHON -I benchmarks/harness.py FOLDER MODEL DTYPE
+    PYTHON -I benchmarks/lm_eval_child.py FOLDER MODEL DTYPE
 
 FOLDER holds tasks in YAML. The harness builds the requests, scores and judges them; FOLDER/DTYPE.json then has
 
