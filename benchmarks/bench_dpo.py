@@ -31,8 +31,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from benchmarks.harness import Contender, end_in_one_line, markdown, positive, run_rounds, summarise, write
 from benchmarks.hh_rows import MAX_LENGTH, arguments, encode, sample
-from benchmarks.paired import Contender, end_in_one_line, markdown, positive, run_rounds, summarise, write
 from prefdag.config.adapter import Adapter, Full, Lora
 from prefdag.config.loss_options import LossOptions
 from prefdag.config.training import Training

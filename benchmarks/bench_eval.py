@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.harness import Contender, end_in_one_line, markdown, run_rounds, summarise, write
 from benchmarks.hh_rows import arguments, encode, sample
-from benchmarks.paired import Contender, end_in_one_line, markdown, run_rounds, summarise, write
 from prefdag.text.scoring.logps import Pair
 
 RESULTS = Path(__file__).with_name("bench_eval.csv")

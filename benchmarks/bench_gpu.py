@@ -15,8 +15,8 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks.bench_dpo import ADAPTERS
+from benchmarks.harness import Contender, end_in_one_line, markdown, positive, run_rounds, summarise, write
 from benchmarks.hh_rows import arguments
-from benchmarks.paired import Contender, end_in_one_line, markdown, positive, run_rounds, summarise, write
 
 RESULTS = Path(__file__).with_name("bench_gpu.csv")
 LARGE = {

@@ -27,8 +27,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from benchmarks.paired import Contender, end_in_one_line, markdown, positive, run_rounds, summarise, write
-from prefdag.stage import set_environment
+from benchmarks.harness import Contender, end_in_one_line, markdown, positive, run_rounds, summarise, write
+from prefdag.runtime.environment import set_environment
 
 RESULTS = Path(__file__).with_name("bench_image.csv")
 WARM_UP, STEPS = 4, 16

@@ -21,8 +21,8 @@ import pandas as pd
 
 from benchmarks.bench_dpo import RATE, TARGETS, TRAINING
 from benchmarks.bench_pipeline import ROOT, call
+from benchmarks.harness import Contender, end_in_one_line, markdown, run_rounds, summarise, write
 from benchmarks.hh_rows import arguments, encode, sample
-from benchmarks.paired import Contender, end_in_one_line, markdown, run_rounds, summarise, write
 
 RESULTS = Path(__file__).with_name("bench_sweep.csv")
 BETAS = (0.05, 0.1, 0.2, 0.3, 0.5)

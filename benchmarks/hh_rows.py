@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.paired import positive
+from benchmarks.harness import positive
 from prefdag.text.scoring.logps import Pair
 
 TURN = "\n\nAssistant:"

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from benchmarks.paired import end_in_one_line, positive, write
+from benchmarks.harness import end_in_one_line, positive, write
 from prefdag.pairs.eval_sets import EvalRow, read_truthfulqa, read_winogrande
 from prefdag.runtime.errors import PrefdagError
 from prefdag.text.scoring.packing import Group

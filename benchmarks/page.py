@@ -12,7 +12,7 @@ from typing import Literal
 
 import pandas as pd
 
-from benchmarks.paired import end_in_one_line, markdown, rounded
+from benchmarks.harness import end_in_one_line, markdown, rounded
 from prefdag.runtime.errors import DataError
 
 RESULTS = Path(__file__).parent

@@ -11,7 +11,7 @@ import pytest
 from tiny_models import write_model, write_tokenizer
 
 from benchmarks import bench_gpu, page
-from benchmarks.paired import Contender, run_rounds, summarise
+from benchmarks.harness import Contender, run_rounds, summarise
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("trl", reason="TRL is the peer that these tests compare with; it is in a lock of its own")

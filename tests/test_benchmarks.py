@@ -8,8 +8,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from benchmarks import bench_pipeline, page, paired
-from benchmarks.paired import Contender, run_rounds, summarise
+from benchmarks import bench_pipeline, harness, page
+from benchmarks.harness import Contender, run_rounds, summarise
 from prefdag.runtime.errors import DataError, PrefdagError
 from prefdag.runtime.yaml import read_yaml
 
@@ -49,8 +49,8 @@ def test_contenders_take_turns_and_say_what_they_took() -> None:
 def test_each_run_has_its_own_peak() -> None:
     """Neither that of a larger run before it, nor that of the process that runs them."""
     size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-    large = paired.measure(script("large", "held = b'x' * 300_000_000; print({})"))["peak_rss_gb"]
-    small = paired.measure(script("small", "print({})"))["peak_rss_gb"]
+    large = harness.measure(script("large", "held = b'x' * 300_000_000; print({})"))["peak_rss_gb"]
+    small = harness.measure(script("small", "print({})"))["peak_rss_gb"]
     assert 0.3 < large < 0.4
     assert small < min(size, 0.05)
 
@@ -94,8 +94,8 @@ def test_imports_of_a_stage_are_told_from_its_work(tmp_path: Path) -> None:
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
-    timed = Path(paired.__file__).with_name("timed_stage.py")
-    found = paired.measure(Contender("slow", [sys.executable, timed, "slow"], tmp_path))
+    timed = Path(harness.__file__).with_name("timed_stage.py")
+    found = harness.measure(Contender("slow", [sys.executable, timed, "slow"], tmp_path))
     assert 0.5 <= found["import_seconds"] < 1
     assert found["wall_seconds"] >= found["import_seconds"] + 1
 
@@ -128,7 +128,7 @@ def test_without_a_baseline_there_are_no_ratios(frame: pd.DataFrame) -> None:
 
 
 def test_a_table_shows_medians_ranges_and_goals(frame: pd.DataFrame) -> None:
-    table = paired.markdown(summarise(frame, "trl"), {"ours / trl": "speed >= 9: met"})
+    table = harness.markdown(summarise(frame, "trl"), {"ours / trl": "speed >= 9: met"})
     assert table.splitlines() == [
         "|  | loss difference | share | speed | n | goal |",
         "|---|---|---|---|---|---|",
@@ -143,7 +143,7 @@ def test_a_table_shows_medians_ranges_and_goals(frame: pd.DataFrame) -> None:
     ("value", "text"), [(1234.5, "1230"), (0.123456, "0.123"), (98765, "98800"), (1e-5, "1e-05"), (3.0, "3")]
 )
 def test_three_digits(value: float, text: str) -> None:
-    assert paired.rounded(value) == text
+    assert harness.rounded(value) == text
 
 
 # The page
@@ -154,7 +154,7 @@ def write(folder: Path, ratio: float) -> None:
         [("done pipeline / empty DAG", "wall_seconds", 3, ratio, ratio, ratio)],
         columns=["what", "metric", "n", "min", "median", "max"],
     )
-    paired.write(folder / "bench_pipeline.csv", summary)
+    harness.write(folder / "bench_pipeline.csv", summary)
 
 
 @pytest.mark.parametrize(("ratio", "verdict"), [(1.3, "met"), (1.31, "missed")])
@@ -164,7 +164,7 @@ def test_the_page_has_what_was_measured_and_whether_it_meets_its_goal(
     write(tmp_path, ratio)
     made = page.page(tmp_path)
     assert f"| done pipeline / empty DAG | {ratio} | 3 | wall seconds <= 1.3: {verdict} |" in made
-    assert f"- The pipeline itself: {paired.hardware()}; {paired.versions()}.\n" in made
+    assert f"- The pipeline itself: {harness.hardware()}; {harness.versions()}.\n" in made
     assert "Five betas" not in made
 
 
