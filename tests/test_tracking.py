@@ -22,7 +22,7 @@ import pytest
 
 from prefdag.config.check import load_params
 from prefdag.runtime.errors import DataError
-from prefdag.tracking import delivery, spool
+from prefdag.tracking import delivery, spool, store
 from prefdag.tracking import runs as tracking
 from prefdag.tracking.publishing import publish
 
@@ -38,7 +38,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _environment(project: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "DVC_EXP_NAME", "DVC_EXP_BASELINE_REV", "RANK"):
         monkeypatch.delenv(name, raising=False)
-    for name, value in delivery.ENVIRONMENT.items():
+    for name, value in store.ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("DVC_ROOT", str(project))
     monkeypatch.chdir(project)
@@ -47,7 +47,7 @@ def _environment(project: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
         if left := spool.claim(folder):
             left.delete()
             left.release()
-    delivery.Store().note_alive()
+    store.Store().note_alive()
 
 
 def runs(filter_string: str) -> list[Any]:
@@ -260,13 +260,13 @@ def test_a_dead_server_costs_a_warning_and_sync_replays_once(
     closed_port: str, monkeypatch: pytest.MonkeyPatch, project: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     asked: list[str] = []
-    twice = delivery.Store._twice
+    try_twice = store.Store._try_twice
 
-    def counted(store: delivery.Store, question: Any, **how: Any) -> Any:
-        asked.append(store.name)
-        return twice(store, question, **how)
+    def counted(self: store.Store, request: Any, **options: Any) -> Any:
+        asked.append(self.name)
+        return try_twice(self, request, **options)
 
-    monkeypatch.setattr(delivery.Store, "_twice", counted)
+    monkeypatch.setattr(store.Store, "_try_twice", counted)
     with tracking.stage_run("dpo_text", {"beta": 0.1}, "dead") as run:
         for step in range(50):
             run.log(step, {"loss": step / 3})
@@ -379,7 +379,7 @@ def test_what_was_sent_but_not_acknowledged_is_sent_again_without_a_trace(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(spool.Spool, "acknowledge", lambda self, sent: None)  # as if killed just before it
+        patch.setattr(spool.Spool, "acknowledge", lambda self, delivered: None)  # as if killed just before it
         with pytest.raises(RuntimeError):
             fail("ambiguous", 20)
     assert tracking.sync() == tracking.SyncResult(sent=1, left=0)
@@ -422,13 +422,13 @@ def test_a_server_that_is_killed_midway(project: Path, tmp_path: Path, monkeypat
 
     def serve() -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"]
-        store = [
+        storage = [
             "--backend-store-uri",
             f"sqlite:///{tmp_path}/server.db",
             "--artifacts-destination",
             str(tmp_path / "a"),
         ]
-        process = subprocess.Popen([*command, *store], start_new_session=True)
+        process = subprocess.Popen([*command, *storage], start_new_session=True)
         while True:
             try:
                 urllib.request.urlopen(f"{uri}/health").close()

@@ -40,6 +40,7 @@ EXEMPT: Mapping[str, str] = {
     "prefdag/tracking/delivery.py": "sends runs to MLflow",
     "prefdag/tracking/runs.py": "reports runs to MLflow",
     "prefdag/tracking/spool.py": "keeps on disk what MLflow is yet to get",
+    "prefdag/tracking/store.py": "talks to MLflow",
     "prefdag/train/interruption.py": "ends a training after a whole step",
 }
 
