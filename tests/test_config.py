@@ -136,14 +136,14 @@ def test_the_default_is_valid_and_complete() -> None:
         ),
         (
             put("dpo_text.adapter.kind", "qlora"),
-            "dpo_text: qlora trains other weights, of 4 bits, than ref_logps scored",
+            "dpo_text: qlora trains 4-bit weights, not the weights that ref_logps scored",
         ),
         (
             lambda values: (
                 put("dpo_text.adapter", {"kind": "prefix", "tokens": 8})(values)
                 or put("dpo_text.gradient_checkpointing", True)(values)
             ),
-            "dpo_text: gradient_checkpointing would lose a prefix",
+            "dpo_text: gradient_checkpointing would lose the prefix",
         ),
         (
             put("validate_images.levels.invalid", "warn"),  # nothing is left to keep
