@@ -1,10 +1,10 @@
-"""Contenders timed in turn, round after round in one call: a machine that slows down slows all of them.
+"""Times contenders in turn, round after round: a machine that slows down slows all of them.
 
     frame = run_rounds([Contender("ours", [sys.executable, "ours.py"]), Contender("trl", ["trl", "dpo"])], rounds=5)
     write(Path("benchmarks/bench_dpo.csv"), summarise(frame, "trl"))
 
-Every run is a process of its own. The last line of its stdout is a JSON object of numbers, a value by metric, `{}` where
-there is nothing to say; a `loss_N` is the loss of step N. To them come `wall_seconds`, and `peak_rss_gb` in 10^9 bytes.
+Every run is a separate process. The last line of its stdout is a JSON object that maps metrics to numbers, `{}` if it has
+none; `loss_N` is the loss of step N. The harness adds `wall_seconds`, and `peak_rss_gb` in 10^9 bytes.
 """
 
 import json
@@ -26,8 +26,8 @@ from prefdag.runtime.errors import PrefdagError
 from prefdag.runtime.progress import progress
 
 PACKAGES = ("torch", "transformers", "trl", "dvc")
-# A small process to start a command from: on Linux no peak can be seen below that of the process that started it. And
-# RUSAGE_CHILDREN, with all runs in one process, would be the peak of all so far.
+# A small process that starts a command: on Linux a process's reported peak is never below that of its parent. And
+# RUSAGE_CHILDREN of one process for all runs would be the peak of all runs so far.
 LAUNCHER = """
 import json, os, subprocess, sys, time
 start = time.perf_counter()
@@ -42,7 +42,7 @@ sys.exit(code if code >= 0 else 128 - code)
 
 @dataclass(frozen=True)
 class Contender:
-    """A command to time; `env` is laid over the environment. What it writes to stderr is seen on the terminal."""
+    """A command to time. `env` is added to the environment. Its stderr goes to the terminal."""
 
     name: str
     command: Sequence[str | Path]
@@ -51,13 +51,13 @@ class Contender:
 
 
 def run_rounds(contenders: Sequence[Contender], rounds: int) -> pd.DataFrame:
-    """The contenders one after another, `rounds` times over.
+    """Run the contenders one after another, `rounds` times.
 
     Returns:
-        A row a value, with the columns round (from 0), contender, metric and value.
+        One row per value, with the columns round (from 0), contender, metric and value.
 
     Raises:
-        PrefdagError: a command failed, or did not end with a JSON object of numbers.
+        PrefdagError: a command failed, or its output did not end with a JSON object of numbers.
     """
     rows = []
     with progress(rounds * len(contenders), "run") as bar:
@@ -68,7 +68,7 @@ def run_rounds(contenders: Sequence[Contender], rounds: int) -> pd.DataFrame:
 
 
 def measure(contender: Contender) -> dict[str, float]:
-    """What one run says of itself, its seconds, and the highest resident memory of any process of it.
+    """The metrics that one run prints, its seconds, and the highest resident memory of any of its processes.
 
     Raises as `run_rounds` does.
     """
@@ -76,14 +76,14 @@ def measure(contender: Contender) -> dict[str, float]:
     env = {**os.environ, **contender.env}
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=contender.cwd, env=env, check=False)
     if done.returncode:
-        raise PrefdagError(f"{contender.name}: ended with exit code {done.returncode}; what it said stands above")
-    said, _, measured = done.stdout.rstrip().rpartition("\n")
-    last = said.rstrip().rpartition("\n")[2]
+        raise PrefdagError(f"{contender.name}: ended with exit code {done.returncode}; its output is above")
+    printed, _, measured = done.stdout.rstrip().rpartition("\n")
+    last = printed.rstrip().rpartition("\n")[2]
     try:
         return {metric: float(value) for metric, value in (json.loads(last) | json.loads(measured)).items()}
     except (ValueError, TypeError):
         raise PrefdagError(
-            f"{contender.name}: the last line of its output is no JSON object of numbers: {last[:80]!r}"
+            f"{contender.name}: the last line of its output is not a JSON object of numbers: {last[:80]!r}"
         ) from None
 
 
@@ -91,13 +91,13 @@ def summarise(frame: pd.DataFrame, *baselines: str) -> pd.DataFrame:
     """Lowest, median and highest value over the rounds.
 
     Args:
-        frame: what `run_rounds` returned.
+        frame: the result of `run_rounds`.
         baselines: contenders to compare all others with.
 
     Returns:
-        A row a contender and metric, and with every baseline "ours / trl", the ratios of two runs of one round. Losses
-        of steps are compared by "ours - trl": its `loss_difference` is the largest absolute one among a round's steps.
-        The columns are what, metric, n (rounds), min, median and max.
+        One row per contender and metric. For every baseline, "ours / trl" has the ratios of two runs of the same round,
+        and "ours - trl" compares step losses: its `loss_difference` is a round's largest absolute difference. The
+        columns are what, metric, n (rounds), min, median and max.
     """
     runs = {
         str(name): rows.pivot(index="round", columns="metric", values="value")
@@ -121,38 +121,38 @@ def summarise(frame: pd.DataFrame, *baselines: str) -> pd.DataFrame:
 
 
 def write(path: Path, summary: pd.DataFrame) -> None:
-    """The summary as CSV, with what it was measured on and with."""
+    """Write the summary as CSV, with the hardware and the versions."""
     table = summary.assign(hardware=hardware(), versions=versions())
     table.to_csv(path, index=False, float_format="%.6g", lineterminator="\n")
 
 
 def hardware() -> str:
-    """Processor, cores and memory of this machine, and its GPUs."""
-    found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text("utf-8"))
-    processor = found[1].strip() if found else "unknown processor"
-    said = [processor, f"{os.cpu_count()} cores", f"{psutil.virtual_memory().total / 1e9:.0f} GB"]
+    """This machine's processor, cores, memory and GPUs."""
+    match = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text("utf-8"))
+    processor = match[1].strip() if match else "unknown processor"
+    parts = [processor, f"{os.cpu_count()} cores", f"{psutil.virtual_memory().total / 1e9:.0f} GB"]
     if shutil.which("nvidia-smi"):
         query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-        asked = subprocess.run(query, capture_output=True, text=True, check=False)
-        said += asked.stdout.splitlines() if not asked.returncode else []
-    return ", ".join(said)
+        listed = subprocess.run(query, capture_output=True, text=True, check=False)
+        parts += listed.stdout.splitlines() if not listed.returncode else []
+    return ", ".join(parts)
 
 
 def versions() -> str:
-    """Those of Python and of `PACKAGES`, as far as they are installed."""
-    said = [f"python {'.'.join(map(str, sys.version_info[:3]))}"]
+    """The versions of Python and of those `PACKAGES` that are installed."""
+    parts = [f"python {'.'.join(map(str, sys.version_info[:3]))}"]
     for package in PACKAGES:
         try:
-            said.append(f"{package} {metadata.version(package)}")
+            parts.append(f"{package} {metadata.version(package)}")
         except metadata.PackageNotFoundError:
             continue
-    return ", ".join(said)
+    return ", ".join(parts)
 
 
 def markdown(summary: pd.DataFrame, goals: Mapping[str, str] | None = None) -> str:
-    """A summary as a table: a row a contender or comparison, a column a metric, `goals` beside the rows they are of.
+    """A summary as a Markdown table: one row per contender or comparison, one column per metric, and the `goals` of the rows.
 
-    A cell is the median, and lowest and highest where there are several rounds. Losses of single steps are left out.
+    A cell is the median, with the lowest and highest value if they differ. Losses of single steps are left out.
     """
     shown = summary[~summary["metric"].str.fullmatch(r"loss_\d+")]
     metrics = sorted(set(shown["metric"]))
@@ -166,24 +166,24 @@ def markdown(summary: pd.DataFrame, goals: Mapping[str, str] | None = None) -> s
 
 
 def spread(low: float, median: float, high: float) -> str:
-    """The median, with its range where there is one."""
+    """The median, with the range if the values differ."""
     return rounded(median) if low == high else f"{rounded(median)} ({rounded(low)} to {rounded(high)})"
 
 
 def rounded(value: float) -> str:
-    """Three significant digits, without an exponent up to a million."""
+    """The value with three significant digits, without an exponent up to a million."""
     return f"{float(f'{value:.3g}'):g}"
 
 
 def positive(text: str) -> int:
-    """A number of rounds, as an argument's `type`."""
+    """Parse an integer of at least 1, as the `type` of an argument."""
     if int(text) < 1:
         raise ValueError
     return int(text)
 
 
 def end_in_one_line(main: Callable[[], None]) -> None:
-    """Call a benchmark's `main`; a `PrefdagError` is one line on stderr, and ends the process with its exit code."""
+    """Call a benchmark's `main`. A `PrefdagError` becomes one line on stderr and the process's exit code."""
     try:
         main()
     except PrefdagError as error:

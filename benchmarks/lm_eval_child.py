@@ -1,8 +1,8 @@
-"""Run by the interpreter of EleutherAI's lm-evaluation-harness, for `lm_eval.py`: imports nothing of this project.
+"""The child process of `lm_eval.py`, run by lm-evaluation-harness's own interpreter. Imports nothing from this project.
 
     PYTHON -I benchmarks/lm_eval_child.py FOLDER MODEL DTYPE
 
-FOLDER holds tasks in YAML. The harness builds the requests, scores and judges them; FOLDER/DTYPE.json then has
+FOLDER holds tasks in YAML. lm-evaluation-harness builds the requests and scores them. FOLDER/DTYPE.json then contains
 
     {"versions": {package: version}, "tasks": {task: {"accuracy": ..., "rows": [[log-likelihood of each choice], ...]}}}
 """
@@ -20,7 +20,7 @@ def main(folder: Path, model: str, dtype: str) -> None:
     from lm_eval.tasks import TaskManager
 
     names = sorted(path.stem for path in folder.glob("*.yaml"))
-    found = simple_evaluate(
+    evaluation = simple_evaluate(
         model=HFLM(pretrained=model, dtype=dtype, device="cpu", batch_size=4),
         tasks=names,
         task_manager=TaskManager(include_path=str(folder), include_defaults=False),
@@ -28,9 +28,9 @@ def main(folder: Path, model: str, dtype: str) -> None:
     )
     tasks = {}
     for name in names:
-        samples = sorted(found["samples"][name], key=lambda sample: sample["doc_id"])
+        samples = sorted(evaluation["samples"][name], key=lambda sample: sample["doc_id"])
         rows = [[logp for [(logp, _)] in sample["resps"]] for sample in samples]
-        tasks[name] = {"accuracy": found["results"][name]["acc,none"], "rows": rows}
+        tasks[name] = {"accuracy": evaluation["results"][name]["acc,none"], "rows": rows}
     versions = {package: metadata.version(package) for package in ("lm_eval", "torch", "transformers")}
     (folder / f"{dtype}.json").write_text(json.dumps({"versions": versions, "tasks": tasks}))
 

@@ -60,7 +60,7 @@ def test_each_run_has_its_own_peak() -> None:
     [
         ("raise SystemExit(3)", "broken: ended with exit code 3; "),
         ("import os; os.kill(os.getpid(), 9)", "broken: ended with exit code 137; "),
-        ("pass", "broken: the last line of its output is no JSON object of numbers: ''"),
+        ("pass", "broken: the last line of its output is not a JSON object of numbers: ''"),
         ("print('{}'); print('done')", "broken: .* numbers: 'done'"),
         ("print('[1]')", "broken: .* numbers: '\\[1\\]'"),
         ("print('{\"x\": [1]}')", "broken: .* numbers: "),
@@ -76,10 +76,7 @@ def test_the_command_line_ends_in_one_line(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.bench_pipeline", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert (
-        done.stderr
-        == f"error: {tmp_path}: not a clone of the project that is up to date; run `dvc repro` there first\n"
-    )
+    assert done.stderr == f"error: {tmp_path}: not an up-to-date clone of the project; run `dvc repro` there first\n"
 
 
 def test_imports_of_a_stage_are_told_from_its_work(tmp_path: Path) -> None:
