@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 from prefdag.cli import app
 from prefdag.config.check import load_params
 from prefdag.project import profiles
-from prefdag.project.profiles import Change
+from prefdag.project.profiles import ParameterChange
 from prefdag.runtime.errors import DataError, NumericError
 from prefdag.tracking import runs as tracking
 
@@ -36,10 +36,10 @@ def test_help_names_every_command_and_starts_quickly() -> None:
 def test_profile_shows_each_change_and_marks_what_goes_back(monkeypatch: pytest.MonkeyPatch) -> None:
     source = {"kind": "hub", "files": ["a", "b"]}
     changes = [
-        Change("beta", 0.3, 0.1, of_profile=False),
-        Change("dpo_image.flip", False, True, of_profile=True),
-        Change("format_pairs.max_pairs", None, 24, of_profile=True),
-        Change("download_pairs.source", {"kind": "cifar10"}, source, of_profile=True),
+        ParameterChange("beta", 0.3, 0.1, of_profile=False),
+        ParameterChange("dpo_image.flip", False, True, of_profile=True),
+        ParameterChange("format_pairs.max_pairs", None, 24, of_profile=True),
+        ParameterChange("download_pairs.source", {"kind": "cifar10"}, source, of_profile=True),
     ]
     monkeypatch.setattr(profiles, "apply", {"mine": changes, "default": changes[:1]}.__getitem__)
     assert prefdag("profile", "mine").stdout.splitlines() == [

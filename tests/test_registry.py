@@ -29,7 +29,7 @@ from prefdag.pairs.tokenizer import ChatTokenizer
 from prefdag.runtime.artifacts import read_json, sha256
 from prefdag.runtime.errors import PrefdagError
 from prefdag.text.model import load_to_generate
-from prefdag.tracking import delivery
+from prefdag.tracking import store
 from prefdag.tracking.publishing import publish
 
 # Each is worked out on its own; one that a user types is text to the policy.
@@ -49,7 +49,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, patch: pytest.MonkeyPatch)
     root = write_project(tmp_path_factory.mktemp("registry") / "project")
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "DVC_ROOT"):
         patch.delenv(name, raising=False)
-    for name, value in delivery.ENVIRONMENT.items():
+    for name, value in store.ENVIRONMENT.items():
         patch.setenv(name, value)
     patch.setenv("DVC_EXP_NAME", "lofty-loon")
     patch.chdir(root)

@@ -16,8 +16,8 @@ import numpy as np
 from prefdag.runtime.artifacts import project_root, read_json
 from prefdag.runtime.errors import PrefdagError
 from prefdag.runtime.yaml import flatten
-from prefdag.tracking.delivery import DeliveryError, Store, import_mlflow
 from prefdag.tracking.publishing import numbers
+from prefdag.tracking.store import DeliveryError, Store, import_mlflow
 
 if TYPE_CHECKING:
     from prefdag.config.params import Params
