@@ -53,7 +53,7 @@ dag: setup ## write deps and params of dvc.yaml, and the table in docs/pipeline.
 	@$(ACTIVATE) && python -m prefdag.project.dag
 
 docs: setup ## write docs/losses.md and docs/benchmarks.md from the code and the results
-	@$(ACTIVATE) && python -m prefdag.dpo.losses_page > docs/losses.md
+	@$(ACTIVATE) && python -m prefdag.project.losses_page > docs/losses.md
 	@$(ACTIVATE) && python -m benchmarks.page > docs/benchmarks.md
 
 qlora: setup ## install bitsandbytes, for kind: qlora on a GPU

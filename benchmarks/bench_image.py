@@ -48,7 +48,7 @@ def ours(max_shift: int, flip: bool) -> Figures:
     """Time this project's step."""
     import torch
 
-    from prefdag.config.check import load_params
+    from prefdag.check_params import load_params
     from prefdag.config.loss_options import LossOptions
     from prefdag.config.reference import Reference
     from prefdag.dpo.preference import Preference

@@ -118,7 +118,7 @@ STUDIES = {
 
 def run(folder: Path) -> None:
     """Run everything that is not in `RESULTS` yet."""
-    from prefdag.config.check import load_params
+    from prefdag.check_params import load_params
     from prefdag.text import model as lm
     from prefdag.text import trainable
     from prefdag.text.scoring.logps import Pair, score_all_pairs, score_pairs

@@ -188,7 +188,7 @@ def chat(
 
 def _chat_models() -> "ChatModels":
     """Load the pipeline's reference and policy, with the template they were trained with."""
-    from prefdag.config.check import load_params
+    from prefdag.check_params import load_params
 
     template = load_params().format_pairs.template
     from prefdag.runtime.environment import set_environment
@@ -214,7 +214,7 @@ def export(
     ] = False,
 ) -> None:
     """Write the models in formats that other programs load; each is read back and compared with the pipeline's own."""
-    from prefdag.config.check import load_params
+    from prefdag.check_params import load_params
     from prefdag.export import pipeline
     from prefdag.runtime.environment import set_environment
 

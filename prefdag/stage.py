@@ -83,7 +83,7 @@ class stage:  # noqa: N801 - it is used as a decorator
         logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
         logging.getLogger("prefdag").setLevel(logging.INFO)
         with one_line_errors(self.name):
-            from prefdag.config.check import load_params
+            from prefdag.check_params import load_params
 
             load_params(PARAMS)
             with stage_lock(self.name):

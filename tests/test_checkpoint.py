@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from prefdag.config.training import Momentum, StepDecay
 from prefdag.runtime.artifacts import sha256
+from prefdag.runtime.interruption import Interrupted
 from prefdag.text.sft_task import sft_task
 from prefdag.train import loop as trainer
 from prefdag.train.checkpoint import KEEP, Checkpoints, TrainState
-from prefdag.train.interruption import Interrupted
 from prefdag.train.loop import History, fit
 from prefdag.train.task import LossAndMetrics, Task, Tasks
 

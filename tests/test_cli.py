@@ -10,8 +10,8 @@ import pytest
 from chat_models import byte_tokenizer
 from typer.testing import CliRunner, Result
 
+from prefdag.check_params import load_params
 from prefdag.cli import app
-from prefdag.config.check import load_params
 from prefdag.project import profiles
 from prefdag.project.profiles import ParameterChange
 from prefdag.runtime.errors import DataError, NumericError

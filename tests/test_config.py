@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefdag.config.check import check_params, load_params
+from prefdag.check_params import check_params, load_params
 from prefdag.config.params import Params
 from prefdag.runtime.errors import ParamsError
 from prefdag.runtime.yaml import flatten, read_yaml

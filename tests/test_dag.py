@@ -76,7 +76,10 @@ def project(tmp_path: Path) -> Path:
             def main(beta, page):
                 from prefdag.report import page
             """,
-        "prefdag/report/page.py": "import prefdag.runtime.errors\nfrom prefdag.report.parts import NAME",
+        "prefdag/report/page.py": "import prefdag.runtime.errors, prefdag.stats.b\nfrom prefdag.report.parts import NAME",
+        "prefdag/stats/__init__.py": "",
+        "prefdag/stats/a.py": "",
+        "prefdag/stats/b.py": "import prefdag.stats.a",
         "prefdag/report/parts.py": """
             from typing import TYPE_CHECKING
             if TYPE_CHECKING:
@@ -109,7 +112,10 @@ def project(tmp_path: Path) -> Path:
 
 
 def test_deps_and_params_are_written_from_the_code(project: Path) -> None:
-    """Inputs, imported modules and templates; no exempt modules, none imported only by those, none imported for types only."""
+    """Inputs, imported modules and templates; no exempt modules, none imported only by those, none imported for types only.
+
+    All modules of stats are imported, so their folder stands for them.
+    """
     dag.main(project)
     text = (project / "dvc.yaml").read_text()
     assert text.startswith("# a comment that stays\n")
@@ -119,7 +125,7 @@ def test_deps_and_params_are_written_from_the_code(project: Path) -> None:
         "cmd": "python -m stages.page",
         "deps": [
             *("data/rows", "prefdag/report/page.py", "prefdag/report/parts.py", "prefdag/report/templates"),
-            "stages/page.py",
+            *("prefdag/stats", "stages/page.py"),
         ],
         "params": ["beta", "page"],
         "outs": [{"reports/page.html": {"cache": False}}],
@@ -150,7 +156,9 @@ TRAININGS = {"sft_ref", "resnet_warmup", "control_image", "dpo_text", "dpo_image
 
 
 def reruns(path: str, stages: dict[str, Any]) -> set[str]:
-    return {name for name, entry in stages.items() if path in entry["deps"]}
+    """The stages that depend on a file, by name or by its folder."""
+    folders = {parent.as_posix() for parent in Path(path).parents}
+    return {name for name, entry in stages.items() if {path, *folders} & set(entry["deps"])}
 
 
 @pytest.mark.parametrize("path", sorted(dag.EXEMPT))
@@ -203,7 +211,15 @@ def test_a_stage_checks_its_sections_as_the_whole_file_is_checked(name: str) -> 
 
 # A package imports only from floors below its own.
 FLOORS = [
-    *("runtime", "config", "sources stats tracking", "pairs train", "images dpo health", "gate text image", "report"),
+    *(
+        "runtime",
+        "config",
+        "check_params sources stats tracking",
+        "pairs train",
+        "images dpo health",
+        "gate text image",
+        "report",
+    ),
     *("export chat", "stage cli project", "stages"),
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms.split()}
@@ -246,8 +262,8 @@ def test_imports_run_one_way() -> None:
         ("prefdag/dpo/losses.py", "prefdag/dpo/preference.py", True),
         ("prefdag/dpo/losses.py", "prefdag/text/scoring/logps.py", False),
         ("prefdag/train/loop.py", "prefdag/dpo/losses.py", False),
-        ("prefdag/config/check.py", "prefdag/runtime/errors.py", True),
-        ("prefdag/runtime/errors.py", "prefdag/config/check.py", False),
+        ("prefdag/check_params.py", "prefdag/runtime/errors.py", True),
+        ("prefdag/runtime/errors.py", "prefdag/check_params.py", False),
         ("prefdag/pairs/schema.py", "prefdag/gate/checks.py", False),
     ],
 )

@@ -100,7 +100,7 @@ def test_what_is_missing_is_found(tmp_path: Path) -> None:
 
 
 def test_the_page_of_losses_is_what_the_code_makes() -> None:
-    from prefdag.dpo.losses_page import page
+    from prefdag.project.losses_page import page
 
     assert (ROOT / "docs" / "losses.md").read_text("utf-8") == page(), "run `make docs`"
 
@@ -108,7 +108,7 @@ def test_the_page_of_losses_is_what_the_code_makes() -> None:
 def test_the_page_of_losses_says_all() -> None:
     """The page has a formula, a paper and every option. The first two come from the loss's docstring."""
     from prefdag.dpo.losses import LOSSES
-    from prefdag.dpo.losses_page import options, page
+    from prefdag.project.losses_page import options, page
 
     rows = re.findall(r"^\| (\w+) \| ([^|]*(?:\\\|[^|]*)*) \| .* \| (arXiv:[^|]+) \|$", page(), re.MULTILINE)
     assert [name for name, *_ in rows] == list(LOSSES)

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from judging import contests_of
 
-from prefdag.config.check import load_params
+from prefdag.check_params import load_params
 from prefdag.config.judge_text import EndpointJudge
 from prefdag.config.loss_options import LossOptions
 from prefdag.runtime.artifacts import write_json

@@ -23,8 +23,8 @@ from test_chat import write_model as write_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
+from prefdag.check_params import load_params
 from prefdag.cli import app
-from prefdag.config.check import load_params
 from prefdag.export import compare, image, pipeline, text
 from prefdag.image import model as resnet
 from prefdag.image.data import normalise

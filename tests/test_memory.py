@@ -93,7 +93,7 @@ print(n)
 """
 STAGE = """
 import importlib, sys
-from prefdag.config.check import load_params
+from prefdag.check_params import load_params
 importlib.import_module(f"stages.{stage}").main(getattr(load_params(), stage))
 print(peak())
 """

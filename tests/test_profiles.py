@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
-from prefdag.config.check import load_params
+from prefdag.check_params import load_params
 from prefdag.project import profiles
 from prefdag.runtime.errors import ParamsError
 from prefdag.runtime.yaml import read_yaml

@@ -20,8 +20,8 @@ from naive_answers import continuation
 from test_chat import user
 from typer.testing import CliRunner
 
+from prefdag.check_params import load_params
 from prefdag.cli import app
-from prefdag.config.check import load_params
 from prefdag.export import registry
 from prefdag.image import model as resnet
 from prefdag.image.data import normalise

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from prefdag.config.check import load_params
+from prefdag.check_params import load_params
 from prefdag.runtime.errors import DataError
 from prefdag.tracking import delivery, spool, store
 from prefdag.tracking import runs as tracking

@@ -12,7 +12,7 @@ import torchvision
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from prefdag.config.check import load_params
+from prefdag.check_params import load_params
 from prefdag.config.download_resnet import DownloadResnet
 from prefdag.config.resnet_warmup import ResnetWarmup
 from prefdag.config.sources import PathSource

@@ -21,7 +21,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 
-from prefdag.config.check import check_params
+from prefdag.check_params import check_params
 from prefdag.runtime.artifacts import writing
 from prefdag.runtime.errors import ParamsError
 from prefdag.runtime.yaml import read_yaml

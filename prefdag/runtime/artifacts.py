@@ -113,7 +113,7 @@ def sha256(path: Path) -> str:
     """SHA-256 of a file, or of a folder's file names and contents in sorted order."""
     if path.is_dir():
         digest = hashlib.sha256()
-        for file in sorted(p for p in path.rglob("*") if p.is_file()):
+        for file in sorted(p for p in path.rglob("*") if p.is_file() and p.parent.name != "__pycache__"):
             digest.update(f"{file.relative_to(path).as_posix()}\0{sha256(file)}\n".encode())
         return digest.hexdigest()
     status = path.stat()

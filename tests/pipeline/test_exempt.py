@@ -11,7 +11,7 @@ from prefdag.runtime.artifacts import sha256
 
 # Appended to each module: it behaves otherwise from then on.
 ALTERED = {
-    "prefdag/config/check.py": "load_params = lambda path: None",
+    "prefdag/check_params.py": "load_params = lambda path: None",
     "prefdag/runtime/durations.py": "note_duration = lambda name, seconds: None",
     "prefdag/runtime/environment.py": "set_environment = lambda: os.environ.update(OMP_WAIT_POLICY='ACTIVE')",
     "prefdag/runtime/errors.py": "PrefdagError.__str__ = lambda self: 'altered'; PrefdagError.exit_code = 9",
@@ -21,7 +21,7 @@ ALTERED = {
     "prefdag/tracking/delivery.py": "def deliver(spool, store): raise RefusalError('altered')",
     "prefdag/tracking/runs.py": "log_ = Run.log; Run.log = lambda self, step, metrics: log_(self, step + 1, {'a': 1.0})",
     "prefdag/tracking/spool.py": "add = Spool.append; Spool.append = lambda self, event: add(self, event | {'time': 0})",
-    "prefdag/train/interruption.py": "interruptible = lambda: contextlib.nullcontext(contextlib.nullcontext)",
+    "prefdag/runtime/interruption.py": "interruptible = lambda: contextlib.nullcontext(contextlib.nullcontext)",
 }
 # Between them they use all of these modules: to check, to train, to evaluate, to report.
 STAGES = ["validate_pairs", "sft_ref", "dpo_image", "evaluate_image", "report"]
