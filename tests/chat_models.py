@@ -40,7 +40,7 @@ def saying(answer: str | Callable[[str], str], tokenizer: ChatTokenizer, asked: 
     return generate
 
 
-def partners(
+def stand_ins(
     folder: Path,
     answers: Mapping[str, str | Callable[[str], str]],
     positions: int | None = None,

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
-from chat_models import byte_tokenizer, partners
+from chat_models import byte_tokenizer, stand_ins
 from fastapi.testclient import TestClient
 
 from prefdag.chat.dialogue import ChatModels
@@ -39,7 +39,7 @@ def asked() -> list[str]:
 @pytest.fixture
 def client(tmp_path: Path, asked: list[str]) -> TestClient:
     answers = {"reference": "from the reference", "policy": "é€ <b>"}
-    return TestClient(make_app(partners(tmp_path, answers, positions=200, asked=asked), 64), base_url=ORIGIN)
+    return TestClient(make_app(stand_ins(tmp_path, answers, positions=200, asked=asked), 64), base_url=ORIGIN)
 
 
 def events(text: str) -> list[Any]:
@@ -136,7 +136,7 @@ def naive_prompt(models: ChatModels, messages: list[dict[str, str]], room: int) 
 
 
 def test_no_more_is_left_out_than_has_to_be(tmp_path: Path) -> None:
-    models = partners(tmp_path, {"policy": ""}, positions=300)
+    models = stand_ins(tmp_path, {"policy": ""}, positions=300)
     messages = [user("x" * 17)]
     for n in range(6):
         messages += [{"role": "assistant", "content": "y" * (n * 7)}, user("z" * (40 - n))]
@@ -385,7 +385,7 @@ def test_a_failure_in_a_model_is_told_and_the_server_goes_on(tmp_path: Path) -> 
             raise RuntimeError("secret detail")
         return "fine"
 
-    client = TestClient(make_app(partners(tmp_path, {"policy": broken}), 8), base_url=ORIGIN)
+    client = TestClient(make_app(stand_ins(tmp_path, {"policy": broken}), 8), base_url=ORIGIN)
     response = client.post(COMPLETIONS, json=asking("break"))
     assert response.status_code == 500
     assert response.json()["error"]["message"] == "the answer failed; the server's terminal says why"

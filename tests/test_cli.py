@@ -99,7 +99,7 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         reference: str
         policy: str
 
-    def load_to_generate(*arguments: Any) -> ReferenceAndPolicy:
+    def load_for_generation(*arguments: Any) -> ReferenceAndPolicy:
         asked.append(arguments)
         return ReferenceAndPolicy("[red]no[/red]", "yes, \x1b[2J\u202e")
 
@@ -112,7 +112,7 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         return len(model), True
 
     monkeypatch.setattr("prefdag.pairs.tokenizer.ChatTokenizer", lambda *_: tokenizer)
-    monkeypatch.setitem(sys.modules, "prefdag.text.model", SimpleNamespace(load_to_generate=load_to_generate))  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "prefdag.text.model", SimpleNamespace(load_for_generation=load_for_generation))  # type: ignore[arg-type]
     monkeypatch.setitem(sys.modules, "prefdag.text.generation.stream", SimpleNamespace(stream=stream))  # type: ignore[arg-type]
     return asked
 

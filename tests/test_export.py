@@ -25,7 +25,7 @@ from typer.testing import CliRunner
 
 from prefdag.cli import app
 from prefdag.config.check import load_params
-from prefdag.export import compare, image, pipeline, text
+from prefdag.export import image, pipeline, readback, text
 from prefdag.image import model as resnet
 from prefdag.image.data import normalise
 from prefdag.pairs.tokenizer import ChatTokenizer
@@ -38,7 +38,7 @@ ROWS = [[5, 9, 70, 8], [1, 2, 3], [200]]
 
 
 def close(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return bool(torch.allclose(a, b, rtol=0, atol=compare.TOLERANCE * float(b.abs().max())))
+    return bool(torch.allclose(a, b, rtol=0, atol=readback.TOLERANCE * float(b.abs().max())))
 
 
 def scale(file: Path, name: str, factor: float) -> None:
@@ -112,7 +112,7 @@ def test_an_adapter_without_one_layer_is_noticed(adapter: str, tmp_path: Path) -
     write_policy(reference, adapter, tmp_path / "policy")
     expected = text.logits(lm.load_models(reference, tmp_path / "policy", packed=False).policy, ROWS)
     said = text.check_adapter(tmp_path / "policy", reference, expected, ROWS)
-    assert 0 <= said.largest < compare.TOLERANCE * said.scale
+    assert 0 <= said.largest < readback.TOLERANCE * said.scale
     assert said.logits == sum(map(len, ROWS)) * 263
     file = tmp_path / "policy/adapter_model.safetensors"
     tensors = load_file(file)
@@ -137,14 +137,14 @@ def test_one_changed_element_of_a_tensor_is_noticed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_number_that_is_none_is_a_deviation(value: float) -> None:
     with pytest.raises(PrefdagError, match="m: read back"):
-        compare.compare("m", torch.tensor([1.0, value]), torch.tensor([1.0, 2.0]))
+        readback.check_logits("m", torch.tensor([1.0, value]), torch.tensor([1.0, 2.0]))
 
 
 def test_the_tolerance_is_a_share_of_the_largest_logit() -> None:
     expected = torch.tensor([100.0, 0.0])
-    assert compare.compare("m", torch.tensor([100.0, 0.009]), expected) == pytest.approx((0.009, 100.0, 2))
+    assert readback.check_logits("m", torch.tensor([100.0, 0.009]), expected) == pytest.approx((0.009, 100.0, 2))
     with pytest.raises(PrefdagError, match=r"largest deviation 1.1e-02 of 2 logits up to 100.0, allowed are 1.0e-02"):
-        compare.compare("m", torch.tensor([100.0, 0.011]), expected)
+        readback.check_logits("m", torch.tensor([100.0, 0.011]), expected)
 
 
 # Templates

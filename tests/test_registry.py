@@ -28,7 +28,7 @@ from prefdag.image.data import normalise
 from prefdag.pairs.tokenizer import ChatTokenizer
 from prefdag.runtime.artifacts import read_json, sha256
 from prefdag.runtime.errors import PrefdagError
-from prefdag.text.model import load_to_generate
+from prefdag.text.model import load_for_generation
 from prefdag.tracking import delivery
 from prefdag.tracking.publishing import publish
 
@@ -158,7 +158,7 @@ def answer(request: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 def greedy(question: str) -> tuple[str, int]:
     """The policy's own answer, and how many tokens the prompt has."""
-    models = load_to_generate(Path("models/reference"), Path("models/dpo_text"))
+    models = load_for_generation(Path("models/reference"), Path("models/dpo_text"))
     tokenizer = ChatTokenizer(Path("models/reference"), "chat")
     prompt = tokenizer.prompt(user(question)).ids
     ids = continuation(models.policy, prompt, TOKENS, tokenizer.eos_id)

@@ -13,7 +13,7 @@ from onnx import GraphProto, ModelProto
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from prefdag.export.compare import Deviation, compare, same_tensors
+from prefdag.export.readback import Deviation, compare, same_tensors
 from prefdag.image.data import normalise
 from prefdag.image.model import Architecture, Convolution, build
 from prefdag.runtime.artifacts import read_json, write_json

@@ -74,7 +74,7 @@ def _text(target: Path, params: "Params", say: Callable[[str], None]) -> None:
     from prefdag.text.model import ADAPTER_CONFIG, load_models
 
     template, card = params.format_pairs.template, CARD.read_text("utf-8")
-    held = text.read_held(PAIRS, DIALOGUES)
+    held = text.read_heldout(PAIRS, DIALOGUES)
     policy = load_models(REFERENCE, POLICY, packed=False).policy
     expected, merged = text.logits(policy, held.ids), text.merge(policy)
     if merged is None:

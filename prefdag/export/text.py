@@ -11,7 +11,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from prefdag.export.compare import Deviation, compare, same_tensors
+from prefdag.export.readback import Deviation, compare, same_tensors
 from prefdag.pairs.tokenizer import ChatTokenizer, Messages, TemplateName
 from prefdag.runtime.artifacts import read_json, write_json
 from prefdag.runtime.errors import PrefdagError
@@ -28,7 +28,7 @@ class Held(NamedTuple):
     ids: list[list[int]]  # each prompt and its chosen response, as they were scored
 
 
-def read_held(pairs: Path, validated: Path) -> Held:
+def read_heldout(pairs: Path, validated: Path) -> Held:
     """The first rows of the test split in the folder `pairs`; their dialogues, uncut, from the file `validated`."""
     rows = pd.read_parquet(pairs / "test.parquet", columns=["id", "prompt_ids", "chosen_ids"]).head(ROWS)
     dialogues = pd.read_parquet(validated, columns=["id", "prompt"]).set_index("id")["prompt"]
