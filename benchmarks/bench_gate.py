@@ -50,7 +50,7 @@ def project(folder: Path, rows: Path, model: Path) -> None:
     from ruamel.yaml import YAML
 
     call(["git", "clone", "--quiet", str(ROOT), str(folder)], ROOT)
-    call([sys.executable, "-c", "from prefdag.profiles import apply; apply('hh-rlhf')"], folder)
+    call([sys.executable, "-c", "from prefdag.project.profiles import apply; apply('hh-rlhf')"], folder)
     params: Any = YAML().load(folder / "params.yaml")
     sha256 = hashlib.sha256(rows.read_bytes()).hexdigest()
     params["download_pairs"]["source"] = {"kind": "path", "path": str(rows), "sha256": sha256}

@@ -63,7 +63,7 @@ def tiny(rounds: int) -> pd.DataFrame:
     with tempfile.TemporaryDirectory() as name:
         clone = Path(name)
         call(["git", "clone", "--quiet", str(ROOT), str(clone)], ROOT)
-        call([sys.executable, "-c", "from prefdag.profiles import apply; apply('tiny')"], clone)
+        call([sys.executable, "-c", "from prefdag.project.profiles import apply; apply('tiny')"], clone)
         order = re.findall(r"^Running stage '(\w+)'", call([*DVC, "repro", "--dry", "--force"], clone), re.MULTILINE)
         env = {"DVC_ROOT": str(clone), "MLFLOW_TRACKING_URI": ""}  # its runs are no one's
         script = ROOT / "benchmarks/timed_stage.py"

@@ -30,7 +30,7 @@ def test_a_block_that_raises_leaves_what_was_there(tmp_path: Path) -> None:
 def test_what_a_killed_writer_left_is_removed_by_the_next_and_nothing_else(tmp_path: Path) -> None:
     """Neither the half of a writer that lives (our parent stands for it), nor a file that only looks like one."""
     script = (
-        "import os, signal, sys; from pathlib import Path; from prefdag.artifacts import writing\n"
+        "import os, signal, sys; from pathlib import Path; from prefdag.runtime.artifacts import writing\n"
         "with writing(Path(sys.argv[1])) as path: path.mkdir(); os.kill(os.getpid(), signal.SIGKILL)"
     )
     killed = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "model")])

@@ -111,7 +111,11 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
             listener(piece)
         return len(model), True
 
-    monkeypatch.setattr("prefdag.pairs.tokenizer.ChatTokenizer", lambda *_: tokenizer)
+    def load_tokenizer(folder: Path, template: str) -> Any:
+        asked[0] += (template,)
+        return tokenizer
+
+    monkeypatch.setattr("prefdag.pairs.tokenizer.ChatTokenizer", load_tokenizer)
     monkeypatch.setitem(sys.modules, "prefdag.text.model", SimpleNamespace(load_for_generation=load_for_generation))  # type: ignore[arg-type]
     monkeypatch.setitem(sys.modules, "prefdag.text.generation.stream", SimpleNamespace(stream=stream))  # type: ignore[arg-type]
     return asked

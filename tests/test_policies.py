@@ -157,7 +157,7 @@ def test_qlora_says_what_is_missing(
     device: str, package: bool, kind: str, line: str, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     find = importlib.util.find_spec
-    monkeypatch.setattr(lm, "process", lambda: SimpleNamespace(device=torch.device(device)))
+    monkeypatch.setattr(trainable, "process", lambda: SimpleNamespace(device=torch.device(device)))
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda n, p=None: package or None if n == "bitsandbytes" else find(n, p)
     )

@@ -232,7 +232,7 @@ def test_checkpointed_gradients_are_the_same(kind: str, adapter: str, tmp_path: 
     policy = with_adapter(folder, ADAPTERS[adapter])
     disturb(policy)
     expected = gradients(response_logps(policy, pack(groups())), policy)
-    layers = [m for m in policy.modules() if isinstance(m, lm.GradientCheckpointingLayer)]
+    layers = [m for m in policy.modules() if isinstance(m, trainable.GradientCheckpointingLayer)]
     calls: list[int] = []
     for layer in layers:
         layer.mlp.register_forward_pre_hook(lambda *_: calls.append(1))  # type: ignore[union-attr]

@@ -355,7 +355,7 @@ def test_a_full_disk_tears_no_event(tmp_path: Path) -> None:
     process = child(f"""
         import errno, json, resource
         from pathlib import Path
-        from prefdag import spool as spools
+        from prefdag.tracking import spool as spools
         spool = spools.claim(Path({str(tmp_path / "spool")!r}))
         most = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, most[1]))

@@ -14,7 +14,7 @@ Listener = Callable[[str], bool]  # takes the next piece of an answer, and says 
 
 
 class Generate(Protocol):
-    """A model: `prefdag.text.stream.stream` with model and tokenizer filled in."""
+    """A model: `prefdag.text.generation.stream.stream` with model and tokenizer filled in."""
 
     def __call__(
         self, prompt_ids: Sequence[int], listener: Listener, *, max_new_tokens: int, temperature: float, seed: int

@@ -94,7 +94,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_csv(path: Path, **options: Any) -> "pd.DataFrame":
-    """A CSV file with a header, floats exactly as written. Raises `DataError` if it is absent or no table.
+    """A CSV file with a header. Raises `DataError` if it is absent or no table.
 
     Args:
         options: of `pandas.read_csv`.
@@ -102,7 +102,7 @@ def read_csv(path: Path, **options: Any) -> "pd.DataFrame":
     import pandas as pd
 
     try:
-        return pd.read_csv(path, **{"float_precision": "round_trip", **options})
+        return pd.read_csv(path, **options)
     except FileNotFoundError:
         raise DataError(f"{path}: not found; `dvc repro` makes it") from None
     except (pd.errors.EmptyDataError, pd.errors.ParserError) as error:

@@ -72,7 +72,7 @@ def test_training_does_not_need_mlflow(trouble: object, copy: Path, tiny: Path, 
     assert "prefdag sync" not in said
     with trouble(copy) as uri:  # type: ignore[operator]
         later, said = seconds_of(copy, run, uri)
-    assert re.search(r"WARNING prefdag\.delivery: MLflow at .*; `prefdag sync` sends it\n", said), said
+    assert re.search(r"WARNING prefdag\.tracking\.delivery: MLflow at .*; `prefdag sync` sends it\n", said), said
     assert "Traceback" not in said
     assert sha256(copy / "models" / "dpo_image") == sha256(tiny / "models" / "dpo_image")
     assert later < usual + 10  # seconds, of which a delivery may wait eight

@@ -5,7 +5,10 @@ from pathlib import Path
 
 from clones import Run
 
-AFTER_DPO = ["evaluate_text", "answer_text", "judge_text", "evaluate_image", "report", "publish"]
+AFTER_DPO = [
+    *("health_text", "evaluate_text", "answer_text", "judge_text"),
+    *("health_image", "evaluate_image", "report", "publish"),
+]
 
 
 def stages_run(output: str) -> list[str]:
