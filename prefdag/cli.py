@@ -198,8 +198,8 @@ def _chat_models() -> "ChatModels":
 
     models = load_for_generation(REFERENCE, POLICY)
     tokenizer = ChatTokenizer(REFERENCE, template)
-    speakers = {name: partial(stream, model, tokenizer) for name, model in models._asdict().items()}
-    return ChatModels(speakers, tokenizer, positions(REFERENCE))
+    generate = {name: partial(stream, model, tokenizer) for name, model in models._asdict().items()}
+    return ChatModels(generate, tokenizer, positions(REFERENCE))
 
 
 @app.command()

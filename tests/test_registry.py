@@ -241,7 +241,7 @@ def test_a_copied_repository_does_not_write_into_the_first(
     monkeypatch.delenv("MLFLOW_TRACKING_URI")  # MLflow's own `set_tracking_uri` left it
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     (tmp_path / "mlflow.db").write_bytes((registered / "mlflow.db").read_bytes())
-    with pytest.raises(PrefdagError, match=r"mlflow\.db: its artifacts go to another folder"):
+    with pytest.raises(PrefdagError, match=r"mlflow\.db: its artifacts are in another folder"):
         list(registry.register(Path("export"), load_params()))
 
 

@@ -1,4 +1,4 @@
-"""Whether a model that was read back says what the pipeline's own model says."""
+"""Checks that a model read back from disk equals the pipeline's own."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -8,47 +8,48 @@ from torch import Tensor
 
 from prefdag.runtime.errors import PrefdagError
 
-# Of the largest logit. Float32 has 24 bits, a relative error of 6e-8; a product of matrices in another order, or an adapter
-# merged into its weight, costs some of them in every layer: 1e-5 is usual. A layer left out costs a hundred times that.
+# As a share of the largest logit. Float32 has a relative error of 6e-8 (24 bits). Matrix products in another order, or an
+# adapter merged into its weight, add to it in every layer: 1e-5 is usual. A missing layer is a hundred times the tolerance.
 TOLERANCE = 1e-4
 REMEDY = "nothing was exported; check disk and memory, then run it again"
 
 
-class Deviation(NamedTuple):
-    """How far logits lie from those of the pipeline: the largest difference, and the largest logit beside it."""
+class LogitDeviation(NamedTuple):
+    """How far logits are from the pipeline's."""
 
-    largest: float
-    scale: float
-    logits: int
+    largest: float  # difference
+    scale: float  # the largest logit
+    logits: int  # how many were compared
 
     def __str__(self) -> str:
         """For a line of output."""
         return f"largest deviation {self.largest:.1e} of {self.logits} logits up to {self.scale:.1f}"
 
 
-def same_tensors(name: str, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """That tensors read back are those that were written, bit by bit: logits of a few rows do not touch every element.
+def check_tensors(name: str, actual: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Check that all tensors read back are bit-identical. The logits of a few rows do not depend on every element.
 
     Raises:
-        PrefdagError: one is not, or is not there.
+        PrefdagError: a tensor differs or is missing.
     """
     for key, tensor in expected.items():
-        if key not in found or not torch.equal(found[key], tensor.to(found[key].device)):
+        if key not in actual or not torch.equal(actual[key], tensor.to(actual[key].device)):
             raise PrefdagError(f"{name}: read back, {key} is not what was written; {REMEDY}")
 
 
-def compare(name: str, found: Tensor, expected: Tensor) -> Deviation:
+def check_logits(name: str, actual: Tensor, expected: Tensor) -> LogitDeviation:
     """The deviation of logits of the same shape.
 
     Raises:
-        PrefdagError: it is more than `TOLERANCE` of the largest logit, or not a number.
+        PrefdagError: it is NaN, or more than `TOLERANCE` of the largest logit.
     """
-    assert found.shape == expected.shape, f"{name}: {tuple(found.shape)}, not {tuple(expected.shape)}"
-    said = Deviation(
-        float((found.double() - expected.double()).abs().max()), float(expected.abs().max()), expected.numel()
+    assert actual.shape == expected.shape, f"{name}: {tuple(actual.shape)}, not {tuple(expected.shape)}"
+    deviation = LogitDeviation(
+        float((actual.double() - expected.double()).abs().max()), float(expected.abs().max()), expected.numel()
     )
-    if not said.largest <= TOLERANCE * said.scale:
+    allowed = TOLERANCE * deviation.scale
+    if not deviation.largest <= allowed:
         raise PrefdagError(
-            f"{name}: read back, it is not the pipeline's model: {said}, allowed are {TOLERANCE * said.scale:.1e}; {REMEDY}"
+            f"{name}: read back, it differs from the pipeline's model: {deviation}, at most {allowed:.1e} allowed; {REMEDY}"
         )
-    return said
+    return deviation
