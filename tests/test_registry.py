@@ -200,7 +200,7 @@ def test_options_of_a_request(folders: dict[str, Path]) -> None:
 @pytest.mark.parametrize(
     ("request_", "said"),
     [
-        ({"messages": user("x" * 200)}, "messages: .* tokens, and the model has 128 positions"),
+        ({"messages": user("x" * 200)}, "messages: .* tokens, but the model.s context is 128"),
         ({"messages": user("x"), "max_tokens": 0}, "max_tokens: 0"),
         ({"messages": user("x"), "max_tokens": "many"}, "max_tokens|schema"),
         ({"prompt": "x"}, "messages"),

@@ -102,7 +102,7 @@ def find_run(client: Any, params: "Params", metrics: Mapping[str, Mapping[str, f
 
 
 def _check_artifact_location(store: Store, artifacts: str) -> None:
-    """Check that a store in this repository keeps its artifacts here. Their path is absolute: in a copy, it points elsewhere."""
+    """Check that a store in this repository keeps its artifacts here. In a copy, their absolute path does not."""
     root = project_root()
     if store.uri == f"sqlite:///{root}/mlflow.db" and not artifacts.startswith(f"{root.as_uri()}/"):
         raise PrefdagError(
