@@ -98,13 +98,13 @@ def ours(sets: Mapping[str, Sequence[EvalRow]], folder: Path, dtype: str) -> dic
     from prefdag.text import model as lm
     from prefdag.text.evaluation import choices
     from prefdag.text.scoring.logps import score
-    from prefdag.text.scoring.states import find_route
+    from prefdag.text.scoring.states import set_forward_mode
 
     if dtype == "float32":
         model = lm.load(folder)
     else:  # transformers' own layers: they compute norms in float32 even here, ours do not
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64).eval()
-        find_route(model)
+        set_forward_mode(model)
     tokenizer = ChatTokenizer(folder, "chat")
     found = {}
     for name, rows in sets.items():

@@ -198,12 +198,12 @@ def _chat_models() -> "ChatModels":
     from prefdag.chat.dialogue import ChatModels
     from prefdag.pairs.tokenizer import ChatTokenizer, positions
     from prefdag.text.generation.stream import stream
-    from prefdag.text.model import load_to_generate
+    from prefdag.text.model import load_for_generation
 
-    models = load_to_generate(REFERENCE, POLICY)
+    models = load_for_generation(REFERENCE, POLICY)
     tokenizer = ChatTokenizer(REFERENCE, template)
-    speakers = {name: partial(stream, model, tokenizer) for name, model in models._asdict().items()}
-    return ChatModels(speakers, tokenizer, positions(REFERENCE))
+    generate = {name: partial(stream, model, tokenizer) for name, model in models._asdict().items()}
+    return ChatModels(generate, tokenizer, positions(REFERENCE))
 
 
 @app.command()

@@ -99,7 +99,7 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         reference: str
         policy: str
 
-    def load_to_generate(*arguments: Any) -> ReferenceAndPolicy:
+    def load_for_generation(*arguments: Any) -> ReferenceAndPolicy:
         asked.append(arguments)
         return ReferenceAndPolicy("[red]no[/red]", "yes, \x1b[2J\u202e")
 
@@ -116,7 +116,7 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         return tokenizer
 
     monkeypatch.setattr("prefdag.pairs.tokenizer.ChatTokenizer", load_tokenizer)
-    monkeypatch.setitem(sys.modules, "prefdag.text.model", SimpleNamespace(load_to_generate=load_to_generate))  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "prefdag.text.model", SimpleNamespace(load_for_generation=load_for_generation))  # type: ignore[arg-type]
     monkeypatch.setitem(sys.modules, "prefdag.text.generation.stream", SimpleNamespace(stream=stream))  # type: ignore[arg-type]
     return asked
 
@@ -155,7 +155,7 @@ def test_what_does_not_fit_is_said_and_the_chat_goes_on(trained: list[Any]) -> N
     assert result.exit_code == 0
     long, cut = [line for line in result.stderr.splitlines() if "error" in line or "left out" in line]
     assert long.startswith("error: the message has ")
-    assert cut == "The conversation is too long for the model: its oldest 2 messages are left out."
+    assert cut == "The conversation is too long for the model. Its oldest 2 messages were left out."
     assert [prompt for prompt, _ in trained[1:]] == [chatml("y" * 100)] * 2 + [chatml("z" * 100)] * 2
 
 
@@ -191,7 +191,7 @@ def test_a_port_in_use_is_said_before_the_models_are_loaded(trained: list[Any]) 
         port = taken.getsockname()[1]
         result = prefdag("chat", "--web", "--port", str(port))
     assert (result.exit_code, trained) == (1, [])
-    assert result.stderr == f"error: port {port}: Address already in use; name another one with --port\n"
+    assert result.stderr == f"error: port {port}: Address already in use; choose another port with --port\n"
 
 
 def test_one_question_is_not_for_the_page(trained: list[Any]) -> None:

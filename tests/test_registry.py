@@ -28,7 +28,7 @@ from prefdag.image.data import normalise
 from prefdag.pairs.tokenizer import ChatTokenizer
 from prefdag.runtime.artifacts import read_json, sha256
 from prefdag.runtime.errors import PrefdagError
-from prefdag.text.model import load_to_generate
+from prefdag.text.model import load_for_generation
 from prefdag.tracking import store
 from prefdag.tracking.publishing import publish
 
@@ -158,7 +158,7 @@ def answer(request: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 def greedy(question: str) -> tuple[str, int]:
     """The policy's own answer, and how many tokens the prompt has."""
-    models = load_to_generate(Path("models/reference"), Path("models/dpo_text"))
+    models = load_for_generation(Path("models/reference"), Path("models/dpo_text"))
     tokenizer = ChatTokenizer(Path("models/reference"), "chat")
     prompt = tokenizer.prompt(user(question)).ids
     ids = continuation(models.policy, prompt, TOKENS, tokenizer.eos_id)
@@ -200,7 +200,7 @@ def test_options_of_a_request(folders: dict[str, Path]) -> None:
 @pytest.mark.parametrize(
     ("request_", "said"),
     [
-        ({"messages": user("x" * 200)}, "messages: .* tokens, and the model has 128 positions"),
+        ({"messages": user("x" * 200)}, "messages: .* tokens, but the model.s context is 128"),
         ({"messages": user("x"), "max_tokens": 0}, "max_tokens: 0"),
         ({"messages": user("x"), "max_tokens": "many"}, "max_tokens|schema"),
         ({"prompt": "x"}, "messages"),
@@ -241,7 +241,7 @@ def test_a_copied_repository_does_not_write_into_the_first(
     monkeypatch.delenv("MLFLOW_TRACKING_URI")  # MLflow's own `set_tracking_uri` left it
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     (tmp_path / "mlflow.db").write_bytes((registered / "mlflow.db").read_bytes())
-    with pytest.raises(PrefdagError, match=r"mlflow\.db: its artifacts go to another folder"):
+    with pytest.raises(PrefdagError, match=r"mlflow\.db: its artifacts are in another folder"):
         list(registry.register(Path("export"), load_params()))
 
 

@@ -62,7 +62,7 @@ def score_heldout(models: "ReferenceAndPolicy", pairs: Sequence[Pair], max_token
             batch = [pairs[i] for i in rows]
             packed = pack([pair.group for pair in batch]).to(device)
             reference, policy = ((response_states(model, packed), head(model)) for model in models)
-            found = vocabulary.compare(*policy, *reference, packed.targets)
+            found = vocabulary.logps_and_kl(*policy, *reference, packed.targets)
             kl += float(found.kl.double().sum())
             scored += len(packed.targets)
             said = pair_scores(batch, packed, found.policy)
