@@ -68,7 +68,7 @@ def images_npy(folder: Path, poison: Poison) -> Callable[[], Any]:
 
 
 POISONED = {
-    weights_bin: r"^\*\.safetensors: not fetched",
+    weights_bin: r"^\*\.safetensors: not found",
     weights_pt: r"no \.safetensors files, there is resnet18\.pt",
     adapter_bin: "adapter",
     rows_pkl: r"^pairs\.pkl: ",
