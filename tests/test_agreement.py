@@ -28,8 +28,8 @@ from test_report import write_inputs
 from prefdag.config.check import load_params
 from prefdag.config.params import Params
 from prefdag.report.page import card, figure_files
-from prefdag.report.page import phrases as words
 from prefdag.report.page import report_page as page
+from prefdag.report.page.numbers import number, percent, points, signed
 from prefdag.report.text import examples
 from prefdag.runtime.yaml import flatten
 from stages import publish, report
@@ -179,10 +179,10 @@ def leaves(tree: Any) -> Iterator[float]:
 
 def written(value: float) -> set[str]:
     """All ways in which page and card write a number."""
-    ways = {f"{value:g}", f"{value:+g}", str(value), words.percent(value)[:-1], words.points(value)}
-    ways |= {words.signed(value, digits) for digits in (3, 4)} | {words.number(float(value), d) for d in (1, 2, 3, 4)}
+    ways = {f"{value:g}", f"{value:+g}", str(value), percent(value)[:-1], points(value)}
+    ways |= {signed(value, digits) for digits in (3, 4)} | {number(float(value), d) for d in (1, 2, 3, 4)}
     if float(value).is_integer():
-        ways.add(words.number(int(value)))
+        ways.add(number(int(value)))
     return {way.replace("-", "−") for way in ways}
 
 
@@ -313,7 +313,7 @@ def test_another_rounding_on_the_page_is_found(project: Path, params: Params) ->
     known = artefacts(project, params)
     html = (project / publish.REPORT).read_text("utf-8")
     image = json.loads((project / METRICS["image"]).read_text("utf-8"))
-    shown = words.percent(image["policy"]["calibration_error"])
+    shown = percent(image["policy"]["calibration_error"])
     assert f"Policy: calibration error {shown}" in html
     wrong = html.replace(f"Policy: calibration error {shown}", "Policy: calibration error 4.37%")
     assert untraced(" ".join(Words(wrong).found), known) == ["4.37"]

@@ -15,7 +15,7 @@ from test_report import N_TEST, write_inputs
 from prefdag.config.check import load_params
 from prefdag.config.params import Params
 from prefdag.report.compare import frontier
-from prefdag.report.page import run_details as published
+from prefdag.report.page import run_details
 from prefdag.runtime.artifacts import write_json
 from stages import report
 
@@ -106,7 +106,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory, params: Params) -> dict[str,
     found["published"] = found["report"].with_name("published.html")
     seconds = {"dpo_text": 187.4, "sft_ref": None}
     revision = {"dvc.exp_name": HOSTILE[0]}
-    html = published.fill(found["report"].read_text("utf-8"), seconds, revision, "today", points())
+    html = run_details.fill(found["report"].read_text("utf-8"), seconds, revision, "today", points())
     found["published"].write_text(html, "utf-8")
     found["frontier"] = tmp_path_factory.mktemp("frontier") / "frontier.html"
     found["frontier"].write_text(frontier.render(points()), "utf-8")
@@ -249,15 +249,15 @@ def test_examples_filter_by_kind_and_by_text(open_page: Open) -> None:
     page.get_by_label("Show").select_option("wrong")
     assert numbers(page, 1) == wrong
     assert page.locator(".filters output").text_content() == f"{len(wrong)} of {N_TEST}"
-    page.get_by_label("with the text").fill("EIN LÄNGERER satz")  # of the responses, also where they are folded
+    page.get_by_label("containing").fill("EIN LÄNGERER satz")  # of the responses, also where they are folded
     with_text = numbers(page, 1)
     assert 0 < len(with_text) < len(wrong)
     assert set(with_text) < set(wrong)
     page.get_by_label("Show").select_option("")
-    page.get_by_label("with the text").fill("nowhere in the data")
+    page.get_by_label("containing").fill("nowhere in the data")
     assert numbers(page, 1) == []
     assert page.locator(".filters output").text_content() == f"0 of {N_TEST}"
-    page.get_by_label("with the text").fill("")
+    page.get_by_label("containing").fill("")
     assert numbers(page, 1) == margins
 
 
