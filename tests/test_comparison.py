@@ -1,4 +1,4 @@
-"""Two experiments compared: differences worked by hand, rows that are not the same, and what the page dares to say."""
+"""The comparison of two experiments: differences computed by hand, different rows, and what the page concludes."""
 
 import hashlib
 import io
@@ -86,9 +86,9 @@ def text_tables(rng: np.random.Generator, better: float) -> dict[str, Any]:
 def image_tables(rng: np.random.Generator, accuracy: float) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Predictions of one run on 60 images of two classes, and the metrics that the evaluation makes of them."""
     label = np.arange(60) % 2
-    said = {model: np.where(rng.uniform(size=60) < accuracy, label, 1 - label) for model in evaluate.MODELS}
+    predicted = {model: np.where(rng.uniform(size=60) < accuracy, label, 1 - label) for model in evaluate.MODELS}
     probability = {f"{model}_probability": rng.uniform(0.1, 1, 60) for model in evaluate.MODELS}
-    table = pd.DataFrame({"index": np.arange(100, 160), "label": label, **said, **probability})
+    table = pd.DataFrame({"index": np.arange(100, 160), "label": label, **predicted, **probability})
     metrics: dict[str, Any] = {"kl": float(rng.uniform()), "n_test": 60}
     for model in evaluate.MODELS:
         nats = -np.log(probability[f"{model}_probability"]).mean()
@@ -113,10 +113,10 @@ class Kept:
 
 def stored() -> dict[str, bytes]:
     """What the page shows of the data: conversations and pictures."""
-    said = pd.DataFrame({"id": IDS, "source": "a.json:1", "prompt": HOSTILE, "chosen": "Yes.", "rejected": HOSTILE})
+    messages = pd.DataFrame({"id": IDS, "source": "a.json:1", "prompt": HOSTILE, "chosen": "Yes.", "rejected": HOSTILE})
     images = np.zeros((200, 1, 4, 4), np.uint8)
     return {
-        "data/validated/pairs.parquet": said.to_parquet(),
+        "data/validated/pairs.parquet": messages.to_parquet(),
         "data/validated/images/images.safetensors": save({"images": images}),
         "data/validated/images/classes.json": json.dumps(CLASSES).encode(),
     }
@@ -147,7 +147,7 @@ def runs() -> tuple[Experiment, Experiment]:
     return experiment("one", 1), experiment("workspace", 2, beta=0.3)
 
 
-def found(first: Experiment, second: Experiment) -> dict[str, differences.Difference]:
+def by_key(first: Experiment, second: Experiment) -> dict[str, differences.Difference]:
     return {f"{d.measure.track}.{d.measure.key}": d for d in differences.differences(first, second)}
 
 
@@ -166,7 +166,7 @@ def test_the_rows_of_a_measure_are_those_of_its_figure(runs: tuple[Experiment, E
 
 def test_differences_are_those_of_the_metrics(runs: tuple[Experiment, Experiment]) -> None:
     both = [flatten(run.metrics) for run in runs]
-    for key, each in found(*runs).items():
+    for key, each in by_key(*runs).items():
         assert (each.first, each.second) == (both[0][key], both[1][key])
         assert each.value == pytest.approx(both[1][key] - both[0][key])
         if each.estimate:
@@ -179,15 +179,15 @@ def test_ranking_by_hand(runs: tuple[Experiment, Experiment]) -> None:
     first, second = runs
     a, b = np.repeat([1.0, 1.0, -1.0, -1.0], (10, 3, 12, 15)), np.repeat([1.0, -1.0, 1.0, -1.0], (10, 3, 12, 15))
     one, other = (replace(run, pairs=run.pairs.assign(margin=m)) for run, m in ((first, a), (second, b)))
-    each = found(one, other)["text.heldout.rewards.accuracy"]
+    each = by_key(one, other)["text.heldout.rewards.accuracy"]
     assert each.result is not None
     assert each.result["difference"] == pytest.approx(9 / 40)
     assert (each.result["alone_right"], each.result["other_alone_right"]) == (12, 3)
     assert each.result["p"] == pytest.approx(576 / 2**14)
     assert each.tone == "better"
     shuffled = replace(other, pairs=other.pairs.sample(frac=1, random_state=0))
-    assert found(one, shuffled)["text.heldout.rewards.accuracy"] == each  # rows go by their ids, not by their places
-    back = found(other, one)["text.heldout.rewards.accuracy"]
+    assert by_key(one, shuffled)["text.heldout.rewards.accuracy"] == each  # rows go by their ids, not by their places
+    back = by_key(other, one)["text.heldout.rewards.accuracy"]
     assert back.result is not None
     assert back.result["difference_low"] == pytest.approx(-each.result["difference_high"], abs=1e-6)
 
@@ -198,7 +198,7 @@ def test_pairing_takes_out_what_makes_a_row_hard(runs: tuple[Experiment, Experim
     rows = first.rows.assign(policy_logps=first.rows["policy_logps"] + 0.1 * first.rows["n_tokens"])
     metrics = json.loads(json.dumps(first.metrics))
     metrics["text"]["heldout"]["policy"]["cross_entropy"] -= 0.1
-    each = found(first, replace(first, rows=rows, metrics=metrics))["text.heldout.policy.cross_entropy"]
+    each = by_key(first, replace(first, rows=rows, metrics=metrics))["text.heldout.policy.cross_entropy"]
     assert each.estimate is not None
     assert (each.estimate.low, each.estimate.high) == pytest.approx((-0.1, -0.1), abs=1e-9)
     assert each.tone == "worse"  # lower, that is
@@ -212,7 +212,7 @@ def test_other_rows_are_not_compared(runs: tuple[Experiment, Experiment]) -> Non
         rows=second.rows.assign(n_tokens=second.rows["n_tokens"] + (second.rows["set"] == "heldout")),
         outputs={**second.outputs, "data/validated/images": "1" * 32},
     )
-    each = found(first, others)
+    each = by_key(first, others)
     for key in ("text.heldout.rewards.accuracy", "text.heldout.policy.cross_entropy", "image.policy.accuracy"):
         assert (each[key].result, each[key].note) == (None, differences.OTHER_ROWS)
     assert each["text.truthfulqa.policy.cross_entropy"].result  # these rows are the same
@@ -225,12 +225,12 @@ def test_other_rows_are_not_compared(runs: tuple[Experiment, Experiment]) -> Non
     text = Page(comparison.render(first, others, table)).text
     assert "Not comparable: A and B have different test images." in text
     evals = replace(second, outputs={**second.outputs, "data/raw/evals": "1" * 32})
-    assert found(first, evals)["text.choices.truthfulqa.policy.mc1"].note == differences.OTHER_ROWS
+    assert by_key(first, evals)["text.choices.truthfulqa.policy.mc1"].note == differences.OTHER_ROWS
 
 
 def test_soft_labels_are_no_coin_tosses(runs: tuple[Experiment, Experiment]) -> None:
     soft = [replace(run, pairs=run.pairs.assign(preference=0.8)) for run in runs]
-    each = found(*soft)["text.heldout.rewards.accuracy"]
+    each = by_key(*soft)["text.heldout.rewards.accuracy"]
     assert each.result is not None
     assert "p" not in each.result
     assert each.n == 40
@@ -239,18 +239,18 @@ def test_soft_labels_are_no_coin_tosses(runs: tuple[Experiment, Experiment]) -> 
 def test_lone_responses_and_absent_keys_have_no_interval(runs: tuple[Experiment, Experiment]) -> None:
     first, second = runs
     lone = [replace(run, pairs=run.pairs.assign(margin=np.nan)) for run in runs]
-    assert found(*lone)["text.heldout.rewards.accuracy"].note == differences.NO_ROWS
+    assert by_key(*lone)["text.heldout.rewards.accuracy"].note == differences.NO_ROWS
     verdict = comparison.verdict("text", differences.differences(*lone), *lone)
     assert verdict.tone == "unclear"
     older = json.loads(json.dumps(second.metrics))
     del older["text"]["choices"], older["image"]["policy"]["calibration_error"], older["text"]["heldout"]["kl"]
-    each = found(first, replace(second, metrics=older))
+    each = by_key(first, replace(second, metrics=older))
     assert each["text.choices.truthfulqa.policy.mc1"].note == "missing in B"
     assert each["text.heldout.kl"].value is None
     table = differences.differences(first, replace(second, metrics=older))
     assert "KL to the reference, nats per token: missing in B." in comparison.verdict("text", table, *runs).sentences
     assert Page(comparison.render(first, replace(second, metrics=older), table)).open == []
-    both = found(replace(first, metrics=older), replace(second, metrics=older))
+    both = by_key(replace(first, metrics=older), replace(second, metrics=older))
     assert "text.heldout.kl" not in both
 
 
@@ -272,7 +272,7 @@ def test_the_same_run_twice_says_so(runs: tuple[Experiment, Experiment]) -> None
 
 
 @pytest.mark.parametrize(
-    ("alone", "other", "tone", "said"),
+    ("alone", "other", "tone", "headline"),
     [
         (12, 3, "better", "B ranks unseen preferences better than A."),
         (7, 4, "unclear", "No significant difference between A and B in ranking unseen preferences."),
@@ -280,13 +280,13 @@ def test_the_same_run_twice_says_so(runs: tuple[Experiment, Experiment]) -> None
     ],
 )
 def test_verdict_says_no_more_than_interval_and_test(
-    runs: tuple[Experiment, Experiment], alone: int, other: int, tone: str, said: str
+    runs: tuple[Experiment, Experiment], alone: int, other: int, tone: str, headline: str
 ) -> None:
     rest = 40 - alone - other
     a, b = np.repeat([1.0, -1.0, 1.0], (rest, alone, other)), np.repeat([1.0, 1.0, -1.0], (rest, alone, other))
     one, two = (replace(run, pairs=run.pairs.assign(margin=m)) for run, m in zip(runs, (a, b), strict=True))
     verdict = comparison.verdict("text", differences.differences(one, two), one, two)
-    assert (verdict.tone, verdict.headline) == (tone, said)
+    assert (verdict.tone, verdict.headline) == (tone, headline)
     assert f"B alone is right on {alone}, A alone on {other}." in verdict.sentences[0]
     assert ("No significant difference." in verdict.sentences[0]) == (tone == "unclear")
 
@@ -392,7 +392,7 @@ def test_a_missing_output_is_one_line() -> None:
 
 
 def test_an_output_that_was_changed_is_one_line() -> None:
-    """The hash is that of dvc.lock: also a broken object of the cache is found."""
+    """Files are checked against dvc.lock, which also detects a corrupt object in the cache."""
     files = Files("workspace", Kept({"a": b"what a stage wrote", "b": b""}), {"a": "cdb5e1d3d2a6a4c0c1c9ba4a6a7d4b04"})
     assert files.read("b") == b""
     with pytest.raises(DataError, match=r"^workspace: a: differs from dvc.lock; `dvc checkout` restores it"):

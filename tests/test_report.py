@@ -1,4 +1,4 @@
-"""The report and the model card: what they say, that they say it safely, and that they need nothing but themselves."""
+"""The report and the model card: their content, their safety against hostile data, and that they are self-contained."""
 
 import hashlib
 import io
@@ -48,7 +48,7 @@ from stages import publish, report
 HOSTILE = "<script>alert(1)</script><img src=http://evil.example/x onerror=alert(2)> & </article>"
 N_TEST, N_IMAGES = 40, 300
 HEALTH = health.Verdict(
-    [health.Finding("kl_out_of_budget", "at the end the policy lies 12.5 nats a response from its reference")],
+    [health.Finding("kl_out_of_budget", "KL to the reference at the end: 12.5 nats per response")],
     ["kl_out_of_budget", "divergence"],
     ["length_exploitation"],
 )
@@ -131,7 +131,7 @@ def write_gate(folder: Path, *tables: str) -> None:
 
 
 def write_formatted(folder: Path) -> None:
-    """What format_pairs leaves beside the pairs."""
+    """The files that format_pairs writes next to the pairs."""
     lengths = {"length_p50": 120, "length_p100": 2048, "truncated": 0.625}
     parts = dict.fromkeys(("prompt", "chosen", "rejected"), lengths)
     summary = {
@@ -143,12 +143,13 @@ def write_formatted(folder: Path) -> None:
     }
     write_json(folder / "summary.json", summary)
     read = {"text": HOSTILE, "control": False, "kind": "read"}
-    said = [
+    tokens = [
         {"text": "Bread.", "control": False, "kind": "scored"},
         {"text": "</s>", "control": True, "kind": "not scored"},
     ]
     write_json(
-        folder / "examples.json", [{"source": "demo.json:7", "prompt": [read], "chosen": said, "rejected": said[:1]}]
+        folder / "examples.json",
+        [{"source": "demo.json:7", "prompt": [read], "chosen": tokens, "rejected": tokens[:1]}],
     )
     rows = [["demo.json:1", "rejected", "left out", "the cut leaves the same tokens as of chosen"]]
     rows += [[f"demo.json:{i}", "prompt", "cut", f"{i + 96} tokens, keeps its last 96"] for i in range(2, 25)]
@@ -160,9 +161,9 @@ def write_answers(folder: Path, ids: list[str], texts: dict[str, list[str]]) -> 
     prompts = pd.DataFrame({"id": ids, "prompt": [f"Bake bread! {HOSTILE}", "plain text"]})
     table = pd.concat(
         [
-            answers.rows(prompts.assign(decoding=decoding, model=model), said, [[5, 6, 7, 8, 9], [5, 0]], 0)
+            answers.rows(prompts.assign(decoding=decoding, model=model), replies, [[5, 6, 7, 8, 9], [5, 0]], 0)
             for decoding in ("greedy", "sampled")
-            for model, said in texts.items()
+            for model, replies in texts.items()
         ],
         ignore_index=True,
     )
@@ -449,7 +450,7 @@ def test_page_is_the_same_in_every_build_and_says_nothing_of_the_machine(
 
 def test_hostile_text_is_shown_and_does_not_run(page: Page, built: tuple[str, str]) -> None:
     assert "<script>alert(1)" not in built[0]
-    assert HOSTILE in page.text  # the parser decodes the escapes: the reader sees the text as it stands in the data
+    assert HOSTILE in page.text  # the parser decodes the escapes: the reader sees the original text
 
 
 def test_figures_and_pictures_say_what_they_show(page: Page) -> None:
@@ -467,18 +468,18 @@ def test_numbers_are_those_of_the_metrics(page: Page, built: tuple[str, str], in
     text = json.loads((inputs / "reports/text/metrics.json").read_text())
     image = json.loads((inputs / "reports/image/metrics.json").read_text())
     rewards = text["heldout"]["rewards"]
-    said = [
-        f"The policy ranks {rewards['accuracy']:.1%} of {N_TEST} held-out pairs correctly (95% interval {rewards['accuracy_low']:.1%}",
+    sentences = [
+        f"ranks {rewards['accuracy']:.1%} of {N_TEST} held-out pairs correctly (95% interval {rewards['accuracy_low']:.1%}",
         f"+{rewards['margin']:.3f}",
         f"{text['heldout']['kl']:.4f} nats per token",
         f"{text['heldout']['policy']['perplexity']:.2f}",
         *(f"{image[m]['accuracy']:.1%}" for m in ("reference", "policy", "control")),
     ]
-    said[0] = said[0].removesuffix("%")
+    sentences[0] = sentences[0].removesuffix("%")
     tables = [
         f"{text[s][m]['cross_entropy']:.3f}" for s in text if s != "choices" for m in ("base", "reference", "policy")
     ]
-    for number in [*said, *tables, *(f"{text[s]['n_tokens']:,}" for s in text if s != "choices")]:
+    for number in [*sentences, *tables, *(f"{text[s]['n_tokens']:,}" for s in text if s != "choices")]:
         assert number in page.text
         assert number in built[1]
     assert f"n = {N_TEST} pairs" in page.text
@@ -535,7 +536,7 @@ def test_of_many_classes_the_worst_are_shown(here: Path, params: Params) -> None
 
 
 def test_figure_by_class_of_long_names() -> None:
-    """Of 25 classes the 20 worst in their order; a name is cut in the figure, and stands whole in its words."""
+    """Of 25 classes the 20 worst in their order; a name is cut in the figure, but not in its description."""
     names = [f"class number {i:02}" for i in range(25)]
     rows = [
         {"class": c, "model": m, "n": 50, "right": 2 * i, "accuracy": i / 25, "low": 0.0, "high": 1.0}
@@ -576,8 +577,8 @@ def test_every_expectation_that_fails_links_to_its_rows(page: Page) -> None:
 
 
 def test_what_the_gate_measured_and_formatting_changed_is_told(page: Page) -> None:
-    for told in (
-        "Of 1,300 rows, 12 were merged into another row of the same pair (several annotators) and 30 were dropped by the data gate.",
+    for phrase in (
+        "Of 1,300 rows, 12 were merged into another row of the same pair (several annotators) and 30 were left out by",
         "left out: rejected, 1 row",
         "cut: prompt, 23 rows",
         "98 tokens, keeps its last 96",
@@ -587,12 +588,12 @@ def test_what_the_gate_measured_and_formatting_changed_is_told(page: Page) -> No
         "1,250 pairs with a certain preference, 8 tied pairs.",
         "also in the training split, ignoring case and white space: 0 of validation, 0 of test.",
         "3.0% of 2,516 responses would have different tokens at the boundary.",
-        "300 of 302 images were kept. 2 had the same pixels as an earlier image, 3 nearly the same pixels, and 1 the same pixels as",
+        "300 of 302 images were kept. 2 had the same pixels as an earlier image, 3 nearly the same pixels, and 1 the same",
         "No image has an exact or near copy in another split.",
         "Confident learning estimates that 1.6% of the labels are wrong.",
         "nearest neighbours, which predicts 93.3% of the labels correctly.",
     ):
-        assert told in page.text
+        assert phrase in page.text
 
 
 def test_what_is_scored_is_marked(page: Page) -> None:
@@ -625,16 +626,16 @@ def test_card_is_a_hub_card(built: tuple[str, str], inputs: Path) -> None:
 
 
 def test_minus_signs_of_numbers_alone() -> None:
-    said = "fell from -0.25 to -9.99 nats (-1), a well-known 95-97 at v1.-2"
-    assert minus(said) == "fell from −0.25 to −9.99 nats (−1), a well-known 95-97 at v1.-2"
+    sentence = "fell from -0.25 to -9.99 nats (-1), a well-known 95-97 at v1.-2"
+    assert minus(sentence) == "fell from −0.25 to −9.99 nats (−1), a well-known 95-97 at v1.-2"
 
 
 def test_health_of_either_run_is_shown(page: Page, built: tuple[str, str]) -> None:
     assert "Health : 1 finding in 2 checks (not checked: length exploitation)." in page.text
-    assert "kl out of budget : at the end the policy lies 12.5 nats a response" in page.text
+    assert "kl out of budget : KL to the reference at the end: 12.5 nats per response" in page.text
     assert "Health : no findings in 2 checks." in page.text
     assert "- Training of the language model: 1 finding in 2 checks (not checked: length exploitation).\n" in built[1]
-    assert "  - **kl out of budget**: at the end the policy lies 12.5 nats a response" in built[1]
+    assert "  - **kl out of budget**: KL to the reference at the end: 12.5 nats per response" in built[1]
     assert "- Training of the image classifier: no findings in 2 checks.\n" in built[1]
 
 
@@ -749,10 +750,10 @@ def test_text_conclusion_says_no_more_than_its_interval(
 ) -> None:
     conclusion = text_sentences.conclusion(heldout(*interval))
     assert conclusion.tone == tone
-    said = " ".join([conclusion.headline, *conclusion.sentences])
+    text = " ".join([conclusion.headline, *conclusion.sentences])
     change = "minus the reference’s is −0.0312 nats per token (95% interval −0.0512 to +0.0021, which includes zero)"
     for phrase in (*phrases, f"The policy ranks {interval[0]:.1%} of 75 held-out pairs correctly", change):
-        assert phrase in said
+        assert phrase in text
 
 
 @pytest.mark.parametrize(
@@ -761,7 +762,7 @@ def test_text_conclusion_says_no_more_than_its_interval(
         (
             0.2,
             -0.3,
-            "the policy makes chosen responses more likely (mean reward +0.200) and rejected ones less likely (mean reward −0.300)",
+            "makes chosen responses more likely (mean reward +0.200) and rejected ones less likely (mean reward −0.300)",
         ),
         (-0.2, -0.3, "both less likely under the policy than under the reference, the rejected ones more so"),
         (-0.4, -0.3, "the chosen ones more so"),
@@ -778,7 +779,7 @@ def test_text_conclusion_says_which_likelihoods_fell(chosen: float, rejected: fl
         (60, 10, "better", ("more accurate than the reference", "rose from 90.0%", "+5.0 points", "p < 0.001")),
         (30, 20, "unclear", ("No significant change", "rose from 90.0%", "no significant difference", "p = 0.203")),
         (10, 10, "unclear", ("No significant change", "stayed at 90.0%", "+0.0 points", "p = 1.000")),
-        # Here the interval lies below zero, and the exact test does not say so: no more is said than both say.
+        # Here the interval is below zero, but the exact test is not significant: the conclusion needs both.
         (
             6,
             16,
@@ -800,10 +801,10 @@ def test_image_conclusion_says_no_more_than_its_interval_and_test(
     metrics |= {f"policy_against_{m}": evaluate.compared(table, "policy", m) for m in ("reference", "control")}
     conclusion = image_sentences.conclusion(metrics)
     assert conclusion.tone == tone
-    said = " ".join([conclusion.headline, *conclusion.sentences]).replace("\N{NO-BREAK SPACE}", " ")
-    errors = f"DPO fixed {alone} of the reference’s 100 errors and introduced {other} new ones among its 900 correct predictions"
+    text = " ".join([conclusion.headline, *conclusion.sentences]).replace("\N{NO-BREAK SPACE}", " ")
+    errors = f"DPO fixed {alone} of the reference’s 100 errors and introduced {other} new ones among its 900 correct"
     for phrase in (*phrases, errors, "alone is right on 0 images, the control alone on 0 images", "is +0.0 points"):
-        assert phrase in said
+        assert phrase in text
     assert ("no significant difference" in conclusion.sentences[1]) == (tone == "unclear")
 
 
@@ -872,7 +873,7 @@ def test_responses_that_stand_alone_are_not_called_pairs(params: Params) -> None
     assert "Histograms of the rewards of responses: 30 desirable, mean" in html
     # An example shows the response that there is, and its reward.
     assert len(re.findall(r'aria-label="Held-out response', html)) == 40
-    shown = html.split('<section id="data"')[0]  # there those stand that show what is scored
+    shown = html.split('<section id="data"')[0]  # the data section has the examples that show which tokens are scored
     assert len(re.findall(r'class="side (?:chosen|rejected)-side"', shown)) == 40
     text = page.text.lower()
     for wrong in ("held-out pairs", "margin nan", "nan</", "a tie", "preference pairs", "ranked wrong"):
@@ -988,10 +989,10 @@ def test_what_is_not_scored_follows_what_is(
     )
     tokens = pd.DataFrame([{"id": "1", "side": "chosen", "texts": texts, "logratios": np.full(len(texts), 0.5)}])
     text: Any = SimpleNamespace(pairs=pairs, tokens=tokens)
-    found = examples.examples(text, 5)
-    (side,) = found.rows[0]["sides"]
+    result = examples.examples(text, 5)
+    (side,) = result.rows[0]["sides"]
     assert (side.rest, side.respelled, side.logratio) == (rest, respelled, 0.5 * len(texts))
-    assert (found.of, found.kinds, found.full) == (1, ["desirable"], 0.5)
+    assert (result.of, result.kinds, result.full) == (1, ["desirable"], 0.5)
 
 
 def test_some_of_many_pairs_are_spaced_evenly(here: Path, root: Path) -> None:
@@ -1013,8 +1014,8 @@ def test_some_of_many_pairs_are_spaced_evenly(here: Path, root: Path) -> None:
 def test_every_scored_token_has_its_number(built: tuple[str, str], inputs: Path) -> None:
     tokens = pd.read_parquet(inputs / "reports/text/tokens.parquet")
     shown = re.findall(r'<span(?: class="(?:up|down)-\d")? title="([^"]+)">', built[0])
-    said = [signed(float(value)) for values in tokens["logratios"] for value in values]
-    assert Counter(shown) == Counter(said)
+    expected = [signed(float(value)) for values in tokens["logratios"] for value in values]
+    assert Counter(shown) == Counter(expected)
 
 
 def test_tokens_of_other_pairs_are_refused(here: Path, params: Params) -> None:
@@ -1046,8 +1047,8 @@ def test_published_page_has_what_is_true_of_one_run(
     assert Path("reports/index.html").read_text("utf-8") == built[0]
     html = Path("reports/published.html").read_text("utf-8")
     page = Page(html)
-    for told in ("Git revision c0ffee", f"DVC experiment {HOSTILE}", "dpo_text 3 min 07 s", "3 min 07 s in total"):
-        assert told in page.text
+    for phrase in ("Git revision c0ffee", f"DVC experiment {HOSTILE}", "dpo_text 3 min 07 s", "3 min 07 s in total"):
+        assert phrase in page.text
     assert "sft_ref unknown" in page.text
     assert not page.open
     assert "<script>alert(1)" not in html
@@ -1075,7 +1076,7 @@ def test_published_page_has_the_frontier(
         if "experiments by KL" in (attributes.get("aria-label") or "")
     ]
     assert len(drawn) == 3  # accuracy, margin, accuracy of images
-    assert all("beta 0.1: KL " in said and "beta 0.3: KL " in said for said in drawn)
+    assert all("beta 0.1: KL " in label and "beta 0.3: KL " in label for label in drawn)
 
     def dead() -> list[Any]:
         raise PrefdagError("MLflow at http://away: no answer")

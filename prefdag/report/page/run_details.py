@@ -37,7 +37,10 @@ def fill(
         experiments: from `frontier.points`, including this one; None if MLflow did not answer.
     """
     known = [value for value in seconds.values() if value is not None]
-    caption = f"Wall time by stage, {clock(sum(known))} in total. For a stage that was killed and resumed, the time since it resumed."
+    caption = (
+        f"Wall time by stage, {clock(sum(known))} in total. "
+        "For a stage that was killed and resumed, the time since it resumed."
+    )
     if len(known) < len(seconds):
         caption += " Unknown for outputs that came from the cache of another repository."
     times = Markup().join(

@@ -106,7 +106,7 @@ def conclusion(rate: Estimate) -> str:
 
 
 def sentence(win_rate: Mapping[str, Any]) -> str:
-    """The win rates and their judge, in"""
+    """The win rates and their judge, in words."""
     (kind,) = win_rate
     parts = [
         f"{percent(row['rate'].value)} of {number(row['n'])} {row['decoding']} answers (95% interval "
