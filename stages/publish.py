@@ -1,8 +1,8 @@
-"""Publish the pipeline as one MLflow run: all parameters, all metrics, the curves of every training stage, the
-report with its figures and tables.
+"""Publish the pipeline as one MLflow run: parameters, metrics, the curves of every training stage, and the report with its
+figures and tables.
 
-This is what `mlflow ui` compares, beta against beta. It stands there also for experiments whose earlier stages came
-from the cache, and for those that ran in a temporary folder.
+`mlflow ui` compares these runs, for example by beta. Experiments are published even if their earlier stages came from the
+cache, or if they ran in a temporary folder.
 """
 
 import logging
@@ -46,16 +46,16 @@ TABLES = [
     Path("reports/image/confusion.csv"),
     Path("reports/image/calibration.csv"),
 ]
-# Always the same bytes, and in dvc.yaml neither cached nor restored: DVC publishes wherever this file is absent, as in a
-# fresh clone or the folder of a queued experiment, even if every other stage comes from the cache.
+# This file always has the same bytes, and dvc.yaml neither caches nor restores it. So DVC publishes wherever it is missing, as
+# in a fresh clone or the folder of a queued experiment, even if every other stage comes from the cache.
 PUBLISHED = Path("reports/published.txt")
 
 
 @stage
 def main(params: Params) -> None:
-    """Read what the other stages wrote, and publish it."""
+    """Publish the outputs of the other stages."""
     from prefdag.report.compare import frontier
-    from prefdag.report.page import run_details as published
+    from prefdag.report.page import run_details
 
     metrics = {track: read_json(path) for track, path in METRICS.items()}
     this = f"beta={params.beta}", flatten(params), numbers(metrics)
@@ -65,10 +65,10 @@ def main(params: Params) -> None:
         log.warning("%s", error)
         experiments = None
     seconds = {name: value for name, value in durations().items() if name != main.name}
-    page = REPORT.with_name("published.html")  # no output of DVC's: it differs with the clock, and goes to MLflow
+    page = REPORT.with_name("published.html")  # not an output in DVC, since it depends on the time; it goes to MLflow
     with writing(page) as path:
         moment = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-        html = published.fill(REPORT.read_text("utf-8"), seconds, revision(), moment, experiments)
+        html = run_details.fill(REPORT.read_text("utf-8"), seconds, revision(), moment, experiments)
         path.write_text(html, "utf-8")
     files = [page, MODEL_CARD, *METRICS.values(), *TABLES, *sorted(FIGURES.iterdir())]
     publish(params, metrics | {"seconds": seconds}, CURVES, files)

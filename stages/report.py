@@ -1,4 +1,4 @@
-"""Build the report (one self-contained HTML page), its figures as files and the model card from what the other stages left."""
+"""Build the report (one self-contained HTML page), its figures as files, and the model card."""
 
 from pathlib import Path
 
@@ -73,7 +73,7 @@ def main(params: Params) -> None:
         ),
         pairs=read_pairs_dataset(PAIRS, PAIRS_VALIDATION, FORMATTED),
         images=read_images_dataset(IMAGE_PAIRS, IMAGES_VALIDATION),
-        # The reference is large and was hashed when its log-probabilities were taken.
+        # The reference is large; it was already hashed when its log-probabilities were computed.
         hashes={str(REFERENCE): key["reference_sha256"], **{str(path): sha256(path) for path in hashed}},
         ref_logps=key,
     )

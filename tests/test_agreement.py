@@ -1,7 +1,7 @@
-"""One source for every figure: metrics.json, `dvc metrics`, MLflow, the report and the model card say the same.
+"""metrics.json, `dvc metrics`, MLflow, the report and the model card agree on every number.
 
-The pipeline's last two stages run on small results. What a number on the page or the card is, is not asked here (the tests
-of the report do): every one of them must stand, rounded as it is written, in what the stages before left.
+The pipeline's last two stages run on small results. Every number on the page or the card must occur, rounded as printed, in the
+outputs of the earlier stages. What each number means is tested in test_report.py.
 """
 
 import json
@@ -28,8 +28,8 @@ from test_report import write_inputs
 from prefdag.check_params import load_params
 from prefdag.config.params import Params
 from prefdag.report.page import card, figure_files
-from prefdag.report.page import phrases as words
 from prefdag.report.page import report_page as page
+from prefdag.report.page.numbers import number, percent, points, signed
 from prefdag.report.text import examples
 from prefdag.runtime.yaml import flatten
 from stages import publish, report
@@ -68,11 +68,11 @@ def run(project: Path) -> Any:
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{project}/mlflow.db")
-    (found,) = client.search_runs(["1"], "tags.kind = 'pipeline'")
+    (run,) = client.search_runs(["1"], "tags.kind = 'pipeline'")
     return SimpleNamespace(
-        metrics=found.data.metrics,
-        params=found.data.params,
-        artifact=lambda path: Path(client.download_artifacts(found.info.run_id, path)).read_bytes(),
+        metrics=run.data.metrics,
+        params=run.data.params,
+        artifact=lambda path: Path(client.download_artifacts(run.info.run_id, path)).read_bytes(),
     )
 
 
@@ -82,7 +82,7 @@ def metrics_of(project: Path) -> dict[str, float]:
     return {key.replace(".", "/"): value for key, value in flatten(tree).items()}
 
 
-# What stands where
+# The same metrics everywhere
 
 
 def test_mlflow_has_every_figure_of_the_metrics(project: Path, run: Any) -> None:
@@ -128,20 +128,20 @@ def test_mlflow_has_the_figures_of_the_page(project: Path, run: Any) -> None:
 
 
 class Words(HTMLParser):
-    """The words of a page and of its figures' descriptions, but for what data said, hashes, code and versions."""
+    """The text of a page and of its figures' descriptions, without quoted data, hashes, code and versions."""
 
     SKIPPED: ClassVar = {"style", "code", "pre", "title", "svg", "article"}
 
     def __init__(self, html: str) -> None:
         super().__init__()
-        self.found: list[str] = []
+        self.texts: list[str] = []
         self.open: list[tuple[str, bool]] = []
         self.feed(html)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         given = dict(attrs)
         if (label := given.get("aria-label")) and tag != "article":
-            self.found.append(label)
+            self.texts.append(label)
         quoted = "example" in (given.get("class") or "") or (given.get("class") or "") == "mapping"
         if tag not in ("meta", "link", "img", "br"):
             skipped = quoted or (tag in self.SKIPPED and given.get("class") != "verdict")
@@ -152,7 +152,7 @@ class Words(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         if not any(skipped for _, skipped in self.open):
-            self.found.append(data)
+            self.texts.append(data)
 
 
 NUMBER = re.compile(r"(?<![\w.#/:-])[+−]?\d[\d,]*(?:\.\d+)?(?![\w/:]|\.\w)")
@@ -179,52 +179,52 @@ def leaves(tree: Any) -> Iterator[float]:
 
 def written(value: float) -> set[str]:
     """All ways in which page and card write a number."""
-    ways = {f"{value:g}", f"{value:+g}", str(value), words.percent(value)[:-1], words.points(value)}
-    ways |= {words.signed(value, digits) for digits in (3, 4)} | {words.number(float(value), d) for d in (1, 2, 3, 4)}
+    ways = {f"{value:g}", f"{value:+g}", str(value), percent(value)[:-1], points(value)}
+    ways |= {signed(value, digits) for digits in (3, 4)} | {number(float(value), d) for d in (1, 2, 3, 4)}
     if float(value).is_integer():
-        ways.add(words.number(int(value)))
+        ways.add(number(int(value)))
     return {way.replace("-", "−") for way in ways}
 
 
 def artefacts(folder: Path, params: Params) -> set[str]:
     """Every number that page and card may show, as it may be written: from what the stages before the report left.
 
-    Of tables with a row a step, a pair or an image only what is shown: else there would be no share that stands nowhere.
+    From tables with one row per step, pair or image, only what is shown: else almost any share would occur somewhere.
     """
     files = [p for p in folder.rglob("*") if p.relative_to(folder).parts[0] in ("reports", "models", "data")]
     files = [p for p in files if "figures" not in p.parts and p.name not in ("model_card.md", "index.html")]
-    found: list[float] = [*leaves(flatten(params))]
+    values: list[float] = [*leaves(flatten(params))]
     for path in files:
         if path.suffix == ".json":
-            found += leaves(json.loads(path.read_text("utf-8")))
+            values += leaves(json.loads(path.read_text("utf-8")))
         elif path.suffix in (".csv", ".parquet") and path.stat().st_size > 20:
             table = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
-            found.append(len(table))
+            values.append(len(table))
             if path.name in ("history.csv", "validation.csv"):
                 table = table.iloc[[0, -1]]
             elif path.name == "predictions.csv":
-                found += predictions_said(table, params.report.image_examples)
+                values += predictions_shown(table, params.report.image_examples)
                 continue
             elif path.name == "tokens.parquet":
                 top = float(np.quantile(np.abs(np.concatenate(table["logratios"].to_list())), examples.WITHIN))
-                found += [sign * top * level / 4 for level in range(5) for sign in (1, -1)]
+                values += [sign * top * level / 4 for level in range(5) for sign in (1, -1)]
                 continue
             elif path.name == "pairs.csv":
-                found += margins_said(table)
+                values += margins_shown(table)
                 continue
-            values = table.select_dtypes("number").to_numpy().ravel().tolist()
-            found += [value for value in values if value == value]
+            cells = table.select_dtypes("number").to_numpy().ravel().tolist()
+            values += [value for value in cells if value == value]
     image = json.loads((folder / METRICS["image"]).read_text("utf-8"))
     right = round(image["n_test"] * image["reference"]["accuracy"])
     splits = pd.read_parquet(folder / "data/image_pairs/pairs.parquet")["split"].value_counts()
     changes = pd.read_csv(folder / "reports/validation/formatted/changes.csv")
-    found += [right, image["n_test"] - right, *splits, *changes.groupby(["change", "column"]).size()]
-    found += [params.report.text_examples, len(flatten(params))]
-    return {way for value in found for way in written(value)} | PROSE
+    values += [right, image["n_test"] - right, *splits, *changes.groupby(["change", "column"]).size()]
+    values += [params.report.text_examples, len(flatten(params))]
+    return {way for value in values for way in written(value)} | PROSE
 
 
-def predictions_said(table: pd.DataFrame, count: int) -> Iterator[float]:
-    """What the page makes of predictions: counts, and the probabilities beside its pictures."""
+def predictions_shown(table: pd.DataFrame, count: int) -> Iterator[float]:
+    """What the page shows of predictions: counts, and the probabilities below its pictures."""
     changed = table[table["reference"] != table["policy"]]
     yield from range(max(len(changed), count) + 1)
     yield from changed[["reference_probability", "policy_probability"]].to_numpy().ravel().tolist()
@@ -232,7 +232,7 @@ def predictions_said(table: pd.DataFrame, count: int) -> Iterator[float]:
     yield from table.groupby(["label", "policy"]).size()
 
 
-def margins_said(pairs: pd.DataFrame) -> Iterator[float]:
+def margins_shown(pairs: pd.DataFrame) -> Iterator[float]:
     """What the figures of held-out pairs say: signs, means, and six bins of stated and true shares, by their size."""
     margin = pairs["margin"]
     yield from (int((margin > 0).sum()), int((margin < 0).sum()))
@@ -256,12 +256,12 @@ def card_words(markdown: str) -> str:
 
 def test_every_number_on_page_and_card_stands_in_the_artefacts(project: Path, params: Params) -> None:
     known = artefacts(project, params)
-    text = " ".join(Words((project / publish.REPORT).read_text("utf-8")).found)
+    text = " ".join(Words((project / publish.REPORT).read_text("utf-8")).texts)
     assert len(numbers(text)) > 300
     assert untraced(text, known) == []
-    said = card_words((project / publish.MODEL_CARD).read_text("utf-8"))
-    assert len(numbers(said)) > 60
-    assert untraced(said, known) == []
+    text = card_words((project / publish.MODEL_CARD).read_text("utf-8"))
+    assert len(numbers(text)) > 60
+    assert untraced(text, known) == []
 
 
 def test_the_front_matter_of_the_card_has_the_metrics(project: Path) -> None:
@@ -313,7 +313,7 @@ def test_another_rounding_on_the_page_is_found(project: Path, params: Params) ->
     known = artefacts(project, params)
     html = (project / publish.REPORT).read_text("utf-8")
     image = json.loads((project / METRICS["image"]).read_text("utf-8"))
-    shown = words.percent(image["policy"]["calibration_error"])
+    shown = percent(image["policy"]["calibration_error"])
     assert f"Policy: calibration error {shown}" in html
     wrong = html.replace(f"Policy: calibration error {shown}", "Policy: calibration error 4.37%")
-    assert untraced(" ".join(Words(wrong).found), known) == ["4.37"]
+    assert untraced(" ".join(Words(wrong).texts), known) == ["4.37"]

@@ -1,4 +1,4 @@
-"""The report in a real browser: what a reader sees and does, on any screen, whatever stands in the data."""
+"""The report in a real browser: what a reader sees and does, on any screen, whatever the data contains."""
 
 import re
 import shutil
@@ -15,7 +15,7 @@ from test_report import N_TEST, write_inputs
 from prefdag.check_params import load_params
 from prefdag.config.params import Params
 from prefdag.report.compare import frontier
-from prefdag.report.page import run_details as published
+from prefdag.report.page import run_details
 from prefdag.runtime.artifacts import write_json
 from stages import report
 
@@ -57,9 +57,9 @@ def make_hostile(folder: Path) -> None:
     frame.assign(**changed).to_parquet(path)
     path = folder / "reports/text/tokens.parquet"
     tokens = pd.read_parquet(path)
-    said = {(i, side): row[side] for row, i in zip(frame.assign(**changed).to_dict("records"), frame["id"], strict=True)
+    by_key = {(i, side): row[side] for row, i in zip(frame.assign(**changed).to_dict("records"), frame["id"], strict=True)
             for side in ("chosen", "rejected")}  # fmt: skip
-    texts = [said[row["id"], row["side"]] for row in tokens.to_dict("records")]
+    texts = [by_key[row["id"], row["side"]] for row in tokens.to_dict("records")]
     pieces = [[text[: len(text) // 2], text[len(text) // 2 :]] for text in texts]
     tokens.assign(tokens=[[1, 2]] * len(texts), texts=pieces, logratios=[[0.5, -0.5]] * len(texts)).to_parquet(path)
     samples = [{"id": text[:40], "prompt": text, "reference": text, "policy": text} for text in HOSTILE]
@@ -93,7 +93,7 @@ def params(root: Path) -> Params:
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory, params: Params) -> dict[str, Path]:
     """A report of ordinary data, the same as published, one of hostile data, and a frontier."""
-    found = {}
+    paths = {}
     for name in ("report", "hostile"):
         folder = tmp_path_factory.mktemp(name)
         write_inputs(folder)
@@ -102,15 +102,15 @@ def pages(tmp_path_factory: pytest.TempPathFactory, params: Params) -> dict[str,
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(folder)
             report.main(params)
-        found[name] = folder / "reports/index.html"
-    found["published"] = found["report"].with_name("published.html")
+        paths[name] = folder / "reports/index.html"
+    paths["published"] = paths["report"].with_name("published.html")
     seconds = {"dpo_text": 187.4, "sft_ref": None}
     revision = {"dvc.exp_name": HOSTILE[0]}
-    html = published.fill(found["report"].read_text("utf-8"), seconds, revision, "today", points())
-    found["published"].write_text(html, "utf-8")
-    found["frontier"] = tmp_path_factory.mktemp("frontier") / "frontier.html"
-    found["frontier"].write_text(frontier.render(points()), "utf-8")
-    return found
+    html = run_details.fill(paths["report"].read_text("utf-8"), seconds, revision, "today", points())
+    paths["published"].write_text(html, "utf-8")
+    paths["frontier"] = tmp_path_factory.mktemp("frontier") / "frontier.html"
+    paths["frontier"].write_text(frontier.render(points()), "utf-8")
+    return paths
 
 
 @pytest.fixture(scope="module")
@@ -200,15 +200,15 @@ def test_the_policy_stops_a_script_that_an_escape_would_have_missed(open_page: O
     pages["attacked"].write_text(html.replace("<main>", f"<main>{attack}"), "utf-8")
     context_page = open_page("report")  # its complaints are collected; those of the attacked page are expected
     page = context_page.context.new_page()
-    said: list[str] = []
+    messages: list[str] = []
     sent: list[str] = []
-    page.on("console", lambda message: said.append(message.text))
+    page.on("console", lambda message: messages.append(message.text))
     page.on("requestfinished", lambda request: sent.append(request.url))
     page.goto(pages["attacked"].as_uri())
     page.click("#bait")
     page.wait_for_timeout(100)
     assert page.evaluate("window.ran") is None
-    assert sum("Content Security Policy" in line for line in said) >= 4
+    assert sum("Content Security Policy" in line for line in messages) >= 4
     assert {url for url in sent if not url.startswith("data:")} == {pages["attacked"].as_uri()}
     assert page.locator("#examples th button").count() == 5  # ours ran
 
@@ -249,15 +249,15 @@ def test_examples_filter_by_kind_and_by_text(open_page: Open) -> None:
     page.get_by_label("Show").select_option("wrong")
     assert numbers(page, 1) == wrong
     assert page.locator(".filters output").text_content() == f"{len(wrong)} of {N_TEST}"
-    page.get_by_label("with the text").fill("EIN LÄNGERER satz")  # of the responses, also where they are folded
+    page.get_by_label("containing").fill("EIN LÄNGERER satz")  # of the responses, also where they are folded
     with_text = numbers(page, 1)
     assert 0 < len(with_text) < len(wrong)
     assert set(with_text) < set(wrong)
     page.get_by_label("Show").select_option("")
-    page.get_by_label("with the text").fill("nowhere in the data")
+    page.get_by_label("containing").fill("nowhere in the data")
     assert numbers(page, 1) == []
     assert page.locator(".filters output").text_content() == f"0 of {N_TEST}"
-    page.get_by_label("with the text").fill("")
+    page.get_by_label("containing").fill("")
     assert numbers(page, 1) == margins
 
 

@@ -1,4 +1,4 @@
-"""Two experiments compared: differences worked by hand, rows that are not the same, and what the page dares to say."""
+"""The comparison of two experiments: differences computed by hand, different rows, and what the page concludes."""
 
 import hashlib
 import io
@@ -25,7 +25,7 @@ from prefdag.cli import app
 from prefdag.image import evaluate
 from prefdag.report.compare import comparison, differences, experiments
 from prefdag.report.compare.experiments import Experiment, Files
-from prefdag.report.page.results import Run
+from prefdag.report.page.results import Histories
 from prefdag.runtime.errors import DataError
 from prefdag.runtime.yaml import flatten
 from prefdag.stats.rewards import reward_metrics
@@ -86,9 +86,9 @@ def text_tables(rng: np.random.Generator, better: float) -> dict[str, Any]:
 def image_tables(rng: np.random.Generator, accuracy: float) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Predictions of one run on 60 images of two classes, and the metrics that the evaluation makes of them."""
     label = np.arange(60) % 2
-    said = {model: np.where(rng.uniform(size=60) < accuracy, label, 1 - label) for model in evaluate.MODELS}
+    predicted = {model: np.where(rng.uniform(size=60) < accuracy, label, 1 - label) for model in evaluate.MODELS}
     probability = {f"{model}_probability": rng.uniform(0.1, 1, 60) for model in evaluate.MODELS}
-    table = pd.DataFrame({"index": np.arange(100, 160), "label": label, **said, **probability})
+    table = pd.DataFrame({"index": np.arange(100, 160), "label": label, **predicted, **probability})
     metrics: dict[str, Any] = {"kl": float(rng.uniform()), "n_test": 60}
     for model in evaluate.MODELS:
         nats = -np.log(probability[f"{model}_probability"]).mean()
@@ -113,10 +113,10 @@ class Kept:
 
 def stored() -> dict[str, bytes]:
     """What the page shows of the data: conversations and pictures."""
-    said = pd.DataFrame({"id": IDS, "source": "a.json:1", "prompt": HOSTILE, "chosen": "Yes.", "rejected": HOSTILE})
+    messages = pd.DataFrame({"id": IDS, "source": "a.json:1", "prompt": HOSTILE, "chosen": "Yes.", "rejected": HOSTILE})
     images = np.zeros((200, 1, 4, 4), np.uint8)
     return {
-        "data/validated/pairs.parquet": said.to_parquet(),
+        "data/validated/pairs.parquet": messages.to_parquet(),
         "data/validated/images/images.safetensors": save({"images": images}),
         "data/validated/images/classes.json": json.dumps(CLASSES).encode(),
     }
@@ -135,8 +135,8 @@ def experiment(name: str, seed: int, better: float = 0.5, **params: Any) -> Expe
         outputs=outputs,
         metrics={"text": text.pop("metrics"), "image": image},
         predictions=predictions,
-        text=Run(*history(rng, 20, 5, dpo=True)),
-        image=Run(*history(rng, 20, 5, dpo=True)),
+        text=Histories(*history(rng, 20, 5, dpo=True)),
+        image=Histories(*history(rng, 20, 5, dpo=True)),
         files=Files(name, Kept(stored())),
         **text,
     )
@@ -147,7 +147,7 @@ def runs() -> tuple[Experiment, Experiment]:
     return experiment("one", 1), experiment("workspace", 2, beta=0.3)
 
 
-def found(first: Experiment, second: Experiment) -> dict[str, differences.Difference]:
+def by_key(first: Experiment, second: Experiment) -> dict[str, differences.Difference]:
     return {f"{d.measure.track}.{d.measure.key}": d for d in differences.differences(first, second)}
 
 
@@ -166,7 +166,7 @@ def test_the_rows_of_a_measure_are_those_of_its_figure(runs: tuple[Experiment, E
 
 def test_differences_are_those_of_the_metrics(runs: tuple[Experiment, Experiment]) -> None:
     both = [flatten(run.metrics) for run in runs]
-    for key, each in found(*runs).items():
+    for key, each in by_key(*runs).items():
         assert (each.first, each.second) == (both[0][key], both[1][key])
         assert each.value == pytest.approx(both[1][key] - both[0][key])
         if each.estimate:
@@ -179,17 +179,17 @@ def test_ranking_by_hand(runs: tuple[Experiment, Experiment]) -> None:
     first, second = runs
     a, b = np.repeat([1.0, 1.0, -1.0, -1.0], (10, 3, 12, 15)), np.repeat([1.0, -1.0, 1.0, -1.0], (10, 3, 12, 15))
     one, other = (replace(run, pairs=run.pairs.assign(margin=m)) for run, m in ((first, a), (second, b)))
-    each = found(one, other)["text.heldout.rewards.accuracy"]
-    assert each.found is not None
-    assert each.found["difference"] == pytest.approx(9 / 40)
-    assert (each.found["alone_right"], each.found["other_alone_right"]) == (12, 3)
-    assert each.found["p"] == pytest.approx(576 / 2**14)
+    each = by_key(one, other)["text.heldout.rewards.accuracy"]
+    assert each.result is not None
+    assert each.result["difference"] == pytest.approx(9 / 40)
+    assert (each.result["alone_right"], each.result["other_alone_right"]) == (12, 3)
+    assert each.result["p"] == pytest.approx(576 / 2**14)
     assert each.tone == "better"
     shuffled = replace(other, pairs=other.pairs.sample(frac=1, random_state=0))
-    assert found(one, shuffled)["text.heldout.rewards.accuracy"] == each  # rows go by their ids, not by their places
-    back = found(other, one)["text.heldout.rewards.accuracy"]
-    assert back.found is not None
-    assert back.found["difference_low"] == pytest.approx(-each.found["difference_high"], abs=1e-6)
+    assert by_key(one, shuffled)["text.heldout.rewards.accuracy"] == each  # rows go by their ids, not by their places
+    back = by_key(other, one)["text.heldout.rewards.accuracy"]
+    assert back.result is not None
+    assert back.result["difference_low"] == pytest.approx(-each.result["difference_high"], abs=1e-6)
 
 
 def test_pairing_takes_out_what_makes_a_row_hard(runs: tuple[Experiment, Experiment]) -> None:
@@ -198,7 +198,7 @@ def test_pairing_takes_out_what_makes_a_row_hard(runs: tuple[Experiment, Experim
     rows = first.rows.assign(policy_logps=first.rows["policy_logps"] + 0.1 * first.rows["n_tokens"])
     metrics = json.loads(json.dumps(first.metrics))
     metrics["text"]["heldout"]["policy"]["cross_entropy"] -= 0.1
-    each = found(first, replace(first, rows=rows, metrics=metrics))["text.heldout.policy.cross_entropy"]
+    each = by_key(first, replace(first, rows=rows, metrics=metrics))["text.heldout.policy.cross_entropy"]
     assert each.estimate is not None
     assert (each.estimate.low, each.estimate.high) == pytest.approx((-0.1, -0.1), abs=1e-9)
     assert each.tone == "worse"  # lower, that is
@@ -212,45 +212,45 @@ def test_other_rows_are_not_compared(runs: tuple[Experiment, Experiment]) -> Non
         rows=second.rows.assign(n_tokens=second.rows["n_tokens"] + (second.rows["set"] == "heldout")),
         outputs={**second.outputs, "data/validated/images": "1" * 32},
     )
-    each = found(first, others)
+    each = by_key(first, others)
     for key in ("text.heldout.rewards.accuracy", "text.heldout.policy.cross_entropy", "image.policy.accuracy"):
-        assert (each[key].found, each[key].note) == (None, differences.OTHER_ROWS)
-    assert each["text.truthfulqa.policy.cross_entropy"].found  # these rows are the same
+        assert (each[key].result, each[key].note) == (None, differences.OTHER_ROWS)
+    assert each["text.truthfulqa.policy.cross_entropy"].result  # these rows are the same
     assert comparison.examples(first, others, 4) is None
     assert comparison.pictures(first, others, 4) is None
     table = differences.differences(first, others)
     for track in ("text", "image"):
         verdict = comparison.verdict(track, table, first, others)  # type: ignore[arg-type]
-        assert verdict.headline == "Not comparable: A and B were measured on other rows."
+        assert verdict.headline == "Not comparable: A and B were evaluated on different rows."
     text = Page(comparison.render(first, others, table)).text
-    assert "Not comparable: the test images are others." in text
+    assert "Not comparable: A and B have different test images." in text
     evals = replace(second, outputs={**second.outputs, "data/raw/evals": "1" * 32})
-    assert found(first, evals)["text.choices.truthfulqa.policy.mc1"].note == differences.OTHER_ROWS
+    assert by_key(first, evals)["text.choices.truthfulqa.policy.mc1"].note == differences.OTHER_ROWS
 
 
 def test_soft_labels_are_no_coin_tosses(runs: tuple[Experiment, Experiment]) -> None:
     soft = [replace(run, pairs=run.pairs.assign(preference=0.8)) for run in runs]
-    each = found(*soft)["text.heldout.rewards.accuracy"]
-    assert each.found is not None
-    assert "p" not in each.found
+    each = by_key(*soft)["text.heldout.rewards.accuracy"]
+    assert each.result is not None
+    assert "p" not in each.result
     assert each.n == 40
 
 
 def test_lone_responses_and_absent_keys_have_no_interval(runs: tuple[Experiment, Experiment]) -> None:
     first, second = runs
     lone = [replace(run, pairs=run.pairs.assign(margin=np.nan)) for run in runs]
-    assert found(*lone)["text.heldout.rewards.accuracy"].note == differences.NO_ROWS
+    assert by_key(*lone)["text.heldout.rewards.accuracy"].note == differences.NO_ROWS
     verdict = comparison.verdict("text", differences.differences(*lone), *lone)
     assert verdict.tone == "unclear"
     older = json.loads(json.dumps(second.metrics))
     del older["text"]["choices"], older["image"]["policy"]["calibration_error"], older["text"]["heldout"]["kl"]
-    each = found(first, replace(second, metrics=older))
-    assert each["text.choices.truthfulqa.policy.mc1"].note == "B has none"
+    each = by_key(first, replace(second, metrics=older))
+    assert each["text.choices.truthfulqa.policy.mc1"].note == "missing in B"
     assert each["text.heldout.kl"].value is None
     table = differences.differences(first, replace(second, metrics=older))
-    assert "KL to the reference, nats a token: B has none." in comparison.verdict("text", table, *runs).sentences
+    assert "KL to the reference, nats per token: missing in B." in comparison.verdict("text", table, *runs).sentences
     assert Page(comparison.render(first, replace(second, metrics=older), table)).open == []
-    both = found(replace(first, metrics=older), replace(second, metrics=older))
+    both = by_key(replace(first, metrics=older), replace(second, metrics=older))
     assert "text.heldout.kl" not in both
 
 
@@ -262,33 +262,33 @@ def test_the_same_run_twice_says_so(runs: tuple[Experiment, Experiment]) -> None
     text = Page(comparison.render(first, again, table)).text
     for phrase in (
         "Their parameters are the same.",
-        "A and B rank the same unseen preferences right.",
-        "Both trained the same policy, byte for byte.",
-        "None: both rank the same pairs right.",
-        "None: both policies predict the same class for every test image.",
-        "All 0 figures that differ",
+        "A and B rank the same unseen preferences correctly.",
+        "The policies of A and B are identical, byte for byte.",
+        "None: A and B rank the same pairs correctly.",
+        "None: A and B predict the same class for every test image.",
+        "All 0 metrics that differ",
     ):
         assert phrase in text
 
 
 @pytest.mark.parametrize(
-    ("alone", "other", "tone", "said"),
+    ("alone", "other", "tone", "headline"),
     [
         (12, 3, "better", "B ranks unseen preferences better than A."),
-        (7, 4, "unclear", "Not shown: that A or B ranks unseen preferences better."),
+        (7, 4, "unclear", "No significant difference between A and B in ranking unseen preferences."),
         (3, 12, "worse", "B ranks unseen preferences worse than A."),
     ],
 )
 def test_verdict_says_no_more_than_interval_and_test(
-    runs: tuple[Experiment, Experiment], alone: int, other: int, tone: str, said: str
+    runs: tuple[Experiment, Experiment], alone: int, other: int, tone: str, headline: str
 ) -> None:
     rest = 40 - alone - other
     a, b = np.repeat([1.0, -1.0, 1.0], (rest, alone, other)), np.repeat([1.0, 1.0, -1.0], (rest, alone, other))
     one, two = (replace(run, pairs=run.pairs.assign(margin=m)) for run, m in zip(runs, (a, b), strict=True))
     verdict = comparison.verdict("text", differences.differences(one, two), one, two)
-    assert (verdict.tone, verdict.headline) == (tone, said)
-    assert f"{alone} are right under B alone and {other} under A alone" in verdict.sentences[0]
-    assert ("a null result" in verdict.sentences[0]) == (tone == "unclear")
+    assert (verdict.tone, verdict.headline) == (tone, headline)
+    assert f"B alone is right on {alone}, A alone on {other}." in verdict.sentences[0]
+    assert ("No significant difference." in verdict.sentences[0]) == (tone == "unclear")
 
 
 def test_page_shows_what_differs(runs: tuple[Experiment, Experiment]) -> None:
@@ -318,7 +318,7 @@ def test_examples_are_those_whose_ranking_changed(runs: tuple[Experiment, Experi
     right = [dict(zip(run.pairs["id"], run.pairs["margin"] > 0, strict=True)) for run in runs]
     total = 0
     for group in groups:
-        by_b = group["title"] == "Ranked right by B alone"
+        by_b = group["title"] == "Ranked correctly only by B"
         moved = [abs(item["margin_b"] - item["margin_a"]) for item in group["items"]]
         assert moved == sorted(moved, reverse=True)
         assert len(moved) == min(2, group["total"])
@@ -337,8 +337,8 @@ def test_pictures_are_those_whose_class_changed(runs: tuple[Experiment, Experime
 
 def test_curves_lie_over_one_another_by_step() -> None:
     """Runs of other lengths, and one without a margin."""
-    one = Run(pd.DataFrame({"step": [1, 2], "loss": [0.7, 0.6]}), pd.DataFrame({"step": [0], "loss": [0.69]}))
-    two = Run(
+    one = Histories(pd.DataFrame({"step": [1, 2], "loss": [0.7, 0.6]}), pd.DataFrame({"step": [0], "loss": [0.69]}))
+    two = Histories(
         pd.DataFrame({"step": [1, 2, 3], "loss": [0.7, 0.5, 0.4], "rewards/margin": 0.2}),
         pd.DataFrame({"step": [0, 3], "loss": [0.69, 0.4]}),
     )
@@ -387,17 +387,15 @@ def test_what_is_not_finished_is_refused() -> None:
 
 def test_a_missing_output_is_one_line() -> None:
     files = Files("exp-1", Kept({}))
-    with pytest.raises(
-        DataError, match=r"^exp-1: reports/text/pairs.csv: neither in Git nor in DVC's cache; `dvc fetch"
-    ):
+    with pytest.raises(DataError, match=r"^exp-1: reports/text/pairs.csv: not in Git or in DVC's cache; `dvc fetch"):
         files.csv("reports/text/pairs.csv")
 
 
 def test_an_output_that_was_changed_is_one_line() -> None:
-    """The hash is that of dvc.lock: also a broken object of the cache is found."""
+    """Files are checked against dvc.lock, which also detects a corrupt object in the cache."""
     files = Files("workspace", Kept({"a": b"what a stage wrote", "b": b""}), {"a": "cdb5e1d3d2a6a4c0c1c9ba4a6a7d4b04"})
     assert files.read("b") == b""
-    with pytest.raises(DataError, match=r"^workspace: a: not what dvc.lock says; `dvc checkout` restores it"):
+    with pytest.raises(DataError, match=r"^workspace: a: differs from dvc.lock; `dvc checkout` restores it"):
         files.read("a")
     own = hashlib.md5(b"what a stage wrote").hexdigest()
     assert replace(files, hashes={"a": own}).read("a") == b"what a stage wrote"
@@ -485,9 +483,9 @@ def test_experiments_are_read_from_dvc(repository: Path) -> None:
         result = CliRunner().invoke(app, ["compare", *names])
         return result.exit_code, result.stdout, result.stderr
 
-    said = "A and B rank the same unseen preferences right.\nA and B get the same images right.\n"
+    headlines = "A and B rank the same unseen preferences correctly.\nA and B classify the same images correctly.\n"
     written = "reports/comparison.html, reports/comparison.csv\n"
-    assert compare() == (0, said + written, "")
+    assert compare() == (0, headlines + written, "")
     code, stdout, _ = compare("HEAD", "other")
     assert code == 0
     assert stdout.endswith(written)
@@ -509,7 +507,7 @@ def test_experiments_are_read_from_dvc(repository: Path) -> None:
     Path("reports/text/pairs.csv").write_bytes(kept[:-1])
     code, stdout, stderr = compare()
     assert (code, stdout, stderr.count("\n")) == (2, "", 1)
-    assert stderr.startswith("error: workspace: reports/text/pairs.csv: not what dvc.lock says; `dvc checkout`")
+    assert stderr.startswith("error: workspace: reports/text/pairs.csv: differs from dvc.lock; `dvc checkout`")
     unknown = "error: nope: no experiment, commit, branch or tag of this name; `dvc exp list` shows experiments\n"
     assert compare("nope") == (2, "", unknown)
     Path("params.yaml").write_text(Path("params.yaml").read_text().replace("0.1", "0.2"))
@@ -518,6 +516,6 @@ def test_experiments_are_read_from_dvc(repository: Path) -> None:
     shutil.rmtree(".dvc/cache/files")
     code, stdout, stderr = compare("HEAD", "other")
     assert (code, stdout, stderr.count("\n")) == (2, "", 1)
-    assert re.match("error: HEAD: .*: neither in Git nor in DVC's cache; `dvc fetch --all-commits` asks", stderr)
+    assert re.match("error: HEAD: .*: not in Git or in DVC's cache; `dvc fetch --all-commits` gets", stderr)
     assert Path("reports/comparison.html").read_bytes() == before
     assert not list(Path("reports").glob(".*"))

@@ -1,4 +1,4 @@
-"""The frontier: the same points from DVC and from MLflow, and what the page says of them."""
+"""The frontier: the same points from DVC and from MLflow, and the page that shows them."""
 
 import json
 import re
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def metrics(beta: float) -> dict[str, Any]:
-    """What a run of this beta could have found: the further, the better."""
+    """Plausible metrics of a run with this beta."""
 
     def interval(name: str, value: float) -> dict[str, float]:
         return {name: value, f"{name}_low": value - 0.1, f"{name}_high": value + 0.1}
@@ -40,7 +40,7 @@ def experiment(name: str, beta: float, **others: Any) -> tuple[str, Mapping[str,
 
 
 def test_points_are_told_apart_by_their_numbers() -> None:
-    found = frontier.points(
+    table = frontier.points(
         [
             experiment("workspace", 0.1),
             experiment("one", 0.1),
@@ -53,9 +53,9 @@ def test_points_are_told_apart_by_their_numbers() -> None:
             ("failed", {"beta": 1}, {"a": 1.0}),
         ]
     )
-    assert found["name"].tolist() == ["workspace", "two"]
-    assert found["text/heldout/rewards/margin"].tolist() == pytest.approx([0.2, 0.4])
-    assert list(found) == ["name", "beta", "loss", *frontier.KEYS]
+    assert table["name"].tolist() == ["workspace", "two"]
+    assert table["text/heldout/rewards/margin"].tolist() == pytest.approx([0.2, 0.4])
+    assert list(table) == ["name", "beta", "loss", *frontier.KEYS]
     with pytest.raises(DataError, match=r"^no finished experiment found; `make sweep"):
         frontier.points([])
 
@@ -89,9 +89,9 @@ def test_mlflow_has_the_points_of_finished_pipeline_runs(tmp_path: Path, monkeyp
         assert run
     done = CliRunner().invoke(app, ["frontier", "--from", "mlflow"])
     assert (done.exit_code, done.stdout) == (0, "2 experiments: reports/frontier.html, reports/frontier.csv\n")
-    found = pd.read_csv("reports/frontier.csv")
+    written = pd.read_csv("reports/frontier.csv")
     expected = frontier.points([experiment("beta=0.3", 0.3), experiment("beta=0.1", 0.1)])
-    pd.testing.assert_frame_equal(found, expected)
+    pd.testing.assert_frame_equal(written, expected)
 
 
 WRITE = """
@@ -100,8 +100,8 @@ sys.path.insert(0, {tests!r})
 from pathlib import Path
 from ruamel.yaml import YAML
 from test_frontier import metrics
-found = metrics(YAML(typ="safe").load(Path("params.yaml"))["beta"])
-for track, values in found.items():
+tree = metrics(YAML(typ="safe").load(Path("params.yaml"))["beta"])
+for track, values in tree.items():
     Path("reports", track).mkdir(parents=True, exist_ok=True)
     Path("reports", track, "metrics.json").write_text(json.dumps(values))
 """
@@ -130,7 +130,7 @@ def test_dvc_has_the_points_of_a_sweep() -> None:
     run(*dvc, "exp", "run", "--queue", "-S", "beta=0.3,0.5")
     run(*dvc, "exp", "run", "--run-all")
     run(*dvc, "exp", "run", "--queue", "-S", "beta=0.7")
-    found = frontier.from_dvc()
-    assert sorted(found["beta"]) == [0.1, 0.3, 0.5]
-    expected = frontier.points([experiment(row.name, row.beta) for row in found.itertuples(index=False)])
-    pd.testing.assert_frame_equal(found, expected)
+    table = frontier.from_dvc()
+    assert sorted(table["beta"]) == [0.1, 0.3, 0.5]
+    expected = frontier.points([experiment(row.name, row.beta) for row in table.itertuples(index=False)])
+    pd.testing.assert_frame_equal(table, expected)

@@ -1,4 +1,4 @@
-"""The report and the model card: what they say, that they say it safely, and that they need nothing but themselves."""
+"""The report and the model card: their content, their safety against hostile data, and that they are self-contained."""
 
 import hashlib
 import io
@@ -28,14 +28,16 @@ from prefdag.check_params import check_params, load_params
 from prefdag.config.params import Params
 from prefdag.health import verdict as health
 from prefdag.image import evaluate
-from prefdag.report.image import calibration
+from prefdag.report.image import disagreements
 from prefdag.report.image import figures as image_figures
-from prefdag.report.page import card, figures
-from prefdag.report.page import phrases as words
-from prefdag.report.page import run_details as published
-from prefdag.report.page.report_page import excerpt
+from prefdag.report.image import sentences as image_sentences
+from prefdag.report.page import calibration, card, figures, run_details
+from prefdag.report.page.environment import excerpt
+from prefdag.report.page.numbers import minus, points, signed
 from prefdag.report.text import examples
-from prefdag.report.text.examples import Piece
+from prefdag.report.text import figures as text_figures
+from prefdag.report.text import sentences as text_sentences
+from prefdag.report.text.examples import ShadedToken
 from prefdag.runtime.artifacts import read_json, write_json
 from prefdag.runtime.errors import DataError, PrefdagError
 from prefdag.runtime.yaml import read_yaml
@@ -46,7 +48,7 @@ from stages import publish, report
 HOSTILE = "<script>alert(1)</script><img src=http://evil.example/x onerror=alert(2)> & </article>"
 N_TEST, N_IMAGES = 40, 300
 HEALTH = health.Verdict(
-    [health.Finding("kl_out_of_budget", "at the end the policy lies 12.5 nats a response from its reference")],
+    [health.Finding("kl_out_of_budget", "KL to the reference at the end: 12.5 nats per response")],
     ["kl_out_of_budget", "divergence"],
     ["length_exploitation"],
 )
@@ -129,7 +131,7 @@ def write_gate(folder: Path, *tables: str) -> None:
 
 
 def write_formatted(folder: Path) -> None:
-    """What format_pairs leaves beside the pairs."""
+    """The files that format_pairs writes next to the pairs."""
     lengths = {"length_p50": 120, "length_p100": 2048, "truncated": 0.625}
     parts = dict.fromkeys(("prompt", "chosen", "rejected"), lengths)
     summary = {
@@ -141,12 +143,13 @@ def write_formatted(folder: Path) -> None:
     }
     write_json(folder / "summary.json", summary)
     read = {"text": HOSTILE, "control": False, "kind": "read"}
-    said = [
+    tokens = [
         {"text": "Bread.", "control": False, "kind": "scored"},
         {"text": "</s>", "control": True, "kind": "not scored"},
     ]
     write_json(
-        folder / "examples.json", [{"source": "demo.json:7", "prompt": [read], "chosen": said, "rejected": said[:1]}]
+        folder / "examples.json",
+        [{"source": "demo.json:7", "prompt": [read], "chosen": tokens, "rejected": tokens[:1]}],
     )
     rows = [["demo.json:1", "rejected", "left out", "the cut leaves the same tokens as of chosen"]]
     rows += [[f"demo.json:{i}", "prompt", "cut", f"{i + 96} tokens, keeps its last 96"] for i in range(2, 25)]
@@ -158,9 +161,9 @@ def write_answers(folder: Path, ids: list[str], texts: dict[str, list[str]]) -> 
     prompts = pd.DataFrame({"id": ids, "prompt": [f"Bake bread! {HOSTILE}", "plain text"]})
     table = pd.concat(
         [
-            answers.rows(prompts.assign(decoding=decoding, model=model), said, [[5, 6, 7, 8, 9], [5, 0]], 0)
+            answers.rows(prompts.assign(decoding=decoding, model=model), replies, [[5, 6, 7, 8, 9], [5, 0]], 0)
             for decoding in ("greedy", "sampled")
-            for model, said in texts.items()
+            for model, replies in texts.items()
         ],
         ignore_index=True,
     )
@@ -447,7 +450,7 @@ def test_page_is_the_same_in_every_build_and_says_nothing_of_the_machine(
 
 def test_hostile_text_is_shown_and_does_not_run(page: Page, built: tuple[str, str]) -> None:
     assert "<script>alert(1)" not in built[0]
-    assert HOSTILE in page.text  # the parser decodes the escapes: the reader sees the text as it stands in the data
+    assert HOSTILE in page.text  # the parser decodes the escapes: the reader sees the original text
 
 
 def test_figures_and_pictures_say_what_they_show(page: Page) -> None:
@@ -465,18 +468,18 @@ def test_numbers_are_those_of_the_metrics(page: Page, built: tuple[str, str], in
     text = json.loads((inputs / "reports/text/metrics.json").read_text())
     image = json.loads((inputs / "reports/image/metrics.json").read_text())
     rewards = text["heldout"]["rewards"]
-    said = [
-        f"{rewards['accuracy']:.1%} right (95% interval {rewards['accuracy_low']:.1%}",
+    sentences = [
+        f"ranks {rewards['accuracy']:.1%} of {N_TEST} held-out pairs correctly (95% interval {rewards['accuracy_low']:.1%}",
         f"+{rewards['margin']:.3f}",
-        f"{text['heldout']['kl']:.4f} nats a token",
+        f"{text['heldout']['kl']:.4f} nats per token",
         f"{text['heldout']['policy']['perplexity']:.2f}",
         *(f"{image[m]['accuracy']:.1%}" for m in ("reference", "policy", "control")),
     ]
-    said[0] = said[0].removesuffix("%")
+    sentences[0] = sentences[0].removesuffix("%")
     tables = [
         f"{text[s][m]['cross_entropy']:.3f}" for s in text if s != "choices" for m in ("base", "reference", "policy")
     ]
-    for number in [*said, *tables, *(f"{text[s]['n_tokens']:,}" for s in text if s != "choices")]:
+    for number in [*sentences, *tables, *(f"{text[s]['n_tokens']:,}" for s in text if s != "choices")]:
         assert number in page.text
         assert number in built[1]
     assert f"n = {N_TEST} pairs" in page.text
@@ -498,12 +501,15 @@ def test_comparisons_of_the_classifiers_are_those_of_the_metrics(
     image = json.loads((inputs / "reports/image/metrics.json").read_text())
     for other in ("reference", "control"):
         against = image[f"policy_against_{other}"]
-        ends = [words.points(against[end]) for end in ("difference", "difference_low", "difference_high")]
-        sentence = f"a difference of {ends[0]} points (95% interval {ends[1]} to {ends[2]}; McNemar’s exact p = "
-        assert f"{sentence}{against['p']:.3f}): a null result" in page.text
-        assert f"{sentence}{against['p']:.3f}): a null result" in built[1].replace("\N{NO-BREAK SPACE}", " ")
+        ends = [points(against[end]) for end in ("difference", "difference_low", "difference_high")]
+        sentence = (
+            f"The difference in accuracy is {ends[0]} points (95% interval {ends[1]} to {ends[2]}; McNemar’s exact test: "
+            f"p = {against['p']:.3f}): no significant difference."
+        )
+        assert sentence in page.text
+        assert sentence in built[1].replace("\N{NO-BREAK SPACE}", " ")
         counts = f"{against['alone_right']} {against['other_alone_right']}"
-        assert f"{other} {counts} {ends[0]} {ends[1]} to {ends[2]} p = {against['p']:.3f} a null result" in page.text
+        assert f"{other} {counts} {ends[0]} {ends[1]} to {ends[2]} p = {against['p']:.3f} no significant" in page.text
         assert f"{other.capitalize()}: calibration error {image[other]['calibration_error']:.1%}" in page.text
 
 
@@ -525,12 +531,12 @@ def test_of_many_classes_the_worst_are_shown(here: Path, params: Params) -> None
     write_json(Path("data/validated/images/classes.json"), names)
     report.main(params)
     text = Page(Path("reports/index.html").read_text("utf-8")).text
-    assert "Of 35 classes the 10 of which the policy gets the smallest shares right" in text
+    assert "The 10 of 35 classes on which the policy is least accurate" in text
     assert "a class without any image" not in text
 
 
 def test_figure_by_class_of_long_names() -> None:
-    """Of 25 classes the 20 worst in their order; a name is cut in the figure, and stands whole in its words."""
+    """Of 25 classes the 20 worst in their order; a name is cut in the figure, but not in its description."""
     names = [f"class number {i:02}" for i in range(25)]
     rows = [
         {"class": c, "model": m, "n": 50, "right": 2 * i, "accuracy": i / 25, "low": 0.0, "high": 1.0}
@@ -546,7 +552,7 @@ def test_figure_by_class_of_long_names() -> None:
 
 
 def test_length_and_chance_are_told_apart(page: Page) -> None:
-    assert "64.1% would be ranked right (95% interval 51.2–77.0%)" in page.text
+    assert "64.1% would be ranked correctly (95% interval 51.2–77.0%)" in page.text
     assert "−0.0500 −0.0712 to −0.0034" in page.text  # policy minus reference, beside the cross-entropies
 
 
@@ -564,28 +570,30 @@ def test_every_expectation_that_fails_links_to_its_rows(page: Page) -> None:
     for name in names:
         assert f"#fault-{name}" in links
         assert f"fault-{name}" in targets
-    assert "The first 20 of 30; all stand in validation/pairs/offending.csv ." in page.text
+    assert "The first 20 of 30. validation/pairs/offending.csv has all of them." in page.text
     assert "pairs.json:20" in page.text
     assert "pairs.json:21" not in page.text
     assert {"validation/pairs/offending.csv", "validation/pairs/data_docs/index.html"} <= set(links)
 
 
 def test_what_the_gate_measured_and_formatting_changed_is_told(page: Page) -> None:
-    for told in (
-        "Of 1,300 rows, 12 were joined to others of the same pair (several annotators), 30 were left out by the gate.",
+    for phrase in (
+        "Of 1,300 rows, 12 were merged into another row of the same pair (several annotators) and 30 were left out by",
         "left out: rejected, 1 row",
         "cut: prompt, 23 rows",
         "98 tokens, keeps its last 96",
         "truthfulqa 44 7 5 9 1",
         "the preferred response is the longer one 56.2% 53.5–58.9%, n = 1,258 25.0% 7.1–59.1%, n = 8",
         "rows of the largest origin 99.0% n = 1,258",
-        "Preferences: sure 1,250, tied 8.",
-        "stand in train, letter case and white space apart: 0 and 0.",
-        "3.0% of the 2,516 responses",
-        "Of 302 images 300 went on. 2 had the pixels of an earlier one, 3 nearly these, 1 the pixels of an image",
-        "Confident learning takes 1.6% of the labels to be wrong; its judge, the nearest images, gets 93.3% of them right",
+        "1,250 pairs with a certain preference, 8 tied pairs.",
+        "also in the training split, ignoring case and white space: 0 of validation, 0 of test.",
+        "3.0% of 2,516 responses would have different tokens at the boundary.",
+        "300 of 302 images were kept. 2 had the same pixels as an earlier image, 3 nearly the same pixels, and 1 the same",
+        "No image has an exact or near copy in another split.",
+        "Confident learning estimates that 1.6% of the labels are wrong.",
+        "nearest neighbours, which predicts 93.3% of the labels correctly.",
     ):
-        assert told in page.text
+        assert phrase in page.text
 
 
 def test_what_is_scored_is_marked(page: Page) -> None:
@@ -618,17 +626,17 @@ def test_card_is_a_hub_card(built: tuple[str, str], inputs: Path) -> None:
 
 
 def test_minus_signs_of_numbers_alone() -> None:
-    said = "fell from -0.25 to -9.99 nats (-1), a well-known 95-97 at v1.-2"
-    assert words.minus(said) == "fell from −0.25 to −9.99 nats (−1), a well-known 95-97 at v1.-2"
+    sentence = "fell from -0.25 to -9.99 nats (-1), a well-known 95-97 at v1.-2"
+    assert minus(sentence) == "fell from −0.25 to −9.99 nats (−1), a well-known 95-97 at v1.-2"
 
 
 def test_health_of_either_run_is_shown(page: Page, built: tuple[str, str]) -> None:
     assert "Health : 1 finding in 2 checks (not checked: length exploitation)." in page.text
-    assert "kl out of budget : at the end the policy lies 12.5 nats a response" in page.text
+    assert "kl out of budget : KL to the reference at the end: 12.5 nats per response" in page.text
     assert "Health : no findings in 2 checks." in page.text
-    assert "- The run of the language model: 1 finding in 2 checks (not checked: length exploitation).\n" in built[1]
-    assert "  - **kl out of budget**: at the end the policy lies 12.5 nats a response" in built[1]
-    assert "- The run of the image classifier: no findings in 2 checks.\n" in built[1]
+    assert "- Training of the language model: 1 finding in 2 checks (not checked: length exploitation).\n" in built[1]
+    assert "  - **kl out of budget**: KL to the reference at the end: 12.5 nats per response" in built[1]
+    assert "- Training of the image classifier: no findings in 2 checks.\n" in built[1]
 
 
 FULL = {"kind": "full"}
@@ -654,14 +662,14 @@ DECAY = {"kind": "step", "epochs": 6, "factor": 0.9}
             (
                 *(
                     "0.8 sigmoid + 1 sft",
-                    "label smoothing 0.1; kl kept below 1 (multiplier 0.1, adapted at the rate 0.01)",
+                    "label smoothing 0.1; kl kept below 1 (multiplier 0.1, updated at rate 0.01)",
                 ),
-                *("every weight", "moved 0.001 of the way to the policy after every step"),
+                *("all weights", "moved 0.001 of the way to the policy after every step"),
                 "the wrong class that the reference finds most probable",
             ),
             (
                 *("# A language model trained", "library_name: transformers", "- name: dpo-sigmoid-sft-beta-0.1"),
-                *("SGD with momentum 0.9", "(times 0.9 every 6 epochs after warm-up)"),
+                *("SGD with momentum 0.9", "(multiplied by 0.9 every 6 epochs after warm-up)"),
                 "dvc exp run -S beta=0.1 -S 'loss={sigmoid:0.8,sft:1.0}' -S seed=0",
             ),
         ),
@@ -673,7 +681,7 @@ DECAY = {"kind": "step", "epochs": 6, "factor": 0.9}
                 "dpo_image.reference": {"update": "copy", "alpha": None, "every": None},
             },
             (
-                *("4-bit QLoRA of rank 4, rank-stabilised on every linear layer but the head", "Loss sigmoid"),
+                *("4-bit QLoRA of rank 4, rank-stabilised on all linear layers except the head", "Loss sigmoid"),
                 "moved 0.5 of the way to the policy after every 20 steps",
             ),
             (
@@ -731,21 +739,21 @@ def heldout(accuracy: float, low: float, high: float, chosen: float = 0.2, rejec
 @pytest.mark.parametrize(
     ("interval", "tone", "phrases"),
     [
-        ((0.61, 0.55, 0.67), "better", ("better than chance", "above the 50%", "above zero")),
-        ((0.61, 0.497, 0.72), "unclear", ("Not shown", "covers the 50% of a coin toss", "covers zero")),
-        ((0.50, 0.39, 0.61), "unclear", ("Not shown", "covers the 50% of a coin toss")),
-        ((0.39, 0.28, 0.49), "worse", ("worse than chance", "below the 50%", "below zero")),
+        ((0.61, 0.55, 0.67), "better", ("better than chance", "entirely above the chance level of 50%", "above zero")),
+        ((0.61, 0.497, 0.72), "unclear", ("does not rank", "includes the chance level of 50%", "includes zero")),
+        ((0.50, 0.39, 0.61), "unclear", ("does not rank", "includes the chance level of 50%")),
+        ((0.39, 0.28, 0.49), "worse", ("worse than chance", "entirely below the chance level of 50%", "below zero")),
     ],
 )
-def test_text_verdict_says_no_more_than_its_interval(
+def test_text_conclusion_says_no_more_than_its_interval(
     interval: tuple[float, float, float], tone: str, phrases: tuple[str, ...]
 ) -> None:
-    verdict = words.text_verdict(heldout(*interval))
-    assert verdict.tone == tone
-    said = " ".join([verdict.headline, *verdict.sentences])
-    change = "−0.0312 nats a token against the reference’s (95% interval −0.0512 to +0.0021, which covers zero)"
-    for phrase in (*phrases, f"{interval[0]:.1%} right", "On 75 held-out pairs", change):
-        assert phrase in said
+    conclusion = text_sentences.conclusion(heldout(*interval))
+    assert conclusion.tone == tone
+    text = " ".join([conclusion.headline, *conclusion.sentences])
+    change = "minus the reference’s is −0.0312 nats per token (95% interval −0.0512 to +0.0021, which includes zero)"
+    for phrase in (*phrases, f"The policy ranks {interval[0]:.1%} of 75 held-out pairs correctly", change):
+        assert phrase in text
 
 
 @pytest.mark.parametrize(
@@ -754,34 +762,34 @@ def test_text_verdict_says_no_more_than_its_interval(
         (
             0.2,
             -0.3,
-            "Chosen responses became more likely than under the reference (mean reward +0.200), rejected ones less",
+            "makes chosen responses more likely (mean reward +0.200) and rejected ones less likely (mean reward −0.300)",
         ),
-        (-0.2, -0.3, "Both kinds of response became less likely than under the reference, the rejected ones further"),
-        (-0.4, -0.3, "the chosen ones further"),
-        (0.0, 0.0, "neither more nor less"),
+        (-0.2, -0.3, "both less likely under the policy than under the reference, the rejected ones more so"),
+        (-0.4, -0.3, "the chosen ones more so"),
+        (0.0, 0.0, "equally likely"),
     ],
 )
-def test_text_verdict_says_which_likelihoods_fell(chosen: float, rejected: float, phrase: str) -> None:
-    assert phrase in words.text_verdict(heldout(0.6, 0.55, 0.65, chosen, rejected)).sentences[2]
+def test_text_conclusion_says_which_likelihoods_fell(chosen: float, rejected: float, phrase: str) -> None:
+    assert phrase in text_sentences.conclusion(heldout(0.6, 0.55, 0.65, chosen, rejected)).sentences[2]
 
 
 @pytest.mark.parametrize(
     ("alone", "other", "tone", "phrases"),
     [
         (60, 10, "better", ("more accurate than the reference", "rose from 90.0%", "+5.0 points", "p < 0.001")),
-        (30, 20, "unclear", ("No clear change", "rose from 90.0%", "a null result, neither is shown", "p = 0.203")),
-        (10, 10, "unclear", ("No clear change", "stayed at 90.0%", "+0.0 points", "p = 1.000")),
-        # Here the interval lies below zero, and the exact test does not say so: no more is said than both say.
+        (30, 20, "unclear", ("No significant change", "rose from 90.0%", "no significant difference", "p = 0.203")),
+        (10, 10, "unclear", ("No significant change", "stayed at 90.0%", "+0.0 points", "p = 1.000")),
+        # Here the interval is below zero, but the exact test is not significant: the conclusion needs both.
         (
             6,
             16,
             "unclear",
-            ("No clear change", "fell from 90.0%", "−1.0 points (95% interval −2.1 to −0.1", "p = 0.052"),
+            ("No significant change", "fell from 90.0%", "−1.0 points (95% interval −2.1 to −0.1", "p = 0.052"),
         ),
         (10, 60, "worse", ("less accurate than the reference", "fell from 90.0%", "−5.0 points")),
     ],
 )
-def test_image_verdict_says_no_more_than_its_interval_and_test(
+def test_image_conclusion_says_no_more_than_its_interval_and_test(
     alone: int, other: int, tone: str, phrases: tuple[str, ...]
 ) -> None:
     """1,000 images, of which the reference gets 900 right; the control says what the policy says."""
@@ -791,13 +799,13 @@ def test_image_verdict_says_no_more_than_its_interval_and_test(
     metrics: dict[str, Any] = {"n_test": 1000, "kl": 0.1}
     metrics |= {m: evaluate.share_right(table[m] == 1) for m in evaluate.MODELS}
     metrics |= {f"policy_against_{m}": evaluate.compared(table, "policy", m) for m in ("reference", "control")}
-    verdict = words.image_verdict(metrics)
-    assert verdict.tone == tone
-    said = " ".join([verdict.headline, *verdict.sentences]).replace("\N{NO-BREAK SPACE}", " ")
-    mistakes = f"set right {alone} of the reference’s 100 mistakes, and broke {other} of its 900 right answers"
-    for phrase in (*phrases, mistakes, "0 are the policy’s and 0 the control’s: a difference of +0.0 points"):
-        assert phrase in said
-    assert ("null result" in verdict.sentences[1]) == (tone == "unclear")
+    conclusion = image_sentences.conclusion(metrics)
+    assert conclusion.tone == tone
+    text = " ".join([conclusion.headline, *conclusion.sentences]).replace("\N{NO-BREAK SPACE}", " ")
+    errors = f"DPO fixed {alone} of the reference’s 100 errors and introduced {other} new ones among its 900 correct"
+    for phrase in (*phrases, errors, "alone is right on 0 images, the control alone on 0 images", "is +0.0 points"):
+        assert phrase in text
+    assert ("no significant difference" in conclusion.sentences[1]) == (tone == "unclear")
 
 
 def test_page_stands_what_other_runs_leave(here: Path, params: Params) -> None:
@@ -813,8 +821,8 @@ def test_page_stands_what_other_runs_leave(here: Path, params: Params) -> None:
     ).to_csv("reports/text/pairs.csv", index=False)
     report.main(replace(params, report=replace(params.report, answers=0)))
     page = Page(Path("reports/index.html").read_text("utf-8"))
-    assert "policy and reference predict the same class for every test image" in page.text
-    assert "None are shown" in page.text
+    assert "reference and policy predict the same class for every test image" in page.text
+    assert "None shown" in page.text
     assert not [a for tag, a in page.tags if tag == "img"]
     assert "+0.000 tie" in page.text
 
@@ -849,8 +857,11 @@ def test_responses_that_stand_alone_are_not_called_pairs(params: Params) -> None
     report.main(params)
     html, model_card = Path("reports/index.html").read_text("utf-8"), Path("reports/model_card.md").read_text("utf-8")
     page = Page(html)
-    ranked = "Of all pairs of a desirable and an undesirable held-out response (30 and 10 of them) it ranks 67.5% right"
-    for phrase in (ranked, "The difference of the mean rewards of desirable and undesirable responses is +0.412"):
+    ranked = (
+        "The policy ranks 67.5% of all pairs of a desirable and an undesirable held-out response correctly "
+        "(30 desirable, 10 undesirable; 95% interval"
+    )
+    for phrase in (ranked, "The mean reward of desirable responses minus that of undesirable ones is +0.412"):
         assert phrase in page.text
         assert phrase in model_card
     for phrase in (
@@ -862,7 +873,7 @@ def test_responses_that_stand_alone_are_not_called_pairs(params: Params) -> None
     assert "Histograms of the rewards of responses: 30 desirable, mean" in html
     # An example shows the response that there is, and its reward.
     assert len(re.findall(r'aria-label="Held-out response', html)) == 40
-    shown = html.split('<section id="data"')[0]  # there those stand that show what is scored
+    shown = html.split('<section id="data"')[0]  # the data section has the examples that show which tokens are scored
     assert len(re.findall(r'class="side (?:chosen|rejected)-side"', shown)) == 40
     text = page.text.lower()
     for wrong in ("held-out pairs", "margin nan", "nan</", "a tie", "preference pairs", "ranked wrong"):
@@ -872,13 +883,13 @@ def test_responses_that_stand_alone_are_not_called_pairs(params: Params) -> None
     matter = YAML(typ="safe").load(model_card.split("---\n", 2)[1])
     (result,) = matter["model-index"][0]["results"]
     assert result["metrics"][0]["type"] == "roc_auc"  # which this number is, and no accuracy
-    assert "responses to train on" in model_card
+    assert "responses for training" in model_card
 
 
 def test_spread_stands_equal_rewards() -> None:
     """A policy that is its reference: every reward is zero, and a histogram has no width."""
     pairs = pd.DataFrame({"reward_chosen": [0.0, np.nan, 0.0], "reward_rejected": [np.nan, 0.0, np.nan]})
-    assert "2 desirable, mean +0.000; 1 undesirable, mean +0.000" in figures.spread(pairs, name="x")
+    assert "2 desirable, mean +0.000; 1 undesirable, mean +0.000" in text_figures.spread(pairs, name="x")
 
 
 def test_pairs_from_another_run_are_refused(here: Path, params: Params) -> None:
@@ -923,7 +934,7 @@ def test_excerpt_loses_nothing() -> None:
 
 def test_colour_picture_is_kept_pixel_by_pixel() -> None:
     pixels = np.arange(3 * 4 * 5, dtype=np.uint8).reshape(3, 4, 5)
-    decoded = np.asarray(Image.open(io.BytesIO(b64decode(figures.picture(pixels).partition(",")[2]))))
+    decoded = np.asarray(Image.open(io.BytesIO(b64decode(disagreements.picture(pixels).partition(",")[2]))))
     np.testing.assert_array_equal(decoded, np.moveaxis(pixels, 0, -1))
 
 
@@ -933,20 +944,20 @@ def test_calibration_by_hand() -> None:
     sigmoid(0.1) = 0.525, sigmoid(3) = 0.953; a soft label of 0.6 agrees with a positive margin to 60%.
     """
     margin = pd.Series([0.1, 0.1, -0.1, -0.1, 3.0, 3.0, 3.0, -3.0])
-    svg = calibration.reliability(margin, pd.Series([1.0] * 8), name="c")
-    assert "8 margins in 2 bins: stated 52.5%, true 50.0%; stated 95.3%, true 75.0%." in svg
-    svg = calibration.reliability(pd.Series([3.0] * 4), pd.Series([0.6] * 4), name="c")
-    assert "stated 95.3%, true 60.0%." in svg
+    svg = calibration.of_margins(margin, pd.Series([1.0] * 8), name="c")
+    assert "8 margins in 2 bins: predicted 52.5%, observed 50.0%; predicted 95.3%, observed 75.0%." in svg
+    svg = calibration.of_margins(pd.Series([3.0] * 4), pd.Series([0.6] * 4), name="c")
+    assert "predicted 95.3%, observed 60.0%." in svg
 
 
 # Examples, token by token
 
 
-def test_pieces_by_hand() -> None:
+def test_shaded_tokens_by_hand() -> None:
     """The full shade is 0.8 nats, a quarter of it 0.2: 0.29 rounds to one, 0.31 to two; two tokens spell one character."""
     texts, ratios = ["a", "", "é", "b", "c", "d", "", ""], [0.31, 0.1, 0.19, -0.09, -0.11, -2.0, 0.5, 0.1]
-    found = examples.pieces(texts, ratios, full=0.8)
-    assert [(piece.text, round(piece.logratio, 6), piece.shade) for piece in found] == [
+    tokens = examples.shaded_tokens(texts, ratios, full=0.8)
+    assert [(token.text, round(token.logratio, 6), token.shade) for token in tokens] == [
         ("a", 0.31, "up-2"),
         ("é", 0.29, "up-1"),
         ("b", -0.09, ""),
@@ -954,11 +965,13 @@ def test_pieces_by_hand() -> None:
         ("d", -2.0, "down-4"),
         ("", 0.6, "up-3"),
     ]
-    assert examples.pieces(["a"], [0.0], full=0.0) == [Piece("a", 0.0, "")]  # a policy that is its reference
+    assert examples.shaded_tokens(["a"], [0.0], full=0.0) == [
+        ShadedToken("a", 0.0, "")
+    ]  # a policy that is its reference
 
 
 @pytest.mark.parametrize(
-    ("written", "cut", "texts", "rest", "apart"),
+    ("written", "cut", "texts", "rest", "respelled"),
     [
         ("Bread and salt", True, ["Bread", " and"], " salt", False),
         ("Bread \N{BREAD}!", True, ["Bread ", "", "\N{REPLACEMENT CHARACTER}"], "\N{BREAD}!", False),  # cut within it
@@ -967,17 +980,19 @@ def test_pieces_by_hand() -> None:
         ("Bread and salt", True, ["bread", " and"], "Bread and salt", True),
     ],
 )
-def test_what_is_not_scored_follows_what_is(written: str, cut: bool, texts: list[str], rest: str, apart: bool) -> None:
+def test_what_is_not_scored_follows_what_is(
+    written: str, cut: bool, texts: list[str], rest: str, respelled: bool
+) -> None:
     pairs = pd.DataFrame(
         {"id": ["1"], "margin": [np.nan], "reward_chosen": [0.1], "reward_rejected": [np.nan]}
         | {"chosen": [written], "rejected": [None], "chosen_truncated": [cut], "rejected_truncated": [False]}
     )
     tokens = pd.DataFrame([{"id": "1", "side": "chosen", "texts": texts, "logratios": np.full(len(texts), 0.5)}])
     text: Any = SimpleNamespace(pairs=pairs, tokens=tokens)
-    found = examples.examples(text, 5)
-    (side,) = found.rows[0]["sides"]
-    assert (side.rest, side.apart, side.logratio) == (rest, apart, 0.5 * len(texts))
-    assert (found.of, found.kinds, found.full) == (1, ["desirable"], 0.5)
+    result = examples.examples(text, 5)
+    (side,) = result.rows[0]["sides"]
+    assert (side.rest, side.respelled, side.logratio) == (rest, respelled, 0.5 * len(texts))
+    assert (result.of, result.kinds, result.full) == (1, ["desirable"], 0.5)
 
 
 def test_some_of_many_pairs_are_spaced_evenly(here: Path, root: Path) -> None:
@@ -986,20 +1001,21 @@ def test_some_of_many_pairs_are_spaced_evenly(here: Path, root: Path) -> None:
     report.main(check_params(tree, Path("params.yaml")))
     page = Page(Path("reports/index.html").read_text("utf-8"))
     assert (
-        "4 of 40 held-out pairs, evenly spaced from the largest margin to the smallest; nobody picked them" in page.text
+        "4 of 40 held-out pairs, evenly spaced from the largest margin to the smallest. They were not picked by hand."
+        in page.text
     )
     margins = pd.read_csv("reports/text/pairs.csv")["margin"].sort_values(ascending=False).to_list()
     shown = re.findall(
         r"<td>([+−][\d.]+) <small", Path("reports/index.html").read_text("utf-8").split('id="examples"')[1]
     )
-    assert shown[:4] == [words.signed(margins[i]) for i in (0, 13, 26, 39)]
+    assert shown[:4] == [signed(margins[i]) for i in (0, 13, 26, 39)]
 
 
 def test_every_scored_token_has_its_number(built: tuple[str, str], inputs: Path) -> None:
     tokens = pd.read_parquet(inputs / "reports/text/tokens.parquet")
     shown = re.findall(r'<span(?: class="(?:up|down)-\d")? title="([^"]+)">', built[0])
-    said = [words.signed(float(value)) for values in tokens["logratios"] for value in values]
-    assert Counter(shown) == Counter(said)
+    expected = [signed(float(value)) for values in tokens["logratios"] for value in values]
+    assert Counter(shown) == Counter(expected)
 
 
 def test_tokens_of_other_pairs_are_refused(here: Path, params: Params) -> None:
@@ -1031,15 +1047,15 @@ def test_published_page_has_what_is_true_of_one_run(
     assert Path("reports/index.html").read_text("utf-8") == built[0]
     html = Path("reports/published.html").read_text("utf-8")
     page = Page(html)
-    for told in ("Git revision c0ffee", f"DVC experiment {HOSTILE}", "dpo_text 3 min 07 s", "3 min 07 s in all"):
-        assert told in page.text
-    assert "sft_ref not known" in page.text
+    for phrase in ("Git revision c0ffee", f"DVC experiment {HOSTILE}", "dpo_text 3 min 07 s", "3 min 07 s in total"):
+        assert phrase in page.text
+    assert "sft_ref unknown" in page.text
     assert not page.open
     assert "<script>alert(1)" not in html
     assert 'href="published.html"' not in html
     assert sent["seconds"] == {"dpo_text": 187.4, "sft_ref": None}
     assert Path("reports/published.html") in sent["files"]
-    assert "There was no other with other results" in page.text
+    assert "There is no other experiment yet" in page.text
 
 
 def test_published_page_has_the_frontier(
@@ -1060,7 +1076,7 @@ def test_published_page_has_the_frontier(
         if "experiments by KL" in (attributes.get("aria-label") or "")
     ]
     assert len(drawn) == 3  # accuracy, margin, accuracy of images
-    assert all("beta 0.1: KL " in said and "beta 0.3: KL " in said for said in drawn)
+    assert all("beta 0.1: KL " in label and "beta 0.3: KL " in label for label in drawn)
 
     def dead() -> list[Any]:
         raise PrefdagError("MLflow at http://away: no answer")
@@ -1071,6 +1087,6 @@ def test_published_page_has_the_frontier(
 
 
 def test_clock() -> None:
-    assert [published.clock(seconds) for seconds in (0.04, 59.94, 60, 119.6, 3599, 7500)] == [
+    assert [run_details.clock(seconds) for seconds in (0.04, 59.94, 60, 119.6, 3599, 7500)] == [
         *("0.0 s", "59.9 s", "1 min 00 s", "2 min 00 s", "59 min 59 s", "2 h 05 min"),
     ]

@@ -37,7 +37,7 @@ from prefdag.pairs.formatting import PAIRS_SCHEMA, columns_of, encode_pair
 from prefdag.pairs.schema import read_pairs, write_pairs
 from prefdag.pairs.tokenizer import ChatTokenizer
 from prefdag.report.page.figures import Line, has
-from prefdag.report.page.results import read_run
+from prefdag.report.page.results import read_histories
 from prefdag.runtime.artifacts import read_json, sha256, write_json
 from prefdag.runtime.errors import DataError, NumericError
 from prefdag.stats.intervals import difference, roc_area
@@ -525,7 +525,7 @@ def test_without_supervised_steps_the_base_is_the_reference(tmp_path: Path, monk
     base, reference = (load_file(folder / "model.safetensors") for folder in (sft_ref.BASE, sft_ref.REFERENCE))
     assert base.keys() == reference.keys()
     assert all(torch.equal(base[name], reference[name]) for name in base)
-    run = read_run(sft_ref.REFERENCE)
+    run = read_histories(sft_ref.REFERENCE)
     assert (len(run.history), len(run.validation)) == (0, 1)
     assert has(run.history, run.validation, [Line("loss", "reference")])  # one dot: what the base itself says
 

@@ -243,7 +243,7 @@ def test_publish_writes_one_run_with_everything(project: Path, monkeypatch: pyte
 def test_a_curve_that_is_no_curve_is_one_line(project: Path, content: str) -> None:
     inputs = pipeline(project)
     (project / "models" / "dpo_text" / "history.csv").write_text(content)
-    with pytest.raises(DataError, match=r"^models/dpo_text/history.csv:1: no row of numbers"):
+    with pytest.raises(DataError, match=r"^models/dpo_text/history.csv:1: not a row of numbers"):
         publish(load_params(REPOSITORY / "params.yaml"), **inputs)
 
 

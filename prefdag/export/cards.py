@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from prefdag.report.image.sentences import conclusion
 from prefdag.report.page.card import dataset_id, licence
-from prefdag.report.page.phrases import Estimate, image_verdict
+from prefdag.report.page.environment import environment
+from prefdag.report.page.numbers import Estimate
 from prefdag.report.page.provenance import source_name
-from prefdag.report.page.report_page import environment
 
 if TYPE_CHECKING:
     from prefdag.config.params import Params
@@ -92,7 +93,6 @@ def image_card(metrics: Mapping[str, Any], config: Mapping[str, Any], params: "P
             )
         ],
     )
-    verdict = image_verdict(metrics)
     return (
         environment(autoescape=False)
         .get_template("image_card.md.j2")
@@ -102,7 +102,7 @@ def image_card(metrics: Mapping[str, Any], config: Mapping[str, Any], params: "P
             config=config,
             accuracy=accuracy,
             n_test=metrics["n_test"],
-            sentences=verdict.sentences,
+            sentences=conclusion(metrics).sentences,
             source=source_name(source),
             licence=licence(source),
             pretrained=None if params.download_resnet.source is None else source_name(params.download_resnet.source),

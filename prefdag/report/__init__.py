@@ -1,1 +1,1 @@
-"""Figures, tables and the page that shows them."""
+"""The report page, the model card, the comparison of two experiments and the frontier."""

@@ -1,6 +1,6 @@
-"""The whole pipeline as one MLflow run: parameters, metrics, curves and report.
+"""Publishing the whole pipeline as one MLflow run: parameters, metrics, curves and report.
 
-Apart from `tracking`, so that a change of what is published does not train anything again.
+This is a module of its own so that a change to what is published does not rerun any training stage.
 """
 
 import csv
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 def publish(
     params: "Params", metrics: Mapping[str, Any], curves: Mapping[str, tuple[Path, Path]], files: Iterable[Path]
 ) -> None:
-    """One flat run of all that the pipeline has to show.
+    """Publish one flat run with all results of the pipeline.
 
     Args:
-        metrics: nested numbers; their keys are joined by "/". What is not a number is no metric.
-        curves: of each stage its history.csv (`STAGE/loss`, ...) and its validation.csv (`STAGE/val/loss`, ...).
-        files: become artifacts, under these paths.
+        metrics: nested; keys are joined by "/". Values that are not numbers are skipped.
+        curves: history.csv (`STAGE/loss`, ...) and validation.csv (`STAGE/val/loss`, ...) by stage.
+        files: logged as artifacts under the same paths.
 
     Raises:
-        DataError: a curve is absent, or a cell of it is no number.
+        DataError: a CSV file is missing, or a cell is not a number.
     """
     steps = [
         row
@@ -43,7 +43,7 @@ def publish(
 
 
 def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Nested numbers as one level, keys joined by "/"."""
+    """The numbers of a nested mapping in one level, with keys joined by "/"."""
     return {
         key.replace(".", "/"): value
         for key, value in flatten(metrics).items()
@@ -52,7 +52,7 @@ def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _rows(path: Path, prefix: str) -> Iterator[tuple[int, dict[str, float]]]:
-    """The step of each row of a CSV file, and its other cells as `PREFIX/COLUMN`; an empty cell is no value."""
+    """For each row of a CSV file, its step and its other cells as `PREFIX/COLUMN`; empty cells are skipped."""
     try:
         with path.open(encoding="utf-8", newline="") as stream:
             for number, row in enumerate(csv.DictReader(stream), 1):
@@ -60,6 +60,6 @@ def _rows(path: Path, prefix: str) -> Iterator[tuple[int, dict[str, float]]]:
                     step = int(row.pop("step"))
                     yield step, {f"{prefix}/{column}": float(cell) for column, cell in row.items() if cell}
                 except (KeyError, TypeError, ValueError) as error:
-                    raise DataError(f"{path}:{number}: no row of numbers ({error}); `dvc repro` makes it") from None
+                    raise DataError(f"{path}:{number}: not a row of numbers ({error}); `dvc repro` makes it") from None
     except FileNotFoundError:
         raise DataError(f"{path}: not found; `dvc repro` makes it") from None

@@ -1,1 +1,1 @@
-"""Experiments beside each other: the comparison of two, the frontier of many."""
+"""Several experiments side by side: the comparison of two, the frontier of many."""

@@ -1,10 +1,10 @@
-"""Two experiments side by side: how they were made, what they measured, and whether rows tell them apart.
+"""Two experiments side by side: their parameters, their metrics, and which differences are significant.
 
     first, second = experiments.read("HEAD"), experiments.read("workspace")
     table = differences(first, second)
     html = render(first, second, table)
 
-On the page the first is A and the second B.
+On the page, the first is A and the second B.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,105 +14,110 @@ import pandas as pd
 
 from prefdag.report.compare.differences import NAMES, OTHER_ROWS, Difference, Track, image_names
 from prefdag.report.compare.experiments import DPO_IMAGE, DPO_TEXT, EVALS, IMAGES, Experiment
-from prefdag.report.image import disagreements as changes
-from prefdag.report.page import phrases as words
+from prefdag.report.image import disagreements
+from prefdag.report.page import numbers
+from prefdag.report.page.conclusions import Conclusion
+from prefdag.report.page.environment import environment
 from prefdag.report.page.figures import Line
-from prefdag.report.page.phrases import Verdict
-from prefdag.report.page.report_page import Panel, environment, panel
-from prefdag.report.page.results import Run
+from prefdag.report.page.panels import Panel, panel
+from prefdag.report.page.results import Histories
 from prefdag.runtime.yaml import flatten
 
 INPUTS = {
     EVALS: "Eval sets",
-    "data/pairs": "Preference pairs, as tokenised and split",
+    "data/pairs": "Preference pairs, tokenised and split",
     "models/reference": "Reference of the language model",
     DPO_TEXT: "Policy of the language model",
     IMAGES: "Images",
-    "data/image_pairs": "Label pairs and their splits",
+    "data/image_pairs": "Label pairs and splits",
     "models/resnet_reference": "Reference of the classifier",
     DPO_IMAGE: "Policy of the classifier",
 }
 HEADLINES = {
     "text": {
         "better": "B ranks unseen preferences better than A.",
-        "unclear": "Not shown: that A or B ranks unseen preferences better.",
+        "unclear": "No significant difference between A and B in ranking unseen preferences.",
         "worse": "B ranks unseen preferences worse than A.",
-        "same": "A and B rank the same unseen preferences right.",
+        "same": "A and B rank the same unseen preferences correctly.",
     },
     "image": {
         "better": "B is the more accurate classifier.",
-        "unclear": "Not shown: that A or B is the more accurate classifier.",
+        "unclear": "No significant difference between A and B in accuracy.",
         "worse": "A is the more accurate classifier.",
-        "same": "A and B get the same images right.",
+        "same": "A and B classify the same images correctly.",
     },
 }
-SHOWN = {"better": "B is higher", "unclear": "a null result", "worse": "B is lower"}
-FIRST = {"text": "heldout.rewards.accuracy", "image": "policy.accuracy"}  # what a headline goes by
-SAID = {  # and the figures beside it
+CONCLUSIONS = {"better": "B is higher", "unclear": "no significant difference", "worse": "B is lower"}
+MAIN = {"text": "heldout.rewards.accuracy", "image": "policy.accuracy"}  # the metric that decides the headline
+OTHERS = {  # the metrics printed below it
     "text": ("heldout.rewards.margin", "heldout.policy.cross_entropy", "heldout.kl"),
     "image": ("policy.cross_entropy", "kl"),
 }
 POLICIES = {"text": DPO_TEXT, "image": DPO_IMAGE}
 
 
-def verdict(track: Track, table: Sequence[Difference], first: Experiment, second: Experiment) -> Verdict:
-    """What tells the two apart on a track, if anything does. A null result is called one."""
-    of = {each.measure.key: each for each in table if each.measure.track == track}
-    main, headlines = of[FIRST[track]], HEADLINES[track]
-    sentences = [sentence(each) for key in (FIRST[track], *SAID[track]) if (each := of.get(key))]
+def verdict(track: Track, table: Sequence[Difference], first: Experiment, second: Experiment) -> Conclusion:
+    """Whether the two experiments differ significantly on a track, and by how much."""
+    by_key = {each.measure.key: each for each in table if each.measure.track == track}
+    main, headlines = by_key[MAIN[track]], HEADLINES[track]
+    sentences = [sentence(each) for key in (MAIN[track], *OTHERS[track]) if (each := by_key.get(key))]
     if main.note == OTHER_ROWS:
-        return Verdict("unclear", "Not comparable: A and B were measured on other rows.", tuple(sentences))
-    if main.found is None:
-        return Verdict("unclear", "Not shown: there are no rows to tell A and B apart by.", tuple(sentences))
+        return Conclusion("unclear", "Not comparable: A and B were evaluated on different rows.", tuple(sentences))
+    if main.result is None:
+        return Conclusion("unclear", "A and B cannot be compared: there are no per-row results.", tuple(sentences))
     if first.outputs[POLICIES[track]] == second.outputs[POLICIES[track]]:
-        sentences.insert(0, "Both trained the same policy, byte for byte.")
-    alike = not main.found.get("alone_right", 1) and not main.found.get("other_alone_right", 1)
-    return Verdict(main.tone, headlines["same" if alike else main.tone], tuple(sentences))
+        sentences.insert(0, "The policies of A and B are identical, byte for byte.")
+    same = not main.result.get("alone_right", 1) and not main.result.get("other_alone_right", 1)
+    return Conclusion(main.tone, headlines["same" if same else main.tone], tuple(sentences))
 
 
 def sentence(each: Difference) -> str:
-    """A figure of both, how far they are apart, and what the rows say of it."""
+    """A metric of both experiments, their difference, its interval and test, and the conclusion."""
     write, *_ = FORMS[each.measure.form]
     title = f"{each.measure.title}: "
     if each.first is None or each.second is None or each.value is None:
         return f"{title}{each.note}."
-    values = f"{title}{write(each.first)} under A, {write(each.second)} under B"
+    values = f"{title}{write(each.first)} for A, {write(each.second)} for B"
     if each.note:
         return f"{values} ({each.note})."
-    difference, span = _apart(each)
-    test = f"; McNemar’s exact {words.p_value(each.found['p'])}" if each.found and "p" in each.found else ""
-    counted = f"{words.number(each.n or 0)} rows"
-    if each.found and "alone_right" in each.found:
-        counted += (
-            f", of which {words.number(each.found['alone_right'])} are right under B alone and "
-            f"{words.number(each.found['other_alone_right'])} under A alone"
+    difference, span = _difference(each)
+    test = f"; McNemar’s exact test: {numbers.p_value(each.result['p'])}" if each.result and "p" in each.result else ""
+    alone = ""
+    if each.result and "alone_right" in each.result:
+        alone = (
+            f" B alone is right on {numbers.number(each.result['alone_right'])}, A alone on "
+            f"{numbers.number(each.result['other_alone_right'])}."
         )
-    return f"{values}: a difference of {difference} (95% interval {span}{test}) over {counted}: {shown(each)}."
+    rows = f"{numbers.number(each.n or 0)} rows"
+    words = conclusion(each)
+    return (
+        f"{values}. Difference: {difference} (95% interval {span}{test}; {rows}).{alone} {words[0].upper()}{words[1:]}."
+    )
 
 
-def shown(each: Difference) -> str:
-    """What the rows show, in words."""
-    return "too few rows to say" if each.few else SHOWN[each.tone]
+def conclusion(each: Difference) -> str:
+    """Whether the difference is significant, in words."""
+    return "too few rows to judge" if each.few else CONCLUSIONS[each.tone]
 
 
 def _nats(value: float) -> str:
-    return words.number(float(value), 4)
+    return numbers.number(float(value), 4)
 
 
 def _signed_nats(value: float) -> str:
-    return words.signed(value, 4)
+    return numbers.signed(value, 4)
 
 
-# Of each form: how a figure is written, how a difference, and its unit.
+# For each form: how to write a value, how to write a difference, and the unit of the difference.
 FORMS: dict[str, tuple[Callable[[float], str], Callable[[float], str], str]] = {
-    "share": (words.percent, words.points, " points"),
-    "signed": (words.signed, words.signed, ""),
+    "share": (numbers.percent, numbers.points, " points"),
+    "signed": (numbers.signed, numbers.signed, ""),
     "nats": (_nats, _signed_nats, " nats"),
 }
 
 
-def _apart(each: Difference) -> tuple[str, str]:
-    """A difference and its interval in words; empty where there is none."""
+def _difference(each: Difference) -> tuple[str, str]:
+    """A difference and its interval as printed; empty if there is none."""
     if each.value is None:
         return "", ""
     _, write, unit = FORMS[each.measure.form]
@@ -121,16 +126,16 @@ def _apart(each: Difference) -> tuple[str, str]:
 
 
 def table_rows(track: str, table: Sequence[Difference]) -> list[dict[str, Any]]:
-    """The measures of a track as cells."""
+    """The metrics of a track as table cells."""
     return [
         {
             "title": each.measure.title,
             "values": ["" if v is None else FORMS[each.measure.form][0](v) for v in (each.first, each.second)],
-            "difference": _apart(each)[0],
-            "span": _apart(each)[1],
-            "p": words.p_value(each.found["p"]) if each.found and "p" in each.found else "",
+            "difference": _difference(each)[0],
+            "span": _difference(each)[1],
+            "p": numbers.p_value(each.result["p"]) if each.result and "p" in each.result else "",
             "n": each.n,
-            "shown": each.note or shown(each),
+            "conclusion": each.note or conclusion(each),
         }
         for each in table
         if each.measure.track == track
@@ -138,15 +143,15 @@ def table_rows(track: str, table: Sequence[Difference]) -> list[dict[str, Any]]:
 
 
 def changed(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """The keys whose values differ, in the order of the second, with both values; "absent" where one has no such key."""
+    """The keys whose values differ, in the order of the second, with both values; "absent" if one has no such key."""
     keys = [*second, *(key for key in first if key not in second)]
-    shown = [[_value(each[key]) if key in each else "absent" for each in (first, second)] for key in keys]
+    values = [[_value(each[key]) if key in each else "absent" for each in (first, second)] for key in keys]
     same = [key in first and key in second and first[key] == second[key] for key in keys]
-    return [(key, a, b) for key, (a, b), equal in zip(keys, shown, same, strict=True) if not equal]
+    return [(key, a, b) for key, (a, b), equal in zip(keys, values, same, strict=True) if not equal]
 
 
 def _value(value: Any) -> str:
-    """A parameter or a metric as it stands in its file, but for digits beyond the sixth."""
+    """A parameter or a metric as its file writes it, with at most six significant digits."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -154,14 +159,14 @@ def _value(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def curves(track: Track, first: Run, second: Run) -> list[Panel]:
-    """Both runs in one figure each: what either has of loss, margin and accuracy."""
-    shown = {"Loss": "loss", "Reward margin": "rewards/margin", "Pairs ranked right": "rewards/accuracy"}
-    shown |= {"Policy: accuracy": "accuracy"} if track == "image" else {}
+def curves(track: Track, first: Histories, second: Histories) -> list[Panel]:
+    """Loss, margin and accuracy of both runs, one figure each; those that a run has."""
+    columns = {"Loss": "loss", "Reward margin": "rewards/margin", "Pairs ranked correctly": "rewards/accuracy"}
+    columns |= {"Policy: accuracy": "accuracy"} if track == "image" else {}
     lines = [Line("A", "first", "A"), Line("B", "second", "B")]
     return [
         drawn
-        for title, column in shown.items()
+        for title, column in columns.items()
         for drawn in panel(
             overlaid(first, second, column),
             title,
@@ -172,8 +177,8 @@ def curves(track: Track, first: Run, second: Run) -> list[Panel]:
     ]
 
 
-def overlaid(first: Run, second: Run, column: str) -> Run:
-    """A column of two runs by step, as the columns A and B; a run without it leaves its own empty."""
+def overlaid(first: Histories, second: Histories, column: str) -> Histories:
+    """One column of two runs by step, as columns A and B; empty for a run without it."""
 
     def frame(one: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
         series = {
@@ -182,11 +187,14 @@ def overlaid(first: Run, second: Run, column: str) -> Run:
         }
         return pd.concat(series, axis=1).rename_axis("step").sort_index().reset_index()
 
-    return Run(frame(first.history, second.history), frame(first.validation, second.validation))
+    return Histories(frame(first.history, second.history), frame(first.validation, second.validation))
 
 
 def examples(first: Experiment, second: Experiment, count: int) -> list[dict[str, Any]] | None:
-    """Held-out pairs that one alone ranks right, in groups, those whose margin moved most first; None: not the same pairs."""
+    """Held-out pairs that only one run ranks correctly, in groups, largest change of the margin first.
+
+    None if the pairs are not the same.
+    """
     columns = ["id", "reward_chosen", "reward_rejected", "margin"]
     one, other = (run.pairs[columns] for run in (first, second))
     if set(one["id"]) != set(other["id"]) or one["margin"].isna().any() or other["margin"].isna().any():
@@ -194,24 +202,26 @@ def examples(first: Experiment, second: Experiment, count: int) -> list[dict[str
     rows = one.merge(other, on="id", suffixes=("_a", "_b"))
     right_a, right_b = rows["margin_a"] > 0, rows["margin_b"] > 0
     moved = (rows["margin_b"] - rows["margin_a"]).abs().sort_values(ascending=False, kind="stable").index
-    groups = {"Ranked right by B alone": right_b & ~right_a, "Ranked right by A alone": right_a & ~right_b}
-    found = {title: rows.loc[moved][mask.loc[moved]] for title, mask in groups.items()}
-    filled = {title: group for title, group in found.items() if len(group)}
+    groups = {"Ranked correctly only by B": right_b & ~right_a, "Ranked correctly only by A": right_a & ~right_b}
+    by_title = {title: rows.loc[moved][mask.loc[moved]] for title, mask in groups.items()}
+    filled = {title: group for title, group in by_title.items() if len(group)}
     if not filled:
         return []
-    said = second.files.parquet("data/validated/pairs.parquet", ["id", "source", "prompt", "chosen", "rejected"])
+    messages = second.files.parquet("data/validated/pairs.parquet", ["id", "source", "prompt", "chosen", "rejected"])
     return [
         {
             "title": title,
             "total": len(group),
-            "items": group.head(max(1, count // len(filled)) if count else 0).merge(said, on="id").to_dict("records"),
+            "items": group.head(max(1, count // len(filled)) if count else 0)
+            .merge(messages, on="id")
+            .to_dict("records"),
         }
         for title, group in filled.items()
     ]
 
 
 def pictures(first: Experiment, second: Experiment, count: int) -> list[dict[str, Any]] | None:
-    """Test images that the two policies take for different classes; None where the images are others."""
+    """Test images to which the two policies assign different classes; None if the images are not the same."""
     from safetensors.numpy import load
 
     if set(image_names(first)) != set(image_names(second)):
@@ -226,8 +236,8 @@ def pictures(first: Experiment, second: Experiment, count: int) -> list[dict[str
         return []
     images = load(second.files.read(f"{IMAGES}/images.safetensors"))["images"]
     classes = [str(name) for name in second.files.json(f"{IMAGES}/classes.json")]
-    titles = ("Right under B alone", "Right under A alone", "Wrong under both, in another way")
-    return changes.pictures(rows, images, classes, NAMES, titles, count)
+    titles = ("Correct only for B", "Correct only for A", "Wrong for both, with different classes")
+    return disagreements.pictures(rows, images, classes, NAMES, titles, count)
 
 
 def render(first: Experiment, second: Experiment, table: Sequence[Difference]) -> str:
@@ -241,7 +251,7 @@ def render(first: Experiment, second: Experiment, table: Sequence[Difference]) -
             revisions=(first.revision, second.revision),
             parameters=parameters,
             rescaled=any(key.split(".")[0] in ("beta", "loss", "loss_options") for key, *_ in parameters),
-            verdicts={
+            conclusions={
                 "Language model": verdict("text", table, first, second),
                 "Image classifier": verdict("image", table, first, second),
             },

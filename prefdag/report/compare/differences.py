@@ -1,8 +1,8 @@
-"""By how much two experiments differ, and whether the rows that both were measured on tell them apart.
+"""How much two experiments differ, and whether the difference is significant.
 
-A difference is second minus first, of what the metrics say. It has an interval where both were measured on the same rows,
-and these rows are kept: they are paired, so that what makes a row hard cancels out. Rows that only partly are the same are
-not compared: what one run held out, the other may have trained on.
+A difference is the second experiment's metric minus the first's. It has an interval if both were evaluated on the same rows
+and the per-row values were saved. The rows are paired, so the difficulty of a row cancels out. If only some of the rows are
+the same, nothing is compared: one run may have trained on what the other held out.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,24 +13,25 @@ import numpy as np
 import pandas as pd
 
 from prefdag.report.compare.experiments import EVALS, IMAGES, Experiment
-from prefdag.report.page import phrases as words
-from prefdag.report.page.phrases import Estimate, Tone
-from prefdag.report.page.report_page import CHOICES, SETS
+from prefdag.report.page.conclusions import paired_tone
+from prefdag.report.page.numbers import Estimate, Tone
+from prefdag.report.text.tables import CHOICES, SETS
 from prefdag.runtime.yaml import flatten
 from prefdag.stats import paired
 
 Track = Literal["text", "image"]
 NAMES = ("A", "B")
-FEW = 20  # rows
-OTHER_ROWS, NO_ROWS = "not comparable: other rows", "no interval: a figure of the whole, not of rows"
+FEW = 20  # with fewer rows, the intervals of a bootstrap are too narrow
+OTHER_ROWS = "not comparable: different rows"
+NO_ROWS = "no interval: this metric has no per-row values"
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A figure of the metrics: its dotted key, how it is written, and its rows where there are some.
+    """A metric that is compared: its dotted key, its number format, and its per-row values, if any.
 
-    `rows` gives `value` and `weight` by the rows' names, so that sum(value) / sum(weight) is the figure; None where an
-    experiment has no such rows.
+    `rows` returns `value` and `weight`, indexed by the names of the rows, such that sum(value) / sum(weight) is the metric.
+    It returns None if an experiment has no such rows.
     """
 
     track: Track
@@ -42,12 +43,15 @@ class Measure:
 
 @dataclass(frozen=True)
 class Difference:
-    """A figure of both, and second minus first where both have it. `found` is what `paired` says of the rows, over `n`."""
+    """A metric of both experiments, and second minus first if both have it.
+
+    `result` is the paired comparison (`stats.paired`) of `n` rows; None, with the reason in `note`, if there is none.
+    """
 
     measure: Measure
     first: float | None
     second: float | None
-    found: Mapping[str, float] | None
+    result: Mapping[str, float] | None
     n: int | None
     note: str
 
@@ -58,30 +62,30 @@ class Difference:
 
     @property
     def estimate(self) -> Estimate | None:
-        """The difference with its interval, where it has one."""
-        return Estimate.of(self.found, "difference") if self.found else None
+        """The difference with its interval, if it has one."""
+        return Estimate.of(self.result, "difference") if self.result else None
 
     @property
     def few(self) -> bool:
-        """Whether there are too few rows for a bootstrap, whose intervals are then too narrow."""
-        return self.found is not None and "p" not in self.found and (self.n or 0) < FEW
+        """Whether there are too few rows for a bootstrap; see `FEW`."""
+        return self.result is not None and "p" not in self.result and (self.n or 0) < FEW
 
     @property
     def tone(self) -> Tone:
-        """What the rows show of second against first: more, less, or neither."""
-        if not self.found or self.few:
+        """Whether the second is significantly higher ("better"), lower ("worse"), or neither ("unclear")."""
+        if not self.result or self.few:
             return "unclear"
-        return words.paired_tone({"p": 0.0, **self.found})  # an interval alone decides where there is no test
+        return paired_tone({"p": 0.0, **self.result})  # without a test, the interval alone decides
 
 
 def measures() -> list[Measure]:
-    """Everything that is compared with its rows or stands in both reports' first lines, in the order of the report."""
+    """All metrics that are compared, in the order of the report."""
     return [
-        Measure("text", "Pairs ranked right", "heldout.rewards.accuracy", "share", _ranked),
+        Measure("text", "Pairs ranked correctly", "heldout.rewards.accuracy", "share", _ranked),
         Measure("text", "Mean reward margin", "heldout.rewards.margin", "signed", _column("margin")),
         Measure("text", "Mean reward, chosen", "heldout.rewards.chosen", "signed", _column("reward_chosen")),
         Measure("text", "Mean reward, rejected", "heldout.rewards.rejected", "signed", _column("reward_rejected")),
-        Measure("text", "KL to the reference, nats a token", "heldout.kl", "nats"),
+        Measure("text", "KL to the reference, nats per token", "heldout.kl", "nats"),
         *(
             Measure("text", f"Cross-entropy: {title}", f"{name}.policy.cross_entropy", "nats", _cross_entropy(name))
             for name, title in SETS.items()
@@ -91,23 +95,23 @@ def measures() -> list[Measure]:
             for title, (name, column) in CHOICES.items()
         ),
         Measure("image", "Accuracy", "policy.accuracy", "share", _classified),
-        Measure("image", "Cross-entropy, nats an image", "policy.cross_entropy", "nats", _image_cross_entropy),
+        Measure("image", "Cross-entropy, nats per image", "policy.cross_entropy", "nats", _image_cross_entropy),
         Measure("image", "Calibration error", "policy.calibration_error", "share"),
-        Measure("image", "Pairs ranked right", "rewards.accuracy", "share"),
+        Measure("image", "Pairs ranked correctly", "rewards.accuracy", "share"),
         Measure("image", "Mean reward margin", "rewards.margin", "signed"),
-        Measure("image", "KL to the reference, nats an image", "kl", "nats"),
+        Measure("image", "KL to the reference, nats per image", "kl", "nats"),
         Measure("image", "Accuracy of the control", "control.accuracy", "share", _control),
     ]
 
 
 def differences(first: Experiment, second: Experiment) -> list[Difference]:
-    """All measures that one of the two has."""
-    found = [_difference(measure, first, second) for measure in measures()]
-    return [each for each in found if not each.first is each.second is None]
+    """All metrics that at least one of the two experiments has."""
+    table = [_difference(measure, first, second) for measure in measures()]
+    return [each for each in table if not each.first is each.second is None]
 
 
 def to_frame(table: list[Difference]) -> pd.DataFrame:
-    """The differences as a table, a row a measure."""
+    """The differences as a table, one row per metric."""
     return pd.DataFrame(
         [
             {
@@ -119,7 +123,7 @@ def to_frame(table: list[Difference]) -> pd.DataFrame:
                 "difference": each.value,
                 "low": each.estimate.low if each.estimate else None,
                 "high": each.estimate.high if each.estimate else None,
-                "p": each.found.get("p") if each.found else None,
+                "p": each.result.get("p") if each.result else None,
                 "n": each.n,
                 "note": each.note,
             }
@@ -132,7 +136,7 @@ def _difference(measure: Measure, first: Experiment, second: Experiment) -> Diff
     values = [flatten(each.metrics[measure.track]).get(measure.key) for each in (first, second)]
     if None in values:
         name = NAMES[values.index(None)]
-        return Difference(measure, values[0], values[1], None, None, f"{name} has none")
+        return Difference(measure, values[0], values[1], None, None, f"missing in {name}")
     tables = [measure.rows(each) if measure.rows else None for each in (first, second)]
     if tables[0] is None or tables[1] is None:
         return Difference(measure, values[0], values[1], None, None, NO_ROWS)
@@ -140,12 +144,12 @@ def _difference(measure: Measure, first: Experiment, second: Experiment) -> Diff
     if not one.index.equals(other.index) or not one["weight"].equals(other["weight"]):
         return Difference(measure, values[0], values[1], None, None, OTHER_ROWS)
     before, after, weight = one["value"].to_numpy(), other["value"].to_numpy(), one["weight"].to_numpy(float)
-    counted = measure.form == "share" and np.isin((before, after), (0.0, 1.0)).all()
-    found = paired.shares(after == 1, before == 1) if counted else paired.means(after, before, weight)
-    return Difference(measure, values[0], values[1], found, len(one), "")
+    binary = measure.form == "share" and np.isin((before, after), (0.0, 1.0)).all()
+    result = paired.shares(after == 1, before == 1) if binary else paired.means(after, before, weight)
+    return Difference(measure, values[0], values[1], result, len(one), "")
 
 
-# Rows of a measure
+# The per-row values of a metric
 
 
 def _rows(names: Any, value: Any, weight: Any = 1.0) -> pd.DataFrame:
@@ -153,9 +157,9 @@ def _rows(names: Any, value: Any, weight: Any = 1.0) -> pd.DataFrame:
 
 
 def _ranked(run: Experiment) -> pd.DataFrame | None:
-    """The share of a pair's labels that agrees with the sign of its margin; a tie agrees with none."""
+    """For each pair, the share of its labels that agree with the sign of the margin; 0 for a tie."""
     pairs = run.pairs
-    if pairs["margin"].isna().any():  # lone responses: the figure is an area under a curve
+    if pairs["margin"].isna().any():  # unpaired responses: the metric is an area under a curve
         return None
     agrees = np.select([pairs["margin"] > 0, pairs["margin"] < 0], [pairs["preference"], 1 - pairs["preference"]], 0.0)
     return _rows(pairs["id"], agrees)
@@ -171,7 +175,7 @@ def _column(name: str) -> Callable[[Experiment], pd.DataFrame | None]:
 
 
 def _cross_entropy(name: str) -> Callable[[Experiment], pd.DataFrame]:
-    """The responses of a set, in nats, weighted by their tokens."""
+    """The cross-entropy of the responses of a set in nats, weighted by their tokens."""
 
     def rows(run: Experiment) -> pd.DataFrame:
         part = run.rows[run.rows["set"] == name]
@@ -182,7 +186,7 @@ def _cross_entropy(name: str) -> Callable[[Experiment], pd.DataFrame]:
 
 
 def _choices(name: str, column: str) -> Callable[[Experiment], pd.DataFrame]:
-    """The questions of a set under the policy."""
+    """The policy's score on each question of a set."""
     stored = {"accuracy": "correct"}.get(column, column)
 
     def rows(run: Experiment) -> pd.DataFrame:
@@ -193,7 +197,7 @@ def _choices(name: str, column: str) -> Callable[[Experiment], pd.DataFrame]:
 
 
 def _classified(run: Experiment, model: str = "policy") -> pd.DataFrame:
-    """Which test images a classifier gets right."""
+    """Which test images a classifier classifies correctly."""
     return _rows(image_names(run), run.predictions[model] == run.predictions["label"])
 
 
@@ -202,11 +206,11 @@ def _control(run: Experiment) -> pd.DataFrame:
 
 
 def _image_cross_entropy(run: Experiment) -> pd.DataFrame | None:
-    """The nats of the true class; nothing where a probability is too small for a float."""
+    """The cross-entropy of each image in nats; None if a probability underflowed to 0."""
     probability = run.predictions["policy_probability"]
     return None if (probability == 0).any() else _rows(image_names(run), -np.log(probability))
 
 
 def image_names(run: Experiment) -> pd.Series:
-    """The names of the test images: the hash of all images, and the place in it."""
+    """The names of the test images: the hash of the image set, and the position in it."""
     return run.outputs[IMAGES] + ":" + run.predictions["index"].astype(str)

@@ -1,6 +1,6 @@
-"""A finished run of the pipeline, as DVC has it: an experiment, a Git revision, or the workspace.
+"""A finished run of the pipeline in DVC: an experiment, a Git revision, or the workspace.
 
-Files are read from the revision and DVC's cache; nothing is checked out, and nothing in the workspace changes.
+Files are read from the revision and from DVC's cache. Nothing is checked out, and the workspace does not change.
 """
 
 import json
@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 from ruamel.yaml import YAML
 
-from prefdag.report.page.results import CSV, Run
+from prefdag.report.page.results import CSV, Histories
 from prefdag.runtime.errors import DataError
 from prefdag.runtime.yaml import flatten
 
@@ -29,9 +29,9 @@ DPO_TEXT, DPO_IMAGE = "models/dpo_text", "models/dpo_image"
 
 @dataclass(frozen=True)
 class Files:
-    """The files of a revision, by their path from the repository root; `name` is what the user called it.
+    """The files of a revision, by path from the repository root; `name` is the user's name for the revision.
 
-    `hashes` are those of dvc.lock. A file is held against its own; one inside a folder that DVC keeps as a whole is not.
+    `hashes` are the hashes in dvc.lock. A file is checked against its hash, but not if DVC tracks its folder as a whole.
     """
 
     name: str
@@ -39,20 +39,20 @@ class Files:
     hashes: Mapping[str, str] = field(default_factory=dict)
 
     def read(self, path: str) -> bytes:
-        """The content of a file. Raises `DataError` where neither Git nor DVC's cache has it as a stage wrote it."""
+        """The content of a file. Raises `DataError` if it is in neither Git nor DVC's cache, or differs from dvc.lock."""
         from dvc.exceptions import DvcException
 
         try:
             with self.system.open(path, "rb") as stream:
                 content = bytes(stream.read())
         except (OSError, DvcException):
-            remedy = "" if self.name == WORKSPACE else "`dvc fetch --all-commits` asks a remote for it, "
+            remedy = "" if self.name == WORKSPACE else "`dvc fetch --all-commits` gets it from a remote, "
             raise DataError(
-                f"{self.name}: {path}: neither in Git nor in DVC's cache; {remedy}`dvc repro` makes it"
+                f"{self.name}: {path}: not in Git or in DVC's cache; {remedy}`dvc repro` makes it"
             ) from None
         if self.hashes.get(path, digest := md5(content, usedforsecurity=False).hexdigest()) != digest:
             raise DataError(
-                f"{self.name}: {path}: not what dvc.lock says; `dvc checkout` restores it, `dvc repro` makes it"
+                f"{self.name}: {path}: differs from dvc.lock; `dvc checkout` restores it, `dvc repro` makes it"
             )
         return content
 
@@ -75,11 +75,11 @@ class Files:
 
 @dataclass(frozen=True)
 class Experiment:
-    """What a run found, and what it was made from.
+    """The results of a run, and its parameters and outputs.
 
-    `params` are flat, `outputs` the hash of everything that a stage wrote, by its path. `metrics` has the content of both
-    metrics.json as "text" and "image". `pairs`, `rows`, `choices` and `predictions` have the columns that the evaluations
-    write; `pairs` also has `preference`, the probability that the chosen response is preferred.
+    `params` are flat. `outputs` has the hash of every output of a stage, by path. `metrics` has the content of both
+    metrics.json files as "text" and "image". `pairs`, `rows`, `choices` and `predictions` have the columns that the
+    evaluations write; `pairs` also has `preference`, the probability that the chosen response is preferred.
     """
 
     name: str
@@ -90,13 +90,13 @@ class Experiment:
     rows: pd.DataFrame
     choices: pd.DataFrame
     predictions: pd.DataFrame
-    text: Run
-    image: Run
+    text: Histories
+    image: Histories
     files: Files
 
     @property
     def revision(self) -> str:
-        """The commit, or nothing for the workspace."""
+        """The commit; empty for the workspace."""
         return "" if self.name == WORKSPACE else str(self.files.system.repo.get_rev())
 
 
@@ -104,7 +104,7 @@ def read(name: str) -> Experiment:
     """The experiment, commit, tag or branch called `name`, or "workspace".
 
     Raises:
-        DataError: there is none of this name, it is not finished, or an output of it is neither in Git nor in the cache.
+        DataError: the name is unknown, the run is not finished, or an output is in neither Git nor the cache.
     """
     files = Files(name, _system(name))
     lock = files.yaml("dvc.lock")["stages"]
@@ -121,26 +121,26 @@ def read(name: str) -> Experiment:
         rows=files.parquet(ROWS),
         choices=files.parquet(CHOICES),
         predictions=files.csv(PREDICTIONS),
-        text=_run(files, DPO_TEXT),
-        image=_run(files, DPO_IMAGE),
+        text=_histories(files, DPO_TEXT),
+        image=_histories(files, DPO_IMAGE),
         files=files,
     )
 
 
 def outputs(lock: Mapping[str, Any]) -> dict[str, str]:
-    """The hash of every output, by its path, from the stages of dvc.lock."""
+    """The hash of every output by path, from the stages of dvc.lock."""
     return {out["path"]: out["md5"] for stage in lock.values() for out in stage.get("outs", ())}
 
 
 def check_finished(name: str, lock: Mapping[str, Any], params: Mapping[str, Any]) -> None:
-    """Refuse outputs that do not belong together: a stage that has not run since an input or a parameter of it changed.
+    """Raise if the outputs do not belong together: a stage has not run since one of its inputs or parameters changed.
 
     Args:
         lock: the stages of dvc.lock.
         params: the content of params.yaml.
 
     Raises:
-        DataError: the first such stage.
+        DataError: names the first such stage.
     """
     hashes = outputs(lock)
     for stage, entry in lock.items():
@@ -160,7 +160,7 @@ def _system(name: str) -> Any:
 
     try:
         system = DVCFileSystem(rev=None if name == WORKSPACE else name)
-        system.ls("/")  # the revision is looked up with the first question
+        system.ls("/")  # looks the revision up
         return system
     except NotDvcRepoError:
         raise DataError("dvc.yaml: not found; run from the repository root") from None
@@ -170,6 +170,6 @@ def _system(name: str) -> Any:
         ) from None
 
 
-def _run(files: Files, folder: str) -> Run:
-    """The histories that a training stage left beside its model."""
-    return Run(files.csv(f"{folder}/history.csv"), files.csv(f"{folder}/validation.csv"))
+def _histories(files: Files, folder: str) -> Histories:
+    """The histories that a training stage wrote next to its model."""
+    return Histories(files.csv(f"{folder}/history.csv"), files.csv(f"{folder}/validation.csv"))

@@ -1,10 +1,10 @@
-"""The frontier: what experiments gained against how far they went from the reference, a point each.
+"""The frontier: what each experiment gained, plotted against its KL to the reference.
 
-    points = from_dvc()          # or from_mlflow(): the same numbers by another way
+    points = from_dvc()          # or from_mlflow(), which gives the same numbers
     html = render(points)
 
-DPO trades reward for divergence: with a smaller beta it goes further from the reference (arXiv:2305.18290, section 6.1). A
-run is one point of that trade, a sweep its shape.
+DPO trades divergence for reward: a smaller beta lets the policy move further from the reference (arXiv:2305.18290,
+section 6.1). A run is one point of this trade-off; a sweep shows its shape.
 """
 
 from collections.abc import Iterable, Mapping
@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from markupsafe import Markup
 
+from prefdag.report.page.environment import environment
 from prefdag.report.page.figures import COLOR, svg
-from prefdag.report.page.phrases import Estimate, loss_name, number, percent, signed
-from prefdag.report.page.report_page import environment
+from prefdag.report.page.numbers import Estimate, number, percent, signed
+from prefdag.report.page.settings import loss_name
 from prefdag.runtime.errors import DataError
 from prefdag.runtime.yaml import flatten
 from prefdag.tracking.runs import pipelines
@@ -24,13 +25,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 METRICS = {"text": "reports/text/metrics.json", "image": "reports/image/metrics.json"}
-# What stands across, with its unit, and what stands up, by its title: the keys of metrics, as MLflow has them.
+# For each track, the metric on the x axis with its unit, and the metrics on the y axis by title. Keys as in MLflow.
 TRACKS = {
     "Language model": (
-        ("text/heldout/kl", "nats a token"),
-        {"Pairs ranked right": "text/heldout/rewards/accuracy", "Mean reward margin": "text/heldout/rewards/margin"},
+        ("text/heldout/kl", "nats per token"),
+        {
+            "Pairs ranked correctly": "text/heldout/rewards/accuracy",
+            "Mean reward margin": "text/heldout/rewards/margin",
+        },
     ),
-    "Image classifier": (("image/kl", "nats an image"), {"Accuracy": "image/policy/accuracy"}),
+    "Image classifier": (("image/kl", "nats per image"), {"Accuracy": "image/policy/accuracy"}),
 }
 UNFINISHED = ("Queued", "Running", "Failed")
 KEYS = [
@@ -40,12 +44,12 @@ KEYS = [
 
 
 def from_dvc() -> pd.DataFrame:
-    """The workspace and every experiment on the current commit, as `dvc exp show` knows them. Columns as in `points`."""
+    """The workspace and every experiment on the current commit, as in `dvc exp show`. Columns as in `points`."""
     import dvc.api
 
-    found = []
-    for row in dvc.api.exp_show():  # the workspace first, then the commit, then what grew from it
-        if row.get("State") in UNFINISHED:  # its metrics are those of the commit
+    experiments = []
+    for row in dvc.api.exp_show():  # the workspace, then the commit, then its experiments
+        if row.get("State") in UNFINISHED:  # such an experiment has the metrics of the commit
             continue
         rev = None if row["rev"] == "workspace" else row["rev"]
         try:
@@ -54,23 +58,25 @@ def from_dvc() -> pd.DataFrame:
             continue
         if all(metrics.values()):
             values = {key.replace(".", "/"): value for key, value in flatten(metrics).items()}
-            found.append((row.get("Experiment") or row["rev"], dvc.api.params_show(rev=rev), values))
-    return points(found)
+            experiments.append((row.get("Experiment") or row["rev"], dvc.api.params_show(rev=rev), values))
+    return points(experiments)
 
 
 def from_mlflow() -> pd.DataFrame:
-    """Every run with the tag kind=pipeline, the oldest first. Columns as in `points`."""
+    """Every run with the tag kind=pipeline, oldest first. Columns as in `points`."""
     return points(pipelines())
 
 
 def points(experiments: Iterable[tuple[str, Mapping[str, Any], Mapping[str, Any]]]) -> pd.DataFrame:
-    """One row an experiment: `name`, `beta`, `loss` and `KEYS`. Of those with equal numbers, to four digits, the first stays.
+    """One row per experiment: `name`, `beta`, `loss` and `KEYS`.
+
+    If several experiments have the same numbers to four digits, only the first is kept.
 
     Args:
-        experiments: of each its name, its parameters and its metrics by key.
+        experiments: name, parameters, and metrics by key of each.
 
     Raises:
-        DataError: none of them has all of `KEYS`.
+        DataError: no experiment has all of `KEYS`.
     """
     rows = [
         {
@@ -85,19 +91,19 @@ def points(experiments: Iterable[tuple[str, Mapping[str, Any], Mapping[str, Any]
     if not rows:
         raise DataError("no finished experiment found; `make sweep BETAS=0.1,0.3,0.5` runs some")
     table = pd.DataFrame(rows)
-    # A run that is made again gives the same numbers, but for rounding on other hardware: as printed, they are one point.
+    # A repeated run gives the same numbers, except for rounding on other hardware. As printed, the runs are one point.
     printed = table.assign(**{key: table[key].map("{:.4g}".format) for key in KEYS})
     return table[~printed.duplicated(["beta", "loss", *KEYS])].reset_index(drop=True)
 
 
 def _loss(params: Mapping[str, Any]) -> str:
-    """The loss in words; MLflow has a weighted sum as one parameter a term."""
+    """The loss in words. MLflow stores a weighted sum as one parameter per term."""
     terms = {key.removeprefix("loss."): float(value) for key, value in params.items() if key.startswith("loss.")}
     return loss_name(params.get("loss", terms))
 
 
 def render(table: pd.DataFrame) -> str:
-    """The page: a figure a measure, and the points as a table."""
+    """The page: one figure per metric, and the points as a table."""
     rows = [
         {
             "name": row["name"],
@@ -119,12 +125,12 @@ def render(table: pd.DataFrame) -> str:
 
 
 def panels(table: pd.DataFrame) -> str:
-    """The figures alone, as a part of another page."""
+    """Only the figures, for use in another page."""
     return environment(autoescape=True).get_template("frontier_figures.html.j2").render(figures=figures(table))
 
 
 def figures(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """A figure a measure, each with its title."""
+    """One figure per metric, with its title."""
     return [
         {
             "title": f"{track}: {title.lower()} against KL, {unit}",
@@ -136,7 +142,7 @@ def figures(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def figure(table: pd.DataFrame, kl: str, key: str, *, percentage: bool, name: str) -> str:
-    """A dot an experiment with its 95% interval, the column `kl` across, `key` up, beside it its beta."""
+    """One dot per experiment, labelled with its beta: x is the column `kl`, y is `key` with its 95% interval."""
     ordered = table.sort_values(kl)
 
     def draw(axes: "Axes") -> None:
@@ -157,8 +163,8 @@ def figure(table: pd.DataFrame, kl: str, key: str, *, percentage: bool, name: st
         if percentage:
             axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.3g}%"))
 
-    shown = percent if percentage else signed
-    said = "; ".join(
-        f"beta {beta:g}: KL {at:.4g}, {shown(value)}" for beta, at, value in ordered[["beta", kl, key]].to_numpy()
+    write = percent if percentage else signed
+    described = "; ".join(
+        f"beta {beta:g}: KL {at:.4g}, {write(value)}" for beta, at, value in ordered[["beta", kl, key]].to_numpy()
     )
-    return svg(draw, (420, 260), (48, 24, 26, 10), name, f"{len(ordered)} experiments by KL: {said}.")
+    return svg(draw, (420, 260), (48, 24, 26, 10), name, f"{len(ordered)} experiments by KL: {described}.")

@@ -1,1 +1,1 @@
-"""The image track in the report."""
+"""What the report shows of the image classifiers."""

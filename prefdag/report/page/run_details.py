@@ -1,6 +1,6 @@
-"""The page as it is published: with what is true of one run alone, how long it took and from which revision it came.
+"""The published copy of the page, which adds what differs between runs: durations, Git revision, frontier.
 
-The page that DVC tracks has none of it, so that a rebuild gives the same bytes; see docs/pipeline.md.
+The page that DVC tracks has none of these, so that a rebuild gives the same bytes; see docs/pipeline.md.
 """
 
 import re
@@ -13,9 +13,9 @@ from prefdag.report.compare import frontier
 
 LABELS = {
     "mlflow.source.git.commit": "Git revision",
-    "prefdag.git_dirty": "Changes that were not committed",
+    "prefdag.git_dirty": "Uncommitted changes",
     "dvc.exp_name": "DVC experiment",
-    "dvc.exp_baseline_rev": "DVC experiment grew from",
+    "dvc.exp_baseline_rev": "Baseline of the DVC experiment",
 }
 TABLE = Markup('<table class="mapping"><caption>{}</caption><tbody>\n{}</tbody></table>\n')
 ROW = Markup('<tr><th scope="row">{}</th><td>{}</td></tr>\n')
@@ -28,39 +28,44 @@ def fill(
     moment: str,
     experiments: pd.DataFrame | None,
 ) -> str:
-    """The page with the durations of the stages, the revision and the frontier in their places.
+    """The page with the durations of the stages, the revision and the frontier filled in.
 
     Args:
-        seconds: by stage, from `stage.durations`.
-        revision: from `tracking.revision`.
-        moment: when it is published.
-        experiments: from `frontier.points`, this one among them; None: MLflow did not answer.
+        seconds: by stage, from `runtime.durations`; None if unknown.
+        revision: from `tracking.runs.revision`.
+        moment: the time of publication.
+        experiments: from `frontier.points`, including this one; None if MLflow did not answer.
     """
     known = [value for value in seconds.values() if value is not None]
-    caption = f"Wall time by stage, {clock(sum(known))} in all; of a stage that went on after a kill, since then"
+    caption = (
+        f"Wall time by stage, {clock(sum(known))} in total. "
+        "For a stage that was killed and resumed, the time since it resumed."
+    )
     if len(known) < len(seconds):
-        caption += "; of what came from the cache of another repository nothing is known"
+        caption += " Unknown for outputs that came from the cache of another repository."
     times = Markup().join(
-        ROW.format(name, "not known" if value is None else clock(value)) for name, value in seconds.items()
+        ROW.format(name, "unknown" if value is None else clock(value)) for name, value in seconds.items()
     )
     made = {"Published": moment, **{LABELS[key]: value for key, value in revision.items()}}
     rows = Markup().join(ROW.format(*item) for item in made.items())
     html = TABLE.format("This run", rows) + TABLE.format(caption, times)
-    return put(put(page, "run", html), "frontier", among(experiments))
+    return put(put(page, "run", html), "frontier", frontier_section(experiments))
 
 
-def among(experiments: pd.DataFrame | None) -> str:
-    """What this experiment gained beside the others."""
+def frontier_section(experiments: pd.DataFrame | None) -> str:
+    """The frontier of all experiments, or why there is none."""
     if experiments is None:
-        return "<p>MLflow did not answer when this page was published; <code>prefdag frontier</code> draws them.</p>"
+        return "<p>MLflow did not answer when this page was published. <code>prefdag frontier</code> plots the experiments.</p>"
     if len(experiments) == 1:
-        return "<p>There was no other with other results; <code>make sweep BETAS=0.1,0.3,0.5</code> runs some.</p>"
-    said = "What the experiments in MLflow gained against their KL, with 95% intervals over rows"
-    return f"<p>{said}; this one is among them.</p>\n{frontier.panels(experiments)}"
+        return "<p>There is no other experiment yet. <code>make sweep BETAS=0.1,0.3,0.5</code> runs three.</p>"
+    caption = (
+        "Results of all experiments in MLflow, including this one, against their KL, with 95% intervals over rows."
+    )
+    return f"<p>{caption}</p>\n{frontier.panels(experiments)}"
 
 
 def put(page: str, place: str, html: str) -> str:
-    """The page with `html` for its paragraph of this id, which is the template's: what comes from data has no brackets."""
+    """The page with its paragraph of this id replaced by `html`. Text from data cannot match: its brackets are escaped."""
     filled, places = re.subn(rf'<p id="{place}">.*?</p>', lambda _: html, page, flags=re.DOTALL)
     assert places == 1, f"the page has one place for {place}"
     return filled

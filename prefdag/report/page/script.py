@@ -1,7 +1,7 @@
-"""The one script of a page, and the policy under which a browser runs nothing else and asks nothing of any network.
+"""The one script of a page, and the policy that keeps a browser from running any other and from using the network.
 
-Everything that comes from data is escaped. Should an escape ever be missed, the text still would not run: a browser takes
-the script whose SHA-256 the policy names, and no other, whether element, attribute or address.
+Everything that comes from data is escaped. If an escape were ever missed, the text still would not run: the browser runs only
+the script whose SHA-256 is in the policy, and no script in an element, an attribute or an address.
 """
 
 import base64
@@ -14,12 +14,12 @@ PATH = Path(__file__).parents[1] / "templates" / "tables.js"
 
 
 def script() -> Markup:
-    """Sorting and filtering of tables, as it stands between the page's script tags."""
+    """The content of the page's script element: sorting and filtering of tables."""
     return Markup(PATH.read_text("utf-8"))
 
 
 def policy() -> str:
-    """The page's Content-Security-Policy. Figures and scales have inline styles, pictures are data URLs."""
+    """The page's Content-Security-Policy. Figures and scales use inline styles, pictures are data URLs."""
     digest = base64.b64encode(hashlib.sha256(script().encode()).digest()).decode()
     return (
         f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; img-src data:; "

@@ -1,12 +1,12 @@
 "use strict";
-// Tables that sort and filter. Without this script the page is complete: the rows stand in their first order.
+// Sorts and filters tables. Without this script the page is complete, with the rows in their original order.
 
 const order = new Intl.Collator("en", { numeric: true });
 
-// A row, or where a table has several bodies the first row of one.
+// `unit` is a row, or a table body, which counts by its first row.
 const cellOf = (unit, column) => (unit.rows ? unit.rows[0] : unit).cells[column];
 
-// What a cell sorts by: a heading as text, another cell as the number that it begins with, or as nothing.
+// The sort key of a cell: text for a heading, otherwise the number that the cell starts with, or NaN.
 function keyOf(cell) {
   const text = cell.textContent.trim();
   return cell.tagName === "TH" ? text : Number.parseFloat(text.replaceAll(",", "").replace("\u2212", "-"));
@@ -45,7 +45,7 @@ for (const bar of document.querySelectorAll("[data-filters]")) {
   const bodies = [...document.getElementById(bar.dataset.filters).tBodies];
   const kind = bar.querySelector("select");
   const words = bar.querySelector("input");
-  const told = bar.querySelector("output");
+  const counter = bar.querySelector("output");
   const fold = (text) => text.normalize("NFC").toLowerCase();
   const texts = new Map();
   const textOf = (body) => {
@@ -58,7 +58,7 @@ for (const bar of document.querySelectorAll("[data-filters]")) {
       const isKind = !kind.value || body.dataset.kind === kind.value;
       body.hidden = !(isKind && (!sought || textOf(body).includes(sought)));
     }
-    told.textContent = `${bodies.filter((body) => !body.hidden).length} of ${bodies.length}`;
+    counter.textContent = `${bodies.filter((body) => !body.hidden).length} of ${bodies.length}`;
   };
   kind.addEventListener("change", filter);
   words.addEventListener("input", filter);

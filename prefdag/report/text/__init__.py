@@ -1,1 +1,1 @@
-"""The text track in the report."""
+"""What the report shows of the language model."""

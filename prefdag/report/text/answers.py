@@ -1,4 +1,4 @@
-"""What reference and policy answer, as report and model card show it: figures, the win rate, answers side by side."""
+"""The answers of reference and policy in report and card: statistics, win rate, and answers side by side."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,76 +7,81 @@ from typing import Any
 
 import pandas as pd
 
-from prefdag.report.page import phrases as words
-from prefdag.report.page.phrases import Estimate
+from prefdag.report.page.numbers import (
+    DASH,
+    Estimate,
+    number,
+    percent,
+    percent_span,
+    points,
+    signed,
+    signed_span,
+)
 from prefdag.runtime.artifacts import read_json
 
 DECODINGS = ("greedy", "sampled")
 MODELS = ("reference", "policy")
-SHARES = {"ended": "ended by themselves", "repetition": "repetition (seq-rep-4)", "refused": "open as a refusal"}
+SHARES = {"ended": "reached EOS", "repetition": "repetition (seq-rep-4)", "refused": "refusals"}
 JUDGES = {
     "implicit": "the policy’s own implicit reward",
     "reward_model": "a reward model",
-    "endpoint": "a model behind an endpoint",
+    "endpoint": "a model at an endpoint",
 }
 OUTCOMES = {"win": "the policy’s", "loss": "the reference’s", "tie": "neither", "unread": "unreadable"}
 
 
 @dataclass(frozen=True)
 class Answers:
-    """Answers to held-out prompts, a row each, what they are like on the whole, and which were judged the better ones."""
+    """Answers to held-out prompts (one row each), statistics over them, and verdicts on which answer is better."""
 
     rows: pd.DataFrame
     statistics: Mapping[str, Any]
     verdicts: pd.DataFrame
-    win_rate: Mapping[str, Any]  # by the kind of judge: one
+    win_rate: Mapping[str, Any]  # one entry, by the kind of judge
 
 
 def read_answers(*, rows: Path, statistics: Path, verdicts: Path, win_rate: Path) -> Answers:
-    """What stages answer_text and judge_text wrote. Raises `DataError`."""
+    """The outputs of stages answer_text and judge_text. Raises `DataError`."""
     return Answers(pd.read_parquet(rows), read_json(statistics), pd.read_parquet(verdicts), read_json(win_rate))
 
 
 def view(answers: Answers, count: int) -> dict[str, Any]:
-    """What the section shows: `statistics`, a row a measure and decoding; `wins`, a row a decoding; `examples`."""
+    """The content of the section: `statistics`, one row per decoding and metric; `wins`, one per decoding; `examples`."""
     (kind,) = answers.win_rate
     return {
         "n": answers.statistics["n_prompts"],
         "statistics": statistics(answers.statistics),
         "judge": JUDGES[kind],
-        "partial": kind == "implicit",
+        "biased": kind == "implicit",
         "wins": wins(answers.win_rate),
         "examples": examples(answers, count),
     }
 
 
-def statistics(found: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A row a decoding and measure: the two means and policy minus reference, as they are printed."""
+def statistics(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One row per decoding and metric: both means and policy minus reference, as printed."""
     table = []
     for decoding in DECODINGS:
-        part = found[decoding]
+        part = metrics[decoding]
         means = {model: Estimate.of(part[model], "tokens") for model in MODELS}
         change = Estimate.of(part["differences"]["tokens"], "difference")
-        cells = {
-            m: (words.number(e.value, 1), f"{words.number(e.low, 1)}{words.DASH}{words.number(e.high, 1)}")
-            for m, e in means.items()
-        }
-        shown = [("tokens", cells, (words.signed(change.value, 1), words.signed_span(change, 1)))]
+        cells = {m: (number(e.value, 1), f"{number(e.low, 1)}{DASH}{number(e.high, 1)}") for m, e in means.items()}
+        lines = [("length in tokens", cells, (signed(change.value, 1), signed_span(change, 1)))]
         for measure, name in SHARES.items():
             means = {model: Estimate.of(part[model], measure) for model in MODELS}
             change = Estimate.of(part["differences"][measure], "difference")
-            points = (words.points(change.value), f"{words.points(change.low)} to {words.points(change.high)} points")
-            shown.append((name, {m: (words.percent(e.value), words.percent_span(e)) for m, e in means.items()}, points))
+            difference = (points(change.value), f"{points(change.low)} to {points(change.high)} points")
+            lines.append((name, {m: (percent(e.value), percent_span(e)) for m, e in means.items()}, difference))
         if all("distinct" in part[model] for model in MODELS):
-            cells = {model: (words.percent(part[model]["distinct"]), "") for model in MODELS}
-            shown.append(("different pairs of tokens (distinct-2)", cells, ("", "")))
-        table += [{"decoding": decoding, "measure": name, **cells, "change": change} for name, cells, change in shown]
+            cells = {model: (percent(part[model]["distinct"]), "") for model in MODELS}
+            lines.append(("distinct bigrams (distinct-2)", cells, ("", "")))
+        table += [{"decoding": decoding, "measure": name, **cells, "change": change} for name, cells, change in lines]
     return table
 
 
-def wins(found: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A row a decoding: counts, the win rate and, where there is one, the length-controlled one."""
-    (rates,) = found.values()
+def wins(win_rate: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One row per decoding: counts, the win rate and, if there is one, the length-controlled win rate."""
+    (rates,) = win_rate.values()
     return [
         {
             **rates[decoding],
@@ -85,37 +90,37 @@ def wins(found: Mapping[str, Any]) -> list[dict[str, Any]]:
             "controlled": Estimate.of(rates[decoding], "length_controlled")
             if "length_controlled" in rates[decoding]
             else None,
-            "shown": shown(Estimate.of(rates[decoding], "win_rate")),
+            "conclusion": conclusion(Estimate.of(rates[decoding], "win_rate")),
         }
         for decoding in DECODINGS
     ]
 
 
-def shown(rate: Estimate) -> str:
-    """What a win rate shows of its judge's taste."""
+def conclusion(rate: Estimate) -> str:
+    """Whose answers the judge prefers."""
     return {
-        "better": "the policy’s answers are preferred",
-        "unclear": "a null result, neither’s answers are preferred",
-        "worse": "the reference’s answers are preferred",
+        "better": "the judge prefers the policy’s answers",
+        "unclear": "no significant preference",
+        "worse": "the judge prefers the reference’s answers",
     }[rate.against(0.5)]
 
 
-def sentence(found: Mapping[str, Any]) -> str:
-    """The win rates in words, and who judged."""
-    (kind,) = found
+def sentence(win_rate: Mapping[str, Any]) -> str:
+    """The win rates and their judge, in words."""
+    (kind,) = win_rate
     parts = [
-        f"of {words.number(row['n'])} {row['decoding']} answers {words.percent(row['rate'].value)} (95% interval "
-        f"{words.percent_span(row['rate'])}; {row['wins']} won, {row['ties']} tied, {row['losses']} lost): {row['shown']}"
-        for row in wins(found)
+        f"{percent(row['rate'].value)} of {number(row['n'])} {row['decoding']} answers (95% interval "
+        f"{percent_span(row['rate'])}; {row['wins']} won, {row['ties']} tied, {row['losses']} lost; {row['conclusion']})"
+        for row in wins(win_rate)
     ]
-    caution = ", which is partial to the policy by construction" if kind == "implicit" else ""
-    return f"Win rate of the policy’s answers against the reference’s, judged by {JUDGES[kind]}{caution}: {'; '.join(parts)}."
+    caution = ", which favours the policy by construction" if kind == "implicit" else ""
+    return f"Win rate of the policy over the reference, judged by {JUDGES[kind]}{caution}: {'; '.join(parts)}."
 
 
 def examples(answers: Answers, count: int) -> list[dict[str, Any]]:
-    """The first `count` prompts, in the order of the split: nobody picked them. Both answers under either decoding."""
+    """The first `count` prompts of the split, so that none is hand-picked, with both answers for each decoding."""
     outcomes = answers.verdicts.set_index(["id", "decoding"])["outcome"]
-    said = {(row["id"], row["decoding"], row["model"]): row for row in answers.rows.to_dict("records")}
+    by_key = {(row["id"], row["decoding"], row["model"]): row for row in answers.rows.to_dict("records")}
     first = answers.rows.drop_duplicates("id").head(count)
     return [
         {
@@ -125,7 +130,7 @@ def examples(answers: Answers, count: int) -> list[dict[str, Any]]:
                 {
                     "name": decoding,
                     "better": OUTCOMES[outcomes[key, decoding]],
-                    "sides": {model: said[key, decoding, model] for model in MODELS},
+                    "sides": {model: by_key[key, decoding, model] for model in MODELS},
                 }
                 for decoding in DECODINGS
             ],

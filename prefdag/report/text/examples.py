@@ -1,4 +1,4 @@
-"""Held-out pairs one by one: their rewards, and which tokens these come from."""
+"""Held-out pairs one by one: their rewards, and how much each token contributes to them."""
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,14 +11,14 @@ if TYPE_CHECKING:
     from prefdag.report.page.results import TextTrack
 
 SIDES = ("chosen", "rejected")
-SHADES = 4  # on either side of none
-WITHIN = 0.98  # the share of tokens whose shade is not the strongest for being off the scale
-MOST = 4  # tokens that are named as moved most
+SHADES = 4  # for each sign
+WITHIN = 0.98  # the share of tokens whose log-ratio is within the scale; the others get the strongest shade
+MOST = 4  # tokens listed as having the largest log-ratios
 
 
 @dataclass(frozen=True)
-class Piece:
-    """The text of a token, or of the few that spell a character together, and log pi/pi_ref of it in nats."""
+class ShadedToken:
+    """The text of a token, or of several tokens that spell one character, and its log pi/pi_ref in nats."""
 
     text: str
     logratio: float
@@ -26,33 +26,33 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Side:
-    """A response: what of it was scored, in pieces, and what was not."""
+class Response:
+    """A response: its scored tokens, and the text that was not scored."""
 
     name: str
     reward: float
     logratio: float
     n_tokens: int
-    pieces: list[Piece]
-    moved: list[Piece]  # those whose log-ratio is furthest from zero
-    rest: str  # behind the cut
-    apart: bool  # the tokens do not spell the text as it was written: `rest` is all of it
+    tokens: list[ShadedToken]
+    largest: list[ShadedToken]  # the tokens with the largest absolute log-ratios
+    rest: str  # the text after the cut
+    respelled: bool  # the tokens do not spell the original text; `rest` is then the whole text
 
 
 @dataclass(frozen=True)
 class Examples:
-    """What is shown of how many rows, and the log-ratio from which on a token has the strongest shade."""
+    """The rows shown, and the log-ratio from which a token gets the strongest shade."""
 
     rows: list[dict[Hashable, Any]]
-    of: int
+    of: int  # the number of held-out rows
     full: float
-    kinds: list[str]  # what a row can be: right, wrong, a tie; of lone responses desirable, undesirable
+    kinds: list[str]  # the kinds that occur: right, wrong, tie; or desirable, undesirable for unpaired responses
 
 
 def examples(text: "TextTrack", count: int) -> Examples:
     """At most `count` held-out pairs, evenly spaced from the largest margin to the smallest, so that none is hand-picked.
 
-    Of lone responses, from the highest reward to the lowest. `sides` are the responses that there are.
+    Unpaired responses go from the highest reward to the lowest. `sides` of a row are its responses, one or two.
     """
     pairs = text.pairs
     by = pairs["margin"].fillna(pairs["reward_chosen"]).fillna(pairs["reward_rejected"])
@@ -66,20 +66,20 @@ def examples(text: "TextTrack", count: int) -> Examples:
             **record,
             "kind": kind(record),
             "sides": [
-                _side(name, record, tokens[record["id"], name], full)
+                _response(name, record, tokens[record["id"], name], full)
                 for name in SIDES
                 if pd.notna(record[f"reward_{name}"])
             ],
         }
         for record in records
     ]
-    found = {row["kind"] for row in rows}
+    kinds = {row["kind"] for row in rows}
     names = ("right", "wrong", "tie", "desirable", "undesirable")
-    return Examples(rows, len(pairs), full, [name for name in names if name in found])
+    return Examples(rows, len(pairs), full, [name for name in names if name in kinds])
 
 
 def kind(record: Mapping[Hashable, Any]) -> str:
-    """How a pair is ranked, or what a lone response was labelled."""
+    """How a pair is ranked, or the label of an unpaired response."""
     if pd.isna(record["margin"]):
         return "desirable" if pd.notna(record["reward_chosen"]) else "undesirable"
     return "right" if record["margin"] > 0 else "wrong" if record["margin"] < 0 else "tie"
@@ -91,35 +91,39 @@ def strongest(tokens: pd.DataFrame) -> float:
     return float(np.quantile(values, WITHIN))
 
 
-def pieces(texts: Sequence[str], logratios: Sequence[float], full: float) -> list[Piece]:
-    """Tokens as text; one that adds none, being part of a character, goes with the next that does."""
-    found, waiting = [], 0.0
+def shaded_tokens(texts: Sequence[str], logratios: Sequence[float], full: float) -> list[ShadedToken]:
+    """The tokens as text. A token without text is part of a character and is merged with the next token that has text."""
+    tokens, pending = [], 0.0
     for number, (text, logratio) in enumerate(zip(texts, logratios, strict=True), 1):
-        waiting += float(logratio)
+        pending += float(logratio)
         if text or number == len(texts):
-            found.append(Piece(text, waiting, shade(waiting, full)))
-            waiting = 0.0
-    return found
+            tokens.append(ShadedToken(text, pending, shade(pending, full)))
+            pending = 0.0
+    return tokens
 
 
 def shade(logratio: float, full: float) -> str:
-    """The class for a log-ratio: the sign, and how many quarters of `full` it is, rounded."""
+    """The CSS class of a log-ratio: its sign, and its size in quarters of `full`, rounded."""
     level = round(SHADES * min(1.0, abs(logratio) / full)) if full else 0
     return f"{'up' if logratio > 0 else 'down'}-{level}" if level else ""
 
 
-def _side(name: str, record: Mapping[Hashable, Any], row: Mapping[Hashable, Any], full: float) -> Side:
-    shown, written, cut = pieces(row["texts"], row["logratios"], full), record[name], record[f"{name}_truncated"]
-    scored = "".join(row["texts"]).rstrip("\N{REPLACEMENT CHARACTER}")  # the cut may fall within a character
-    # Some tokenizers change what they read: letter case, accents, spaces.
-    apart = not (written.startswith(scored) if cut else scored.startswith(written))
-    return Side(
+def _response(name: str, record: Mapping[Hashable, Any], row: Mapping[Hashable, Any], full: float) -> Response:
+    tokens, written, cut = (
+        shaded_tokens(row["texts"], row["logratios"], full),
+        record[name],
+        record[f"{name}_truncated"],
+    )
+    scored = "".join(row["texts"]).rstrip("\N{REPLACEMENT CHARACTER}")  # the cut may be inside a character
+    # Some tokenizers change the text: letter case, accents, spaces.
+    respelled = not (written.startswith(scored) if cut else scored.startswith(written))
+    return Response(
         name=name,
         reward=record[f"reward_{name}"],
-        logratio=sum(piece.logratio for piece in shown),
+        logratio=sum(token.logratio for token in tokens),
         n_tokens=len(row["texts"]),
-        pieces=shown,
-        moved=sorted((piece for piece in shown if piece.shade), key=lambda piece: -abs(piece.logratio))[:MOST],
-        rest=written if apart else written[len(scored) :],
-        apart=apart,
+        tokens=tokens,
+        largest=sorted((token for token in tokens if token.shade), key=lambda token: -abs(token.logratio))[:MOST],
+        rest=written if respelled else written[len(scored) :],
+        respelled=respelled,
     )

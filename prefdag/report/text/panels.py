@@ -1,0 +1,60 @@
+"""The key numbers and the figures of the language model."""
+
+from typing import TYPE_CHECKING
+
+from markupsafe import Markup
+
+from prefdag.report.page import calibration
+from prefdag.report.page.figures import Line
+from prefdag.report.page.numbers import Estimate, number, percent, percent_span, signed, signed_span
+from prefdag.report.page.panels import KeyNumber, Panel, chosen_and_rejected, dpo_curves, panel
+from prefdag.report.text import figures
+from prefdag.report.text.sentences import is_paired
+
+if TYPE_CHECKING:
+    from prefdag.report.page.results import TextTrack
+
+
+def key_numbers(text: "TextTrack") -> list[KeyNumber]:
+    """Ranking accuracy, mean margin, KL and perplexity."""
+    heldout = text.metrics["heldout"]
+    accuracy, margin = Estimate.of(heldout["rewards"], "accuracy"), Estimate.of(heldout["rewards"], "margin")
+    if is_paired(text.metrics):
+        difference, rows = "Mean reward margin", f"n = {number(heldout['n_pairs'])} pairs"
+    else:
+        difference = "Difference of mean rewards"
+        rows = f"n = {number(heldout['n_chosen'])} and {number(heldout['n_rejected'])} responses"
+    return [
+        KeyNumber("Pairs ranked correctly", percent(accuracy.value), percent_span(accuracy), rows, accuracy),
+        KeyNumber(difference, signed(margin.value), signed_span(margin), rows),
+        KeyNumber("KL to the reference", number(heldout["kl"], 4), "nats per token", rows),
+        KeyNumber(
+            "Perplexity",
+            number(heldout["policy"]["perplexity"], 2),
+            f"reference {number(heldout['reference']['perplexity'], 2)}",
+            f"n = {number(heldout['n_tokens'])} tokens",
+        ),
+    ]
+
+
+def curves(text: "TextTrack") -> list[Panel]:
+    """Training curves of the policy and of its reference."""
+    return [
+        *dpo_curves(text.dpo, "text"),
+        *panel(text.dpo, "Log-probabilities, nats", chosen_and_rejected("logps"), "text-logps"),
+        *panel(text.sft, "Reference: supervised loss", [Line("loss", "reference")], "text-sft"),
+    ]
+
+
+def heldout(text: "TextTrack") -> list[Panel]:
+    """Margins, rewards and calibration of the held-out pairs; of unpaired responses, histograms of the rewards."""
+    if not is_paired(text.metrics):
+        return [Panel("Rewards of both kinds", Markup(figures.spread(text.pairs, name="spread")))]
+    return [
+        Panel("Reward margins", Markup(figures.margins(text.pairs["margin"], name="margins"))),
+        Panel("Reward of chosen against rejected", Markup(figures.rewards(text.pairs, name="scatter"))),
+        Panel(
+            "Calibration of the margins",
+            Markup(calibration.of_margins(text.pairs["margin"], text.pairs["preference"], name="calibration")),
+        ),
+    ]
