@@ -2,7 +2,7 @@
 
     task = TASKS["truthfulqa"]
     groups = task.groups(rows, tokenizer, positions(Path("models/base")))
-    table = task.table(rows, score(model, groups, max_tokens=1024, name="truthfulqa"))
+    table = task.table(rows, group_logps(model, groups, max_tokens=1024, name="truthfulqa"))
     metrics = task.metrics(table)
 
 Raw text in no template and without EOS, so that the figures compare with those of other models. Benchmark `lm_eval.py`

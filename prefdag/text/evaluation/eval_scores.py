@@ -16,7 +16,7 @@ from prefdag.pairs.eval_sets import EvalRow, spoken
 from prefdag.runtime.errors import DataError
 from prefdag.text.evaluation import choices
 from prefdag.text.evaluation.eval_rows import eval_groups
-from prefdag.text.scoring.logps import score
+from prefdag.text.scoring.logps import group_logps
 from prefdag.text.scoring.packing import Group
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def of_choices(name: str) -> str:
 
 def score_asked(model: nn.Module, asked: Asked, max_tokens: int, role: str) -> Logps:
     """Log-probabilities of the responses, float64, (responses,), in the order of the groups."""
-    return {name: score(model, groups, max_tokens, f"{name}, {role}") for name, groups in asked.items()}
+    return {name: group_logps(model, groups, max_tokens, f"{name}, {role}") for name, groups in asked.items()}
 
 
 def to_frame(logps: Logps) -> pd.DataFrame:
