@@ -21,7 +21,7 @@ from prefdag.runtime.errors import DataError, ParamsError, PrefdagError, SourceE
 from prefdag.stats.intervals import paired_difference
 from prefdag.text import model as lm
 from prefdag.text.evaluation import judge
-from prefdag.text.scoring.logps import score
+from prefdag.text.scoring.logps import group_logps
 from prefdag.text.scoring.packing import Group
 
 TEMPLATE = "{% for m in messages %}{{ m['role'] }} {{ m['content'] }} </s> {% endfor %}"
@@ -94,7 +94,7 @@ def test_the_higher_reward_wins_and_the_same_answer_ties() -> None:
 
 
 def test_implicit_rewards_are_beta_times_the_log_ratio(tmp_path: Path) -> None:
-    """From `logps.score`, one response at a time; and the mean over tokens where the loss takes that."""
+    """From `group_logps`, one response at a time; and the mean over tokens where the loss takes that."""
     folder = write_model(tmp_path / "llama", "llama")
     policy = with_lora(folder)
     disturb(policy)
@@ -107,7 +107,7 @@ def test_implicit_rewards_are_beta_times_the_log_ratio(tmp_path: Path) -> None:
             Group(list(prompt), (list(ids),))
             for prompt, ids in zip(pairs["prompt_ids"], pairs[f"ids_{side}"], strict=True)
         ]
-        ratio = 0.5 * (score(policy, groups, 100, "") - score(both.reference, groups, 100, ""))
+        ratio = 0.5 * (group_logps(policy, groups, 100, "") - group_logps(both.reference, groups, 100, ""))
         assert found[f"reward_{side}"].tolist() == pytest.approx(ratio.tolist(), abs=1e-5)
         lengths = pairs[f"ids_{side}"].map(len).to_numpy()
         assert mean[f"reward_{side}"].tolist() == pytest.approx((ratio / lengths).tolist(), abs=1e-5)
