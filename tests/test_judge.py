@@ -79,7 +79,7 @@ def test_decodings_are_counted_apart() -> None:
 
 
 def test_a_judge_that_nobody_can_read_is_an_error() -> None:
-    with pytest.raises(PrefdagError, match=r"none of 2 verdicts on greedy answers can be read; take another model"):
+    with pytest.raises(PrefdagError, match=r"none of 2 verdicts on greedy answers can be read; choose another model"):
         judge.win_rates(contests_of([("a", "b")] * 2), verdicts_of(["unread"] * 2))
 
 
@@ -167,7 +167,7 @@ def test_folders_that_hold_no_reward_model_are_refused_in_one_line(tmp_path: Pat
     pairs = contests_of([("a", "b")])
     cases: dict[str, Any] = {
         "no trained score.weight": write_model(tmp_path / "causal", "llama"),  # its head would be drawn at random
-        "has 3 scores; a reward model has one": write_reward_model(tmp_path / "three", labels=3),
+        "has 3 labels; a reward model has one": write_reward_model(tmp_path / "three", labels=3),
         "has no chat template": write_reward_model(tmp_path / "plain", template=None),
         "no reward model in safetensors": tmp_path / "empty",
     }
@@ -187,7 +187,9 @@ def test_folders_that_hold_no_reward_model_are_refused_in_one_line(tmp_path: Pat
 
 def test_a_dialogue_beyond_the_window_is_named(tmp_path: Path) -> None:
     small = write_reward_model(tmp_path / "small", positions=8)
-    with pytest.raises(DataError, match=r"pairs.parquet: p0: 9 tokens to judge, .* has 8 positions; take another one"):
+    with pytest.raises(
+        DataError, match=r"pairs.parquet: p0: 9 tokens to judge, .* has 8 positions; choose another one"
+    ):
         judge.reward_model(contests_of([("a a a", "b")]), small)
 
 

@@ -27,6 +27,7 @@ from prefdag.config.answer_text import AnswerText
 from prefdag.config.dpo_text import DpoText, TextReference
 from prefdag.config.evaluate_text import EvaluateText
 from prefdag.config.format_pairs import FormatPairs
+from prefdag.config.health import Health
 from prefdag.config.judge_text import ImplicitJudge, JudgeText
 from prefdag.config.loss_options import LossOptions
 from prefdag.config.ref_logps import RefLogps
@@ -50,7 +51,17 @@ from prefdag.text.scoring import rows
 from prefdag.text.scoring.logps import Pair, PairLogps, all_pair_logps, group_logps, pair_logps
 from prefdag.text.scoring.packing import Group
 from prefdag.train.loop import History
-from stages import answer_text, dpo_text, evaluate_text, format_pairs, judge_text, ref_evals, ref_logps, sft_ref
+from stages import (
+    answer_text,
+    dpo_text,
+    evaluate_text,
+    format_pairs,
+    health_text,
+    judge_text,
+    ref_evals,
+    ref_logps,
+    sft_ref,
+)
 
 EOS = 0
 SPLITS = ("train", "val", "test")
@@ -470,6 +481,7 @@ def test_unpaired_responses_are_learnt_from_and_evaluated(
     config = EvaluateText(max_eval_rows=2, tokens_per_batch=200)
     monkeypatch.setattr(choices, "PRIMER", "Q: Who?\nA: She.")  # the tiny model's window is small
     ref_evals.main(FORMAT, config)
+    health_text.main(settings(), Health(kl_budget=100.0, fail_on=[]))
     evaluate_text.main(0.5, loss, OPTIONS, FORMAT, config)
 
     sampling = AnswerText(prompts=None, max_new_tokens=4, temperature=1.0, top_p=0.9, batch_size=3, seed=0)
