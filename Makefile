@@ -1,4 +1,4 @@
-# Nothing but Python >= 3.11, make and git is presupposed. `make` alone lists the targets.
+# Needs only Python >= 3.11, make and git. `make` without a target lists the targets.
 PYTHON ?= python3
 BETAS ?= 0.1,0.3,0.5
 ORIGIN ?= origin-small
@@ -9,32 +9,32 @@ INSTALLED := $(VENV)/.installed
 ORACLE := $(VENV)/.oracle
 LOCK := $(UV) pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11
 
-# MLflow opens on an empty overview; this is the list of pipeline runs of the first experiment in the store.
+# MLflow opens with an empty overview; this address lists the pipeline runs of the first experiment in the store.
 RUNS := \#/experiments/1/runs?searchFilter=tags.kind%20%3D%20%22pipeline%22
 
 export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help setup repro sweep origin test test-slow chaos lint docs qlora ui lock clean
+.PHONY: help setup repro sweep origin test test-slow chaos lint dag docs qlora ui lock clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
 
-setup: $(INSTALLED) ## create .venv and install the hash-locked requirements (6 GB)
+setup: $(INSTALLED) ## create .venv and install the hash-locked requirements (7 GB)
 
-repro: setup ## run the whole pipeline on params.yaml; what has not changed is not run again
+repro: setup ## run the whole pipeline with params.yaml; stages that are up to date are skipped
 	@$(ACTIVATE) && dvc repro
 	@echo
 	@echo "Report:       reports/index.html (opens offline)"
 	@echo "Experiments:  make ui, then open http://127.0.0.1:5000/$(RUNS)"
 	@echo "Next:         . $(VENV)/bin/activate && dvc exp run -S beta=0.3"
 
-sweep: setup ## run an experiment for each of BETAS=0.1,0.3,0.5, and plot the frontier
+sweep: setup ## run one experiment per beta (BETAS=0.1,0.3,0.5) and plot the frontier
 	@$(ACTIVATE) && dvc exp run --queue -S 'beta=$(BETAS)' && dvc exp run --run-all
 	@$(ACTIVATE) && prefdag frontier
 
-origin: setup ## the experiment that this project grew from, small: docs/origin.md; FILES="--pairs FILE ..." in place of the hub's
+origin: setup ## run the experiment this project grew from, small; docs/origin.md has ORIGIN and FILES
 	@$(ACTIVATE) && python -m benchmarks.origin run .prefdag/origin --profile $(ORIGIN) $(FILES)
 
 test: $(ORACLE) ## run the fast tests
@@ -43,35 +43,38 @@ test: $(ORACLE) ## run the fast tests
 test-slow: $(ORACLE) ## run the slow tests
 	@$(ACTIVATE) && pytest -m slow
 
-chaos: $(ORACLE) ## the game day: kill, fill the disk, take servers away, flip bytes; prints survived/tried
+chaos: $(ORACLE) ## run the destructive tests: kills, full disks, dead servers, flipped bytes; prints survived/tried
 	@$(ACTIVATE) && pytest -m chaos
 
 lint: setup ## check style and types
 	@$(ACTIVATE) && ruff check && ruff format --check && mypy
 
-docs: setup ## write docs/losses.md and docs/benchmarks.md anew, from the code and the results
-	@$(ACTIVATE) && python -m prefdag.dpo.losses_page > docs/losses.md
+dag: setup ## write deps and params of dvc.yaml, and the table in docs/pipeline.md, from the code
+	@$(ACTIVATE) && python -m prefdag.project.dag
+
+docs: setup ## write docs/losses.md and docs/benchmarks.md from the code and the results
+	@$(ACTIVATE) && python -m prefdag.project.losses_page > docs/losses.md
 	@$(ACTIVATE) && python -m benchmarks.page > docs/benchmarks.md
 
 qlora: setup ## install bitsandbytes, for kind: qlora on a GPU
 	@$(UV) pip install --quiet --python $(VENV)/bin/python --no-deps --require-hashes -r requirements-qlora.lock
 
-ui: setup ## open the experiments in MLflow, until Ctrl-C
+ui: setup ## show the experiments in MLflow; Ctrl-C stops it
 	@echo "Experiments:  http://127.0.0.1:5000/$(RUNS)"
 	@$(ACTIVATE) && mlflow ui
 
-lock: $(UV) ## bring the locks up to date with pyproject.toml, versions kept; ARGS=--upgrade takes the newest
+lock: $(UV) ## update the lock files to pyproject.toml and keep versions; ARGS=--upgrade takes the newest
 	$(LOCK) $(ARGS) --extra dev pyproject.toml --output-file requirements.lock
 	echo uv | $(LOCK) $(ARGS) - --output-file requirements-uv.lock
 	echo bitsandbytes | $(LOCK) $(ARGS) --no-deps - --output-file requirements-qlora.lock
 	echo 'trl==1.16.*' | $(LOCK) --no-deps - --output-file requirements-test.lock
 
-clean: ## remove .venv, caches and what tests made; data, models, reports and experiments stay
+clean: ## remove .venv, caches and test outputs; keep data, models, reports and experiments
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .prefdag/tests
 	find prefdag stages tests -name __pycache__ -prune -exec rm -rf {} +
 
-# pip brings uv, and uv brings the rest: it takes half a minute where pip takes many. Neither is told of an index, so
-# each uses the one that this machine is set up for. Progress is shown on a terminal only.
+# pip only fetches uv, and uv installs the rest: half a minute instead of many. Neither is given an index, so each uses the one
+# configured on this machine. Progress is shown only on a terminal.
 $(UV): requirements-uv.lock
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON): not found; install Python 3.11 or newer"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -82,7 +85,7 @@ $(UV): requirements-uv.lock
 	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-uv.lock
 	@touch $@
 
-# Compiled here: where PYTHONDONTWRITEBYTECODE is set, as in many containers, every stage would compile 4,000 modules anew.
+# Compiles to bytecode: with PYTHONDONTWRITEBYTECODE set, as in many containers, every stage would compile 4,000 modules.
 $(INSTALLED): $(UV) requirements.lock pyproject.toml
 	@echo "Installing into $(VENV) ..."
 	@test -t 2 || quiet=--quiet; \
@@ -90,7 +93,7 @@ $(INSTALLED): $(UV) requirements.lock pyproject.toml
 		$(UV) pip install $$quiet --python $(VENV)/bin/python --no-deps --no-build-isolation --editable .
 	@touch $@
 
-# A peer whose losses ours are compared with (tests/test_against_trl.py); the pipeline never imports it.
+# TRL, whose losses are compared with ours (tests/test_against_trl.py); the pipeline never imports it.
 $(ORACLE): $(INSTALLED) requirements-test.lock
 	@$(UV) pip install --quiet --python $(VENV)/bin/python --no-deps --require-hashes -r requirements-test.lock
 	@touch $@

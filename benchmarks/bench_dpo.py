@@ -1,19 +1,19 @@
-"""DPO training of a language model, ours against TRL's DPOTrainer.
+"""DPO training of a language model: ours against TRL's DPOTrainer.
 
     python -m benchmarks.bench_dpo --rows FILE --model FOLDER [--pairs 32] [--rounds 3]
 
-Rows are drawn from an hh-rlhf .jsonl.gz file; the model is a folder that transformers loads. One epoch over the same rows in
-the same order: LoRA r=8 on q_proj and v_proj with the same start, batch 4, float32, at most 512 tokens, AdamW at 1e-4, dropout
-off, clipping at 1. Other settings are for bench_gpu.
+Rows are drawn from an hh-rlhf .jsonl.gz file; the model is a folder that transformers loads. Everybody trains one epoch on the
+same rows in the same order: LoRA with r=8 on q_proj and v_proj from the same start, batches of 4, float32, at most 512 tokens,
+AdamW at 1e-4, no dropout, gradients clipped at 1. The other options are for bench_gpu.
 
-    ours             log-probabilities of the reference computed beforehand, as the pipeline does
-    ours sparing     the same, a pair a forward pass (micro_batch_size: 1)
-    trl              as it comes: the reference beside the policy, gradient checkpointing
-    trl precomputed  the reference beforehand
-    trl fastest      the reference beforehand, no gradient checkpointing
+    ours             the reference's log-probabilities are computed beforehand, as in the pipeline
+    ours sparing     the same, with one pair per forward pass (micro_batch_size: 1)
+    trl              TRL's defaults: the reference is computed during training; gradient checkpointing
+    trl precomputed  the reference is computed beforehand
+    trl fastest      the reference is computed beforehand; no gradient checkpointing
 
-Timed is the training, from the start of the first step, or the first behind those that warm up, to the end of the last; the
-memory is that of the whole process.
+The timing covers training only: from the start of the first step after the warm-up to the end of the last. Memory is the peak
+of the whole process.
 """
 
 import argparse
@@ -31,8 +31,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from benchmarks.harness import Contender, end_in_one_line, markdown, positive, run_rounds, summarise, write
 from benchmarks.hh_rows import MAX_LENGTH, arguments, encode, sample
-from benchmarks.paired import Contender, end_in_one_line, markdown, positive, run_rounds, summarise, write
 from prefdag.config.adapter import Adapter, Full, Lora
 from prefdag.config.loss_options import LossOptions
 from prefdag.config.training import Training
@@ -63,7 +63,7 @@ TRAINING = Training(
 
 
 def start_adapters(model: nn.Module) -> None:
-    """The same start for all: A as peft draws it, but a function of its name alone; B stays 0."""
+    """Give every contender the same start: A is drawn as in peft, but seeded by its name alone; B stays 0."""
     for name, p in model.named_parameters():
         if "lora_A" in name:
             generator = torch.Generator().manual_seed(sum(name.rpartition("layers")[2].encode()))
@@ -71,13 +71,13 @@ def start_adapters(model: nn.Module) -> None:
 
 
 def training(args: argparse.Namespace) -> Training:
-    """What both sides train with."""
+    """The training settings that both sides use."""
     micro_batch = 1 if args.contender == "ours sparing" else args.batch
     return replace(TRAINING, batch_size=args.batch, micro_batch_size=micro_batch, precision=args.precision)
 
 
 def ours(args: argparse.Namespace) -> dict[str, float]:
-    """The trainer, the task and the scoring of stage dpo_text."""
+    """Train with the trainer, the task and the scoring of stage dpo_text."""
     from transformers import AutoTokenizer
 
     from prefdag.dpo.preference import Preference
@@ -101,7 +101,7 @@ def ours(args: argparse.Namespace) -> dict[str, float]:
     clock = Clock()
 
     def log(step: int, metrics: Mapping[str, float]) -> None:
-        clock.tick()  # after the validation that precedes the first step, then after every step
+        clock.tick()  # after the validation before the first step, then after every step
 
     with tempfile.TemporaryDirectory() as scratch:
         history = fit(
@@ -113,12 +113,12 @@ def ours(args: argparse.Namespace) -> dict[str, float]:
             log=log,
             hooks=[preference],
         )
-    clock.times = clock.times[: len(history.train) + 1]  # what follows is a validation again
+    clock.times = clock.times[: len(history.train) + 1]  # drop the final validation
     return {**figures(args, policy, pairs, clock, rate), **losses([row["loss"] for row in history.train])}
 
 
 def trl(args: argparse.Namespace, *, precompute: bool, checkpointing: bool) -> dict[str, float]:
-    """TRL's DPOTrainer on the same texts in the same order."""
+    """Train with TRL's DPOTrainer on the same texts in the same order."""
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
@@ -164,26 +164,26 @@ def trl(args: argparse.Namespace, *, precompute: bool, checkpointing: bool) -> d
         )
         start_adapters(trainer.model)
         trainer.train()
-    said = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    step_losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
     pairs = [encode(each, tokenizer) for each in texts]
-    return {**figures(args, trainer.model, pairs, clock, rate), **losses(said)}
+    return {**figures(args, trainer.model, pairs, clock, rate), **losses(step_losses)}
 
 
 def order(args: argparse.Namespace) -> list[int]:
-    """The rows as they are trained on, one batch after another."""
+    """The row numbers in training order, one batch after another."""
     from prefdag.train.optimizer import batch_order
 
     return [row for _, step in batch_order(args.pairs, training(args), 0) for row in step]
 
 
 class Clock:
-    """The times at which a training began and each of its steps ended."""
+    """Records when training began and when each step ended."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
 
     def tick(self) -> None:
-        """Now, when the GPU has done what it was told."""
+        """Record the time, after the GPU has finished its work."""
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self.times.append(time.perf_counter())
@@ -192,35 +192,36 @@ class Clock:
 def figures(
     args: argparse.Namespace, policy: nn.Module, pairs: Sequence[Pair], clock: Clock, rate_before: float
 ) -> dict[str, float]:
-    """Speeds behind the steps that warm up. Tokens are those of prompt and chosen and of prompt and rejected.
+    """Speeds after the warm-up steps. Tokens count prompt and chosen, and prompt and rejected.
 
-    The rate of products is the mean of `rate_before` the training and of that behind it: a machine's own varies.
+    `flops_share` divides by the rate of matrix products: the mean of `rate_before` training and the rate after it, since a
+    machine's speed varies.
     """
     timed = [pairs[i] for i in order(args)[args.warmup * args.batch :]]
     seconds = clock.times[-1] - clock.times[args.warmup]
     tokens = sum(2 * len(pair.prompt) + len(pair.chosen or ()) + len(pair.rejected or ()) for pair in timed)
     rate = (rate_before + product_rate(args.precision)) / 2
-    found = {
+    metrics = {
         "pairs_per_second": len(timed) / seconds,
         "tokens_per_second": tokens / seconds,
         "flops_share": sum(useful_flops(policy, pair) for pair in timed) / seconds / rate,
     }
     if torch.cuda.is_available():
-        found["peak_gpu_gb"] = torch.cuda.max_memory_allocated() / 1e9
-    return found
+        metrics["peak_gpu_gb"] = torch.cuda.max_memory_allocated() / 1e9
+    return metrics
 
 
 def losses(values: Sequence[float]) -> dict[str, float]:
-    """Those of the first eight steps."""
+    """The losses of the first eight steps, named loss_1 to loss_8."""
     return {f"loss_{i}": float(value) for i, value in enumerate(values[:8], start=1)}
 
 
 def useful_flops(policy: nn.Module, pair: Pair) -> float:
-    """What a training step cannot do without for a pair, multiplications and additions.
+    """The multiplications and additions that a training step needs for a pair.
 
-    2 a weight and token forwards, 2 backwards for the gradient of activations, 2 more for that of weights where they are
-    trained; the head for scored tokens; attention over the tokens seen, 4 d forwards and 8 d backwards. LoRA's own products
-    are left out.
+    Per weight and token: 2 in the forward pass, 2 for the gradient of activations, and 2 for the gradient of the weights if
+    they are trained. The head counts for scored tokens. Attention takes 4 d forward and 8 d backward per token attended to.
+    LoRA's own products are left out.
     """
     config: Any = policy.config
     layers = [p for name, p in policy.named_parameters() if ".layers." in name and "lora" not in name]
@@ -234,18 +235,18 @@ def useful_flops(policy: nn.Module, pair: Pair) -> float:
 
 
 def product_rate(precision: str) -> float:
-    """Multiplications and additions a second in a product of square matrices, which lasts: the median of a second's products.
+    """Multiplications and additions per second in products of square matrices: the median over one second of products.
 
-    On a CPU the better of torch's product and ours.
+    The faster of torch's product and ours.
     """
     from prefdag.text.model import DTYPES
-    from prefdag.text.scoring.layers import product
+    from prefdag.text.scoring.layers import linear
 
     cuda = torch.cuda.is_available()
     size = 8192 if cuda else 2048
     a, b = torch.randn(2, size, size, dtype=DTYPES[precision], device="cuda" if cuda else "cpu")
     medians = []
-    for multiply in (torch.mm, product):
+    for multiply in (torch.mm, linear):
         clock = Clock()
         clock.tick()
         while clock.times[-1] < clock.times[0] + 1:
@@ -259,9 +260,11 @@ def main() -> None:
     """The command line."""
     parser = arguments(__doc__, (*OURS, *TRL), pairs=32, rounds=3)
     parser.add_argument("--beta", type=float, default=0.1)
-    parser.add_argument("--adapter", choices=ADAPTERS, default="lora", help="lora, or full: every weight is trained")
-    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="bfloat16: autocast")
-    parser.add_argument("--batch", type=positive, default=4, help="pairs a step")
+    parser.add_argument("--adapter", choices=ADAPTERS, default="lora", help="lora, or full to train every weight")
+    parser.add_argument(
+        "--precision", choices=("float32", "bfloat16"), default="float32", help="bfloat16 uses autocast"
+    )
+    parser.add_argument("--batch", type=positive, default=4, help="pairs per step")
     parser.add_argument("--warmup", type=int, default=0, help="steps that are not timed")
     args = parser.parse_args()
     if args.contender in OURS:

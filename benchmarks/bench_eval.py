@@ -1,11 +1,11 @@
-"""Log-probabilities of responses, as evaluation and ref_logps need them: ours against a plain loop of transformers.
+"""Log-probabilities of responses, as evaluation and ref_logps compute them: ours against a plain transformers loop.
 
     python -m benchmarks.bench_eval --rows FILE --model FOLDER [--pairs 64] [--rounds 3]
 
 Rows are drawn from an hh-rlhf .jsonl.gz file; the model is a folder that transformers loads. float32, no gradient.
 
-    ours          prompts shared by both responses, rows packed up to 1,024 tokens, logits of scored tokens a part at a time
-    transformers  every response behind its prompt, padded to the longest of 8, the logits of all tokens
+    ours          both responses share a prompt, rows are packed up to 1,024 tokens, logits of scored tokens only, in chunks
+    transformers  every response with its prompt, batches of 8 padded to the longest, logits of all tokens
 """
 
 import json
@@ -15,18 +15,18 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.harness import Contender, end_in_one_line, markdown, run_rounds, summarise, write
 from benchmarks.hh_rows import arguments, encode, sample
-from benchmarks.paired import Contender, end_in_one_line, markdown, run_rounds, summarise, write
 from prefdag.text.scoring.logps import Pair
 
 RESULTS = Path(__file__).with_name("bench_eval.csv")
 CONTENDERS = ("ours", "transformers")
-BATCH = 8  # rows of the plain loop
-TOKENS = 1024  # of a pass of ours: the pipeline's default
+BATCH = 8  # rows per batch of the plain loop
+TOKENS = 1024  # per forward pass of ours, the pipeline's default
 
 
 def ours(folder: Path, pairs: list[Pair]) -> tuple[float, float]:
-    """Seconds, and the sum of all log-probabilities in nats."""
+    """Seconds, and the sum of all log-probabilities in nats, with the pipeline's scoring."""
     from prefdag.text import model as lm
     from prefdag.text.scoring.logps import all_pair_logps
 
@@ -38,7 +38,7 @@ def ours(folder: Path, pairs: list[Pair]) -> tuple[float, float]:
 
 @torch.no_grad()
 def plain(folder: Path, pairs: list[Pair]) -> tuple[float, float]:
-    """The same by transformers alone."""
+    """Seconds, and the sum of all log-probabilities in nats, with transformers alone."""
     from torch.nn.utils.rnn import pad_sequence
     from transformers import AutoModelForCausalLM
 

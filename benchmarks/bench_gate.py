@@ -1,9 +1,9 @@
-"""The data gate: seconds and memory of validating and formatting hh-rlhf rows, real ones and many more of their shape.
+"""The data gate: time and memory for validating and formatting hh-rlhf rows, real ones and many synthetic ones.
 
     python -m benchmarks.bench_gate --rows FILE --model FOLDER [--synthetic 160000] [--rounds 1]
 
 FILE is an hh-rlhf .jsonl.gz, FOLDER a model whose tokenizer and template format the pairs. The synthetic rows are
-dialogues of one turn, of words drawn from FILE. All other settings are those of the profile hh-rlhf.
+single-turn dialogues of words drawn from FILE. All other settings come from the profile hh-rlhf.
 """
 
 import argparse
@@ -21,8 +21,8 @@ from typing import Any
 import pandas as pd
 
 from benchmarks.bench_pipeline import ROOT, call
+from benchmarks.harness import Contender, end_in_one_line, markdown, positive, run_rounds, summarise, write
 from benchmarks.hh_rows import TURN
-from benchmarks.paired import Contender, end_in_one_line, markdown, positive, run_rounds, summarise, write
 
 RESULTS = Path(__file__).with_name("bench_gate.csv")
 BEFORE = ("download_pairs", "download_evals")
@@ -30,7 +30,7 @@ TIMED = ("validate_pairs", "format_pairs")
 
 
 def synthesise(real: Path, path: Path, n: int, seed: int = 0) -> None:
-    """`n` hh-rlhf rows of words that `real` has, as often as they stand there; texts are as long as real ones."""
+    """Write `n` hh-rlhf rows to `path`, with word frequencies and text lengths as in `real`."""
     with gzip.open(real, "rt", encoding="utf-8") as file:
         texts = [json.loads(line)["chosen"].replace("Human:", " ").replace("Assistant:", " ").split() for line in file]
     words = [word for text in texts for word in text]
@@ -46,11 +46,11 @@ def synthesise(real: Path, path: Path, n: int, seed: int = 0) -> None:
 
 
 def project(folder: Path, rows: Path, model: Path) -> None:
-    """A clone of what is committed, up to where `rows` are to be validated."""
+    """Clone the committed project into `folder` and run the stages before the validation of `rows`."""
     from ruamel.yaml import YAML
 
     call(["git", "clone", "--quiet", str(ROOT), str(folder)], ROOT)
-    call([sys.executable, "-c", "from prefdag.profiles import apply; apply('hh-rlhf')"], folder)
+    call([sys.executable, "-c", "from prefdag.project.profiles import apply; apply('hh-rlhf')"], folder)
     params: Any = YAML().load(folder / "params.yaml")
     sha256 = hashlib.sha256(rows.read_bytes()).hexdigest()
     params["download_pairs"]["source"] = {"kind": "path", "path": str(rows), "sha256": sha256}
@@ -63,7 +63,7 @@ def project(folder: Path, rows: Path, model: Path) -> None:
 
 
 def gate(real: Path, model: Path, synthetic: int, rounds: int) -> pd.DataFrame:
-    """Both stages on both sets of rows."""
+    """Time both stages on both sets of rows."""
     with tempfile.TemporaryDirectory() as name:
         many = Path(name) / "synthetic.jsonl"
         synthesise(real, many, synthetic)

@@ -1,10 +1,10 @@
-"""DPO training of language models on a GPU in bfloat16, ours against TRL's DPOTrainer as it comes.
+"""DPO training of language models on a GPU in bfloat16: ours against TRL's DPOTrainer with its defaults.
 
     python -m benchmarks.bench_gpu --rows FILE --model FOLDER [--pairs 512] [--batch 32] [--rounds 3]
 
-LoRA and all weights, of the model in FOLDER and of one with its tokenizer and the shape of SmolLM2-1.7B, whose weights are
-drawn at random: speed does not depend on them. All else is as in bench_dpo. The first steps, in which kernels are compiled, are
-not timed. Without a GPU the same runs on the CPU: slowly, and it says nothing of a GPU.
+LoRA and full fine-tuning of two models: the one in FOLDER, and one with its tokenizer, the shape of SmolLM2-1.7B and random
+weights, which do not affect speed. All other settings are those of bench_dpo. The first steps, which compile kernels, are not
+timed. Without a GPU the benchmark runs on the CPU, slowly, and its figures say nothing about GPUs.
 """
 
 import shutil
@@ -15,8 +15,8 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks.bench_dpo import ADAPTERS
+from benchmarks.harness import Contender, end_in_one_line, markdown, positive, run_rounds, summarise, write
 from benchmarks.hh_rows import arguments
-from benchmarks.paired import Contender, end_in_one_line, markdown, positive, run_rounds, summarise, write
 
 RESULTS = Path(__file__).with_name("bench_gpu.csv")
 LARGE = {
@@ -30,7 +30,7 @@ LARGE = {
 
 
 def enlarge(model: Path, target: Path) -> None:
-    """A model of the shape `LARGE` with random weights, and of the same kind, with the same tokenizer, as `model`."""
+    """Save a model of shape `LARGE` with random weights, and the architecture and tokenizer of `model`, to `target`."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -42,7 +42,7 @@ def enlarge(model: Path, target: Path) -> None:
 
 
 def compare(name: str, adapter: str, shared: list[str], rounds: int) -> pd.DataFrame:
-    """Both sides with one model and adapter, as `summarise` has it."""
+    """Run both sides with one model and adapter. Returns the table of `summarise`."""
     command = [sys.executable, "-m", "benchmarks.bench_dpo"]
     own = ["--adapter", adapter, "--precision", "bfloat16", *shared]
     sides = [Contender(f"{side}, {name}", [*command, side, *own]) for side in ("ours", "trl")]
@@ -52,7 +52,7 @@ def compare(name: str, adapter: str, shared: list[str], rounds: int) -> pd.DataF
 def main() -> None:
     """The command line."""
     parser = arguments(__doc__, (), pairs=512, rounds=3)
-    parser.add_argument("--batch", type=positive, default=32, help="pairs a step")
+    parser.add_argument("--batch", type=positive, default=32, help="pairs per step")
     parser.add_argument("--warmup", type=int, default=4, help="steps that are not timed")
     args = parser.parse_args()
     shared = [f"--{name}={getattr(args, name)}" for name in ("rows", "pairs", "batch", "warmup")]

@@ -1,17 +1,17 @@
-"""A DPO step of ResNet-50 on 32x32 images: here, and in the project that this one grew from.
+"""A DPO step of ResNet-50 on 32x32 images: ours against the project that this one grew from.
 
-    python -m benchmarks.bench_image [--rounds N]                  all, in turn; results go to benchmarks/bench_image.csv
-    python -m benchmarks.bench_image ours-cached|ours-live|seed    one, once: its figures as JSON
+    python -m benchmarks.bench_image [--rounds N]                  all in turn; results go to benchmarks/bench_image.csv
+    python -m benchmarks.bench_image ours-cached|ours-live|seed    one, once; prints its figures as JSON
 
 Each takes steps of 64 random images of 10 classes in float32: imagenet stem, beta 0.1, Adam at 1e-5, gradients clipped at 10.
-A step is timed from the end of the one before, loading included; validation, checkpoints and what starts a run are not.
+A step is timed from the end of the previous one, loading included. Validation, checkpoints and start-up are not timed.
 
-ours-cached  The trainer on the task of stages/dpo_image.py, without augmentation: what the reference says is looked up. It
-             was computed once before the first step, in no step's time: `cache_images_per_second`.
-ours-live    The same with shifts and mirror images, which the reference sees beside the policy.
-seed         The other project's loop, written here from its description, without its validation and its moving reference:
-             a DataLoader of PIL images, cropped (32 of 32 pixels), made tensors and normalised one by one; y_l drawn
-             at each access, of all classes; policy and reference both in training mode, both with gradient.
+ours-cached  The trainer on the task of stages/dpo_image.py, without augmentation. The reference's log-probabilities are
+             looked up; they are computed once before the first step, outside the timing (`cache_images_per_second`).
+ours-live    The same with shifts and mirror images, for which the reference is computed in every step.
+seed         The other project's loop, rewritten here from its description, without its validation and its moving reference:
+             a DataLoader of PIL images, cropped (32 of 32 pixels), converted to tensors and normalised one by one; y_l is
+             drawn from all classes at each access; policy and reference are both in training mode, both with gradients.
 """
 
 import argparse
@@ -27,8 +27,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from benchmarks.paired import Contender, end_in_one_line, markdown, positive, run_rounds, summarise, write
-from prefdag.stage import set_environment
+from benchmarks.harness import Contender, end_in_one_line, markdown, positive, run_rounds, summarise, write
+from prefdag.runtime.environment import set_environment
 
 RESULTS = Path(__file__).with_name("bench_image.csv")
 WARM_UP, STEPS = 4, 16
@@ -39,16 +39,16 @@ Figures = dict[str, float]
 
 
 def figures(ends: Sequence[float]) -> Figures:
-    """The median step, after the warm-up, of steps that ended at these seconds."""
+    """The median step after the warm-up, given the times at which steps ended, in seconds."""
     seconds = statistics.median(end - start for start, end in pairwise(ends[WARM_UP - 1 :]))
     return {"step_seconds": seconds, "images_per_second": BATCH / seconds}
 
 
 def ours(max_shift: int, flip: bool) -> Figures:
-    """This project's step."""
+    """Time this project's step."""
     import torch
 
-    from prefdag.config.check import load_params
+    from prefdag.check_params import load_params
     from prefdag.config.loss_options import LossOptions
     from prefdag.config.reference import Reference
     from prefdag.dpo.preference import Preference
@@ -83,7 +83,7 @@ def ours(max_shift: int, flip: bool) -> Figures:
     reference = copy.deepcopy(policy).requires_grad_(False)
 
     def task(n: int) -> tuple[Task, float]:
-        """Random images, and how many a second the reference was computed for."""
+        """A task of `n` random images, and the images per second at which the reference was computed."""
         images = torch.randint(0, 256, (n, 3, SIZE, SIZE), dtype=torch.uint8, device=process().device)
         y_w = torch.randint(0, CLASSES, (n,), device=process().device)
         split = ImagePairs(list(range(n)), images, y_w, (y_w + 1) % CLASSES)
@@ -101,13 +101,13 @@ def ours(max_shift: int, flip: bool) -> Figures:
             ends.append(time.perf_counter())
 
     with tempfile.TemporaryDirectory() as empty:
-        # One image is validated, for form's sake.
+        # `fit` needs a validation task; one image is enough.
         fit(policy, Tasks(train, task(1)[0]), training, seed=0, checkpoints=Checkpoints(Path(empty)), log=log)
     return figures(ends) | ({} if augment.changes else {"cache_images_per_second": speed})
 
 
 class SeedImages:
-    """Random images as the seed project's dataset hands them out: (3, 32, 32) in -1..1, the class, and another."""
+    """Random images as the seed project's dataset returns them: (3, 32, 32) in -1..1, the class, and a random class."""
 
     def __init__(self, n: int) -> None:
         import numpy as np
@@ -130,7 +130,7 @@ class SeedImages:
 
 
 def seed() -> Figures:
-    """The seed project's step."""
+    """Time the seed project's step."""
     import torch
     import torch.nn.functional as F
     import torchvision
@@ -138,7 +138,7 @@ def seed() -> Figures:
     from torch.utils.data import DataLoader
 
     torch.manual_seed(0)
-    # Not `process().device`, which also sets up this project's memory.
+    # Not `process().device`, which would also change how memory is reused.
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     policy = torchvision.models.resnet50()
     width = policy.fc.in_features
@@ -156,7 +156,7 @@ def seed() -> Figures:
         loss.backward()
         nn.utils.clip_grad_norm_(policy.parameters(), CLIP)
         optimizer.step()
-        float(loss.detach())  # what a progress bar would show
+        float(loss.detach())  # as for a progress bar
         ends.append(time.perf_counter())
     return figures(ends)
 
@@ -175,7 +175,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=positive, default=5)
     arguments = parser.parse_args()
     if arguments.contender:
-        set_environment()  # before torch is imported: the other project's threads do not spin either
+        set_environment()  # before torch is imported, so that the other project's threads do not spin either
         print(json.dumps(CONTENDERS[arguments.contender]()))
         return
     command = [sys.executable, "-m", "benchmarks.bench_image"]

@@ -1,10 +1,10 @@
-"""What the pipeline costs beside its work: a `dvc repro` that has nothing to do, and the imports of every stage.
+"""The pipeline's overhead: a `dvc repro` that has nothing to do, and the imports of every stage.
 
     python -m benchmarks.bench_pipeline FOLDER [--rounds N]
 
-FOLDER is a clone of the project in which `dvc repro` has run: there it is timed, five times a round, against the same in a
-repository of as many stages that do nothing. Then the tiny profile runs, stage by stage without DVC, in a clone of what is
-committed here. Results go to benchmarks/bench_pipeline.csv.
+FOLDER is a clone of the project in which `dvc repro` has run. There `dvc repro` is timed, five times per round, against the
+same command in a repository with as many stages that do nothing. Then the tiny profile runs stage by stage, without DVC, in a
+clone of the committed project. Results go to benchmarks/bench_pipeline.csv.
 """
 
 import argparse
@@ -19,24 +19,24 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks.paired import Contender, end_in_one_line, markdown, positive, run_rounds, summarise, write
+from benchmarks.harness import Contender, end_in_one_line, markdown, positive, run_rounds, summarise, write
 from prefdag.runtime.errors import DataError, PrefdagError
 from prefdag.runtime.yaml import read_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).with_name("bench_pipeline.csv")
-NO_OPS = 5  # a round: a second each, and the machine's own speed varies
+NO_OPS = 5  # per round: each takes a second, and the machine's speed varies
 DVC = [sys.executable, "-m", "dvc"]
 NO_OP = f"{shlex.join([*DVC, 'repro'])} > /dev/null && echo '{{}}'"
 
 
 def nothing_to_do(folder: Path, rounds: int) -> pd.DataFrame:
-    """A `dvc repro` in `folder` against one of an empty DAG of as many stages, both up to date.
+    """Time a `dvc repro` in `folder` against one in an empty DAG with as many stages, both up to date.
 
-    Raises `DataError` where `folder` is not up to date.
+    Raises `DataError` if `folder` is not up to date.
     """
     if not (folder / "dvc.yaml").is_file() or subprocess.run([*DVC, "status", "--quiet"], cwd=folder).returncode:
-        raise DataError(f"{folder}: not a clone of the project that is up to date; run `dvc repro` there first")
+        raise DataError(f"{folder}: not an up-to-date clone of the project; run `dvc repro` there first")
     with tempfile.TemporaryDirectory() as empty:
         empty_dag(Path(empty), len(read_yaml(folder / "dvc.yaml")["stages"]))
         names = {"done pipeline": folder, "empty DAG": Path(empty)}
@@ -45,7 +45,7 @@ def nothing_to_do(folder: Path, rounds: int) -> pd.DataFrame:
 
 
 def empty_dag(folder: Path, stages: int) -> None:
-    """A repository of Git and DVC, set up as this one, whose stages copy a file of one byte from each to the next; run."""
+    """Make a repository with this project's DVC settings, whose stages pass on a one-byte file, and run it once."""
     call(["git", "init", "--quiet"], folder)
     call([*DVC, "init", "--quiet"], folder)
     shutil.copy(ROOT / ".dvc/config", folder / ".dvc/config")
@@ -59,20 +59,20 @@ def empty_dag(folder: Path, stages: int) -> None:
 
 
 def tiny(rounds: int) -> pd.DataFrame:
-    """The stages of the tiny profile one by one, in the order in which DVC runs them."""
+    """Time the stages of the tiny profile one by one, in the order in which DVC runs them."""
     with tempfile.TemporaryDirectory() as name:
         clone = Path(name)
         call(["git", "clone", "--quiet", str(ROOT), str(clone)], ROOT)
-        call([sys.executable, "-c", "from prefdag.profiles import apply; apply('tiny')"], clone)
+        call([sys.executable, "-c", "from prefdag.project.profiles import apply; apply('tiny')"], clone)
         order = re.findall(r"^Running stage '(\w+)'", call([*DVC, "repro", "--dry", "--force"], clone), re.MULTILINE)
-        env = {"DVC_ROOT": str(clone), "MLFLOW_TRACKING_URI": ""}  # its runs are no one's
+        env = {"DVC_ROOT": str(clone), "MLFLOW_TRACKING_URI": ""}  # keep its runs out of the user's MLflow
         script = ROOT / "benchmarks/timed_stage.py"
         contenders = [Contender(stage, [sys.executable, script, stage], clone, env) for stage in order]
         return summarise(run_rounds(contenders, rounds))
 
 
 def call(command: list[str], folder: Path) -> str:
-    """What `command` prints, run in `folder`. Raises `PrefdagError` where it fails."""
+    """The output of `command`, run in `folder`. Raises `PrefdagError` if it fails."""
     done = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         raise PrefdagError(f"{shlex.join(command)}: ended with exit code {done.returncode}")

@@ -1,13 +1,14 @@
-"""Five betas, from a reference model and pairs to five policies: ours against TRL's DPOTrainer.
+"""A sweep over five betas, from a reference model and pairs to five policies: ours against TRL's DPOTrainer.
 
     python -m benchmarks.bench_sweep --rows FILE --model FOLDER [--pairs 96] [--rounds 1]
 
-Rows are drawn from an hh-rlhf .jsonl.gz file; the model is a folder that transformers loads. Settings as in bench_dpo.
+Rows are drawn from an hh-rlhf .jsonl.gz file; the model is a folder that transformers loads. The
+settings are those of bench_dpo.
 
-    ours  the pipeline's stages in a clone of what is committed: ref_logps once, dpo_text once for each beta
-    trl   for each beta a process that computes the reference's log-probabilities and trains
+    ours  the pipeline's stages in a clone of the committed project: ref_logps once, dpo_text once per beta
+    trl   one process per beta, which computes the reference's log-probabilities and trains
 
-Timed is all of it, from the start of the first process to the end of the last: with few pairs, mostly starts of processes.
+The timing runs from the start of the first process to the end of the last. With few pairs, most of it is process start-up.
 """
 
 import os
@@ -21,15 +22,15 @@ import pandas as pd
 
 from benchmarks.bench_dpo import RATE, TARGETS, TRAINING
 from benchmarks.bench_pipeline import ROOT, call
+from benchmarks.harness import Contender, end_in_one_line, markdown, run_rounds, summarise, write
 from benchmarks.hh_rows import arguments, encode, sample
-from benchmarks.paired import Contender, end_in_one_line, markdown, run_rounds, summarise, write
 
 RESULTS = Path(__file__).with_name("bench_sweep.csv")
 BETAS = (0.05, 0.1, 0.2, 0.3, 0.5)
 
 
 def ours(rows: Path, folder: Path, n: int) -> None:
-    """The two stages, in a clone where the stages before them have, so to say, run."""
+    """Run the two stages in a clone that already has the outputs of the stages before them."""
     from ruamel.yaml import YAML
     from transformers import AutoTokenizer
 
@@ -62,7 +63,7 @@ def ours(rows: Path, folder: Path, n: int) -> None:
 
 
 def as_formatted(pairs: list[Any]) -> pd.DataFrame:
-    """Pairs in the columns of data/pairs that training reads; what was cut keeps all its tokens scored."""
+    """Pairs in the columns of data/pairs that training reads. All tokens of truncated responses are scored."""
     return pd.DataFrame(
         {
             "id": [str(i) for i in range(len(pairs))],
@@ -77,7 +78,7 @@ def as_formatted(pairs: list[Any]) -> pd.DataFrame:
 
 
 def trl(shared: list[Any]) -> None:
-    """TRL with log-probabilities computed beforehand, five times."""
+    """Run TRL five times, with the reference's log-probabilities computed beforehand."""
     for beta in BETAS:
         command = [sys.executable, "-m", "benchmarks.bench_dpo", "trl precomputed", "--beta", str(beta), *shared]
         subprocess.run(list(map(str, command)), cwd=ROOT, check=True)

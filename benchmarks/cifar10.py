@@ -1,12 +1,12 @@
-"""DPO against cross-entropy on CIFAR-10: the pipeline's own image stages, once a seed and an arm.
+"""DPO against cross-entropy on CIFAR-10: the pipeline's own image stages, once per seed and arm.
 
-    python benchmarks/cifar10.py run FOLDER_OF_TARS WORK_FOLDER     hours on one core; goes on where it was stopped
+    python benchmarks/cifar10.py run FOLDER_OF_TARS WORK_FOLDER     hours on one core; continues where it stopped
     python benchmarks/cifar10.py table                                the table of docs/cifar10.md
 
-FOLDER_OF_TARS holds tars of images as SPLIT/CLASS/NAME, which are put together and split anew. A seed sets the split, the
+FOLDER_OF_TARS holds tars of images as SPLIT/CLASS/NAME, which are merged and split again. The seed determines the split, the
 warm-up, the order of the data and the negatives. Every arm starts at its seed's reference and takes the same number of
-gradient steps; its learning rate is the one with the lowest cross-entropy on the first seed's validation split. The test
-split is read once, at the end.
+gradient steps. Its learning rate is the one with the lowest cross-entropy on the first seed's validation split. The test split
+is used once, at the end.
 """
 
 import argparse
@@ -39,7 +39,7 @@ COPY = {"update": "copy", "alpha": None, "every": None}
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to go on from the reference."""
+    """One way to continue training from the reference."""
 
     name: str
     stage: str
@@ -47,7 +47,7 @@ class Arm:
     settings: Mapping[str, Any]
 
 
-# DPO wants smaller steps than cross-entropy: at 1e-5 its own validation cross-entropy has more than tripled.
+# DPO needs smaller steps than cross-entropy: at 1e-5 its validation cross-entropy more than tripled.
 ARMS = [Arm("cross-entropy", "control_image", (1e-5, 1e-4), {})] + [
     Arm(
         f"DPO, {name} reference, {negatives} negatives",
@@ -81,7 +81,7 @@ EPOCHS = 3
 
 
 def parameters(images: Path, seed: int, arm: Arm | None = None, rate: float = 1e-5) -> dict[str, Any]:
-    """The project's params.yaml with what this study changes."""
+    """The project's params.yaml with the changes of this study."""
     tree: dict[str, Any] = YAML(typ="safe").load((ROOT / "params.yaml").read_text("utf-8"))
     augmentation = {"max_shift": 4, "flip": True}
     tree["seed"] = seed
@@ -95,7 +95,7 @@ def parameters(images: Path, seed: int, arm: Arm | None = None, rate: float = 1e
 
 
 def collect(tars: Path, folder: Path) -> None:
-    """The images of all tars as `folder`/CLASS/SPLIT-NAME."""
+    """Unpack the images of all tars as `folder`/CLASS/SPLIT-NAME."""
     for path in sorted(tars.glob("*.tar")):
         with tarfile.open(path) as archive:
             for member in archive:
@@ -114,24 +114,24 @@ def stage(folder: Path, name: str, tree: Mapping[str, Any]) -> None:
 
 
 def run(tars: Path, work: Path) -> None:
-    """Everything that is not in `RESULTS` yet."""
+    """Run everything that is not in `RESULTS` yet."""
     from prefdag.image.classify import predict
     from prefdag.image.data import load_splits
     from prefdag.image.model import load
 
     def measure(folder: Path, model: str) -> dict[str, Any]:
-        """Accuracies of a model in `folder` on the validation and the test split of its seed."""
+        """Accuracy and cross-entropy of a model in `folder` on its seed's validation and test splits."""
         splits = load_splits(folder / "data/validated/images", folder / "data/image_pairs")
-        found: dict[str, Any] = {}
+        metrics: dict[str, Any] = {}
         for split in ("val", "test"):
             logps = predict(load(folder / "models" / model)[0], splits[split].images)
             truth = splits[split].y_w
-            found |= {
+            metrics |= {
                 f"{split}_n": len(truth),
                 f"{split}_accuracy": float((logps.argmax(1) == truth).float().mean()),
                 f"{split}_cross_entropy": -float(logps.gather(1, truth[:, None]).double().mean()),
             }
-        return found
+        return metrics
 
     images = work / "images"
     if not images.exists():
@@ -200,29 +200,29 @@ def results() -> pd.DataFrame:
 
 def have(seed: int, arm: str, rate: float) -> bool:
     """Whether this run is in the results."""
-    found = results()
-    return bool(((found["seed"] == seed) & (found["arm"] == arm) & (found["learning_rate"] == rate)).any())
+    rows = results()
+    return bool(((rows["seed"] == seed) & (rows["arm"] == arm) & (rows["learning_rate"] == rate)).any())
 
 
 def chosen_rate(arm: str) -> float:
-    """The learning rate of the lowest cross-entropy on the first seed's validation split."""
-    found = results()
-    mine = found[(found["arm"] == arm) & (found["seed"] == SEEDS[0])]
+    """The learning rate with the lowest cross-entropy on the first seed's validation split."""
+    rows = results()
+    mine = rows[(rows["arm"] == arm) & (rows["seed"] == SEEDS[0])]
     return float(mine.sort_values("val_cross_entropy").iloc[0]["learning_rate"])
 
 
 def table() -> str:
-    """The results as a table: means over seeds with 95% t intervals, and each arm's difference to its seed's control."""
-    found = results()
-    control = found[found["arm"] == "cross-entropy"]
+    """The results as a table: means over seeds with 95% t intervals, and each arm's difference from its seed's control."""
+    rows = results()
+    control = rows[rows["arm"] == "cross-entropy"]
     control = control[control["learning_rate"] == chosen_rate("cross-entropy")].set_index("seed")["test_accuracy"]
     lines = [
-        "| arm | learning rate | test accuracy | minus cross-entropy | test cross-entropy |",
+        "| arm | learning rate | test accuracy | points above cross-entropy | test cross-entropy |",
         "|---|---|---|---|---|",
     ]
     for name in ["reference", *(arm.name for arm in ARMS)]:
         rate = 0.0 if name == "reference" else chosen_rate(name)
-        mine = found[(found["arm"] == name) & (found["learning_rate"] == rate)].set_index("seed")
+        mine = rows[(rows["arm"] == name) & (rows["learning_rate"] == rate)].set_index("seed")
         difference = (mine["test_accuracy"] - control).dropna()
         cells = [
             name,

@@ -1,39 +1,191 @@
-"""Run by the interpreter of EleutherAI's lm-evaluation-harness, for `lm_eval.py`: imports nothing of this project.
+"""Times contenders in turn, round after round: a machine that slows down slows all of them.
 
-    PYTHON -I benchmarks/harness.py FOLDER MODEL DTYPE
+    frame = run_rounds([Contender("ours", [sys.executable, "ours.py"]), Contender("trl", ["trl", "dpo"])], rounds=5)
+    write(Path("benchmarks/bench_dpo.csv"), summarise(frame, "trl"))
 
-FOLDER holds tasks in YAML. The harness builds the requests, scores and judges them; FOLDER/DTYPE.json then has
-
-    {"versions": {package: version}, "tasks": {task: {"accuracy": ..., "rows": [[log-likelihood of each choice], ...]}}}
+Every run is a separate process. The last line of its stdout is a JSON object that maps metrics to numbers, `{}` if it has
+none; `loss_N` is the loss of step N. The harness adds `wall_seconds`, and `peak_rss_gb` in 10^9 bytes.
 """
 
 import json
+import os
+import re
+import shutil
+import subprocess
 import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import metadata
+from itertools import product
 from pathlib import Path
 
+import pandas as pd
+import psutil
 
-def main(folder: Path, model: str, dtype: str) -> None:
-    """Score all tasks of `folder` on the CPU."""
-    from lm_eval import simple_evaluate
-    from lm_eval.models.huggingface import HFLM
-    from lm_eval.tasks import TaskManager
+from prefdag.runtime.errors import PrefdagError
+from prefdag.runtime.progress import progress
 
-    names = sorted(path.stem for path in folder.glob("*.yaml"))
-    found = simple_evaluate(
-        model=HFLM(pretrained=model, dtype=dtype, device="cpu", batch_size=4),
-        tasks=names,
-        task_manager=TaskManager(include_path=str(folder), include_defaults=False),
-        bootstrap_iters=0,
-    )
-    tasks = {}
-    for name in names:
-        samples = sorted(found["samples"][name], key=lambda sample: sample["doc_id"])
-        rows = [[logp for [(logp, _)] in sample["resps"]] for sample in samples]
-        tasks[name] = {"accuracy": found["results"][name]["acc,none"], "rows": rows}
-    versions = {package: metadata.version(package) for package in ("lm_eval", "torch", "transformers")}
-    (folder / f"{dtype}.json").write_text(json.dumps({"versions": versions, "tasks": tasks}))
+PACKAGES = ("torch", "transformers", "trl", "dvc")
+# A small process that starts a command: on Linux a process's reported peak is never below that of its parent. And
+# RUSAGE_CHILDREN of one process for all runs would be the peak of all runs so far.
+LAUNCHER = """
+import json, os, subprocess, sys, time
+start = time.perf_counter()
+process = subprocess.Popen(sys.argv[1:])
+_, status, usage = os.wait4(process.pid, 0)
+seconds = time.perf_counter() - start
+print("\\n" + json.dumps({"peak_rss_gb": usage.ru_maxrss * 1024 / 1e9, "wall_seconds": seconds}))
+code = os.waitstatus_to_exitcode(status)
+sys.exit(code if code >= 0 else 128 - code)
+"""
 
 
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), *sys.argv[2:4])
+@dataclass(frozen=True)
+class Contender:
+    """A command to time. `env` is added to the environment. Its stderr goes to the terminal."""
+
+    name: str
+    command: Sequence[str | Path]
+    cwd: Path | None = None
+    env: Mapping[str, str] = field(default_factory=dict)
+
+
+def run_rounds(contenders: Sequence[Contender], rounds: int) -> pd.DataFrame:
+    """Run the contenders one after another, `rounds` times.
+
+    Returns:
+        One row per value, with the columns round (from 0), contender, metric and value.
+
+    Raises:
+        PrefdagError: a command failed, or its output did not end with a JSON object of numbers.
+    """
+    rows = []
+    with progress(rounds * len(contenders), "run") as bar:
+        for number, contender in product(range(rounds), contenders):
+            rows += [(number, contender.name, metric, value) for metric, value in measure(contender).items()]
+            bar.update()
+    return pd.DataFrame(rows, columns=["round", "contender", "metric", "value"])
+
+
+def measure(contender: Contender) -> dict[str, float]:
+    """The metrics that one run prints, its seconds, and the highest resident memory of any of its processes.
+
+    Raises as `run_rounds` does.
+    """
+    command = [sys.executable, "-ISc", LAUNCHER, *map(str, contender.command)]
+    env = {**os.environ, **contender.env}
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=contender.cwd, env=env, check=False)
+    if done.returncode:
+        raise PrefdagError(f"{contender.name}: ended with exit code {done.returncode}; its output is above")
+    printed, _, measured = done.stdout.rstrip().rpartition("\n")
+    last = printed.rstrip().rpartition("\n")[2]
+    try:
+        return {metric: float(value) for metric, value in (json.loads(last) | json.loads(measured)).items()}
+    except (ValueError, TypeError):
+        raise PrefdagError(
+            f"{contender.name}: the last line of its output is not a JSON object of numbers: {last[:80]!r}"
+        ) from None
+
+
+def summarise(frame: pd.DataFrame, *baselines: str) -> pd.DataFrame:
+    """Lowest, median and highest value over the rounds.
+
+    Args:
+        frame: the result of `run_rounds`.
+        baselines: contenders to compare all others with.
+
+    Returns:
+        One row per contender and metric. For every baseline, "ours / trl" has the ratios of two runs of the same round,
+        and "ours - trl" compares step losses: its `loss_difference` is a round's largest absolute difference. The
+        columns are what, metric, n (rounds), min, median and max.
+    """
+    runs = {
+        str(name): rows.pivot(index="round", columns="metric", values="value")
+        for name, rows in frame.groupby("contender", sort=False)
+    }
+    compared = {}
+    for baseline, name in product(baselines, [name for name in runs if name not in baselines]):
+        shared = runs[name].columns.intersection(runs[baseline].columns)
+        losses = shared.str.startswith("loss_")
+        ours, theirs = runs[name][shared], runs[baseline][shared]
+        compared[f"{name} / {baseline}"] = (ours / theirs).loc[:, ~losses]
+        if losses.any():
+            difference = (ours - theirs).loc[:, losses].abs().max(axis=1)
+            compared[f"{name} - {baseline}"] = difference.to_frame("loss_difference")
+    rows = [
+        (what, metric, values.count(), values.min(), values.median(), values.max())
+        for what, table in (runs | compared).items()
+        for metric, values in table.items()
+    ]
+    return pd.DataFrame(rows, columns=["what", "metric", "n", "min", "median", "max"])
+
+
+def write(path: Path, summary: pd.DataFrame) -> None:
+    """Write the summary as CSV, with the hardware and the versions."""
+    table = summary.assign(hardware=hardware(), versions=versions())
+    table.to_csv(path, index=False, float_format="%.6g", lineterminator="\n")
+
+
+def hardware() -> str:
+    """This machine's processor, cores, memory and GPUs."""
+    match = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text("utf-8"))
+    processor = match[1].strip() if match else "unknown processor"
+    parts = [processor, f"{os.cpu_count()} cores", f"{psutil.virtual_memory().total / 1e9:.0f} GB"]
+    if shutil.which("nvidia-smi"):
+        query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        listed = subprocess.run(query, capture_output=True, text=True, check=False)
+        parts += listed.stdout.splitlines() if not listed.returncode else []
+    return ", ".join(parts)
+
+
+def versions() -> str:
+    """The versions of Python and of those `PACKAGES` that are installed."""
+    parts = [f"python {'.'.join(map(str, sys.version_info[:3]))}"]
+    for package in PACKAGES:
+        try:
+            parts.append(f"{package} {metadata.version(package)}")
+        except metadata.PackageNotFoundError:
+            continue
+    return ", ".join(parts)
+
+
+def markdown(summary: pd.DataFrame, goals: Mapping[str, str] | None = None) -> str:
+    """A summary as a Markdown table: one row per contender or comparison, one column per metric, and the `goals` of the rows.
+
+    A cell is the median, with the lowest and highest value if they differ. Losses of single steps are left out.
+    """
+    shown = summary[~summary["metric"].str.fullmatch(r"loss_\d+")]
+    metrics = sorted(set(shown["metric"]))
+    headings = ["", *(metric.replace("_", " ") for metric in metrics), "n", *(["goal"] if goals else [])]
+    lines = [f"| {' | '.join(headings)} |", "|---" * len(headings) + "|"]
+    for what, rows in shown.groupby("what", sort=False):
+        cells = dict(zip(rows["metric"], map(spread, rows["min"], rows["median"], rows["max"]), strict=True))
+        row = [str(what), *(cells.get(metric, "") for metric in metrics), str(rows["n"].max())]
+        lines.append(f"| {' | '.join([*row, *([goals.get(str(what), '')] if goals else [])])} |")
+    return "\n".join(lines)
+
+
+def spread(low: float, median: float, high: float) -> str:
+    """The median, with the range if the values differ."""
+    return rounded(median) if low == high else f"{rounded(median)} ({rounded(low)} to {rounded(high)})"
+
+
+def rounded(value: float) -> str:
+    """The value with three significant digits, without an exponent up to a million."""
+    return f"{float(f'{value:.3g}'):g}"
+
+
+def positive(text: str) -> int:
+    """Parse an integer of at least 1, as the `type` of an argument."""
+    if int(text) < 1:
+        raise ValueError
+    return int(text)
+
+
+def end_in_one_line(main: Callable[[], None]) -> None:
+    """Call a benchmark's `main`. A `PrefdagError` becomes one line on stderr and the process's exit code."""
+    try:
+        main()
+    except PrefdagError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

@@ -1,10 +1,10 @@
-"""Multiple-choice scores against those of EleutherAI's lm-evaluation-harness, on the same rows and model, on the CPU.
+"""Multiple-choice scores: ours against EleutherAI's lm-evaluation-harness, on the same rows and model, on the CPU.
 
     python -m benchmarks.lm_eval --harness PYTHON --truthfulqa FILE --winogrande FILE --model FOLDER [--rows 40]
 
-PYTHON is the interpreter of an environment with `lm-eval[hf]`; FILEs are TruthfulQA's mc_task.json and WinoGrande's JSON
-lines, of which the first rows are taken. The harness runs its own tasks, with nothing changed but where the rows are. It
-scores the best and the wrong answers of TruthfulQA twice, for MC1 and for MC2; ours are compared with both.
+PYTHON is the interpreter of an environment with `lm-eval[hf]`. The FILEs are TruthfulQA's mc_task.json and WinoGrande's JSON
+lines; the first rows of each are used. The harness runs its own tasks unchanged, except for the location of the rows. It scores
+the best and the wrong answers of TruthfulQA twice, for MC1 and for MC2; ours are compared with both.
 """
 
 import argparse
@@ -19,23 +19,23 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from benchmarks.paired import end_in_one_line, positive, write
+from benchmarks.harness import end_in_one_line, positive, write
 from prefdag.pairs.eval_sets import EvalRow, read_truthfulqa, read_winogrande
 from prefdag.runtime.errors import PrefdagError
 from prefdag.text.scoring.packing import Group
 
 RESULTS = Path(__file__).with_suffix(".csv")
-SCRIPT = Path(__file__).with_name("harness.py")
+SCRIPT = Path(__file__).with_name("lm_eval_child.py")
 DTYPES = ("float32", "float64")
-TOKENS = 1024  # of a pass of ours
-# Two computations of the same, then how far rounding to float32 takes either of them.
+TOKENS = 1024  # per forward pass of ours
+# The first compares two float64 computations of the same; the others show the effect of rounding to float32.
 COMPARED = (
     ("ours float64", "harness float64"),
     ("ours float32", "harness float32"),
     ("ours float32", "harness float64"),
     ("harness float32", "harness float64"),
 )
-# A task of ours: the file of the harness' own that it includes, from the folder of its tasks, and the rows' folder.
+# By task: the harness's own task file that it includes, relative to the harness's task folder, and the folder of the rows.
 TASKS = {
     "truthfulqa_mc1": ("truthfulqa/truthfulqa_mc1.yaml", "truthfulqa"),
     "truthfulqa_mc2": ("truthfulqa/truthfulqa_mc2.yaml", "truthfulqa"),
@@ -45,7 +45,7 @@ METRICS = {"truthfulqa_mc1": "mc1", "truthfulqa_mc2": "mc2", "winogrande": "accu
 
 
 def hub_form(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of mc_task.json as the harness takes it from the hub, two lists in place of a mapping."""
+    """A row of mc_task.json in the form that the harness loads from the hub: two lists instead of a mapping."""
     targets = {
         name: {"choices": list(row[name]), "labels": list(row[name].values())}
         for name in ("mc1_targets", "mc2_targets")
@@ -54,7 +54,7 @@ def hub_form(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_rows(folder: Path, truthfulqa: Path, winogrande: Path, n: int) -> dict[str, list[dict[str, Any]]]:
-    """The first `n` rows of both in a folder each, as JSON lines; also what they are."""
+    """Write the first `n` rows of each file to its own folder as JSON lines, and return them."""
     rows = {
         "truthfulqa": [hub_form(row) for row in json.loads(truthfulqa.read_text("utf-8"))[:n]],
         "winogrande": [json.loads(line) for line in winogrande.read_text("utf-8").splitlines()[:n]],
@@ -66,14 +66,14 @@ def write_rows(folder: Path, truthfulqa: Path, winogrande: Path, n: int) -> dict
 
 
 def harness(python: Path, folder: Path, model: Path, dtype: str) -> dict[str, Any]:
-    """What `harness.py` says. Raises `PrefdagError` where it fails."""
-    where = [python, "-Ic", "import lm_eval, pathlib; print(pathlib.Path(lm_eval.__file__).parent / 'tasks')"]
-    found = subprocess.run(where, stdout=subprocess.PIPE, text=True, check=False)
-    if found.returncode:
-        raise PrefdagError(f"{python}: has no lm_eval; install lm-eval[hf] there")
+    """The results of `lm_eval_child.py`, run by `python`. Raises `PrefdagError` if it fails."""
+    locate = [python, "-Ic", "import lm_eval, pathlib; print(pathlib.Path(lm_eval.__file__).parent / 'tasks')"]
+    located = subprocess.run(locate, stdout=subprocess.PIPE, text=True, check=False)
+    if located.returncode:
+        raise PrefdagError(f"{python}: lm_eval is missing; install lm-eval[hf] there")
     for task, (file, rows) in TASKS.items():
         config = {
-            "include": str(Path(found.stdout.strip()) / file),
+            "include": str(Path(located.stdout.strip()) / file),
             "task": task,
             "dataset_path": "json",
             "dataset_name": None,
@@ -84,13 +84,13 @@ def harness(python: Path, folder: Path, model: Path, dtype: str) -> dict[str, An
     command = [python, "-I", SCRIPT, folder, model.resolve(), dtype]
     env = {**os.environ, "HF_HOME": str(folder / "cache"), "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     if subprocess.run(list(map(str, command)), env=env, check=False).returncode:
-        raise PrefdagError(f"{SCRIPT.name}: failed under {python}; what it said stands above")
-    said: dict[str, Any] = json.loads((folder / f"{dtype}.json").read_text())
-    return said
+        raise PrefdagError(f"{SCRIPT.name}: failed under {python}; its output is above")
+    results: dict[str, Any] = json.loads((folder / f"{dtype}.json").read_text())
+    return results
 
 
 def ours(sets: Mapping[str, Sequence[EvalRow]], folder: Path, dtype: str) -> dict[str, pd.DataFrame]:
-    """A row a question or sentence, by set: `choices.py`."""
+    """The tables of `choices.py` by set: one row per question or sentence."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -98,13 +98,13 @@ def ours(sets: Mapping[str, Sequence[EvalRow]], folder: Path, dtype: str) -> dic
     from prefdag.text import model as lm
     from prefdag.text.evaluation import choices
     from prefdag.text.scoring.logps import group_logps
-    from prefdag.text.scoring.states import find_route
+    from prefdag.text.scoring.states import set_forward_mode
 
     if dtype == "float32":
         model = lm.load(folder)
-    else:  # transformers' own layers: they compute norms in float32 all the same, ours do not
+    else:  # transformers' own layers: they compute norms in float32 even here, ours do not
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64).eval()
-        find_route(model)
+        set_forward_mode(model)
     tokenizer = ChatTokenizer(folder, "chat")
     found = {}
     for name, rows in sets.items():
@@ -116,7 +116,7 @@ def ours(sets: Mapping[str, Sequence[EvalRow]], folder: Path, dtype: str) -> dic
 
 
 def group_logps_float64(model: Any, groups: Sequence[Group], max_tokens: int, name: str) -> np.ndarray:
-    """`logps.group_logps`, but with softmax and sums in float64; a run uses float32."""
+    """`logps.group_logps` with the softmax over the vocabulary and the sums in float64; the pipeline uses float32."""
     import torch
 
     from prefdag.text.scoring.logps import packs
@@ -135,18 +135,20 @@ def group_logps_float64(model: Any, groups: Sequence[Group], max_tokens: int, na
 def in_order(
     task: str, records: Sequence[Mapping[str, Any]], rows: Sequence[EvalRow], table: pd.DataFrame
 ) -> np.ndarray:
-    """Our log-probabilities in nats, (choices of all rows,), in the order in which the harness has the choices."""
+    """Our log-probabilities in nats, shape (choices of all rows,), in the harness's order of choices."""
     from prefdag.text.evaluation.choices import answers
 
-    found: list[float] = []
+    ordered: list[float] = []
     for record, row, mine in zip(records, rows, table.to_dict("records"), strict=True):
         if task == "winogrande":
             right_first = [mine["logp_right"], mine["logp_wrong"]]
-            found += right_first if record["answer"] == "1" else right_first[::-1]
+            ordered += right_first if record["answer"] == "1" else right_first[::-1]
         else:
             by_answer = dict(zip(answers(row), [*mine["logps_right"], *mine["logps_wrong"]], strict=True))
-            found += [by_answer[answer] for answer in record[f"{task.removeprefix('truthfulqa_')}_targets"]["choices"]]
-    return np.array(found)
+            ordered += [
+                by_answer[answer] for answer in record[f"{task.removeprefix('truthfulqa_')}_targets"]["choices"]
+            ]
+    return np.array(ordered)
 
 
 def main() -> None:
@@ -154,14 +156,14 @@ def main() -> None:
     from prefdag.text.evaluation import choices
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--harness", type=Path, required=True, help="interpreter that has lm-eval[hf]")
+    parser.add_argument("--harness", type=Path, required=True, help="Python interpreter with lm-eval[hf]")
     parser.add_argument("--truthfulqa", type=Path, required=True, help="TruthfulQA's mc_task.json")
     parser.add_argument("--winogrande", type=Path, required=True, help="WinoGrande's JSON lines")
     parser.add_argument("--model", type=Path, required=True, help="folder of a causal language model")
-    parser.add_argument("--rows", type=positive, default=40, help="of each file")
+    parser.add_argument("--rows", type=positive, default=40, help="rows used of each file")
     args = parser.parse_args()
 
-    # By who scored and in what, then by task.
+    # By scorer and dtype, then by task.
     logps: dict[str, dict[str, np.ndarray]] = {}
     accuracy: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as temporary:
@@ -170,11 +172,11 @@ def main() -> None:
         readers = {"truthfulqa": read_truthfulqa, "winogrande": read_winogrande}
         sets = {name: read(folder / name) for name, read in readers.items()}
         for dtype in DTYPES:
-            said = harness(args.harness, folder, args.model, dtype)
+            results = harness(args.harness, folder, args.model, dtype)
             tables = ours(sets, args.model, dtype)
             theirs, mine = f"harness {dtype}", f"ours {dtype}"
-            logps[theirs] = {task: np.concatenate(said["tasks"][task]["rows"]) for task in TASKS}
-            accuracy[theirs] = {task: said["tasks"][task]["accuracy"] for task in TASKS}
+            logps[theirs] = {task: np.concatenate(results["tasks"][task]["rows"]) for task in TASKS}
+            accuracy[theirs] = {task: results["tasks"][task]["accuracy"] for task in TASKS}
             logps[mine] = {
                 task: in_order(task, records[name], sets[name], tables[name]) for task, (_, name) in TASKS.items()
             }
@@ -199,7 +201,7 @@ def main() -> None:
                 }
             )
     summary = pd.DataFrame(lines)
-    versions = ", ".join(f"{package} {number}" for package, number in said["versions"].items())
+    versions = ", ".join(f"{package} {number}" for package, number in results["versions"].items())
     write(RESULTS, summary.assign(harness_versions=versions))
     print(summary.to_string(index=False))
 

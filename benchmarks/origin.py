@@ -1,13 +1,13 @@
-"""The experiment that this project grew from: does DPO on hh-rlhf lower the cross-entropy of other texts, and the more, the
-higher the learning rate?
+"""The experiment that this project grew from: does DPO on hh-rlhf lower the cross-entropy of other texts, and does a higher
+learning rate lower it more?
 
     python -m benchmarks.origin run WORK --profile origin                hours on a GPU; model and data from the hub
     python -m benchmarks.origin run WORK --profile origin-small --pairs FILE --truthfulqa FILE --winogrande FILE
     python -m benchmarks.origin page                                       the tables of docs/origin.md, and docs/origin.svg
 
-WORK becomes a clone of what is committed here. In it DVC runs the pipeline up to evaluate_text, once a learning rate and
-seed; what was done is not done again. Files in place of the hub's: --pairs is one of hh-rlhf's, whose last rows are kept
-from training and become the eval set that PKU's processed-hh-rlhf, the same rows in another shape, is in the original.
+WORK becomes a clone of the committed project. In it DVC runs the pipeline up to evaluate_text, once per learning rate and seed;
+finished runs are not repeated. Local files can replace those of the hub. --pairs is a file of hh-rlhf: its last rows are kept
+out of training and become the eval set pku. In the original, pku is processed-hh-rlhf: the same rows in another format.
 """
 
 import argparse
@@ -34,15 +34,19 @@ CURVES = Path(__file__).with_name("origin_curves.csv")
 FIGURE = ROOT / "docs" / "origin.svg"
 RATES = (5e-6, 1e-5)
 SEEDS = (0, 1, 2)
-KEPT_BACK = 300  # rows of --pairs for the eval set
+KEPT_BACK = 300  # rows of --pairs kept for the eval set
 KEPT = ("models/dpo_text/history.csv", "models/dpo_text/validation.csv", "reports/text/metrics.json")
 ROWS = "reports/text/rows.parquet"
 TABLES = {"truthfulqa": "TruthfulQA", "winogrande": "WinoGrande, right filling", "winogrande_wrong": "- wrong filling"}
-TABLES |= {"winogrande_sentence": "- whole sentence", "pku": "hh-rlhf pairs, as PKU has them", "heldout": "held out"}
+TABLES |= {
+    "winogrande_sentence": "- whole sentence",
+    "pku": "hh-rlhf rows in place of PKU's",
+    "heldout": "held-out pairs",
+}
 
 
 def run(work: Path, profile: str, files: Mapping[str, Path | None]) -> None:
-    """Every learning rate with every seed; then the results as CSV files."""
+    """Run every learning rate with every seed, then write the results as CSV files."""
     if not (work / ".git").exists():
         subprocess.run(["git", "clone", "--quiet", ROOT, work], check=True)
     subprocess.run(["git", "fetch", "--quiet", ROOT, "HEAD"], cwd=work, check=True)
@@ -66,12 +70,12 @@ def run(work: Path, profile: str, files: Mapping[str, Path | None]) -> None:
 
 
 def done(work: Path, rate: float, seed: int) -> Path:
-    """Where the results of one run are kept."""
+    """The folder for the results of one run."""
     return work / "runs" / f"{rate:g}-{seed}"
 
 
 def use_files(tree: dict[str, Any], work: Path, files: Mapping[str, Path | None]) -> None:
-    """Put local files in the places of the hub's sources; those of `pairs` in two parts."""
+    """Replace the hub's sources by local files. `pairs` is split into training rows and eval rows."""
     folder = work / "files"
     folder.mkdir(exist_ok=True)
     parts = dict(files)
@@ -91,24 +95,25 @@ def use_files(tree: dict[str, Any], work: Path, files: Mapping[str, Path | None]
 
 
 def results(work: Path, profile: str) -> pd.DataFrame:
-    """Cross-entropies, a row a set, learning rate and seed; and a row a set and learning rate over all seeds.
+    """Cross-entropies: one row per set, learning rate and seed, and one per set and learning rate over all seeds.
 
-    `difference` is that of the policy to `against`, with its paired bootstrap interval over rows: of one seed to the base
-    model, of all seeds, whose log-probabilities are averaged row by row, also to the policies of the rate before.
+    `difference` is the policy's cross-entropy minus that of `against`, with its paired bootstrap interval over rows. One seed
+    is compared with the base model. All seeds together, with log-probabilities averaged row by row, are also compared with
+    the policies of the previous rate.
     """
-    found = []
+    rows = []
     averages: dict[tuple[float, str], pd.DataFrame] = {}
     for rate in RATES:
         runs = [done(work, rate, seed) for seed in SEEDS]
         metrics = [read_json(run / "metrics.json") for run in runs]
         tables = [pd.read_parquet(run / Path(ROWS).name) for run in runs]
         for name in (each for each in TABLES if each in metrics[0]):
-            said = {"profile": profile, "set": name, "learning_rate": rate}
-            said |= {"n_rows": metrics[0][name]["n_rows"], "n_tokens": metrics[0][name]["n_tokens"]}
+            common = {"profile": profile, "set": name, "learning_rate": rate}
+            common |= {"n_rows": metrics[0][name]["n_rows"], "n_tokens": metrics[0][name]["n_tokens"]}
             for seed, values in zip(SEEDS, metrics, strict=True):
                 change = values[name]["differences"]["policy_base"]
                 entropies = {model: values[name][model]["cross_entropy"] for model in ("base", "policy")}
-                found.append({**said, "seed": seed, "against": "base", **entropies, **change})
+                rows.append({**common, "seed": seed, "against": "base", **entropies, **change})
             parts = [table[table["set"] == name].set_index("row") for table in tables]
             average = parts[0].assign(policy_logps=sum(part["policy_logps"] for part in parts) / len(parts))
             averages[rate, name] = average
@@ -116,12 +121,12 @@ def results(work: Path, profile: str) -> pd.DataFrame:
             if rate != RATES[0]:
                 others[f"{RATES[0]:g}"] = averages[RATES[0], name]["policy_logps"]
             for against, other in others.items():
-                found.append({**said, "seed": "all", "against": against, **compared(average, other)})
-    return pd.DataFrame(found)
+                rows.append({**common, "seed": "all", "against": against, **compared(average, other)})
+    return pd.DataFrame(rows)
 
 
 def compared(rows: pd.DataFrame, other: pd.Series) -> dict[str, float]:
-    """Cross-entropies of base and policy in nats a token, and the policy's minus that of `other`, with its interval."""
+    """Cross-entropies of base and policy in nats per token, and the policy's minus that of `other`, with its interval."""
     tokens = rows["n_tokens"].to_numpy(float)
     nats, others = -rows["policy_logps"].to_numpy(), -other.to_numpy()
     low, high = ratio_difference(nats, others, tokens)
@@ -135,8 +140,8 @@ def compared(rows: pd.DataFrame, other: pd.Series) -> dict[str, float]:
 
 
 def curves(work: Path) -> pd.DataFrame:
-    """What was measured on the validation split, a row a learning rate, seed and step; and of the test split at the end."""
-    found = []
+    """Validation metrics, one row per learning rate, seed and step; at the last step also the test split's."""
+    tables = []
     for rate in RATES:
         for seed in SEEDS:
             kept = done(work, rate, seed)
@@ -144,20 +149,20 @@ def curves(work: Path) -> pd.DataFrame:
             table = pd.read_csv(kept / "validation.csv")[["step", "loss", "rewards/margin", "rewards/accuracy"]]
             table = table.assign(split="val")
             table.loc[len(table)] = [table["step"].iloc[-1], None, rewards["margin"], rewards["accuracy"], "test"]
-            found.append(table.assign(learning_rate=rate, seed=seed))
-    return pd.concat(found)
+            tables.append(table.assign(learning_rate=rate, seed=seed))
+    return pd.concat(tables)
 
 
 def page() -> str:
-    """The tables, in Markdown."""
-    found = pd.read_csv(RESULTS, dtype={"seed": str})
+    """The tables of docs/origin.md, in Markdown."""
+    entropies = pd.read_csv(RESULTS, dtype={"seed": str})
     low, high = RATES
     lines = [
         f"| set | rows, tokens | base | {low:g} | {high:g} | {low:g} − base | {high:g} − {low:g} |",
         "|---|---|---|---|---|---|---|",
     ]
-    for name in dict.fromkeys(found["set"]):
-        mine = found[found["set"] == name]
+    for name in dict.fromkeys(entropies["set"]):
+        mine = entropies[entropies["set"] == name]
         over = mine[mine["seed"] == "all"].set_index(["learning_rate", "against"])
         single = mine[mine["seed"] != "all"].pivot_table(index="seed", columns="learning_rate", values="policy")
         steps = {
@@ -175,7 +180,7 @@ def page() -> str:
         lines.append(f"| {' | '.join(cells)} |")
     test = pd.read_csv(CURVES)
     test = test[test["split"] == "test"]
-    lines += ["", "| learning rate | held-out pairs ranked right | mean margin |", "|---|---|---|"]
+    lines += ["", "| learning rate | held-out accuracy | mean margin |", "|---|---|---|"]
     for rate in RATES:
         mine = test[test["learning_rate"] == rate]
         accuracy, margin = mine["rewards/accuracy"].tolist(), mine["rewards/margin"].tolist()
@@ -188,21 +193,21 @@ def page() -> str:
 
 
 def draw() -> None:
-    """The two curves: validation loss and reward margin by step, a faint line a seed, a strong one their mean."""
+    """Draw validation loss and reward margin by step: a faint line per seed, a strong line for the mean."""
     import matplotlib as mpl
 
     mpl.use("svg")
     mpl.rcParams |= {"svg.hashsalt": "prefdag", "svg.fonttype": "none"}
     from matplotlib import pyplot as plt
 
-    found = pd.read_csv(CURVES)
-    found = found[found["split"] == "val"]
+    points = pd.read_csv(CURVES)
+    points = points[points["split"] == "val"]
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
     for axes, (column, title) in zip(
-        panels, {"loss": "Validation loss, nats a pair", "rewards/margin": "Mean reward margin"}.items(), strict=True
+        panels, {"loss": "Validation loss, nats per pair", "rewards/margin": "Mean reward margin"}.items(), strict=True
     ):
         for rate, color in zip(RATES, ("#8a6d1d", "#1f5fa8"), strict=True):
-            table = found[found["learning_rate"] == rate].pivot_table(index="step", columns="seed", values=column)
+            table = points[points["learning_rate"] == rate].pivot_table(index="step", columns="seed", values=column)
             axes.plot(table, color=color, alpha=0.3, linewidth=0.8)
             axes.plot(table.mean(axis=1), color=color, marker="o", markersize=3, label=f"learning rate {rate:g}")
         axes.set(title=title, xlabel="optimiser step")

@@ -1,10 +1,9 @@
-"""Run a stage in the current folder, as `python -m stages.NAME` does, and print how long it imported, as JSON.
+"""Run a stage in the current folder, as `python -m stages.NAME` does, and print its import time as JSON.
 
     python benchmarks/timed_stage.py NAME
 
-Counted are the outermost imports of the main thread, wherever they stand: what the stage waited for. Most stand inside
-functions, where a look at the import statements of the script would miss them. MLflow is not counted where a thread imports
-it beside the training.
+The outermost imports of the main thread are counted, wherever they are: this is the time the stage waited for. Most imports are
+inside functions. MLflow does not count if a thread imports it during training.
 """
 
 import builtins
@@ -24,7 +23,7 @@ importing = False
 
 
 def timed(load: Callable[..., Any]) -> Callable[..., Any]:
-    """`load`, adding to `seconds` what a call takes that no other import has made."""
+    """Wrap `load` so that the time of every call that is not nested in another import is added to `seconds`."""
 
     @functools.wraps(load)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
@@ -43,10 +42,10 @@ def timed(load: Callable[..., Any]) -> Callable[..., Any]:
 
 if __name__ == "__main__":
     name = sys.argv.pop()
-    sys.path[0] = str(Path.cwd())  # as -m has it
+    sys.path[0] = str(Path.cwd())  # as with -m
     builtins.__import__ = timed(builtins.__import__)
     importlib.import_module = timed(importlib.import_module)
     importlib.import_module(f"stages.{name}").main.run()
     print(json.dumps({"import_seconds": seconds}), flush=True)
     sys.stderr.flush()
-    os._exit(0)  # as a stage ends: torch's modules are not taken apart
+    os._exit(0)  # as a stage does, to skip tearing down torch's modules

@@ -1,13 +1,13 @@
-"""Two losses that do not what they are meant to, beside the right ones: what they make of a language model.
+"""Two wrong losses beside the right ones: what each does to a language model.
 
-    python benchmarks/wrong_losses.py run FOLDER      a row of benchmarks/wrong_losses.csv an arm; goes on where it stopped
+    python benchmarks/wrong_losses.py run FOLDER      one row of benchmarks/wrong_losses.csv per arm; continues where it stopped
     python benchmarks/wrong_losses.py table           the results as the tables of docs/wrong_losses.md
 
-FOLDER is that of a pipeline run: its data/pairs, data/ref_logps and models/reference are read. Every arm starts at the
-reference and learns in steps of `BATCH` pairs, everything else being as params.yaml has it for dpo_text. Nothing but the
-loss differs between the arms of a study and a seed. What is measured is measured on the test split.
+FOLDER is a pipeline run: its data/pairs, data/ref_logps and models/reference are read. Every arm starts at the reference and
+trains in steps of `BATCH` pairs, with all other settings from params.yaml's dpo_text. Within a study and a seed, the arms
+differ only in the loss. All metrics are measured on the test split.
 
-The wrong losses stand here and nowhere else; docs/wrong_losses.md says what is wrong with them.
+The wrong losses exist only here; docs/wrong_losses.md explains what is wrong with them.
 """
 
 import argparse
@@ -34,30 +34,30 @@ from prefdag.stats.intervals import mean, proportion
 from prefdag.train.outputs import map_tensors
 
 RESULTS = Path(__file__).with_name("wrong_losses.csv")
-SEEDS = (0,)  # of LoRA's start and the order of the data
-RATE = 1e-3  # the default's
-BATCH = 4  # half the default's, for twice the steps
+SEEDS = (0,)  # for LoRA's initial weights and the order of the data
+RATE = 1e-3  # the default
+BATCH = 4  # half the default, for twice the steps
 BETA = 0.1
 P = 0.7  # soft label: the probability that the chosen response is preferred
-TARGET = math.log(P / (1 - P)) / BETA  # nats: where -p log s(b m) - (1 - p) log s(-b m) is lowest, 8.47
+TARGET = math.log(P / (1 - P)) / BETA  # 8.47 nats: the minimum of -p log s(b m) - (1 - p) log s(-b m)
 
 
-# The losses: (pairs,) each
+# The losses, each of shape (pairs,)
 
 
 def probabilistic(batch: PairBatch, p: float) -> Tensor:
-    """-p log s(b h) - (1 - p) log s(-b h), h = log-ratio of y_w - log-ratio of y_l: DPO where p = 1. Lowest at logit(p) / b."""
+    """-p log s(b h) - (1 - p) log s(-b h), h = log-ratio of y_w - log-ratio of y_l. DPO if p = 1; minimum at logit(p) / b."""
     logratios = (response.logps - response.ref_logps for response in (batch.chosen, batch.rejected))
     return sigmoid(*logratios, BETA, label_smoothing=1 - p)
 
 
 def without_reference(batch: PairBatch, p: float) -> Tensor:
-    """WRONG. The same of the policy's log-probabilities: its optimum is log pi(y_w) - log pi(y_l) = logit(p) / b."""
+    """WRONG. Uses log-probabilities instead of log-ratios: the optimum is log pi(y_w) - log pi(y_l) = logit(p) / b."""
     return sigmoid(batch.chosen.logps, batch.rejected.logps, BETA, label_smoothing=1 - p)
 
 
 def cross_entropy_difference(batch: PairBatch) -> Tensor:
-    """WRONG. CE(y_w) - CE(y_l), means over a response's tokens: no reference, and no bound below."""
+    """WRONG. CE(y_w) - CE(y_l), each a mean over tokens: it has no reference and no lower bound."""
     return batch.rejected.logps / batch.rejected.tokens - batch.chosen.logps / batch.chosen.tokens
 
 
@@ -72,12 +72,12 @@ ARMS: Mapping[str, Callable[[PairBatch], Tensor]] = {
 
 @dataclass(frozen=True)
 class Study:
-    """What the arms learn from: the first `pairs` training pairs (None: all of them), `epochs` times."""
+    """A study: its arms train `epochs` times on the first `pairs` training pairs; None: on all of them."""
 
     pairs: int | None
     epochs: int
     arms: Sequence[str]
-    shown: Mapping[str, tuple[str, str]]  # columns of its table: a column of `RESULTS` and a format by heading
+    shown: Mapping[str, tuple[str, str]]  # its table: a column of `RESULTS` and a format by heading
 
 
 MEASURED = {
@@ -99,7 +99,7 @@ STUDIES = {
             **MEASURED,
         },
     ),
-    # What a loss does once it has what it wanted: the same four pairs in every step.
+    # What a loss does once its pairs are learnt: the same four pairs in every step.
     "four pairs": Study(
         BATCH,
         20,
@@ -119,8 +119,8 @@ STUDIES = {
 
 
 def run(folder: Path) -> None:
-    """Everything that is not in `RESULTS` yet."""
-    from prefdag.config.check import load_params
+    """Run everything that is not in `RESULTS` yet."""
+    from prefdag.check_params import load_params
     from prefdag.text import model as lm
     from prefdag.text import trainable
     from prefdag.text.pair_batch import pair_batch
@@ -164,7 +164,7 @@ def run(folder: Path) -> None:
     for (name, study), seed in itertools.product(STUDIES.items(), SEEDS):
         count = study.pairs or len(pairs["train"])
         steps = study.epochs * math.ceil(count / BATCH)
-        never = steps + 1  # a validation between start and end, a checkpoint
+        never = steps + 1  # no checkpoint, and no validation between the first and the last
         training = replace(
             params.dpo_text.training,
             epochs=study.epochs,
@@ -183,7 +183,7 @@ def run(folder: Path) -> None:
             with tempfile.TemporaryDirectory() as empty:
                 history = fit(
                     policy,
-                    # One validation row, for form's sake: the test split is measured afterwards.
+                    # `fit` needs a validation task; one row is enough, since the test split is measured afterwards.
                     Tasks(task("train", count, ARMS[arm]), task("val", 1, ARMS[arm])),
                     training,
                     seed=seed,
@@ -192,7 +192,7 @@ def run(folder: Path) -> None:
                 ).train
             logps = all_pair_logps(policy, pairs["test"], 1024, arm)
             batch = pair_batch(pairs["test"], logps, references["test"])
-            # The mean over the last steps says what the loss came to; the margin, where they are of pairs already learnt.
+            # Means over the last steps: the final loss, and the margin of pairs that are already learnt.
             last = {key: sum(row[key] for row in history[-8:]) / 8 for key in ("loss", "margin")}
             record(
                 {
@@ -213,9 +213,9 @@ def run(folder: Path) -> None:
 
 
 def measure(batch: PairBatch) -> dict[str, float]:
-    """What the policy has become on held-out pairs, in nats, against the reference.
+    """Metrics of the policy against the reference on held-out pairs, in nats.
 
-    `pushed_back` are the pairs whose responses the reference itself tells apart by more than `TARGET`: there the loss
+    `pushed_back` are the pairs whose responses the reference itself separates by more than `TARGET`. For them the loss
     without the reference, p = 0.7, asks for a margin h below zero.
     """
     batch = map_tensors(Tensor.double, batch)
@@ -239,11 +239,11 @@ def measure(batch: PairBatch) -> dict[str, float]:
 
 
 def wrong_way(given: Tensor) -> dict[str, float]:
-    """What the loss without the reference, p = 0.7, asks of pairs to which the reference gives the margins `given`, (pairs,).
+    """What the loss without the reference, p = 0.7, asks for on pairs whose margins under the reference are `given`, (pairs,).
 
-    `pushed_back`: the share of pairs whose chosen response it makes less likely against the rejected one; `beyond`: the
-    share that the reference tells apart by more than `TARGET`, either way; `optimum`: mean and deviation of the h of its
-    lowest value, which is logit(p) / b, of deviation 0, of the right loss.
+    `pushed_back`: the share of pairs whose chosen response it makes less likely relative to the rejected one.
+    `beyond`: the share that the reference separates by more than `TARGET`, in either direction.
+    `optimum`: mean and standard deviation of its optimal h. For the right loss they are logit(p) / b and 0.
     """
     optimum = TARGET - given.double()
     return {
@@ -256,8 +256,8 @@ def wrong_way(given: Tensor) -> dict[str, float]:
 
 def hardware() -> str:
     """The processor, its cores and the threads in use."""
-    found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-    return f"{os.cpu_count()} cores of an {found.group(1) if found else 'unknown processor'}; {torch.get_num_threads()} thread"
+    match = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    return f"{os.cpu_count()} cores of an {match.group(1) if match else 'unknown processor'}; {torch.get_num_threads()} thread"
 
 
 # The results
@@ -291,17 +291,17 @@ def results() -> pd.DataFrame:
 
 def have(study: str, seed: int, arm: str) -> bool:
     """Whether this run is in the results."""
-    found = results()
-    return bool(((found["study"] == study) & (found["seed"] == seed) & (found["arm"] == arm)).any())
+    rows = results()
+    return bool(((rows["study"] == study) & (rows["seed"] == seed) & (rows["arm"] == arm)).any())
 
 
 def table(study: str) -> str:
-    """The results of a study, means over seeds; of the accuracy the 95% interval over pairs."""
+    """The results of a study as a table: means over seeds, and the 95% interval of the accuracy over pairs."""
     shown = STUDIES[study].shown
     headings = ["loss", "ranked right", *shown]
     lines = [f"| {' | '.join(headings)} |", "|---" * len(headings) + "|"]
-    found = results()
-    for arm, rows in found[found["study"] == study].groupby("arm", sort=False):
+    every = results()
+    for arm, rows in every[every["study"] == study].groupby("arm", sort=False):
         row = rows.mean(numeric_only=True)
         low, high = proportion(round(row["accuracy"] * row["test_n"]), round(row["test_n"]))
         cells = [str(arm), f"{row['accuracy']:.0%} ({low:.0%} to {high:.0%})"]

@@ -1,4 +1,4 @@
-"""The command `prefdag`: what a user does beside `dvc repro`. Every import that takes time waits for its command."""
+"""The command `prefdag`: everything a user does besides `dvc repro`. Slow imports are inside the commands that need them."""
 
 from enum import StrEnum
 from functools import partial
@@ -21,7 +21,7 @@ COMPARISON = Path("reports/comparison")  # .html and .csv
 
 
 class OneLineErrors(TyperGroup):
-    """A command group that turns a `PrefdagError` into one line on stderr and its exit code, as a stage does."""
+    """A command group that ends a `PrefdagError` like a stage does: one line on stderr, and its exit code."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -36,16 +36,18 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Direct Preference Optimization as a declarative, reproducible pipeline. Run it at the repository root.",
-    epilog="The pipeline itself is DVC's: `dvc repro`, `dvc exp run -S beta=0.3`.",
+    help="Direct Preference Optimization as a declarative, reproducible pipeline. Run it in the repository root.",
+    epilog="DVC runs the pipeline itself: `dvc repro`, `dvc exp run -S beta=0.3`.",
 )
 
 
 @app.command()
 def profile(
-    name: Annotated[str | None, typer.Argument(help="Which; without it, list them.", show_default=False)] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="The profile; without it, list all profiles.", show_default=False)
+    ] = None,
 ) -> None:
-    """Lay profiles/NAME.yaml over params.yaml; `default` restores the committed parameters."""
+    """Lay profiles/NAME.yaml over the committed params.yaml; `default` restores the committed file."""
     from prefdag.project import profiles
 
     if name is None:
@@ -62,7 +64,7 @@ def profile(
 
 
 class Records(StrEnum):
-    """Where experiments are looked for."""
+    """Where to look for experiments."""
 
     dvc = "dvc"
     mlflow = "mlflow"
@@ -70,9 +72,11 @@ class Records(StrEnum):
 
 @app.command()
 def frontier(
-    records: Annotated[Records, typer.Option("--from", help="Whose records of the experiments to read.")] = Records.dvc,
+    records: Annotated[
+        Records, typer.Option("--from", help="Read the experiments from DVC or from MLflow.")
+    ] = Records.dvc,
 ) -> None:
-    """Plot what the experiments gained against how far they went from the reference: reports/frontier.html, .csv."""
+    """Plot the gain of each experiment against its KL to the reference: reports/frontier.html, .csv."""
     from prefdag.runtime.environment import set_environment
 
     set_environment()
@@ -91,9 +95,9 @@ def frontier(
 
 @app.command()
 def verify(
-    remote: Annotated[str | None, typer.Option(help="A DVC remote, to be read as well.", show_default=False)] = None,
+    remote: Annotated[str | None, typer.Option(help="Also check this DVC remote.", show_default=False)] = None,
 ) -> None:
-    """Hash every output and every object of DVC's cache again, and name what is not what dvc.lock says."""
+    """Hash all outputs and all objects in DVC's cache again, and list what differs from dvc.lock."""
     from prefdag.project import verify
 
     count = 0
@@ -102,10 +106,10 @@ def verify(
         count += 1
     if count:
         raise PrefdagError(
-            f"{count} not as {verify.LOCK} says; `dvc checkout --force` brings outputs back from a sound cache, "
-            "`dvc fetch` or `dvc repro` what was removed from it"
+            f"{count} differences from {verify.LOCK}; `dvc checkout --force` restores outputs from an intact cache, "
+            "and `dvc fetch` or `dvc repro` what is missing from the cache"
         )
-    typer.echo(f"everything that is here is as {verify.LOCK} says")
+    typer.echo(f"everything present matches {verify.LOCK}")
 
 
 @app.command()
@@ -113,7 +117,7 @@ def compare(
     first: Annotated[str, typer.Argument(metavar="A", help="An experiment, commit, branch or tag.")] = "HEAD",
     second: Annotated[str, typer.Argument(metavar="B", help="Another, or `workspace`.")] = "workspace",
 ) -> None:
-    """Write how B differs from A, and whether rows tell them apart: reports/comparison.html, .csv."""
+    """Compare B with A, row by row: reports/comparison.html, .csv."""
     from prefdag.runtime.environment import set_environment
 
     set_environment()
@@ -135,7 +139,7 @@ def compare(
 
 @app.command()
 def sync() -> None:
-    """Send to MLflow what could not be sent while the tracking server was away."""
+    """Send MLflow what it missed while the tracking server was down."""
     from prefdag.runtime.environment import set_environment
 
     set_environment()
@@ -144,22 +148,22 @@ def sync() -> None:
     result = runs.sync()
     typer.echo(f"sent {result.sent}, left {result.left}")
     if result.left:
-        raise PrefdagError("the tracking server does not take the rest; run `prefdag sync` again when it does")
+        raise PrefdagError("the tracking server did not accept the rest; run `prefdag sync` again later")
 
 
 @app.command()
 def chat(
-    prompt: Annotated[str | None, typer.Option(help="Ask this once, and end.", show_default=False)] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 128,
+    prompt: Annotated[str | None, typer.Option(help="Ask this one question and exit.", show_default=False)] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 128,
     web: Annotated[
-        bool, typer.Option("--web", help="On a page of this machine, which also speaks OpenAI's API.")
+        bool, typer.Option("--web", help="Open the chat on a local page, which also serves OpenAI's API.")
     ] = False,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Of the page; 0: any that is free.")] = 7860,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the page; 0: any free port.")] = 7860,
 ) -> None:
-    """Ask the reference and the trained policy the same, and see both answers side by side."""
+    """Ask the reference and the trained policy the same question, and see both answers side by side."""
     if web and prompt is not None:
-        raise typer.BadParameter("goes without --web", param_hint="--prompt")
-    for model in (REFERENCE, POLICY):  # said at once, not after the seconds that it takes to import torch
+        raise typer.BadParameter("cannot be combined with --web", param_hint="--prompt")
+    for model in (REFERENCE, POLICY):  # before importing torch, which takes seconds
         if not model.is_dir():
             raise DataError(f"{model}: not found; run `dvc repro` first")
     try:
@@ -168,7 +172,7 @@ def chat(
 
             listening = bind(port)
             app = make_app(_chat_models(), max_new_tokens)
-            typer.echo(f"http://127.0.0.1:{listening.getsockname()[1]}   (Ctrl-C ends)")
+            typer.echo(f"http://127.0.0.1:{listening.getsockname()[1]}   (Ctrl-C stops it)")
             serve(app, listening)
             return
         from prefdag.chat.terminal import ask_once, converse
@@ -183,8 +187,8 @@ def chat(
 
 
 def _chat_models() -> "ChatModels":
-    """The pipeline's reference and policy, loaded, under the template that they were trained with."""
-    from prefdag.config.check import load_params
+    """Load the pipeline's reference and policy, with the template they were trained with."""
+    from prefdag.check_params import load_params
 
     template = load_params().format_pairs.template
     from prefdag.runtime.environment import set_environment
@@ -194,23 +198,23 @@ def _chat_models() -> "ChatModels":
     from prefdag.chat.dialogue import ChatModels
     from prefdag.pairs.tokenizer import ChatTokenizer, positions
     from prefdag.text.generation.stream import stream
-    from prefdag.text.model import load_to_generate
+    from prefdag.text.model import load_for_generation
 
-    models = load_to_generate(REFERENCE, POLICY)
+    models = load_for_generation(REFERENCE, POLICY)
     tokenizer = ChatTokenizer(REFERENCE, template)
-    speakers = {name: partial(stream, model, tokenizer) for name, model in models._asdict().items()}
-    return ChatModels(speakers, tokenizer, positions(REFERENCE))
+    generate = {name: partial(stream, model, tokenizer) for name, model in models._asdict().items()}
+    return ChatModels(generate, tokenizer, positions(REFERENCE))
 
 
 @app.command()
 def export(
-    to: Annotated[Path, typer.Option(help="The folder to write; an earlier export in it is replaced.")] = EXPORT,
+    to: Annotated[Path, typer.Option(help="The folder to write; replaces an earlier export in it.")] = EXPORT,
     register: Annotated[
-        bool, typer.Option("--register", help="Also make versions of both in MLflow's registry.")
+        bool, typer.Option("--register", help="Also create a version of each model in MLflow's registry.")
     ] = False,
 ) -> None:
-    """Write the models as others load them, each read back and compared with the pipeline's own."""
-    from prefdag.config.check import load_params
+    """Write the models in formats that other programs load; each is read back and compared with the pipeline's own."""
+    from prefdag.check_params import load_params
     from prefdag.export import pipeline
     from prefdag.runtime.environment import set_environment
 
@@ -226,7 +230,7 @@ def export(
 
 
 def _shown(value: Any) -> str:
-    """A parameter, or a source, on one line, as params.yaml could have it."""
+    """A parameter or a source on one line, written as in params.yaml."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key}: {_shown(each)}" for key, each in value.items()) + "}"
     if isinstance(value, list):

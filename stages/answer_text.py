@@ -1,4 +1,4 @@
-"""Let reference and policy answer held-out prompts, greedily and sampled, and count what their answers are like."""
+"""Generate the reference's and the policy's answers to held-out prompts, greedy and sampled, and compute their statistics."""
 
 from pathlib import Path
 
@@ -21,14 +21,14 @@ def main(format_pairs: FormatPairs, answer_text: AnswerText) -> None:
     from prefdag.pairs.tokenizer import ChatTokenizer
     from prefdag.text.generation import answers
     from prefdag.text.generation.decoding import continuations
-    from prefdag.text.model import load_to_generate
+    from prefdag.text.model import load_for_generation
     from prefdag.text.scoring.rows import read_split
 
-    models = load_to_generate(REFERENCE, POLICY)
+    models = load_for_generation(REFERENCE, POLICY)
     tokenizer = ChatTokenizer(REFERENCE, format_pairs.template)
     eos_id = tokenizer.eos_id
     test = read_split(PAIRS, "test")
-    # Several pairs can have one prompt; its answers count once.
+    # Several pairs can share a prompt, which is answered once.
     prompts = test[~test["prompt_ids"].map(tuple).duplicated()][["id", "prompt_ids"]][: answer_text.prompts]
     ids = [each.tolist() for each in prompts["prompt_ids"]]
     prompts = prompts.assign(prompt_ids=ids, prompt=[tokenizer.decode(each) for each in ids])
@@ -36,7 +36,7 @@ def main(format_pairs: FormatPairs, answer_text: AnswerText) -> None:
     parts = []
     for decoding, sampling in (("greedy", None), ("sampled", (answer_text.temperature, answer_text.top_p))):
         for name, model in models._asdict().items():
-            said = continuations(
+            generated = continuations(
                 model,
                 ids,
                 max_new_tokens=answer_text.max_new_tokens,
@@ -44,11 +44,11 @@ def main(format_pairs: FormatPairs, answer_text: AnswerText) -> None:
                 batch_size=answer_text.batch_size,
                 name=f"{decoding}, {name}",
                 sampling=sampling,
-                # Both models draw with the same noise: an unchanged policy says the same, and luck cancels out.
+                # Both models sample with the same noise, so an unchanged policy gives the same answers, and noise cancels out.
                 seeds=[[answer_text.seed, *key.encode()] for key in prompts["id"]],
             )
-            texts = [tokenizer.decode(each[:-1] if each[-1] == eos_id else each) for each in said]
-            parts.append(answers.rows(prompts.assign(decoding=decoding, model=name), texts, said, eos_id))
+            texts = [tokenizer.decode(each[:-1] if each[-1] == eos_id else each) for each in generated]
+            parts.append(answers.rows(prompts.assign(decoding=decoding, model=name), texts, generated, eos_id))
     table = pd.concat(parts, ignore_index=True)
 
     with writing(ANSWERS) as rows, writing(STATISTICS) as statistics:

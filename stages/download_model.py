@@ -1,4 +1,4 @@
-"""Fetch the base model from its pinned source, and write it as float32 safetensors with its tokenizer."""
+"""Download the base model from its pinned source, and save it as float32 safetensors with its tokenizer."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory

@@ -46,7 +46,10 @@ def main(
     preference = Preference(loss, beta, loss_options, constraints)
     preference.check_reference(dpo_text.reference, "dpo_text.reference")
     policy = trainable.add_adapter(
-        trainable.load_for(REFERENCE, dpo_text.adapter, "dpo_text.adapter"), dpo_text.adapter, seed, "dpo_text.adapter"
+        trainable.load_for_training(REFERENCE, dpo_text.adapter, "dpo_text.adapter"),
+        dpo_text.adapter,
+        seed,
+        "dpo_text.adapter",
     )
     if dpo_text.gradient_checkpointing:
         trainable.checkpoint_gradients(policy)

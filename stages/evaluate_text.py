@@ -36,7 +36,7 @@ def main(
     from prefdag.pairs.eval_sets import read_eval_sets, spoken
     from prefdag.pairs.tokenizer import ChatTokenizer, positions
     from prefdag.text import model as lm
-    from prefdag.text.evaluation import choices, eval_scores
+    from prefdag.text.evaluation import choices, eval_logps
     from prefdag.text.evaluation import metrics as evaluate
     from prefdag.text.scoring.rows import chosen_groups, pair_rows, read_split
 
@@ -45,30 +45,30 @@ def main(
     chosen = chosen_groups(test)
     tokenizer = ChatTokenizer(REFERENCE, format_pairs.template)
     questions = read_eval_sets(EVALS, evaluate_text.max_eval_rows)
-    asked = eval_scores.ask(questions, tokenizer, format_pairs, positions(REFERENCE))
-    base = eval_scores.read_scores(REF_EVALS / "base.parquet", {eval_scores.HELDOUT: chosen, **asked})
-    reference = eval_scores.read_scores(REF_EVALS / "reference.parquet", asked)
+    groups = eval_logps.groups_by_set(questions, tokenizer, format_pairs, positions(REFERENCE))
+    base = eval_logps.read_logps(REF_EVALS / "base.parquet", {eval_logps.HELDOUT: chosen, **groups})
+    reference = eval_logps.read_logps(REF_EVALS / "reference.parquet", groups)
 
     models = lm.load_models(REFERENCE, POLICY)
     pairs = pair_rows(test)
     heldout, kl, logratios = evaluate.compare_heldout(models, pairs, budget)
     tokens = evaluate.tokens_table(test["id"], pairs, logratios, tokenizer)
     rewards = Preference(loss, beta, loss_options, {}).rewards(heldout)
-    policy = eval_scores.score_asked(models.policy, asked, budget, "policy")
-    logps = {name: {"base": base[name], "reference": reference[name], "policy": policy[name]} for name in asked}
+    policy = eval_logps.compute_logps(models.policy, groups, budget, "policy")
+    logps = {name: {"base": base[name], "reference": reference[name], "policy": policy[name]} for name in groups}
 
-    of_chosen = evaluate.chosen_logps(heldout, base[eval_scores.HELDOUT])
+    of_chosen = evaluate.chosen_logps(heldout, base[eval_logps.HELDOUT])
     labels = test["preference"].to_numpy()
     metrics = {"heldout": evaluate.heldout_metrics(heldout, rewards, labels, kl, of_chosen, chosen)}
     rows = [evaluate.rows_table("heldout", test["id"][test["chosen_ids"].map(len) > 0], of_chosen, chosen)]
     for name, spoken_rows in spoken(questions).items():
-        metrics[name] = evaluate.set_metrics(logps[name], asked[name])
-        rows.append(evaluate.rows_table(name, [row.source for row in spoken_rows], logps[name], asked[name]))
+        metrics[name] = evaluate.set_metrics(logps[name], groups[name])
+        rows.append(evaluate.rows_table(name, [row.source for row in spoken_rows], logps[name], groups[name]))
     cross_entropies = evaluate.table(metrics)
     metrics["choices"], picked = {}, []
     for name, task in choices.TASKS.items():
         if name in questions:
-            of_role = logps[eval_scores.of_choices(name)]
+            of_role = logps[eval_logps.choices_key(name)]
             tables = {role: task.table(questions[name], values) for role, values in of_role.items()}
             metrics["choices"][name] = {role: task.metrics(table) for role, table in tables.items()}
             picked += [table.assign(set=name, model=role) for role, table in tables.items()]

@@ -19,19 +19,19 @@ def main(format_pairs: FormatPairs, evaluate_text: EvaluateText) -> None:
     from prefdag.pairs.eval_sets import read_eval_sets
     from prefdag.pairs.tokenizer import ChatTokenizer, positions
     from prefdag.text import model as lm
-    from prefdag.text.evaluation import eval_scores
+    from prefdag.text.evaluation import eval_logps
     from prefdag.text.scoring.rows import chosen_groups, read_split
 
     tokenizer = ChatTokenizer(REFERENCE, format_pairs.template)
     questions = read_eval_sets(EVALS, evaluate_text.max_eval_rows)
-    asked = eval_scores.ask(questions, tokenizer, format_pairs, positions(REFERENCE))
+    groups = eval_logps.groups_by_set(questions, tokenizer, format_pairs, positions(REFERENCE))
     # Not the reference's: evaluate_text computes these per token, beside the policy.
-    heldout = {eval_scores.HELDOUT: chosen_groups(read_split(PAIRS, "test"))}
+    heldout = {eval_logps.HELDOUT: chosen_groups(read_split(PAIRS, "test"))}
     with writing(REF_EVALS) as folder:
         folder.mkdir()
-        for role, model, sets in (("base", BASE, {**heldout, **asked}), ("reference", REFERENCE, asked)):
-            logps = eval_scores.score_asked(lm.load(model), sets, evaluate_text.tokens_per_batch, role)
-            eval_scores.to_frame(logps).to_parquet(folder / f"{role}.parquet", index=False)
+        for role, model, sets in (("base", BASE, {**heldout, **groups}), ("reference", REFERENCE, groups)):
+            logps = eval_logps.compute_logps(lm.load(model), sets, evaluate_text.tokens_per_batch, role)
+            eval_logps.to_frame(logps).to_parquet(folder / f"{role}.parquet", index=False)
 
 
 if __name__ == "__main__":

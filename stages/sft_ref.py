@@ -24,7 +24,9 @@ def main(sft_ref: SftRef) -> None:
     ]  # unpaired data has rows without a chosen response
     train, validation = (sft_task(chosen_groups(frame), frame["id"].tolist()) for frame in taught)
     key = "sft_ref.adapter"
-    model = trainable.add_adapter(trainable.load_for(BASE, sft_ref.adapter, key), sft_ref.adapter, sft_ref.seed, key)
+    model = trainable.add_adapter(
+        trainable.load_for_training(BASE, sft_ref.adapter, key), sft_ref.adapter, sft_ref.seed, key
+    )
     if sft_ref.gradient_checkpointing:
         trainable.checkpoint_gradients(model)
 

@@ -40,12 +40,12 @@ def saying(answer: str | Callable[[str], str], tokenizer: ChatTokenizer, asked: 
     return generate
 
 
-def partners(
+def stand_ins(
     folder: Path,
     answers: Mapping[str, str | Callable[[str], str]],
-    positions: int | None = None,
+    window: int | None = None,
     asked: list[str] | None = None,
 ) -> ChatModels:
     """Models that give these answers, by name."""
     tokenizer = byte_tokenizer(folder)
-    return ChatModels({name: saying(each, tokenizer, asked) for name, each in answers.items()}, tokenizer, positions)
+    return ChatModels({name: saying(each, tokenizer, asked) for name, each in answers.items()}, tokenizer, window)

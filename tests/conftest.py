@@ -1,5 +1,4 @@
-"""The environment of the tests is that of a stage: no telemetry. A test has one thread, and as
-many tests run at once as there are cores."""
+"""The tests run in the environment of a stage, without telemetry. Each test has one thread, since the tests run in parallel."""
 
 import os
 from collections import Counter
@@ -13,7 +12,7 @@ from prefdag.runtime.environment import set_environment
 
 set_environment()
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# On a busy machine a first example, with its imports, takes longer than hypothesis allows one.
+# On a busy machine the first example, which imports modules, exceeds hypothesis's deadline.
 settings.register_profile("prefdag", deadline=None)
 settings.load_profile("prefdag")
 
@@ -26,7 +25,7 @@ def root() -> Path:
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """Torch on one thread: two may add in another order."""
+    """Run torch on one thread: several threads may add in a different order."""
     import torch
 
     before = torch.get_num_threads()
@@ -37,7 +36,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def own_git(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`tmp_path` as the current directory, for a repository of its own: Git and DVC have no settings but an author."""
+    """Make `tmp_path` the current directory, for a repository in which Git and DVC have no settings except an author."""
     monkeypatch.chdir(tmp_path)
     for name in [name for name in os.environ if name.startswith(("DVC_", "GIT_"))]:
         monkeypatch.delenv(name)
@@ -49,12 +48,12 @@ def own_git(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:
-    """Bytes are named after their parameter: an archive holds the time at which it was made, and each worker makes its own."""
+    """Name bytes after their parameter: an archive contains its creation time, and each worker creates its own."""
     return argname if isinstance(val, bytes) else None
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """What `make chaos` is after: of each kind of trouble, how much was tried and how much survived."""
+    """For `make chaos`: how many failures of each kind were tried, and how many the pipeline survived."""
     if terminalreporter.config.getoption("markexpr") != "chaos":
         return
     tried, survived = Counter[str](), Counter[str]()

@@ -25,7 +25,7 @@ import pytest
 from ruamel.yaml import YAML
 from test_report import write_inputs
 
-from prefdag.config.check import load_params
+from prefdag.check_params import load_params
 from prefdag.config.params import Params
 from prefdag.report.page import card, figure_files
 from prefdag.report.page import phrases as words

@@ -1,4 +1,4 @@
-"""Files are written whole or not at all, what a killed writer left is cleared away, and hashes are those of the bytes."""
+"""Files are written completely or not at all, leftovers of killed writers are removed, and hashes match the bytes."""
 
 import hashlib
 import os
@@ -28,9 +28,9 @@ def test_a_block_that_raises_leaves_what_was_there(tmp_path: Path) -> None:
 
 
 def test_what_a_killed_writer_left_is_removed_by_the_next_and_nothing_else(tmp_path: Path) -> None:
-    """Neither the half of a writer that lives (our parent stands for it), nor a file that only looks like one."""
+    """The temporary file of a live writer (here our parent) is kept, and so is a file with a similar name."""
     script = (
-        "import os, signal, sys; from pathlib import Path; from prefdag.artifacts import writing\n"
+        "import os, signal, sys; from pathlib import Path; from prefdag.runtime.artifacts import writing\n"
         "with writing(Path(sys.argv[1])) as path: path.mkdir(); os.kill(os.getpid(), signal.SIGKILL)"
     )
     killed = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "model")])
@@ -47,7 +47,7 @@ def test_what_a_killed_writer_left_is_removed_by_the_next_and_nothing_else(tmp_p
 def test_a_file_that_settled_is_read_once_and_another_one_always(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both with the size that it had; the one that is still fresh with its time of change, too."""
+    """The contents have the same size, and while the file is fresh also the same modification time."""
     read: list[int] = []
     digest = hashlib.file_digest
     monkeypatch.setattr(hashlib, "file_digest", lambda *given: (read.append(1), digest(*given))[1])

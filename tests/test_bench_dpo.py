@@ -1,4 +1,4 @@
-"""The trainings that the benchmarks compare, on a tiny model: the same losses here and in TRL, step by step."""
+"""The trainings that the benchmarks compare, on a tiny model: ours and TRL's losses are equal, step by step."""
 
 import gzip
 import json
@@ -11,7 +11,7 @@ import pytest
 from tiny_models import write_model, write_tokenizer
 
 from benchmarks import bench_gpu, page
-from benchmarks.paired import Contender, run_rounds, summarise
+from benchmarks.harness import Contender, run_rounds, summarise
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("trl", reason="TRL is the peer that these tests compare with; it is in a lock of its own")
@@ -19,7 +19,7 @@ pytest.importorskip("trl", reason="TRL is the peer that these tests compare with
 
 @pytest.fixture
 def inputs(tmp_path: Path) -> list[str]:
-    """Rows in the form of hh-rlhf, some of two turns, and a model: as options."""
+    """Command-line options with a tiny model and rows in the format of hh-rlhf, some with two turns."""
     model = write_tokenizer(write_model(tmp_path / "model", "llama"))
     turns = ["\n\nHuman: a\n\nAssistant: b", ""]
     heads = [f"{turns[i % 2]}\n\nHuman: question {i}\n\nAssistant:" for i in range(12)]
@@ -36,14 +36,14 @@ def inputs(tmp_path: Path) -> list[str]:
 def test_losses_are_those_of_trl(adapter: str, inputs: list[str]) -> None:
     command = [sys.executable, "-m", "benchmarks.bench_dpo"]
     sides = [Contender(name, [*command, name, f"--adapter={adapter}", *inputs]) for name in ("ours", "trl")]
-    found = summarise(run_rounds(sides, 1), "trl").set_index(["what", "metric"])["median"]
-    assert found["ours", "loss_1"] == pytest.approx(math.log(2), abs=1e-6)
-    assert abs(found["ours", "loss_3"] - math.log(2)) > 1e-3
-    assert found["ours - trl", "loss_difference"] < 1e-5
+    medians = summarise(run_rounds(sides, 1), "trl").set_index(["what", "metric"])["median"]
+    assert medians["ours", "loss_1"] == pytest.approx(math.log(2), abs=1e-6)
+    assert abs(medians["ours", "loss_3"] - math.log(2)) > 1e-3
+    assert medians["ours - trl", "loss_difference"] < 1e-5
 
 
 def test_the_benchmark_of_gpus(inputs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a CPU, and a large model that is small: every figure that has a goal; losses as far apart as bfloat16 is coarse."""
+    """On a CPU with a small "large" model: every figure with a goal is there; losses agree up to bfloat16's precision."""
     shape = {"hidden_size": 48, "num_hidden_layers": 3, "num_key_value_heads": 4, "head_dim": 12}
     monkeypatch.setattr(bench_gpu, "LARGE", shape)
     monkeypatch.setattr(bench_gpu, "RESULTS", tmp_path / "bench_gpu.csv")

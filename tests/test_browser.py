@@ -12,7 +12,7 @@ import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 from test_report import N_TEST, write_inputs
 
-from prefdag.config.check import load_params
+from prefdag.check_params import load_params
 from prefdag.config.params import Params
 from prefdag.report.compare import frontier
 from prefdag.report.page import run_details as published

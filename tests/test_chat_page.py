@@ -137,14 +137,14 @@ def test_both_answers_stand_side_by_side_and_under_each_other_on_a_phone(page: A
 def test_each_model_goes_on_with_its_own_answers(page: Any) -> None:
     """The policy repeats its prompt: the second time with its first answer in it, not the reference's."""
     page.get_by_text("Settings").click()
-    page.get_by_label("Longest answer").fill("60")
+    page.get_by_label("Maximum answer length").fill("60")
     for text in ("one", "two"):
         send(page, text)
         finished(page)
     first, second = texts(page, "policy")
     assert first == "<|im_start|>user\none<|im_end|>\n<|im_start|>assistant\n"
     assert second == f"<|im_start|>user\none<|im_end|>\n<|im_start|>assistant\n{first}"[:60]
-    assert page.locator("section.policy .note").all_text_contents() == ["", "Cut at 60 tokens."]
+    assert page.locator("section.policy .note").all_text_contents() == ["", "Truncated at 60 tokens."]
     page.get_by_role("button", name="New conversation").click()
     assert page.locator("article").count() == 0
     send(page, "two")
@@ -185,15 +185,15 @@ def test_an_answer_streams_and_stop_ends_it(page: Any) -> None:
 @browses
 def test_what_was_left_out_and_what_is_refused_is_said(page: Any, address: str) -> None:
     page.get_by_text("Settings").click()
-    page.get_by_label("Longest answer").fill("10")
+    page.get_by_label("Maximum answer length").fill("10")
     for text in ("a" * 3000, "b" * 3000):
         send(page, text)
         finished(page)
     note = page.locator("section.policy .note").nth(1).text_content()
-    assert note.startswith("The conversation is too long for the model: its oldest 2 messages were left out.")
+    assert note.startswith("The conversation is too long for the model. Its oldest 2 messages were left out.")
     page.get_by_role("button", name="New conversation").click()
     page.get_by_text("Settings").click()
-    page.get_by_label("Longest answer").fill("4096")
+    page.get_by_label("Maximum answer length").fill("4096")
     page.get_by_label("Seed").fill("")
     send(page, "no seed")
     assert page.locator("article").count() == 0

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
-from chat_models import byte_tokenizer, partners
+from chat_models import byte_tokenizer, stand_ins
 from fastapi.testclient import TestClient
 
 from prefdag.chat.dialogue import ChatModels
@@ -39,7 +39,7 @@ def asked() -> list[str]:
 @pytest.fixture
 def client(tmp_path: Path, asked: list[str]) -> TestClient:
     answers = {"reference": "from the reference", "policy": "é€ <b>"}
-    return TestClient(make_app(partners(tmp_path, answers, positions=200, asked=asked), 64), base_url=ORIGIN)
+    return TestClient(make_app(stand_ins(tmp_path, answers, window=200, asked=asked), 64), base_url=ORIGIN)
 
 
 def events(text: str) -> list[Any]:
@@ -136,14 +136,17 @@ def naive_prompt(models: ChatModels, messages: list[dict[str, str]], room: int) 
 
 
 def test_no_more_is_left_out_than_has_to_be(tmp_path: Path) -> None:
-    models = partners(tmp_path, {"policy": ""}, positions=300)
+    models = stand_ins(tmp_path, {"policy": ""}, window=300)
     messages = [user("x" * 17)]
     for n in range(6):
         messages += [{"role": "assistant", "content": "y" * (n * 7)}, user("z" * (40 - n))]
     for longest in range(0, 290, 3):
         expected = naive_prompt(models, messages, 300 - longest)
         if expected is None:
-            with pytest.raises(DataError, match=f"tokens in the model's template, and {300 - longest} are left"):
+            with pytest.raises(
+                DataError,
+                match=f"tokens in the model's template, but an answer of {longest} leaves {300 - longest} of 300;",
+            ):
                 models.prompt(messages, longest)
         else:
             prompt = models.prompt(messages, longest)
@@ -154,7 +157,7 @@ def test_a_message_that_does_not_fit_alone_is_refused(client: TestClient) -> Non
     response = client.post(COMPLETIONS, json=asking("a" * 500, stream=True))
     assert response.status_code == 400
     message = response.json()["error"]["message"]
-    assert message.endswith("136 are left of 200 beside an answer of 64; shorten it, or ask for a shorter answer")
+    assert message.endswith("an answer of 64 leaves 136 of 200; shorten the message, or ask for a shorter answer")
 
 
 @pytest.mark.parametrize(
@@ -164,7 +167,7 @@ def test_a_message_that_does_not_fit_alone_is_refused(client: TestClient) -> Non
         ({"messages": [user("x")] * 257}, "messages: List should have at most 256 items"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role: Input should be 'system', 'user' or"),
         ({"messages": [{"role": "user", "content": None}]}, "messages.0.content: Input should be a valid string"),
-        ({"messages": [{"role": "assistant", "content": "x"}]}, "the last message must be the user's"),
+        ({"messages": [{"role": "assistant", "content": "x"}]}, "the last message must be from the user"),
         ({"max_tokens": 0}, "max_tokens: Input should be greater than or equal to 1"),
         ({"max_tokens": 10**9}, "max_tokens: Input should be less than or equal to 4096"),
         ({"temperature": -1}, "temperature: Input should be greater"),
@@ -196,7 +199,7 @@ def test_what_is_no_json_or_no_text_is_refused(body: str, client: TestClient) ->
 def test_an_unknown_model_is_named(client: TestClient) -> None:
     response = client.post(COMPLETIONS, json=asking(model="gpt-4"))
     assert response.status_code == 404
-    assert response.json()["error"]["message"] == "model: 'gpt-4' is not here; there are reference and policy"
+    assert response.json()["error"]["message"] == "model: unknown model 'gpt-4'; choose reference or policy"
 
 
 def test_what_other_clients_send_is_taken(client: TestClient) -> None:
@@ -279,7 +282,9 @@ def test_a_port_in_use_is_one_line() -> None:
     with bind(0) as taken:
         address, port = taken.getsockname()
         assert address == "127.0.0.1"
-        with pytest.raises(PrefdagError, match=rf"^port {port}: Address already in use; name another one with --port$"):
+        with pytest.raises(
+            PrefdagError, match=rf"^port {port}: Address already in use; choose another port with --port$"
+        ):
             bind(port)
 
 
@@ -385,10 +390,10 @@ def test_a_failure_in_a_model_is_told_and_the_server_goes_on(tmp_path: Path) -> 
             raise RuntimeError("secret detail")
         return "fine"
 
-    client = TestClient(make_app(partners(tmp_path, {"policy": broken}), 8), base_url=ORIGIN)
+    client = TestClient(make_app(stand_ins(tmp_path, {"policy": broken}), 8), base_url=ORIGIN)
     response = client.post(COMPLETIONS, json=asking("break"))
     assert response.status_code == 500
-    assert response.json()["error"]["message"] == "the answer failed; the server's terminal says why"
+    assert response.json()["error"]["message"] == "the answer failed; see the server's terminal for the reason"
     streamed = client.post(COMPLETIONS, json=asking("break", stream=True)).text
     assert json.loads(streamed.strip().split("data: ")[-1])["error"]["type"] == "server_error"
     assert "secret" not in response.text + streamed

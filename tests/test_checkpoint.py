@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from prefdag.config.training import Momentum, StepDecay
 from prefdag.runtime.artifacts import sha256
+from prefdag.runtime.interruption import Interrupted
 from prefdag.text.sft_task import sft_task
 from prefdag.train import loop as trainer
 from prefdag.train.checkpoint import KEEP, Checkpoints, TrainState
-from prefdag.train.interruption import Interrupted
 from prefdag.train.loop import History, fit
 from prefdag.train.task import LossAndMetrics, Task, Tasks
 
@@ -247,7 +247,7 @@ def test_everything_in_a_checkpoint_is_needed(tmp_path: Path, whole: Result, kin
     assert not same(start(tmp_path), whole)
 
 
-@pytest.mark.parametrize("lost", ["learning_rate", "plan"])
+@pytest.mark.parametrize("lost", ["learning_rate", "batch_order"])
 def test_the_place_in_schedule_and_data_order_is_needed(
     tmp_path: Path, whole: Result, lost: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -364,8 +364,8 @@ def test_another_parameter_has_other_checkpoints(
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     (tmp_path / "dvc.yaml").write_text("stages: {dpo_text: {deps: [code.py]}}\n")
     (tmp_path / "code.py").write_text("a = 1\n")
-    before = Checkpoints.of_stage("dpo_text", **PARAMS)
-    assert Checkpoints.of_stage("dpo_text", **PARAMS) == before
-    assert Checkpoints.of_stage("dpo_text", **{**PARAMS, **change}) != before
+    before = Checkpoints.of_stage("dpo_text", PARAMS)
+    assert Checkpoints.of_stage("dpo_text", PARAMS) == before
+    assert Checkpoints.of_stage("dpo_text", PARAMS | change) != before
     (tmp_path / "code.py").write_text("a = 2\n")
-    assert Checkpoints.of_stage("dpo_text", **PARAMS) != before
+    assert Checkpoints.of_stage("dpo_text", PARAMS) != before

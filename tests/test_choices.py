@@ -1,4 +1,4 @@
-"""Accuracy among given answers, by hand and against a naive twin of lm-evaluation-harness: one row a forward pass."""
+"""Multiple choice, by hand and against a naive twin of lm-evaluation-harness: one row a forward pass."""
 
 import json
 import math
@@ -184,7 +184,7 @@ def test_tokens_across_the_boundary_are_the_prompts(tmp_path: Path) -> None:
     [group] = TASKS["truthfulqa"].groups([question("Is it?", ["xy"], ["y"])], tokenizer, None)
     assert tokenizer.decode(group.prompt[-2:]).replace(" ", "") == "A:"
     assert [tokenizer.decode(response) for response in group.responses] == ["y", "  y"]  # ": x" is lost, as there
-    message = r"^t/a.json:1: the tokenizer joins all of an answer to the text before it"
+    message = r"^t/a.json:1: the tokenizer merges a whole answer into the text before it"
     with pytest.raises(DataError, match=message):
         TASKS["truthfulqa"].groups([question("Is it?", ["x"], ["y"])], tokenizer, None)
 
@@ -195,10 +195,10 @@ def test_what_the_model_has_no_positions_for_is_refused(subject: Subject, tmp_pa
     [group] = task.groups([row], subject.tokenizer, None)
     longest = len(group.prompt) + max(map(len, group.responses))
     assert task.groups([row], subject.tokenizer, longest) == [group]
-    with pytest.raises(DataError, match=rf"^t/a.json:1: {longest} tokens, and the model has {longest - 1} positions; "):
+    with pytest.raises(DataError, match=rf"^t/a.json:1: {longest} tokens, but the model's context is {longest - 1}; "):
         task.groups([row], subject.tokenizer, longest - 1)
     long = question("Is it? " * WINDOW, ["No"], ["Yes"], source="t/a.json:7")
-    with pytest.raises(DataError, match=rf"^t/a.json:7: [0-9]+ tokens, and the model has {WINDOW} positions; "):
+    with pytest.raises(DataError, match=rf"^t/a.json:7: [0-9]+ tokens, but the model's context is {WINDOW}; "):
         task.groups([row, long], subject.tokenizer, WINDOW)
     rows = sentences(tmp_path / "w", GAP, GAP | {"sentence": "_ helped." + " Ann" * WINDOW})
     with pytest.raises(DataError, match=r"^w/a.jsonl:2: [0-9]+ tokens"):
@@ -207,7 +207,7 @@ def test_what_the_model_has_no_positions_for_is_refused(subject: Subject, tmp_pa
 
 def test_a_gap_at_the_end_is_refused(subject: Subject, tmp_path: Path) -> None:
     rows = sentences(tmp_path / "w", GAP | {"sentence": "It was _ "})
-    with pytest.raises(DataError, match=r"^w/a.jsonl:1: nothing follows the gap"):
+    with pytest.raises(DataError, match=r"^w/a.jsonl:1: no text follows the gap"):
         TASKS["winogrande"].groups(rows, subject.tokenizer, WINDOW)
 
 

@@ -10,10 +10,10 @@ import pytest
 from chat_models import byte_tokenizer
 from typer.testing import CliRunner, Result
 
+from prefdag.check_params import load_params
 from prefdag.cli import app
-from prefdag.config.check import load_params
 from prefdag.project import profiles
-from prefdag.project.profiles import Change
+from prefdag.project.profiles import ParameterChange
 from prefdag.runtime.errors import DataError, NumericError
 from prefdag.tracking import runs as tracking
 
@@ -36,10 +36,10 @@ def test_help_names_every_command_and_starts_quickly() -> None:
 def test_profile_shows_each_change_and_marks_what_goes_back(monkeypatch: pytest.MonkeyPatch) -> None:
     source = {"kind": "hub", "files": ["a", "b"]}
     changes = [
-        Change("beta", 0.3, 0.1, of_profile=False),
-        Change("dpo_image.flip", False, True, of_profile=True),
-        Change("format_pairs.max_pairs", None, 24, of_profile=True),
-        Change("download_pairs.source", {"kind": "cifar10"}, source, of_profile=True),
+        ParameterChange("beta", 0.3, 0.1, of_profile=False),
+        ParameterChange("dpo_image.flip", False, True, of_profile=True),
+        ParameterChange("format_pairs.max_pairs", None, 24, of_profile=True),
+        ParameterChange("download_pairs.source", {"kind": "cifar10"}, source, of_profile=True),
     ]
     monkeypatch.setattr(profiles, "apply", {"mine": changes, "default": changes[:1]}.__getitem__)
     assert prefdag("profile", "mine").stdout.splitlines() == [
@@ -99,7 +99,7 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         reference: str
         policy: str
 
-    def load_to_generate(*arguments: Any) -> ReferenceAndPolicy:
+    def load_for_generation(*arguments: Any) -> ReferenceAndPolicy:
         asked.append(arguments)
         return ReferenceAndPolicy("[red]no[/red]", "yes, \x1b[2J\u202e")
 
@@ -111,8 +111,12 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
             listener(piece)
         return len(model), True
 
-    monkeypatch.setattr("prefdag.pairs.tokenizer.ChatTokenizer", lambda *_: tokenizer)
-    monkeypatch.setitem(sys.modules, "prefdag.text.model", SimpleNamespace(load_to_generate=load_to_generate))  # type: ignore[arg-type]
+    def load_tokenizer(folder: Path, template: str) -> Any:
+        asked[0] += (template,)
+        return tokenizer
+
+    monkeypatch.setattr("prefdag.pairs.tokenizer.ChatTokenizer", load_tokenizer)
+    monkeypatch.setitem(sys.modules, "prefdag.text.model", SimpleNamespace(load_for_generation=load_for_generation))  # type: ignore[arg-type]
     monkeypatch.setitem(sys.modules, "prefdag.text.generation.stream", SimpleNamespace(stream=stream))  # type: ignore[arg-type]
     return asked
 
@@ -151,7 +155,7 @@ def test_what_does_not_fit_is_said_and_the_chat_goes_on(trained: list[Any]) -> N
     assert result.exit_code == 0
     long, cut = [line for line in result.stderr.splitlines() if "error" in line or "left out" in line]
     assert long.startswith("error: the message has ")
-    assert cut == "The conversation is too long for the model: its oldest 2 messages are left out."
+    assert cut == "The conversation is too long for the model. Its oldest 2 messages were left out."
     assert [prompt for prompt, _ in trained[1:]] == [chatml("y" * 100)] * 2 + [chatml("z" * 100)] * 2
 
 
@@ -187,13 +191,13 @@ def test_a_port_in_use_is_said_before_the_models_are_loaded(trained: list[Any]) 
         port = taken.getsockname()[1]
         result = prefdag("chat", "--web", "--port", str(port))
     assert (result.exit_code, trained) == (1, [])
-    assert result.stderr == f"error: port {port}: Address already in use; name another one with --port\n"
+    assert result.stderr == f"error: port {port}: Address already in use; choose another port with --port\n"
 
 
 def test_one_question_is_not_for_the_page(trained: list[Any]) -> None:
     result = prefdag("chat", "--web", "--prompt", "blue?")
     assert (result.exit_code, trained) == (2, [])
-    assert "goes without --web" in result.stderr
+    assert "cannot be combined with --web" in result.stderr
 
 
 def test_chat_without_models_says_what_to_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""params.yaml: complete, commented, and strict in one line that names the key and the remedy."""
+"""params.yaml is complete and commented, and a mistake is one line that names the key and the remedy."""
 
 import copy
 import dataclasses
@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefdag.config.check import check_params, load_params
+from prefdag.check_params import check_params, load_params
 from prefdag.config.params import Params
 from prefdag.runtime.errors import ParamsError
 from prefdag.runtime.yaml import flatten, read_yaml
@@ -22,7 +22,7 @@ Edit = Callable[[dict[str, Any]], Any]
 
 
 def error(edit: Edit) -> str:
-    """What is said of params.yaml after `edit`."""
+    """The error message for params.yaml after `edit`."""
     tree = copy.deepcopy(TREE)
     edit(tree)
     with pytest.raises(ParamsError) as caught:
@@ -129,37 +129,37 @@ def test_the_default_is_valid_and_complete() -> None:
             put("dpo_image.reference", {"update": "sync", "alpha": 0.5, "every": None}),
             "dpo_image.reference: update 'sync' needs 'every'",
         ),
-        # Both ways of moving at once, as two flags would allow, cannot be said; a cache of what moves is refused by name.
+        # Two kinds of update at once cannot be expressed. A cached reference that moves is refused.
         (
             put("dpo_text.reference", {"update": "polyak", "alpha": 0.001, "every": None, "logps": "cached"}),
             "dpo_text.reference: a reference that moves (update 'polyak') has no cached log-probabilities: set logps to live",
         ),
         (
             put("dpo_text.adapter.kind", "qlora"),
-            "dpo_text: qlora trains other weights, of 4 bits, than ref_logps scored",
+            "dpo_text: qlora trains 4-bit weights, not the weights that ref_logps scored",
         ),
         (
             lambda values: (
                 put("dpo_text.adapter", {"kind": "prefix", "tokens": 8})(values)
                 or put("dpo_text.gradient_checkpointing", True)(values)
             ),
-            "dpo_text: gradient_checkpointing would lose a prefix",
+            "dpo_text: gradient_checkpointing would lose the prefix",
         ),
         (
-            put("validate_images.levels.invalid", "warn"),  # nothing is left to keep
+            put("validate_images.levels.invalid", "warn"),  # such an image cannot be kept
             "validate_images.levels.invalid: input should be 'error' or 'drop', not 'warn'",
         ),
         (
-            put("validate_pairs.levels.invalid", "warn"),  # a row without a prompt, say, would go on
+            put("validate_pairs.levels.invalid", "warn"),  # a row without a prompt, say, would be kept
             "validate_pairs.levels.invalid: input should be 'error' or 'drop', not 'warn'",
         ),
         (put("health_text.fail_on", ["drfit"]), "health_text.fail_on.0: input should be 'not_at_reference', "),
     ],
 )
 def test_a_mistake_is_one_line_that_names_the_key(edit: Edit, message: str) -> None:
-    said = error(edit)
-    assert said.startswith(f"params.yaml: {message}")
-    assert "\n" not in said
+    line = error(edit)
+    assert line.startswith(f"params.yaml: {message}")
+    assert "\n" not in line
 
 
 HUB = {"kind": "hub", "repo": "a/b", "repo_type": "dataset", "revision": "0" * 40, "files": ["*.jsonl"]}
@@ -194,13 +194,13 @@ def test_every_kind_of_source_fits_every_place(source: dict[str, Any]) -> None:
 def test_no_value_ends_in_a_traceback(key: str, value: Any) -> None:
     tree = copy.deepcopy(TREE)
     put(key, value)(tree)
-    said = "params.yaml: "
+    line = "params.yaml: "
     try:
         check_params(tree, Path("params.yaml"))
     except ParamsError as caught:
-        said = str(caught)
-    assert said.startswith("params.yaml: ")
-    assert "\n" not in said
+        line = str(caught)
+    assert line.startswith("params.yaml: ")
+    assert "\n" not in line
 
 
 @pytest.mark.parametrize(
@@ -259,7 +259,7 @@ def test_flatten_gives_dotted_keys_and_keeps_lists() -> None:
 
 
 def test_every_key_is_commented() -> None:
-    """On its own line, or where a key of that name stands first, or in a comment on lines of its own above."""
+    """The comment is on the key's line, on the first line with a key of that name, or on separate lines above."""
     explained: set[str] = set()
     bare = []
     for number, line in enumerate(PARAMS.read_text("utf-8").splitlines(), 1):
@@ -271,5 +271,5 @@ def test_every_key_is_commented() -> None:
             explained.add(key)
         elif colon and value and key not in explained:
             bare.append(f"params.yaml:{number}: {key} has no comment")
-            explained.add(key)  # said once
+            explained.add(key)  # report it once
     assert not bare, "\n" + "\n".join(bare)

@@ -1,4 +1,4 @@
-"""dvc.yaml against the code, without running any of it: what `make dag` writes, what an edit reruns, who may import whom."""
+"""dvc.yaml and the imports against the rules of docs/pipeline.md, without running the pipeline."""
 
 import ast
 import dataclasses
@@ -52,14 +52,14 @@ def test_the_table_of_reruns_is_what_the_code_says() -> None:
 
 
 def test_every_output_is_named_in_its_script(stages: dict[str, Any]) -> None:
-    """`outs` and `metrics` are written by hand; a file that a script names is one of them, or a dependency."""
+    """`outs` and `metrics` are written by hand. Every file that a script names is one of them or a dependency."""
     for name, entry in stages.items():
         named = dag.artifacts(ast.parse((ROOT / "stages" / f"{name}.py").read_text("utf-8")))
         assert set(dag.names(entry, "outs", "metrics")) <= set(named), name
 
 
 def test_no_input_is_nobodys_output(stages: dict[str, Any]) -> None:
-    """A path that is written wrong in a script would be a dependency that nobody makes."""
+    """A misspelt path in a script would be a dependency that no stage makes."""
     outs = {out for entry in stages.values() for out in dag.names(entry, "outs", "metrics")}
     for name, entry in stages.items():
         for dep in entry["deps"]:
@@ -69,14 +69,17 @@ def test_no_input_is_nobodys_output(stages: dict[str, Any]) -> None:
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A project of one stage, which uses a module inside a function, that one another, and that one a template."""
+    """A project with one stage: it imports a module inside a function, which imports another, which names a template."""
     files = {
         "stages/page.py": """
             IN, OUT = "data/rows", "reports/page.html"
             def main(beta, page):
                 from prefdag.report import page
             """,
-        "prefdag/report/page.py": "import prefdag.runtime.errors\nfrom prefdag.report.parts import NAME",
+        "prefdag/report/page.py": "import prefdag.runtime.errors, prefdag.stats.b\nfrom prefdag.report.parts import NAME",
+        "prefdag/stats/__init__.py": "",
+        "prefdag/stats/a.py": "",
+        "prefdag/stats/b.py": "import prefdag.stats.a",
         "prefdag/report/parts.py": """
             from typing import TYPE_CHECKING
             if TYPE_CHECKING:
@@ -109,7 +112,10 @@ def project(tmp_path: Path) -> Path:
 
 
 def test_deps_and_params_are_written_from_the_code(project: Path) -> None:
-    """Inputs, modules that run, templates; no module that is exempt, reached through one, or imported for types alone."""
+    """Inputs, imported modules and templates; no exempt modules, none imported only by those, none imported for types only.
+
+    All modules of stats are imported, so their folder stands for them.
+    """
     dag.main(project)
     text = (project / "dvc.yaml").read_text()
     assert text.startswith("# a comment that stays\n")
@@ -119,7 +125,7 @@ def test_deps_and_params_are_written_from_the_code(project: Path) -> None:
         "cmd": "python -m stages.page",
         "deps": [
             *("data/rows", "prefdag/report/page.py", "prefdag/report/parts.py", "prefdag/report/templates"),
-            "stages/page.py",
+            *("prefdag/stats", "stages/page.py"),
         ],
         "params": ["beta", "page"],
         "outs": [{"reports/page.html": {"cache": False}}],
@@ -150,7 +156,9 @@ TRAININGS = {"sft_ref", "resnet_warmup", "control_image", "dpo_text", "dpo_image
 
 
 def reruns(path: str, stages: dict[str, Any]) -> set[str]:
-    return {name for name, entry in stages.items() if path in entry["deps"]}
+    """The stages that depend on a file, by name or by its folder."""
+    folders = {parent.as_posix() for parent in Path(path).parents}
+    return {name for name, entry in stages.items() if {path, *folders} & set(entry["deps"])}
 
 
 @pytest.mark.parametrize("path", sorted(dag.EXEMPT))
@@ -162,9 +170,9 @@ def test_an_exempt_module_exists_and_reruns_nothing(path: str, stages: dict[str,
 
 @pytest.mark.parametrize("module", ["findings", "verdict"])
 def test_an_edit_of_health_trains_nothing(module: str, stages: dict[str, Any]) -> None:
-    found = reruns(f"prefdag/health/{module}.py", stages)
-    assert {"health_text", "health_image"} <= found
-    assert not found & TRAININGS
+    rerun = reruns(f"prefdag/health/{module}.py", stages)
+    assert {"health_text", "health_image"} <= rerun
+    assert not rerun & TRAININGS
 
 
 def test_a_parameter_of_health_reruns_no_training(stages: dict[str, Any]) -> None:
@@ -189,7 +197,7 @@ def test_an_edit_of_a_sections_class_reruns_the_stages_that_read_it(section: str
 
 @pytest.mark.parametrize("name", STAGES)
 def test_a_stage_checks_its_sections_as_the_whole_file_is_checked(name: str) -> None:
-    """The types of `main`'s arguments are those of the fields of `Params`."""
+    """The arguments of `main` have the types of the fields of `Params`."""
     main = importlib.import_module(f"stages.{name}").main.main
     hints = typing.get_type_hints(main, include_extras=True)
     fields = typing.get_type_hints(Params, include_extras=True)
@@ -201,9 +209,17 @@ def test_a_stage_checks_its_sections_as_the_whole_file_is_checked(name: str) -> 
 # Imports
 
 
-# A room imports from the floors below its own, never up and never across.
+# A package imports only from floors below its own.
 FLOORS = [
-    *("runtime", "config", "sources stats tracking", "pairs train", "images dpo health", "gate text image", "report"),
+    *(
+        "runtime",
+        "config",
+        "check_params sources stats tracking",
+        "pairs train",
+        "images dpo health",
+        "gate text image",
+        "report",
+    ),
     *("export chat", "stage cli project", "stages"),
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms.split()}
@@ -214,7 +230,7 @@ def modules() -> list[str]:
 
 
 def room(file: str) -> str:
-    """The room that a module belongs to; stage.py and cli.py are rooms of their own."""
+    """The package of a module. stage.py and cli.py count as packages."""
     first, second, *_ = file.split("/")
     return first if first == "stages" else second.removesuffix(".py")
 
@@ -222,7 +238,7 @@ def room(file: str) -> str:
 def may_import(importer: str, imported: str) -> bool:
     own, other = room(importer), room(imported)
     if own == other:
-        return own != "stages"  # what two stages share belongs into the library
+        return own != "stages"  # code shared by stages belongs into prefdag/
     return FLOOR[other] < FLOOR[own] or (own, other) == ("cli", "project")
 
 
@@ -246,8 +262,8 @@ def test_imports_run_one_way() -> None:
         ("prefdag/dpo/losses.py", "prefdag/dpo/preference.py", True),
         ("prefdag/dpo/losses.py", "prefdag/text/scoring/logps.py", False),
         ("prefdag/train/loop.py", "prefdag/dpo/losses.py", False),
-        ("prefdag/config/check.py", "prefdag/runtime/errors.py", True),
-        ("prefdag/runtime/errors.py", "prefdag/config/check.py", False),
+        ("prefdag/check_params.py", "prefdag/runtime/errors.py", True),
+        ("prefdag/runtime/errors.py", "prefdag/check_params.py", False),
         ("prefdag/pairs/schema.py", "prefdag/gate/checks.py", False),
     ],
 )
@@ -256,7 +272,7 @@ def test_the_import_rule(importer: str, imported: str, allowed: bool) -> None:
 
 
 def test_packages_hold_a_docstring_and_nothing_else() -> None:
-    """Importing a module runs its packages, which `deps` leave out."""
+    """Importing a module runs its packages, but `deps` do not list them."""
     for path in [*ROOT.glob("prefdag/**/__init__.py"), ROOT / "stages" / "__init__.py"]:
         body = ast.parse(path.read_text("utf-8")).body
         assert [type(node) for node in body] == [ast.Expr], path
@@ -266,14 +282,14 @@ def test_packages_hold_a_docstring_and_nothing_else() -> None:
 
 @pytest.mark.parametrize("name", [name for name in DATA_STAGES if name in STAGES])
 def test_data_stages_never_import_torch(name: str) -> None:
-    """Not inside a function either, except for torchvision's CIFAR-10, which only that source needs."""
+    """Not even inside functions, except for torchvision's CIFAR-10, which only that source needs."""
     for file in dag.reached(f"stages/{name}.py", ROOT):
         for node in dag.executed(ast.parse((ROOT / file).read_text("utf-8"))):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom):
                 names = [str(node.module)]
             wrong = [each for each in names if each.split(".")[0] in {"torch", "transformers", "peft", "accelerate"}]
-            # The one module of transformers that renders chat templates without torch.
+            # This module of transformers renders chat templates without torch.
             assert set(wrong) <= {"transformers.utils.chat_template_utils"}, f"{file}:{getattr(node, 'lineno', 0)}"
 
 
@@ -282,7 +298,7 @@ def test_data_stages_never_import_torch(name: str) -> None:
 
 @pytest.fixture(scope="module")
 def helped() -> Callable[[str], subprocess.CompletedProcess[str]]:
-    """The finished `python -m stages.NAME --help` of every stage, with the imports that it took on stderr."""
+    """The finished `python -m stages.NAME --help` of every stage, with its imports on stderr."""
 
     def run(name: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-X", "importtime", "-m", f"stages.{name}", "--help"]

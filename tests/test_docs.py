@@ -1,4 +1,4 @@
-"""Docs name only what exists: files, `make` targets, `prefdag` commands, links."""
+"""The docs name only existing files, `make` targets, `prefdag` commands and links."""
 
 import functools
 import re
@@ -29,7 +29,7 @@ each_page = pytest.mark.parametrize("page", PAGES, ids=IDS)
 
 
 def code(text: str) -> list[str]:
-    """Code spans, and the lines of code blocks."""
+    """Code spans and the lines of code blocks."""
     blocks = re.findall(r"^```.*?\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     prose = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
     return [*re.findall(r"`([^`\n]+)`", prose), *(line for block in blocks for line in block.splitlines())]
@@ -37,13 +37,13 @@ def code(text: str) -> list[str]:
 
 @functools.cache
 def files() -> frozenset[str]:
-    """Every file of the project that Git has or would take, from the root."""
+    """Every file of the project that Git tracks or would add, relative to the root."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     return frozenset(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines())
 
 
 def missing_files(text: str, known: Set[str]) -> list[str]:
-    """Names of files in `text` that no file has; a bare name may stand in any folder."""
+    """Names of files in `text` that do not exist. A name without a folder may be in any folder."""
     pattern = r"(?<![\w/.:*<{-])[\w./-]*\w\.(?:py|ya?ml|md|toml|lock|sh|csv|jsonl?)(?![\w/*-])"
     names = {name for span in code(text) for name in re.findall(pattern, span)}
     bare = {name.rpartition("/")[2] for name in known}
@@ -57,7 +57,7 @@ def missing_files(text: str, known: Set[str]) -> list[str]:
 
 
 def missing_commands(text: str, targets: set[str], commands: set[str]) -> list[str]:
-    """`make` targets and `prefdag` commands in `text` that there are not."""
+    """`make` targets and `prefdag` commands in `text` that do not exist."""
     spans = code(text)
     made = {name for span in spans for name in re.findall(r"(?:^|&& |[$] )make ([a-z][a-z-]*)", span)}
     run = {name for span in spans for name in re.findall(r"(?:^|&& |[$] |/)prefdag ([a-z][a-z-]*)", span)}
@@ -100,15 +100,15 @@ def test_what_is_missing_is_found(tmp_path: Path) -> None:
 
 
 def test_the_page_of_losses_is_what_the_code_makes() -> None:
-    from prefdag.dpo.losses_page import page
+    from prefdag.project.losses_page import page
 
     assert (ROOT / "docs" / "losses.md").read_text("utf-8") == page(), "run `make docs`"
 
 
 def test_the_page_of_losses_says_all() -> None:
-    """A formula, a paper and every option; the docstring of a new loss has to have the first two."""
+    """The page has a formula, a paper and every option. The first two come from the loss's docstring."""
     from prefdag.dpo.losses import LOSSES
-    from prefdag.dpo.losses_page import options, page
+    from prefdag.project.losses_page import options, page
 
     rows = re.findall(r"^\| (\w+) \| ([^|]*(?:\\\|[^|]*)*) \| .* \| (arXiv:[^|]+) \|$", page(), re.MULTILINE)
     assert [name for name, *_ in rows] == list(LOSSES)
@@ -119,7 +119,7 @@ def test_the_page_of_losses_says_all() -> None:
 
 @pytest.mark.parametrize(("study", "function"), [("cifar10", "table"), ("origin", "page")])
 def test_a_study_shows_its_own_results(study: str, function: str) -> None:
-    """The tables in docs/STUDY.md are what its results file gives."""
+    """The tables in docs/STUDY.md match its results file."""
     import runpy
 
     made = runpy.run_path(str(ROOT / "benchmarks" / f"{study}.py"))[function]()
@@ -127,7 +127,7 @@ def test_a_study_shows_its_own_results(study: str, function: str) -> None:
 
 
 def test_the_commands_of_reliability_select_tests() -> None:
-    """Files that are there, words that are in the name of one of their tests."""
+    """The files exist, and the words are in the name of one of their tests."""
     page = (ROOT / "docs" / "reliability.md").read_text("utf-8")
     commands = re.findall(r"`pytest (?:-m slow )?((?:tests/\S+? ?)+)(?: ?-k (\w+))?`", page)
     assert len(commands) > 20

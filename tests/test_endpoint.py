@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from judging import contests_of
 
-from prefdag.config.check import load_params
+from prefdag.check_params import load_params
 from prefdag.config.judge_text import EndpointJudge
 from prefdag.config.loss_options import LossOptions
 from prefdag.runtime.artifacts import write_json
@@ -166,7 +166,7 @@ def test_a_busy_server_is_asked_again(server: Server) -> None:
 def test_nothing_is_asked_twice_after_a_failure(server: Server) -> None:
     answers = iter([said("[[A]]"), said("[[B]]"), said("[[A]]")])
     server.reply = lambda body: next(answers, (400, {}))
-    with pytest.raises(SourceError, match=r"answers with status 400; check url and model.* kept for the next run"):
+    with pytest.raises(SourceError, match=r"answers with status 400; check url and model.* are kept for the next run"):
         judge_all(server)
     assert len(server.asked) == 4
     server.reply = lambda body: said("[[A]]")
@@ -184,13 +184,13 @@ def test_nothing_is_asked_twice_after_a_failure(server: Server) -> None:
     [
         ((401, {"error": CANARY}), r"status 401; set PREFDAG_JUDGE_KEY"),
         ((404, {}), r"status 404; check url \(it ends before /chat/completions\) and model"),
-        ((429, {}), r"status 429; it is out of quota"),
+        ((429, {}), r"status 429; the server is busy or its quota is used up"),
         ((302, {}), r"status 302"),
-        ((200, b"<html>hello</html>"), r"another form than /chat/completions has; check url"),
-        ((200, []), "another form"),
-        ((200, {"choices": []}), "another form"),
-        ((200, {"choices": [{"message": {"content": [1]}}]}), "another form"),
-        ((200, b"\xff\xfe"), "another form"),
+        ((200, b"<html>hello</html>"), r"does not answer in the form of /chat/completions; check url"),
+        ((200, []), "does not answer in the form"),
+        ((200, {"choices": []}), "does not answer in the form"),
+        ((200, {"choices": [{"message": {"content": [1]}}]}), "does not answer in the form"),
+        ((200, b"\xff\xfe"), "does not answer in the form"),
     ],
 )
 def test_a_bad_server_is_one_line(reply: tuple[int, Any], message: str, server: Server) -> None:

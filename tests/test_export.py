@@ -23,9 +23,9 @@ from test_chat import write_model as write_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
+from prefdag.check_params import load_params
 from prefdag.cli import app
-from prefdag.config.check import load_params
-from prefdag.export import compare, image, pipeline, text
+from prefdag.export import image, pipeline, readback, text
 from prefdag.image import model as resnet
 from prefdag.image.data import normalise
 from prefdag.pairs.tokenizer import ChatTokenizer
@@ -38,7 +38,7 @@ ROWS = [[5, 9, 70, 8], [1, 2, 3], [200]]
 
 
 def close(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return bool(torch.allclose(a, b, rtol=0, atol=compare.TOLERANCE * float(b.abs().max())))
+    return bool(torch.allclose(a, b, rtol=0, atol=readback.TOLERANCE * float(b.abs().max())))
 
 
 def scale(file: Path, name: str, factor: float) -> None:
@@ -102,7 +102,7 @@ def test_a_prefix_is_not_merged_and_its_adapter_loads(tmp_path: Path) -> None:
     expected = text.logits(policy, ROWS)
     text.check_adapter(tmp_path / "policy", reference, expected, ROWS)
     scale(tmp_path / "policy/adapter_model.safetensors", "prompt_embeddings", 30.0)
-    with pytest.raises(PrefdagError, match="not the pipeline's model"):
+    with pytest.raises(PrefdagError, match="differs from the pipeline's model"):
         text.check_adapter(tmp_path / "policy", reference, expected, ROWS)
 
 
@@ -112,13 +112,15 @@ def test_an_adapter_without_one_layer_is_noticed(adapter: str, tmp_path: Path) -
     write_policy(reference, adapter, tmp_path / "policy")
     expected = text.logits(lm.load_models(reference, tmp_path / "policy", packed=False).policy, ROWS)
     said = text.check_adapter(tmp_path / "policy", reference, expected, ROWS)
-    assert 0 <= said.largest < compare.TOLERANCE * said.scale
+    assert 0 <= said.largest < readback.TOLERANCE * said.scale
     assert said.logits == sum(map(len, ROWS)) * 263
     file = tmp_path / "policy/adapter_model.safetensors"
     tensors = load_file(file)
     (name,) = (name for name in tensors if "layers.1" in name and "v_proj.lora_B" in name)
     save_file(tensors | {name: torch.zeros_like(tensors[name])}, file)
-    with pytest.raises(PrefdagError, match="policy: read back, it is not the pipeline's model: largest deviation"):
+    with pytest.raises(
+        PrefdagError, match="policy: read back, it differs from the pipeline's model: largest deviation"
+    ):
         text.check_adapter(tmp_path / "policy", reference, expected, ROWS)
 
 
@@ -137,14 +139,16 @@ def test_one_changed_element_of_a_tensor_is_noticed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_number_that_is_none_is_a_deviation(value: float) -> None:
     with pytest.raises(PrefdagError, match="m: read back"):
-        compare.compare("m", torch.tensor([1.0, value]), torch.tensor([1.0, 2.0]))
+        readback.check_logits("m", torch.tensor([1.0, value]), torch.tensor([1.0, 2.0]))
 
 
 def test_the_tolerance_is_a_share_of_the_largest_logit() -> None:
     expected = torch.tensor([100.0, 0.0])
-    assert compare.compare("m", torch.tensor([100.0, 0.009]), expected) == pytest.approx((0.009, 100.0, 2))
-    with pytest.raises(PrefdagError, match=r"largest deviation 1.1e-02 of 2 logits up to 100.0, allowed are 1.0e-02"):
-        compare.compare("m", torch.tensor([100.0, 0.011]), expected)
+    assert readback.check_logits("m", torch.tensor([100.0, 0.009]), expected) == pytest.approx((0.009, 100.0, 2))
+    with pytest.raises(
+        PrefdagError, match=r"largest deviation 1.1e-02 of 2 logits up to 100.0, at most 1.0e-02 allowed"
+    ):
+        readback.check_logits("m", torch.tensor([100.0, 0.011]), expected)
 
 
 # Templates
@@ -187,7 +191,9 @@ def test_the_exported_template_gives_the_ids_of_training(
     text.check_template(folder, ours, DIALOGUES)
     other = (folder / "chat_template.jinja").read_text() + "!"
     (folder / "chat_template.jinja").write_text(other)
-    with pytest.raises(PrefdagError, match="text: its chat template makes other tokens than training had"):
+    with pytest.raises(
+        PrefdagError, match="text: for held-out dialogue 0, its chat template gives other tokens than training"
+    ):
         text.check_template(folder, ours, DIALOGUES)
 
 
@@ -331,7 +337,7 @@ def test_a_folder_that_is_no_export_is_never_touched(target: str, project: Path)
     before = sha256(project)
     done = CliRunner().invoke(app, ["export", "--to", target])
     assert done.exit_code == 2
-    assert done.stderr == f"error: {target}: is there, and no export; choose another folder, or remove it\n"
+    assert done.stderr == f"error: {target}: exists and is not an export; choose another folder, or remove it\n"
     assert sha256(project) == before
 
 
@@ -348,7 +354,7 @@ def test_parameters_that_did_not_make_the_models_are_refused(project: Path) -> N
     params.write_text(params.read_text().replace("beta: 0.1", "beta: 0.3"))
     done = CliRunner().invoke(app, ["export"])
     assert done.exit_code == 2
-    assert done.stderr == "error: params.yaml: beta is not what dpo_text ran with; run `dvc repro` first\n"
+    assert done.stderr == "error: params.yaml: beta has changed since dpo_text ran; run `dvc repro` first\n"
     (project / "dvc.lock").unlink()
     with pytest.raises(DataError, match=r"dvc\.lock: not found"):
         pipeline.check_current(Path("dvc.lock"), params)
@@ -357,8 +363,8 @@ def test_parameters_that_did_not_make_the_models_are_refused(project: Path) -> N
 @pytest.mark.parametrize(
     ("adapter", "there", "said"),
     [
-        ("prefix", "text_adapter", "text: not exported, a prefix cannot be merged into weights"),
-        ("full", "text", "text_adapter: not exported, every weight was trained; there is no adapter"),
+        ("prefix", "text_adapter", "text: not exported, since a prefix cannot be merged into weights"),
+        ("full", "text", "text_adapter: not exported, since full fine-tuning has no adapter"),
     ],
 )
 def test_what_cannot_be_exported_is_said(

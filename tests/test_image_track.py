@@ -489,6 +489,7 @@ def test_the_evaluation_writes_tables_that_agree_with_its_metrics(
     """Four images, one a class, named as numbers are: what is counted in one file is what another says."""
     write_json(evaluate_image.IMAGES / "classes.json", ["00", "01", "1e3", "a,b"])
     dpo()
+    health_image.main(SETTINGS, Health(kl_budget=100.0, fail_on=[]))
     control_image.main(0, SETTINGS)
     evaluate_image.main(0.5, "sigmoid", OPTIONS)
     metrics, classes, confusion, bins = (

@@ -1,4 +1,4 @@
-"""DVC around the stages: killed alone it leaves no trainer behind, and two at once do not mix."""
+"""A killed DVC leaves no trainer behind, and a second DVC refuses to run at the same time."""
 
 import os
 import signal
@@ -45,7 +45,7 @@ def repo(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> Callabl
 
 
 def stage_process() -> psutil.Process:
-    """The stage's process, once it waits."""
+    """The stage's process, once it is waiting."""
     deadline = time.monotonic() + 60
     while not Path("pid").exists():
         assert time.monotonic() < deadline, "the stage did not start"
@@ -71,7 +71,7 @@ def test_a_stage_ends_with_the_dvc_that_started_it(
         process = stage_process()
         dvc.kill()
         dvc.wait()
-        # Without the call it goes on: what is asked for is not what happens anyway.
+        # Without the call the stage survives, so the test can fail.
         assert ended(process, 30 if first == ENDS else 1) == (first == ENDS)
         if first == STAYS:
             process.send_signal(signal.SIGKILL)

@@ -12,7 +12,7 @@ from transformers.models.cohere import modeling_cohere
 from transformers.pytorch_utils import Conv1D
 
 from prefdag.text.scoring import vocabulary
-from prefdag.text.scoring.layers import Linear, TransposedLinear, speed_up, speed_up_adapters, speed_up_rotation
+from prefdag.text.scoring.layers import Linear, TransposedLinear, speed_up, speed_up_adapters, speed_up_rotary
 
 S, D, V = 23, 16, 50
 
@@ -24,7 +24,7 @@ def naive(states: Tensor, head: nn.Linear, targets: Tensor) -> Tensor:
 @pytest.fixture
 def parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seven tokens at a time: three whole parts and the rest."""
-    monkeypatch.setattr(vocabulary, "LOGITS", 7 * V)
+    monkeypatch.setattr(vocabulary, "MAX_LOGITS", 7 * V)
 
 
 def example(bias: bool = False, seed: int = 0) -> tuple[Tensor, nn.Linear, Tensor]:
@@ -76,15 +76,15 @@ def test_collisions_and_kl_are_sums_over_the_vocabulary() -> None:
     other, other_head, _ = example(seed=1)
     p, q = head(states).softmax(-1), other_head(other).softmax(-1)
     torch.testing.assert_close(vocabulary.log_collisions(states, head), (p**2).sum(-1).log())
-    found = vocabulary.compare(states, head, other, other_head, targets)
+    found = vocabulary.logps_and_kl(states, head, other, other_head, targets)
     torch.testing.assert_close(found.kl, (p * (p / q).log()).sum(-1))
     torch.testing.assert_close(found.policy, p.log().gather(1, targets[:, None])[:, 0])
     torch.testing.assert_close(found.reference, q.log().gather(1, targets[:, None])[:, 0])
 
 
 def test_the_logits_of_a_batch_never_exist_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of all that the two passes make, nothing is larger than the parts that `LOGITS` allows."""
-    monkeypatch.setattr(vocabulary, "LOGITS", 4 * V)
+    """Of all that the two passes make, nothing is larger than the parts that `MAX_LOGITS` allows."""
+    monkeypatch.setattr(vocabulary, "MAX_LOGITS", 4 * V)
     states, head, targets = example()
     head.requires_grad_(False)
     sizes: list[int] = []
@@ -223,10 +223,10 @@ def rotate_halves(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim:
 
 def test_our_rotation_is_transformers_rotation() -> None:
     code = SimpleNamespace(apply_rotary_pos_emb=rotate_halves)
-    speed_up_rotation(code)
+    speed_up_rotary(code)
     ours = code.apply_rotary_pos_emb
     assert ours is not rotate_halves
-    speed_up_rotation(code)
+    speed_up_rotary(code)
     assert code.apply_rotary_pos_emb is ours
     q, k = (torch.randn(1, heads, 7, 8, dtype=torch.float64, requires_grad=True) for heads in (6, 2))
     cos, sin = torch.randn(2, 1, 7, 8, dtype=torch.float64)
@@ -245,7 +245,7 @@ def test_our_rotation_is_transformers_rotation() -> None:
 def test_a_rotation_of_neighbours_is_left_alone() -> None:
     original = modeling_cohere.apply_rotary_pos_emb
     code = SimpleNamespace(apply_rotary_pos_emb=original)
-    speed_up_rotation(code)
+    speed_up_rotary(code)
     assert code.apply_rotary_pos_emb is original
 
 

@@ -42,9 +42,10 @@ import json, random
 from pathlib import Path
 import psutil, torch
 from tiny_models import random_groups, training, with_lora
-from prefdag.dpo.checkpoint import Checkpoints
-from prefdag.dpo.trainer import fit
+from prefdag.train.checkpoint import Checkpoints
+from prefdag.train.loop import fit
 from prefdag.text.sft_task import sft_task
+from prefdag.train.task import Tasks
 
 torch.set_num_threads(1)
 used, kept = {}, []
@@ -92,7 +93,7 @@ print(n)
 """
 STAGE = """
 import importlib, sys
-from prefdag.config import load_params
+from prefdag.check_params import load_params
 importlib.import_module(f"stages.{stage}").main(getattr(load_params(), stage))
 print(peak())
 """

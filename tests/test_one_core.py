@@ -15,7 +15,7 @@ from prefdag.image.classify import pair_batch as batch_of_classes
 from prefdag.image.data import normalise
 from prefdag.text.pair_batch import pair_batch as batch_of_texts
 from prefdag.text.scoring.logps import Pair, pair_logps
-from prefdag.text.scoring.states import Route
+from prefdag.text.scoring.states import ForwardMode
 
 N, K = 6, 5
 GENERATOR = torch.Generator().manual_seed(0)
@@ -42,7 +42,7 @@ class OneToken(nn.Module):
     def __init__(self, classifier: Classifier) -> None:
         super().__init__()
         self.classifier = classifier
-        self.prefdag_route = Route(packed=True, headless=False)
+        self.prefdag_forward_mode = ForwardMode(packed=True, headless=False)
 
     def forward(self, input_ids: Tensor, logits_to_keep: Tensor, **_: Any) -> SimpleNamespace:
         prompts = input_ids[0, logits_to_keep]

@@ -131,7 +131,7 @@ def test_target_modules(kind: str, asked: Any, found: set[str], folders: dict[st
 @pytest.mark.parametrize("name", ["c_attn", "lm_head", "embed_tokens"])
 def test_an_unknown_target_is_answered_with_the_known_ones(name: str, folders: dict[str, Path]) -> None:
     key = "params.yaml: dpo_text.adapter.target_modules"
-    line = rf"^{key}: this model has no module '{name}'; choose among \['down_proj', .*"
+    line = rf"^{key}: this model has no module '{name}'; choose from \['down_proj', .*"
     with pytest.raises(ParamsError, match=line) as error:
         with_adapter(folders["llama"], lora(target_modules=["q_proj", name]))
     assert "lm_head'," not in str(error.value)
@@ -140,7 +140,7 @@ def test_an_unknown_target_is_answered_with_the_known_ones(name: str, folders: d
 def test_auto_says_which_modules_there_are_where_it_knows_none(folders: dict[str, Path]) -> None:
     model: Any = lm.load(folders["gpt2"])
     model.config.model_type = "newest"
-    line = r"params.yaml: sft_ref.adapter.target_modules: auto knows no newest models; .*\['c_attn', 'c_fc', 'c_proj'\]"
+    line = r"params.yaml: sft_ref.adapter.target_modules: auto does not know newest models; .*\['c_attn', 'c_fc', 'c_proj'\]"
     with pytest.raises(ParamsError, match=line):
         trainable.add_adapter(model, lora(), 0, "sft_ref.adapter")
 
@@ -148,21 +148,21 @@ def test_auto_says_which_modules_there_are_where_it_knows_none(folders: dict[str
 @pytest.mark.parametrize(
     ("device", "package", "kind", "line"),
     [
-        ("cpu", True, "llama", "qlora needs a CUDA device, and there is none; set it to lora"),
-        ("cuda", False, "llama", "qlora needs bitsandbytes; run `make qlora`, or set it to lora"),
-        ("cuda", True, "gpt2", "qlora does not take gpt2 models; set it to lora"),
+        ("cpu", True, "llama", "qlora needs a CUDA device, and none was found; set it to lora"),
+        ("cuda", False, "llama", "qlora needs bitsandbytes; run `make qlora` to install it, or set it to lora"),
+        ("cuda", True, "gpt2", "qlora does not support gpt2 models; set it to lora"),
     ],
 )
 def test_qlora_says_what_is_missing(
     device: str, package: bool, kind: str, line: str, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     find = importlib.util.find_spec
-    monkeypatch.setattr(lm, "process", lambda: SimpleNamespace(device=torch.device(device)))
+    monkeypatch.setattr(trainable, "process", lambda: SimpleNamespace(device=torch.device(device)))
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda n, p=None: package or None if n == "bitsandbytes" else find(n, p)
     )
     with pytest.raises(ParamsError, match=f"^params.yaml: dpo_text.adapter.kind: {line}$"):
-        trainable.load_for(folders[kind], lora(kind="qlora"), "dpo_text.adapter")
+        trainable.load_for_training(folders[kind], lora(kind="qlora"), "dpo_text.adapter")
 
 
 # Merged
@@ -361,5 +361,5 @@ def test_answers_are_the_most_probable_tokens_of_the_scoring_path(
 
 
 def test_what_was_not_made_yet_is_named(folders: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"policy: not found; `dvc repro` makes it"):
-        lm.load_to_generate(folders["llama"], tmp_path / "policy")
+    with pytest.raises(DataError, match=r"policy: not found; run `dvc repro` first"):
+        lm.load_for_generation(folders["llama"], tmp_path / "policy")

@@ -1,4 +1,4 @@
-"""Profiles: values change, everything else in params.yaml stays; what is wrong is one line, and nothing is written."""
+"""A profile changes values and nothing else in params.yaml. A wrong profile is reported in one line and writes nothing."""
 
 import subprocess
 from pathlib import Path
@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
-from prefdag.config.check import load_params
+from prefdag.check_params import load_params
 from prefdag.project import profiles
 from prefdag.runtime.errors import ParamsError
 from prefdag.runtime.yaml import read_yaml
@@ -38,7 +38,7 @@ b:
 
 @pytest.fixture
 def repo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A Git repository with the parameters of this one committed, and its profiles; the current directory."""
+    """A Git repository with this project's params.yaml and profiles committed, as the current directory."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "profiles").mkdir()
     for path in [Path("params.yaml"), *(Path("profiles", f"{name}.yaml") for name in NAMES)]:

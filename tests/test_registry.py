@@ -20,16 +20,16 @@ from naive_answers import continuation
 from test_chat import user
 from typer.testing import CliRunner
 
+from prefdag.check_params import load_params
 from prefdag.cli import app
-from prefdag.config.check import load_params
 from prefdag.export import registry
 from prefdag.image import model as resnet
 from prefdag.image.data import normalise
 from prefdag.pairs.tokenizer import ChatTokenizer
 from prefdag.runtime.artifacts import read_json, sha256
 from prefdag.runtime.errors import PrefdagError
-from prefdag.text.model import load_to_generate
-from prefdag.tracking import delivery
+from prefdag.text.model import load_for_generation
+from prefdag.tracking import store
 from prefdag.tracking.publishing import publish
 
 # Each is worked out on its own; one that a user types is text to the policy.
@@ -49,7 +49,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, patch: pytest.MonkeyPatch)
     root = write_project(tmp_path_factory.mktemp("registry") / "project")
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "DVC_ROOT"):
         patch.delenv(name, raising=False)
-    for name, value in delivery.ENVIRONMENT.items():
+    for name, value in store.ENVIRONMENT.items():
         patch.setenv(name, value)
     patch.setenv("DVC_EXP_NAME", "lofty-loon")
     patch.chdir(root)
@@ -158,7 +158,7 @@ def answer(request: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 def greedy(question: str) -> tuple[str, int]:
     """The policy's own answer, and how many tokens the prompt has."""
-    models = load_to_generate(Path("models/reference"), Path("models/dpo_text"))
+    models = load_for_generation(Path("models/reference"), Path("models/dpo_text"))
     tokenizer = ChatTokenizer(Path("models/reference"), "chat")
     prompt = tokenizer.prompt(user(question)).ids
     ids = continuation(models.policy, prompt, TOKENS, tokenizer.eos_id)
@@ -200,7 +200,7 @@ def test_options_of_a_request(folders: dict[str, Path]) -> None:
 @pytest.mark.parametrize(
     ("request_", "said"),
     [
-        ({"messages": user("x" * 200)}, "messages: .* tokens, and the model has 128 positions"),
+        ({"messages": user("x" * 200)}, "messages: .* tokens, but the model.s context is 128"),
         ({"messages": user("x"), "max_tokens": 0}, "max_tokens: 0"),
         ({"messages": user("x"), "max_tokens": "many"}, "max_tokens|schema"),
         ({"prompt": "x"}, "messages"),
@@ -241,7 +241,7 @@ def test_a_copied_repository_does_not_write_into_the_first(
     monkeypatch.delenv("MLFLOW_TRACKING_URI")  # MLflow's own `set_tracking_uri` left it
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     (tmp_path / "mlflow.db").write_bytes((registered / "mlflow.db").read_bytes())
-    with pytest.raises(PrefdagError, match=r"mlflow\.db: its artifacts go to another folder"):
+    with pytest.raises(PrefdagError, match=r"mlflow\.db: its artifacts are in another folder"):
         list(registry.register(Path("export"), load_params()))
 
 

@@ -24,7 +24,7 @@ from PIL import Image
 from ruamel.yaml import YAML
 from safetensors.numpy import save_file
 
-from prefdag.config.check import check_params, load_params
+from prefdag.check_params import check_params, load_params
 from prefdag.config.params import Params
 from prefdag.health import verdict as health
 from prefdag.image import evaluate

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from prefdag.config.check import load_params
+from prefdag.check_params import load_params
 from prefdag.config.sources import Cifar10Source, HubSource, PathSource, PypiSource
 from prefdag.runtime import artifacts
 from prefdag.runtime.errors import SourceError

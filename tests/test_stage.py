@@ -1,4 +1,4 @@
-"""What a stage finds out about the machine it runs on."""
+"""The environment that a stage sets, and the durations that it records."""
 
 import os
 import shutil
@@ -41,7 +41,7 @@ def test_alone_they_are_left_as_they_are(monkeypatch: pytest.MonkeyPatch) -> Non
     assert not set(BESIDE_OTHERS) & set(os.environ)
 
 
-# How long stages took
+# Durations of stages
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_a_duration_belongs_to_the_outputs_that_lie_there(project: Path, place: 
     assert durations() == {"test_stage": None, "other": None}
     note_duration("test_stage", 12.3456)
     assert durations() == {"test_stage": 12.346, "other": None}
-    # Another experiment's outputs have another time, and the first ones theirs again when they come back.
+    # Another experiment's outputs have their own duration. When the first outputs return, so does their duration.
     weights = bytearray(3 * PROBE)
     weights[place] = 1
     (project / "model/weights").write_bytes(weights)

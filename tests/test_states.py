@@ -24,10 +24,10 @@ from transformers import (
 from prefdag.text import model as lm
 from prefdag.text import trainable
 from prefdag.text.scoring import attention
-from prefdag.text.scoring.attention import flex_mask, in_pieces
+from prefdag.text.scoring.attention import chunked_attention, flex_mask
 from prefdag.text.scoring.logps import response_logps
 from prefdag.text.scoring.packing import Group, Pack, pack
-from prefdag.text.scoring.states import Route, route
+from prefdag.text.scoring.states import ForwardMode, forward_mode
 
 # (prompt, responses) lengths: a dialogue, one longer than a piece of attention, a word.
 LENGTHS = [(97, (3, 20)), (5, (100, 1)), (1, (1,)), (30, (7, 8, 9)), (2, (2, 2))]
@@ -73,7 +73,7 @@ def test_shared_is_padded_is_one_at_a_time(kind: str, dtype: Any, tmp_path: Path
     off, relative = PRECISIONS[dtype]
     for shared in (True, False):
         model = lm.load(folder, dtype, packed=shared)
-        assert route(model) == Route(packed=shared, headless=True)
+        assert forward_mode(model) == ForwardMode(packed=shared, headless=True)
         found = response_logps(model, packed)
         torch.testing.assert_close(found, expected, rtol=0, atol=off)
         close(gradients(found, model), of_expected, relative)
@@ -118,9 +118,9 @@ def test_a_model_without_positions_is_scored_padded_and_says_so(
     with caplog.at_level(logging.WARNING, "prefdag"):
         model = lm.load(folder)
     assert [record.getMessage() for record in caplog.records if record.name.startswith("prefdag")] == [
-        "mamba models do not take packed rows: a padded row a response, more slowly"
+        "mamba models do not support packed rows; using one padded row per response, which is slower"
     ]
-    assert not route(model).packed
+    assert not forward_mode(model).packed
     few = random_groups(5, responses=None, seed=1)
     expected = naive(AutoModelForCausalLM.from_pretrained(folder).eval(), few)
     torch.testing.assert_close(response_logps(model, pack(few)), expected, rtol=1e-4, atol=1e-3)
@@ -131,7 +131,7 @@ def test_a_head_that_is_more_than_a_layer_is_left_to_the_model(tmp_path: Path) -
     config = Gemma2Config(**SMALL, **HEADS, final_logit_softcapping=5.0, attn_logit_softcapping=None)
     folder = write(tmp_path, Gemma2ForCausalLM(config))
     model = lm.load(folder)
-    assert route(model) == Route(packed=True, headless=False)
+    assert forward_mode(model) == ForwardMode(packed=True, headless=False)
     few = random_groups(5, responses=None, seed=1)
     expected = naive(AutoModelForCausalLM.from_pretrained(folder).eval(), few)
     torch.testing.assert_close(response_logps(model, pack(few)), expected, rtol=1e-4, atol=1e-3)
@@ -140,7 +140,7 @@ def test_a_head_that_is_more_than_a_layer_is_left_to_the_model(tmp_path: Path) -
 def test_a_sliding_window_slides_over_prompt_and_response(tmp_path: Path) -> None:
     folder = write(tmp_path, MistralForCausalLM(MistralConfig(**SMALL, **HEADS, sliding_window=7)))
     model, plain = lm.load(folder), AutoModelForCausalLM.from_pretrained(folder).eval()
-    assert route(model).packed
+    assert forward_mode(model).packed
     torch.testing.assert_close(response_logps(model, pack(groups())), naive(plain, groups()), rtol=1e-4, atol=1e-3)
     config = AutoConfig.from_pretrained(folder)
     config.sliding_window = None
@@ -174,8 +174,8 @@ def test_attention_is_that_of_a_dense_mask(
     prefix: int, window: int | None, longest: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Values and gradients, with two query heads a key head, in float64; and the mask of FlexAttention is the same mask."""
-    monkeypatch.setattr(attention, "LONGEST", longest)
-    attention._pieces.cache_clear()
+    monkeypatch.setattr(attention, "CHUNK_TOKENS", longest)
+    attention._chunks.cache_clear()
     torch.manual_seed(0)
     packed = pack(random_groups(4, responses=None, seed=2))
     n = len(packed.input_ids)
@@ -184,12 +184,12 @@ def test_attention_is_that_of_a_dense_mask(
         for heads, length in ((4, n), (2, prefix + n), (2, prefix + n))
     )
     mask = dense(packed, prefix, window)
-    found = in_pieces(q, k, v, packed.segments, scaling=0.3, sliding_window=window)
+    found = chunked_attention(q, k, v, packed.segments, scaling=0.3, sliding_window=window)
     expected = torch.nn.functional.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, scale=0.3, enable_gqa=True
     ).transpose(1, 2)
     # The kernel with a gradient of ours; torch's own, as GPUs without FlexAttention have it.
-    by_torch = in_pieces(q, k, v, packed.segments, scaling=0.3, dropout=1e-12, sliding_window=window)
+    by_torch = chunked_attention(q, k, v, packed.segments, scaling=0.3, dropout=1e-12, sliding_window=window)
     upstream = torch.randn_like(expected)
     of_expected = torch.autograd.grad(expected, (q, k, v), upstream)
     for out in (found, by_torch):
@@ -199,7 +199,7 @@ def test_attention_is_that_of_a_dense_mask(
     visible = flex_mask(packed.segments, prefix, window, torch.device("cpu")).mask_mod
     rows, columns = torch.arange(n)[:, None], torch.arange(prefix + n)[None]
     assert torch.equal(visible(torch.tensor(0), torch.tensor(0), rows, columns), mask)
-    attention._pieces.cache_clear()
+    attention._chunks.cache_clear()
     if longest == 96:  # interpreted, on a CPU; compiled, it is what a GPU runs
         block_mask = flex_mask(packed.segments, prefix, window, torch.device("cpu"))
         by_flex = flex_attention(
@@ -215,11 +215,11 @@ def test_where_flex_attention_cannot_be_compiled_pieces_take_its_place(
         raise RuntimeError("no compiler")
 
     monkeypatch.setattr(torch, "compile", lambda *args, **kwargs: fail)
-    attention.compiled_flex.cache_clear()
+    attention.compiled_flex_attention.cache_clear()
     with caplog.at_level(logging.WARNING, "prefdag"):
-        assert attention.compiled_flex(torch.device("cpu")) is None
+        assert attention.compiled_flex_attention(torch.device("cpu")) is None
     assert "no compiler" in caplog.text
-    attention.compiled_flex.cache_clear()
+    attention.compiled_flex_attention.cache_clear()
 
 
 # Activations computed twice
@@ -232,7 +232,7 @@ def test_checkpointed_gradients_are_the_same(kind: str, adapter: str, tmp_path: 
     policy = with_adapter(folder, ADAPTERS[adapter])
     disturb(policy)
     expected = gradients(response_logps(policy, pack(groups())), policy)
-    layers = [m for m in policy.modules() if isinstance(m, lm.GradientCheckpointingLayer)]
+    layers = [m for m in policy.modules() if isinstance(m, trainable.GradientCheckpointingLayer)]
     calls: list[int] = []
     for layer in layers:
         layer.mlp.register_forward_pre_hook(lambda *_: calls.append(1))  # type: ignore[union-attr]

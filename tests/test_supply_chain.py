@@ -1,4 +1,4 @@
-"""What is installed is what was locked: every package by its hash, and another one is refused."""
+"""Only locked packages are installed: every package has a hash, and a mismatch is refused."""
 
 import hashlib
 import re
@@ -44,7 +44,7 @@ def wheel(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("tampered", ["", "lock", "wheel"])
 def test_a_tampered_hash_fails(wheel: Path, tmp_path: Path, tampered: str) -> None:
-    """As does a tampered wheel; with neither it is installed."""
+    """So does a tampered wheel. Without tampering the package is installed."""
     digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
     if tampered == "lock":
         digest = digest[:-1] + ("0" if digest[-1] != "0" else "1")

@@ -116,9 +116,8 @@ def test_prefix_tuning_starts_elsewhere_and_says_so(ran: list[tuple[History, nn.
     """The stage does not stop at step 0, and the health page lists the finding as not checked."""
     dpo(adapter=Prefix(kind="prefix", tokens=3), reference=LIVE)
     assert abs(ran[0][0].train[0]["rewards/chosen"]) > 1e-3
-    health_text.main(
-        settings(adapter=Prefix(kind="prefix", tokens=3), reference=LIVE), Health(kl_budget=1000.0, fail_on=[])
-    )
+    config = dataclasses.replace(settings(), adapter=Prefix(kind="prefix", tokens=3), reference=LIVE)
+    health_text.main(config, Health(kl_budget=1000.0, fail_on=[]))
     assert "not_at_reference" in read_json(health_text.HEALTH)["not_checked"]
 
 

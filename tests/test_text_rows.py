@@ -44,7 +44,7 @@ from prefdag.stats.intervals import difference, roc_area
 from prefdag.stats.rewards import reward_metrics, unpaired_reward_metrics
 from prefdag.text import model as lm
 from prefdag.text import trainable
-from prefdag.text.evaluation import choices, eval_rows, eval_scores
+from prefdag.text.evaluation import choices, eval_logps, eval_rows
 from prefdag.text.evaluation import metrics as evaluate
 from prefdag.text.evaluation.eval_rows import EncodedRow
 from prefdag.text.scoring import rows
@@ -481,7 +481,7 @@ def test_unpaired_responses_are_learnt_from_and_evaluated(
     config = EvaluateText(max_eval_rows=2, tokens_per_batch=200)
     monkeypatch.setattr(choices, "PRIMER", "Q: Who?\nA: She.")  # the tiny model's window is small
     ref_evals.main(FORMAT, config)
-    health_text.main(settings(), Health(kl_budget=100.0, fail_on=[]))
+    health_text.main(settings(), Health(kl_budget=1000.0, fail_on=[]))
     evaluate_text.main(0.5, loss, OPTIONS, FORMAT, config)
 
     sampling = AnswerText(prompts=None, max_new_tokens=4, temperature=1.0, top_p=0.9, batch_size=3, seed=0)
@@ -759,13 +759,13 @@ def test_what_each_model_says_is_kept_apart(tmp_path: Path) -> None:
     disturb(policy)
     asked = {"heldout": GROUPS, "a set": GROUPS[:1]}
     for role, model in (("reference", trainable.untrained(policy)), ("policy", policy)):
-        eval_scores.to_frame(eval_scores.score_asked(model, asked, 100, role)).to_parquet(tmp_path / role)
-    reference, tuned = (eval_scores.read_scores(tmp_path / role, asked) for role in ("reference", "policy"))
+        eval_logps.to_frame(eval_logps.compute_logps(model, asked, 100, role)).to_parquet(tmp_path / role)
+    reference, tuned = (eval_logps.read_logps(tmp_path / role, asked) for role in ("reference", "policy"))
     assert np.array_equal(reference["heldout"], group_logps(lm.load(folder), GROUPS, 100, "test"))
     assert np.array_equal(tuned["heldout"], group_logps(policy, GROUPS, 100, "test"))
     assert np.array_equal(tuned["a set"], tuned["heldout"][:1])
     assert np.abs(tuned["heldout"] - reference["heldout"]).max() > 0.01
-    with pytest.raises(DataError, match=r"reference: 1 scores of a set, not 2; run ref_evals again$"):
-        eval_scores.read_scores(tmp_path / "reference", {"a set": GROUPS})
-    with pytest.raises(DataError, match=r"reference: 0 scores of another, not 1; run ref_evals again$"):
-        eval_scores.read_scores(tmp_path / "reference", {"another": GROUPS[:1]})
+    with pytest.raises(DataError, match=r"reference: 1 log-probabilities of a set, expected 2; run ref_evals again$"):
+        eval_logps.read_logps(tmp_path / "reference", {"a set": GROUPS})
+    with pytest.raises(DataError, match=r"reference: 0 log-probabilities of another, expected 1; run ref_evals again$"):
+        eval_logps.read_logps(tmp_path / "reference", {"another": GROUPS[:1]})

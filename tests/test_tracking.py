@@ -1,6 +1,6 @@
-"""Tracking: exact metrics, one run each, nothing lost and nothing twice, whatever happens to the server or the process.
+"""Tracking: metrics are exact, and nothing is lost or duplicated, whatever happens to the server or the process.
 
-One database serves the whole file (making one takes seconds); a test tells its runs by their key or name.
+All tests share one database, since creating one takes seconds. A test identifies its runs by key or name.
 """
 
 import json
@@ -20,9 +20,9 @@ from typing import Any
 
 import pytest
 
-from prefdag.config.check import load_params
+from prefdag.check_params import load_params
 from prefdag.runtime.errors import DataError
-from prefdag.tracking import delivery, spool
+from prefdag.tracking import delivery, spool, store
 from prefdag.tracking import runs as tracking
 from prefdag.tracking.publishing import publish
 
@@ -38,20 +38,20 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _environment(project: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "DVC_EXP_NAME", "DVC_EXP_BASELINE_REV", "RANK"):
         monkeypatch.delenv(name, raising=False)
-    for name, value in delivery.ENVIRONMENT.items():
+    for name, value in store.ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("DVC_ROOT", str(project))
     monkeypatch.chdir(project)
     yield
-    for folder in spool.folders():  # a failed test must not feed the next
+    for folder in spool.folders():  # a failed test must not affect the next
         if left := spool.claim(folder):
             left.delete()
             left.release()
-    delivery.Store().note_alive()
+    store.Store().note_alive()
 
 
 def runs(filter_string: str) -> list[Any]:
-    """The runs of the database that match, newest first."""
+    """The matching runs in the database, newest first."""
     client = client_of_database()
     experiment = client.get_experiment_by_name("prefdag")
     return list(client.search_runs([experiment.experiment_id], filter_string))
@@ -70,20 +70,20 @@ def run_of(key: str) -> Any:
 
 
 def history(run: Any, metric: str) -> list[tuple[int, float]]:
-    """All points of a curve, duplicates included."""
+    """All points of a curve, including duplicates."""
     points = client_of_database().get_metric_history(run.info.run_id, metric)
     return sorted((point.step, point.value) for point in points)
 
 
 def child(code: str) -> subprocess.Popen[str]:
-    """A process that runs `code`, with tracking imported, in the same project."""
+    """A process that runs `code` in the same project, with tracking imported."""
     code = "from prefdag.tracking import delivery, runs as tracking\nimport os, time\n" + textwrap.dedent(code)
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     return subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
 
 
 def join_delivery() -> None:
-    """Wait for threads that a stage left behind."""
+    """Wait for delivery threads that a stage left running."""
     for thread in threading.enumerate():
         if thread.name == "prefdag-delivery":
             thread.join()
@@ -91,7 +91,7 @@ def join_delivery() -> None:
 
 @pytest.fixture
 def closed_port(monkeypatch: pytest.MonkeyPatch) -> str:
-    """The address of a server that is gone, in use as the tracking server."""
+    """Use the address of a server that is gone as the tracking server."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         uri = f"http://user:secret@127.0.0.1:{server.getsockname()[1]}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
@@ -111,21 +111,21 @@ def test_a_stage_run_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
         for step, loss in enumerate(losses):
             run.log(step, {"loss": loss, "rewards/margin": step})
         run.log(4, {"val/loss": 0.5})
-    found = run_of("exact")
-    assert history(found, "loss") == list(enumerate(losses))
-    assert history(found, "rewards/margin") == [(step, float(step)) for step in range(5)]
-    assert history(found, "val/loss") == [(4, 0.5)]
-    assert found.data.params == {"beta": "0.1", "dpo_text.targets": '["q", "v"]', "dpo_text.flip": "null"}
-    assert found.info.status == "FINISHED"
-    assert found.info.run_name == "dpo_text lurid-oxen"
-    tags = found.data.tags
+    finished = run_of("exact")
+    assert history(finished, "loss") == list(enumerate(losses))
+    assert history(finished, "rewards/margin") == [(step, float(step)) for step in range(5)]
+    assert history(finished, "val/loss") == [(4, 0.5)]
+    assert finished.data.params == {"beta": "0.1", "dpo_text.targets": '["q", "v"]', "dpo_text.flip": "null"}
+    assert finished.info.status == "FINISHED"
+    assert finished.info.run_name == "dpo_text lurid-oxen"
+    tags = finished.data.tags
     assert (tags["kind"], tags["prefdag.stage"], tags["dvc.exp_name"]) == ("stage", "dpo_text", "lurid-oxen")
     assert tags["dvc.exp_baseline_rev"] == tags["mlflow.source.git.commit"] == "f" * 40
     assert spool.folders() == []
 
 
 def fail(key: str, steps: int, error: type[BaseException] = RuntimeError) -> None:
-    """A stage that reports a loss of step / 7 for some steps, and fails."""
+    """A stage that logs a loss of step / 7 for some steps, then fails."""
     with tracking.stage_run("dpo_text", {"seed": 0}, key) as run:
         for step in range(steps):
             run.log(step, {"loss": step / 7})
@@ -145,10 +145,10 @@ def test_a_stage_that_is_run_again_goes_on_in_its_run() -> None:
     with tracking.stage_run("dpo_text", {"seed": 0}, "again") as run:
         for step in range(5, 10):  # from the last checkpoint
             run.log(step, {"loss": step / 7, **({"val/loss": 0.25} if step == 6 else {})})
-    found = run_of("again")
-    assert history(found, "loss") == [(step, step / 7) for step in range(10)]
-    assert history(found, "val/loss") == [(6, 0.25)]
-    assert found.info.status == "FINISHED"
+    finished = run_of("again")
+    assert history(finished, "loss") == [(step, step / 7) for step in range(10)]
+    assert history(finished, "val/loss") == [(6, 0.25)]
+    assert finished.info.status == "FINISHED"
     assert spool.folders() == []
 
 
@@ -156,18 +156,18 @@ def test_two_processes_with_one_key_have_two_runs() -> None:
     with tracking.stage_run("dpo_text", {}, "twice") as one, tracking.stage_run("dpo_text", {}, "twice") as two:
         one.log(0, {"loss": 1.0})
         two.log(0, {"loss": 2.0})
-    found = runs("tags.`prefdag.key` = 'twice'")
-    assert sorted(run.data.metrics["loss"] for run in found) == [1.0, 2.0]
+    both = runs("tags.`prefdag.key` = 'twice'")
+    assert sorted(run.data.metrics["loss"] for run in both) == [1.0, 2.0]
 
 
 def test_what_is_not_finite_is_named_and_not_falsified() -> None:
     with tracking.stage_run("dpo_text", {}, "nan") as run:
         run.log(0, {"loss": 1.0, "grad_norm": 2.0})
         run.log(1, {"loss": float("inf"), "grad_norm": 3.0})
-    found = run_of("nan")
-    assert history(found, "loss") == [(0, 1.0)]
-    assert history(found, "grad_norm") == [(0, 2.0), (1, 3.0)]
-    assert found.data.tags["prefdag.nonfinite"] == "loss is inf at step 1"
+    finished = run_of("nan")
+    assert history(finished, "loss") == [(0, 1.0)]
+    assert history(finished, "grad_norm") == [(0, 2.0), (1, 3.0)]
+    assert finished.data.tags["prefdag.nonfinite"] == "loss is inf at step 1"
 
 
 def test_only_the_first_of_several_processes_reports(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,17 +184,17 @@ def test_large_requests_are_cut_to_what_mlflow_takes() -> None:
         run.log(0, {f"m{i}": i for i in range(2500)})
         for step in range(30):
             run.log(step, {f"n{i}": i for i in range(100)})
-    found = run_of("large")
-    assert len(found.data.params) == 250
-    assert found.data.metrics == {f"m{i}": i for i in range(2500)} | {f"n{i}": i for i in range(100)}
-    assert history(found, "n99") == [(step, 99.0) for step in range(30)]
+    finished = run_of("large")
+    assert len(finished.data.params) == 250
+    assert finished.data.metrics == {f"m{i}": i for i in range(2500)} | {f"n{i}": i for i in range(100)}
+    assert history(finished, "n99") == [(step, 99.0) for step in range(30)]
 
 
 # --- the pipeline
 
 
 def pipeline(project: Path) -> dict[str, Any]:
-    """The inputs of `publish`, as the stages write them."""
+    """The inputs of `publish` in the form in which stages write them."""
     folder = project / "models" / "dpo_text"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "history.csv").write_text("step,epoch,loss,rewards/margin\n0,0,0.6931471805599453,0\n1,0,0.25,1.5\n")
@@ -260,17 +260,17 @@ def test_a_dead_server_costs_a_warning_and_sync_replays_once(
     closed_port: str, monkeypatch: pytest.MonkeyPatch, project: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     asked: list[str] = []
-    twice = delivery.Store._twice
+    try_twice = store.Store._try_twice
 
-    def counted(store: delivery.Store, question: Any, **how: Any) -> Any:
-        asked.append(store.name)
-        return twice(store, question, **how)
+    def counted(self: store.Store, request: Any, **options: Any) -> Any:
+        asked.append(self.name)
+        return try_twice(self, request, **options)
 
-    monkeypatch.setattr(delivery.Store, "_twice", counted)
+    monkeypatch.setattr(store.Store, "_try_twice", counted)
     with tracking.stage_run("dpo_text", {"beta": 0.1}, "dead") as run:
         for step in range(50):
             run.log(step, {"loss": step / 3})
-    assert len(asked) == 2  # connecting, which does not ask the network yet, and one question
+    assert len(asked) == 2  # connecting, which needs no network yet, and one request
     assert tracking.sync() == tracking.SyncResult(sent=0, left=1)
     asked.clear()
     publish(load_params(REPOSITORY / "params.yaml"), **pipeline(project))
@@ -285,22 +285,22 @@ def test_a_dead_server_costs_a_warning_and_sync_replays_once(
     monkeypatch.delenv("MLFLOW_TRACKING_URI")  # it answers again
     assert tracking.sync() == tracking.SyncResult(sent=2, left=0)
     assert tracking.sync() == tracking.SyncResult(sent=0, left=0)
-    found = run_of("dead")
-    assert history(found, "loss") == [(step, step / 3) for step in range(50)]
-    assert found.info.status == "FINISHED"
+    finished = run_of("dead")
+    assert history(finished, "loss") == [(step, step / 3) for step in range(50)]
+    assert finished.info.status == "FINISHED"
     check_pipeline(runs("tags.kind = 'pipeline'")[0])
     assert spool.folders() == []
 
 
 def test_a_server_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "600")  # whatever the user set, the stage ends
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "600")  # the stage ends whatever the user has set
     monkeypatch.setattr(delivery, "PATIENCE", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{silent.getsockname()[1]}")
         with tracking.stage_run("dpo_text", {}, "silent") as run:
             for step in range(50):
                 run.log(step, {"loss": 1.0})
-        silent.accept()[0].close()  # it had been asked
+        silent.accept()[0].close()  # it had received a request
     lines = Path(".prefdag/spool/dpo_text-silent/events.jsonl").read_text().splitlines()
     events = [json.loads(line) for line in lines]
     assert [event["kind"] for event in events] == ["start", *["step"] * 50, "status"]
@@ -318,7 +318,7 @@ def test_a_locked_database_holds_no_stage_up(project: Path, monkeypatch: pytest.
     assert [folder.name for folder in spool.folders()] == ["dpo_text-locked"]
     holder.rollback()
     holder.close()
-    join_delivery()  # it still waited, as a daemon does while its process lives
+    join_delivery()  # the daemon thread keeps waiting while its process lives
     assert tracking.sync().left == 0
     assert history(run_of("locked"), "loss") == [(0, 1.0)]
 
@@ -340,22 +340,22 @@ def test_a_killed_process_loses_nothing_that_was_logged() -> None:
     process.send_signal(signal.SIGKILL)
     process.communicate()
     with Path(".prefdag/spool/dpo_text-kill9/events.jsonl").open("a") as stream:
-        stream.write('{"kind": "step", "ti')  # torn
+        stream.write('{"kind": "step", "ti')  # incomplete
     assert tracking.sync() == tracking.SyncResult(sent=1, left=0)
     assert tracking.sync() == tracking.SyncResult(sent=0, left=0)
-    found = run_of("kill9")
-    points = history(found, "loss")
+    killed = run_of("kill9")
+    points = history(killed, "loss")
     assert points == [(step, step / 7) for step in range(len(points))]
     assert len(points) > logged
-    assert found.info.status == "KILLED"
+    assert killed.info.status == "KILLED"
 
 
 def test_a_full_disk_tears_no_event(tmp_path: Path) -> None:
-    """A file that may not grow stands for a disk that is full: the write that does not fit is cut, as there."""
+    """A file size limit acts like a full disk: the write that does not fit is cut short."""
     process = child(f"""
         import errno, json, resource
         from pathlib import Path
-        from prefdag import spool as spools
+        from prefdag.tracking import spool as spools
         spool = spools.claim(Path({str(tmp_path / "spool")!r}))
         most = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, most[1]))
@@ -371,15 +371,15 @@ def test_a_full_disk_tears_no_event(tmp_path: Path) -> None:
         spool.append(event)
         print(before == fits, len(list(spool.events())) == before + 1)
     """)
-    said = process.communicate()[0].split()
-    assert said == ["ENOSPC", "events.jsonl", "True", "True"]
+    words = process.communicate()[0].split()
+    assert words == ["ENOSPC", "events.jsonl", "True", "True"]
 
 
 def test_what_was_sent_but_not_acknowledged_is_sent_again_without_a_trace(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(spool.Spool, "acknowledge", lambda self, sent: None)  # as if killed just before it
+        patch.setattr(spool.Spool, "acknowledge", lambda self, delivered: None)  # as if killed just before it
         with pytest.raises(RuntimeError):
             fail("ambiguous", 20)
     assert tracking.sync() == tracking.SyncResult(sent=1, left=0)
@@ -422,13 +422,13 @@ def test_a_server_that_is_killed_midway(project: Path, tmp_path: Path, monkeypat
 
     def serve() -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"]
-        store = [
+        storage = [
             "--backend-store-uri",
             f"sqlite:///{tmp_path}/server.db",
             "--artifacts-destination",
             str(tmp_path / "a"),
         ]
-        process = subprocess.Popen([*command, *store], start_new_session=True)
+        process = subprocess.Popen([*command, *storage], start_new_session=True)
         while True:
             try:
                 urllib.request.urlopen(f"{uri}/health").close()

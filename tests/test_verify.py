@@ -1,4 +1,4 @@
-"""`prefdag verify`: a byte that flipped anywhere is found and named, where DVC itself says nothing."""
+"""`prefdag verify` finds and names a flipped byte anywhere, where DVC itself reports nothing."""
 
 import os
 import subprocess
@@ -39,7 +39,7 @@ def dvc(*arguments: str) -> None:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A repository whose pipeline has run and was pushed to a remote in a folder."""
+    """A repository whose pipeline has run, pushed to a remote in a folder."""
     folder = tmp_path_factory.mktemp("made")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -56,7 +56,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def repo(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A copy of it, as the current directory."""
+    """A copy of that repository, as the current directory."""
     monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(tmp_path / "site"))
     subprocess.run(["cp", "-a", f"{made}/.", str(tmp_path / "repo")], check=True)
     monkeypatch.chdir(tmp_path / "repo")
@@ -67,7 +67,7 @@ pytestmark = pytest.mark.usefixtures("repo")
 
 
 def flip(path: Path) -> None:
-    """One bit of the byte in the middle; size and time stay."""
+    """Flip one bit of the middle byte. Size and time stay the same."""
     status, content = path.stat(), bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.chmod(0o644)
@@ -82,7 +82,7 @@ def objects(folder: Path) -> Iterator[Path]:
 def test_nothing_differs_after_a_run() -> None:
     assert list(verify.differences("storage")) == []
     result = CliRunner().invoke(app, ["verify", "--remote", "storage"])
-    assert (result.exit_code, result.stdout.strip()) == (0, "everything that is here is as dvc.lock says")
+    assert (result.exit_code, result.stdout.strip()) == (0, "everything present matches dvc.lock")
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_a_flipped_output_is_named(path: str, stage: str) -> None:
     assert list(verify.differences()) == [f"{path}: not what stage {stage} wrote"]
 
 
-def test_files_that_came_or_went_are_named() -> None:
+def test_added_and_missing_files_are_named() -> None:
     Path("many/new").write_text("")
     Path("many/a").unlink()
     assert list(verify.differences()) == [f"many/{name}: not what stage many wrote" for name in ("a", "new")]
@@ -101,35 +101,35 @@ def test_files_that_came_or_went_are_named() -> None:
 
 def test_every_flipped_object_of_the_cache_is_found() -> None:
     paths = list(objects(CACHE))
-    assert len(paths) == 5  # one.txt, many, two files in it, and metrics.json, for the run cache
+    assert len(paths) == 5  # one.txt, many and its two files, and metrics.json, for the run cache
     for number, path in enumerate(paths, 1):
         flip(path)
-        said = list(verify.differences())
-        assert len(said) == number
-        assert any(str(path) in line and "damaged" in line for line in said)
+        lines = list(verify.differences())
+        assert len(lines) == number
+        assert any(str(path) in line and "damaged" in line for line in lines)
     result = CliRunner().invoke(app, ["verify"])
     assert result.exit_code == 1
-    assert "error: 5 not as dvc.lock says; `dvc checkout --force`" in result.output
+    assert "error: 5 differences from dvc.lock; `dvc checkout --force`" in result.output
 
 
 def test_every_flipped_object_of_a_remote_is_found() -> None:
     for number, path in enumerate(objects(REMOTE), 1):
         flip(path)
-        said = list(verify.differences("storage"))
-        assert len(said) == number
-        assert all(line.startswith("remote storage: ") for line in said)
-        assert sum(str(path) in line for line in said) == 1
+        lines = list(verify.differences("storage"))
+        assert len(lines) == number
+        assert all(line.startswith("remote storage: ") for line in lines)
+        assert sum(str(path) in line for line in lines) == 1
     assert number == 4
     assert list(verify.differences()) == []  # the cache is sound
 
 
-def test_what_a_remote_lacks_is_named() -> None:
+def test_an_object_missing_in_a_remote_is_named() -> None:
     gone = next(objects(REMOTE))
     gone.unlink()
-    assert list(verify.differences("storage")) == [f"remote storage: {gone.parent.name}{gone.name}: not there"]
+    assert list(verify.differences("storage")) == [f"remote storage: {gone.parent.name}{gone.name}: missing"]
 
 
-def test_what_is_not_here_is_no_difference() -> None:
+def test_a_missing_output_is_no_difference() -> None:
     Path("one.txt").unlink()
     subprocess.run(["rm", "-r", "many", CACHE], check=True)
     assert list(verify.differences()) == []
@@ -137,7 +137,7 @@ def test_what_is_not_here_is_no_difference() -> None:
 
 
 def test_no_such_remote() -> None:
-    with pytest.raises(ParamsError, match=r"^.dvc/config: remote 'away': .*; `dvc remote list` names those there are$"):
+    with pytest.raises(ParamsError, match=r"^.dvc/config: remote 'away': .*; `dvc remote list` lists the remotes$"):
         list(verify.differences("away"))
 
 

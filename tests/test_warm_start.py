@@ -12,7 +12,7 @@ import torchvision
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from prefdag.config.check import load_params
+from prefdag.check_params import load_params
 from prefdag.config.download_resnet import DownloadResnet
 from prefdag.config.resnet_warmup import ResnetWarmup
 from prefdag.config.sources import PathSource
@@ -232,7 +232,7 @@ def trained(workspace: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> Any
 
 
 def test_the_warm_up_starts_from_the_weights_where_there_are_any(trained: Any, file: Path) -> None:
-    alone, warm = trained(None)[2].state_dict(), trained(file)[2].state_dict()
+    alone, warm = trained(None)[0].state_dict(), trained(file)[0].state_dict()
     for name, tensor in load_file(file).items():
         if not name.startswith("fc."):
             assert torch.equal(warm[name], tensor)
@@ -242,7 +242,7 @@ def test_the_warm_up_starts_from_the_weights_where_there_are_any(trained: Any, f
 
 def test_the_warm_up_trains_in_train_mode_and_validates_on_other_images(trained: Any) -> None:
     """The seed project's validation loops read the training loader."""
-    _, _, model, train, validation, *_ = trained(None)
+    model, (train, validation), *_ = trained(None)
     assert all(module.training for module in model.modules())
     assert train.ids == [f"image {i}" for i in range(12)]
     assert validation.ids == [f"image {i}" for i in range(12, 20)]

@@ -1,1 +1,1 @@
-"""Talking to the reference and the policy: in the terminal, on a local page, over HTTP."""
+"""Chat with the reference and the policy: in the terminal, on a local page, over HTTP."""

@@ -1,6 +1,6 @@
-"""The part of OpenAI's chat completions that two local models can honour, as pydantic models and JSON.
+"""The part of OpenAI's chat completions API that the chat server supports, as pydantic models and JSON.
 
-What would change an answer and is not done here is refused, unless it has the value that changes nothing.
+Options that would change an answer but are not supported are refused, unless they have the value that changes nothing.
 """
 
 from typing import Annotated, Any, Literal, Self
@@ -16,18 +16,18 @@ class _Strict(BaseModel):
 
 
 def _joined(content: Any) -> Any:
-    """Content as one text; some clients send it in parts."""
+    """Content as one text. Some clients send it in parts."""
     if isinstance(content, list) and all(isinstance(p, dict) and isinstance(p.get("text"), str) for p in content):
         return "".join(part["text"] for part in content)
     return content
 
 
 def _encodable(text: str) -> str:
-    """Refuse half a surrogate pair: JSON can spell it, and no tokenizer takes it."""
+    """Refuse a lone surrogate: JSON can encode it, but no tokenizer accepts it."""
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise ValueError("half of a surrogate pair; send whole characters") from None
+        raise ValueError("half of a surrogate pair; send complete characters") from None
     return text
 
 
@@ -39,12 +39,12 @@ class Message(_Strict):
 
 
 class StreamOptions(_Strict):
-    """Of `stream`: whether a last chunk counts tokens."""
+    """Options of a streamed answer: whether a final chunk has the token counts."""
 
     include_usage: bool = False
 
 
-class Completion(_Strict):
+class CompletionRequest(_Strict):
     """A request for the next turn of a dialogue."""
 
     model: str
@@ -64,38 +64,42 @@ class Completion(_Strict):
     @model_validator(mode="after")
     def _ends_with_a_question(self) -> Self:
         if self.messages[-1].role != "user":
-            raise ValueError("the last message must be the user's")
+            raise ValueError("the last message must be from the user")
         return self
 
     @property
     def dialogue(self) -> list[dict[str, str]]:
-        """The messages as templates take them."""
+        """The messages in the form that chat templates expect."""
         return [message.model_dump() for message in self.messages]
 
     @property
     def include_usage(self) -> bool:
-        """Whether a stream ends with the counts."""
+        """Whether a stream ends with the token counts."""
         return self.stream_options is not None and self.stream_options.include_usage
 
 
-def whole(head: dict[str, Any], text: str, finish: str, usage: dict[str, int]) -> dict[str, Any]:
-    """An answer at once. `head`: id, created, model, and our own `left_out`."""
+def completion(head: dict[str, Any], text: str, finish: str, usage: dict[str, int]) -> dict[str, Any]:
+    """The body of a whole answer.
+
+    Args:
+        head: id, created, model, and `left_out`, which is our own.
+    """
     choice = {"index": 0, "message": {"role": "assistant", "content": text}, "logprobs": None, "finish_reason": finish}
     return {**head, "object": "chat.completion", "choices": [choice], "usage": usage}
 
 
 def chunk(head: dict[str, Any], delta: dict[str, str], finish: str | None = None) -> dict[str, Any]:
-    """A piece of an answer."""
+    """One chunk of a streamed answer; `head` as in `completion`."""
     choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
     return {**head, "object": "chat.completion.chunk", "choices": [choice]}
 
 
-def counts(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
-    """Tokens of prompt and answer."""
+def token_usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
+    """Token counts of the prompt and the answer."""
     total = prompt_tokens + completion_tokens
     return {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens, "total_tokens": total}
 
 
-def failure(message: str, kind: str = "invalid_request_error") -> dict[str, Any]:
-    """An error as OpenAI's clients read it."""
+def error_body(message: str, kind: str = "invalid_request_error") -> dict[str, Any]:
+    """The body of an error, in the form that OpenAI's clients expect."""
     return {"error": {"message": message, "type": kind, "param": None, "code": None}}

@@ -1,8 +1,8 @@
 """The page and the API of `prefdag chat --web`: FastAPI on the loopback address, one answer at a time.
 
-GET  /                        the page, which is a client of the API like any other
+GET  /                        the page, an ordinary client of the API
 GET  /v1/models               reference and policy
-POST /v1/chat/completions     OpenAI's, streaming or not
+POST /v1/chat/completions     as in OpenAI's API, streamed or not
 """
 
 import asyncio
@@ -29,7 +29,7 @@ from jinja2 import Environment, FileSystemLoader
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from prefdag.chat.guard import HOSTS, Guard
-from prefdag.chat.protocol import MAX_NEW_TOKENS, Completion, chunk, counts, failure, whole
+from prefdag.chat.protocol import MAX_NEW_TOKENS, CompletionRequest, chunk, completion, error_body, token_usage
 from prefdag.runtime.errors import PrefdagError
 
 if TYPE_CHECKING:
@@ -38,50 +38,52 @@ if TYPE_CHECKING:
 PAGE = Path(__file__).parent / "page"
 FILES = {"chat.css": "text/css", "chat.js": "text/javascript", "icon.svg": "image/svg+xml"}
 MAX_CONNECTIONS = 32
-FAILED = "the answer failed; the server's terminal says why"
+FAILED = "the answer failed; see the server's terminal for the reason"
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class End:
-    """What is known of an answer at its end."""
+class AnswerEnd:
+    """How an answer ended."""
 
     tokens: int
-    reason: str  # stop: the model ended it; length: it was cut
+    reason: str  # stop: the model ended it; length: it reached the maximum length
 
 
-class Speaker:
-    """Answers one request after the other, in the order in which they came: a second one would only slow the first."""
+class AnswerQueue:
+    """Answers requests one at a time, in the order of their arrival. Parallel answers would only slow each other down."""
 
     def __init__(self, chat: "ChatModels") -> None:
         self.chat = chat
         self.worker = ThreadPoolExecutor(1)
 
-    async def pieces(self, request: Completion, prompt: "Prompt", max_new_tokens: int) -> AsyncGenerator[str | End]:
-        """An answer as it is made, and its end. Whoever stops to iterate stops the model, at its next token."""
+    async def pieces(
+        self, request: CompletionRequest, prompt: "Prompt", max_new_tokens: int
+    ) -> AsyncGenerator[str | AnswerEnd]:
+        """An answer as it is generated, and its end. When the caller stops iterating, the model stops at its next token."""
         loop = asyncio.get_running_loop()
-        queue: asyncio.Queue[str | End | Exception] = asyncio.Queue()
-        gone = threading.Event()
+        queue: asyncio.Queue[str | AnswerEnd | Exception] = asyncio.Queue()
+        cancelled = threading.Event()
 
-        def tell(piece: str | End | Exception) -> bool:
-            if not gone.is_set() and piece:
+        def put(piece: str | AnswerEnd | Exception) -> bool:
+            if not cancelled.is_set() and piece:
                 loop.call_soon_threadsafe(queue.put_nowait, piece)
-            return not gone.is_set()
+            return not cancelled.is_set()
 
         def answer() -> None:
-            if gone.is_set():  # while it waited for its turn
+            if cancelled.is_set():  # while it waited in the queue
                 return
             try:
                 tokens, ended = self.chat.models[request.model](
                     prompt.ids,
-                    tell,
+                    put,
                     max_new_tokens=max_new_tokens,
                     temperature=request.temperature,
                     seed=request.seed,
                 )
-                tell(End(tokens, "stop" if ended else "length"))
+                put(AnswerEnd(tokens, "stop" if ended else "length"))
             except Exception as error:
-                tell(error)
+                put(error)
 
         self.worker.submit(answer)
         try:
@@ -90,19 +92,23 @@ class Speaker:
                 if isinstance(piece, Exception):
                     raise piece
                 yield piece
-                if isinstance(piece, End):
+                if isinstance(piece, AnswerEnd):
                     return
         finally:
-            gone.set()
+            cancelled.set()
 
 
 def make_app(chat: "ChatModels", max_new_tokens: int) -> FastAPI:
-    """The application. `max_new_tokens`: of an answer whose request names no bound."""
-    # Without the pages of documentation, which load scripts from another host.
+    """The application.
+
+    Args:
+        max_new_tokens: the longest answer to a request that does not set a limit.
+    """
+    # FastAPI's documentation pages are off, since they load scripts from another host.
     app = FastAPI(title="prefdag chat", docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=HOSTS, www_redirect=False)
-    app.add_middleware(Guard)  # the outermost: its headers are on every response
-    speaker = Speaker(chat)
+    app.add_middleware(Guard)  # outermost, so that every response has its headers
+    answers = AnswerQueue(chat)
     numbers = itertools.count(1)
     environment = Environment(loader=FileSystemLoader(PAGE), autoescape=True)
     page = environment.get_template("index.html").render(max_new_tokens=max_new_tokens, limit=MAX_NEW_TOKENS)
@@ -111,11 +117,11 @@ def make_app(chat: "ChatModels", max_new_tokens: int) -> FastAPI:
     async def malformed(_: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"][1:]))
-        return JSONResponse(failure(str(PrefdagError(": ".join(filter(None, [where, first["msg"]]))))), 400)
+        return JSONResponse(error_body(str(PrefdagError(": ".join(filter(None, [where, first["msg"]]))))), 400)
 
     @app.exception_handler(PrefdagError)
     async def refused(_: Request, error: PrefdagError) -> JSONResponse:
-        return JSONResponse(failure(str(error)), 400)
+        return JSONResponse(error_body(str(error)), 400)
 
     @app.get("/")
     async def index() -> Response:
@@ -124,7 +130,7 @@ def make_app(chat: "ChatModels", max_new_tokens: int) -> FastAPI:
     @app.get("/{name}")
     async def file(name: str) -> Response:
         if name not in FILES:
-            return JSONResponse(failure("not found"), 404)
+            return JSONResponse(error_body("not found"), 404)
         return Response((PAGE / name).read_bytes(), media_type=FILES[name])
 
     @app.get("/v1/models")
@@ -133,30 +139,30 @@ def make_app(chat: "ChatModels", max_new_tokens: int) -> FastAPI:
         return {"object": "list", "data": listed}
 
     @app.post("/v1/chat/completions")
-    async def complete(body: Completion, request: Request) -> Response:
+    async def complete(body: CompletionRequest, request: Request) -> Response:
         if body.model not in chat.models:
-            known = " and ".join(chat.models)
-            return JSONResponse(failure(f"model: {body.model[:80]!r} is not here; there are {known}"), 404)
-        longest = body.max_completion_tokens or body.max_tokens or max_new_tokens
-        prompt = await asyncio.to_thread(chat.prompt, body.dialogue, longest)
+            known = " or ".join(chat.models)
+            return JSONResponse(error_body(f"model: unknown model {body.model[:80]!r}; choose {known}"), 404)
+        limit = body.max_completion_tokens or body.max_tokens or max_new_tokens
+        prompt = await asyncio.to_thread(chat.prompt, body.dialogue, limit)
         head = {
             "id": f"chatcmpl-{next(numbers)}",
             "created": int(time.time()),
             "model": body.model,
             "left_out": prompt.left_out,
         }
-        pieces = speaker.pieces(body, prompt, longest)
+        pieces = answers.pieces(body, prompt, limit)
         if body.stream:
             return StreamingResponse(_events(body, prompt, head, pieces), media_type="text/event-stream")
-        return await _at_once(prompt, head, pieces, request)
+        return await _whole(prompt, head, pieces, request)
 
     return app
 
 
 async def _events(
-    body: Completion, prompt: "Prompt", head: dict[str, Any], pieces: AsyncGenerator[str | End]
+    body: CompletionRequest, prompt: "Prompt", head: dict[str, Any], pieces: AsyncGenerator[str | AnswerEnd]
 ) -> AsyncIterator[str]:
-    """Server-sent events: the role, the pieces, the end, and the counts if asked for."""
+    """Server-sent events: the role, the pieces, the end, and the token counts if requested."""
     try:
         async with aclosing(pieces):
             yield _event(chunk(head, {"role": "assistant", "content": ""}))
@@ -166,30 +172,31 @@ async def _events(
                     continue
                 yield _event(chunk(head, {}, piece.reason))
                 if body.include_usage:
-                    usage = counts(len(prompt.ids), piece.tokens)
+                    usage = token_usage(len(prompt.ids), piece.tokens)
                     yield _event({**chunk(head, {}), "choices": [], "usage": usage})
         yield "data: [DONE]\n\n"
     except Exception:
         log.exception("an answer failed")
-        yield _event(failure(FAILED, "server_error"))
+        yield _event(error_body(FAILED, "server_error"))
 
 
-async def _at_once(
-    prompt: "Prompt", head: dict[str, Any], pieces: AsyncGenerator[str | End], request: Request
+async def _whole(
+    prompt: "Prompt", head: dict[str, Any], pieces: AsyncGenerator[str | AnswerEnd], request: Request
 ) -> JSONResponse:
-    """The answer when it is whole; given up at its next token where the client has gone."""
+    """The whole answer in one response. Generation stops at the next token if the client disconnects."""
     text = ""
     try:
         async with aclosing(pieces):
             async for piece in pieces:
-                if isinstance(piece, End):
-                    return JSONResponse(whole(head, text, piece.reason, counts(len(prompt.ids), piece.tokens)))
+                if isinstance(piece, AnswerEnd):
+                    usage = token_usage(len(prompt.ids), piece.tokens)
+                    return JSONResponse(completion(head, text, piece.reason, usage))
                 text += piece
                 if await request.is_disconnected():
                     break
     except Exception:
         log.exception("an answer failed")
-    return JSONResponse(failure(FAILED, "server_error"), 500)
+    return JSONResponse(error_body(FAILED, "server_error"), 500)
 
 
 def _event(value: dict[str, Any]) -> str:
@@ -197,25 +204,25 @@ def _event(value: dict[str, Any]) -> str:
 
 
 def bind(port: int) -> socket.socket:
-    """A listening socket on the loopback address. Raises `PrefdagError` where the port cannot be had."""
+    """A listening socket on the loopback address. Raises `PrefdagError` if the port is not available."""
     try:
         return socket.create_server(("127.0.0.1", port))
     except OSError as error:
-        raise PrefdagError(f"port {port}: {os.strerror(error.errno or 0)}; name another one with --port") from None
+        raise PrefdagError(f"port {port}: {os.strerror(error.errno or 0)}; choose another port with --port") from None
 
 
 class Server(uvicorn.Server):
-    """A server that ends with its process at the first Ctrl-C."""
+    """A server that exits at the first Ctrl-C."""
 
     def handle_exit(self, sig: int, frame: Any) -> None:
-        """Wait for nothing: there is nothing to save, and a model that reads a long prompt cannot be interrupted."""
+        """Exit at once: there is nothing to save, and a model that processes a long prompt cannot be interrupted."""
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
 
 
 def serve(app: FastAPI, listening: socket.socket) -> None:
-    """Serve until Ctrl-C, which ends the process."""
+    """Serve until Ctrl-C ends the process."""
     config = uvicorn.Config(
         app,
         log_level="warning",

@@ -1,4 +1,4 @@
-"""Talking to the models in a terminal or a pipe."""
+"""Chat with the models in a terminal, or through a pipe."""
 
 import re
 import sys
@@ -19,26 +19,26 @@ if TYPE_CHECKING:
     from prefdag.chat.dialogue import ChatModels
 
 Histories = dict[str, list[dict[str, str]]]
-# What would move the cursor, ring, or turn the direction of writing: shown by its number.
+# Characters that would move the cursor, ring the bell or change the writing direction. They are shown as escapes.
 UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def converse(chat: "ChatModels", max_new_tokens: int) -> None:
-    """Ask all models line by line; each goes on with its own answers. An empty line, or the end of the input, ends."""
-    typer.echo("/reset begins anew. An empty line or Ctrl-D ends.", err=True)
+    """Put each line to all models. Each model sees only its own answers. An empty line or the end of the input ends."""
+    typer.echo("/reset starts a new conversation. An empty line or Ctrl-D ends.", err=True)
     histories = _empty(chat)
-    while question := _ask():
+    while question := _read_line():
         if question == "/reset":
             histories = _empty(chat)
             continue
         try:
             _answer(chat, histories, question, max_new_tokens)
-        except PrefdagError as error:  # a question that is too long, say
+        except PrefdagError as error:  # for example, a question that is too long
             typer.echo(f"error: {error}", err=True)
 
 
 def ask_once(chat: "ChatModels", question: str, max_new_tokens: int) -> None:
-    """Print what all models answer to one question."""
+    """Print the answers of all models to one question."""
     _answer(chat, _empty(chat), question, max_new_tokens)
 
 
@@ -46,21 +46,21 @@ def _empty(chat: "ChatModels") -> Histories:
     return {name: [] for name in chat.models}
 
 
-def _ask() -> str:
-    """The next line from the terminal or a pipe; empty at its end."""
+def _read_line() -> str:
+    """The next line of the input, empty at its end."""
     if sys.stdin.isatty():
         typer.secho("> ", nl=False, bold=True)
-    # A terminal that is not set to UTF-8 may give halves of characters, which no tokenizer takes.
+    # A terminal that is not in UTF-8 may give lone surrogates, which no tokenizer accepts.
     return sys.stdin.readline().strip().encode("utf-8", "replace").decode()
 
 
 def _answer(chat: "ChatModels", histories: Histories, question: str, max_new_tokens: int) -> None:
-    """Show the answers side by side, on a terminal while they are made, and add them to the histories."""
-    asked = {name: [*history, {"role": "user", "content": question}] for name, history in histories.items()}
-    prompts = {name: chat.prompt(messages, max_new_tokens) for name, messages in asked.items()}
+    """Show the answers side by side, on a terminal as they are generated, and add them to the histories."""
+    dialogues = {name: [*history, {"role": "user", "content": question}] for name, history in histories.items()}
+    prompts = {name: chat.prompt(messages, max_new_tokens) for name, messages in dialogues.items()}
     if left_out := max(prompt.left_out for prompt in prompts.values()):
         typer.echo(
-            f"The conversation is too long for the model: its oldest {left_out} messages are left out.", err=True
+            f"The conversation is too long for the model. Its oldest {left_out} messages were left out.", err=True
         )
     texts = dict.fromkeys(histories, "")
     console = Console()
@@ -75,11 +75,11 @@ def _answer(chat: "ChatModels", histories: Histories, question: str, max_new_tok
             generate(prompts[name].ids, partial(listen, name), max_new_tokens=max_new_tokens, temperature=0.0, seed=0)
     console.print(_table(texts))
     for name, text in texts.items():
-        histories[name] = [*asked[name], {"role": "assistant", "content": text}]
+        histories[name] = [*dialogues[name], {"role": "assistant", "content": text}]
 
 
 def _table(texts: Mapping[str, str]) -> Table:
-    """Answers side by side. They are plain text: a bracket in them is no markup, an escape no command."""
+    """Answers side by side, as plain text: without markup or terminal escapes."""
     table = Table(*texts, box=box.SIMPLE_HEAD, expand=True)
     for column in table.columns:
         column.ratio = 1

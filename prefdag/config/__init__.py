@@ -1,1 +1,1 @@
-"""params.yaml: a section's class stands in the file of its name, and `params` joins them."""
+"""The schema of params.yaml: one file per section, joined in `params`."""

@@ -1,4 +1,4 @@
-"""What is trained of a language model: adapters, or every weight."""
+"""Which weights of a language model are trained: an adapter, or all of them."""
 
 from typing import Annotated, Literal
 
@@ -9,25 +9,28 @@ from prefdag.config.types import Fraction, PositiveInt, Text, shape, strict
 
 @strict
 class Lora:
-    """LoRA, arXiv:2106.09685: W + (alpha / rank) B A on each target module; qlora: W in 4 bits, arXiv:2305.14314."""
+    """LoRA, arXiv:2106.09685: W + (alpha / rank) B A on each target module. qlora: W in 4 bits, arXiv:2305.14314."""
 
     kind: Literal["lora", "qlora"]
     rank: PositiveInt
     alpha: PositiveInt
     dropout: Fraction
-    # auto: those that peft names for the architecture; all-linear: every linear layer but the head
+    # auto: peft's default modules for the architecture; all-linear: every linear layer except the head
     target_modules: Annotated[
         Annotated[Literal["auto", "all-linear"], Tag("<name>")]
         | Annotated[list[Text], Field(min_length=1), Tag("<mapping>")],
         Discriminator(shape),
     ]
-    rslora: bool  # scale alpha / sqrt(rank), arXiv:2312.03732
-    dora: bool  # direction and magnitude apart, arXiv:2402.09353
+    rslora: bool  # scaled by alpha / sqrt(rank), arXiv:2312.03732
+    dora: bool  # direction and magnitude are separate, arXiv:2402.09353
 
 
 @strict
 class Prefix:
-    """Prefix tuning, arXiv:2101.00190: trained keys and values before every prompt. It does not start at the reference."""
+    """Prefix tuning, arXiv:2101.00190: trained keys and values before every prompt.
+
+    Training does not start at the reference.
+    """
 
     kind: Literal["prefix"]
     tokens: PositiveInt

@@ -9,7 +9,10 @@ ConstraintName = Literal["kl", "chosen_drop"]
 
 @strict
 class Constraint:
-    """The term multiplier * relu(c - threshold); dual ascent: multiplier + dual_rate * mean(c - threshold), at least 0."""
+    """Adds multiplier * relu(c - threshold) to the loss.
+
+    Dual ascent after each step: multiplier + dual_rate * mean(c - threshold), at least 0.
+    """
 
     threshold: float
     multiplier: NonNegative

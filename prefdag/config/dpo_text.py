@@ -12,7 +12,7 @@ from prefdag.config.types import strict
 
 @strict
 class TextReference(Reference):
-    """`logps` cached: those of stage ref_logps; live: computed beside the policy's."""
+    """`logps` cached: read from stage ref_logps; live: computed during training."""
 
     logps: Literal["cached", "live"]
 
@@ -36,7 +36,7 @@ class DpoText:
     def _whole_prefix(self) -> Self:
         if self.adapter.kind == "prefix" and self.gradient_checkpointing:
             raise ValueError(
-                "gradient_checkpointing would lose a prefix, which layers keep in a cache: set it to false"
+                "gradient_checkpointing would lose the prefix, which layers keep in a cache: set it to false"
             )
         return self
 
@@ -44,6 +44,6 @@ class DpoText:
     def _same_weights(self) -> Self:
         if self.adapter.kind == "qlora" and self.reference.logps == "cached":
             raise ValueError(
-                "qlora trains other weights, of 4 bits, than ref_logps scored: set reference.logps to live"
+                "qlora trains 4-bit weights, not the weights that ref_logps scored: set reference.logps to live"
             )
         return self

@@ -12,7 +12,7 @@ FindingName = Literal[  # noqa: RUF041
 
 @strict
 class Health:
-    """What the verdict on a finished DPO run goes by."""
+    """The limits for the verdict on a finished DPO run."""
 
-    kl_budget: Positive  # nats a response
+    kl_budget: Positive  # nats per response
     fail_on: list[FindingName]

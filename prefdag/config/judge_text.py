@@ -10,14 +10,14 @@ from prefdag.config.types import Positive, PositiveInt, Text, strict
 
 @strict
 class ImplicitJudge:
-    """The implicit reward of the pipeline's own policy, which is partial to it."""
+    """The implicit reward of the pipeline's own policy, which is biased towards that policy."""
 
     kind: Literal["implicit"]
 
 
 @strict
 class RewardModelJudge:
-    """A model with one score for a conversation: a sequence-classification head, in safetensors."""
+    """A sequence-classification model, in safetensors, that gives a conversation one score."""
 
     kind: Literal["reward_model"]
     source: ModelSource
@@ -25,18 +25,17 @@ class RewardModelJudge:
 
 @strict
 class EndpointJudge:
-    """A chat model behind an OpenAI-compatible server; its key stands in the environment alone."""
+    """A chat model behind an OpenAI-compatible server. Its key comes from the environment only."""
 
     kind: Literal["endpoint"]
-    url: Annotated[
-        str, Field(pattern=r"^https?://[^\s/@?#]+(/[^\s@?#]*)?$")
-    ]  # .../v1: no user, no query, which can be secrets
+    # .../v1, without a user or a query, which can be secrets
+    url: Annotated[str, Field(pattern=r"^https?://[^\s/@?#]+(/[^\s@?#]*)?$")]
     model: Text
-    max_tokens: PositiveInt  # of a verdict and its reasons
+    max_tokens: PositiveInt  # for a verdict and its reasons
     timeout: Positive  # seconds
 
 
 @strict
 class JudgeText:
     judge: Annotated[ImplicitJudge | RewardModelJudge | EndpointJudge, Field(discriminator="kind")]
-    tokens_per_batch: PositiveInt  # of the implicit judge
+    tokens_per_batch: PositiveInt  # used by the implicit judge

@@ -6,7 +6,7 @@ from pydantic import Discriminator, Field, Tag
 
 from prefdag.config.types import Positive, shape
 
-LossName = Literal[  # noqa: RUF041 - one list on few lines
+LossName = Literal[  # noqa: RUF041 - split to keep the lines short
     Literal["sigmoid", "robust", "exo", "hinge", "ipo", "discopop", "sppo", "nca", "apo_zero", "apo_down"],
     Literal["kto", "bco", "aot", "aot_unpaired", "cpo", "simpo", "orpo", "sft"],
 ]

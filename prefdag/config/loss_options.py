@@ -9,9 +9,9 @@ from prefdag.config.types import NonNegative, Positive, strict
 
 @strict
 class LossOptions:
-    """Parameters of losses, for both tracks, as the loss is. Null: what the loss's paper takes, or nothing.
+    """Parameters of the loss, shared by both tracks. Null: the default of the loss's paper, or off.
 
-    `options.check_options` refuses one that the loss does not use.
+    `options.check_options` rejects an option that the loss does not use.
     """
 
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] | None

@@ -1,4 +1,4 @@
-"""How the reference of DPO moves."""
+"""How the reference of DPO is updated."""
 
 from typing import Annotated, Literal, Self
 
@@ -9,15 +9,15 @@ from prefdag.config.types import PositiveInt, strict
 
 @strict
 class Reference:
-    """How the reference of DPO moves: not at all, polyak (every step), copy (every epoch), sync (every so many steps)."""
+    """How the reference is updated: never (none), every step (polyak), every epoch (copy), every `every` steps (sync)."""
 
     update: Literal["none", "polyak", "copy", "sync"]
-    alpha: Annotated[float, Field(gt=0, le=1)] | None  # polyak, sync: how far it goes to the policy
-    every: PositiveInt | None  # sync: steps
+    alpha: Annotated[float, Field(gt=0, le=1)] | None  # polyak, sync: weight of the policy in an update
+    every: PositiveInt | None  # sync: steps between updates
 
     @model_validator(mode="after")
     def _used(self) -> Self:
-        """Each way to move has the parameters that it uses, and no others."""
+        """Each kind of update takes the parameters that it uses, and no others."""
         for key, users in (("alpha", ("polyak", "sync")), ("every", ("sync",))):
             if (getattr(self, key) is not None) != (self.update in users):
                 raise ValueError(

@@ -7,7 +7,7 @@ from prefdag.config.types import Count, strict
 
 @strict
 class SupervisedTraining(Training):
-    """A `Training` that may be none at all."""
+    """A `Training` that may have 0 epochs."""
 
     epochs: Count
 

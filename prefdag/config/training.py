@@ -1,4 +1,4 @@
-"""One optimisation run, of whatever model."""
+"""The settings of one training run, for any model."""
 
 from typing import Annotated, Literal
 
@@ -9,7 +9,7 @@ from prefdag.config.types import Dtype, Fraction, NonNegative, Positive, Positiv
 
 @strict
 class StepDecay:
-    """The learning rate times `factor` after every `epochs` epochs (StepLR)."""
+    """Multiplies the learning rate by `factor` every `epochs` epochs (StepLR)."""
 
     kind: Literal["step"]
     epochs: PositiveInt
@@ -26,11 +26,11 @@ class Momentum:
 
 @strict
 class Training:
-    """One optimisation run: linear warm-up, then `schedule`."""
+    """One training run: linear warm-up, then `schedule`."""
 
     epochs: PositiveInt
-    batch_size: PositiveInt  # rows an optimiser step, over all processes
-    micro_batch_size: PositiveInt  # rows a forward pass
+    batch_size: PositiveInt  # rows per optimiser step, over all processes
+    micro_batch_size: PositiveInt  # rows per forward pass
     optimizer: Annotated[  # AdamW: arXiv:1711.05101
         Annotated[Literal["adamw", "adam", "sgd", "rmsprop"], Tag("<name>")] | Annotated[Momentum, Tag("<mapping>")],
         Discriminator(shape),
@@ -43,6 +43,6 @@ class Training:
         Discriminator(shape),
     ]
     max_grad_norm: Positive
-    precision: Dtype  # bfloat16: autocast; weights stay as they are
-    validate_every: PositiveInt  # optimiser steps
-    checkpoint_every: PositiveInt  # optimiser steps
+    precision: Dtype  # bfloat16: autocast; weights keep their dtype
+    validate_every: PositiveInt  # in optimiser steps
+    checkpoint_every: PositiveInt  # in optimiser steps

@@ -1,4 +1,4 @@
-"""Types that the sections share, and `strict`, which makes a class a checked part of params.yaml."""
+"""Types shared by the sections, and `strict`, which turns a class into a checked part of params.yaml."""
 
 from typing import Annotated, Any, Literal, TypeVar, dataclass_transform
 
@@ -19,12 +19,12 @@ Dtype = Literal["float32", "bfloat16"]
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(Field,))
 def strict(section: type[T]) -> type[T]:
-    """A frozen dataclass that takes no unknown key, and no value of another type; every key is required."""
+    """Make a class a frozen dataclass that requires every key and rejects unknown keys and values of another type."""
     make: Any = dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", strict=True))
     checked: type[T] = make(section)
     return checked
 
 
 def shape(value: Any) -> str:
-    """The tag of a value that may be a name or a mapping; `check` leaves these tags out of its messages."""
+    """The tag of a value that is either a name or a mapping. `check` leaves these tags out of its messages."""
     return "<name>" if isinstance(value, str) else "<mapping>"

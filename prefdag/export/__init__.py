@@ -1,1 +1,1 @@
-"""Models as other programs take them: folders that are read back and compared, and versions in MLflow's registry."""
+"""Exports models for other programs: folders that are read back and compared, and versions in MLflow's registry."""

@@ -1,4 +1,4 @@
-"""What stands in the README.md of an exported folder: the pipeline's model card, and how this folder is loaded."""
+"""The README.md of each exported folder: a model card, and how to load the folder."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from prefdag.config.params import Params
 
 WHOLE = """\
-This folder is the whole policy, {how}, in the layout of transformers; the reference is not needed. Its chat template gives
-the token ids of training.
+This folder holds the whole policy, {how}. It loads with transformers and does not need the reference. Its chat template
+gives the same token ids as in training.
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -33,8 +33,8 @@ print(tokenizer.decode(model.generate(**ids, do_sample=False, max_new_tokens=32)
 ```
 """
 ADAPTER = """\
-This folder is what DPO trained, alone. It works on one base only: the pipeline's reference, `{reference}`, whose
-model.safetensors has the SHA-256 `{sha256}`; `base_model_name_or_path` is its place in the repository.
+This folder holds the adapter that DPO trained. It works only with the pipeline's reference, `{reference}`, whose
+model.safetensors has the SHA-256 `{sha256}`. `base_model_name_or_path` is its path in the repository.
 
 ```python
 from peft import PeftModel
@@ -45,32 +45,32 @@ model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{referen
 """
 
 
-def whole(card: str, adapter_kind: str) -> str:
+def policy_card(card: str, adapter_kind: str) -> str:
     """The model card of the policy as a whole model."""
-    how = "every weight of it trained" if adapter_kind == "full" else "its adapter merged into the reference"
+    how = "with all weights trained" if adapter_kind == "full" else "with its adapter merged into the reference"
     return _with_note(card, "transformers", WHOLE.format(how=how))
 
 
-def adapter(card: str, reference: Path, sha256: str, folder: str) -> str:
+def adapter_card(card: str, reference: Path, sha256: str, folder: str) -> str:
     """The model card of the adapter alone."""
     return _with_note(card, "peft", ADAPTER.format(reference=reference.as_posix(), sha256=sha256, folder=folder))
 
 
 def _with_note(card: str, library: str, note: str) -> str:
-    """The card with its library, and the note below its title."""
-    made: Any = ModelCard(card)
-    made.data.library_name = library
-    title, _, rest = made.text.lstrip("\n").partition("\n")
-    made.text = f"\n{title}\n\n{note}{rest}"
-    return str(made)
+    """Set the card's library, and insert the note below its title."""
+    new: Any = ModelCard(card)
+    new.data.library_name = library
+    title, _, rest = new.text.lstrip("\n").partition("\n")
+    new.text = f"\n{title}\n\n{note}{rest}"
+    return str(new)
 
 
-def image(metrics: Mapping[str, Any], config: Mapping[str, Any], params: "Params") -> str:
+def image_card(metrics: Mapping[str, Any], config: Mapping[str, Any], params: "Params") -> str:
     """The model card of the classifier.
 
     Args:
-        metrics: as evaluate_image wrote them.
-        config: as `write_image` wrote it.
+        metrics: from evaluate_image.
+        config: from `write_image`.
     """
     source = params.download_images.source
     accuracy = Estimate.of(metrics["policy"], "accuracy")

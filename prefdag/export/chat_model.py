@@ -1,7 +1,7 @@
-"""The registered language model: an OpenAI-like chat request in, an answer out.
+"""The language model in MLflow's registry: takes an OpenAI-style chat request, and returns an answer.
 
-MLflow keeps this file beside the exported folder and runs it to load the model ("models from code"), so that nothing is
-pickled. It needs mlflow, torch and transformers, and nothing of this project.
+MLflow stores this file next to the exported folder, and runs it to load the model ("models from code"), so nothing is pickled.
+It needs mlflow, torch and transformers, but nothing from this project.
 """
 
 import time
@@ -13,14 +13,14 @@ import torch
 from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PythonModel
 
-MAX_TOKENS = 256  # of an answer, where the request names no bound
+MAX_TOKENS = 256  # longest answer if the request sets no limit
 
 
 class Policy(PythonModel):
-    """The policy behind the chat template that it was trained with."""
+    """The policy, with the chat template of its training."""
 
     def load_context(self, context: Any) -> None:
-        """Read the exported folder. MLflow calls it once."""
+        """Load the exported folder. MLflow calls this once."""
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         folder, only = context.artifacts["model"], {"local_files_only": True, "trust_remote_code": False}
@@ -30,22 +30,22 @@ class Policy(PythonModel):
         self.window = getattr(model.config, "max_position_embeddings", None)
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> dict[str, Any]:
-        """A chat completion: greedy, unless the request names a temperature above 0.
+        """A chat completion: greedy, unless the request sets a temperature above 0.
 
         Args:
-            model_input: one row: messages, and what else the request has of temperature, top_p, top_k, max_tokens, stop.
+            model_input: one row with messages and, optionally, temperature, top_p, top_k, max_tokens and stop.
         """
         if len(model_input) != 1:
-            raise _refusal(f"{len(model_input)} requests at once; send one")
-        # An option that the request leaves out is not there, None or NaN.
+            raise _bad_request(f"{len(model_input)} requests at once; send one")
+        # An option that the request leaves out is missing, None or NaN.
         row = {str(key): values[0] for key, values in model_input.to_dict("list").items()}
         request = {key: value for key, value in row.items() if not pd.api.types.is_scalar(value) or not pd.isna(value)}
         prompt = self._prompt(request["messages"])
         new, ended = self._answer(prompt, request)
         text = self.tokenizer.decode(new, skip_special_tokens=False)
-        for each in request.get("stop", []):
-            text, found, _ = text.partition(each)
-            ended = ended or bool(found)
+        for stop in request.get("stop", []):
+            text, match, _ = text.partition(stop)
+            ended = ended or bool(match)
         return {
             "id": f"chatcmpl-{time.time_ns():x}",
             "object": "chat.completion",
@@ -66,7 +66,7 @@ class Policy(PythonModel):
         }
 
     def _prompt(self, messages: Any) -> list[int]:
-        """The ids of a dialogue. A control token that a user typed is text, as it was in training."""
+        """The token ids of a dialogue. A control token typed by a user is treated as text, as in training."""
         try:
             ids: list[int] = self.tokenizer.apply_chat_template(
                 [{"role": message["role"], "content": message["content"]} for message in messages],
@@ -74,34 +74,36 @@ class Policy(PythonModel):
                 sanitize_control_tokens=True,
                 return_dict=False,
             )
-        except Exception as error:  # a template raises what it likes: it may know no system message
-            raise _refusal(f"messages: the chat template does not take them ({error})") from None
+        except Exception as error:  # templates may raise anything, for example for a system message
+            raise _bad_request(f"messages: the chat template rejects them ({error})") from None
         if self.window is not None and len(ids) >= self.window:
-            raise _refusal(f"messages: {len(ids)} tokens, and the model has {self.window} positions; send less")
+            raise _bad_request(f"messages: {len(ids)} tokens, but the model's context is {self.window}; send fewer")
         return ids
 
     @torch.no_grad()
     def _answer(self, prompt: list[int], request: dict[str, Any]) -> tuple[list[int], bool]:
-        """The ids of an answer, without the EOS, and whether there was one."""
+        """The token ids of an answer without EOS, and whether the model ended it with EOS."""
         wanted = int(request.get("max_tokens", MAX_TOKENS))
         if wanted < 1:
-            raise _refusal(f"max_tokens: {wanted}; ask for 1 or more")
-        room = wanted if self.window is None else min(wanted, self.window - len(prompt))
-        how: dict[str, Any] = {"do_sample": False}
+            raise _bad_request(f"max_tokens: {wanted}; ask for 1 or more")
+        limit = wanted if self.window is None else min(wanted, self.window - len(prompt))
+        options: dict[str, Any] = {"do_sample": False}
         if request.get("temperature", 0.0) > 0:
-            how = {"do_sample": True, "top_k": 0}  # transformers would cut at 50
-            how |= {key: request[key] for key in ("temperature", "top_p", "top_k") if key in request}
+            options = {"do_sample": True, "top_k": 0}  # the default in transformers is 50
+            options |= {key: request[key] for key in ("temperature", "top_p", "top_k") if key in request}
         if "stop" in request:
-            how |= {"stop_strings": list(request["stop"]), "tokenizer": self.tokenizer}
+            options |= {"stop_strings": list(request["stop"]), "tokenizer": self.tokenizer}
         ids = torch.tensor([prompt], device=self.model.device)
-        output = self.model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=room, **how)
+        output = self.model.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=limit, **options
+        )
         new = output[0, len(prompt) :].tolist()
         ended = new[-1] == self.tokenizer.eos_token_id
         return new[:-1] if ended else new, ended
 
 
-def _refusal(message: str) -> MlflowException:
-    """What the server answers with 400."""
+def _bad_request(message: str) -> MlflowException:
+    """An error that MLflow's server returns with status 400."""
     return MlflowException.invalid_parameter_value(message)
 
 

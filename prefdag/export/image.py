@@ -1,4 +1,4 @@
-"""The classifier as safetensors with what it takes to rebuild it, and as ONNX with the normalisation inside."""
+"""The classifier as safetensors with the configuration to rebuild it, and as ONNX that includes the normalisation."""
 
 import copy
 from dataclasses import asdict
@@ -13,17 +13,17 @@ from onnx import GraphProto, ModelProto
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from prefdag.export.compare import Deviation, compare, same_tensors
+from prefdag.export.readback import LogitDeviation, check_logits, check_tensors
 from prefdag.image.data import normalise
 from prefdag.image.model import Architecture, Convolution, build
 from prefdag.runtime.artifacts import read_json, write_json
 
-BATCHES = (1, 3)  # the graph is compared on batches of other sizes than the one that it was traced with
+BATCHES = (1, 3)  # first batches of the comparison: sizes other than the one that the graph was traced with
 NORMALISATION = "pixels / 127.5 - 1, from 0..255 to -1..1"  # what `normalise` does, in words
 
 
 class _FromPixels(nn.Module):
-    """uint8 images (n, channels, H, W) in 0..255 to logits (n, classes): nobody has to know the normalisation."""
+    """uint8 images (n, channels, H, W) in 0..255 to logits (n, classes), including the normalisation."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -34,10 +34,10 @@ class _FromPixels(nn.Module):
 
 
 def write_image(model: nn.Module, architecture: Architecture, classes: list[str], images: Tensor, folder: Path) -> None:
-    """Write model.safetensors, config.json and model.onnx into `folder`, which exists.
+    """Write model.safetensors, config.json and model.onnx to the existing `folder`.
 
     Args:
-        images: uint8 (n, channels, H, W), whose size the graph takes; any number of them.
+        images: uint8 (n, channels, H, W), at least two. They set the image size of the graph; its batch size stays free.
     """
     save_file({name: t.contiguous().cpu() for name, t in model.state_dict().items()}, folder / "model.safetensors")
     _, _, height, width = images.shape
@@ -46,13 +46,13 @@ def write_image(model: nn.Module, architecture: Architecture, classes: list[str]
     write_json(folder / "config.json", asdict(architecture) | shape | names)
     plain = copy.deepcopy(model).cpu()
     convolutions: list[Any] = [module for module in plain.modules() if isinstance(module, Convolution)]
-    for module in convolutions:  # ours is faster on a CPU; a graph wants the operator itself
+    for module in convolutions:  # ours is for speed on CPUs; the graph needs torch's operator
         module.__class__ = nn.Conv2d
     onnx.save(_graph(plain, images[:2].cpu()), folder / "model.onnx")
 
 
 def _graph(model: nn.Module, images: Tensor) -> ModelProto:
-    """The ONNX graph of a classifier, the number of images left open."""
+    """The ONNX graph of a classifier, with a dynamic batch size."""
     program = torch.onnx.export(
         _FromPixels(model).eval(),
         (images,),
@@ -69,26 +69,26 @@ def _graph(model: nn.Module, images: Tensor) -> ModelProto:
 
 
 def _strip(graph: GraphProto) -> None:
-    """Take the exporter's notes away: they name the files of this machine from which each node comes."""
+    """Remove the exporter's metadata, which holds paths of source files on this machine."""
     for part in (graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
         del part.metadata_props[:]
 
 
 @torch.no_grad()
-def check_image(folder: Path, model: nn.Module, images: Tensor) -> dict[str, Deviation]:
-    """Both forms, read back, against `model`: its tensors, and its logits for uint8 images. Raises `PrefdagError`."""
+def check_image(folder: Path, model: nn.Module, images: Tensor) -> dict[str, LogitDeviation]:
+    """Read both forms back, and compare tensors and logits for uint8 images with `model`. Raises `PrefdagError`."""
     expected = model(normalise(images)).float().cpu()
     rebuilt, device = read_image(folder), images.device
-    same_tensors(f"{folder.name}/model.safetensors", rebuilt.state_dict(), model.state_dict())
+    check_tensors(f"{folder.name}/model.safetensors", rebuilt.state_dict(), model.state_dict())
     session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
     pixels = images.cpu().numpy()
     cuts = np.cumsum(BATCHES)
-    answers = [session.run(None, {"images": part})[0] for part in np.split(pixels, cuts[cuts < len(pixels)])]
-    found = {
+    batches = [session.run(None, {"images": part})[0] for part in np.split(pixels, cuts[cuts < len(pixels)])]
+    logits = {
         "model.safetensors": rebuilt.to(device)(normalise(images)).float().cpu(),
-        "model.onnx": torch.from_numpy(np.concatenate(answers)),
+        "model.onnx": torch.from_numpy(np.concatenate(batches)),
     }
-    return {name: compare(f"{folder.name}/{name}", logits, expected) for name, logits in found.items()}
+    return {name: check_logits(f"{folder.name}/{name}", actual, expected) for name, actual in logits.items()}
 
 
 def read_image(folder: Path) -> nn.Module:

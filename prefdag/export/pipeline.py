@@ -1,4 +1,4 @@
-"""Everything that leaves the pipeline, in one folder: written, read back, compared, and only then put in place."""
+"""`prefdag export`: writes all models to one folder, which takes its place only after each was read back and compared."""
 
 import shutil
 from collections.abc import Callable
@@ -27,79 +27,81 @@ TEXT, ADAPTER, IMAGE, FILES = "text", "text_adapter", "image", "export.json"
 N_IMAGES = 64  # test images to compare on
 
 
-def export(target: Path, params: "Params", say: Callable[[str], None]) -> None:
-    """Write the folder `target` anew: text, text_adapter, image, and export.json with the SHA-256 of every file.
+def export(target: Path, params: "Params", echo: Callable[[str], None]) -> None:
+    """Write the folder `target`: text, text_adapter, image, and export.json with the SHA-256 of every file.
+
+    An earlier export in `target` is replaced only if everything succeeds.
 
     Args:
-        say: takes a line on each part: how far it lies from the pipeline's own model, or why it is not there.
+        echo: prints one line per part: its deviation from the pipeline's own model, or why it was not exported.
 
     Raises:
-        DataError: `target` is there and not an export, a stage's output is absent, or params.yaml is not what made it.
-        PrefdagError: a part, read back, is not the pipeline's model. What stood in `target` stands there still.
+        DataError: `target` exists and is not an export, a stage's output is missing, or params.yaml has changed since.
+        PrefdagError: a part that was read back differs from the pipeline's model.
     """
     if target.exists() and not (target / FILES).is_file():
-        raise DataError(f"{target}: is there, and no export; choose another folder, or remove it")
+        raise DataError(f"{target}: exists and is not an export; choose another folder, or remove it")
     for path in (REFERENCE, POLICY, CLASSIFIER, PAIRS, DIALOGUES, IMAGES, IMAGE_PAIRS, IMAGE_METRICS, CARD):
         if not path.exists():
             raise DataError(f"{path}: not found; run `dvc repro` first")
     check_current(LOCK, Path("params.yaml"))
     with writing(target) as folder:
         folder.mkdir()
-        _text(folder, params, say)
-        _image(folder, params, say)
+        _text(folder, params, echo)
+        _image(folder, params, echo)
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         write_json(folder / FILES, {path.relative_to(folder).as_posix(): sha256(path) for path in files})
 
 
 def check_current(lock: Path, params: Path) -> None:
-    """That every stage's outputs were made with the parameters as they are now: a template or beta of today would lie.
+    """Check that all outputs were made with the current parameters. Otherwise, cards would name values that were not used.
 
     Raises:
         DataError: a value differs from the one in dvc.lock, or there is no dvc.lock.
     """
     if not lock.exists():
         raise DataError(f"{lock}: not found; run `dvc repro` first")
-    now = read_yaml(params)
+    current = read_yaml(params)
     for stage, entry in read_yaml(lock)["stages"].items():
         for key, value in entry.get("params", {}).get(params.name, {}).items():
-            if now.get(key) != value:
-                raise DataError(f"{params}: {key} is not what {stage} ran with; run `dvc repro` first")
+            if current.get(key) != value:
+                raise DataError(f"{params}: {key} has changed since {stage} ran; run `dvc repro` first")
 
 
-def _text(target: Path, params: "Params", say: Callable[[str], None]) -> None:
-    """The policy whole and its adapter alone, each where there is one."""
+def _text(target: Path, params: "Params", echo: Callable[[str], None]) -> None:
+    """The whole policy and its adapter alone, if it has one. A prefix gives no whole model."""
     from prefdag.export import cards, text
     from prefdag.pairs.tokenizer import ChatTokenizer
     from prefdag.report.page.card import licence
     from prefdag.text.model import ADAPTER_CONFIG, load_models
 
     template, card = params.format_pairs.template, CARD.read_text("utf-8")
-    held = text.read_held(PAIRS, DIALOGUES)
+    heldout = text.read_heldout(PAIRS, DIALOGUES)
     policy = load_models(REFERENCE, POLICY, packed=False).policy
-    expected, merged = text.logits(policy, held.ids), text.merge(policy)
+    expected, merged = text.logits(policy, heldout.ids), text.merge(policy)
     if merged is None:
-        say(f"{TEXT}: not exported, a prefix cannot be merged into weights; {ADAPTER} needs {REFERENCE} beside it")
+        echo(f"{TEXT}: not exported, since a prefix cannot be merged into weights; use {ADAPTER} with {REFERENCE}")
     else:
         folder = target / TEXT
         text.write_merged(merged, REFERENCE, template, folder)
-        text.check_template(folder, ChatTokenizer(REFERENCE, template), held.dialogues)
-        say(f"{TEXT}: {text.check_merged(folder, merged, expected, held.ids)}")
-        (folder / "README.md").write_text(cards.whole(card, params.dpo_text.adapter.kind), "utf-8")
+        text.check_template(folder, ChatTokenizer(REFERENCE, template), heldout.dialogues)
+        echo(f"{TEXT}: {text.check_merged(folder, merged, expected, heldout.ids)}")
+        (folder / "README.md").write_text(cards.policy_card(card, params.dpo_text.adapter.kind), "utf-8")
         if licence(params.download_model.source) == "apache-2.0":
             shutil.copyfile(LICENCE, folder / "LICENSE")
     if not (POLICY / ADAPTER_CONFIG).exists():
-        say(f"{ADAPTER}: not exported, every weight was trained; there is no adapter")
+        echo(f"{ADAPTER}: not exported, since full fine-tuning has no adapter")
         return
     folder = target / ADAPTER
     folder.mkdir()
     for name in (ADAPTER_CONFIG, "adapter_model.safetensors"):
         shutil.copyfile(POLICY / name, folder / name)
-    say(f"{ADAPTER}: {text.check_adapter(folder, REFERENCE, expected, held.ids)}")
+    echo(f"{ADAPTER}: {text.check_adapter(folder, REFERENCE, expected, heldout.ids)}")
     digest = sha256(REFERENCE / "model.safetensors")
-    (folder / "README.md").write_text(cards.adapter(card, REFERENCE, digest, ADAPTER), "utf-8")
+    (folder / "README.md").write_text(cards.adapter_card(card, REFERENCE, digest, ADAPTER), "utf-8")
 
 
-def _image(target: Path, params: "Params", say: Callable[[str], None]) -> None:
+def _image(target: Path, params: "Params", echo: Callable[[str], None]) -> None:
     """The classifier in both forms."""
     from prefdag.export import cards, image
     from prefdag.image.data import load_splits
@@ -111,6 +113,6 @@ def _image(target: Path, params: "Params", say: Callable[[str], None]) -> None:
     folder.mkdir()
     image.write_image(model, architecture, [str(name) for name in read_json(IMAGES / "classes.json")], images, folder)
     for name, deviation in image.check_image(folder, model, images).items():
-        say(f"{IMAGE}/{name}: {deviation}")
-    card = cards.image(read_json(IMAGE_METRICS), read_json(folder / "config.json"), params)
+        echo(f"{IMAGE}/{name}: {deviation}")
+    card = cards.image_card(read_json(IMAGE_METRICS), read_json(folder / "config.json"), params)
     (folder / "README.md").write_text(card, "utf-8")

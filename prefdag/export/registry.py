@@ -1,6 +1,6 @@
-"""Exported models as versions in MLflow's registry, each beside the pipeline run that made it. Nothing is pickled.
+"""Registers exported models in MLflow's registry, each version linked to the pipeline run that made it. Nothing is pickled.
 
-The language model is "models from code": chat_model.py and the exported folder; the classifier is its ONNX graph.
+The language model is logged as "models from code", with chat_model.py and the exported folder; the classifier as ONNX.
 """
 
 import hashlib
@@ -16,8 +16,8 @@ import numpy as np
 from prefdag.runtime.artifacts import project_root, read_json
 from prefdag.runtime.errors import PrefdagError
 from prefdag.runtime.yaml import flatten
-from prefdag.tracking.delivery import DeliveryError, Store, import_mlflow
 from prefdag.tracking.publishing import numbers
+from prefdag.tracking.store import DeliveryError, Store, import_mlflow
 
 if TYPE_CHECKING:
     from prefdag.config.params import Params
@@ -27,23 +27,23 @@ METRICS = {track: Path(f"reports/{track}/metrics.json") for track in NAMES}
 CODE = Path(__file__).with_name("chat_model.py")
 EXAMPLE = {"messages": [{"role": "user", "content": "What is a primary colour?"}], "temperature": 0.0, "max_tokens": 16}
 WEIGHTS = {"text": "text/model.safetensors", "image": "image/model.onnx"}
-# Of the metrics of a track, what a version shows of itself; all of them are the run's.
-SHOWN = {
+# The metrics that a version has as tags ("*": with the interval). The run has all metrics.
+TAGGED_METRICS = {
     "text": ("heldout/n_pairs", "heldout/rewards/accuracy*", "heldout/rewards/margin*", "heldout/kl"),
     "image": ("n_test", "policy/accuracy*", "reference/accuracy*", "kl"),
 }
-TAGS_OF_RUN = ("dvc.exp_name", "dvc.exp_baseline_rev", "mlflow.source.git.commit", "prefdag.git_dirty")
-# Half a gigabyte goes over the line here, and somebody waits for it: more patience than a stage has.
-PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "120", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3"}
+RUN_TAGS = ("dvc.exp_name", "dvc.exp_baseline_rev", "mlflow.source.git.commit", "prefdag.git_dirty")
+# Longer timeouts than in a stage: the upload is half a gigabyte, and the user waits for it.
+TIMEOUTS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "120", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3"}
 
 
 def register(folder: Path, params: "Params") -> Iterator[str]:
-    """Make a version of each model in the export `folder`; yield `NAME version N`.
+    """Register a new version of each model in the export `folder`. Yields `NAME version N` for each.
 
     Raises:
-        PrefdagError: MLflow has no run of this pipeline, or does not take the models.
+        PrefdagError: MLflow has no run of this pipeline, or rejects the models.
     """
-    for name, value in PATIENCE.items():
+    for name, value in TIMEOUTS.items():
         os.environ.setdefault(name, value)
     mlflow = import_mlflow()
     store = Store()
@@ -52,7 +52,7 @@ def register(folder: Path, params: "Params") -> Iterator[str]:
         run = store.ask(lambda client: find_run(client, params, metrics))
     except DeliveryError as error:
         raise PrefdagError(f"MLflow at {store.name}: {error}") from None
-    _check_place(store, run.info.artifact_uri)
+    _check_artifact_location(store, run.info.artifact_uri)
     files = read_json(folder / "export.json")
     mlflow.set_tracking_uri(store.uri)
     client = mlflow.MlflowClient(store.uri)
@@ -60,11 +60,11 @@ def register(folder: Path, params: "Params") -> Iterator[str]:
         mlflow.start_run(run_id=run.info.run_id)
         try:
             log = {"text": log_text, "image": log_image}
-            made = [(track, log[track](folder / track)) for track in NAMES if WEIGHTS[track] in files]
-        finally:  # the run is over, as it was before, whatever becomes of the models
+            logged = [(track, log[track](folder / track)) for track in NAMES if WEIGHTS[track] in files]
+        finally:  # restore the run's status and end time, also if logging failed
             mlflow.end_run()
             client.set_terminated(run.info.run_id, run.info.status, run.info.end_time)
-        for track, info in made:
+        for track, info in logged:
             number = info.registered_model_version
             for key, value in tags(track, params, metrics[track], run.data.tags, files).items():
                 client.set_model_version_tag(NAMES[track], number, key, value)
@@ -74,13 +74,15 @@ def register(folder: Path, params: "Params") -> Iterator[str]:
 
 
 def find_run(client: Any, params: "Params", metrics: Mapping[str, Mapping[str, float]]) -> Any:
-    """The newest run of the pipeline with these parameters and all these metrics: the one that made these models.
+    """The run that made these models: the newest pipeline run with these parameters and metrics.
 
     Raises:
         PrefdagError: there is none.
     """
-    wanted = {key: value if isinstance(value, str) else json.dumps(value) for key, value in flatten(params).items()}
-    figures = {f"{track}/{key}": value for track, values in metrics.items() for key, value in values.items()}
+    expected_params = {
+        key: value if isinstance(value, str) else json.dumps(value) for key, value in flatten(params).items()
+    }
+    expected = {f"{track}/{key}": value for track, values in metrics.items() for key, value in values.items()}
     ids = [experiment.experiment_id for experiment in client.search_experiments()]
     token = None
     while True:
@@ -88,7 +90,8 @@ def find_run(client: Any, params: "Params", metrics: Mapping[str, Mapping[str, f
             ids, "tags.kind = 'pipeline'", order_by=["attributes.start_time DESC"], page_token=token
         )
         for run in page:
-            if run.data.params == wanted and all(run.data.metrics.get(key) == value for key, value in figures.items()):
+            same_metrics = all(run.data.metrics.get(key) == value for key, value in expected.items())
+            if run.data.params == expected_params and same_metrics:
                 return run
         token = page.token
         if not token:
@@ -98,13 +101,13 @@ def find_run(client: Any, params: "Params", metrics: Mapping[str, Mapping[str, f
             )
 
 
-def _check_place(store: Store, artifacts: str) -> None:
-    """That the store in this repository keeps its artifacts here, too: their address is absolute, so a copy's are elsewhere."""
+def _check_artifact_location(store: Store, artifacts: str) -> None:
+    """Check that a store in this repository keeps its artifacts here. In a copy, their absolute path does not."""
     root = project_root()
     if store.uri == f"sqlite:///{root}/mlflow.db" and not artifacts.startswith(f"{root.as_uri()}/"):
         raise PrefdagError(
-            "mlflow.db: its artifacts go to another folder, since the repository was moved or copied; "
-            "point MLFLOW_TRACKING_URI to a new store, and run `dvc repro -fs publish` first"
+            "mlflow.db: its artifacts are in another folder, since the repository was moved or copied; "
+            "set MLFLOW_TRACKING_URI to a new store, and run `dvc repro -fs publish` first"
         )
 
 
@@ -112,14 +115,14 @@ def tags(
     track: str,
     params: "Params",
     metrics: Mapping[str, float],
-    of_run: Mapping[str, str],
+    run_tags: Mapping[str, str],
     files: Mapping[str, str],
 ) -> dict[str, str]:
-    """What a version says of itself: parameters, source, weights, and its main figures with n and interval."""
+    """The tags of a version: parameters, source, weights, and its main metrics with n and intervals."""
     flat = json.dumps(flatten(params), sort_keys=True)
     shown = {
         key: value
-        for pattern in SHOWN[track]
+        for pattern in TAGGED_METRICS[track]
         for key, value in metrics.items()
         if key in {pattern.removesuffix("*") + end for end in ("", *(("_low", "_high") if pattern[-1] == "*" else ()))}
     }
@@ -129,13 +132,13 @@ def tags(
         "prefdag.beta": str(params.beta),
         "prefdag.loss": json.dumps(params.loss) if isinstance(params.loss, dict) else str(params.loss),
         "prefdag.seed": str(params.seed),
-        **{key: of_run[key] for key in TAGS_OF_RUN if key in of_run},
+        **{key: run_tags[key] for key in RUN_TAGS if key in run_tags},
         **{key: f"{value:.6g}" for key, value in shown.items()},
     }
 
 
 def log_text(folder: Path) -> Any:
-    """Log the language model that `export` wrote to `folder` to the active run, and register it; MLflow's `ModelInfo`."""
+    """Log the exported language model in `folder` to the active run, and register it. Returns MLflow's `ModelInfo`."""
     import mlflow
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, Schema
@@ -158,7 +161,7 @@ def log_text(folder: Path) -> Any:
 
 
 def log_image(folder: Path) -> Any:
-    """Log the classifier that `export` wrote to `folder` to the active run, and register it; MLflow's `ModelInfo`."""
+    """Log the exported classifier in `folder` to the active run, and register it. Returns MLflow's `ModelInfo`."""
     import mlflow.onnx
     import onnx
     from mlflow.models import ModelSignature
@@ -168,7 +171,7 @@ def log_image(folder: Path) -> Any:
     shape = (config["channels"], config["height"], config["width"])
     pixels = TensorSpec(np.dtype(np.uint8), (-1, *shape), "images")
     logits = TensorSpec(np.dtype(np.float32), (-1, config["classes"]), "logits")
-    ramp = (np.arange(np.prod(shape)) % 256).astype(np.uint8).reshape(1, *shape)  # no image of anybody's data
+    ramp = (np.arange(np.prod(shape)) % 256).astype(np.uint8).reshape(1, *shape)  # synthetic, so that no data leaks
     return mlflow.onnx.log_model(
         onnx.load(folder / "model.onnx"),
         name=NAMES["image"],
@@ -181,5 +184,5 @@ def log_image(folder: Path) -> Any:
 
 
 def _pinned(*packages: str) -> list[str]:
-    """Requirements at the versions of this environment. Left to itself, MLflow starts a process to find out."""
+    """Requirements pinned to the installed versions. Without them, MLflow starts a process to infer them."""
     return [f"{package}=={version(package).partition('+')[0]}" for package in packages]

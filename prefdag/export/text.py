@@ -1,4 +1,4 @@
-"""The policy as a folder that transformers loads, and its adapter alone as peft loads it."""
+"""The policy as a model folder for transformers, and checks of it and of the adapter alone, as peft loads it."""
 
 import shutil
 from collections.abc import Iterable, Sequence
@@ -11,28 +11,28 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from prefdag.export.compare import Deviation, compare, same_tensors
+from prefdag.export.readback import LogitDeviation, check_logits, check_tensors
 from prefdag.pairs.tokenizer import ChatTokenizer, Messages, TemplateName
 from prefdag.runtime.artifacts import read_json, write_json
 from prefdag.runtime.errors import PrefdagError
 from prefdag.runtime.process import process
 from prefdag.text import trainable
 
-ROWS = 4  # held-out pairs to compare on: tens of thousands of logits a token
+ROWS = 4  # held-out pairs to compare on; each token has tens of thousands of logits
 
 
-class Held(NamedTuple):
+class HeldoutRows(NamedTuple):
     """Held-out rows to compare on."""
 
     dialogues: list[Messages]
-    ids: list[list[int]]  # each prompt and its chosen response, as they were scored
+    ids: list[list[int]]  # each prompt with its chosen response, as scored
 
 
-def read_held(pairs: Path, validated: Path) -> Held:
-    """The first rows of the test split in the folder `pairs`; their dialogues, uncut, from the file `validated`."""
+def read_heldout(pairs: Path, validated: Path) -> HeldoutRows:
+    """The first rows of the test split in the folder `pairs`, with their untruncated dialogues from the file `validated`."""
     rows = pd.read_parquet(pairs / "test.parquet", columns=["id", "prompt_ids", "chosen_ids"]).head(ROWS)
     dialogues = pd.read_parquet(validated, columns=["id", "prompt"]).set_index("id")["prompt"]
-    return Held(
+    return HeldoutRows(
         [list(dialogues[name]) for name in rows["id"]],
         [[*p.tolist(), *c.tolist()] for p, c in zip(rows["prompt_ids"], rows["chosen_ids"], strict=True)],
     )
@@ -40,7 +40,7 @@ def read_held(pairs: Path, validated: Path) -> Held:
 
 @torch.no_grad()
 def logits(model: nn.Module, rows: Iterable[Sequence[int]]) -> Tensor:
-    """What a model says after every token of some rows: float32 (tokens, vocabulary), on the CPU."""
+    """The logits at every token of the rows: float32 (tokens, vocabulary), on the CPU."""
     device = next(model.parameters()).device
     return torch.cat(
         [model(input_ids=torch.tensor([list(ids)], device=device)).logits[0].float().cpu() for ids in rows]
@@ -48,50 +48,50 @@ def logits(model: nn.Module, rows: Iterable[Sequence[int]]) -> Tensor:
 
 
 def merge(policy: nn.Module) -> nn.Module | None:
-    """The policy as one model of plain layers; None of a prefix, which is no weight and stays beside the model."""
+    """The policy as a model of plain layers. None for prefix tuning, since a prefix cannot be merged into weights."""
     if not isinstance(policy, PeftModel):
         return policy
     return None if policy.active_peft_config.is_prompt_learning else trainable.frozen_copy(policy)
 
 
 def write_merged(merged: nn.Module, reference: Path, template: TemplateName, folder: Path) -> None:
-    """Write a whole model into `folder`: config, safetensors, generation config, tokenizer with the template of training."""
+    """Write a whole model to `folder`: config, safetensors, generation config, tokenizer with the chat template of training."""
     tokenizer = ChatTokenizer(reference, template)
     model: Any = merged
     model.save_pretrained(folder)
     generation = read_json(folder / "generation_config.json")
     generation.pop("_from_model_config", None)
-    # What a response was trained to end with; configurations may name another one.
+    # The token that ends responses in training. The model's configuration may name another one.
     generation["eos_token_id"] = tokenizer.eos_id
     if generation.get("pad_token_id") is None:
         generation["pad_token_id"] = tokenizer.eos_id
     write_json(folder / "generation_config.json", generation)
     shutil.copyfile(reference / "tokenizer.json", folder / "tokenizer.json")
     config = read_json(reference / "tokenizer_config.json")
-    config.pop("chat_template", None)  # older folders have it here, where it would be a second one
+    config.pop("chat_template", None)  # older folders have the template here; the new one is in its own file
     write_json(folder / "tokenizer_config.json", config | tokenizer.control_tokens)
     (folder / "chat_template.jinja").write_text(tokenizer.jinja(), "utf-8")
 
 
-def check_merged(folder: Path, merged: nn.Module, expected: Tensor, rows: Iterable[Sequence[int]]) -> Deviation:
-    """The model in `folder`, as anybody loads it: every tensor that of `merged`, bit by bit, and the policy's logits.
+def check_merged(folder: Path, merged: nn.Module, expected: Tensor, rows: Iterable[Sequence[int]]) -> LogitDeviation:
+    """Load the model in `folder` with transformers alone; compare its tensors with `merged` and its logits with the policy's.
 
     Raises:
-        PrefdagError: they are not.
+        PrefdagError: a tensor is not bit-identical, or the logits differ.
     """
     model = _plain(folder)
-    same_tensors(folder.name, model.state_dict(), merged.state_dict())
-    return compare(folder.name, logits(model, rows), expected)
+    check_tensors(folder.name, model.state_dict(), merged.state_dict())
+    return check_logits(folder.name, logits(model, rows), expected)
 
 
-def check_adapter(folder: Path, reference: Path, expected: Tensor, rows: Iterable[Sequence[int]]) -> Deviation:
-    """The adapter in `folder`, laid over the plain reference, against the policy's logits. Raises `PrefdagError`."""
+def check_adapter(folder: Path, reference: Path, expected: Tensor, rows: Iterable[Sequence[int]]) -> LogitDeviation:
+    """Apply the adapter in `folder` to the reference, and compare its logits with the policy's. Raises `PrefdagError`."""
     model = PeftModel.from_pretrained(_plain(reference), str(folder)).eval()
-    return compare(folder.name, logits(model, rows), expected)
+    return check_logits(folder.name, logits(model, rows), expected)
 
 
 def check_template(folder: Path, ours: ChatTokenizer, dialogues: Iterable[Messages]) -> None:
-    """That the tokenizer in `folder`, as anybody loads it, makes the ids of training. Raises `PrefdagError`."""
+    """Check that the tokenizer in `folder`, loaded by transformers, gives the ids of training. Raises `PrefdagError`."""
     theirs: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     for number, messages in enumerate(dialogues):
         ids = theirs.apply_chat_template(
@@ -99,13 +99,13 @@ def check_template(folder: Path, ours: ChatTokenizer, dialogues: Iterable[Messag
         )
         if ids != ours.prompt(messages).ids:
             raise PrefdagError(
-                f"{folder.name}: its chat template makes other tokens than training had of held-out dialogue {number}; "
-                "nothing was exported; set `format_pairs.template: instruction`, or report it"
+                f"{folder.name}: for held-out dialogue {number}, its chat template gives other tokens than training; "
+                "nothing was exported; set `format_pairs.template: instruction`, or report a bug"
             )
 
 
 def _plain(folder: Path) -> nn.Module:
-    """A model as transformers alone loads it, in eval mode, where the pipeline computes."""
+    """A model loaded by transformers alone, in eval mode, on the pipeline's device."""
     model: Any = AutoModelForCausalLM.from_pretrained(
         folder, use_safetensors=True, local_files_only=True, trust_remote_code=False
     )

@@ -1,1 +1,1 @@
-"""The project's own files: profiles over params.yaml, dvc.yaml from the code, the working tree against dvc.lock."""
+"""Works on the project's own files: applies profiles to params.yaml, writes dvc.yaml, verifies dvc.lock."""

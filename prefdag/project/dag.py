@@ -1,8 +1,6 @@
-"""dvc.yaml from the code: what each stage reads, which DVC cannot see for itself.
+"""Writes the `deps` and `params` of every stage in dvc.yaml from the code, and the table of reruns in docs/pipeline.md.
 
-`make dag` writes into dvc.yaml the `deps` of every stage (each file its script names and does not write, and each module that
-can change what it writes) and its `params` (the arguments of its `main`). By hand stay `cmd`, `outs`, `metrics` and `plots`.
-It also writes the table in docs/pipeline.md that says which stages a change of a module reruns.
+docs/pipeline.md tells the rule. `cmd`, `outs`, `metrics` and `plots` are written by hand. `make dag` runs this module:
 
     python -m prefdag.project.dag
 """
@@ -27,20 +25,20 @@ CODE = ("prefdag/", "stages/")
 ARTIFACT = re.compile(r"(data|models|reports|evals)/\S+")
 BEGIN, END = "<!-- written by `make dag` -->\n", "<!-- end -->\n"
 
-# Modules that can refuse, report or deliver, and nothing else: an output that exists is the same whatever they do. A test
-# builds the tiny pipeline with each of them altered.
+# Modules that cannot change an output (see docs/pipeline.md), with the reason.
 EXEMPT: Mapping[str, str] = {
-    "prefdag/config/check.py": "refuses params.yaml, or lets it pass",
-    "prefdag/runtime/durations.py": "notes how long a stage took, beside its outputs",
-    "prefdag/runtime/environment.py": "turns telemetry off, and lets waiting threads sleep",
-    "prefdag/runtime/errors.py": "words what went wrong; a stage that fails writes nothing",
+    "prefdag/check_params.py": "accepts or rejects params.yaml",
+    "prefdag/runtime/durations.py": "records how long a stage took, outside its outputs",
+    "prefdag/runtime/environment.py": "turns telemetry off and lets waiting threads sleep",
+    "prefdag/runtime/errors.py": "defines errors; a stage that fails writes nothing",
     "prefdag/runtime/exits.py": "ends a failed stage with one line and an exit code",
-    "prefdag/runtime/lock.py": "refuses a second run of a stage, and ends one whose dvc was killed",
+    "prefdag/runtime/lock.py": "refuses a second run of a stage and ends a stage whose DVC was killed",
     "prefdag/runtime/progress.py": "draws progress bars",
-    "prefdag/tracking/delivery.py": "sends runs to MLflow",
-    "prefdag/tracking/runs.py": "reports runs to MLflow",
-    "prefdag/tracking/spool.py": "keeps on disk what MLflow is yet to get",
-    "prefdag/train/interruption.py": "ends a training after a whole step",
+    "prefdag/tracking/delivery.py": "sends spools to MLflow",
+    "prefdag/tracking/runs.py": "records runs for MLflow",
+    "prefdag/tracking/spool.py": "keeps unsent runs on disk",
+    "prefdag/tracking/store.py": "talks to MLflow",
+    "prefdag/runtime/interruption.py": "ends training after a complete step",
 }
 
 
@@ -49,9 +47,9 @@ EXEMPT: Mapping[str, str] = {
 
 @functools.cache
 def imports(file: str, root: Path) -> frozenset[str]:
-    """The project's modules that run with `file`, as paths from `root`; also those that it imports inside functions.
+    """The project's modules that `file` imports, also inside functions, as paths relative to `root`.
 
-    Left out: packages, which hold a docstring alone, and imports for type checkers alone.
+    Packages are left out, since they hold only a docstring, and so are imports for type checkers.
     """
     names: set[str] = set()
     for node in executed(ast.parse((root / file).read_text("utf-8"))):
@@ -65,7 +63,7 @@ def imports(file: str, root: Path) -> frozenset[str]:
 
 
 def executed(tree: ast.AST) -> Iterator[ast.AST]:
-    """All nodes but those below `if TYPE_CHECKING:`."""
+    """All nodes except those below `if TYPE_CHECKING:`."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
             continue
@@ -74,24 +72,35 @@ def executed(tree: ast.AST) -> Iterator[ast.AST]:
 
 
 def reached(file: str, root: Path) -> set[str]:
-    """Every module that can change what `file` does, itself too: its imports and theirs, without `EXEMPT`."""
-    found, queue = {file}, [file]
+    """`file` and every module that it imports, directly or indirectly, without `EXEMPT`."""
+    modules, queue = {file}, [file]
     while queue:
-        new = imports(queue.pop(), root) - found - EXEMPT.keys()
-        found |= new
+        new = imports(queue.pop(), root) - modules - EXEMPT.keys()
+        modules |= new
         queue += new
-    return found
+    return modules
 
 
 def code(stage: str, root: Path) -> list[str]:
-    """The code that a stage depends on, sorted: modules, and the folders of templates that they read."""
+    """The code that a stage depends on, sorted: modules and the template folders that they read."""
     modules = reached(f"stages/{stage}.py", root)
     return sorted(modules | {folder for module in modules for folder in _folders(module, root)})
 
 
+def whole_folders(paths: list[str], root: Path) -> list[str]:
+    """`paths`, sorted, with a folder in place of its modules if all of them are listed: DVC is faster with fewer deps."""
+    listed = set(paths)
+    for folder in {Path(path).parent for path in paths}:
+        modules = {module for module in _modules(root) if Path(module).parent == folder}
+        plain = not any(any(child.glob("*.py")) for child in (root / folder).iterdir() if child.is_dir())
+        if plain and len(modules) > 1 and modules <= listed:
+            listed = (listed - modules) | {folder.as_posix()}
+    return sorted(listed)
+
+
 @functools.cache
 def _folders(module: str, root: Path) -> frozenset[str]:
-    """The folders without modules, beside `module` or above it, that it names: templates, styles."""
+    """Folders without modules, beside `module` or above it, that it names: templates and styles."""
     text = (root / module).read_text("utf-8")
     parents = [parent for parent in (root / module).parents if root / CODE[0] in (parent, *parent.parents)]
     return frozenset(
@@ -116,32 +125,32 @@ def params(tree: ast.Module) -> list[str]:
 
 
 def names(entry: Mapping[str, Any], *keys: str) -> list[str]:
-    """The names under `keys` of a stage in dvc.yaml; an item is a name, or a mapping of one name to its options."""
+    """The names under `keys` of a stage in dvc.yaml. An item is a name, or a mapping from one name to its options."""
     items = [item for key in keys for item in entry.get(key) or []]
     return [name for item in items for name in ([item] if isinstance(item, str) else item)]
 
 
 def written(dag: dict[str, Any], root: Path) -> dict[str, Any]:
-    """dvc.yaml's content `dag` with the `deps` and `params` of its stages as the scripts below `root` have them, in place."""
+    """Set `deps` and `params` of every stage in `dag`, the content of dvc.yaml, from the scripts below `root`, in place."""
     for stage, entry in dag["stages"].items():
         tree = ast.parse((root / "stages" / f"{stage}.py").read_text("utf-8"))
         outs = names(entry, "outs", "metrics", "plots")
-        for key, found in {
-            "deps": [*(path for path in artifacts(tree) if path not in outs), *code(stage, root)],
+        for key, values in {
+            "deps": [*(path for path in artifacts(tree) if path not in outs), *whole_folders(code(stage, root), root)],
             "params": params(tree),
         }.items():
-            if found != list(entry.get(key, [])):
-                listed = entry[key] = CommentedSeq(found)
+            if values != list(entry.get(key, [])):
+                sequence = entry[key] = CommentedSeq(values)
                 if key == "params":
-                    listed.fa.set_flow_style()
+                    sequence.fa.set_flow_style()
     return dag
 
 
-# Which stages a module reruns
+# Which stages a change of a module reruns
 
 
 def table(root: Path) -> str:
-    """A Markdown table: the modules, room by room, and the stages that a change of each reruns."""
+    """A Markdown table of the modules, by package, and the stages that a change reruns; then a table of `EXEMPT`."""
     stages = list(YAML(typ="safe").load(root / DVC)["stages"])
     readers: dict[str, list[str]] = {}
     for stage in stages:
@@ -153,8 +162,8 @@ def table(root: Path) -> str:
             room, _, name = path.removeprefix("prefdag/").rpartition("/")
             rows.setdefault((room, tuple(readers.get(path, ()))), []).append(name.removesuffix(".py"))
     lines = ["| room | modules | a change reruns |", "|---|---|---|"]
-    for (room, of), modules in sorted(rows.items(), key=lambda row: (row[0][0], -len(row[0][1]))):
-        shown = "every stage" if len(of) == len(stages) else ", ".join(of) or "nothing"
+    for (room, rerun), modules in sorted(rows.items(), key=lambda row: (row[0][0], -len(row[0][1]))):
+        shown = "every stage" if len(rerun) == len(stages) else ", ".join(rerun) or "nothing"
         lines.append(f"| {room} | {', '.join(modules)} | {shown} |")
     lines += ["", "Exempt, since they cannot change an output:", "", "| module | what it does |", "|---|---|"]
     lines += [f"| `{path}` | {reason} |" for path, reason in EXEMPT.items()]
@@ -167,20 +176,20 @@ def _modules(root: Path) -> set[str]:
 
 
 def page(text: str, root: Path) -> str:
-    """docs/pipeline.md with the table in its place."""
+    """The text of docs/pipeline.md with a new table."""
     before, _, rest = text.partition(BEGIN)
     return f"{before}{BEGIN}\n{table(root)}\n{END}{rest.partition(END)[2]}"
 
 
 def dump(dag: dict[str, Any]) -> str:
-    """The text of dvc.yaml, comments and formatting kept."""
+    """The text of dvc.yaml, with comments and formatting kept."""
     stream = io.StringIO()
     _yaml().dump(dag, stream)
     return stream.getvalue()
 
 
 def load(path: Path) -> dict[str, Any]:
-    """dvc.yaml, for `dump` to write again."""
+    """Load dvc.yaml with its comments, for `dump`."""
     tree: dict[str, Any] = _yaml().load(path)
     return tree
 
@@ -194,7 +203,7 @@ def _yaml() -> YAML:
 
 def main(root: Path = Path()) -> None:
     """Write dvc.yaml and the table in docs/pipeline.md below `root`."""
-    # Both are computed before either is written: the table reads only the names of the stages from dvc.yaml.
+    # Both are computed before either is written. That is safe: the table reads only stage names from dvc.yaml.
     for path, text in {
         DVC: dump(written(load(root / DVC), root)),
         PAGE: page((root / PAGE).read_text("utf-8"), root),

@@ -1,13 +1,12 @@
-"""Profiles: small overlays on params.yaml, such as `tiny`, which makes the whole DAG a matter of seconds.
+"""Profiles: small overlays on params.yaml, such as `tiny`, with which the whole DAG runs in seconds.
 
-A profile is laid over the *committed* params.yaml (`git show HEAD:params.yaml`), not over the file as it stands, so
-`tiny` and then `cifar10` is cifar10, not a mixture, and `default` is no overlay at all. Git keeps the default because
-it already does: a pristine copy in profiles/ would be the same values twice, and not the default of whoever commits
-values of their own. The price is that uncommitted edits are undone; `apply` returns every value that it changes, for
-the command to show.
+A profile is applied to the *committed* params.yaml (`git show HEAD:params.yaml`), not to the file in the working tree. So
+`tiny` followed by `cifar10` gives cifar10 and not a mixture, and `default` is an empty overlay. Git already stores the
+default: a copy in profiles/ would duplicate it, and would be wrong for users who commit their own values. The price is that
+uncommitted edits are undone; `apply` returns every value that it changes, so that the command can show them.
 
-A mapping is merged with the one that it overlays, except where it has a `kind`: a source is one value, replaced as a
-whole, since its kind decides what its other keys are.
+A mapping is merged with the one it overlays, unless it has a `kind`. A source is one value and is replaced as a whole,
+since its kind decides which other keys it has.
 """
 
 import io
@@ -22,7 +21,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 
-from prefdag.config.check import check_params
+from prefdag.check_params import check_params
 from prefdag.runtime.artifacts import writing
 from prefdag.runtime.errors import ParamsError
 from prefdag.runtime.yaml import read_yaml
@@ -33,26 +32,26 @@ DEFAULT = "default"
 
 
 @dataclass(frozen=True)
-class Change:
-    """One value of params.yaml before and after; `None` where the key is not there, or null."""
+class ParameterChange:
+    """One value of params.yaml before and after; `None` if the key is missing or null."""
 
     key: str
     old: Any
     new: Any
-    of_profile: bool  # False: the value goes back to the committed one
+    of_profile: bool  # False: the value returns to the committed one
 
 
 def list_profiles() -> dict[str, str]:
-    """The names of all profiles, sorted after `default`, and what the first line of each says about it."""
+    """The first line of every profile by name: `default` first, the others sorted."""
     firsts = {path.stem: path.read_text("utf-8").partition("\n")[0] for path in FOLDER.glob("*.yaml")}
-    return {DEFAULT: "params.yaml as it is committed"} | {name: firsts[name].lstrip("# ") for name in sorted(firsts)}
+    return {DEFAULT: "the committed params.yaml"} | {name: firsts[name].lstrip("# ") for name in sorted(firsts)}
 
 
-def apply(name: str) -> list[Change]:
-    """Write profile `name`, laid over the committed parameters, to params.yaml; return what that changes.
+def apply(name: str) -> list[ParameterChange]:
+    """Apply profile `name` to the committed parameters, write the result to params.yaml, and return what changed.
 
     Raises:
-        ParamsError: there is no such profile, one of its keys or values is wrong, or git has no params.yaml.
+        ParamsError: there is no such profile, one of its keys or values is wrong, or Git has no params.yaml.
     """
     before, overlay, text = values(read_yaml(PARAMS)), load(name), committed(PARAMS)
     base = _round_trip().load(text)
@@ -62,33 +61,33 @@ def apply(name: str) -> list[Change]:
         temporary.write_text(render(text, overlay) if overlay else text, "utf-8")
     after, chosen = values(read_yaml(PARAMS)), values(overlay)
     keys = [key for key in before | after if before.get(key) != after.get(key)]
-    return [Change(key, before.get(key), after.get(key), of_profile=key in chosen) for key in keys]
+    return [ParameterChange(key, before.get(key), after.get(key), of_profile=key in chosen) for key in keys]
 
 
 def load(name: str) -> CommentedMap:
-    """The overlay of a profile; empty for `default`. Raises `ParamsError` where there is none, or no mapping."""
+    """The overlay of a profile; empty for `default`. Raises `ParamsError` if it does not exist or is not a mapping."""
     if name == DEFAULT:
         return CommentedMap()
     path = FOLDER / f"{name}.yaml"
     if name not in (known := list_profiles()):
         guess = get_close_matches(name, known, n=1)
-        hint = f"did you mean '{guess[0]}'?" if guess else f"there are {', '.join(known)}"
+        hint = f"did you mean '{guess[0]}'?" if guess else f"choose from {', '.join(known)}"
         raise ParamsError(f"{path}: no such profile; {hint}")
-    read_yaml(path)  # says in one line what is wrong with the file; below it is read again, with its formatting
+    read_yaml(path)  # reports a broken file in one line; the next line reads it again with its formatting
     return _round_trip().load(path.read_text("utf-8"))
 
 
 def committed(path: Path) -> str:
-    """A file's text at Git's HEAD. Raises `ParamsError` where there is none."""
+    """A file's text at Git's HEAD. Raises `ParamsError` if Git does not have it."""
     command = ["git", "show", f"HEAD:./{path.as_posix()}"]
     shown = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
     if shown.returncode:
-        raise ParamsError(f"{path}: Git has no committed version to lay a profile over; commit {path} first")
+        raise ParamsError(f"{path}: Git has no committed version to apply a profile to; commit {path} first")
     return shown.stdout
 
 
 def values(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Every value of a tree of parameters under its dotted key; a source is one value."""
+    """The values of a parameter tree by dotted key. A source is one value."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         nested = isinstance(value, Mapping) and "kind" not in value
@@ -97,7 +96,7 @@ def values(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def merge(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of `base`, with those of `overlay` in their place. Keys that only `overlay` has are kept, too."""
+    """`base` with the values of `overlay` on top, including keys that only `overlay` has."""
     merged = dict(base)
     for key, value in overlay.items():
         merged[key] = merge(base[key], value) if _both_mappings(base.get(key), value) else value
@@ -105,12 +104,12 @@ def merge(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]
 
 
 def render(text: str, overlay: Mapping[str, Any]) -> str:
-    """`text`, a YAML mapping, with the values of `overlay`; comments, order and formatting stay.
+    """Replace values in `text`, a YAML mapping, by those of `overlay`. Comments, order and formatting are kept.
 
-    Every key of `overlay` must be one of `text`.
+    Every key of `overlay` must exist in `text`.
     """
-    # ruamel hangs the comments *after* a block on the block's last line, and loses them with it. So the lines of a
-    # block are replaced as text, the last block first, for the line numbers of the others to hold; scalars by ruamel.
+    # ruamel attaches the comments *after* a block to its last line and loses them with it. Blocks are therefore replaced
+    # as lines of text, the last block first so that the other line numbers stay valid. ruamel replaces the scalars.
     for parent, key, value in sorted(_replaced(_round_trip().load(text), overlay), key=_line, reverse=True):
         if _is_block(parent, key) or isinstance(value, Mapping):
             text = _replace_lines(text, parent.lc.key(key), key, value)
@@ -126,7 +125,7 @@ def _both_mappings(old: Any, new: Any) -> bool:
 
 
 def _replaced(tree: CommentedMap, overlay: Mapping[str, Any]) -> Iterator[tuple[CommentedMap, str, Any]]:
-    """Mapping, key and new value of everything in `tree` that `overlay` replaces; a source is one value."""
+    """Mapping, key and new value of everything in `tree` that `overlay` replaces. A source is one value."""
     for key, value in overlay.items():
         if _both_mappings(tree[key], value):
             yield from _replaced(tree[key], value)
@@ -145,7 +144,7 @@ def _is_block(parent: CommentedMap, key: str) -> bool:
 
 
 def _replace_lines(text: str, position: tuple[int, int], key: str, value: Any) -> str:
-    """`text` with other lines for the `key` at `position` (line, column), and for what is indented below it."""
+    """`text` with the lines of the `key` at `position` (line, column), and those indented below it, replaced."""
     line, indent = position
     lines = text.splitlines(keepends=True)
     end = line + 1
@@ -154,9 +153,9 @@ def _replace_lines(text: str, position: tuple[int, int], key: str, value: Any) -
         if content and len(lines[i]) - len(lines[i].lstrip()) <= indent:
             break
         if content:
-            end = i + 1  # blank lines after the block belong to what follows
+            end = i + 1  # blank lines after the block belong to the next key
     new = _dump(CommentedMap({key: value})).rstrip("\n").splitlines()
-    if comment := re.search(r"\s+#.*", lines[line]):  # that of the key itself stays
+    if comment := re.search(r"\s+#.*", lines[line]):  # the comment on the key's own line stays
         new[0] += comment[0]
     return "".join([*lines[:line], *(f"{' ' * indent}{row}\n" for row in new), *lines[end:]])
 

@@ -1,1 +1,1 @@
-"""What every stage runs on: files written whole, errors, progress, processes, locks."""
+"""What every stage uses: atomic files, errors, progress bars, processes, locks."""

@@ -1,4 +1,4 @@
-"""Files that stages write: whole or not at all, the same bytes every time; and the hashes that identify them."""
+"""Files that stages write, atomically and with the same bytes every time, and the hashes that identify them."""
 
 import functools
 import hashlib
@@ -20,11 +20,11 @@ from prefdag.runtime.yaml import read_yaml
 if TYPE_CHECKING:
     import pandas as pd
 
-SETTLED = 2.0  # seconds: a file changed later may change again, and its times be the same
+SETTLED = 2.0  # seconds: a file changed more recently may change again without its times showing it
 
 
 def project_root() -> Path:
-    """The main repository. DVC names it, also where a queued experiment runs in a temporary copy of it."""
+    """The main repository, as DVC names it. A queued experiment runs in a temporary copy, but this is still the original."""
     return Path(os.environ.get("DVC_ROOT", ".")).resolve()
 
 
@@ -35,10 +35,10 @@ def scratch(*parts: str) -> Path:
 
 @contextmanager
 def writing(target: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `target` to create as a file or a folder; rename it when the block ends well.
+    """Yield a temporary path beside `target` for a file or a folder, and rename it to `target` if the block succeeds.
 
-    A block that raises, or a killed process, leaves nothing under the final name. What a killed one left beside it is
-    removed by the next. Of several targets in one `with` none gets its name before all are written.
+    A block that raises, or a process that is killed, leaves nothing under the final name. The next writer removes what a
+    killed process left behind. With several targets in one `with`, all are written before the first is renamed.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
@@ -52,7 +52,7 @@ def writing(target: Path) -> Iterator[Path]:
             if path.is_file():
                 path.chmod(0o644)  # some writers choose 0600
                 fsync(path)
-        if target.is_dir():  # a folder is not replaced in one step as a file is
+        if target.is_dir():  # unlike a file, a folder cannot be replaced in one step
             remove(target)
         temporary.replace(target)
         fsync(target.parent)
@@ -70,7 +70,7 @@ def fsync(path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder, if it is there."""
+    """Remove a file or a folder if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -78,48 +78,48 @@ def remove(path: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """JSON with sorted keys. Raises `ValueError` on NaN and infinity, which JSON does not have."""
+    """Write JSON with sorted keys. Raises `ValueError` for NaN and infinity, which JSON does not have."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n", "utf-8")
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file that a stage wrote. Raises `DataError` where it is absent or broken."""
+    """Read a JSON file that a stage wrote. Raises `DataError` if it is missing or broken."""
     try:
         return json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise DataError(f"{path}: not found; `dvc repro` makes it") from None
     except ValueError as error:
-        raise DataError(f"{path}: not JSON ({error}); `dvc repro` makes it anew") from None
+        raise DataError(f"{path}: not JSON ({error}); `dvc repro` makes it again") from None
 
 
 def read_csv(path: Path, **options: Any) -> "pd.DataFrame":
-    """A CSV file with a header, floats exactly as written. Raises `DataError` if it is absent or no table.
+    """Read a CSV file with a header. Raises `DataError` if it is missing or not a table.
 
     Args:
-        options: of `pandas.read_csv`.
+        options: passed to `pandas.read_csv`.
     """
     import pandas as pd
 
     try:
-        return pd.read_csv(path, **{"float_precision": "round_trip", **options})
+        return pd.read_csv(path, **options)
     except FileNotFoundError:
         raise DataError(f"{path}: not found; `dvc repro` makes it") from None
     except (pd.errors.EmptyDataError, pd.errors.ParserError) as error:
-        raise DataError(f"{path}: not a CSV table ({error}); `dvc repro` makes it anew") from None
+        raise DataError(f"{path}: not a CSV table ({error}); `dvc repro` makes it again") from None
 
 
 def sha256(path: Path) -> str:
     """SHA-256 of a file, or of a folder's file names and contents in sorted order."""
     if path.is_dir():
         digest = hashlib.sha256()
-        for file in sorted(p for p in path.rglob("*") if p.is_file()):
+        for file in sorted(p for p in path.rglob("*") if p.is_file() and p.parent.name != "__pycache__"):
             digest.update(f"{file.relative_to(path).as_posix()}\0{sha256(file)}\n".encode())
         return digest.hexdigest()
-    found = path.stat()
-    if time.time() - found.st_ctime < SETTLED:
+    status = path.stat()
+    if time.time() - status.st_ctime < SETTLED:
         return _sha256_of_file(path)
-    return _sha256_once(path, found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+    return _sha256_once(path, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 def _sha256_of_file(path: Path, *identity: int) -> str:
@@ -127,13 +127,13 @@ def _sha256_of_file(path: Path, *identity: int) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-_sha256_once = functools.lru_cache(maxsize=4096)(_sha256_of_file)  # a stage asks for its model's more than once
+_sha256_once = functools.lru_cache(maxsize=4096)(_sha256_of_file)  # a stage hashes its model more than once
 
 
 def stage_key(stage: str, params: Mapping[str, Any]) -> str:
-    """What shapes a stage's result, as 16 hex digits: its parameters and every file that dvc.yaml says it depends on.
+    """A hash, 16 hex digits, of a stage's parameters and of its `deps` in dvc.yaml (see docs/pipeline.md).
 
-    Checkpoints are kept under this key, so that a changed parameter, input or line of code starts at step zero.
+    Checkpoints are kept under this key, so a changed parameter, input or line of code starts training at step zero.
     """
     deps = read_yaml(Path("dvc.yaml"))["stages"][stage]["deps"]
     parts = {"stage": stage, "params": dict(params), "deps": {dep: sha256(Path(dep)) for dep in deps}}

@@ -1,4 +1,4 @@
-"""How long each stage took to make the outputs that lie here now."""
+"""How long each stage took to make the outputs that are in the working tree now."""
 
 import hashlib
 import json
@@ -8,14 +8,14 @@ from pathlib import Path
 from prefdag.runtime.artifacts import read_json, scratch, writing
 from prefdag.runtime.yaml import read_yaml
 
-PROBE = 2**20  # bytes at either end by which a large file is known
+PROBE = 2**20  # bytes hashed at either end of a large file
 
 
 def note_duration(name: str, seconds: float) -> None:
-    """Keep how long a stage took, in the scratch folder that experiments share, under a hash of its outputs.
+    """Record how long a stage took, in the scratch folder that experiments share, under a hash of its outputs.
 
-    A duration is no part of an output, which would then differ from rebuild to rebuild. Only the first of several processes
-    writes.
+    A duration is not part of an output: the output would then differ with every rebuild. Only the first of several
+    processes writes.
     """
     if int(os.environ.get("RANK", "0")) > 0 or not Path("dvc.yaml").exists():
         return
@@ -24,16 +24,16 @@ def note_duration(name: str, seconds: float) -> None:
 
 
 def durations() -> dict[str, float | None]:
-    """Seconds that each stage of dvc.yaml took, in its order; None if this repository never ran the stage to these outputs.
+    """Seconds that each stage took, in the order of dvc.yaml; None if this repository never produced these outputs.
 
-    Known also for outputs that DVC has restored since, and for those of any experiment.
+    Also covers outputs that DVC restored from its cache, and those of other experiments.
     """
     paths = {name: _path(name) for name in read_yaml(Path("dvc.yaml"))["stages"]}
     return {name: float(read_json(path)["seconds"]) if path.exists() else None for name, path in paths.items()}
 
 
 def _path(name: str) -> Path:
-    """The note for a stage's outputs, by their names, sizes and bytes; of a large file, those at either end."""
+    """The record for a stage's outputs, keyed by their names, sizes and bytes; of a large file, the bytes at either end."""
     entry = read_yaml(Path("dvc.yaml"))["stages"][name]
     listed = [item for key in ("outs", "metrics") for item in entry.get(key, [])]
     digest = hashlib.sha256()

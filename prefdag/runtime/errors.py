@@ -1,13 +1,13 @@
-"""What can go wrong, and the exit code each kind of failure ends a stage with."""
+"""The errors a stage can end with, and their exit codes."""
 
 
 class PrefdagError(Exception):
-    """A failure whose message is one line that says what to do. Ends the process with `exit_code`, without a traceback."""
+    """A failure that ends the process with `exit_code` and no traceback. Its message is one line that says what to do."""
 
     exit_code = 1
 
     def __str__(self) -> str:
-        """One line, whatever a key or a source is called: what cannot be printed is escaped."""
+        """The message on one line: characters that cannot be printed, in a key or a file name, are escaped."""
         return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in super().__str__())
 
 
@@ -18,13 +18,13 @@ class ParamsError(PrefdagError):
 
 
 class DataError(PrefdagError):
-    """Input data is wrong. The message starts with the file and, where there is one, the row and the column."""
+    """Input data is wrong. The message starts with the file and, if known, the row and the column."""
 
     exit_code = 2
 
 
 class SourceError(PrefdagError):
-    """A source could not be fetched, or what came is not what is pinned."""
+    """A source could not be fetched, or does not match its pin."""
 
     exit_code = 2
 

@@ -9,13 +9,13 @@ from contextlib import contextmanager
 
 from prefdag.runtime.errors import PrefdagError
 
-# The operating system's refusals that a user can mend; any other OSError is a fault of ours and keeps its traceback.
-REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES}
+# OS errors that a user can fix: disk full, quota, read-only, no permission. Any other is a bug and keeps its traceback.
+FIXABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES}
 
 
 @contextmanager
 def one_line_errors(name: str) -> Iterator[None]:
-    """End the process with the exit code of what the block raises: 1, 2 or 3 (see `errors`), or 130 if interrupted."""
+    """Turn an exception in the block into one line on stderr and an exit code: 1, 2 or 3 (see `errors`), 130 if interrupted."""
     try:
         yield
     except PrefdagError as error:
@@ -23,7 +23,7 @@ def one_line_errors(name: str) -> Iterator[None]:
         sys.exit(error.exit_code)
     except Exception as error:
         number = system_error(error)
-        if number not in REFUSALS:
+        if number not in FIXABLE:
             raise
         print(f"error: {getattr(error, 'filename', None) or name}: {os.strerror(number)}", file=sys.stderr)
         sys.exit(1)
@@ -33,9 +33,9 @@ def one_line_errors(name: str) -> Iterator[None]:
 
 
 def system_error(error: Exception) -> int | None:
-    """The operating system's error number behind an exception, if there is one.
+    """The operating system's error number behind an exception, if any.
 
-    Libraries written in Rust, such as safetensors, raise exceptions of their own that quote it.
+    Libraries written in Rust, such as safetensors, raise their own exceptions, which quote the number.
     """
     if isinstance(error, OSError):
         return error.errno

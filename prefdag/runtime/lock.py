@@ -1,4 +1,4 @@
-"""One run of a stage at a time, and none that outlives the `dvc` that started it."""
+"""Keeps a stage from running twice at once, and from outliving the `dvc` that started it."""
 
 import os
 import signal
@@ -29,11 +29,11 @@ def stage_lock(name: str) -> Iterator[None]:
 
 
 def end_with_dvc() -> None:
-    """Under DVC: get SIGTERM when it dies, so that a killed `dvc repro` leaves no trainer behind.
+    """Under DVC, receive SIGTERM when DVC dies, so that a killed `dvc repro` leaves no trainer behind.
 
-    Watching the parent is not enough: it may be a shell or a launcher that DVC started and that outlives it.
+    Watching the parent is not enough: it may be a shell or a launcher that outlives DVC.
     """
-    if stage := os.environ.get("DVC_STAGE"):  # DVC sets it for its children, not for itself
+    if stage := os.environ.get("DVC_STAGE"):  # set for DVC's children, not for DVC itself
         dvc = next(each for each in psutil.Process().parents() if each.environ().get("DVC_STAGE") != stage)
 
         def watch() -> None:

@@ -1,4 +1,4 @@
-"""This process: the device it computes on, and its place among those that `accelerate launch` or torchrun started."""
+"""This process: its device, and its rank among the processes that `accelerate launch` or torchrun started."""
 
 import ctypes
 import functools
@@ -10,9 +10,9 @@ from accelerate.utils import parse_flag_from_env
 
 
 def process() -> PartialState:
-    """The state of this process: `device` (a GPU where there is one), `process_index`, `is_main_process`.
+    """The state of this process: `device` (a GPU if available), `process_index`, `is_main_process`.
 
-    Called before anything else of accelerate: left alone, that takes several processes without a GPU for one each.
+    Call it before anything else from accelerate: without this, accelerate treats each CPU process as the only one.
     """
     keep_freed_memory()
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
@@ -20,9 +20,9 @@ def process() -> PartialState:
 
 @functools.cache
 def keep_freed_memory() -> None:
-    """Let glibc's malloc hand freed memory out again: returned to the system, each step pays for it in page faults.
+    """Make glibc's malloc reuse freed memory: memory returned to the system costs every step page faults.
 
-    Only up to 32 MB a tensor, which is as far as glibc goes. Elsewhere nothing happens.
+    This covers tensors of up to 32 MB, glibc's limit. Without glibc it does nothing.
     """
     if sys.platform == "linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda name, value: 0)

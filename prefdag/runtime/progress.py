@@ -1,4 +1,4 @@
-"""Progress bars, with remaining time, that do not flood a log."""
+"""Progress bars with the remaining time, which do not flood a log."""
 
 import sys
 from typing import Any
@@ -7,7 +7,7 @@ from tqdm import tqdm
 
 
 def progress(total: int, unit: str, name: str = "", initial: int = 0, **options: Any) -> tqdm:
-    """A bar on stderr: live on a terminal, a line every ten seconds elsewhere."""
+    """A progress bar on stderr: live on a terminal, otherwise one line every ten seconds."""
     live = sys.stderr.isatty()
     return tqdm(
         total=total,

@@ -1,4 +1,4 @@
-"""The stage that runs in this process: its name and the parameters that its `main` was called with."""
+"""The stage that runs in this process: its name, and the parameters its `main` was called with."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,14 +11,14 @@ from prefdag.runtime.yaml import flatten
 
 @dataclass(frozen=True)
 class Running:
-    """What `@stage` knows of a stage, for whoever keys checkpoints or opens a run in MLflow."""
+    """The current stage. Checkpoint keys and MLflow runs are made from it."""
 
     name: str
     sections: Mapping[str, Any]  # the keys of params.yaml that `main` takes
 
     @property
     def params(self) -> dict[str, Any]:
-        """The sections under dotted keys."""
+        """The sections, flattened to dotted keys."""
         return flatten(self.sections)
 
 
@@ -27,7 +27,7 @@ _RUNNING: ContextVar[Running] = ContextVar("running")
 
 @contextmanager
 def running(name: str, sections: Mapping[str, Any]) -> Iterator[None]:
-    """Say for the length of a block which stage runs."""
+    """Set the current stage while the block runs."""
     token = _RUNNING.set(Running(name, sections))
     try:
         yield
@@ -36,5 +36,5 @@ def running(name: str, sections: Mapping[str, Any]) -> Iterator[None]:
 
 
 def running_stage() -> Running:
-    """The stage that runs. Raises `LookupError` outside a stage."""
+    """The current stage. Raises `LookupError` outside a stage."""
     return _RUNNING.get()

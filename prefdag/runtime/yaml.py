@@ -1,4 +1,4 @@
-"""YAML files as plain values, and nested values under dotted keys."""
+"""Reads YAML files as plain values, and flattens nested values to dotted keys."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from prefdag.runtime.errors import ParamsError
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file whose top level is a mapping, as plain Python values. Raises `ParamsError`."""
+    """Read a YAML file whose top level is a mapping, as plain Python values. Raises `ParamsError`."""
     try:
         tree = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -24,7 +24,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings or dataclasses as one level of dotted keys; lists, and mappings without keys, stay values."""
+    """Nested mappings or dataclasses as one level of dotted keys. Lists and empty mappings stay values."""
     if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
         tree = dataclasses.asdict(tree)
     if not isinstance(tree, Mapping) or (prefix and not tree):

@@ -1,1 +1,1 @@
-"""Causal language models: adapters, packing, log-probabilities, generation."""
+"""The language-model track: models and adapters, scoring, evaluation, generation."""

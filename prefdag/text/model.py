@@ -1,6 +1,6 @@
-"""Causal language models from disk, to score and to generate with. Safetensors only, no remote code.
+"""Causal language models loaded from disk, for scoring and generation. Safetensors only, no remote code.
 
-A policy is the model itself (every weight is trained), or a `PeftModel` around it. Either is called as the model is.
+A policy is the model itself (full fine-tuning) or a `PeftModel` around it. Both are called like the model.
 """
 
 import warnings
@@ -17,14 +17,16 @@ from transformers.utils.logging import disable_progress_bar
 from prefdag.runtime.errors import DataError
 from prefdag.runtime.process import process
 from prefdag.text.scoring.layers import speed_up, speed_up_adapters
-from prefdag.text.scoring.states import find_route
+from prefdag.text.scoring.states import set_forward_mode
 
 if TYPE_CHECKING:
     from prefdag.config.types import Dtype
 
-disable_progress_bar()  # of a second; ours are of minutes
-warnings.filterwarnings("ignore", ".*gradient_checkpointing.* is deprecated", FutureWarning)  # peft knows no other name
-warnings.filterwarnings("ignore", "fan_in_fan_out is set to False", UserWarning)  # peft finds out by itself: GPT-2
+disable_progress_bar()  # loading takes about a second
+warnings.filterwarnings(
+    "ignore", ".*gradient_checkpointing.* is deprecated", FutureWarning
+)  # peft still uses the old name
+warnings.filterwarnings("ignore", "fan_in_fan_out is set to False", UserWarning)  # peft sets it itself for GPT-2
 DTYPES: dict["Dtype", torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 ADAPTER_CONFIG = "adapter_config.json"
 
@@ -32,9 +34,12 @@ Policy = PeftModel | PreTrainedModel
 
 
 def load(folder: Path, dtype: "Dtype" = "float32", *, packed: bool = True, **options: Any) -> PreTrainedModel:
-    """The model in `folder`, in eval mode, on a GPU where there is one.
+    """Load the model in `folder`, in eval mode, on a GPU if there is one.
 
-    Packed rows are for scoring (see `states.py`); a model that generates keeps transformers' own attention.
+    Args:
+        packed: whether to use packed rows, for scoring (see `states.py`). Without them, the model keeps transformers' own
+            attention, as generation needs.
+        options: passed to `from_pretrained`.
     """
     model = AutoModelForCausalLM.from_pretrained(
         folder,
@@ -46,19 +51,19 @@ def load(folder: Path, dtype: "Dtype" = "float32", *, packed: bool = True, **opt
     )
     model.eval().to(process().device)
     speed_up(model)
-    find_route(model, packed=packed)
+    set_forward_mode(model, packed=packed)
     return model
 
 
 class ReferenceAndPolicy(NamedTuple):
-    """Both models of DPO, to call or to `generate` with, side by side."""
+    """The two models of DPO, to call or to `generate` with."""
 
     reference: nn.Module
     policy: nn.Module
 
 
 class Unadapted(nn.Module):
-    """A policy with its adapter off: the reference, without a second copy of the weights, and without a gradient."""
+    """A policy with its adapter disabled: the reference, without a second copy of the weights and without gradients."""
 
     def __init__(self, policy: PeftModel) -> None:
         super().__init__()
@@ -74,33 +79,33 @@ class Unadapted(nn.Module):
             return self.policy.generate(**inputs)
 
 
-def load_to_generate(reference: Path, policy: Path) -> ReferenceAndPolicy:
-    """`load_models`, ready to answer. Raises `DataError` if either is missing."""
+def load_for_generation(reference: Path, policy: Path) -> ReferenceAndPolicy:
+    """`load_models` for generation. Raises `DataError` if either folder is missing."""
     for folder in (reference, policy):
         if not folder.is_dir():
-            raise DataError(f"{folder}: not found; `dvc repro` makes it")
+            raise DataError(f"{folder}: not found; run `dvc repro` first")
     return load_models(reference, policy, packed=False)
 
 
 def load_models(reference: Path, policy: Path, *, packed: bool = True) -> ReferenceAndPolicy:
-    """The model in `reference`, and the policy that `save_policy` wrote to `policy`, in float32 and eval mode.
+    """Load the model in `reference` and the policy that `save_policy` wrote to `policy`, in float32 and eval mode.
 
-    Adapters that were trained on 4 bits (qlora) are laid over the full weights, as for deployment.
+    Adapters trained on 4-bit weights (qlora) are applied to the full weights, as in deployment.
     """
     if not (policy / ADAPTER_CONFIG).exists():
         return ReferenceAndPolicy(load(reference, packed=packed), load(policy, packed=packed))
-    adapted = PeftModel.from_pretrained(load(reference, packed=packed), str(policy)).eval()
-    speed_up_adapters(lora_layers(adapted).values())
-    return ReferenceAndPolicy(Unadapted(adapted), adapted)
+    with_adapter = PeftModel.from_pretrained(load(reference, packed=packed), str(policy)).eval()
+    speed_up_adapters(lora_layers(with_adapter).values())
+    return ReferenceAndPolicy(Unadapted(with_adapter), with_adapter)
 
 
 def lora_layers(policy: Policy) -> dict[str, Any]:
-    """The adapted layers, by their names in the base model; empty where there is no LoRA."""
+    """LoRA layers by their names in the base model; empty without LoRA."""
     return {name: module for name, module in adapted_model(policy).named_modules() if isinstance(module, LoraLayer)}
 
 
 def adapted_model(policy: Policy) -> nn.Module:
-    """The base model where adapters are a part of it (LoRA); the policy otherwise."""
+    """The base model if the adapter is part of its layers (LoRA), otherwise the policy itself."""
     if isinstance(policy, PeftModel) and not policy.active_peft_config.is_prompt_learning:
         return policy.get_base_model()
     return policy

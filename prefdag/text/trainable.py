@@ -1,4 +1,4 @@
-"""What is trained of a language model: adapters or every weight, frozen copies of a policy, and saving what was trained."""
+"""Language models for training: adding an adapter, frozen copies of a policy, and saving the trained weights."""
 
 import copy
 import importlib.util
@@ -24,43 +24,44 @@ from prefdag.text.model import ADAPTER_CONFIG, Policy, Unadapted, adapted_model,
 from prefdag.text.scoring.layers import speed_up, speed_up_adapters
 
 
-def load_for(folder: Path, adapter: Adapter, key: str) -> PreTrainedModel:
-    """The model in `folder` as `adapter` is trained on it: linear layers in 4 bits under qlora, float32 otherwise.
+def load_for_training(folder: Path, adapter: Adapter, key: str) -> PreTrainedModel:
+    """Load the model in `folder` to train `adapter` on: with 4-bit linear layers for qlora, in float32 otherwise.
 
     Args:
-        key: of `adapter` in params.yaml, for the error.
+        key: the key of `adapter` in params.yaml, for error messages.
 
     Raises:
-        ParamsError: qlora without a CUDA device, without bitsandbytes, or of a model without linear layers (GPT-2).
+        ParamsError: qlora without a CUDA device, without bitsandbytes, or for a model with transposed weights (GPT-2).
     """
     if adapter.kind != "qlora":
         return load(folder)
     kind = f"params.yaml: {key}.kind"
     if process().device.type != "cuda":
-        raise ParamsError(f"{kind}: qlora needs a CUDA device, and there is none; set it to lora")
+        raise ParamsError(f"{kind}: qlora needs a CUDA device, and none was found; set it to lora")
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise ParamsError(f"{kind}: qlora needs bitsandbytes; run `make qlora`, or set it to lora")
+        raise ParamsError(f"{kind}: qlora needs bitsandbytes; run `make qlora` to install it, or set it to lora")
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     with torch.device("meta"):
         modules = AutoModelForCausalLM.from_config(config).modules()
-    # Unpacked from 4 bits, their weights would lie transposed: a merged model that is not the one trained.
+    # Dequantized Conv1D weights would be transposed, and the merged model would differ from the trained one.
     if any(isinstance(module, Conv1D) for module in modules):
-        raise ParamsError(f"{kind}: qlora does not take {config.model_type} models; set it to lora")
-    # Computed in float32, or as `training.precision` says: autocast reaches into these layers.
+        raise ParamsError(f"{kind}: qlora does not support {config.model_type} models; set it to lora")
+    # These layers compute in float32, or in `training.precision`, since autocast applies to them.
     nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
     return load(folder, quantization_config=nf4, device_map={"": process().device})
 
 
 def add_adapter(model: PreTrainedModel, config: Adapter, seed: int, key: str) -> Policy:
-    """`model` as a policy, in eval mode: what `config` trains requires a gradient, and nothing else does.
+    """Turn `model` into a policy, in eval mode. Only the parameters that `config` trains require gradients.
 
-    LoRA starts at the function that `model` is (B = 0), and full training does; a fresh prefix, drawn from N(0, 1), does not.
+    With LoRA (B = 0) and full fine-tuning, the policy starts out equal to `model`. With a prefix, drawn from N(0, 1), it
+    does not.
 
     Args:
-        key: of `config` in params.yaml, for the error.
+        key: the key of `config` in params.yaml, for error messages.
 
     Raises:
-        ParamsError: target modules that this model does not have.
+        ParamsError: the model does not have the target modules.
     """
     torch.manual_seed(seed)
     match config:
@@ -82,7 +83,7 @@ def add_adapter(model: PreTrainedModel, config: Adapter, seed: int, key: str) ->
                     task_type="CAUSAL_LM",
                 ),
             ).eval()
-            # The base model's own dropout stays off, as it was for the reference; the adapters' is on if asked for.
+            # Only the adapters' dropout is on. The base model's own stays off, as in the reference.
             layers = lora_layers(policy).values()
             for layer in layers:
                 layer.train(config.dropout > 0)
@@ -91,16 +92,16 @@ def add_adapter(model: PreTrainedModel, config: Adapter, seed: int, key: str) ->
 
 
 def checkpoint_gradients(policy: Policy) -> None:
-    """Compute activations once more in the backward pass instead of keeping them (arXiv:1604.06174): the same gradients."""
+    """Recompute activations in the backward pass instead of keeping them (arXiv:1604.06174). Gradients stay the same."""
     policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     for module in policy.modules():
         if isinstance(module, GradientCheckpointingLayer):
-            # A layer's own flag, without which it keeps all; what is inside it stays in eval mode.
+            # The layer checkpoints only if its own flag is set. The modules inside it stay in eval mode.
             module.training = True
 
 
 def _targets(model: PreTrainedModel, config: Lora, key: str) -> list[str] | str:
-    """The modules to adapt, in a form that peft takes: last names, a regular expression, or all-linear."""
+    """The modules to adapt, as peft expects them: last parts of their names, a regular expression, or all-linear."""
     if config.target_modules == "all-linear":
         return config.target_modules
     linear = {
@@ -108,11 +109,11 @@ def _targets(model: PreTrainedModel, config: Lora, key: str) -> list[str] | str:
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear | Conv1D) and module is not model.get_output_embeddings()
     }
-    where, choose = f"params.yaml: {key}.target_modules", f"choose among {sorted(linear)}"
+    where, choose = f"params.yaml: {key}.target_modules", f"choose from {sorted(linear)}"
     if config.target_modules == "auto":
         kind = model.config.model_type
         if kind not in USUAL_TARGETS:
-            raise ParamsError(f"{where}: auto knows no {kind} models; set it to all-linear, or {choose}")
+            raise ParamsError(f"{where}: auto does not know {kind} models; set it to all-linear, or {choose}")
         usual = USUAL_TARGETS[kind]
         return usual if isinstance(usual, str) else list(usual)
     for target in config.target_modules:
@@ -122,10 +123,10 @@ def _targets(model: PreTrainedModel, config: Lora, key: str) -> list[str] | str:
 
 
 def frozen_copy(policy: Policy) -> nn.Module:
-    """The function that `policy` is at present, as a module that does not follow it: in eval mode, without a gradient.
+    """A copy of `policy` that stays as it is when the policy is trained further: in eval mode, without gradients.
 
-    LoRA is merged into the layers it adapts. Tensors that are not trained are shared with the policy, so that the copy
-    costs the memory of `effective_tensors` alone.
+    LoRA is merged into the layers it adapts. The copy shares the frozen tensors with the policy, so that it takes only the
+    memory of `effective_tensors`.
     """
     layers = lora_layers(policy)
     memo: dict[int, Any] = {id(t): t for t in (*policy.parameters(), *policy.buffers()) if not t.requires_grad}
@@ -137,7 +138,7 @@ def frozen_copy(policy: Policy) -> nn.Module:
 
 @torch.no_grad()
 def effective_tensors(policy: Policy) -> dict[str, Tensor]:
-    """What `policy` has trained, by the names that `frozen_copy` has for it; not copied where a parameter is the thing itself.
+    """The trained tensors of `policy`, by their names in `frozen_copy`. Parameters are returned as they are, not copied.
 
     LoRA: the merged weights of the adapted layers. Prefix: the prompt embedding. Full: every parameter.
     """
@@ -149,10 +150,10 @@ def effective_tensors(policy: Policy) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def merged_weight(layer: Any) -> Tensor:
-    """The one weight that does what a `LoraLayer`, base layer and adapter, does, in the shape and dtype of the base layer's.
+    """The single weight that replaces a `LoraLayer`'s base weight and adapter, in the shape and dtype of the base weight.
 
-    V = W + s B A; s is alpha / rank, or alpha / sqrt(rank), arXiv:2312.03732. DoRA, arXiv:2402.09353, eq. 5: m V / ||V||,
-    the norm being taken over a layer's inputs. W is not touched.
+    LoRA: V = W + s B A, where s is alpha / rank, or alpha / sqrt(rank) with rsLoRA (arXiv:2312.03732). DoRA: m V / ||V||, with
+    the norm over the layer's inputs (arXiv:2402.09353, eq. 5). W is not changed.
     """
     base = dequantize_module_weight(layer.get_base_layer())
     weight = base + layer.get_delta_weight("default")
@@ -164,9 +165,9 @@ def merged_weight(layer: Any) -> Tensor:
 
 
 def _merged(layer: Any) -> nn.Module:
-    """A plain layer, Linear or Conv1D, in the place of an adapted one, be that in 4 bits."""
+    """A plain Linear or Conv1D layer that replaces a `LoraLayer`, also one in 4 bits."""
     base, weight = layer.get_base_layer(), nn.Parameter(merged_weight(layer))
-    with torch.device("meta"):  # the weights of its own are never made
+    with torch.device("meta"):  # allocates no weights, which are replaced below
         make: Any = Conv1D if isinstance(base, Conv1D) else nn.Linear
         plain = make(*reversed(weight.shape))
     plain.weight, plain.bias = weight, base.bias
@@ -174,17 +175,17 @@ def _merged(layer: Any) -> nn.Module:
 
 
 def before_training(policy: Policy) -> nn.Module:
-    """The model that `policy` was made from, as long as it is not trained: a full one itself, for it starts there."""
+    """The model that `policy` starts from. Under full fine-tuning this is the policy itself: valid only before training."""
     return Unadapted(policy) if isinstance(policy, PeftModel) else policy
 
 
 def untrained(policy: Policy) -> nn.Module:
-    """The model that `policy` was made from: the policy with its adapter off; of a full one a copy, taken at the start."""
+    """The model that `policy` starts from, valid also during training: its adapter off or, under full fine-tuning, a copy."""
     return Unadapted(policy) if isinstance(policy, PeftModel) else frozen_copy(policy)
 
 
 def save_merged(policy: Policy, folder: Path) -> None:
-    """Write the policy as a model folder that loads without peft: LoRA merged, and 4 bits unpacked."""
+    """Write the policy as a model folder that loads without peft: with LoRA merged and 4-bit weights dequantized."""
     merged: Any = frozen_copy(policy) if isinstance(policy, PeftModel) else policy
     if getattr(merged, "is_quantized", False):
         merged = merged.dequantize()
@@ -192,9 +193,9 @@ def save_merged(policy: Policy, folder: Path) -> None:
 
 
 def save_policy(policy: Policy, folder: Path, reference: Path) -> None:
-    """Write what was trained: the adapter, as peft loads it on top of the model in `reference`, or the whole model.
+    """Write the trained weights: the adapter, for peft to load on top of the model in `reference`, or the whole model.
 
-    The same policy gives the same bytes every time. A whole model takes the tokenizer along, and loads alone.
+    The same policy gives the same bytes every time. A whole model includes the tokenizer and loads on its own.
     """
     if not isinstance(policy, PeftModel):
         policy.save_pretrained(folder)
@@ -202,7 +203,7 @@ def save_policy(policy: Policy, folder: Path, reference: Path) -> None:
         return
     save_file(get_peft_model_state_dict(policy), folder / "adapter_model.safetensors", metadata={"format": "pt"})
     config = policy.active_peft_config.to_dict() | {"base_model_name_or_path": str(reference), "inference_mode": True}
-    # peft keeps target modules in a set, whose order differs from process to process.
+    # peft keeps target modules in a set, whose order varies between processes.
     write_json(folder / ADAPTER_CONFIG, {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()})
 
 

@@ -1,1 +1,1 @@
-"""Runs in MLflow, by way of a spool on disk."""
+"""Runs in MLflow, sent through a spool on disk."""

@@ -1,12 +1,12 @@
-"""Runs in MLflow: training stages live (`stage_run`), the whole pipeline (`pipeline_run`), the rest later (`sync`).
+"""Runs in MLflow: training stages live (`stage_run`), the whole pipeline (`pipeline_run`), unsent runs later (`sync`).
 
-Every event goes to a spool on disk first (`spool.py`), and a thread sends what stands there (`delivery.py`). So
-tracking costs training one small write a step, and a server that is gone costs a warning: the spool waits for
-`prefdag sync`.
+Every event is first written to a spool on disk (`spool.py`), and a thread sends the spool to MLflow (`delivery.py`).
+Tracking therefore costs training one small write per step. If the server is away, the stage prints a warning and the spool
+waits for `prefdag sync`.
 
-A stage that was killed, failed or interrupted leaves its spool. Run again with the same key, it goes on in the same
-MLflow run; what the run has is not logged twice, since a resumed training repeats it bit by bit. `prefdag sync` in
-between closes that run for good, and the stage opens another one.
+A stage that was killed, failed or interrupted keeps its spool. When it runs again with the same key, it continues the same
+MLflow run. Metrics that the run already has are not logged twice: a resumed training repeats them bit by bit. `prefdag sync`
+in between closes that run for good, and the stage then opens a new one.
 """
 
 import json
@@ -25,7 +25,8 @@ from prefdag.runtime.artifacts import stage_key
 from prefdag.runtime.errors import PrefdagError
 from prefdag.runtime.yaml import flatten
 from prefdag.tracking import spool as spools
-from prefdag.tracking.delivery import DeliveryError, OutageError, RefusalError, Store, deliver, log, sending
+from prefdag.tracking.delivery import deliver, log, sending
+from prefdag.tracking.store import DeliveryError, OutageError, RefusalError, Store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -36,27 +37,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SyncResult:
-    """How many runs `sync` brought up to date, and how many still wait."""
+    """How many runs `sync` completed in MLflow, and how many are still waiting."""
 
     sent: int
     left: int
 
 
 @dataclass(frozen=True)
-class Run:
-    """What a stage reports to. Without a spool (in all but the first of several processes) it keeps silent."""
+class RunLogger:
+    """Logs a run's metrics and files. Without a spool it logs nothing: only the first of several processes has one."""
 
     spool: "Spool | None"
-    known: frozenset[tuple[int, str]] = frozenset()  # what the run had before the stage was resumed
+    known: frozenset[tuple[int, str]] = frozenset()  # (step, metric) logged before the stage was resumed
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Note metrics of a step. Returns at once; they are sent within seconds."""
+        """Log the metrics of a step. Returns at once; they are sent within seconds."""
         new = {key: float(value) for key, value in metrics.items() if (step, key) not in self.known}
         if self.spool and new:
             self.spool.append({"kind": "step", "time": _now(), "step": step, "metrics": new})
 
     def file(self, path: Path) -> None:
-        """Note a file as it is now: an artifact of the same path. `path` is relative to the repository root."""
+        """Log a file, in its current state, as an artifact of the same path. `path` is relative to the repository root."""
         if self.spool:
             copy = self.spool.copy_of(path)
             copy.parent.mkdir(parents=True, exist_ok=True)
@@ -65,15 +66,15 @@ class Run:
 
 
 @contextmanager
-def stage_run(stage: str, params: Mapping[str, Any], key: str | None = None) -> Iterator[Run]:
-    """A live run, tagged kind=stage, for as long as the block lasts.
+def stage_run(stage: str, params: Mapping[str, Any], key: str | None = None) -> Iterator[RunLogger]:
+    """A live run, tagged kind=stage, while the block runs.
 
     Args:
-        params: what the stage reads of params.yaml, as its `main` gets it.
-        key: the stage's checkpoint key; None: computed here, from `params` and every input's bytes.
+        params: the sections of params.yaml that the stage's `main` takes.
+        key: the stage's checkpoint key. None computes it here, from `params` and the bytes of every input.
     """
     if int(os.environ.get("RANK", "0")) > 0:
-        yield Run(None)
+        yield RunLogger(None)
         return
     flat = flatten(params)
     key = key or stage_key(stage, flat)
@@ -83,15 +84,15 @@ def stage_run(stage: str, params: Mapping[str, Any], key: str | None = None) -> 
 
 
 @contextmanager
-def pipeline_run(params: "Params") -> Iterator[Run]:
-    """A run of the whole pipeline, tagged kind=pipeline, with all parameters; named by beta and experiment."""
+def pipeline_run(params: "Params") -> Iterator[RunLogger]:
+    """A run of the whole pipeline, tagged kind=pipeline, with all parameters. Its name gives beta and the experiment."""
     start = _start(f"beta={params.beta} {_experiment()}", "publish", {"kind": "pipeline"}, flatten(params))
     with _reporting(f"pipeline-{uuid.uuid4().hex[:8]}", start) as run:
         yield run
 
 
 def sync() -> SyncResult:
-    """Send what no living process is about to send, and close the runs of killed ones as KILLED."""
+    """Send every spool that no living process holds. Runs of killed processes are closed as KILLED."""
     store = Store()
     sent = left = 0
     dead = False
@@ -100,7 +101,7 @@ def sync() -> SyncResult:
         if spool is None:
             continue
         try:
-            if spool.status is None:  # killed before its first event was whole
+            if spool.status is None:  # killed before its first event was complete
                 spool.delete()
                 continue
             if spool.status == "RUNNING":
@@ -108,10 +109,10 @@ def sync() -> SyncResult:
             if dead:
                 left += 1
                 continue
-            news = not spool.all_sent_to(store.name)
+            incomplete = not spool.all_sent_to(store.name)
             deliver(spool, store)
             spool.delete()
-            sent += news
+            sent += incomplete
         except (OutageError, RefusalError) as error:
             log.warning("MLflow at %s: %s; the run is kept in %s", store.name, error, folder)
             dead = isinstance(error, OutageError)
@@ -124,7 +125,7 @@ def sync() -> SyncResult:
 
 
 def pipelines() -> list[tuple[str, dict[str, str], dict[str, float]]]:
-    """Name, parameters and metrics of every finished run with the tag kind=pipeline, the oldest first.
+    """Name, parameters and metrics of every finished run tagged kind=pipeline, oldest first.
 
     Raises:
         PrefdagError: MLflow does not answer.
@@ -139,13 +140,13 @@ def pipelines() -> list[tuple[str, dict[str, str], dict[str, float]]]:
 
 def _finished(client: "MlflowClient") -> list[Any]:
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    chosen = "tags.kind = 'pipeline' and attributes.status = 'FINISHED'"
-    return list(client.search_runs(experiments, chosen, max_results=1000, order_by=["attributes.start_time ASC"]))
+    finished = "tags.kind = 'pipeline' and attributes.status = 'FINISHED'"
+    return list(client.search_runs(experiments, finished, max_results=1000, order_by=["attributes.start_time ASC"]))
 
 
 @contextmanager
-def _reporting(name: str, start: "Event") -> Iterator[Run]:
-    """The run of the spool of this name, begun or continued, sent while the block lasts."""
+def _reporting(name: str, start: "Event") -> Iterator[RunLogger]:
+    """Start or continue the run in the spool of this name, and send it while the block runs."""
     spool = spools.claim_any(name)
     known: frozenset[tuple[int, str]] = frozenset()
     if spool.status is None:
@@ -156,7 +157,7 @@ def _reporting(name: str, start: "Event") -> Iterator[Run]:
         spool.append(_status("RUNNING"))
     with sending(spool):
         try:
-            yield Run(spool, known)
+            yield RunLogger(spool, known)
         except KeyboardInterrupt:
             spool.append(_status("KILLED"))
             raise
@@ -167,7 +168,7 @@ def _reporting(name: str, start: "Event") -> Iterator[Run]:
 
 
 def _start(name: str, stage: str, tags: Mapping[str, str], params: Mapping[str, Any]) -> "Event":
-    """The first event of a spool: everything that MLflow needs to create the run."""
+    """The first event of a spool, with everything that MLflow needs to create the run."""
     return {
         "kind": "start",
         "time": _now(),
@@ -184,9 +185,9 @@ def _start(name: str, stage: str, tags: Mapping[str, str], params: Mapping[str, 
 
 
 def revision() -> dict[str, str]:
-    """What joins a run to its DVC experiment and Git revision, as MLflow tags; without those that are not known."""
+    """MLflow tags that link a run to its DVC experiment and Git revision. Unknown ones are left out."""
     commit = os.environ.get("DVC_EXP_BASELINE_REV") or _git("rev-parse", "HEAD")
-    # What DVC rewrites while it runs says nothing about the source.
+    # DVC rewrites these while it runs; they say nothing about the source.
     changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock", ":!reports")
     tags = {
         "dvc.exp_name": os.environ.get("DVC_EXP_NAME", ""),
@@ -206,12 +207,12 @@ def _now() -> int:
 
 
 def _experiment() -> str:
-    """The name by which `dvc exp show` knows what runs."""
+    """The name of the current experiment in `dvc exp show`."""
     return os.environ.get("DVC_EXP_NAME") or f"workspace {_git('rev-parse', '--short', 'HEAD')}".strip()
 
 
 def _git(*arguments: str) -> str:
-    """What git prints; nothing where there is no repository, no commit or no git."""
+    """The output of a git command; empty if there is no repository, no commit or no git."""
     try:
         return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):

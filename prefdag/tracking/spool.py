@@ -1,12 +1,12 @@
-"""What a run has to report, on disk before it is sent: so a dead tracking server, or a killed process, loses nothing.
+"""The spool: a run's events on disk before they are sent, so a dead tracking server or a killed process loses nothing.
 
-    .prefdag/spool/NAME/events.jsonl   one event a line, only ever appended; the sender reads it as its queue
-                        sent.json      how far the sender came: MLflow's answer stands behind every byte before it
+    .prefdag/spool/NAME/events.jsonl   one event per line, append-only; the sender reads it as its queue
+                        sent.json      the offset up to which MLflow has acknowledged every byte
                         files/         copies of the artifacts, which the next run of a stage would overwrite
-    .prefdag/spool/NAME.lock           held by the process that writes or sends; a killed process holds nothing
+    .prefdag/spool/NAME.lock           held by the process that writes or sends; a killed process releases it
 
-Floats survive exactly (JSON holds their shortest exact form), NaN and infinity too. An event is one `write`, so kill -9
-leaves whole lines; the end of a line that a power cut tore off is dropped.
+Floats survive exactly (JSON stores their shortest exact form), NaN and infinity included. An event is one `write`, so
+kill -9 leaves whole lines. A line that a power cut left incomplete is dropped.
 """
 
 import errno
@@ -22,14 +22,13 @@ from filelock import FileLock, Timeout
 
 from prefdag.runtime.artifacts import read_json, remove, scratch, write_json, writing
 
-Event = dict[
-    str, Any
-]  # "kind" (start, step, file or status), "time" (milliseconds since 1970), and what the kind needs
+# "kind" (start, step, file or status), "time" (milliseconds since 1970), and the keys of that kind.
+Event = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Sent:
-    """Everything before byte `offset` is in the run `run_id` of `store`."""
+class Delivered:
+    """How far a spool was sent: everything before byte `offset` is in run `run_id` of `store`."""
 
     store: str
     run_id: str
@@ -38,7 +37,7 @@ class Sent:
 
 @dataclass(frozen=True)
 class Spool:
-    """One run's events. This process alone writes and sends them: it holds the lock."""
+    """One run's events. Only this process writes and sends them, since it holds the lock."""
 
     folder: Path
     lock: FileLock = field(repr=False)
@@ -48,9 +47,9 @@ class Spool:
         return self.folder / "events.jsonl"
 
     def append(self, event: Mapping[str, Any]) -> None:
-        """Add an event; when this returns, a killed process no longer loses it.
+        """Append an event. Once this returns, a killed process does not lose it.
 
-        Raises `OSError` where the disk is full; the log then ends with the event before.
+        Raises `OSError` if the disk is full; the log then ends with the previous event.
         """
         line = json.dumps(event).encode() + b"\n"
         with self.log.open("ab", buffering=0) as stream:
@@ -60,7 +59,7 @@ class Spool:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.log))
 
     def events(self, offset: int = 0) -> Iterator[tuple[Event, int]]:
-        """The events from a byte offset on, each with the offset of its end."""
+        """The events from a byte offset on, each with the offset of its end. An incomplete last line is left out."""
         with self.log.open("rb") as stream:
             stream.seek(offset)
             for line in stream:
@@ -70,22 +69,23 @@ class Spool:
                 yield json.loads(line), offset
 
     def copy_of(self, path: Path) -> Path:
-        """Where the copy of an artifact stands, given its path relative to the repository root."""
+        """The path of an artifact's copy. `path` is relative to the repository root."""
         return self.folder / "files" / path
 
     @property
-    def sent(self) -> Sent | None:
-        """What was acknowledged last; None before the first time."""
+    def delivered(self) -> Delivered | None:
+        """The last acknowledgement; None if nothing was acknowledged yet."""
         path = self.folder / "sent.json"
-        return Sent(**read_json(path)) if path.exists() else None
+        return Delivered(**read_json(path)) if path.exists() else None
 
-    def acknowledge(self, sent: Sent) -> None:
+    def acknowledge(self, delivered: Delivered) -> None:
+        """Record on disk how far the spool was sent."""
         with writing(self.folder / "sent.json") as temporary:
-            write_json(temporary, asdict(sent))
+            write_json(temporary, asdict(delivered))
 
     @property
     def status(self) -> str | None:
-        """RUNNING, or how the run ended; None where the process died before its first event was whole."""
+        """RUNNING, or how the run ended; None if the process died before its first event was complete."""
         status = None
         for event, _ in self.events():
             status = event.get("status", "RUNNING")
@@ -93,21 +93,23 @@ class Spool:
 
     def all_sent_to(self, store: str) -> bool:
         """Whether a store has every event."""
-        return self.sent is not None and self.sent.store == store and self.sent.offset == self.log.stat().st_size
+        delivered = self.delivered
+        return delivered is not None and delivered.store == store and delivered.offset == self.log.stat().st_size
 
     def delete(self) -> None:
-        """Remove a spool whose every event was sent."""
+        """Remove a spool after all its events were sent."""
         remove(self.folder)
         remove(Path(self.lock.lock_file))
 
     def release(self) -> None:
+        """Give up the lock, so that another process can claim the spool."""
         self.lock.release()
 
 
 def claim(folder: Path) -> Spool | None:
-    """The spool in `folder`, or a new one there, now this process's own; None where another process holds it."""
+    """Lock the spool in `folder` for this process, creating it if needed. Returns None if another process holds it."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    # Not thread-local: the thread that sends gives it back.
+    # Not thread-local: the sending thread releases it.
     spool = Spool(folder, FileLock(folder.with_name(f"{folder.name}.lock"), timeout=0, thread_local=False))
     try:
         spool.lock.acquire()
@@ -116,12 +118,12 @@ def claim(folder: Path) -> Spool | None:
     folder.mkdir(exist_ok=True)
     spool.log.touch()
     whole = max((end for _, end in spool.events()), default=0)
-    os.truncate(spool.log, whole)  # else the next event would be glued to a torn one
+    os.truncate(spool.log, whole)  # else the next event would be appended to an incomplete one
     return spool
 
 
 def claim_any(name: str) -> Spool:
-    """The spool of this name; one beside it where another process (an experiment with the same stage, say) holds it."""
+    """The spool of this name, or a new one beside it if another process holds it: an experiment with the same stage, say."""
     folder = scratch("spool", name)
     while (spool := claim(folder)) is None:
         folder = folder.with_name(f"{name}-{uuid.uuid4().hex[:8]}")

@@ -1,4 +1,4 @@
-"""Clones of the repository in which the pipeline runs, and commands in them."""
+"""Clones of the repository in which the pipeline runs, and commands that run in them."""
 
 import os
 import shutil
@@ -9,13 +9,13 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
-# One thread and one hash seed, under which results are compared by the byte; and whoever asked the hub would fail.
+# One thread and one hash seed, so that results can be compared byte by byte. Any request to the hub would fail.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "1", "HF_HUB_OFFLINE": "1", "DVC_NO_ANALYTICS": "1"}
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 def run_in(folder: Path, *command: str, check: bool = True, **environment: str) -> "subprocess.CompletedProcess[str]":
-    """A command in a folder, under `ENVIRONMENT` and without the user's own settings; stdout and stderr in one."""
+    """Run a command in a folder, with `ENVIRONMENT` and without the user's settings. Merges stderr into stdout."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "GIT_", "MLFLOW_"))}
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     names = {f"GIT_{who}_{what}": "a@example.com" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
@@ -33,7 +33,7 @@ def run_in(folder: Path, *command: str, check: bool = True, **environment: str) 
 
 
 def clone(root: Path, folder: Path) -> None:
-    """Bring a clone of the repository to its state, with what is not committed there."""
+    """Create or update a clone of the repository, including uncommitted changes, which are committed in the clone."""
 
     def git(*arguments: str, at: Path = folder) -> str:
         return run_in(at, "git", *arguments).stdout
@@ -51,11 +51,11 @@ def clone(root: Path, folder: Path) -> None:
         else:
             (folder / name).unlink(missing_ok=True)
     git("add", "--all")
-    git("commit", "--quiet", "--allow-empty", "--message", "What is not committed there")
+    git("commit", "--quiet", "--allow-empty", "--message", "Uncommitted changes")
 
 
 def set_params(folder: Path, changes: Mapping[str, object]) -> None:
-    """Change params.yaml: dotted keys to values."""
+    """Set values in params.yaml by dotted key."""
     path = folder / "params.yaml"
     yaml = YAML()
     tree = yaml.load(path)

@@ -1,6 +1,6 @@
-"""The pipeline itself on the tiny profile, run once: every test here starts from it, most from a copy of their own.
+"""The pipeline on the tiny profile runs once. Every test here starts from the result, most from their own copy.
 
-It stays in the scratch folder `.prefdag/tests`, where DVC runs again what changed since the last time.
+The result is kept in the scratch folder `.prefdag/tests`, where DVC reruns only what has changed since.
 """
 
 import os
@@ -14,7 +14,7 @@ from clones import Run, clone, run_in
 from filelock import FileLock
 
 HERE = Path(__file__).parent
-# Files that are replaced and never written to in place: a copy of the folder may share them.
+# Files that are replaced, never modified in place, so copies of the folder can share them.
 REPLACED = ("models", "data", "cache")
 
 
@@ -26,7 +26,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def once(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], None]], Path]:
-    """Make a folder in the scratch folder once a session, whichever of its processes comes first."""
+    """Make a folder in the scratch folder once per session, in whichever process comes first."""
     session = (
         tmp_path_factory.getbasetemp().parent if "PYTEST_XDIST_WORKER" in os.environ else tmp_path_factory.getbasetemp()
     )
@@ -45,7 +45,7 @@ def once(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str,
 
 @pytest.fixture(scope="session")
 def tiny(root: Path, once: Callable[[str, Callable[[Path], None]], Path]) -> Path:
-    """The clone in which the tiny profile has run. Tests read it."""
+    """The clone in which the tiny profile has run. Tests only read it."""
 
     def make(folder: Path) -> None:
         clone(root, folder)
@@ -57,7 +57,7 @@ def tiny(root: Path, once: Callable[[str, Callable[[Path], None]], Path]) -> Pat
 
 @pytest.fixture
 def copy(tiny: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
-    """A copy of it to spoil."""
+    """A copy of `tiny` that a test may change."""
     folder = tiny.with_name(f"copy-{os.getpid()}-{abs(hash(request.node.nodeid))}")
 
     def link(source: str, target: str) -> None:
@@ -75,7 +75,7 @@ def copy(tiny: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
 
 @pytest.fixture
 def run(copy: Path) -> Run:
-    """Run a command in the copy."""
+    """Runs a command in the copy."""
 
     def command(*arguments: str, check: bool = True, **environment: str) -> "subprocess.CompletedProcess[str]":
         return run_in(copy, *arguments, check=check, **environment)

@@ -1,9 +1,9 @@
-"""Run a stage on a disk that is nearly full, in a mount namespace of its own; what came of it as JSON.
+"""Run a stage on a nearly full disk, in its own mount namespace, and print the outcome as JSON.
 
     unshare --map-root-user --mount python full_disk.py FOLDER STAGE FREE PLACE
 
-The project in FOLDER stays as it is: what the stage writes goes to a file system in memory, on top of it, in which FREE
-bytes are left. PLACE is an empty folder to mount it at.
+The project in FOLDER is not changed: everything the stage writes goes to an overlay in memory with FREE bytes left. PLACE is an
+empty folder to mount it at.
 """
 
 import json
@@ -15,7 +15,7 @@ from pathlib import Path
 from prefdag.runtime.artifacts import remove
 from prefdag.runtime.yaml import read_yaml
 
-SPARE = 8 * 2**20  # what the file system holds beside FREE, and is filled with
+SPARE = 8 * 2**20  # size of the file system in addition to FREE; it is filled
 
 
 def mount(kind: str, options: str, place: Path) -> None:
@@ -24,8 +24,8 @@ def mount(kind: str, options: str, place: Path) -> None:
 
 def outs(folder: Path, stage: str) -> list[str]:
     """The files and folders that a stage makes, from dvc.yaml."""
-    found = read_yaml(folder / "dvc.yaml")["stages"][stage]
-    listed = [*found.get("outs", []), *found.get("metrics", []), *found.get("plots", [])]
+    entry = read_yaml(folder / "dvc.yaml")["stages"][stage]
+    listed = [*entry.get("outs", []), *entry.get("metrics", []), *entry.get("plots", [])]
     return [each if isinstance(each, str) else next(iter(each)) for each in listed]
 
 
@@ -36,16 +36,16 @@ def main(folder: Path, stage: str, free: int, place: Path) -> None:
         each.mkdir()
     mount("overlay", f"lowerdir={folder},upperdir={upper},workdir={work},userxattr", project)
     os.chdir(project)
-    found = outs(project, stage)
-    for out in found:
+    targets = outs(project, stage)
+    for out in targets:
         remove(Path(out))
     state = os.statvfs(place)
     with (place / "filling").open("wb") as filling:
         os.posix_fallocate(filling.fileno(), 0, state.f_bavail * state.f_bsize - free)
     done = subprocess.run([sys.executable, "-m", f"stages.{stage}"], capture_output=True, text=True)
     left = [str(path) for path in Path().rglob(".*.tmp")]
-    made = [out for out in found if Path(out).exists()]
-    print(json.dumps({"code": done.returncode, "said": done.stderr, "made": made, "left": left}))
+    made = [out for out in targets if Path(out).exists()]
+    print(json.dumps({"code": done.returncode, "stderr": done.stderr, "made": made, "left": left}))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""A stage in a process that SIGKILL ends at a named point of the program, as `kill -9` would.
+"""Runs a stage in a process that is ended by SIGKILL at a named point, as by `kill -9`.
 
-The processes are forked off a server that has imported what stages import, and computed nothing: seconds saved each.
+The processes are forked from a server that has imported the stages' modules but computed nothing. This saves seconds each.
 """
 
 import importlib
@@ -34,12 +34,12 @@ def _die() -> None:
 
 
 def _before(module: Any, name: str, nth: int, here: Callable[..., bool] = lambda *_: True) -> None:
-    """Die at the nth call of a function, instead of it."""
+    """Die instead of executing the nth call of a function."""
     _wrap(module, name, nth, here, before=True)
 
 
 def _after(module: Any, name: str, nth: int, here: Callable[..., bool] = lambda *_: True) -> None:
-    """Die when the nth call of a function has done its work."""
+    """Die right after the nth call of a function."""
     _wrap(module, name, nth, here, before=False)
 
 
@@ -49,7 +49,7 @@ def _wrap(module: Any, name: str, nth: int, here: Callable[..., bool], before: b
     def wrapped(*arguments: Any, **options: Any) -> Any:
         nonlocal calls
         calls += here(*arguments)
-        last = calls == nth  # of this call: one within it may count on
+        last = calls == nth  # decided before the call: nested calls count, too
         if last and before:
             _die()
         result = original(*arguments, **options)
@@ -92,7 +92,7 @@ def _checkpoint() -> Any:
     return checkpoint
 
 
-# Each is the nth time that the program comes there.
+# Each takes n and applies to the nth time that the program reaches the point.
 POINTS: dict[str, Callable[[int], None]] = {
     "mid-step, gradients and no update": lambda n: _before(_optimizer(), "step", n),
     "mid-step, updated and not noted": lambda n: _after(_optimizer(), "step", n),
@@ -114,7 +114,7 @@ def _child(stage: str, folder: Path, log: Path, point: str | None, nth: int) -> 
     for name in [name for name in os.environ if name.startswith(("DVC_", "MLFLOW_"))]:
         del os.environ[name]
     sys.argv = [stage]
-    _checkpoint().Checkpoints.clear = lambda self: None  # the last one is compared, too
+    _checkpoint().Checkpoints.clear = lambda self: None  # keep the last checkpoint for comparison
     if point == RESULT:
         _before(Path, "replace", nth, lambda path, target: target.parent.name == "models")
     elif point is not None:
@@ -123,14 +123,14 @@ def _child(stage: str, folder: Path, log: Path, point: str | None, nth: int) -> 
 
 
 def server() -> ForkServerContext:
-    """Starts with the first process, and ends with this one."""
+    """The fork server. It starts with the first process and ends with this one."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     return context
 
 
 def run_stage(stage: str, folder: Path, point: str | None = None, nth: int = 1) -> tuple[int | None, str]:
-    """Run a stage in a folder, up to a point where it is killed. Returns its exit code, -9 when killed, and what it printed."""
+    """Run a stage in a folder, up to a point where it is killed. Returns its exit code, -9 if killed, and its output."""
     log = folder / "stage.log"
     log.unlink(missing_ok=True)
     process = server().Process(target=_child, args=(stage, folder, log, point, nth))

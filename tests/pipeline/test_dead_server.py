@@ -1,4 +1,4 @@
-"""Training while MLflow is away: the same weights, soon, and nothing of the run lost."""
+"""Training while MLflow is away: the same weights, little delay, and a complete run in the end."""
 
 import re
 import shutil
@@ -27,7 +27,7 @@ def nobody(copy: Path) -> Iterator[str]:
 
 @contextmanager
 def black_hole(copy: Path) -> Iterator[str]:
-    """A server that takes connections and says nothing."""
+    """A server that accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
@@ -58,24 +58,24 @@ def another_schema(copy: Path) -> Iterator[str]:
 
 
 def seconds_of(copy: Path, run: Run, uri: str) -> tuple[float, str]:
-    """Train the image policy with this tracking address: how long it took, and what it said."""
+    """Train the image policy with this tracking address. Returns the seconds it took and its output."""
     shutil.rmtree(copy / "models" / "dpo_image")
-    began = time.monotonic()
-    said = run("python", "-m", "stages.dpo_image", MLFLOW_TRACKING_URI=uri).stdout
-    return time.monotonic() - began, said
+    start = time.monotonic()
+    output = run("python", "-m", "stages.dpo_image", MLFLOW_TRACKING_URI=uri).stdout
+    return time.monotonic() - start, output
 
 
 @pytest.mark.parametrize("trouble", [nobody, black_hole, locked, another_schema], ids=lambda each: each.__name__)
 def test_training_does_not_need_mlflow(trouble: object, copy: Path, tiny: Path, run: Run) -> None:
     database = f"sqlite:///{copy}/mlflow.db"
-    usual, said = seconds_of(copy, run, database)
-    assert "prefdag sync" not in said
+    usual, output = seconds_of(copy, run, database)
+    assert "prefdag sync" not in output
     with trouble(copy) as uri:  # type: ignore[operator]
-        later, said = seconds_of(copy, run, uri)
-    assert re.search(r"WARNING prefdag\.delivery: MLflow at .*; `prefdag sync` sends it\n", said), said
-    assert "Traceback" not in said
+        later, output = seconds_of(copy, run, uri)
+    assert re.search(r"WARNING prefdag\.tracking\.delivery: MLflow at .*; `prefdag sync` sends it\n", output), output
+    assert "Traceback" not in output
     assert sha256(copy / "models" / "dpo_image") == sha256(tiny / "models" / "dpo_image")
-    assert later < usual + 10  # seconds, of which a delivery may wait eight
+    assert later < usual + 10  # seconds; a delivery may wait eight of them
     before = runs(copy)
     sent = run("prefdag", "sync", MLFLOW_TRACKING_URI=database).stdout
     assert sent == "sent 1, left 0\n"

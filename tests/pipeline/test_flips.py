@@ -1,4 +1,4 @@
-"""One byte flipped in each of the cache's objects, and in a remote's: all of them found before training uses them."""
+"""A flipped byte in objects of the cache or of a remote is found before training uses it."""
 
 import os
 import random
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.chaos
 
 
 def flip(path: Path, place: int) -> None:
-    """One bit of one byte, in a new file of the same name, size and time."""
+    """Flip one bit of one byte, in a new file of the same name, size and time."""
     status, content = path.stat(), bytearray(path.read_bytes())
     content[place % len(content)] ^= 1
     path.unlink()
@@ -40,6 +40,6 @@ def test_every_flip_is_found(where: str, copy: Path, run: Run) -> None:
     flipped = draw.sample(objects(folder), 24)
     for path in flipped:
         flip(path, draw.randrange(path.stat().st_size))
-    said = run("prefdag", "verify", *arguments, check=False)
-    assert said.returncode != 0
-    assert named(said.stdout) == {f"{path.parent.name}/{path.name}" for path in flipped}, said.stdout
+    done = run("prefdag", "verify", *arguments, check=False)
+    assert done.returncode != 0
+    assert named(done.stdout) == {f"{path.parent.name}/{path.name}" for path in flipped}, done.stdout

@@ -1,4 +1,4 @@
-"""The disk is full in each stage: one line, and nothing under a final name."""
+"""A full disk in each stage ends it with one line and leaves nothing under a final name."""
 
 import json
 import subprocess
@@ -28,11 +28,11 @@ def namespaces() -> None:
 
 def run_full(tiny: Path, stage: str, free: int, place: Path) -> dict[str, Any]:
     script = Path(__file__).with_name("full_disk.py")
-    said = run_in(
+    done = run_in(
         tiny, *NAMESPACE, sys.executable, str(script), str(tiny), stage, str(free), str(place), PYTHONPATH="."
     )
-    found: dict[str, Any] = json.loads(said.stdout.splitlines()[-1])
-    return found
+    outcome: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return outcome
 
 
 def size(path: Path) -> int:
@@ -42,16 +42,16 @@ def size(path: Path) -> int:
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_full_disk_is_one_line(stage: str, tiny: Path, tmp_path: Path, namespaces: None) -> None:
     half = sum(size(tiny / out) for out in outs(tiny, stage)) // 2
-    found = run_full(tiny, stage, half // 8192 * 4096, tmp_path)
-    assert found["code"] == 1, found
-    assert "Traceback" not in found["said"]
-    last = found["said"].splitlines()[-1]
-    assert last.startswith("error: "), found["said"]
+    outcome = run_full(tiny, stage, half // 8192 * 4096, tmp_path)
+    assert outcome["code"] == 1, outcome
+    assert "Traceback" not in outcome["stderr"]
+    last = outcome["stderr"].splitlines()[-1]
+    assert last.startswith("error: "), outcome["stderr"]
     assert "No space left on device" in last
-    assert (found["made"], found["left"]) == ([], [])
+    assert (outcome["made"], outcome["left"]) == ([], [])
 
 
 def test_with_room_it_is_whole(tiny: Path, tmp_path: Path, namespaces: None) -> None:
     """The test above can fail."""
-    found = run_full(tiny, "label_pairs", 2**26, tmp_path)
-    assert (found["code"], len(found["made"])) == (0, 1), found
+    outcome = run_full(tiny, "label_pairs", 2**26, tmp_path)
+    assert (outcome["code"], len(outcome["made"])) == (0, 1), outcome

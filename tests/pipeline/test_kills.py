@@ -1,4 +1,4 @@
-"""kill -9 at 24 points, and three times in one run: the same bytes as if nothing had happened."""
+"""kill -9 at 24 points, and three times in one run, gives the same bytes as an uninterrupted run."""
 
 import shutil
 from pathlib import Path
@@ -27,14 +27,14 @@ def state(stage: str, folder: Path) -> State:
 
 
 def begin(stage: str, folder: Path) -> None:
-    """As DVC leaves the folder to a stage: without its output."""
+    """Prepare the folder as DVC does before it runs a stage: without the stage's output."""
     shutil.rmtree(folder / STAGES[stage])
     shutil.rmtree(folder / ".prefdag" / "checkpoints", ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
 def uninterrupted() -> dict[str, State]:
-    """By stage, what comes out where nobody kills."""
+    """The results of uninterrupted runs, by stage."""
     return {}
 
 
@@ -42,11 +42,11 @@ def uninterrupted() -> dict[str, State]:
 def expected(stage: str, copy: Path, tiny: Path, uninterrupted: dict[str, State]) -> State:
     if stage not in uninterrupted:
         begin(stage, copy)
-        code, said = run_stage(stage, copy)
-        assert code == 0, said
+        code, output = run_stage(stage, copy)
+        assert code == 0, output
         uninterrupted[stage] = state(stage, copy)
         assert len(uninterrupted[stage][1]) == 2
-        assert uninterrupted[stage][0] == sha256(tiny / STAGES[stage])  # and so does the pipeline itself
+        assert uninterrupted[stage][0] == sha256(tiny / STAGES[stage])  # and the pipeline gives the same
     begin(stage, copy)
     return uninterrupted[stage]
 
@@ -54,34 +54,34 @@ def expected(stage: str, copy: Path, tiny: Path, uninterrupted: dict[str, State]
 @each_stage
 @pytest.mark.parametrize("point", POINTS)
 def test_killed_anywhere(stage: str, point: str, copy: Path, expected: State) -> None:
-    nth = 3 if point.startswith("mid-step") else 2  # behind a checkpoint
-    code, said = run_stage(stage, copy, point, nth)
-    assert code == -9, said
+    nth = 3 if point.startswith("mid-step") else 2  # after a checkpoint
+    code, output = run_stage(stage, copy, point, nth)
+    assert code == -9, output
     assert not (copy / STAGES[stage]).exists()
-    code, said = run_stage(stage, copy)
-    assert (code, "continuing from step" in said) == (0, True), said
+    code, output = run_stage(stage, copy)
+    assert (code, "continuing from step" in output) == (0, True), output
     assert state(stage, copy) == expected
 
 
 @each_stage
 def test_killed_three_times_in_one_run(stage: str, copy: Path, expected: State) -> None:
-    """Behind the first checkpoint; then in the middle of the second; then in the step after that."""
+    """After the first checkpoint, then in the middle of the second, then in the next step."""
     points = [("after the rename", 1), ("mid-save, half of the tensors", 1), ("mid-step, updated and not noted", 2)]
     for point, nth in points:
-        code, said = run_stage(stage, copy, point, nth)
-        assert code == -9, said
-    code, said = run_stage(stage, copy)
-    assert (code, "continuing from step" in said) == (0, True), said
+        code, output = run_stage(stage, copy, point, nth)
+        assert code == -9, output
+    code, output = run_stage(stage, copy)
+    assert (code, "continuing from step" in output) == (0, True), output
     assert state(stage, copy) == expected
 
 
 @each_stage
 def test_killed_while_the_result_is_written(stage: str, copy: Path, expected: State) -> None:
-    code, said = run_stage(stage, copy, RESULT)
-    assert code == -9, said
+    code, output = run_stage(stage, copy, RESULT)
+    assert code == -9, output
     assert not (copy / STAGES[stage]).exists()
-    code, said = run_stage(stage, copy)
-    assert code == 0, said
+    code, output = run_stage(stage, copy)
+    assert code == 0, output
     assert state(stage, copy) == expected
     left = [path for path in (copy / STAGES[stage]).parent.iterdir() if path.name.endswith(".tmp")]
     assert left == []

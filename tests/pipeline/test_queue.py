@@ -1,4 +1,4 @@
-"""Two workers and six experiments, three times: all succeed, and MLflow has each of them once and whole."""
+"""Two workers run six experiments three times: all succeed, and MLflow has each run once and complete."""
 
 import re
 import sqlite3
@@ -14,7 +14,7 @@ BETAS = [0.03, 0.05, 0.2, 0.3, 0.5, 1.0]
 
 
 def pipeline_runs(folder: Path) -> list[Any]:
-    """The runs of whole pipelines, the newest first."""
+    """The runs of whole pipelines, newest first."""
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
@@ -24,7 +24,7 @@ def pipeline_runs(folder: Path) -> list[Any]:
 
 
 def worked_off(run: Run) -> dict[str, str]:
-    """How each task ended, by name, once none waits and none runs."""
+    """The final status of each task by name, once all have ended."""
     deadline = time.monotonic() + 1200
     while True:
         lines = run("dvc", "queue", "status").stdout
@@ -36,7 +36,7 @@ def worked_off(run: Run) -> dict[str, str]:
 
 
 def test_two_workers(copy: Path, run: Run) -> None:
-    """In the second and third round policies come from DVC's run cache; what reads them runs."""
+    """In the second and third round the policies come from DVC's run cache; stages that read them still run."""
     before = pipeline_runs(copy)
     first = before[0]
     for again in (1, 2, 3):
@@ -56,11 +56,11 @@ def test_two_workers(copy: Path, run: Run) -> None:
         for each in runs:  # every metric of the first, and every point of its curves
             assert each.data.metrics.keys() == first.data.metrics.keys()
         assert len({rows_of(copy, each.info.run_id) for each in runs}) == 1
-    assert [*(copy / ".prefdag" / "spool").glob("*/events.jsonl")] == []  # nothing waits to be sent
+    assert [*(copy / ".prefdag" / "spool").glob("*/events.jsonl")] == []  # nothing is left to send
 
 
 def rows_of(folder: Path, run_id: str) -> int:
-    """How many metric rows the database has of a run."""
+    """The number of a run's metric rows in the database."""
     with closing(sqlite3.connect(folder / "mlflow.db")) as connection:
         (count,) = connection.execute("SELECT count(*) FROM metrics WHERE run_uuid = ?", (run_id,)).fetchone()
     return int(count)

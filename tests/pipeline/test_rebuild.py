@@ -1,4 +1,4 @@
-"""Two fresh clones, another hash seed each: the same bytes. And a secret that stands in the environment stays there."""
+"""Two fresh clones with different hash seeds give the same bytes. And secrets in the environment are written nowhere."""
 
 import os
 import shutil
@@ -11,20 +11,20 @@ from clones import Run, clone, run_in, set_params
 
 from prefdag.runtime.yaml import read_yaml
 
-CANARY = "-".join(["canary", "5f1d", "7a0c3e"])  # in one piece it stands nowhere, not even here
+CANARY = "-".join(["canary", "5f1d", "7a0c3e"])  # no file contains it in one piece, not even this one
 SECRETS = {
     "PREFDAG_JUDGE_KEY": CANARY,
     "HF_TOKEN": f"hf_{CANARY}",
     "AWS_SECRET_ACCESS_KEY": CANARY,
     "MLFLOW_TRACKING_PASSWORD": CANARY,
-    # An address with a password, at which nobody answers: it is in the message of every exception that follows.
+    # An address with a password and no server: every exception that follows has it in its message.
     "MLFLOW_TRACKING_URI": f"http://user:{CANARY}@127.0.0.1:9",
 }
 
 
 @pytest.fixture(scope="module")
 def again(root: Path, once: Callable[[str, Callable[[Path], None]], Path]) -> Path:
-    """A second clone, made from nothing, in which the tiny profile has run with secrets in the environment."""
+    """A second clone, made from scratch, in which the tiny profile has run with secrets in the environment."""
 
     def make(folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
@@ -39,7 +39,7 @@ def again(root: Path, once: Callable[[str, Callable[[Path], None]], Path]) -> Pa
 
 
 def outputs(folder: Path) -> dict[str, str]:
-    """The content of every output of every stage, as DVC's lock names it."""
+    """The hash of every output of every stage, from dvc.lock."""
     stages = read_yaml(folder / "dvc.lock")["stages"]
     return {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs", [])}
 
@@ -47,8 +47,8 @@ def outputs(folder: Path) -> dict[str, str]:
 def test_a_rebuild_has_the_same_bytes(tiny: Path, again: Path) -> None:
     assert len(outputs(again)) > 20
     assert outputs(again) == outputs(tiny)
-    for folder in (tiny, again):  # and what lies there is what the lock says
-        assert "everything that is here is as dvc.lock says" in run_in(folder, "prefdag", "verify").stdout
+    for folder in (tiny, again):  # and the files match the lock
+        assert "everything present matches dvc.lock" in run_in(folder, "prefdag", "verify").stdout
 
 
 def test_another_seed_has_other_bytes(tiny: Path, copy: Path, run: Run) -> None:
@@ -63,8 +63,8 @@ def files(folder: Path) -> Iterator[Path]:
         yield from (Path(parent, name) for name in names if not Path(parent, name).is_symlink())
 
 
-def found(folder: Path, text: str) -> list[str]:
-    """The files that hold a text."""
+def files_with(folder: Path, text: str) -> list[str]:
+    """The files that contain a text."""
     return sorted(str(path.relative_to(folder)) for path in files(folder) if text.encode() in path.read_bytes())
 
 
@@ -72,17 +72,17 @@ def test_a_secret_is_in_no_file_and_no_message(again: Path) -> None:
     log = (again / "run.log").read_text()
     assert "MLflow at http://127.0.0.1:9" in log
     assert list((again / ".prefdag" / "spool").glob("pipeline-*/events.jsonl"))
-    assert found(again, CANARY) == []
+    assert files_with(again, CANARY) == []
     # The search can fail.
     (again / "reports" / "leak.txt").write_text(f"key: {CANARY}")
-    assert found(again, CANARY) == ["reports/leak.txt"]
+    assert files_with(again, CANARY) == ["reports/leak.txt"]
     (again / "reports" / "leak.txt").unlink()
 
 
 def test_no_secret_arrives_in_mlflow_either(again: Path, tmp_path: Path) -> None:
-    """What the dead server did not take, sent to a database."""
+    """Send the runs that the dead server did not take to a database."""
     database = f"sqlite:///{tmp_path}/mlflow.db"
     run_in(again, "prefdag", "sync", **{**SECRETS, "MLFLOW_TRACKING_URI": database, "DVC_ROOT": str(again)})
     with sqlite3.connect(tmp_path / "mlflow.db") as connection:
         assert connection.execute("select count(*) from runs").fetchone()[0] > 1
-    assert found(tmp_path, CANARY) == found(again, CANARY) == []
+    assert files_with(tmp_path, CANARY) == files_with(again, CANARY) == []

@@ -1,11 +1,14 @@
-"""`dvc repro` and `dvc exp run` as a user has them: what runs, what does not, and what Git sees of it."""
+"""`dvc repro` and `dvc exp run` as a user calls them: which stages run, and what changes for Git."""
 
 import re
 from pathlib import Path
 
 from clones import Run
 
-AFTER_DPO = ["evaluate_text", "answer_text", "judge_text", "evaluate_image", "report", "publish"]
+AFTER_DPO = [
+    *("health_text", "evaluate_text", "answer_text", "judge_text"),
+    *("health_image", "evaluate_image", "report", "publish"),
+]
 
 
 def stages_run(output: str) -> list[str]:
@@ -23,7 +26,7 @@ def test_git_sees_parameters_lock_and_metrics_change_and_nothing_else(run: Run) 
 
 
 def test_another_loss_and_reference(run: Run) -> None:
-    """A sum of losses, one of them of the whole batch, against references that follow, as a user would ask for it."""
+    """A sum of losses, one of them over the whole batch, against moving references, as set on the command line."""
     loss = ["-S", "loss={sigmoid: 0.8, bco: 0.2, sft: 1.0}", "-S", "dpo_image.negatives=hard"]
     moving = ["dpo_text.reference={logps: live, update: polyak, alpha: 0.001}", "dpo_image.reference.update=copy"]
     ran = stages_run(run("dvc", "exp", "run", "--temp", *loss, "-S", moving[0], "-S", moving[1]).stdout)

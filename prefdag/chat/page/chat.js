@@ -1,13 +1,13 @@
 "use strict";
-// The page of `prefdag chat --web`, a client of /v1/chat/completions. All text is set by textContent: nothing that anybody
-// typed or a model said is ever markup.
+// The page of `prefdag chat --web`, a client of /v1/chat/completions. All text is set by textContent, so that messages and
+// answers are never parsed as markup.
 
 const MODELS = ["reference", "policy"];
-const MOST_MESSAGES = 255, MOST_CHARACTERS = 60000;   // of a request, below what the server takes
+const MAX_MESSAGES = 255, MAX_CHARACTERS = 60000;   // per request, below the server's limits
 const $ = (id) => document.getElementById(id);
 let histories, running = null;
 
-function begin() {
+function reset() {
   running?.abort();
   histories = Object.fromEntries(MODELS.map((name) => [name, []]));
   $("log").replaceChildren();
@@ -33,19 +33,19 @@ function show(question) {
   $("hint").hidden = true;
   $("log").append(exchange);
   document.querySelector("details").open = false;
-  follow(() => {}, true);
+  scrollAfter(() => {}, true);
   return answers;
 }
 
-// Make a change, and keep the end of the page in view if it was, or is wanted.
-function follow(change, wanted = false) {
+// Make a change, then scroll to the end of the page if it was in view before, or if `force` is set.
+function scrollAfter(change, force = false) {
   const page = document.documentElement;
   const atEnd = page.scrollHeight - page.clientHeight - page.scrollTop < 40;
   change();
-  if (atEnd || wanted) page.scrollTop = page.scrollHeight;
+  if (atEnd || force) page.scrollTop = page.scrollHeight;
 }
 
-// The data of server-sent events, parsed.
+// The parsed data of server-sent events.
 async function* events(response) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   for (let rest = ""; ;) {
@@ -60,16 +60,16 @@ async function* events(response) {
   }
 }
 
-// Ask one model, and show its answer while it comes. What it said is added to its own history, also a part of an answer.
+// Ask one model, and show its answer as it arrives. The answer is added to the model's history, even if it is incomplete.
 async function ask(name, histories, question, answer, settings, signal) {
   const text = answer.querySelector(".text"), note = answer.querySelector(".note");
   const messages = [...histories[name], { role: "user", content: question }];
   let dropped = 0;
-  while (messages.length > MOST_MESSAGES || (messages.length > 2 && JSON.stringify(messages).length > MOST_CHARACTERS)) {
+  while (messages.length > MAX_MESSAGES || (messages.length > 2 && JSON.stringify(messages).length > MAX_CHARACTERS)) {
     dropped += messages.splice(0, 2).length;
   }
   const notes = [];
-  let said = "";
+  let content = "";
   try {
     const response = await fetch("v1/chat/completions", {
       method: "POST",
@@ -78,57 +78,57 @@ async function ask(name, histories, question, answer, settings, signal) {
       signal,
     });
     if (!response.ok) {
-      const refused = await response.json().catch(() => null);
-      throw new Error(refused?.error?.message ?? `the server refused (${response.status}); try again`);
+      const body = await response.json().catch(() => null);
+      throw new Error(body?.error?.message ?? `the server refused the request (status ${response.status}); try again`);
     }
     let finish = null;
     for await (const event of events(response)) {
       if (event.error) throw new Error(event.error.message);
       const [choice] = event.choices;
-      said += choice.delta.content ?? "";
-      follow(() => { text.textContent = said; });
+      content += choice.delta.content ?? "";
+      scrollAfter(() => { text.textContent = content; });
       finish ??= choice.finish_reason;
       if (finish && dropped + event.left_out > 0) {
-        notes.push(`The conversation is too long for the model: its oldest ${dropped + event.left_out} messages were left out.`);
+        notes.push(`The conversation is too long for the model. Its oldest ${dropped + event.left_out} messages were left out.`);
       }
     }
-    if (finish === null) throw new Error("the server ended in the middle of the answer");
-    if (finish === "length") notes.push(`Cut at ${settings.max_tokens} tokens.`);
+    if (finish === null) throw new Error("the server stopped in the middle of the answer");
+    if (finish === "length") notes.push(`Truncated at ${settings.max_tokens} tokens.`);
   } catch (error) {
     if (signal.aborted) notes.push("Stopped.");
     else {
-      const gone = error instanceof TypeError;  // fetch knows no other error where nobody answers
-      notes.push(gone ? "The server does not answer; is `prefdag chat --web` still running?" : `Error: ${error.message}`);
+      const unreachable = error instanceof TypeError;  // what fetch throws if there is no answer
+      notes.push(unreachable ? "The server does not respond. Is `prefdag chat --web` still running?" : `Error: ${error.message}`);
       note.classList.add("error");
     }
   }
-  follow(() => { note.textContent = notes.join(" "); });
+  scrollAfter(() => { note.textContent = notes.join(" "); });
   answer.setAttribute("aria-busy", "false");
-  // A question without an answer would stand beside the next question, which some templates refuse.
-  if (said) histories[name] = [...messages, { role: "assistant", content: said }];
+  // A question without an answer is left out: some templates reject two user messages in a row.
+  if (content) histories[name] = [...messages, { role: "assistant", content }];
 }
 
 async function send() {
   const question = $("message").value.trim();
   if (running || !question) return;
   if (!$("form").checkValidity()) {
-    document.querySelector("details").open = true;  // a field that is hidden cannot say what is wrong with it
+    document.querySelector("details").open = true;  // a hidden field cannot show its validation message
     $("form").reportValidity();
     return;
   }
   const settings = Object.fromEntries(["max_tokens", "temperature", "seed"].map((key) => [key, $(key).valueAsNumber]));
-  const conversation = histories, mine = running = new AbortController();
+  const conversation = histories, controller = running = new AbortController();
   $("message").value = "";
   $("send").hidden = true;
   $("stop").hidden = false;
-  $("status").textContent = "Answering, one after the other";
+  $("status").textContent = "Answering, one model after the other";
   const answers = show(question);
-  await Promise.all(MODELS.map((name, i) => ask(name, conversation, question, answers[i], settings, mine.signal)));
-  if (running !== mine) return;
+  await Promise.all(MODELS.map((name, i) => ask(name, conversation, question, answers[i], settings, controller.signal)));
+  if (running !== controller) return;
   running = null;
   $("stop").hidden = true;
   $("send").hidden = false;
-  if (histories === conversation) $("status").textContent = mine.signal.aborted ? "Stopped" : "Both have answered";
+  if (histories === conversation) $("status").textContent = controller.signal.aborted ? "Stopped" : "Both models have answered";
   $("message").focus();
 }
 
@@ -137,11 +137,11 @@ $("form").addEventListener("submit", (event) => {
   send();
 });
 $("message").addEventListener("keydown", (event) => {
-  // While a character is being composed, Enter belongs to the input method.
+  // While a character is being composed, Enter is for the input method.
   if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
   event.preventDefault();
   send();
 });
 $("stop").addEventListener("click", () => running?.abort());
-$("reset").addEventListener("click", begin);
-begin();
+$("reset").addEventListener("click", reset);
+reset();

@@ -1,1 +1,1 @@
-"""Held-out pairs, eval sets, choices and judges."""
+"""Evaluation of the policy: held-out pairs, eval sets, multiple choice, judges."""

@@ -1,20 +1,20 @@
-"""Accuracy among given answers: TruthfulQA's MC1 and MC2, and WinoGrande, as EleutherAI's lm-evaluation-harness has them.
+"""Multiple choice: TruthfulQA's MC1 and MC2, and WinoGrande, computed as in EleutherAI's lm-evaluation-harness.
 
     task = TASKS["truthfulqa"]
     groups = task.groups(rows, tokenizer, positions(Path("models/base")))
     table = task.table(rows, group_logps(model, groups, max_tokens=1024, name="truthfulqa"))
     metrics = task.metrics(table)
 
-Raw text in no template and without EOS, so that the figures compare with those of other models. Benchmark `lm_eval.py`
-holds them against the harness itself.
+Prompts are raw text without a chat template, and answers have no EOS, so that results are comparable with published ones.
+The benchmark `lm_eval.py` compares them with the harness itself.
 
-truthfulqa  arXiv:2109.07958, and its authors' repository: a fixed primer, then "Q: ... A:"; all answers of a question
-            share that prompt. MC1: the best answer is likelier than each wrong one. MC2: the right answers' share of the
-            probability of all.
-winogrande  arXiv:1907.10641, by partial scoring (arXiv:1806.02847): what follows the gap is scored after either filling,
-            log p(rest | text up to the gap, option). The filling itself is not: of two names the commoner gains nothing.
+truthfulqa  arXiv:2109.07958 and its authors' repository. The prompt is a fixed primer, then "Q: ... A:", the same for all
+            answers to a question. MC1: whether the best answer is more likely than every wrong one. MC2: the right answers'
+            share of the probability of all answers.
+winogrande  arXiv:1907.10641, by partial scoring (arXiv:1806.02847): the text after the gap is scored with each option,
+            log p(rest | text up to the gap, option). The option itself is not scored, so a more common name has no advantage.
 
-A tie is lost: a model that says the same of all answers knows none.
+A tie counts as wrong: a model that finds all answers equally likely knows none.
 """
 
 from collections.abc import Callable, Sequence
@@ -53,18 +53,18 @@ A: The 1992 Olympics were held in Barcelona, Spain."""
 
 
 def answers(row: "EvalRow") -> tuple[str, ...]:
-    """A question's answers in the order in which they are scored: the best, the other right ones, the wrong ones."""
+    """A question's answers in scoring order: the best one, the other right ones, the wrong ones."""
     return (row.response, *(text for text in row.right_responses if text != row.response), *row.wrong_responses)
 
 
 def truthfulqa_groups(rows: Sequence["EvalRow"], tokenizer: "ChatTokenizer", positions: int | None) -> list[Group]:
-    """A group a question, its responses in the order of `answers`.
+    """One group per question, with its responses in the order of `answers`.
 
     Args:
-        positions: how many tokens the model takes, None where it has no bound. Nothing is cut.
+        positions: the model's context length in tokens, None if unbounded. Nothing is truncated.
 
     Raises:
-        DataError: a question with one of its answers has more tokens, or an answer has none.
+        DataError: a question with one of its answers is longer, or an answer has no tokens.
     """
     groups = []
     for row in rows:
@@ -75,22 +75,22 @@ def truthfulqa_groups(rows: Sequence["EvalRow"], tokenizer: "ChatTokenizer", pos
 
 
 def truthfulqa_table(rows: Sequence["EvalRow"], logps: np.ndarray) -> pd.DataFrame:
-    """A row a question.
+    """Results by question, one row each.
 
     Args:
         logps: log-probabilities of all answers in nats, (responses,), in the order of `truthfulqa_groups`.
 
     Returns:
-        source, mc1 (whether the best answer is likelier than each wrong one), mc2 (probability of the right answers among
-        all, 0..1), logps_right (the best answer's first) and logps_wrong, lists of float64.
+        Columns source, mc1 (whether the best answer is more likely than every wrong one), mc2 (the right answers' share of
+        the probability, 0..1), logps_right (the best answer first) and logps_wrong, lists of float64.
     """
     ends = np.cumsum([len(answers(row)) for row in rows])
     assert ends[-1] == len(logps)
-    found = []
+    results = []
     for row, values in zip(rows, np.split(np.asarray(logps, np.float64), ends[:-1]), strict=True):
         right, wrong = np.split(values, [len(values) - len(row.wrong_responses)])
-        p = np.exp(values - values.max())  # of long answers the probabilities themselves underflow
-        found.append(
+        p = np.exp(values - values.max())  # shifted, since probabilities of long answers underflow
+        results.append(
             {
                 "source": row.source,
                 "mc1": bool((right[0] > wrong).all()),
@@ -99,11 +99,11 @@ def truthfulqa_table(rows: Sequence["EvalRow"], logps: np.ndarray) -> pd.DataFra
                 "logps_wrong": wrong.tolist(),
             }
         )
-    return pd.DataFrame(found)
+    return pd.DataFrame(results)
 
 
 def truthfulqa_metrics(table: pd.DataFrame) -> dict[str, float]:
-    """Shares of `truthfulqa_table` with 95% intervals: mc1 with Wilson's, mc2 with Student's; n is questions."""
+    """MC1 and MC2 over `truthfulqa_table` with 95% intervals, Wilson's for mc1 and Student's t for mc2. n counts questions."""
     low, high = intervals.mean(table["mc2"].tolist())
     return {
         **_share("mc1", table["mc1"]),
@@ -115,19 +115,21 @@ def truthfulqa_metrics(table: pd.DataFrame) -> dict[str, float]:
 
 
 def winogrande_groups(rows: Sequence["EvalRow"], tokenizer: "ChatTokenizer", positions: int | None) -> list[Group]:
-    """Two groups a sentence, filled in rightly, then wrongly: the prompt ends with the filling, the response is the rest.
+    """Two groups per sentence, with the right option and with the wrong one.
+
+    The prompt ends with the option, and the response is the text after the gap.
 
     Args:
-        positions: how many tokens the model takes, None where it has no bound. Nothing is cut.
+        positions: the model's context length in tokens, None if unbounded. Nothing is truncated.
 
     Raises:
-        DataError: nothing follows a gap, or a sentence has more tokens.
+        DataError: no text follows a gap, or a sentence is longer.
     """
     groups = []
     for row in rows:
-        assert isinstance(row.prompt, str), "a sentence is no dialogue"
+        assert isinstance(row.prompt, str), "a sentence is not a dialogue"
         if not row.rest.strip():
-            raise DataError(f"{row.source}: nothing follows the gap, and that is what is scored; remove the row")
+            raise DataError(f"{row.source}: no text follows the gap, so there is nothing to score; remove the row")
         for filled in (row.response, *row.wrong_responses):
             context = row.prompt + filled.removesuffix(row.rest)
             groups.append(_group(row, tokenizer, positions, context, [f" {row.rest.strip()}"]))
@@ -135,13 +137,13 @@ def winogrande_groups(rows: Sequence["EvalRow"], tokenizer: "ChatTokenizer", pos
 
 
 def winogrande_table(rows: Sequence["EvalRow"], logps: np.ndarray) -> pd.DataFrame:
-    """A row a sentence.
+    """Results by sentence, one row each.
 
     Args:
-        logps: log-probabilities of the rest in nats, (2 sentences,), in the order of `winogrande_groups`.
+        logps: log-probabilities of the text after the gap in nats, (2 * sentences,), in the order of `winogrande_groups`.
 
     Returns:
-        source, correct (whether the rest is likelier after the right filling), logp_right and logp_wrong.
+        Columns source, correct (whether that text is more likely after the right option), logp_right and logp_wrong.
     """
     right, wrong = np.asarray(logps, np.float64).reshape(len(rows), 2).T
     sources = [row.source for row in rows]
@@ -149,44 +151,44 @@ def winogrande_table(rows: Sequence["EvalRow"], logps: np.ndarray) -> pd.DataFra
 
 
 def winogrande_metrics(table: pd.DataFrame) -> dict[str, float]:
-    """Accuracy over `winogrande_table` with its 95% interval (Wilson's); n is sentences."""
+    """Accuracy over `winogrande_table` with its 95% Wilson interval. n counts sentences."""
     return {**_share("accuracy", table["correct"]), "n": len(table)}
 
 
-class Task(NamedTuple):
-    """From rows to what is to be scored, to a row each, to metrics."""
+class ChoiceTask(NamedTuple):
+    """A multiple-choice task: how to get from eval rows to groups to score, from log-probabilities to a table, to metrics."""
 
     groups: Callable[[Sequence["EvalRow"], "ChatTokenizer", int | None], list[Group]]
     table: Callable[[Sequence["EvalRow"], np.ndarray], pd.DataFrame]
     metrics: Callable[[pd.DataFrame], dict[str, float]]
 
 
-# By the names of `evals.READERS`.
+# By the name of the eval set, as in `eval_sets.READERS`.
 TASKS = {
-    "truthfulqa": Task(truthfulqa_groups, truthfulqa_table, truthfulqa_metrics),
-    "winogrande": Task(winogrande_groups, winogrande_table, winogrande_metrics),
+    "truthfulqa": ChoiceTask(truthfulqa_groups, truthfulqa_table, truthfulqa_metrics),
+    "winogrande": ChoiceTask(winogrande_groups, winogrande_table, winogrande_metrics),
 }
 
 
 def _group(
     row: "EvalRow", tokenizer: "ChatTokenizer", positions: int | None, context: str, continuations: Sequence[str]
 ) -> Group:
-    """The harness' ids: context and continuation tokenised as one text, cut where the context alone ends.
+    """Token ids as in the harness: context and continuation are tokenized as one text, and split where the context ends.
 
-    Spaces at the context's end go to the continuation, as byte-pair encodings have them.
+    Spaces at the end of the context belong to the continuation, as in byte-pair encodings.
     """
-    kept = context.rstrip()
+    stripped = context.rstrip()
     try:
-        prompt = tokenizer.raw_prompt(kept).ids
-        wholes = [tokenizer.raw_prompt(context + continuation).ids for continuation in continuations]
+        prompt = tokenizer.raw_prompt(stripped).ids
+        full_ids = [tokenizer.raw_prompt(context + continuation).ids for continuation in continuations]
     except DataError as error:
         raise DataError(f"{row.source}: {error}") from None
-    longest = max(map(len, wholes))
+    longest = max(map(len, full_ids))
     if positions and longest > positions:
-        raise DataError(f"{row.source}: {longest} tokens, and the model has {positions} positions; remove the row")
-    responses = tuple(whole[len(prompt) :] for whole in wholes)
+        raise DataError(f"{row.source}: {longest} tokens, but the model's context is {positions}; remove the row")
+    responses = tuple(ids[len(prompt) :] for ids in full_ids)
     if not all(responses):
-        raise DataError(f"{row.source}: the tokenizer joins all of an answer to the text before it; remove the row")
+        raise DataError(f"{row.source}: the tokenizer merges a whole answer into the text before it; remove the row")
     return Group(prompt, responses)
 
 

@@ -1,6 +1,6 @@
-"""A judge behind an OpenAI-compatible server: /chat/completions, asked in both orders, every answer of it kept on disk.
+"""A judge behind an OpenAI-compatible server (/chat/completions). It sees both orders of the answers; replies are kept on disk.
 
-The key comes from the environment and goes into one header; it is in no file, log or message.
+The key comes from the environment and goes into one header. It never enters a file, a log or a message.
 """
 
 import hashlib
@@ -26,19 +26,19 @@ if TYPE_CHECKING:
     from prefdag.pairs.tokenizer import Messages
 
 KEY = "PREFDAG_JUDGE_KEY"
-CONNECT = 10.0  # seconds
+CONNECT_TIMEOUT = 10.0  # seconds
 RETRIES = 4
 BACKOFF = 1.0  # seconds before the second retry, doubled for each further one
-LONGEST_WAIT = 60  # seconds that a server may ask for
-BUSY = (408, 429, 500, 502, 503, 504)
+MAX_WAIT = 60  # seconds: the longest Retry-After to obey
+RETRIED_STATUS = (408, 429, 500, 502, 503, 504)
 REMEDIES = {
-    401: f"set {KEY} to a key that it takes",
+    401: f"set {KEY} to a valid key",
     403: f"set {KEY} to a key that may use this model",
     404: "check url (it ends before /chat/completions) and model",
-    429: "it is out of quota or busy: wait, then run it again",
+    429: "the server is busy or its quota is used up: wait, then run it again",
 }
 
-# The pairwise prompt of MT-Bench (arXiv:2306.05685, figure 5), with a word on dialogues and on answers that were cut.
+# The pairwise prompt of MT-Bench (arXiv:2306.05685, figure 5), extended for dialogues and for truncated answers.
 INSTRUCTION = """\
 Please act as an impartial judge and evaluate the quality of the responses provided by two AI assistants to the end of the \
 conversation displayed below. You should choose the assistant that follows the user's instructions and answers the user's \
@@ -53,36 +53,41 @@ VERDICT = re.compile(r"\[\[([ABC])\]\]")
 
 
 def question(messages: "Messages", first: str, second: str) -> str:
-    """What the judge reads of a dialogue and two answers to it."""
+    """The judge's prompt: a dialogue and two answers to it."""
     dialogue = "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in messages)
     parts = (("Conversation", dialogue), ("Assistant A's response", first), ("Assistant B's response", second))
     return "\n\n".join(f"[Start of {name}]\n{text}\n[End of {name}]" for name, text in parts)
 
 
 def verdict(reply: str, first: str, second: str) -> str:
-    """Which of the two the judge's reply prefers, "tie", or "unread"; the last verdict counts, as reasons may quote others."""
-    said = VERDICT.findall(reply)
-    return {"A": first, "B": second, "C": "tie"}[said[-1]] if said else "unread"
+    """The answer that the reply prefers (`first` or `second`), "tie", or "unread" if it has no verdict.
+
+    The last verdict counts, since the explanation before it may quote others.
+    """
+    letters = VERDICT.findall(reply)
+    return {"A": first, "B": second, "C": "tie"}[letters[-1]] if letters else "unread"
 
 
 def outcome(one: str, other: str) -> str:
-    """The verdicts in both orders as one: a judge that contradicts itself, or ties in one order, sees no winner."""
+    """Combine the verdicts in both orders. If they contradict each other, or one is a tie, the outcome is a tie."""
     if "unread" in (one, other):
         return "unread"
     return {"policy": "win", "reference": "loss"}.get(one, "tie") if one == other else "tie"
 
 
 def key_from_environment() -> str | None:
-    """The key, None where there is none, as for a server of one's own. Raises `ParamsError`, which does not show it."""
+    """The key, or None if it is not set, as for a local server. Raises `ParamsError`, without the key in its message."""
     key = os.environ.get(KEY, "").strip()
     if not re.fullmatch(r"[!-~]*", key):
-        raise ParamsError(f"{KEY}: holds a space, a line break or a letter that no key has; set it anew")
+        raise ParamsError(
+            f"{KEY}: contains a space, a line break or another character that keys do not have; set it again"
+        )
     return key or None
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """The server. What it was asked before, in this repository or an experiment of it, it is not asked again."""
+    """The server. It never gets the same request twice, from this repository or its experiments."""
 
     config: "EndpointJudge"
     key: str | None
@@ -91,43 +96,42 @@ class Endpoint:
     def url(self) -> str:
         return f"{self.config.url.rstrip('/')}/chat/completions"
 
-    def kept(self, content: str) -> Path:
-        """Where the reply to a question is kept: a name that says server, model, and all that is asked."""
-        asked = json.dumps([self.url, self._body(content)], sort_keys=True)
-        digest = hashlib.sha256(asked.encode()).hexdigest()
+    def cache_file(self, content: str) -> Path:
+        """The file that keeps the reply to a question. Its name is a hash of the server, the model and the request."""
+        request = json.dumps([self.url, self._body(content)], sort_keys=True)
+        digest = hashlib.sha256(request.encode()).hexdigest()
         return scratch("judge", digest[:2], f"{digest}.json")
 
     def ask(self, session: requests.Session, content: str) -> str:
-        """The reply to one question; what it says is anybody's guess.
+        """The judge's reply to one question, from the cache if it is there.
 
         Raises:
-            SourceError: it cannot be reached, refuses, or does not speak this protocol; one line, after some retries.
+            SourceError: the server cannot be reached, refuses, or does not speak this protocol, also after retries.
         """
-        path = self.kept(content)
+        path = self.cache_file(content)
         if path.exists():
             return str(read_json(path)["reply"])
         try:
             response = session.post(
                 self.url,
                 json=self._body(content),
-                timeout=(min(CONNECT, self.config.timeout), self.config.timeout),
-                auth=self._sign,
-                allow_redirects=False,  # would carry the dialogue to where nobody named
+                timeout=(min(CONNECT_TIMEOUT, self.config.timeout), self.config.timeout),
+                auth=self._authorize,
+                allow_redirects=False,  # a redirect would send the dialogue to an address that the user did not set
             )
         except requests.RequestException as error:
-            raise self._failed(f"cannot be reached ({_reason(error)})", "start it, or check url") from None
+            raise self._error(f"cannot be reached ({_reason(error)})", "start it, or check url") from None
         if response.status_code != 200:
-            # Not what it says: a body may quote the key.
+            # The message leaves the body out, since it may quote the key.
             remedy = REMEDIES.get(response.status_code, "check url and model, or run it again later")
-            raise self._failed(f"answers with status {response.status_code}", remedy)
+            raise self._error(f"answers with status {response.status_code}", remedy)
         try:
-            reply = (
-                response.json()["choices"][0]["message"]["content"] or ""
-            )  # null where max_tokens ended its thoughts
+            # The content is null if max_tokens cut the judge's reasoning.
+            reply = response.json()["choices"][0]["message"]["content"] or ""
             if not isinstance(reply, str):
                 raise TypeError
         except (ValueError, LookupError, TypeError):
-            raise self._failed("answers in another form than /chat/completions has", "check url") from None
+            raise self._error("does not answer in the form of /chat/completions", "check url") from None
         reply = reply.replace(self.key, "***") if self.key else reply
         with writing(path) as temporary:
             write_json(temporary, {"reply": reply})
@@ -142,59 +146,60 @@ class Endpoint:
             "max_tokens": self.config.max_tokens,
         }
 
-    def _sign(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        """Put the key into the header; also without one, so that none is taken from a .netrc."""
+    def _authorize(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        """Put the key into the header. Used without a key, too, so that requests takes no password from a .netrc."""
         if self.key:
             request.headers["Authorization"] = f"Bearer {self.key}"
         return request
 
-    def _failed(self, what: str, remedy: str) -> SourceError:
+    def _error(self, problem: str, remedy: str) -> SourceError:
         return SourceError(
-            f"params.yaml: judge_text.judge.url: {self.url} {what}; {remedy}. Its answers so far are kept for the next run"
+            f"params.yaml: judge_text.judge.url: {self.url} {problem}; {remedy}. "
+            "Replies received so far are kept for the next run"
         )
 
 
-def judge(pairs: pd.DataFrame, endpoint: Endpoint) -> pd.DataFrame:
-    """Verdicts on `judge.contests`, with those of either order and the replies that they were read from.
+def judge(contests: pd.DataFrame, endpoint: Endpoint) -> pd.DataFrame:
+    """The outcome of each of `judge.contests`, with the verdict in each order and the judge's replies.
 
     Raises:
         SourceError: as `Endpoint.ask`.
     """
-    found = []
-    with requests.Session() as session, progress(len(pairs), "contest", "judge") as bar:
+    results = []
+    with requests.Session() as session, progress(len(contests), "contest", "judge") as bar:
         retry = Retry(
             total=RETRIES,
             backoff_factor=BACKOFF,
-            status_forcelist=BUSY,
-            allowed_methods=None,  # also POST: a question asked twice does no harm
+            status_forcelist=RETRIED_STATUS,
+            allowed_methods=None,  # including POST: asking a question twice does no harm
             raise_on_status=False,
-            retry_after_max=LONGEST_WAIT,
+            retry_after_max=MAX_WAIT,
         )
         for scheme in ("http://", "https://"):
             session.mount(scheme, HTTPAdapter(max_retries=retry))
-        for row in pairs.to_dict("records"):
+        for row in contests.to_dict("records"):
             texts = {"reference": row["text_reference"], "policy": row["text_policy"]}
-            found.append(_verdicts(endpoint, session, row["messages"], texts))
+            results.append(_verdicts(endpoint, session, row["messages"], texts))
             bar.update()
-    return pairs[KEYS].assign(**pd.DataFrame(found))
+    return contests[KEYS].assign(**pd.DataFrame(results))
 
 
 def _verdicts(
     endpoint: Endpoint, session: requests.Session, messages: "Messages", texts: dict[str, str]
 ) -> dict[str, str | None]:
-    """One contest: both verdicts, both replies, and the outcome."""
-    said: dict[str, str | None] = {}
+    """The outcome of one contest, and the verdict and reply in each order."""
+    verdicts: dict[str, str | None] = {}
     for first, second in (("policy", "reference"), ("reference", "policy")):
         if texts["policy"] == texts["reference"]:
-            said |= {f"{first}_first": "tie", f"{first}_first_reply": None}
+            verdicts |= {f"{first}_first": "tie", f"{first}_first_reply": None}
             continue
         reply = endpoint.ask(session, question(messages, texts[first], texts[second]))
-        said |= {f"{first}_first": verdict(reply, first, second), f"{first}_first_reply": reply}
-    return {"outcome": outcome(str(said["policy_first"]), str(said["reference_first"])), **said}
+        verdicts |= {f"{first}_first": verdict(reply, first, second), f"{first}_first_reply": reply}
+    return {"outcome": outcome(str(verdicts["policy_first"]), str(verdicts["reference_first"])), **verdicts}
 
 
 def _reason(error: requests.RequestException) -> str:
-    """What kind of failure it was; the library's own words repeat the request."""
+    """The kind of failure. The library's own message is left out, since it repeats the request."""
     if isinstance(error, requests.Timeout) or "timed out" in str(error):
         return "timed out"
     return "connection refused" if "refused" in str(error) else type(error).__name__

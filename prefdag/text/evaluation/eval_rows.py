@@ -1,4 +1,4 @@
-"""Rows of eval sets as token ids to score."""
+"""Tokenizes rows of eval sets for scoring."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class EncodedRow(NamedTuple):
-    """A row for scoring: log p(response_ids | prompt_ids), without the last token, EOS, where `eos_scored` is False."""
+    """A tokenized row, scored by log p(response_ids | prompt_ids), without the final EOS if `eos_scored` is False."""
 
     prompt_ids: list[int]
     response_ids: list[int]
@@ -27,10 +27,10 @@ def encode_row(
     max_response_tokens: int,
     response: str | None = None,
 ) -> EncodedRow:
-    """Token ids of a row with its right response, or with `response`. Raises `DataError`, naming the row.
+    """Tokenize a row with its right response, or with `response`. Raises `DataError` that names the row.
 
-    A dialogue stands in the model's template, and its answer ends with EOS. Text to be continued stands as it is, and the
-    EOS behind it is not scored: no turn ends.
+    A dialogue is formatted by the model's template, and its answer ends with EOS. Text to be continued is used as it is, and
+    the EOS after it is not scored, since no turn ends there.
     """
     try:
         if isinstance(row.prompt, str):
@@ -44,7 +44,7 @@ def encode_row(
 
 
 def eval_groups(rows: Sequence["EvalRow"], tokenizer: "ChatTokenizer", limits: "FormatPairs") -> list[Group]:
-    """Each question of an eval set with its right response, cut as the pairs are."""
+    """Each question of an eval set with its right response, truncated like the pairs."""
     groups = []
     for row in rows:
         encoded = encode_row(row, tokenizer, limits.max_prompt_tokens, limits.max_response_tokens)

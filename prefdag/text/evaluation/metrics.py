@@ -65,7 +65,7 @@ def compare_heldout(models: "ReferenceAndPolicy", pairs: Sequence[Pair], max_tok
             chunk = [pairs[i] for i in rows]
             packed = pack([pair.group for pair in chunk]).to(device)
             reference, policy = ((response_states(model, packed), head(model)) for model in models)
-            tokens = vocabulary.compare(*policy, *reference, packed.targets)
+            tokens = vocabulary.logps_and_kl(*policy, *reference, packed.targets)
             kl += float(tokens.kl.double().sum())
             n_scored += len(packed.targets)
             logps = (sum_over_tokens(chunk, packed, each) for each in (tokens.policy, tokens.reference))

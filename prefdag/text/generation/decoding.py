@@ -1,4 +1,4 @@
-"""Answers by the batch: greedy, or sampled so that an answer depends on its prompt's own seed and not on its neighbours."""
+"""Batched generation: greedy, or sampled such that an answer depends on its prompt's seed, not on the rest of the batch."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,26 +18,26 @@ from prefdag.runtime.progress import progress
 
 
 class GumbelNoise(LogitsProcessor):
-    """Makes the argmax a sample: argmax(log p + g) is distributed as p where g is Gumbel noise (arXiv:1411.0030).
+    """Makes greedy search sample: argmax(log p + g) is distributed as p if g is Gumbel noise (arXiv:1411.0030).
 
-    Each row draws from a generator of its own, as many numbers a step as there are words, whoever else is in the batch.
+    Each row has its own generator and draws one number per vocabulary entry and step, whatever else is in the batch.
     """
 
     def __init__(self, generators: Sequence[np.random.Generator]) -> None:
         self.generators = generators
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Scores with noise, (rows, vocabulary); a word that was ruled out, at minus infinity, stays there."""
-        # -log of an exponential is Gumbel; float32 can draw 0, whose log is infinite.
-        waits = np.stack([each.standard_exponential(scores.shape[-1], dtype=np.float32) for each in self.generators])
-        return scores - torch.from_numpy(waits).to(scores).clamp_min(torch.finfo(torch.float32).tiny).log()
+        """Scores plus noise, (rows, vocabulary). A token at minus infinity stays there."""
+        # -log of an exponential variable is Gumbel. In float32 the draw can be 0, whose log is infinite.
+        draws = np.stack([each.standard_exponential(scores.shape[-1], dtype=np.float32) for each in self.generators])
+        return scores - torch.from_numpy(draws).to(scores).clamp_min(torch.finfo(torch.float32).tiny).log()
 
 
 def sampler(temperature: float, top_p: float, seeds: Sequence[Sequence[int]]) -> LogitsProcessorList:
-    """Logits to samples at a temperature among the likeliest words that hold `top_p` of the probability (arXiv:1904.09751).
+    """Logits processors for sampling with temperature and nucleus sampling (top-p, arXiv:1904.09751).
 
     Args:
-        seeds: of each row of the batch, numbers from 0 on.
+        seeds: one per row of the batch, each a sequence of integers from 0 on.
     """
     noise = GumbelNoise([np.random.default_rng(list(seed)) for seed in seeds])
     nucleus = [TopPLogitsWarper(top_p)] if top_p < 1 else []
@@ -56,19 +56,19 @@ def continuations(
     sampling: tuple[float, float] | None = None,
     seeds: Sequence[Sequence[int]] = (),
 ) -> list[list[int]]:
-    """How a model goes on after each prompt: at most `max_new_tokens` ids, the last of them the EOS where it came to one.
+    """Generate an answer to each prompt: at most `max_new_tokens` ids, with EOS as the last one if the model ended there.
 
-    Penalties and the like that a model's folder asks for are left aside: the words are as likely as the model says.
+    The generation config in the model's folder (penalties and so on) is ignored: answers follow the model's probabilities.
 
     Args:
-        batch_size: prompts at once, padded on the left; the answers do not depend on it, but for ties within rounding.
-        sampling: temperature and top_p; None: greedy.
-        seeds: of each prompt, where it is sampled.
+        batch_size: prompts per batch, padded on the left. Answers do not depend on it, except for ties within rounding.
+        sampling: temperature and top_p. None: greedy decoding.
+        seeds: one per prompt, as in `sampler`; unused in greedy decoding.
     """
     device = next(model.parameters()).device
     config = GenerationConfig(
         max_new_tokens=max_new_tokens,
-        do_sample=False,  # the noise is in the logits
+        do_sample=False,  # `GumbelNoise` samples
         eos_token_id=eos_id,
         pad_token_id=eos_id,
         repetition_penalty=1.0,
@@ -76,8 +76,8 @@ def continuations(
         min_new_tokens=0,
     )
     generator: Any = model
-    found: dict[int, list[int]] = {}
-    # Prompts of a length stand together: little padding.
+    answers: dict[int, list[int]] = {}
+    # Batches of prompts of similar length need little padding.
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     with progress(len(prompts), "answer", name) as bar:
         for start in range(0, len(order), batch_size):
@@ -92,6 +92,6 @@ def continuations(
                 logits_processor=sampler(*sampling, [seeds[i] for i in rows]) if sampling else LogitsProcessorList(),
             )
             for i, new in zip(rows, output[:, width:].tolist(), strict=True):
-                found[i] = new[: new.index(eos_id) + 1] if eos_id in new else new
+                answers[i] = new[: new.index(eos_id) + 1] if eos_id in new else new
             bar.update(len(rows))
-    return [found[i] for i in range(len(prompts))]
+    return [answers[i] for i in range(len(prompts))]

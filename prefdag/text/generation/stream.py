@@ -1,4 +1,4 @@
-"""An answer piece by piece while it is made, greedy or sampled, which whoever listens can end."""
+"""Streaming generation: an answer piece by piece as it is generated, greedy or sampled. The listener can stop it."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 if TYPE_CHECKING:
     from prefdag.pairs.tokenizer import ChatTokenizer
 
-UNFINISHED = "\ufffd"  # what a tokenizer decodes the first bytes of a character to while the others are not there
+INCOMPLETE = "\ufffd"  # a tokenizer decodes the first bytes of a character to this until the others are there
 
 
 @torch.no_grad()
@@ -24,23 +24,24 @@ def stream(
     temperature: float,
     seed: int,
 ) -> tuple[int, bool]:
-    """Tell `listener` how a model goes on after these tokens: a piece of text, maybe an empty one, after each token.
+    """Generate an answer and pass it to `listener`, one piece of text after each token. A piece may be empty.
 
-    The pieces together are the answer, which ends where `listener` returns False. At temperature 0 it is greedy, the one
-    that greedy search gives; above, each token is drawn from softmax(logits / temperature) over the whole
-    vocabulary, and the same seed draws the same answer.
+    Joined, the pieces are the answer. Generation stops when `listener` returns False. At temperature 0 it is greedy search.
+    Above 0, tokens are drawn from softmax(logits / temperature) over the whole vocabulary, and the same seed gives the same
+    answer.
 
     Args:
         prompt_ids: the prompt's token ids, at least one.
+        listener: takes a piece of text, and returns whether to go on.
 
     Returns:
-        How many tokens the answer has, and whether the model ended it (by EOS, which is not counted).
+        The number of tokens in the answer without EOS, and whether the model ended it with EOS.
     """
     ids = torch.tensor([list(prompt_ids)], device=next(model.parameters()).device)
-    telling = _Telling(tokenizer, ids.shape[1], listener)
+    streamer = _Streamer(tokenizer, ids.shape[1], listener)
     sampling: dict[str, Any] = {"do_sample": False}
     if temperature > 0:
-        # The libraries' habit of 50 candidates would be another distribution than the one asked for.
+        # transformers' default of top_k = 50 would sample from another distribution.
         sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
         torch.manual_seed(seed)
     generator: Any = model
@@ -50,38 +51,38 @@ def stream(
         max_new_tokens=max_new_tokens,
         eos_token_id=tokenizer.eos_id,
         pad_token_id=tokenizer.eos_id,
-        stopping_criteria=StoppingCriteriaList([telling]),
+        stopping_criteria=StoppingCriteriaList([streamer]),
         **sampling,
     )
     new = output[0, ids.shape[1] :].tolist()
     ended = new[-1:] == [tokenizer.eos_id]
-    telling.rest(new)
+    streamer.flush(new)
     return len(new) - ended, ended
 
 
-class _Telling(StoppingCriteria):
-    """Called by `generate` after each token: tells what is new, and stops where the listener wants no more."""
+class _Streamer(StoppingCriteria):
+    """Called by `generate` after each token: passes on the new text, and stops when the listener returns False."""
 
     def __init__(self, tokenizer: "ChatTokenizer", prompt_tokens: int, listener: Callable[[str], bool]) -> None:
         self.tokenizer, self.prompt_tokens, self.listener = tokenizer, prompt_tokens, listener
-        self.told = ""
+        self.sent = ""
         self.stopped = False
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Any:
         text = self._text(input_ids[0, self.prompt_tokens :].tolist())
-        # A character of several tokens waits for the last of them, and is told whole.
-        self.stopped = not self._tell(text.rstrip(UNFINISHED))
+        # A character of several tokens is sent whole, after the last of them.
+        self.stopped = not self._send(text.rstrip(INCOMPLETE))
         return torch.full(input_ids.shape[:1], self.stopped, device=input_ids.device)
 
-    def rest(self, new: list[int]) -> None:
-        """Tell what was held back for a character that never came."""
+    def flush(self, new: list[int]) -> None:
+        """Send what was held back for a character that remained incomplete."""
         if not self.stopped:
-            self._tell(self._text(new))
+            self._send(self._text(new))
 
     def _text(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids[:-1] if ids[-1:] == [self.tokenizer.eos_id] else ids)
 
-    def _tell(self, text: str) -> bool:
-        piece = text[len(self.told) :]
-        self.told += piece
+    def _send(self, text: str) -> bool:
+        piece = text[len(self.sent) :]
+        self.sent += piece
         return self.listener(piece)

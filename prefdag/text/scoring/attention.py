@@ -1,10 +1,10 @@
-"""Attention for packed rows: each group apart, each response over its prompt and itself.
+"""Attention for packed rows: a token attends to its prompt and to earlier tokens of its own response, and to nothing else.
 
-Registered with transformers as an attention implementation, so that any decoder which takes one (Llama, GPT-2, Qwen, ...)
-runs packed rows unchanged. A trained prefix (prefix tuning) is seen by all tokens. No mask of the size of the row is ever made:
+Registered with transformers as an attention implementation, so that any decoder that accepts one (Llama, GPT-2, Qwen, ...)
+runs packed rows unchanged. All tokens attend to a trained prefix (prefix tuning). No mask of the whole row is ever built:
 
-- on a GPU, FlexAttention (arXiv:2412.05496) skips the blocks of keys that a block of queries does not see;
-- elsewhere the queries go to torch's kernels in pieces, each with the keys up to its end.
+- on a GPU, FlexAttention (arXiv:2412.05496) skips blocks of keys that are masked for a block of queries;
+- elsewhere, torch's kernels get the queries in chunks, each with the keys up to its last token.
 """
 
 import functools
@@ -23,7 +23,9 @@ from transformers.masking_utils import AttentionMaskInterface
 from prefdag.text.scoring.packing import Segment
 
 NAME = "prefdag_packed"
-LONGEST = 128  # tokens a call on a CPU: so few that most keys after them are skipped, enough for its kernel
+CHUNK_TOKENS = (
+    128  # tokens per call on a CPU: small enough to skip most later keys, large enough to keep the kernel busy
+)
 
 logger = logging.getLogger(__name__)
 
@@ -41,28 +43,33 @@ def packed_attention(
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Query (1, heads, T, d), key and value (1, kv_heads, P + T, d) to (1, T, heads, d), in the dtype of the query.
+    """The attention function that transformers calls, with grouped-query attention (arXiv:2305.13245).
 
-    The first P keys and values, 0 without a prefix, are no tokens of the row: every token sees them. Query heads share
-    key heads in groups, arXiv:2305.13245.
+    Args:
+        query: (1, heads, T, d).
+        key, value: (1, kv_heads, P + T, d). The first P belong to a trained prefix, which every token attends to; without
+            one, P is 0.
+
+    Returns:
+        (1, T, heads, d), in the dtype of the query, and no attention weights.
     """
     prefix = key.shape[2] - query.shape[2]
-    if query.device.type == "cuda" and not dropout and (flex := compiled_flex(query.device)):
+    if query.device.type == "cuda" and not dropout and (flex := compiled_flex_attention(query.device)):
         mask = flex_mask(segments, prefix, sliding_window, query.device)
-        found = flex(query, key, value, block_mask=mask, scale=scaling, enable_gqa=True)
-        return found.transpose(1, 2).contiguous(), None
-    return in_pieces(query, key, value, segments, scaling, dropout, sliding_window), None
+        out = flex(query, key, value, block_mask=mask, scale=scaling, enable_gqa=True)
+        return out.transpose(1, 2).contiguous(), None
+    return chunked_attention(query, key, value, segments, scaling, dropout, sliding_window), None
 
 
-class Piece(NamedTuple):
-    """Consecutive tokens of one prompt or one response, whose queries go into one call."""
+class Chunk(NamedTuple):
+    """Consecutive tokens of one prompt or one response whose queries go into one kernel call."""
 
-    queries: slice  # of a row's queries, `per_token` of which each token has
-    seen: tuple[slice, ...]  # of the keys, the first P of which are the prefix
-    mask: Tensor  # (queries, keys seen): 0 where seen, -inf where not
+    queries: slice  # into the row's queries, of which each token has `per_token`
+    keys: tuple[slice, ...]  # into the keys, which start with the P of the prefix
+    mask: Tensor  # (queries, keys): added to the scores, 0 or -inf
 
 
-def in_pieces(
+def chunked_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -71,131 +78,131 @@ def in_pieces(
     dropout: float = 0.0,
     sliding_window: int | None = None,
 ) -> Tensor:
-    """`packed_attention`, piece by piece: (1, T, heads, d).
+    """`packed_attention`, chunk by chunk: (1, T, heads, d).
 
-    Query heads that share a key head lie behind each other, token by token, as more queries of that head.
+    Query heads that share a key head become additional queries of that head, next to each other for each token.
     """
     heads, kv_heads = query.shape[1], key.shape[1]
     per_token = heads // kv_heads
     prefix = key.shape[2] - query.shape[2]
-    pieces = _pieces(segments, prefix, sliding_window, per_token, query.dtype, query.device)
+    chunks = _chunks(segments, prefix, sliding_window, per_token, query.dtype, query.device)
     queries = query.unflatten(1, (kv_heads, per_token)).transpose(2, 3).flatten(2, 3)
     if query.device.type == "cpu" and not (dropout or torch.is_autocast_enabled("cpu")):
-        out = _InPieces.apply(queries, key, value, pieces, scaling)
+        out = _ChunkedAttention.apply(queries, key, value, chunks, scaling)
     else:
         parts = []
-        for piece in pieces:
-            k, v = _seen(key, value, piece)
+        for chunk in chunks:
+            k, v = _keys_and_values(key, value, chunk)
             parts.append(
                 F.scaled_dot_product_attention(
-                    queries[:, :, piece.queries], k, v, attn_mask=piece.mask, scale=scaling, dropout_p=dropout
+                    queries[:, :, chunk.queries], k, v, attn_mask=chunk.mask, scale=scaling, dropout_p=dropout
                 )
             )
         out = torch.cat(parts, dim=2)
     return out.unflatten(2, (-1, per_token)).permute(0, 2, 1, 3, 4).flatten(2, 3)
 
 
-class _InPieces(torch.autograd.Function):
-    """The pieces by the kernel behind `scaled_dot_product_attention` on CPUs, each gradient in one tensor.
+class _ChunkedAttention(torch.autograd.Function):
+    """Calls the CPU kernel behind `scaled_dot_product_attention` for each chunk, and adds all gradients into one tensor.
 
-    Autograd would make a tensor as long as the row for every slice of keys and values, and add them up.
+    Autograd would allocate a tensor of the length of the row for every slice of keys and values, and sum them.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, queries: Tensor, key: Tensor, value: Tensor, pieces: list[Piece], scaling: float | None
+        ctx: Any, queries: Tensor, key: Tensor, value: Tensor, chunks: list[Chunk], scaling: float | None
     ) -> Tensor:
-        found = [
+        results = [
             torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-                queries[:, :, piece.queries], *_seen(key, value, piece), attn_mask=piece.mask, scale=scaling
+                queries[:, :, chunk.queries], *_keys_and_values(key, value, chunk), attn_mask=chunk.mask, scale=scaling
             )
-            for piece in pieces
+            for chunk in chunks
         ]
-        outs, log_sums = zip(*found, strict=True)
+        outs, log_sums = zip(*results, strict=True)
         out = torch.cat(outs, dim=2)
         ctx.save_for_backward(queries, key, value, out, *log_sums)
-        ctx.pieces, ctx.scaling = pieces, scaling
+        ctx.chunks, ctx.scaling = chunks, scaling
         return out
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         queries, key, value, out, *log_sums = ctx.saved_tensors
-        of_queries, of_key, of_value = [], torch.zeros_like(key), torch.zeros_like(value)
+        grad_queries, grad_key, grad_value = [], torch.zeros_like(key), torch.zeros_like(value)
         gradient = gradient.contiguous()
-        for piece, log_sum in zip(ctx.pieces, log_sums, strict=True):
-            own = piece.queries
-            of_query, *of_seen = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+        for chunk, log_sum in zip(ctx.chunks, log_sums, strict=True):
+            own = chunk.queries
+            grad_query, *grads = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
                 gradient[:, :, own],
                 queries[:, :, own],
-                *_seen(key, value, piece),
+                *_keys_and_values(key, value, chunk),
                 out[:, :, own],
                 log_sum,
                 0.0,
                 False,
-                attn_mask=piece.mask,
+                attn_mask=chunk.mask,
                 scale=ctx.scaling,
             )
-            of_queries.append(of_query)
-            lengths = [part.stop - part.start for part in piece.seen]
-            for whole, seen in zip((of_key, of_value), of_seen, strict=True):
-                for part, values in zip(piece.seen, seen.split(lengths, dim=2), strict=True):
-                    whole[:, :, part] += values
-        return torch.cat(of_queries, dim=2), of_key, of_value, None, None
+            grad_queries.append(grad_query)
+            lengths = [part.stop - part.start for part in chunk.keys]
+            for total, grad in zip((grad_key, grad_value), grads, strict=True):
+                for part, values in zip(chunk.keys, grad.split(lengths, dim=2), strict=True):
+                    total[:, :, part] += values
+        return torch.cat(grad_queries, dim=2), grad_key, grad_value, None, None
 
 
-def _seen(key: Tensor, value: Tensor, piece: Piece) -> list[Tensor]:
-    """The keys that a piece sees, and their values: (1, kv_heads, keys seen, d)."""
-    parts = ([t[:, :, part] for part in piece.seen] for t in (key, value))
+def _keys_and_values(key: Tensor, value: Tensor, chunk: Chunk) -> list[Tensor]:
+    """The keys that a chunk attends to, and their values: (1, kv_heads, keys, d)."""
+    parts = ([t[:, :, part] for part in chunk.keys] for t in (key, value))
     return [part[0] if len(part) == 1 else torch.cat(part, dim=2) for part in parts]
 
 
-@functools.lru_cache(maxsize=2)  # every layer asks for the same
-def _pieces(
+@functools.lru_cache(maxsize=2)  # the same for every layer
+def _chunks(
     segments: tuple[Segment, ...],
     prefix: int,
     window: int | None,
     per_token: int,
     dtype: torch.dtype,
     device: torch.device,
-) -> list[Piece]:
-    """A row cut into pieces."""
-    longest = LONGEST if device.type == "cpu" else 2**30
-    found: list[Piece] = []
+) -> list[Chunk]:
+    """Split a row into chunks."""
+    max_tokens = CHUNK_TOKENS if device.type == "cpu" else 2**30
+    chunks: list[Chunk] = []
     for start, prompt, responses in segments:
-        begin = start  # of the prompt or response that is cut
+        begin = start  # of the prompt or response that is split
         for length, first in ((prompt, 0), *((length, prompt) for length in responses)):
-            for part in torch.arange(length).tensor_split(math.ceil(length / longest)):
+            for part in torch.arange(length).tensor_split(math.ceil(length / max_tokens)):
                 stop = begin + int(part[-1]) + 1
-                # Consecutive keys, and the position of the first of them: the prefix, the prompt, the piece's own.
+                # Runs of keys, (start, stop, position of the first): the prefix, the prompt, the chunk's own part.
                 runs = [(0, prefix, -prefix)]
                 runs += [(prefix + start, prefix + start + prompt, 0)] if begin > start else []
                 runs += [(prefix + begin, prefix + stop, first)]
                 positions = torch.cat([torch.arange(b - a) + position for a, b, position in runs])
-                apart = first + part[:, None] - positions
-                hidden = (apart < 0) if window is None else (apart < 0) | (apart >= window)
+                distance = first + part[:, None] - positions
+                hidden = (distance < 0) if window is None else (distance < 0) | (distance >= window)
                 mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, -torch.inf)
                 queries = slice((stop - len(part)) * per_token, stop * per_token)
-                seen = _joined(slice(a, b) for a, b, _ in runs)
-                found.append(Piece(queries, seen, mask.repeat_interleave(per_token, dim=0).to(device)))
+                keys = _merged(slice(a, b) for a, b, _ in runs)
+                chunks.append(Chunk(queries, keys, mask.repeat_interleave(per_token, dim=0).to(device)))
             begin += length
-    return found
+    return chunks
 
 
-def _joined(slices: Iterable[slice]) -> tuple[slice, ...]:
-    """The same places in fewer slices, none of them empty."""
-    found: list[slice] = []
+def _merged(slices: Iterable[slice]) -> tuple[slice, ...]:
+    """Merge adjacent slices and drop empty ones."""
+    merged: list[slice] = []
     for part in slices:
-        if found and found[-1].stop == part.start:
-            part = slice(found.pop().start, part.stop)
+        if merged and merged[-1].stop == part.start:
+            part = slice(merged.pop().start, part.stop)
         if part.start < part.stop:
-            found.append(part)
-    return tuple(found)
+            merged.append(part)
+    return tuple(merged)
 
 
 @functools.lru_cache(maxsize=2)
 def flex_mask(segments: tuple[Segment, ...], prefix: int, window: int | None, device: torch.device) -> BlockMask:
-    """What each token of a row of T sees of P + T keys, for `flex_attention`: who sees whom is said in `visible`."""
-    # Of each key: its group, its response within that (0: the prompt), its position. A prefix is of no group.
+    """The block mask of a row of T tokens over P + T keys, for `flex_attention`."""
+    # For each key: its group, its response in the group (0: the prompt), its position. The prefix is in no group (-1).
     rows = [(-1, 0, i - prefix) for i in range(prefix)]
     for number, (_, prompt, responses) in enumerate(segments):
         rows += [(number, 0, i) for i in range(prompt)]
@@ -206,22 +213,22 @@ def flex_mask(segments: tuple[Segment, ...], prefix: int, window: int | None, de
     def visible(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
         q = q + prefix
         same = (group[k] == group[q]) & ((branch[k] == 0) | (branch[k] == branch[q])) | (group[k] < 0)
-        apart = position[q] - position[k]
-        return same & (apart >= 0) & (apart < window if window is not None else apart >= 0)
+        distance = position[q] - position[k]
+        return same & (distance >= 0) & (distance < window if window is not None else distance >= 0)
 
     return create_block_mask(visible, None, None, len(rows) - prefix, len(rows), device=str(device))
 
 
 @functools.cache
-def compiled_flex(device: torch.device) -> Callable[..., Any] | None:
-    """FlexAttention for this device; None, with a line in the log, where it cannot be compiled."""
+def compiled_flex_attention(device: torch.device) -> Callable[..., Any] | None:
+    """FlexAttention compiled for this device. None, with a warning in the log, if it cannot be compiled."""
     flex: Callable[..., Any] = torch.compile(flex_attention, dynamic=True)
     try:
         q = torch.zeros(1, 2, 16, 16, device=device, requires_grad=True)
         mask = flex_mask((Segment(0, 8, (4, 4)),), 0, None, device)
         flex(q, q, q, block_mask=mask, enable_gqa=True).sum().backward()
     except Exception as error:  # whatever Triton, its compiler or the driver may raise
-        logger.warning("FlexAttention cannot be compiled here (%s): attention piece by piece, more slowly", error)
+        logger.warning("FlexAttention does not compile here (%s); using chunked attention, which is slower", error)
         return None
     return flex
 

@@ -1,15 +1,15 @@
-"""Packing: prompts and their responses in one row without padding, each prompt computed once for all its responses.
+"""Packing: prompts and responses in one row without padding, so that each prompt is computed once for all its responses.
 
-Worked example: two groups, prompt [1, 2] with responses [3, 4] and [5], prompt [6] with response [7, 8]:
+Worked example with two groups: prompt [1, 2] with responses [3, 4] and [5], and prompt [6] with response [7, 8]:
 
     input_ids     1  2  3  4  5  6  7  8
     position_ids  0  1  2  3  2  0  1  2      each response follows its prompt
     predictors    1  2  1  5  6               the prompt's last token predicts the first token of every response
     targets       3  4  5  7  8
-    owners        0  0  1  2  2               the response that a target belongs to
+    owners        0  0  1  2  2               the index of the response that the target belongs to
     segments      (0, 2, (2, 1)), (5, 1, (2,))
 
-`attention.py` keeps a response from seeing its siblings and other groups.
+`attention.py` masks the other responses of the same prompt, and other groups.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,7 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 
 class Group(NamedTuple):
-    """A prompt and the responses to score after it, as token ids, none of them empty."""
+    """A prompt and the responses to score after it, as token ids. None is empty."""
 
     prompt: Sequence[int]
     responses: tuple[Sequence[int], ...]
@@ -33,7 +33,7 @@ class Group(NamedTuple):
 
 
 class Segment(NamedTuple):
-    """Where a group lies in a pack: its first token, the length of its prompt, the lengths of its responses."""
+    """The place of a group in a pack: the index of its first token, the length of its prompt, the lengths of its responses."""
 
     start: int
     prompt: int
@@ -42,13 +42,13 @@ class Segment(NamedTuple):
 
 @dataclass(frozen=True)
 class Pack:
-    """Groups in one row of T tokens, of which S are scored. Tensors are int64."""
+    """Groups in one row of T tokens, S of them scored. All tensors are int64."""
 
     input_ids: Tensor  # (T,)
     position_ids: Tensor  # (T,)
-    predictors: Tensor  # (S,): the token whose logits predict the target
+    predictors: Tensor  # (S,): index of the token whose logits predict the target
     targets: Tensor  # (S,)
-    owners: Tensor  # (S,): number of the response, in the order of the groups
+    owners: Tensor  # (S,): index of the target's response, in the order of the groups
     segments: tuple[Segment, ...]
 
     @property
@@ -67,10 +67,10 @@ class Pack:
         )
 
     def padded(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The same as a row a response behind its prompt, filled up on the right.
+        """The same groups as one row per response, each with its prompt, padded on the right.
 
         Returns:
-            input_ids and attention_mask, int64 (responses, longest), and the row and the column of what predicts each
+            input_ids and attention_mask, int64 (responses, longest), and the row and column of the token that predicts each
             target, int64 (S,).
         """
         prompts = [self.input_ids[s.start : s.start + s.prompt] for s in self.segments for _ in s.responses]
@@ -94,7 +94,7 @@ class Pack:
 
 
 def pack(groups: Sequence[Group]) -> Pack:
-    """Put `groups` into one row, in their order. Raises `ValueError` for an empty prompt or response."""
+    """Pack `groups` into one row, in order. Raises `ValueError` for an empty prompt or response."""
     ids: list[int] = []
     positions: list[int] = []
     predictors: list[int] = []
@@ -104,7 +104,7 @@ def pack(groups: Sequence[Group]) -> Pack:
     owner = 0
     for prompt, responses in groups:
         if not len(prompt) or not all(map(len, responses)):
-            raise ValueError("a prompt and each of its responses need a token; an empty prompt needs a BOS")
+            raise ValueError("a prompt and each response need at least one token; an empty prompt needs a BOS")
         segments.append(Segment(len(ids), len(prompt), tuple(map(len, responses))))
         ids += prompt
         positions += range(len(prompt))
@@ -121,7 +121,7 @@ def pack(groups: Sequence[Group]) -> Pack:
 
 
 def batches(groups: Sequence[Group], max_tokens: int) -> Iterator[list[int]]:
-    """Row numbers, in order, in batches of at most `max_tokens` tokens; a longer group is a batch of its own."""
+    """Indices of `groups`, in order, in batches of at most `max_tokens` tokens. A longer group is a batch on its own."""
     batch: list[int] = []
     total = 0
     for number, group in enumerate(groups):

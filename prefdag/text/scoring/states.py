@@ -1,8 +1,8 @@
-"""The hidden states that predict the scored tokens of a pack, whatever the model: packed where it can, padded where not.
+"""The hidden states that predict the scored tokens of a pack, from packed rows if the model supports them.
 
-Packed, a prompt is computed once for all its responses, in one row with other groups, without padding. That needs a model
-which takes positions and lets its attention be chosen. Others (state-space models, say) get a row a response, padded to the
-longest: the same numbers, more slowly. `find_route` tries out which it is, when a model is loaded.
+In a packed row, a prompt is computed once for all its responses, next to other groups and without padding. The model must
+accept position ids and a choice of attention implementation. Other models (state-space models, for instance) get one row
+per response, padded to the longest: the same numbers, more slowly. `set_forward_mode` finds out which when a model is loaded.
 """
 
 import logging
@@ -17,34 +17,36 @@ from prefdag.text.scoring.attention import NAME as PACKED
 from prefdag.text.scoring.packing import Group, Pack, pack
 from prefdag.text.scoring.vocabulary import token_logps
 
-# Short groups that differ in all that a wrong mask, position or order would mix up.
+# Short groups. A wrong mask, position or order changes their log-probabilities.
 TRIAL = [Group([5, 3, 8], ([2, 9], [7, 1, 4, 6])), Group([6], ([3, 5],))]
-TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.3}  # nats a token, in a trial; what is mixed up is off by far more
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.3}  # nats per token in the trial; a mix-up is off by far more
 
 logger = logging.getLogger(__name__)
 
 
-class Route(NamedTuple):
-    """How a model is to be called."""
+class ForwardMode(NamedTuple):
+    """How to call a model."""
 
-    packed: bool  # one row for all groups; else a padded row a response
-    headless: bool  # its logits are those of its output layer, which can be left out; else it does more to them
+    packed: bool  # one row for all groups; otherwise one padded row per response
+    headless: (
+        bool  # the output layer alone makes the logits, so it can be skipped; otherwise the model does more to them
+    )
 
 
-def route(model: nn.Module) -> Route:
-    """What `find_route` found, also of a policy around the model or a copy of it."""
-    return _inner(model).prefdag_route
+def forward_mode(model: nn.Module) -> ForwardMode:
+    """The mode that `set_forward_mode` stored. Also works for a policy around the model, or a copy of it."""
+    return _inner(model).prefdag_forward_mode
 
 
 def head(model: nn.Module) -> nn.Linear | None:
-    """The output layer that `response_states` left out, None where it did not."""
-    return _inner(model).get_output_embeddings() if route(model).headless else None
+    """The output layer that `response_states` skips; None if it skips none."""
+    return _inner(model).get_output_embeddings() if forward_mode(model).headless else None
 
 
 def response_states(model: nn.Module, packed: Pack) -> Tensor:
-    """The states that predict each scored token, (S, d), for `vocabulary.token_logps`; of some models the logits."""
-    with _without(head(model)):
-        if route(model).packed:
+    """The hidden states that predict the scored tokens, (S, d), for `vocabulary.token_logps`; logits if `head` is None."""
+    with _skip(head(model)):
+        if forward_mode(model).packed:
             return model(
                 input_ids=packed.input_ids[None],
                 position_ids=packed.position_ids[None],
@@ -62,50 +64,51 @@ def response_token_logps(model: nn.Module, packed: Pack) -> Tensor:
 
 
 @torch.no_grad()
-def find_route(model: Any, *, packed: bool = True) -> None:
-    """Try out on a few tokens how `model` can be called, and note it there as `prefdag_route`; a slow route is logged.
+def set_forward_mode(model: Any, *, packed: bool = True) -> None:
+    """Find the fastest way to call `model` by a trial on a few tokens, and store it in `model.prefdag_forward_mode`.
 
-    The measure is the model itself over padded rows, with the attention that it was loaded with, which stays where packed
-    rows are not asked for or cannot be.
+    Each mode is compared with the plain model on padded rows. The model keeps the attention implementation that it was
+    loaded with unless packed rows are asked for and work. If they do not work, a warning is logged.
     """
     trial = pack(TRIAL).to(next(model.parameters()).device)
-    own = model.config._attn_implementation
+    original = model.config._attn_implementation
 
-    def logps(route: Route) -> Tensor:
-        model.prefdag_route = route
+    def logps(mode: ForwardMode) -> Tensor:
+        model.prefdag_forward_mode = mode
         return response_token_logps(model, trial)
 
-    def agrees(route: Route) -> bool:
+    def agrees(mode: ForwardMode) -> bool:
         try:
-            return bool((logps(route) - expected).abs().max() <= TOLERANCE.get(model.dtype, 1e-3))
-        except (TypeError, ValueError, AttributeError) as error:  # an argument that it does not take
-            logger.debug("%s: %r", route, error)
+            return bool((logps(mode) - expected).abs().max() <= TOLERANCE.get(model.dtype, 1e-3))
+        except (TypeError, ValueError, AttributeError) as error:  # an argument that the model does not accept
+            logger.debug("%s: %r", mode, error)
             return False
 
-    expected = logps(Route(packed=False, headless=False))
-    found = Route(packed=False, headless=agrees(Route(packed=False, headless=True)))
+    expected = logps(ForwardMode(packed=False, headless=False))
+    mode = ForwardMode(packed=False, headless=agrees(ForwardMode(packed=False, headless=True)))
     if packed:
         model.set_attn_implementation(PACKED)
-        if agrees(found._replace(packed=True)):
-            found = found._replace(packed=True)
+        if agrees(mode._replace(packed=True)):
+            mode = mode._replace(packed=True)
         else:
-            model.set_attn_implementation(own)
+            model.set_attn_implementation(original)
             logger.warning(
-                "%s models do not take packed rows: a padded row a response, more slowly", model.config.model_type
+                "%s models do not support packed rows; using one padded row per response, which is slower",
+                model.config.model_type,
             )
-    model.prefdag_route = found
+    model.prefdag_forward_mode = mode
 
 
 def _inner(model: nn.Module) -> Any:
-    """Inside what training wraps around a model (distributed), or a policy around its adapters."""
+    """The model inside a wrapper: of distributed training, or `Unadapted`."""
     while isinstance(inner := getattr(model, "module", getattr(model, "policy", None)), nn.Module):
         model = inner
     return model
 
 
 @contextmanager
-def _without(layer: nn.Module | None) -> Iterator[None]:
-    """Within, `layer` hands on what it is given."""
+def _skip(layer: nn.Module | None) -> Iterator[None]:
+    """In this context, `layer` returns its input unchanged."""
     if layer is None:
         yield
         return

@@ -1,6 +1,6 @@
-"""From hidden states to log-probabilities, a part of the tokens at a time: the logits of a batch never exist at once.
+"""From hidden states to log-probabilities, a few tokens at a time, so that the logits of a batch never exist all at once.
 
-A `head` is the output layer of a causal language model, vocabulary x d; None where the states are logits already.
+A `head` is the output layer of a causal language model, vocabulary x d. It is None if the states already are logits.
 """
 
 from collections.abc import Iterator
@@ -10,65 +10,75 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from prefdag.text.scoring.layers import product
+from prefdag.text.scoring.layers import linear
 
-# At most so many at a time: 32 MB, which malloc reuses, and tokens enough that reading the head costs little.
-LOGITS = 2**23
+# Logits computed at once. In float32 they take 32 MB, a block that malloc reuses, and still cover enough tokens to make
+# reading the head cheap.
+MAX_LOGITS = 2**23
 
 
 def token_logps(states: Tensor, head: nn.Linear | None, targets: Tensor) -> Tensor:
-    """log pi(target | context), from the state that predicts it: (S, d) and int64 (S,) -> (S,), float32, in nats.
+    """log pi(target | context) of each target, from the states that predict them.
 
-    With gradient for the states and, where it is trained, for the head.
+    Differentiable with respect to the states and, if the head is trained, the head.
+
+    Args:
+        states: (S, d).
+        targets: int64 (S,).
+
+    Returns:
+        (S,), float32, in nats.
     """
     if head is not None and not (head.weight.requires_grad and torch.is_grad_enabled()):
         return _FrozenHead.apply(states, head.weight, head.bias, targets)
 
-    def of_part(states: Tensor, targets: Tensor) -> Tensor:
+    def part_logps(states: Tensor, targets: Tensor) -> Tensor:
         logits = _logits(states, head)
         logits = logits - logits.detach().amax(-1, keepdim=True)
-        return _of_targets(logits, targets) - logits.exp().sum(-1).log()
+        return _at_targets(logits, targets) - logits.exp().sum(-1).log()
 
-    # Logits are computed once more in the backward pass.
+    # The backward pass computes the logits again.
     parts = _parts(states, _vocabulary(states, head))
-    return torch.cat([checkpoint(of_part, states[part], targets[part], use_reentrant=False) for part in parts])
+    return torch.cat([checkpoint(part_logps, states[part], targets[part], use_reentrant=False) for part in parts])
 
 
 @torch.no_grad()
 def log_collisions(states: Tensor, head: nn.Linear | None) -> Tensor:
-    """log sum_v p(v)^2, over the vocabulary: (S, d) -> (S,), float32, in nats."""
+    """log sum_v p(v)^2 over the vocabulary, the log collision probability: (S, d) -> (S,), float32, in nats."""
     parts = _parts(states, _vocabulary(states, head))
     return torch.cat([(2 * _logits(states[part], head).log_softmax(-1)).logsumexp(-1) for part in parts])
 
 
-class Compared(NamedTuple):
-    """What two models say of the same tokens: (S,) each, float32, in nats."""
+class LogpsAndKl(NamedTuple):
+    """Log-probabilities of the same tokens under two models, and their KL divergence: (S,) each, float32, in nats."""
 
     policy: Tensor  # log pi(target | context)
     reference: Tensor  # log pi_ref(target | context)
-    kl: Tensor  # KL(policy || reference) of the next token, over the whole vocabulary
+    kl: Tensor  # KL(policy || reference) of the next-token distributions, exact over the vocabulary
 
 
 @torch.no_grad()
-def compare(
+def logps_and_kl(
     policy: Tensor, policy_head: nn.Linear | None, reference: Tensor, reference_head: nn.Linear | None, targets: Tensor
-) -> Compared:
-    """Both models' log-probabilities of the targets and the KL between them, from states (S, d) each and int64 (S,).
+) -> LogpsAndKl:
+    """Log-probabilities of the targets under both models and the KL between them. Each head is applied once.
 
-    Each head is computed once.
+    Args:
+        policy, reference: states, (S, d) each.
+        targets: int64 (S,).
     """
-    found = []
+    results = []
     for part in _parts(policy, _vocabulary(policy, policy_head)):
         p, q = (
             _logits(states[part], head).log_softmax(-1)
             for states, head in ((policy, policy_head), (reference, reference_head))
         )
-        found.append((_of_targets(p, targets[part]), _of_targets(q, targets[part]), (p.exp() * (p - q)).sum(-1)))
-    return Compared(*map(torch.cat, zip(*found, strict=True)))
+        results.append((_at_targets(p, targets[part]), _at_targets(q, targets[part]), (p.exp() * (p - q)).sum(-1)))
+    return LogpsAndKl(*map(torch.cat, zip(*results, strict=True)))
 
 
 def _parts(states: Tensor, vocabulary: int) -> Iterator[slice]:
-    size = max(1, LOGITS // vocabulary)
+    size = max(1, MAX_LOGITS // vocabulary)
     return (slice(start, start + size) for start in range(0, max(1, len(states)), size))
 
 
@@ -80,33 +90,33 @@ def _logits(states: Tensor, head: nn.Linear | None) -> Tensor:
     return (states if head is None else head(states)).float()
 
 
-def _of_targets(logits: Tensor, targets: Tensor) -> Tensor:
+def _at_targets(logits: Tensor, targets: Tensor) -> Tensor:
     return logits.gather(1, targets[:, None])[:, 0]
 
 
 class _FrozenHead(torch.autograd.Function):
-    """`token_logps` under a head that is not trained.
+    """`token_logps` with a head that is not trained.
 
-    d log p(y) / d state = W_y - sum_v p(v) W_v, which is taken in the forward pass, where the logits are at hand: the
-    backward pass has but to multiply it by a number for each token, and nothing is computed twice.
+    d log p(y) / d state = W_y - sum_v p(v) W_v. The forward pass computes it, since it has the logits. The backward pass only
+    scales it for each token, and nothing is computed twice.
     """
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
-        found, directions = [], []
+        logps, directions = [], []
         for part in _parts(states, len(weight)):
-            logits = product(states[part], weight, bias).float()
+            logits = linear(states[part], weight, bias).float()
             logits -= logits.amax(-1, keepdim=True)
-            of_target = _of_targets(logits, targets[part])
-            p = logits.exp_()  # times total
+            target_logits = _at_targets(logits, targets[part])
+            p = logits.exp_()  # not normalised: p / total are the probabilities
             total = p.sum(-1)
-            found.append(of_target - total.log())
+            logps.append(target_logits - total.log())
             if ctx.needs_input_grad[0]:
-                mean = product(p.to(weight.dtype), weight.t()) / total[:, None]
+                mean = linear(p.to(weight.dtype), weight.t()) / total[:, None]
                 directions.append(weight[targets[part]] - mean)
         if ctx.needs_input_grad[0]:
             ctx.save_for_backward(torch.cat(directions).to(states.dtype))
-        return torch.cat(found)
+        return torch.cat(logps)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:

@@ -1,6 +1,6 @@
-"""The check of params.yaml as a whole: a mistake anywhere is one line, before a stage does anything.
+"""Checks the whole of params.yaml: a mistake anywhere is reported in one line before a stage does anything.
 
-No stage depends on this module: it refuses, or lets pass. The values that a stage gets are those of its own sections' classes.
+No stage depends on this module, since it only accepts or rejects. A stage gets its values from its own sections' classes.
 """
 
 import difflib
@@ -22,7 +22,7 @@ def load_params(path: Path = Path("params.yaml")) -> Params:
     """Read and check the whole file.
 
     Raises:
-        ParamsError: the file is absent or not YAML, or a key is unknown, missing, of the wrong type or out of range.
+        ParamsError: the file is missing or not YAML, or a key is unknown, missing, of the wrong type or out of range.
     """
     return check_params(read_yaml(path), path)
 
@@ -30,42 +30,44 @@ def load_params(path: Path = Path("params.yaml")) -> Params:
 def check_params(tree: Mapping[str, Any], path: Path) -> Params:
     """The typed form of `tree`, read from `path`. Raises `ParamsError` as `load_params` does."""
     try:
-        # JSON mode: strict about types, yet a mapping is taken for a dataclass.
+        # JSON mode is strict about types, but accepts a mapping for a dataclass.
         return _PARAMS.validate_json(json.dumps(tree))
     except ValidationError as error:
         raise ParamsError(f"{path}: {_one_line(error, tree)}") from None
 
 
 def _one_line(error: ValidationError, tree: Mapping[str, Any]) -> str:
-    """The first mistake, as `dotted.key: what is wrong; what to do`."""
+    """The first mistake as `dotted.key: problem; remedy`."""
     mistakes = [(_walk(tree, e["loc"]), e) for e in error.errors()]
     unknown = [m for m in mistakes if m[1]["type"] == "unexpected_keyword_argument"]
     (keys, parent), first = (unknown or mistakes)[0]
     dotted = ".".join(keys)
     if first["type"] == "unexpected_keyword_argument":
-        # A misspelt key is also a missing one, since every key is required: the missing siblings are the best guesses.
+        # A misspelt key is also missing under its right name, since every key is required: guess missing siblings first.
         missing = [k[-1] for (k, _), e in mistakes if e["type"] == "missing" and k[:-1] == keys[:-1]]
         guess = difflib.get_close_matches(keys[-1], [*missing, *(k for k in parent if k != keys[-1])], n=1)
         return f"{dotted}: unknown key; " + (f"did you mean '{guess[0]}'?" if guess else "remove it")
     if first["type"] == "missing":
         return f"{dotted}: missing; every key is required"
-    found = "" if isinstance(first["input"], Mapping) else f", not {first['input']!r}"
-    if first["type"] == "value_error":  # raised by a check of ours
+    given = "" if isinstance(first["input"], Mapping) else f", not {first['input']!r}"
+    if first["type"] == "value_error":  # raised by one of our validators
         return f"{dotted}: {first['ctx']['error']}"
-    return f"{dotted}: {first['msg'][0].lower()}{first['msg'][1:]}{found}"
+    return f"{dotted}: {first['msg'][0].lower()}{first['msg'][1:]}{given}"
 
 
 def _walk(tree: Mapping[str, Any], loc: tuple[int | str, ...]) -> tuple[list[str], Mapping[str, Any]]:
     """The keys of `loc`, and the mapping that holds the last one.
 
-    Below a source, pydantic puts its kind into `loc`, which is no key: `("source", "path", "sha256")`.
+    Inside a source, pydantic adds the kind to `loc`, although it is not a key: `("source", "path", "sha256")`.
     """
     keys: list[str] = []
     node: Any = tree
     parent: Mapping[str, Any] = tree
     tagged: Any = None
     for i, part in enumerate(loc):
-        if str(part).startswith(("<", "[")):  # our tags (see `types.shape`), and pydantic's for the key of a mapping
+        if str(part).startswith(
+            ("<", "[")
+        ):  # our tags (see `types.shape`), and pydantic's tag for the key of a mapping
             continue
         if isinstance(node, Mapping):
             if node.get("kind") == part and node is not tagged and i < len(loc) - 1:

@@ -1,0 +1,219 @@
+"""The MLflow store: one idempotent request at a time, with a limit on how long a stage waits for it.
+
+Every request may be repeated. A run is looked up by the tag `prefdag.spool` before it is created. MLflow drops a metric
+that it already has with the same key, step, time and value. Parameters, tags, artifacts and the status are overwritten.
+
+MLflow's SQL store turns infinity into 1.8e308. Metrics that are not finite are therefore not sent; the tag
+`prefdag.nonfinite` names the latest of them.
+"""
+
+import math
+import os
+import re
+import sqlite3
+import time
+from collections.abc import Callable, Iterable
+from contextlib import closing
+from operator import methodcaller
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from filelock import FileLock, Timeout
+
+from prefdag.runtime.artifacts import project_root, read_json, scratch, write_json
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+    from prefdag.tracking.spool import Event
+
+T = TypeVar("T")
+
+QUIET = 300.0  # seconds for which no other stage tries a server that did not answer
+LIMITS = {"metrics": 1000, "params": 100, "tags": 100}  # per request, set by MLflow
+
+# Defaults for MLflow. Its own retries are off, since they would also repeat the creation of a run. `Store` tries twice, so
+# a server that accepts connections and never answers is given up after 6 s.
+ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "3",
+    "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # errors are reported here, in one line
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # the address may contain a password
+}
+
+
+class DeliveryError(Exception):
+    """MLflow did not accept a request. The message is one line without secrets."""
+
+
+class OutageError(DeliveryError):
+    """The server did not answer, or the answer is not MLflow's. Further requests are pointless."""
+
+
+class RefusalError(DeliveryError):
+    """MLflow answered and refused this request: the run was deleted by hand, for example."""
+
+
+class Store:
+    """The MLflow store. It connects at the first request and handles one request at a time.
+
+    Raises:
+        DeliveryError: from every request; MLflow's own exceptions never leave this class.
+    """
+
+    def __init__(self) -> None:
+        self.uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{project_root()}/mlflow.db"
+        self.name = without_secrets(self.uri)
+        self.remote = self.uri.startswith(("http:", "https:"))
+        self.given_up = False  # set when a stage ends and no longer waits
+        self._asked: float | None = None  # start of the current request, in monotonic seconds
+        self._client: MlflowClient | None = None
+
+    def waited(self) -> float:
+        """Seconds since the current request started; 0 if there is none. Opening our own database does not count."""
+        asked = self._asked
+        return 0.0 if asked is None else time.monotonic() - asked
+
+    def ask(self, request: Callable[["MlflowClient"], T]) -> T:
+        """The result of a request. A request that fails is tried once more."""
+        client = self._client = self._client or self._connect()
+        return self._try_twice(lambda: request(client))
+
+    def begin(self, start: "Event") -> str:
+        """Find or create the run of a spool and log its parameters. Returns the run's id."""
+        from mlflow.entities import Param
+
+        experiment = self._experiment()
+        same_spool = f"tags.`prefdag.spool` = '{start['tags']['prefdag.spool']}'"
+
+        def find_or_create(client: "MlflowClient") -> str:
+            if runs := client.search_runs([experiment], same_spool, max_results=1):
+                return str(runs[0].info.run_id)
+            return str(client.create_run(experiment, start["time"], start["tags"], start["name"]).info.run_id)
+
+        run_id = self.ask(find_or_create)
+        self._log(run_id, "params", [Param(key, value) for key, value in start["params"].items()])
+        return run_id
+
+    def log_steps(self, run_id: str, steps: "Iterable[Event]") -> None:
+        """Log the metrics of several steps."""
+        from mlflow.entities import Metric, RunTag
+
+        metrics: list[Any] = []
+        tags: list[Any] = []
+        for event in steps:
+            for key, value in event["metrics"].items():
+                if math.isfinite(value):
+                    metrics.append(Metric(key, value, event["time"], event["step"]))
+                else:
+                    tags = [RunTag("prefdag.nonfinite", f"{key} is {value} at step {event['step']}")]
+        self._log(run_id, "metrics", metrics)
+        self._log(run_id, "tags", tags)
+
+    def _log(self, run_id: str, kind: str, items: list[Any]) -> None:
+        for i in range(0, len(items), LIMITS[kind]):
+            self.ask(methodcaller("log_batch", run_id, **{kind: items[i : i + LIMITS[kind]]}))
+
+    def _experiment(self) -> str:
+        """The id of the experiment, which is created if it does not exist."""
+        from mlflow.exceptions import MlflowException
+
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or "prefdag"
+        # By default artifacts go to the current directory, which is a temporary one in a queued experiment.
+        location = None if self.remote else (project_root() / "mlartifacts").as_uri()
+
+        def find_or_create(client: "MlflowClient") -> str:
+            if experiment := client.get_experiment_by_name(name):
+                return str(experiment.experiment_id)
+            try:
+                return client.create_experiment(name, location)
+            except MlflowException:
+                if experiment := client.get_experiment_by_name(name):  # another process was faster
+                    return str(experiment.experiment_id)
+                raise
+
+        return self.ask(find_or_create)
+
+    def _connect(self) -> "MlflowClient":
+        """The client. Creates the database if needed: it takes seconds, and two processes at once break it, hence the lock."""
+        mlflow = import_mlflow()
+        if self.remote:
+            return self._try_twice(lambda: mlflow.MlflowClient(self.uri))
+        scratch().mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(scratch("mlflow.lock"), timeout=60):
+                database = Path(self.uri.removeprefix("sqlite:///"))
+                if database.exists():
+                    self._try_twice(lambda: _wait_for_lock(database))
+                return self._try_twice(lambda: mlflow.MlflowClient(self.uri), clocked=False)  # local work, however slow
+        except Timeout as error:
+            raise OutageError("another process has been opening the database for a minute") from error
+
+    def _try_twice(self, request: Callable[[], T], clocked: bool = True) -> T:
+        from mlflow.exceptions import MlflowException
+
+        self._asked = time.monotonic() if clocked else None
+        try:
+            try:
+                return request()
+            except Exception:  # drivers raise anything; the second attempt decides
+                return request()
+        except Exception as error:
+            if isinstance(error, MlflowException) and error.get_http_status_code() < 500:
+                raise RefusalError(_one_line(error)) from error
+            self.note_dead()
+            raise OutageError(_one_line(_root(error))) from error
+        finally:
+            self._asked = None
+
+    def known_dead(self) -> bool:
+        """Whether any stage got no answer from this server recently. Only one stage pays for finding out."""
+        note = scratch("unanswered.json")
+        return (
+            self.remote
+            and note.exists()
+            and read_json(note) == {"store": self.name}
+            and time.time() - note.stat().st_mtime < QUIET
+        )
+
+    def note_dead(self) -> None:
+        """Tell other stages that this server does not answer. A local database is always tried."""
+        if self.remote:
+            write_json(scratch("unanswered.json"), {"store": self.name})
+
+    def note_alive(self) -> None:
+        """Let the next stage try the server again."""
+        scratch("unanswered.json").unlink(missing_ok=True)
+
+
+def import_mlflow() -> Any:
+    """MLflow, imported with our defaults for every variable that the user has not set."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import mlflow
+
+    return mlflow
+
+
+def _wait_for_lock(database: Path) -> None:
+    """Raise if another process holds the database for 3 s. MLflow would try to open it for minutes."""
+    with closing(sqlite3.connect(database, timeout=3)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+
+
+def without_secrets(text: str) -> str:
+    """The text with `user:password@` removed from every address."""
+    return re.sub(r"(?<=//)[^/\s]*@", "", text)
+
+
+def _root(error: BaseException) -> BaseException:
+    """The first exception of the chain: "connection refused" says more than the five exceptions around it."""
+    while cause := error.__cause__ or error.__context__:
+        error = cause
+    return error
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(without_secrets(str(error)).split())
+    return f"{type(error).__name__}: {text[:200]}"

@@ -1,0 +1,72 @@
+"""What no stage depends on cannot change an output: stages with every module of `dag.EXEMPT` altered make the same bytes."""
+
+import re
+from pathlib import Path
+
+from clones import Run
+from full_disk import outs
+
+from prefdag.project.dag import EXEMPT
+from prefdag.runtime.artifacts import sha256
+
+# Appended to each module: it behaves otherwise from then on.
+ALTERED = {
+    "prefdag/check_params.py": "load_params = lambda path: None",
+    "prefdag/runtime/durations.py": "note_duration = lambda name, seconds: None",
+    "prefdag/runtime/environment.py": "set_environment = lambda: os.environ.update(OMP_WAIT_POLICY='ACTIVE')",
+    "prefdag/runtime/errors.py": "PrefdagError.__str__ = lambda self: 'altered'; PrefdagError.exit_code = 9",
+    "prefdag/runtime/exits.py": "one_line_errors = lambda name: contextlib.nullcontext()",
+    "prefdag/runtime/lock.py": "stage_lock = lambda name: contextlib.nullcontext(); end_with_dvc = lambda: None",
+    "prefdag/runtime/progress.py": "progress = lambda *_, **__: tqdm(disable=True)",
+    "prefdag/tracking/delivery.py": "def deliver(spool, store): raise RefusalError('altered')",
+    "prefdag/tracking/runs.py": "log_ = Run.log; Run.log = lambda self, step, metrics: log_(self, step + 1, {'a': 1.0})",
+    "prefdag/tracking/spool.py": "add = Spool.append; Spool.append = lambda self, event: add(self, event | {'time': 0})",
+    "prefdag/runtime/interruption.py": "interruptible = lambda: contextlib.nullcontext(contextlib.nullcontext)",
+}
+# Between them they use all of these modules: to check, to train, to evaluate, to report.
+STAGES = ["validate_pairs", "sft_ref", "dpo_image", "evaluate_image", "report"]
+USED = "\nimport contextlib, os, pathlib\npathlib.Path(os.environ['USED'], __name__).touch()\n"
+
+
+def test_every_exempt_module_is_altered() -> None:
+    assert ALTERED.keys() == EXEMPT.keys()
+
+
+def test_outputs_are_the_same_whatever_exempt_modules_do(tiny: Path, copy: Path, run: Run, tmp_path: Path) -> None:
+    for module, change in ALTERED.items():
+        path = copy / module
+        path.write_text(path.read_text("utf-8") + USED + change + "\n", "utf-8")
+    for stage in STAGES:
+        said = run("python", "-m", f"stages.{stage}", USED=str(tmp_path), PYTHONPATH=str(copy)).stdout
+        assert "Traceback" not in said
+        for out in outs(copy, stage):
+            assert sha256(copy / out) == sha256(tiny / out), f"{stage}: {out}"
+    used = {f"{path.name.replace('.', '/')}.py" for path in tmp_path.iterdir()}
+    assert used == EXEMPT.keys()
+
+
+HEALTH, REPORT = {"health_text", "health_image"}, {"report", "publish"}
+COMMENTED = {path: set[str]() for path in EXEMPT} | {
+    "prefdag/health/findings.py": HEALTH,
+    "prefdag/config/health.py": HEALTH | REPORT,
+    "prefdag/config/report.py": REPORT,
+    "prefdag/train/loop.py": {
+        "sft_ref",
+        "resnet_warmup",
+        "control_image",
+        "dpo_text",
+        "dpo_image",
+    },  # the test can fail
+}
+
+
+def test_a_comment_reruns_what_it_can_change_and_nothing_else(copy: Path, run: Run) -> None:
+    """As `dvc status` has it."""
+    for path, expected in COMMENTED.items():
+        text = (copy / path).read_text("utf-8")
+        (copy / path).write_text(f"{text}# a comment\n", "utf-8")
+        changed = {
+            stage for stage, _ in re.findall(r"^(\w+):\n(\tchanged deps:)$", run("dvc", "status").stdout, re.MULTILINE)
+        }
+        assert changed == expected, path
+        (copy / path).write_text(text, "utf-8")
