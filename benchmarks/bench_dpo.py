@@ -83,8 +83,8 @@ def ours(args: argparse.Namespace) -> dict[str, float]:
     from prefdag.dpo.preference import Preference
     from prefdag.text import model as lm
     from prefdag.text import trainable
-    from prefdag.text.dpo_task import dpo_task
-    from prefdag.text.scoring.logps import score_all_pairs
+    from prefdag.text.dpo_task import cached_logps, dpo_task
+    from prefdag.text.scoring.logps import all_pair_logps
     from prefdag.train.checkpoint import Checkpoints
     from prefdag.train.loop import fit
     from prefdag.train.task import Tasks
@@ -95,10 +95,9 @@ def ours(args: argparse.Namespace) -> dict[str, float]:
     policy = trainable.add_adapter(lm.load(args.model), ADAPTERS[args.adapter], 0, "adapter")
     start_adapters(policy)
     preference = Preference("sigmoid", args.beta, LossOptions(**dict.fromkeys(LossOptions.__dataclass_fields__)), {})
-    reference = score_all_pairs(trainable.before_training(policy), pairs, 1024, "reference")
-    constants = {f"ref_{name}": values for name, values in reference.items()}
-    task = dpo_task(pairs, [str(i) for i in range(len(pairs))], constants, preference)
-    first = dpo_task(pairs[:1], ["0"], {name: t[:1] for name, t in constants.items()}, preference)
+    ref_logps = cached_logps(all_pair_logps(trainable.before_training(policy), pairs, 1024, "reference"))
+    task = dpo_task(pairs, [str(i) for i in range(len(pairs))], preference, ref_logps)
+    first = dpo_task(pairs[:1], ["0"], preference, ref_logps)
     clock = Clock()
 
     def log(step: int, metrics: Mapping[str, float]) -> None:

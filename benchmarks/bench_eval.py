@@ -28,12 +28,12 @@ TOKENS = 1024  # per forward pass of ours, the pipeline's default
 def ours(folder: Path, pairs: list[Pair]) -> tuple[float, float]:
     """Seconds, and the sum of all log-probabilities in nats, with the pipeline's scoring."""
     from prefdag.text import model as lm
-    from prefdag.text.scoring.logps import score_all_pairs
+    from prefdag.text.scoring.logps import all_pair_logps
 
     model = lm.load(folder)
     start = time.perf_counter()
-    found = score_all_pairs(model, pairs, TOKENS, "ours")
-    return time.perf_counter() - start, float(found["chosen"].sum() + found["rejected"].sum())
+    logps = all_pair_logps(model, pairs, TOKENS, "ours")
+    return time.perf_counter() - start, float(logps.chosen.logps.sum() + logps.rejected.logps.sum())
 
 
 @torch.no_grad()

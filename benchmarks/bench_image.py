@@ -91,7 +91,7 @@ def ours(max_shift: int, flip: bool) -> Figures:
         start = time.perf_counter()
         ref_logps = reference_logps(reference, images, augment, settings)
         speed = n / (time.perf_counter() - start)
-        return dpo_task(split, augment, y_l, ref_logps, preference, jointly=preference.jointly), speed
+        return dpo_task(split, augment, y_l, ref_logps, preference), speed
 
     train, speed = task(BATCH * (WARM_UP + STEPS))
     ends: list[float] = []

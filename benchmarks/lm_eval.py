@@ -97,7 +97,7 @@ def ours(sets: Mapping[str, Sequence[EvalRow]], folder: Path, dtype: str) -> dic
     from prefdag.pairs.tokenizer import ChatTokenizer, positions
     from prefdag.text import model as lm
     from prefdag.text.evaluation import choices
-    from prefdag.text.scoring.logps import score
+    from prefdag.text.scoring.logps import group_logps
     from prefdag.text.scoring.states import set_forward_mode
 
     if dtype == "float32":
@@ -110,13 +110,13 @@ def ours(sets: Mapping[str, Sequence[EvalRow]], folder: Path, dtype: str) -> dic
     for name, rows in sets.items():
         task = choices.TASKS[name]
         groups = task.groups(rows, tokenizer, positions(folder))
-        of_groups = score if dtype == "float32" else score_float64
+        of_groups = group_logps if dtype == "float32" else group_logps_float64
         found[name] = task.table(rows, of_groups(model, groups, TOKENS, f"{name}, {dtype}"))
     return found
 
 
-def score_float64(model: Any, groups: Sequence[Group], max_tokens: int, name: str) -> np.ndarray:
-    """`logps.score` with the softmax over the vocabulary and the sums in float64; the pipeline uses float32."""
+def group_logps_float64(model: Any, groups: Sequence[Group], max_tokens: int, name: str) -> np.ndarray:
+    """`logps.group_logps` with the softmax over the vocabulary and the sums in float64; the pipeline uses float32."""
     import torch
 
     from prefdag.text.scoring.logps import packs

@@ -28,8 +28,10 @@ import torch
 from torch import Tensor, nn
 
 from prefdag.dpo.losses import sigmoid
-from prefdag.dpo.preference import Scores, kl
+from prefdag.dpo.pair_batch import PairBatch
+from prefdag.dpo.preference import kl
 from prefdag.stats.intervals import mean, proportion
+from prefdag.train.outputs import map_tensors
 
 RESULTS = Path(__file__).with_name("wrong_losses.csv")
 SEEDS = (0,)  # for LoRA's initial weights and the order of the data
@@ -43,28 +45,28 @@ TARGET = math.log(P / (1 - P)) / BETA  # 8.47 nats: the minimum of -p log s(b m)
 # The losses, each of shape (pairs,)
 
 
-def probabilistic(scores: Scores, p: float) -> Tensor:
+def probabilistic(batch: PairBatch, p: float) -> Tensor:
     """-p log s(b h) - (1 - p) log s(-b h), h = log-ratio of y_w - log-ratio of y_l. DPO if p = 1; minimum at logit(p) / b."""
-    logratios = scores["chosen"] - scores["ref_chosen"], scores["rejected"] - scores["ref_rejected"]
+    logratios = (response.logps - response.ref_logps for response in (batch.chosen, batch.rejected))
     return sigmoid(*logratios, BETA, label_smoothing=1 - p)
 
 
-def without_reference(scores: Scores, p: float) -> Tensor:
+def without_reference(batch: PairBatch, p: float) -> Tensor:
     """WRONG. Uses log-probabilities instead of log-ratios: the optimum is log pi(y_w) - log pi(y_l) = logit(p) / b."""
-    return sigmoid(scores["chosen"], scores["rejected"], BETA, label_smoothing=1 - p)
+    return sigmoid(batch.chosen.logps, batch.rejected.logps, BETA, label_smoothing=1 - p)
 
 
-def cross_entropy_difference(scores: Scores) -> Tensor:
+def cross_entropy_difference(batch: PairBatch) -> Tensor:
     """WRONG. CE(y_w) - CE(y_l), each a mean over tokens: it has no reference and no lower bound."""
-    return scores["rejected"] / scores["rejected_tokens"] - scores["chosen"] / scores["chosen_tokens"]
+    return batch.rejected.logps / batch.rejected.tokens - batch.chosen.logps / batch.chosen.tokens
 
 
-ARMS: Mapping[str, Callable[[Scores], Tensor]] = {
-    "DPO": lambda scores: probabilistic(scores, 1.0),
+ARMS: Mapping[str, Callable[[PairBatch], Tensor]] = {
+    "DPO": lambda batch: probabilistic(batch, 1.0),
     "difference of cross-entropies": cross_entropy_difference,
-    "probabilistic DPO, p = 0.7": lambda scores: probabilistic(scores, P),
-    "without the reference, p = 0.7": lambda scores: without_reference(scores, P),
-    "without the reference, p = 1": lambda scores: without_reference(scores, 1.0),
+    "probabilistic DPO, p = 0.7": lambda batch: probabilistic(batch, P),
+    "without the reference, p = 0.7": lambda batch: without_reference(batch, P),
+    "without the reference, p = 1": lambda batch: without_reference(batch, 1.0),
 }
 
 
@@ -121,7 +123,8 @@ def run(folder: Path) -> None:
     from prefdag.check_params import load_params
     from prefdag.text import model as lm
     from prefdag.text import trainable
-    from prefdag.text.scoring.logps import Pair, score_all_pairs, score_pairs
+    from prefdag.text.pair_batch import pair_batch
+    from prefdag.text.scoring.logps import Pair, PairLogps, all_pair_logps, pair_logps
     from prefdag.text.scoring.rows import pair_rows, read_ref_logps, read_split
     from prefdag.train.checkpoint import Checkpoints
     from prefdag.train.loop import fit
@@ -129,36 +132,33 @@ def run(folder: Path) -> None:
 
     params = load_params(folder / "params.yaml")
     pairs: dict[str, list[Pair]] = {}
-    references: dict[str, dict[str, Tensor]] = {}
+    references: dict[str, PairLogps] = {}
     for split in ("train", "val", "test"):
         frame = read_split(folder / "data/pairs", split)
         pairs[split] = pair_rows(frame)
-        logps = read_ref_logps(
+        references[split] = read_ref_logps(
             folder / "data/ref_logps", split, frame, folder / "data/pairs", folder / "models/reference"
         )
-        references[split] = {f"ref_{name}": values for name, values in logps.items()}
 
-    def task(split: str, count: int, loss: Callable[[Scores], Tensor]) -> Task:
-        def score(model: nn.Module, rows: Sequence[int], epoch: int | None) -> Mapping[str, Tensor]:
-            said = score_pairs(model, [pairs[split][i] for i in rows])
-            return said | {name: values[list(rows)] for name, values in references[split].items()}
+    def task(split: str, count: int, loss: Callable[[PairBatch], Tensor]) -> Task:
+        def forward(model: nn.Module, rows: Sequence[int], epoch: int | None) -> PairBatch:
+            chunk = [pairs[split][i] for i in rows]
+            of_rows = map_tensors(lambda values: values[list(rows)], references[split])
+            return pair_batch(chunk, pair_logps(model, chunk), of_rows)
 
-        def outcome(said: Scores) -> tuple[Tensor, dict[str, Tensor]]:
-            h = said["chosen"] - said["ref_chosen"] - said["rejected"] + said["ref_rejected"]
-            return loss(said), {"margin": h.detach(), "kl": kl(said).detach()}
+        def loss_and_metrics(batch: PairBatch) -> tuple[Tensor, dict[str, Tensor]]:
+            chosen, rejected = batch.chosen, batch.rejected
+            h = chosen.logps - chosen.ref_logps - rejected.logps + rejected.ref_logps
+            return loss(batch), {"margin": h.detach(), "kl": kl(batch).detach()}
 
-        return Task(score, outcome, [1.0] * count, [f"{split} {i}" for i in range(count)])
+        return Task(forward, loss_and_metrics, [1.0] * count, [f"{split} {i}" for i in range(count)])
 
     if not have("", 0, "reference"):
-        sides = ("chosen", "rejected")
-        tokens = {
-            f"{side}_tokens": torch.tensor([len(getattr(pair, side)) for pair in pairs["test"]]) for side in sides
-        }
-        same: Any = {side: references["test"][f"ref_{side}"] for side in sides} | tokens | references["test"]
+        same = pair_batch(pairs["test"], references["test"], references["test"])
         shares = {
             f"{split}_{name}": value
             for split in ("train", "test")
-            for name, value in wrong_way(references[split]["ref_chosen"] - references[split]["ref_rejected"]).items()
+            for name, value in wrong_way(references[split].chosen.logps - references[split].rejected.logps).items()
         }
         record({"study": "", "seed": 0, "arm": "reference", "learning_rate": 0.0, **measure(same), **shares})
     for (name, study), seed in itertools.product(STUDIES.items(), SEEDS):
@@ -190,7 +190,8 @@ def run(folder: Path) -> None:
                     checkpoints=Checkpoints(Path(empty)),
                     log=lambda step, metrics: None,
                 ).train
-            scores: Any = {**score_all_pairs(policy, pairs["test"], 1024, arm), **references["test"]}
+            logps = all_pair_logps(policy, pairs["test"], 1024, arm)
+            batch = pair_batch(pairs["test"], logps, references["test"])
             # Means over the last steps: the final loss, and the margin of pairs that are already learnt.
             last = {key: sum(row[key] for row in history[-8:]) / 8 for key in ("loss", "margin")}
             record(
@@ -204,22 +205,22 @@ def run(folder: Path) -> None:
                     "first_loss": history[0]["loss"],
                     "last_loss": last["loss"],
                     **({"learnt_margin": last["margin"]} if study.epochs > 1 else {}),
-                    **measure(scores),
+                    **measure(batch),
                     "seconds": round(time.monotonic() - start),
                     "hardware": hardware(),
                 }
             )
 
 
-def measure(scores: Scores) -> dict[str, float]:
+def measure(batch: PairBatch) -> dict[str, float]:
     """Metrics of the policy against the reference on held-out pairs, in nats.
 
     `pushed_back` are the pairs whose responses the reference itself separates by more than `TARGET`. For them the loss
     without the reference, p = 0.7, asks for a margin h below zero.
     """
-    s: dict[str, Tensor] = {name: values.double() for name, values in scores.items()}  # type: ignore[attr-defined]
-    chosen, rejected = s["chosen"] - s["ref_chosen"], s["rejected"] - s["ref_rejected"]
-    h, given = chosen - rejected, s["ref_chosen"] - s["ref_rejected"]
+    batch = map_tensors(Tensor.double, batch)
+    chosen, rejected = (response.logps - response.ref_logps for response in (batch.chosen, batch.rejected))
+    h, given = chosen - rejected, batch.chosen.ref_logps - batch.rejected.ref_logps
     low, high = mean(h.tolist())
     return {
         "test_n": len(h),
@@ -230,10 +231,10 @@ def measure(scores: Scores) -> dict[str, float]:
         "margin_pushed_back": float(h[given > TARGET].mean()),
         "margin_others": float(h[given <= TARGET].mean()),
         "correlation": float(torch.corrcoef(torch.stack([given, h]))[0, 1]) if bool(h.any()) else 0.0,
-        "chosen_per_token": float(chosen.sum() / s["chosen_tokens"].sum()),
-        "rejected_per_token": float(rejected.sum() / s["rejected_tokens"].sum()),
-        "perplexity": math.exp(-float(s["chosen"].sum() / s["chosen_tokens"].sum())),
-        "kl": float(kl(s).mean()),  # type: ignore[arg-type]
+        "chosen_per_token": float(chosen.sum() / batch.chosen.tokens.sum()),
+        "rejected_per_token": float(rejected.sum() / batch.rejected.tokens.sum()),
+        "perplexity": math.exp(-float(batch.chosen.logps.sum() / batch.chosen.tokens.sum())),
+        "kl": float(kl(batch).mean()),
     }
 
 

@@ -1,4 +1,4 @@
-"""Train the control of the image track: from the same reference, with the budget of DPO, but under cross-entropy."""
+"""Train the control of the image track: from the same reference and with the same budget as DPO, but with cross-entropy."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Train the policy of the image classifier with DPO: the true class preferred to another, against the reference."""
+"""Train the image classifier's policy with DPO: the true class is preferred to another, against the reference."""
 
 from pathlib import Path
 
@@ -37,7 +37,7 @@ def main(
     preference = Preference(loss, beta, loss_options, constraints)
     preference.check_reference(dpo_image.reference, "dpo_image.reference")
     augment = {"train": Augmentation(dpo_image.max_shift, dpo_image.flip, seed), "val": Augmentation(0, False, seed)}
-    # Both in eval mode, the policy too: it then starts at the reference, whose batch statistics it keeps.
+    # Both in eval mode: the policy keeps the batch statistics of the reference, and so starts at the reference.
     policy, architecture = resnet.load(REFERENCE)
     reference = resnet.load(REFERENCE)[0].requires_grad_(False)
     splits = load_splits(IMAGES, PAIRS)
@@ -46,7 +46,7 @@ def main(
 
     def task(name: str) -> Task:
         ref_logps = reference_logps(reference, seen[name].images, augment[name], dpo_image)
-        return dpo_task(seen[name], augment[name], y_l[name], ref_logps, preference, jointly=preference.jointly)
+        return dpo_task(seen[name], augment[name], y_l[name], ref_logps, preference)
 
     frozen = FrozenCheck([*reference.parameters(), *reference.buffers()], policy.buffers())
     moving = MovingReference(

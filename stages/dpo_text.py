@@ -1,4 +1,4 @@
-"""Train the policy of the language model with DPO, against cached or live log-probabilities of the reference."""
+"""Train the language model's policy with DPO, against cached or live log-probabilities of the reference."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +11,12 @@ from prefdag.config.types import Count, Positive
 from prefdag.stage import stage
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pandas as pd
+
+    from prefdag.text.dpo_task import RefLogps
+    from prefdag.text.scoring.logps import Pair
     from prefdag.train.hook import StepHook
 
 PAIRS = Path("data/pairs")
@@ -32,7 +38,7 @@ def main(
     from prefdag.dpo.reference import FrozenCheck, MovingReference
     from prefdag.dpo.start import START_TOLERANCE, StartCheck
     from prefdag.text import trainable
-    from prefdag.text.dpo_task import dpo_task
+    from prefdag.text.dpo_task import cached_logps, dpo_task, live_logps
     from prefdag.text.scoring.rows import check_ref_logps, pair_rows, presence, read_ref_logps, read_split, soft_labels
     from prefdag.train.session import Output, train_stage
     from prefdag.train.task import Task, Tasks
@@ -55,19 +61,25 @@ def main(
         )
     cached = dpo_text.reference.logps == "cached"
     tolerance = START_TOLERANCE[dpo_text.training.precision]
-    live = not cached or preference.needs("kl")
+    live = not cached or preference.uses_kl
+    # Only if needed: with a fully trained policy, `untrained` is a copy.
     reference = moving.model if moving else trainable.untrained(policy) if live else None
+
+    def ref_logps(split: str, frame: "pd.DataFrame", pairs: "Sequence[Pair]") -> "RefLogps":
+        live = live_logps(reference, pairs) if reference else None
+        if live and not cached:
+            return live
+        logps = read_ref_logps(REF_LOGPS, split, frame, PAIRS, REFERENCE)
+        check_ref_logps(logps, trainable.before_training(policy), pairs, REF_LOGPS / f"{split}.parquet", tolerance)
+        return cached_logps(logps, live)
 
     def task(split: str) -> Task:
         frame = read_split(PAIRS, split)
-        pairs = pair_rows(frame, mismatched=preference.needs("kl"))
-        constants = soft_labels(frame) | presence(frame)
-        preference.check_rows(frame["preference"], "has_chosen" not in constants, f"{PAIRS / split}.parquet")
-        if cached:
-            logps = read_ref_logps(REF_LOGPS, split, frame, PAIRS, REFERENCE)
-            check_ref_logps(logps, trainable.before_training(policy), pairs, REF_LOGPS / f"{split}.parquet", tolerance)
-            constants |= {f"ref_{name}": t for name, t in logps.items()}
-        return dpo_task(pairs, frame["id"].tolist(), constants, preference, reference)
+        pairs = pair_rows(frame, mismatched=preference.uses_kl)
+        labels, present = soft_labels(frame), presence(frame)
+        preference.check_rows(frame["preference"], present is None, f"{PAIRS / split}.parquet")
+        ids, logps = frame["id"].tolist(), ref_logps(split, frame, pairs)
+        return dpo_task(pairs, ids, preference, logps, labels=labels, present=present)
 
     hooks: list[StepHook] = [preference, moving or FrozenCheck(frozen)]
     if dpo_text.adapter.kind != "prefix":  # a new prefix does not start at the reference

@@ -1,5 +1,5 @@
-"""Evaluate reference, policy and control on test images that none of them saw: accuracies with intervals, in all and by
-class, confusions, calibration, McNemar's test of the policy against the other two, rewards, KL."""
+"""Evaluate reference, policy and control on unseen test images: accuracies with intervals, in total and by class,
+confusions, calibration, McNemar's test of the policy against the other two, rewards, KL."""
 
 from contextlib import ExitStack
 from pathlib import Path

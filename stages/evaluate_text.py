@@ -1,4 +1,4 @@
-"""Evaluate the policy on held-out pairs and eval sets, beside what base model and reference say there."""
+"""Evaluate the policy on held-out pairs and eval sets, beside base model and reference."""
 
 from contextlib import ExitStack
 from pathlib import Path
@@ -51,15 +51,16 @@ def main(
 
     models = lm.load_models(REFERENCE, POLICY)
     pairs = pair_rows(test)
-    heldout, kl, logratios = evaluate.score_heldout(models, pairs, budget)
+    heldout, kl, logratios = evaluate.compare_heldout(models, pairs, budget)
     tokens = evaluate.tokens_table(test["id"], pairs, logratios, tokenizer)
     rewards = Preference(loss, beta, loss_options, {}).rewards(heldout)
     policy = eval_logps.compute_logps(models.policy, groups, budget, "policy")
     logps = {name: {"base": base[name], "reference": reference[name], "policy": policy[name]} for name in groups}
 
-    said = evaluate.chosen_logps(heldout, base[eval_logps.HELDOUT])
-    metrics = {"heldout": evaluate.heldout_metrics(heldout, rewards, test["preference"].to_numpy(), kl, said, chosen)}
-    rows = [evaluate.rows_table("heldout", test["id"][test["chosen_ids"].map(len) > 0], said, chosen)]
+    of_chosen = evaluate.chosen_logps(heldout, base[eval_logps.HELDOUT])
+    labels = test["preference"].to_numpy()
+    metrics = {"heldout": evaluate.heldout_metrics(heldout, rewards, labels, kl, of_chosen, chosen)}
+    rows = [evaluate.rows_table("heldout", test["id"][test["chosen_ids"].map(len) > 0], of_chosen, chosen)]
     for name, spoken_rows in spoken(questions).items():
         metrics[name] = evaluate.set_metrics(logps[name], groups[name])
         rows.append(evaluate.rows_table(name, [row.source for row in spoken_rows], logps[name], groups[name]))

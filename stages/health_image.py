@@ -1,4 +1,4 @@
-"""Judge the finished DPO run of the image classifier; fail if it has a finding that health_image.fail_on names."""
+"""Check the finished DPO run of the image classifier; fail on a finding listed in health_image.fail_on."""
 
 from pathlib import Path
 

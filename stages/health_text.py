@@ -1,4 +1,4 @@
-"""Judge the finished DPO run of the language model; fail if it has a finding that health_text.fail_on names."""
+"""Check the finished DPO run of the language model; fail on a finding listed in health_text.fail_on."""
 
 from pathlib import Path
 

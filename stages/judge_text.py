@@ -38,11 +38,11 @@ def main(beta: Positive, loss: Loss, loss_options: LossOptions, judge_text: Judg
             verdicts = judge.reward_model(pairs, judge.fetch_reward_model(source, scratch("reward_models", pinned)))
         case EndpointJudge() as config:
             verdicts = endpoint.judge(pairs, endpoint.Endpoint(config, endpoint.key_from_environment()))
-    # By kind: what one judge says is not to be compared with what another one does.
-    found = {judge_text.judge.kind: judge.win_rates(pairs, verdicts)}
+    # By kind of judge: win rates of different judges are not comparable.
+    win_rates = {judge_text.judge.kind: judge.win_rates(pairs, verdicts)}
     with writing(VERDICTS) as rows, writing(WIN_RATE) as rates:
         verdicts.to_parquet(rows, index=False)
-        write_json(rates, found)
+        write_json(rates, win_rates)
 
 
 if __name__ == "__main__":

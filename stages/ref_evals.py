@@ -1,4 +1,4 @@
-"""Score the eval sets under base model and reference, once for all betas, losses and seeds."""
+"""Compute log-probabilities of the eval sets under base model and reference, once for all betas, losses and seeds."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def main(format_pairs: FormatPairs, evaluate_text: EvaluateText) -> None:
     tokenizer = ChatTokenizer(REFERENCE, format_pairs.template)
     questions = read_eval_sets(EVALS, evaluate_text.max_eval_rows)
     groups = eval_logps.groups_by_set(questions, tokenizer, format_pairs, positions(REFERENCE))
-    # What the reference says of held-out pairs, evaluate_text needs token by token, beside the policy.
+    # Not the reference's: evaluate_text computes these per token, beside the policy.
     heldout = {eval_logps.HELDOUT: chosen_groups(read_split(PAIRS, "test"))}
     with writing(REF_EVALS) as folder:
         folder.mkdir()

@@ -1,4 +1,4 @@
-"""Compute the log-probabilities of every pair under the reference, once for all betas, losses and seeds."""
+"""Compute the reference's log-probabilities of every pair, once for all betas, losses and seeds."""
 
 from pathlib import Path
 
@@ -17,10 +17,10 @@ def main(ref_logps: RefLogps) -> None:
     import pyarrow.parquet as pq
 
     from prefdag.text import model as lm
-    from prefdag.text.scoring.logps import score_all_pairs
-    from prefdag.text.scoring.rows import REF_COLUMNS, pair_rows, parts_of, reference_key
+    from prefdag.text.scoring.logps import all_pair_logps
+    from prefdag.text.scoring.rows import REF_COLUMNS, pair_rows, parts_of, ref_columns, reference_key
 
-    schema = pa.schema({"id": pa.string(), **{f"{name}_logps": pa.float64() for name in REF_COLUMNS}})
+    schema = pa.schema({"id": pa.string(), **dict.fromkeys(REF_COLUMNS, pa.float64())})
     model = lm.load(REFERENCE, ref_logps.dtype)
     with writing(REF_LOGPS) as folder:
         folder.mkdir()
@@ -28,11 +28,11 @@ def main(ref_logps: RefLogps) -> None:
             total, done = pq.read_metadata(PAIRS / f"{split}.parquet").num_rows, 0
             with pq.ParquetWriter(folder / f"{split}.parquet", schema) as writer:
                 for frame in parts_of(PAIRS, split):
-                    scores = score_all_pairs(
+                    logps = all_pair_logps(
                         model, pair_rows(frame), ref_logps.tokens_per_batch, split, done=done, total=total
                     )
-                    logps = {f"{name}_logps": scores[name].double().numpy() for name in REF_COLUMNS}
-                    writer.write_table(pa.table({"id": frame["id"], **logps}, schema))
+                    columns = {name: values.double().numpy() for name, values in ref_columns(logps).items()}
+                    writer.write_table(pa.table({"id": frame["id"], **columns}, schema))
                     done += len(frame)
         write_json(folder / "key.json", reference_key(PAIRS, REFERENCE, ref_logps.dtype))
 

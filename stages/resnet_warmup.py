@@ -1,4 +1,4 @@
-"""Train the reference classifier: a ResNet under cross-entropy, from pretrained weights where there are any."""
+"""Train the reference classifier: a ResNet with cross-entropy, from pretrained weights if there are any."""
 
 from pathlib import Path
 

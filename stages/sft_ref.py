@@ -19,7 +19,9 @@ def main(sft_ref: SftRef) -> None:
     from prefdag.train.task import Tasks
 
     frames = read_split(PAIRS, "train"), read_split(PAIRS, "val")
-    taught = [frame[frame["chosen_ids"].map(len) > 0] for frame in frames]  # unpaired data has rows without
+    taught = [
+        frame[frame["chosen_ids"].map(len) > 0] for frame in frames
+    ]  # unpaired data has rows without a chosen response
     train, validation = (sft_task(chosen_groups(frame), frame["id"].tolist()) for frame in taught)
     key = "sft_ref.adapter"
     model = trainable.add_adapter(

@@ -1,6 +1,6 @@
-"""The naive twins of `prefdag.dpo.losses` and `prefdag.dpo.preference`: the papers' formulas in plain Python, a pair at a time.
+"""Naive twins of `prefdag.dpo.losses` and `prefdag.dpo.preference`: the papers' formulas in plain Python, pair by pair.
 
-They begin where the code's scores end: at the log-probabilities of single tokens, with absent responses as None.
+They start from the log-probabilities of single tokens; an absent response is None.
 """
 
 import math
@@ -14,7 +14,9 @@ from torch import Tensor
 from prefdag.config.constraints import Constraint
 from prefdag.config.loss import LossName
 from prefdag.config.loss_options import LossOptions
-from prefdag.dpo.preference import Preference, Scores
+from prefdag.dpo import pair_batch
+from prefdag.dpo.pair_batch import PairBatch
+from prefdag.dpo.preference import Preference
 
 ALL_OF_MARGIN = {"reduction", "reference_free", "f_divergence", "f_alpha", "ld_alpha", "wpo"}
 ALL_OF_REWARDS = {"reduction", "reference_free", "ld_alpha"}
@@ -66,7 +68,7 @@ class Pair:
 
 
 def options(**values: Any) -> LossOptions:
-    """Those that are named; the others null."""
+    """These options; the others are null."""
     return LossOptions(**{field.name: values.get(field.name) for field in fields(LossOptions)})
 
 
@@ -76,30 +78,40 @@ def preference(
     constraints: Mapping[Any, Constraint] | None = None,
     **values: Any,
 ) -> Preference:
-    """The one under test, with `values` as its options."""
+    """The preference under test, with `values` as its options."""
     return Preference(loss, beta, options(**values), constraints or {})
 
 
-def scores(pairs: Sequence[Pair]) -> Scores:
-    """What the trainer would hand over for these rows, float64; an absent response has log-probability 0 and one token."""
-    made: dict[str, list[float]] = {}
+def double(*values: float) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
 
-    def add(key: str, value: float) -> None:
-        made.setdefault(key, []).append(value)
 
-    for pair in pairs:
-        lengths = [len(r.policy) for r in (pair.chosen, pair.rejected) if r]
-        for side, r in (("chosen", pair.chosen), ("rejected", pair.rejected)):
-            if not all(p.chosen and p.rejected for p in pairs):  # as the stages do: absent, where every row has both
-                add(f"has_{side}", float(r is not None))
-            add(f"{side}_tokens", len(r.policy) if r else 1)
-            add(f"{side}_confidence", r.confidence if r else 0.0)
-            for prefix, logps in (("", r.policy if r else []), ("ref_", r.reference if r else [])):
-                add(f"{prefix}{side}", sum(logps))
-                add(f"{prefix}{side}_shared", sum(logps[: min(lengths)]))
-        add("preference", pair.preference)
-        add("kl", pair.kl)
-    return {key: torch.tensor(values, dtype=torch.float64) for key, values in made.items()}  # type: ignore[return-value]
+ABSENT = Response([], [])
+
+
+def batch(pairs: Sequence[Pair]) -> PairBatch:
+    """These rows as the trainer passes them on, float64. An absent response has log-probability 0 and one token."""
+    shared = [min(len(r.policy) for r in (pair.chosen, pair.rejected) if r) for pair in pairs]
+    everywhere = all(pair.chosen and pair.rejected for pair in pairs)
+
+    def responses(side: Sequence[Response | None]) -> pair_batch.Response:
+        present = [r or ABSENT for r in side]
+        return pair_batch.Response(
+            logps=double(*(sum(r.policy) for r in present)),
+            ref_logps=double(*(sum(r.reference) for r in present)),
+            tokens=double(*(len(r.policy) or 1 for r in present)),
+            shared_logps=double(*(sum(r.policy[:n]) for r, n in zip(present, shared, strict=True))),
+            ref_shared_logps=double(*(sum(r.reference[:n]) for r, n in zip(present, shared, strict=True))),
+            confidence=double(*(r.confidence for r in present)),
+            present=None if everywhere else double(*(r is not None for r in side)),  # as in the stages
+        )
+
+    return PairBatch(
+        responses([pair.chosen for pair in pairs]),
+        responses([pair.rejected for pair in pairs]),
+        kl=double(*(pair.kl for pair in pairs)),
+        preference=double(*(pair.preference for pair in pairs)),
+    )
 
 
 def log_s(z: float) -> float:
@@ -267,7 +279,3 @@ def losses(
         for i, p in enumerate(pairs):
             total[i] *= math.exp(p.chosen.confidence) * math.exp(p.rejected.confidence)  # type: ignore[union-attr]
     return total
-
-
-def double(*values: float) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)

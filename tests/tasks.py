@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from torch import nn
+from torch import Tensor, nn
 
 from prefdag.config.loss import LossName
 from prefdag.config.loss_options import LossOptions
@@ -15,27 +15,27 @@ from prefdag.dpo.preference import Preference
 from prefdag.train import session
 from prefdag.train.checkpoint import Checkpoints
 from prefdag.train.loop import History, fit
-from prefdag.train.task import LossAndMetrics, ModelOutputs, Task
+from prefdag.train.task import LossAndMetrics, Task
 
 Objective = Callable[[nn.Module, Sequence[int], int | None], LossAndMetrics]
 
 
 def task_of(objective: Objective, weights: Sequence[float], ids: Sequence[str]) -> Task:
-    """A task whose losses and metrics are made in one place."""
+    """A task whose losses and metrics come from one function."""
 
-    def score(model: nn.Module, rows: Sequence[int], epoch: int | None) -> ModelOutputs:
+    def forward(model: nn.Module, rows: Sequence[int], epoch: int | None) -> Mapping[str, Tensor]:
         losses, metrics = objective(model, rows, epoch)
         return {"losses": losses, **metrics}
 
-    def loss(said: ModelOutputs) -> LossAndMetrics:
-        return said["losses"], {name: value for name, value in said.items() if name != "losses"}
+    def loss(outputs: Mapping[str, Tensor]) -> LossAndMetrics:
+        return outputs["losses"], {name: value for name, value in outputs.items() if name != "losses"}
 
-    return Task(score, loss, weights, ids)
+    return Task(forward, loss, weights, ids)
 
 
 def objective_of(task: Task) -> Objective:
     """The losses and metrics of some rows."""
-    return lambda model, rows, epoch: task.loss(task.score(model, rows, epoch))
+    return lambda model, rows, epoch: task.loss(task.forward(model, rows, epoch))
 
 
 NO_OPTIONS = dict.fromkeys(LossOptions.__dataclass_fields__)
@@ -44,7 +44,7 @@ NO_OPTIONS = dict.fromkeys(LossOptions.__dataclass_fields__)
 def preference_of(
     loss: LossName | Mapping[LossName, float], beta: float = 0.5, constraints: Any = None, **options: Any
 ) -> Preference:
-    """A preference with the options that are named."""
+    """A preference with these options; the others are null."""
     return Preference(loss, beta, LossOptions(**{**NO_OPTIONS, **options}), constraints or {})
 
 

@@ -18,7 +18,7 @@ from naive_losses import preference
 from torch import Tensor
 
 from prefdag.config.loss import LossName
-from prefdag.dpo.preference import Scores
+from prefdag.dpo.pair_batch import PairBatch, Response
 
 pytest.importorskip("trl", reason="TRL is the peer that these tests compare with; it is in a lock of its own")
 
@@ -80,26 +80,20 @@ class Batch:
             is_top1=zeros.bool(),
         )
 
-    def scores(self) -> Scores:
-        """What our model says of it."""
+    def pairs(self) -> PairBatch:
+        """The same batch for our losses."""
         lengths = torch.stack(self.tokens.chunk(2)).min(0).values.repeat(2)
         shared = self.mask * (self.mask.cumsum(1) <= lengths[:, None])
-        confidence = ((self.logps.detach() - self.log_sum_squares) * self.mask).sum(1) / self.tokens
-        of_both = {
-            "": self.logps.sum(1),
-            "_tokens": self.tokens,
-            "_shared": (self.logps * shared).sum(1),
-            "_confidence": confidence,
-        }
-        both = {
-            f"{side}{key}": part for key, t in of_both.items() for side, part in zip(SIDES, t.chunk(2), strict=True)
-        }
-        for key, t in (("", self.ref_logps), ("_shared", (self.reference * shared).sum(1))):
-            both |= {f"ref_{side}{key}": part for side, part in zip(SIDES, t.chunk(2), strict=True)}
-        return both  # type: ignore[return-value]
-
-
-SIDES = ("chosen", "rejected")
+        columns = (
+            self.logps.sum(1),
+            self.ref_logps,
+            self.tokens,
+            (self.logps * shared).sum(1),
+            (self.reference * shared).sum(1),
+            ((self.logps.detach() - self.log_sum_squares) * self.mask).sum(1) / self.tokens,
+        )
+        chosen, rejected = zip(*(column.chunk(2) for column in columns), strict=True)
+        return PairBatch(Response(*chosen), Response(*rejected))
 
 
 def dpo_loss(batch: Batch, losses: Mapping[str, float], **settings: Any) -> Tensor:
@@ -107,11 +101,11 @@ def dpo_loss(batch: Batch, losses: Mapping[str, float], **settings: Any) -> Tens
     settings = {"beta": 0.3, "label_smoothing": 0.0, "ld_alpha": None, "use_weighting": False, **settings}
     ref_logps = batch.ref_logps
     if settings["ld_alpha"] is not None:  # TRL precomputes them with the tokens' weights in
-        of = batch.scores()
+        of: Any = batch.pairs()
         ref_logps = torch.cat(
             [
-                of[f"ref_{s}_shared"] + settings["ld_alpha"] * (of[f"ref_{s}"] - of[f"ref_{s}_shared"])  # type: ignore[literal-required]
-                for s in SIDES
+                response.ref_shared_logps + settings["ld_alpha"] * (response.ref_logps - response.ref_shared_logps)
+                for response in (of.chosen, of.rejected)
             ]
         )
     trainer = SimpleNamespace(
@@ -184,7 +178,7 @@ def agree(ours: Tensor, trl: Tensor, leaf: Tensor, tolerance: float = 1e-6) -> N
 )
 def test_dpo_losses(seed: int, loss: LossName, options: dict[str, Any], trl: str, settings: dict[str, Any]) -> None:
     batch = Batch(seed)
-    ours, _ = preference(loss, 0.3, **options)(batch.scores())
+    ours, _ = preference(loss, 0.3, **options)(batch.pairs())
     agree(ours.mean(), dpo_loss(batch, {trl: 1.0}, **settings), batch.leaf)
 
 
@@ -195,7 +189,7 @@ def test_alpha_divergences(seed: int, alpha: float, loss: LossName, trl: str) ->
     """TRL's coefficient is 1 - alpha, 1 being the reverse KL. It computes them in float32."""
     batch = Batch(seed, dtype=torch.float32)
     e: dict[str, Any] = {"label_smoothing": 0.1} if loss == "exo" else {}
-    ours, _ = preference(loss, 0.3, f_divergence="alpha", f_alpha=alpha, **e)(batch.scores())
+    ours, _ = preference(loss, 0.3, f_divergence="alpha", f_alpha=alpha, **e)(batch.pairs())
     settings = {"f_divergence_type": "alpha_divergence", "f_alpha_divergence_coef": 1 - alpha}
     agree(ours.mean(), dpo_loss(batch, {trl: 1.0}, **settings, **e), batch.leaf, tolerance=2e-4)
 
@@ -222,14 +216,14 @@ def without_shift(batch: Batch) -> Batch:
 def test_sums_of_losses(seed: int, losses: dict[LossName, float], trl: dict[str, float]) -> None:
     """TRL's cross-entropy is a mean over the batch's tokens, ours over a response's: the same for equal lengths."""
     batch = without_shift(Batch(seed, EVEN))
-    ours, _ = preference(losses, 0.3)(batch.scores())
+    ours, _ = preference(losses, 0.3)(batch.pairs())
     agree(ours.mean(), dpo_loss(batch, trl), batch.leaf)
 
 
 def test_bco_shifts_where_trl_does_not() -> None:
     """TRL's `bco_pair` is the paper's loss without its reward shift: the same loss of rewards that ours has shifted."""
     batch = Batch(0)
-    ours, metrics = preference("bco", 0.3)(batch.scores())
+    ours, metrics = preference("bco", 0.3)(batch.pairs())
     assert ours.mean().item() != pytest.approx(dpo_loss(batch, {"bco_pair": 1.0}).item(), rel=1e-2)
     shift = (metrics["rewards/chosen"].mean() + metrics["rewards/rejected"].mean()) / 2
     batch.ref_logps = batch.ref_logps + shift / 0.3
@@ -239,7 +233,7 @@ def test_bco_shifts_where_trl_does_not() -> None:
 def test_ld_alpha_beside_cross_entropy() -> None:
     """The chosen responses are the longer ones, and of equal length."""
     batch = Batch(0, ([4] * ROWS, [2] * ROWS))
-    ours, _ = preference({"sigmoid": 1.0, "sft": 1.0}, 0.3, ld_alpha=0.4)(batch.scores())
+    ours, _ = preference({"sigmoid": 1.0, "sft": 1.0}, 0.3, ld_alpha=0.4)(batch.pairs())
     agree(ours.mean(), dpo_loss(batch, {"sigmoid": 1.0, "sft": 1.0}, ld_alpha=0.4), batch.leaf)
 
 
@@ -272,7 +266,7 @@ def test_losses_without_a_reference(
         **{"simpo_gamma": 0.5, "label_smoothing": 0.0, **settings}, beta=0.3, alpha=0.0, accelerator=accelerator()
     )
     losses, chosen, rejected = CPOTrainer.cpo_loss(trainer, *logps.chunk(2))
-    ours, metrics = preference(loss, 0.3, **options)(batch.scores())
+    ours, metrics = preference(loss, 0.3, **options)(batch.pairs())
     torch.testing.assert_close(metrics["rewards/chosen"], chosen)
     torch.testing.assert_close(metrics["rewards/rejected"], rejected)
     torch.testing.assert_close(ours, losses)
@@ -285,7 +279,7 @@ def test_cdpo(seed: int) -> None:
     batch = Batch(seed)
     trainer = SimpleNamespace(loss_type="sigmoid", label_smoothing=0.2, beta=0.3, alpha=0.0, accelerator=accelerator())
     losses, *_ = CPOTrainer.cpo_loss(trainer, *(batch.logps.sum(1) - batch.ref_logps).chunk(2))
-    ours, _ = preference("sigmoid", 0.3, label_smoothing=0.2)(batch.scores())
+    ours, _ = preference("sigmoid", 0.3, label_smoothing=0.2)(batch.pairs())
     torch.testing.assert_close(ours, losses)
     agree(ours.mean(), losses.mean(), batch.leaf)
 
@@ -297,10 +291,10 @@ def test_orpo(seed: int) -> None:
     means = (batch.logps.sum(1) / batch.tokens).chunk(2)
     trainer = SimpleNamespace(beta=0.3, accelerator=accelerator())
     negative, _, _, _, log_odds = ORPOTrainer.odds_ratio_loss(trainer, *means)
-    ours, metrics = preference("orpo", 0.3, sft_weight=0.0)(batch.scores())
+    ours, metrics = preference("orpo", 0.3, sft_weight=0.0)(batch.pairs())
     assert metrics["rewards/margin"].mean().item() == pytest.approx(log_odds.item(), rel=1e-5)
     agree(ours.mean(), -negative.mean(), batch.leaf, tolerance=1e-5)
-    whole, _ = preference("orpo", 0.3)(batch.scores())
+    whole, _ = preference("orpo", 0.3)(batch.pairs())
     torch.testing.assert_close(whole - ours, -means[0])
 
 
@@ -312,8 +306,7 @@ def kto_loss(batch: Batch, rows: Sequence[int], **settings: Any) -> tuple[Tensor
         if (inputs["input_ids"] == 1).any():  # the mismatched responses
             zeros = torch.zeros(len(rows), batch.mask.shape[1] - 1, dtype=batch.kl.dtype)
             return SimpleNamespace(log_probs=torch.cat([batch.kl[index, None], zeros], 1))
-        said = batch.model()
-        return SimpleNamespace(**{name: values[index] for name, values in vars(said).items()})
+        return SimpleNamespace(**{name: values[index] for name, values in vars(batch.model()).items()})
 
     trainer = SimpleNamespace(
         **{"loss_type": "kto", "desirable_weight": 1.0, "undesirable_weight": 1.0, "beta": 0.3, **settings},
@@ -342,16 +335,15 @@ def kto_loss(batch: Batch, rows: Sequence[int], **settings: Any) -> tuple[Tensor
     return KTOTrainer._compute_loss(trainer, model, inputs, False), trainer._metrics["train"]["kl"][0]
 
 
-def unpaired(batch: Batch, rows: Sequence[int]) -> Scores:
-    """Our scores of the same responses, one a row: the absent one has log-probability 0 and one token."""
+def unpaired(batch: Batch, rows: Sequence[int]) -> PairBatch:
+    """The same responses for our losses, one per row: the absent one has log-probability 0 and one token."""
     index = torch.tensor(rows)
-    has = {"chosen": (index < ROWS).to(batch.tokens), "rejected": (index >= ROWS).to(batch.tokens)}
-    logps, tokens = batch.logps.sum(1)[index], batch.tokens[index]
-    made = {"kl": batch.kl[index]}
-    for side, there in has.items():
-        made[side], made[f"ref_{side}"] = logps * there, batch.ref_logps[index] * there
-        made[f"{side}_tokens"], made[f"has_{side}"] = tokens * there + (1 - there), there
-    return made  # type: ignore[return-value]
+    logps, ref_logps, tokens = batch.logps.sum(1)[index], batch.ref_logps[index], batch.tokens[index]
+    chosen, rejected = (
+        Response(logps * has, ref_logps * has, tokens * has + (1 - has), present=has)
+        for has in ((index < ROWS).to(tokens), (index >= ROWS).to(tokens))
+    )
+    return PairBatch(chosen, rejected, kl=batch.kl[index])
 
 
 PAIRED = list(range(2 * ROWS))
@@ -369,7 +361,7 @@ def test_kto_of_rows_with_one_response(seed: int, sign: int, options: dict[str, 
     batch.kl = batch.kl.abs() * sign
     trl, kl = kto_loss(batch, rows, **options)
     of = unpaired(batch, rows)
-    assert max(0.0, of["kl"].mean().item()) == pytest.approx(kl)
+    assert max(0.0, batch.kl[torch.tensor(rows)].mean().item()) == pytest.approx(kl)
     ours, _ = preference("kto", 0.3, **options)(of)
     agree(ours.mean(), trl, batch.leaf)
 
@@ -380,7 +372,7 @@ def test_kto_of_pairs(seed: int, options: dict[str, Any]) -> None:
     """TRL takes a pair for two rows, and the mean over them; a pair of ours says of the KL what they say in the mean."""
     batch = Batch(seed)
     batch.kl = batch.kl.abs()
-    of: Scores = {**batch.scores(), "kl": torch.stack(batch.kl.chunk(2)).mean(0)}
+    of = batch.pairs()._replace(kl=torch.stack(batch.kl.chunk(2)).mean(0))
     ours, metrics = preference("kto", 0.3, **options)(of)
     agree(ours.mean(), kto_loss(batch, PAIRED, **options)[0], batch.leaf)
     assert not math.isclose(metrics["rewards/margin"].mean().item(), 0)

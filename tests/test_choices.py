@@ -27,7 +27,7 @@ from prefdag.pairs.tokenizer import ChatTokenizer, positions
 from prefdag.runtime.errors import DataError
 from prefdag.text import model as lm
 from prefdag.text.evaluation.choices import PRIMER, TASKS, answers
-from prefdag.text.scoring.logps import score
+from prefdag.text.scoring.logps import group_logps
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -225,7 +225,7 @@ def test_sharing_a_prompt_changes_no_score(
     n = data.draw(st.integers(1, len(choices) - 1))
     rows = [question(text, choices[:n], choices[n:]), question("Is it?", ["No"], ["Yes"])]
     groups = TASKS["truthfulqa"].groups(rows, subject.tokenizer, WINDOW)
-    logps = score(subject.model, groups, 10_000, "test")
+    logps = group_logps(subject.model, groups, 10_000, "test")
     expected = [
         naive(subject, f"{PRIMER}\n\nQ: {said}\nA:", f" {answer}")
         for said, row in zip((text, "Is it?"), rows, strict=True)
@@ -248,7 +248,7 @@ def test_sentences_score_as_one_by_one(
     row = {"sentence": f"{before}_{after}", "option1": option1, "option2": option2, "answer": answer}
     rows = sentences(tmp_path_factory.getbasetemp() / "w", row)
     task = TASKS["winogrande"]
-    logps = score(subject.model, task.groups(rows, subject.tokenizer, WINDOW), 10_000, "test")
+    logps = group_logps(subject.model, task.groups(rows, subject.tokenizer, WINDOW), 10_000, "test")
     expected = [naive(subject, before + option, " " + after.strip()) for option in (option1, option2)]
     np.testing.assert_allclose(logps, expected if answer == "1" else expected[::-1], rtol=1e-5, atol=1e-4)
 
@@ -262,7 +262,7 @@ def test_a_model_that_says_the_same_of_all_tokens(tmp_path: Path, subject: Subje
     head.weight = torch.nn.Parameter(torch.zeros_like(head.weight), requires_grad=False)
     groups = TASKS["truthfulqa"].groups([row, tied], subject.tokenizer, WINDOW)
     lengths = [[len(response) for response in group.responses] for group in groups]
-    table = TASKS["truthfulqa"].table([row, tied], score(model, groups, 10_000, "test"))
+    table = TASKS["truthfulqa"].table([row, tied], group_logps(model, groups, 10_000, "test"))
     v = len(head.weight)
     assert table["logps_right"][0] == pytest.approx([-n * math.log(v) for n in lengths[0][:2]], rel=1e-6)
     right, wrong = v ** -lengths[0][0] + v ** -lengths[0][1], v ** -lengths[0][2]

@@ -21,7 +21,7 @@ from prefdag.runtime.errors import DataError, ParamsError, PrefdagError, SourceE
 from prefdag.stats.intervals import paired_difference
 from prefdag.text import model as lm
 from prefdag.text.evaluation import judge
-from prefdag.text.scoring.logps import score
+from prefdag.text.scoring.logps import group_logps
 from prefdag.text.scoring.packing import Group
 
 TEMPLATE = "{% for m in messages %}{{ m['role'] }} {{ m['content'] }} </s> {% endfor %}"
@@ -79,7 +79,7 @@ def test_decodings_are_counted_apart() -> None:
 
 
 def test_a_judge_that_nobody_can_read_is_an_error() -> None:
-    with pytest.raises(PrefdagError, match=r"none of 2 verdicts on greedy answers can be read; take another model"):
+    with pytest.raises(PrefdagError, match=r"none of 2 verdicts on greedy answers can be read; choose another model"):
         judge.win_rates(contests_of([("a", "b")] * 2), verdicts_of(["unread"] * 2))
 
 
@@ -94,7 +94,7 @@ def test_the_higher_reward_wins_and_the_same_answer_ties() -> None:
 
 
 def test_implicit_rewards_are_beta_times_the_log_ratio(tmp_path: Path) -> None:
-    """From `logps.score`, one response at a time; and the mean over tokens where the loss takes that."""
+    """From `group_logps`, one response at a time; and the mean over tokens where the loss takes that."""
     folder = write_model(tmp_path / "llama", "llama")
     policy = with_lora(folder)
     disturb(policy)
@@ -107,7 +107,7 @@ def test_implicit_rewards_are_beta_times_the_log_ratio(tmp_path: Path) -> None:
             Group(list(prompt), (list(ids),))
             for prompt, ids in zip(pairs["prompt_ids"], pairs[f"ids_{side}"], strict=True)
         ]
-        ratio = 0.5 * (score(policy, groups, 100, "") - score(both.reference, groups, 100, ""))
+        ratio = 0.5 * (group_logps(policy, groups, 100, "") - group_logps(both.reference, groups, 100, ""))
         assert found[f"reward_{side}"].tolist() == pytest.approx(ratio.tolist(), abs=1e-5)
         lengths = pairs[f"ids_{side}"].map(len).to_numpy()
         assert mean[f"reward_{side}"].tolist() == pytest.approx((ratio / lengths).tolist(), abs=1e-5)
@@ -167,7 +167,7 @@ def test_folders_that_hold_no_reward_model_are_refused_in_one_line(tmp_path: Pat
     pairs = contests_of([("a", "b")])
     cases: dict[str, Any] = {
         "no trained score.weight": write_model(tmp_path / "causal", "llama"),  # its head would be drawn at random
-        "has 3 scores; a reward model has one": write_reward_model(tmp_path / "three", labels=3),
+        "has 3 labels; a reward model has one": write_reward_model(tmp_path / "three", labels=3),
         "has no chat template": write_reward_model(tmp_path / "plain", template=None),
         "no reward model in safetensors": tmp_path / "empty",
     }
@@ -187,7 +187,9 @@ def test_folders_that_hold_no_reward_model_are_refused_in_one_line(tmp_path: Pat
 
 def test_a_dialogue_beyond_the_window_is_named(tmp_path: Path) -> None:
     small = write_reward_model(tmp_path / "small", positions=8)
-    with pytest.raises(DataError, match=r"pairs.parquet: p0: 9 tokens to judge, .* has 8 positions; take another one"):
+    with pytest.raises(
+        DataError, match=r"pairs.parquet: p0: 9 tokens to judge, .* has 8 positions; choose another one"
+    ):
         judge.reward_model(contests_of([("a a a", "b")]), small)
 
 

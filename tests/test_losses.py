@@ -13,7 +13,7 @@ from naive_losses import double
 from torch import Tensor
 
 from prefdag.config.loss import LossName
-from prefdag.dpo.losses import EXTRAS, LOSSES, f_score, log_odds
+from prefdag.dpo.losses import EXTRAS, LOSSES, f_derivative, log_odds
 from prefdag.stats.rewards import reward_metrics
 
 LOSS_NAMES: list[LossName] = list(get_args(LossName))
@@ -178,7 +178,7 @@ def test_f_divergences_by_hand(divergence: str, alpha: float | None, expected: l
     forward_kl: 1 - 1/2, 1 - 2      js: ln(4/3) = 0.287682, ln(2/3) = -0.405465
     alpha 0.5: (1 - 1 / sqrt 2) / 0.5 = 0.292893 / 0.5, (1 - sqrt 2) / 0.5 = -0.414214 / 0.5
     """
-    found = f_score(double(2, 1, 0.5).log(), divergence, *[alpha] if alpha else [])
+    found = f_derivative(double(2, 1, 0.5).log(), divergence, *[alpha] if alpha else [])
     assert found.tolist() == pytest.approx(expected, abs=1e-6)
 
 
@@ -187,9 +187,9 @@ def test_f_divergences_by_hand(divergence: str, alpha: float | None, expected: l
 def test_the_alpha_divergences_lie_between_reverse_and_forward_kl(ratio: float) -> None:
     """(1 - u^-a) / a = log u - a (log u)^2 / 2 + ...: the log-ratio as a goes to 0, 1 - 1/u as a goes to 1, falling."""
     r = double(ratio)
-    torch.testing.assert_close(f_score(r, "alpha", 1e-9), r, atol=1e-7, rtol=1e-7)
-    torch.testing.assert_close(f_score(r, "alpha", 1 - 1e-9), f_score(r, "forward_kl"), atol=1e-5, rtol=1e-7)
-    falling = [r, *(f_score(r, "alpha", a) for a in (0.1, 0.3, 0.5, 0.7, 0.9)), f_score(r, "forward_kl")]
+    torch.testing.assert_close(f_derivative(r, "alpha", 1e-9), r, atol=1e-7, rtol=1e-7)
+    torch.testing.assert_close(f_derivative(r, "alpha", 1 - 1e-9), f_derivative(r, "forward_kl"), atol=1e-5, rtol=1e-7)
+    falling = [r, *(f_derivative(r, "alpha", a) for a in (0.1, 0.3, 0.5, 0.7, 0.9)), f_derivative(r, "forward_kl")]
     assert all(a >= b - 1e-9 for a, b in itertools.pairwise(falling))
 
 
@@ -197,7 +197,7 @@ def test_the_alpha_divergences_lie_between_reverse_and_forward_kl(ratio: float) 
 def test_f_divergences_are_the_log_ratio_near_the_reference(divergence: str) -> None:
     """f'(1) = 0 and f''(1) = 1, but 1/2 for the Jensen-Shannon divergence, the sum of two halves."""
     slope = 0.5 if divergence == "js" else 1.0
-    found = f_score(double(-1e-6, 0, 1e-6), divergence, 0.3)
+    found = f_derivative(double(-1e-6, 0, 1e-6), divergence, 0.3)
     torch.testing.assert_close(found, slope * double(-1e-6, 0, 1e-6), atol=1e-11, rtol=0)
 
 

@@ -1,7 +1,6 @@
 """What DPO learns from on images: the class that is not preferred, the views of an image, the scores of a classifier."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -13,10 +12,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from prefdag.config.label_pairs import LabelPairs
+from prefdag.dpo.pair_batch import PairBatch, Response
 from prefdag.image import negatives
-from prefdag.image.classify import confidence, correct, kl, of_class, score_pairs
+from prefdag.image.classify import confidence, correct, kl, of_class, pair_batch
 from prefdag.image.data import Augmentation, ImagePairs
 from prefdag.images.label_pairs import label_pairs as pair_labels
+from prefdag.train.outputs import map_tensors, tensors
 
 KINDS = ["random", "hard", "confusion"]
 
@@ -228,14 +229,14 @@ def test_every_epoch_shows_another_crop() -> None:
     assert len(views) == 25  # all of 5 x 5 places
 
 
-# Scores
+# What DPO takes of a classifier
 
 LOGPS = torch.tensor([[0.7, 0.2, 0.1], [0.25, 0.25, 0.5]]).log()
 UNIFORM = torch.full((2, 3), 1 / 3).log()
 CLASSES = torch.tensor([1, 2])
 
 
-def test_scores_of_a_class_by_hand() -> None:
+def test_log_probability_and_confidence_of_a_class_by_hand() -> None:
     """Sums of squares: .49 + .04 + .01 = .54; .0625 + .0625 + .25 = .375."""
     assert of_class(LOGPS, CLASSES).exp().tolist() == pytest.approx([0.2, 0.5])
     assert confidence(LOGPS, CLASSES).exp().tolist() == pytest.approx([0.2 / 0.54, 0.5 / 0.375])
@@ -266,22 +267,26 @@ def test_the_gradient_of_kl() -> None:
     torch.testing.assert_close(logits.grad, by_hand.detach())
 
 
-def test_score_pairs_by_hand() -> None:
+def test_pair_batch_by_hand() -> None:
     policy = LOGPS.clone().requires_grad_()
-    scores = score_pairs(policy, UNIFORM, torch.tensor([0, 2]), torch.tensor([1, 0]))
-    expected: Mapping[str, Tensor] = {
-        "chosen": torch.tensor([0.7, 0.5]).log(),
-        "rejected": torch.tensor([0.2, 0.25]).log(),
-        "ref_chosen": UNIFORM[:, 0],
-        "ref_rejected": UNIFORM[:, 0],
-        "chosen_tokens": torch.ones(2),
-        "rejected_tokens": torch.ones(2),
-        "chosen_confidence": torch.tensor([0.7 / 0.54, 0.5 / 0.375]).log(),
-        "rejected_confidence": torch.tensor([0.2 / 0.54, 0.25 / 0.375]).log(),
-        "kl": kl(LOGPS, UNIFORM),
-        "exact_kl": kl(LOGPS, UNIFORM),
-    }
-    assert scores.keys() == expected.keys()
-    for name, value in expected.items():
-        torch.testing.assert_close(scores[name].detach(), value)
-        assert scores[name].requires_grad == (name in ("chosen", "rejected", "exact_kl"))
+    batch = pair_batch(policy, UNIFORM, torch.tensor([0, 2]), torch.tensor([1, 0]))
+    expected = PairBatch(
+        Response(
+            logps=torch.tensor([0.7, 0.5]).log(),
+            ref_logps=UNIFORM[:, 0],
+            tokens=torch.ones(2),
+            confidence=torch.tensor([0.7 / 0.54, 0.5 / 0.375]).log(),
+        ),
+        Response(
+            logps=torch.tensor([0.2, 0.25]).log(),
+            ref_logps=UNIFORM[:, 0],
+            tokens=torch.ones(2),
+            confidence=torch.tensor([0.2 / 0.54, 0.25 / 0.375]).log(),
+        ),
+        kl=kl(LOGPS, UNIFORM),
+        exact_kl=kl(LOGPS, UNIFORM),
+    )
+    torch.testing.assert_close(map_tensors(Tensor.detach, batch), expected)
+    assert batch.exact_kl is not None
+    learned = [batch.chosen.logps, batch.rejected.logps, batch.exact_kl]
+    assert [any(t is each for each in learned) for t in tensors(batch)] == [t.requires_grad for t in tensors(batch)]

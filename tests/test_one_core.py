@@ -9,11 +9,12 @@ from tasks import preference_of
 from torch import Tensor, nn
 
 from prefdag.dpo.losses import LOSSES
+from prefdag.dpo.pair_batch import PairBatch
 from prefdag.image.classify import class_logps
-from prefdag.image.classify import score_pairs as score_classes
+from prefdag.image.classify import pair_batch as batch_of_classes
 from prefdag.image.data import normalise
-from prefdag.text.scoring.logps import Pair
-from prefdag.text.scoring.logps import score_pairs as score_responses
+from prefdag.text.pair_batch import pair_batch as batch_of_texts
+from prefdag.text.scoring.logps import Pair, pair_logps
 from prefdag.text.scoring.states import ForwardMode
 
 N, K = 6, 5
@@ -48,9 +49,9 @@ class OneToken(nn.Module):
         return SimpleNamespace(logits=self.classifier(normalise(IMAGES)[prompts])[None])
 
 
-def results(scores: Any, preference: Any, policy: Classifier) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+def results(batch: PairBatch, preference: Any, policy: Classifier) -> tuple[Tensor, dict[str, Tensor], Tensor]:
     policy.zero_grad()
-    losses, metrics = preference(scores)
+    losses, metrics = preference(batch)
     losses.sum().backward()
     gradient = policy.head.weight.grad
     assert gradient is not None
@@ -65,13 +66,13 @@ def test_a_classifier_is_a_language_model_of_one_token(loss: Any) -> None:
     with torch.no_grad():
         ref_logps = class_logps(reference, IMAGES)
         pairs = [Pair([i], [int(w)], [int(y)]) for i, (w, y) in enumerate(zip(Y_W, Y_L, strict=True))]
-        said = {f"ref_{k}": v for k, v in score_responses(OneToken(reference), pairs).items()}
-    images = score_classes(class_logps(policy, IMAGES), ref_logps, Y_W, Y_L)
-    images["exact_kl"] = images["exact_kl"].detach()  # the two backward passes have a graph each
-    of_classes = results(images, preference, policy)
-    kl = {name: images[name] for name in ("kl", "exact_kl")}
-    text = {**said, **score_responses(OneToken(policy), pairs, confidence=True), **kl}
-    of_tokens = results(text, preference, policy)
+        under_reference = pair_logps(OneToken(reference), pairs)
+    classes = batch_of_classes(class_logps(policy, IMAGES), ref_logps, Y_W, Y_L)
+    assert classes.kl is not None
+    classes = classes._replace(exact_kl=classes.kl)  # without gradient: the two backward passes have a graph each
+    of_classes = results(classes, preference, policy)
+    texts = batch_of_texts(pairs, pair_logps(OneToken(policy), pairs, confidence=True), under_reference)
+    of_tokens = results(texts._replace(kl=classes.kl, exact_kl=classes.kl), preference, policy)
     torch.testing.assert_close(of_tokens[0], of_classes[0])
     torch.testing.assert_close(of_tokens[1], of_classes[1])
     torch.testing.assert_close(of_tokens[2], of_classes[2])

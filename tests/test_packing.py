@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from prefdag.text import model as lm
-from prefdag.text.scoring.logps import Pair, response_logps, score_pairs
+from prefdag.text.pair_batch import pair_batch
+from prefdag.text.scoring.logps import Pair, pair_logps, response_logps
 from prefdag.text.scoring.packing import Group, Segment, batches, pack
 
 
@@ -77,28 +78,29 @@ def test_a_response_sees_neither_its_sibling_nor_other_groups(tmp_path: Path) ->
 
 
 @torch.no_grad()
-def test_scores_of_pairs_are_those_of_their_responses(tmp_path: Path) -> None:
+def test_log_probabilities_of_pairs_are_those_of_their_responses(tmp_path: Path) -> None:
     """One pair with a mismatched response, one without its rejected, one without its chosen response.
 
     The shared length of the first pair is 1, so its chosen response's shared part is that of its first token alone.
     """
     model = lm.load(write_model(tmp_path / "llama", "llama"))
     pairs = [Pair([1, 2], [3, 4], [5], [6, 7, 8]), Pair([6], [7, 9], None), Pair([6], None, [8, 9, 10])]
-    found = score_pairs(model, pairs, confidence=True)
+    found = pair_logps(model, pairs, confidence=True)
     alone = [([1, 2], [3, 4]), ([1, 2], [5]), ([1, 2], [6, 7, 8]), ([6], [7, 9]), ([6], [8, 9, 10]), ([1, 2], [3])]
     c, r, m, second, third, first_token = (response_logps(model, pack([Group(p, (y,))]))[0] for p, y in alone)
     zero = torch.tensor(0.0)
-    expected = {
-        "chosen": [c, second, zero],
-        "rejected": [r, zero, third],
-        "mismatched": [m, zero, zero],
-        "chosen_shared": [first_token, second, zero],
-        "rejected_shared": [r, zero, third],
-    }
-    for name, values in expected.items():
-        torch.testing.assert_close(found[name], torch.stack(values), rtol=1e-5, atol=1e-5, msg=name)
-    assert found["chosen_tokens"].tolist() == [2, 2, 1]
-    assert found["rejected_tokens"].tolist() == [1, 1, 3]
+    assert found.mismatched is not None
+    for logps, expected in (
+        (found.chosen.logps, [c, second, zero]),
+        (found.rejected.logps, [r, zero, third]),
+        (found.mismatched.logps, [m, zero, zero]),
+        (found.chosen.shared_logps, [first_token, second, zero]),
+        (found.rejected.shared_logps, [r, zero, third]),
+    ):
+        torch.testing.assert_close(logps, torch.stack(expected), rtol=1e-5, atol=1e-5)
+    batch = pair_batch(pairs, found, found)
+    assert batch.chosen.tokens.tolist() == [2, 2, 1]
+    assert batch.rejected.tokens.tolist() == [1, 1, 3]
     # WPO, eq. 2, written out for the first chosen response: the mean over its tokens of log p - log sum p^2.
     logits = model(
         input_ids=torch.tensor([[1, 2, 3]]),
@@ -107,7 +109,8 @@ def test_scores_of_pairs_are_those_of_their_responses(tmp_path: Path) -> None:
     ).logits[0]
     p = logits.softmax(-1)
     by_hand = sum((p[place, token] / (p[place] ** 2).sum()).log() for place, token in ((1, 3), (2, 4))) / 2
-    assert float(found["chosen_confidence"][0]) == pytest.approx(float(by_hand), abs=1e-5)
+    assert found.chosen.confidence is not None
+    assert float(found.chosen.confidence[0]) == pytest.approx(float(by_hand), abs=1e-5)
 
 
 @pytest.mark.parametrize("kind", TARGETS)

@@ -1,8 +1,8 @@
-"""What stands around a loss: options, soft labels, sums, constraints, metrics; the check of the first step; optima."""
+"""Everything around a loss: options, soft labels, sums, constraints, metrics; the check of the first step; optima."""
 
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import naive_losses as naive
@@ -10,12 +10,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from naive_losses import TAKES, Pair, Response, double, preference, scores, smoothed
+from naive_losses import TAKES, Pair, Response, batch, double, preference, smoothed
 from torch import Tensor
 
 from prefdag.config.constraints import Constraint
 from prefdag.config.loss import LossName
-from prefdag.dpo.preference import Preference, Scores, mirrored
+from prefdag.dpo import pair_batch
+from prefdag.dpo.pair_batch import PairBatch
+from prefdag.dpo.preference import Preference
 from prefdag.dpo.start import START_TOLERANCE, StartCheck
 from prefdag.runtime.errors import DataError, NumericError, ParamsError
 
@@ -33,7 +35,7 @@ BY_HAND = Pair(CHOSEN, REJECTED)
 
 
 def losses_of(pref: Preference, *pairs: Pair) -> list[float]:
-    return pref(scores(pairs))[0].tolist()
+    return pref(batch(pairs))[0].tolist()
 
 
 @pytest.mark.parametrize(
@@ -110,7 +112,7 @@ def test_constraints_by_hand() -> None:
                 "chosen_drop": Constraint(threshold=thresholds[1], multiplier=2.0, dual_rate=0.0),
             },
         )
-        losses, metrics = pref(scores([pair]))
+        losses, metrics = pref(batch([pair]))
         assert losses.tolist() == pytest.approx([loss])
         assert metrics["constraint/kl"].tolist() == [2.5]
         assert metrics["constraint/chosen_drop"].tolist() == [3.0]
@@ -118,11 +120,11 @@ def test_constraints_by_hand() -> None:
 
 def test_constraints_pass_a_gradient() -> None:
     """A chosen log-probability 2 nats below the reference's: chosen_drop's is -multiplier, kl's multiplier * r / 2 = -m."""
-    of = scores([Pair(Response([-5], [-3]), Response([-2], [-2]))])
-    of["chosen"].requires_grad_()
+    of = batch([Pair(Response([-5], [-3]), Response([-2], [-2]))])
+    of.chosen.logps.requires_grad_()
     for name, gradient in (("chosen_drop", -0.7), ("kl", -0.7)):
         pref = preference("hinge", 1e-9, constraints={name: Constraint(threshold=0.0, multiplier=0.7, dual_rate=0.0)})
-        (found,) = torch.autograd.grad(pref(of)[0].sum(), of["chosen"])
+        (found,) = torch.autograd.grad(pref(of)[0].sum(), of.chosen.logps)
         assert found.item() == pytest.approx(gradient, abs=1e-6)
 
 
@@ -144,7 +146,7 @@ def test_multipliers_of_two_constraints_are_apart_and_weigh_the_loss() -> None:
         "chosen_drop": Constraint(threshold=0.0, multiplier=0.0, dual_rate=0.5),
     }
     pref = preference("sigmoid", constraints=constraints)
-    of = scores([Pair(Response([-5], [-3]), Response([-2], [-2]))])
+    of = batch([Pair(Response([-5], [-3]), Response([-2], [-2]))])
     before, metrics = pref(of)
     pref.after_step({name: values.mean().item() for name, values in metrics.items()}, epoch_ends=True)
     assert pref.metrics() == {"multiplier/kl": 0.0, "multiplier/chosen_drop": 1.0}
@@ -269,27 +271,40 @@ def some_pairs(loss: LossName) -> list[Pair]:
     return [*pairs, Pair(response(3), None, kl=0.1), Pair(None, response(2))] if loss in UNPAIRED else pairs
 
 
+def with_logps(of: PairBatch, logps: Sequence[Tensor], shared_logps: Sequence[Tensor]) -> PairBatch:
+    """The batch with other log-probabilities under the policy, those of chosen and of rejected responses."""
+    chosen, rejected = (
+        response._replace(logps=whole, shared_logps=shared)
+        for response, whole, shared in zip((of.chosen, of.rejected), logps, shared_logps, strict=True)
+    )
+    return of._replace(chosen=chosen, rejected=rejected)
+
+
 @pytest.mark.parametrize(("loss", "options"), [(loss, o) for loss, o in LOSSES_AND_OPTIONS if loss != "bco"])
 def test_gradients_equal_finite_differences(loss: LossName, options: dict[str, Any]) -> None:
-    """Of the scores that have a gradient, as the model gives them."""
-    of = scores(some_pairs(loss))
-    keys = ["chosen", "rejected", "chosen_shared", "rejected_shared"]
-    leaves = [of[key].requires_grad_() for key in keys]  # type: ignore[literal-required]
-    pref = preference(loss, 0.3, **options)
-    assert torch.autograd.gradcheck(lambda *t: pref({**of, **dict(zip(keys, t, strict=True))})[0], leaves)
+    """Of the log-probabilities that have a gradient in training."""
+    of, pref = batch(some_pairs(loss)), preference(loss, 0.3, **options)
+
+    def losses(chosen: Tensor, rejected: Tensor, shared_chosen: Tensor, shared_rejected: Tensor) -> Tensor:
+        return pref(with_logps(of, (chosen, rejected), (shared_chosen, shared_rejected)))[0]
+
+    tensors: Any = (of.chosen.logps, of.rejected.logps, of.chosen.shared_logps, of.rejected.shared_logps)
+    assert torch.autograd.gradcheck(losses, [t.requires_grad_() for t in tensors])
 
 
 @pytest.mark.parametrize(("loss", "options"), LOSSES_AND_OPTIONS)
 def test_gradients_equal_those_of_the_naive_twin(loss: LossName, options: dict[str, Any]) -> None:
     """Central differences of the naive sum of losses, with the shifts of KTO and BCO held where they are."""
     pairs = some_pairs(loss)
-    of = scores(pairs)
+    of: Any = batch(pairs)
     # A response's first token is in the length that both share.
-    sides = ["chosen", "rejected"]
-    steps = {side: torch.zeros(len(pairs), dtype=torch.float64, requires_grad=True) for side in sides}
-    moved = {f"{side}{part}": of[f"{side}{part}"] + steps[side] for side in sides for part in ("", "_shared")}  # type: ignore[literal-required]
-    found = torch.autograd.grad(preference(loss, 0.3, **options)({**of, **moved})[0].sum(), list(steps.values()))
-    for side, gradient in zip(sides, found, strict=True):
+    steps = [torch.zeros(len(pairs), dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    whole, shared = (
+        [getattr(response, name) + step for response, step in zip(of[:2], steps, strict=True)]
+        for name in ("logps", "shared_logps")
+    )
+    losses = preference(loss, 0.3, **options)(with_logps(of, whole, shared))[0]
+    for side, gradient in zip(("chosen", "rejected"), torch.autograd.grad(losses.sum(), steps), strict=True):
         for i, pair in enumerate(pairs):
             response: Response | None = getattr(pair, side)
             if response is None:
@@ -309,9 +324,10 @@ def test_gradients_equal_those_of_the_naive_twin(loss: LossName, options: dict[s
 def test_confidence_and_kl_pass_no_gradient(side: str) -> None:
     """They may come from the very tensors that are learned."""
     leaf = double(-0.3).requires_grad_()
-    of = scores([BY_HAND])
-    wpo = preference("sigmoid", wpo=True)({**of, f"{side}_confidence": leaf})[0].sum()
-    kto = preference("kto")({**of, "kl": leaf})[0].sum()
+    of = batch([BY_HAND])
+    confident = of._replace(**{side: getattr(of, side)._replace(confidence=leaf)})
+    wpo = preference("sigmoid", wpo=True)(confident)[0].sum()
+    kto = preference("kto")(of._replace(kl=leaf))[0].sum()
     assert not wpo.requires_grad
     assert not kto.requires_grad
 
@@ -320,31 +336,24 @@ def test_confidence_and_kl_pass_no_gradient(side: str) -> None:
 
 
 @pytest.mark.parametrize("loss", [name for name in LOSS_NAMES if name not in SORTING])
-def test_soft_labels_of_one_are_hard_and_mirrored_pairs_agree(loss: LossName) -> None:
-    """A pair preferred with p is the mirrored pair preferred with 1 - p, whatever the loss."""
+def test_soft_labels_of_one_are_hard_and_swapped_pairs_agree(loss: LossName) -> None:
+    """A pair preferred with p is the swapped pair preferred with 1 - p, whatever the loss."""
     pairs = some_pairs(loss)
-    of = scores(pairs)
-    pref = preference(loss)
-    hard: Scores = {key: t for key, t in of.items() if key != "preference"}  # type: ignore[assignment]
-    ones: Scores = {**hard, "preference": torch.ones(len(pairs))}
+    pref, hard = preference(loss), batch(pairs)._replace(preference=None)
+    ones = hard._replace(preference=torch.ones(len(pairs)))
     torch.testing.assert_close(pref(ones)[0], pref(hard)[0])
     for p in (0.0, 0.3, 1.0):
-        here: Scores = {**hard, "preference": torch.full((len(pairs),), p)}
-        there: Scores = {**mirrored(hard), "preference": torch.full((len(pairs),), 1 - p)}
+        here = hard._replace(preference=torch.full((len(pairs),), p))
+        there = hard.swapped()._replace(preference=torch.full((len(pairs),), 1 - p))
         torch.testing.assert_close(pref(here)[0], pref(there)[0])
 
 
-def test_mirrored_swaps_every_score_that_has_a_side() -> None:
-    """And twice is once too often: it gives the scores back."""
-    of = scores(some_pairs("bco"))
-    other = mirrored(of)
-    assert other.keys() == of.keys()
-    for key in of:
-        name = "".join(
-            {"chosen": "rejected", "rejected": "chosen"}.get(part, part) for part in key.replace("_", " _ ").split()
-        )
-        assert other[name] is of[key]  # type: ignore[literal-required]
-    assert mirrored(other) == of
+def test_swapped_exchanges_the_responses_and_nothing_else() -> None:
+    of = batch(some_pairs("bco"))
+    other = of.swapped()
+    assert other.chosen is of.rejected
+    assert other.rejected is of.chosen
+    assert other[2:] == of[2:]
 
 
 # Metrics
@@ -361,8 +370,8 @@ def test_metrics_by_hand() -> None:
         Pair(Response([-3], [-5]), Response([-1], [-3])),
         Pair(Response([-1, -1, -3], [-1, -3, -1]), Response([-2], [-6])),
     ]
-    of = scores(pairs)
-    of["chosen"].requires_grad_()
+    of = batch(pairs)
+    of.chosen.logps.requires_grad_()
     losses, metrics = preference("sigmoid")(of)
     assert {name: values.tolist() for name, values in metrics.items()} == {
         "rewards/chosen": [0.5, 1.0, 0.0],
@@ -386,7 +395,7 @@ def test_accuracy_of_soft_labels_by_hand() -> None:
     """The share of labels that the margin's sign gets right: p where it is positive, 1 - p where negative, 1/2 at a tie."""
     right, tie = BY_HAND, Pair(CHOSEN, CHOSEN)
     pairs = [Pair(**vars(pair) | {"preference": 0.8}) for pair in (right, naive.swapped(right), tie)]
-    accuracy = preference("sigmoid")(scores(pairs))[1]["rewards/accuracy"]
+    accuracy = preference("sigmoid")(batch(pairs))[1]["rewards/accuracy"]
     assert accuracy.tolist() == pytest.approx([0.8, 0.2, 0.5])
 
 
@@ -397,17 +406,17 @@ def pair_of(ratio: float) -> Pair:
 
 def test_saturated_margins_by_hand() -> None:
     """Beyond 4.6 nats of reward on either side, where the sigmoid is 0.99; beta 0.5: log-ratios of 9.2."""
-    metrics = preference("sigmoid")(scores([pair_of(r) for r in (9.4, 9.0, -9.0, -9.4)]))[1]
+    metrics = preference("sigmoid")(batch([pair_of(r) for r in (9.4, 9.0, -9.0, -9.4)]))[1]
     assert metrics["rewards/saturated"].tolist() == [1.0, 0.0, 0.0, 1.0]
 
 
 def test_pairs_without_a_gradient_by_hand() -> None:
     """Hinge, beta 0.5: flat beyond h = 2. Identical responses teach nothing, though either has a gradient."""
     pairs = [pair_of(3), pair_of(1), Pair(CHOSEN, CHOSEN)]
-    assert preference("hinge")(scores(pairs))[1]["gradient/zero"].tolist() == [1.0, 0.0, 1.0]
-    assert preference("sigmoid")(scores(pairs))[1]["gradient/zero"].tolist() == [0.0, 0.0, 1.0]
+    assert preference("hinge")(batch(pairs))[1]["gradient/zero"].tolist() == [1.0, 0.0, 1.0]
+    assert preference("sigmoid")(batch(pairs))[1]["gradient/zero"].tolist() == [0.0, 0.0, 1.0]
     with torch.no_grad():  # as at a validation
-        assert preference("hinge")(scores(pairs))[1]["gradient/zero"].tolist() == [1.0, 0.0, 1.0]
+        assert preference("hinge")(batch(pairs))[1]["gradient/zero"].tolist() == [1.0, 0.0, 1.0]
 
 
 def test_metrics_of_absent_responses_weigh_nothing() -> None:
@@ -415,7 +424,7 @@ def test_metrics_of_absent_responses_weigh_nothing() -> None:
 
     A mean over rows takes values times weights: the mean chosen reward is (0.5 + 0.5) / 2, the margin that of one row.
     """
-    of = scores([BY_HAND, Pair(CHOSEN, None), Pair(None, REJECTED)])
+    of = batch([BY_HAND, Pair(CHOSEN, None), Pair(None, REJECTED)])
     _, metrics = preference("apo_zero")(of)
     assert metrics["rewards/chosen"].tolist() == [[0.5, 1.0], [0.5, 1.0], [0.0, 0.0]]
     assert metrics["rewards/rejected"].tolist() == [[-0.5, 1.0], [0.0, 0.0], [-0.5, 1.0]]
@@ -427,21 +436,21 @@ def test_metrics_of_absent_responses_weigh_nothing() -> None:
 def test_a_row_with_one_response_has_a_gradient() -> None:
     """Though that of the absent response is zero."""
     rows = [Pair(CHOSEN, None), Pair(None, REJECTED)]
-    assert preference("apo_zero")(scores(rows))[1]["gradient/zero"].tolist() == [0.0, 0.0]
+    assert preference("apo_zero")(batch(rows))[1]["gradient/zero"].tolist() == [0.0, 0.0]
 
 
 def test_ipo_is_flat_where_the_margin_is_the_one_it_aims_at() -> None:
     """h = 1 / (2 * 0.5)."""
-    metrics = preference("ipo")(scores([pair_of(1), pair_of(1.5)]))[1]
+    metrics = preference("ipo")(batch([pair_of(1), pair_of(1.5)]))[1]
     assert metrics["gradient/zero"].tolist() == [1.0, 0.0]
 
 
 def test_a_soft_label_is_a_gradient_where_the_hard_one_is_flat() -> None:
     """Hinge, h = 3: with probability 0.2 the label is the other one, whose hinge is not flat."""
-    of = scores([Pair(**vars(pair_of(3)) | {"preference": 0.8})])
-    of["chosen"].requires_grad_()
+    of = batch([Pair(**vars(pair_of(3)) | {"preference": 0.8})])
+    of.chosen.logps.requires_grad_()
     losses, metrics = preference("hinge")(of)
-    (gradient,) = torch.autograd.grad(losses.sum(), of["chosen"])
+    (gradient,) = torch.autograd.grad(losses.sum(), of.chosen.logps)
     assert gradient.item() == pytest.approx(0.2 * 0.5)
     assert metrics["gradient/zero"].tolist() == [0.0]
 
@@ -477,7 +486,7 @@ LOGGED: list[dict[str, Any]] = [
 )
 def test_logged_margins_are_those_of_the_loss(loss: LossName, options: dict[str, Any]) -> None:
     """The loss can be had from them alone: the rewards that are logged are the ones that are learned."""
-    beta, of = 0.7, scores([Pair(p.chosen, p.rejected) for p in some_pairs(loss)])
+    beta, of = 0.7, batch([Pair(p.chosen, p.rejected) for p in some_pairs(loss)])
     if "sft_weight" in TAKES[loss]:
         options = {**options, "sft_weight": 0.0}
     losses, metrics = preference(loss, beta, **options)(of)
@@ -491,7 +500,7 @@ def test_logged_margins_are_those_of_the_loss(loss: LossName, options: dict[str,
 @pytest.mark.parametrize("loss", ["sppo", "nca", "apo_zero", "apo_down", "bco"])
 def test_logged_rewards_are_those_of_the_loss(loss: LossName, options: dict[str, Any]) -> None:
     """Of losses of either reward: both are there."""
-    beta, of = 0.7, scores([Pair(p.chosen, p.rejected) for p in some_pairs(loss)[:4]])
+    beta, of = 0.7, batch([Pair(p.chosen, p.rejected) for p in some_pairs(loss)[:4]])
     losses, metrics = preference(loss, beta, **options)(of)
     w, r = metrics["rewards/chosen"].tolist(), metrics["rewards/rejected"].tolist()
     if loss == "bco":
@@ -508,8 +517,9 @@ def test_logged_rewards_are_those_of_the_loss(loss: LossName, options: dict[str,
 @settings(deadline=None, max_examples=30)
 def test_a_policy_equal_to_its_reference_scores_one_half(beta: float, pairs: list[Pair]) -> None:
     """Loss ln 2, rewards and KL zero."""
-    of = scores(pairs)
-    losses, metrics = preference("sigmoid", beta)({**of, "ref_chosen": of["chosen"], "ref_rejected": of["rejected"]})
+    of = batch(pairs)
+    chosen, rejected = (response._replace(ref_logps=response.logps) for response in (of.chosen, of.rejected))
+    losses, metrics = preference("sigmoid", beta)(of._replace(chosen=chosen, rejected=rejected))
     assert losses.tolist() == pytest.approx([math.log(2)] * len(pairs))
     assert metrics["rewards/accuracy"].tolist() == [0.5] * len(pairs)
     for name in ("rewards/chosen", "rewards/rejected", "rewards/margin", "kl"):
@@ -523,7 +533,7 @@ def test_the_kl_of_rows_with_one_response_is_that_response_s() -> None:
         Pair(None, Response([-3], [-2])),
         Pair(Response([-3], [-1]), Response([-3], [-2])),
     ]
-    assert preference("bco")(scores(rows))[1]["kl"].tolist() == [2.0, 0.5, 1.25]
+    assert preference("bco")(batch(rows))[1]["kl"].tolist() == [2.0, 0.5, 1.25]
 
 
 def test_absent_responses_do_not_touch_the_others() -> None:
@@ -620,12 +630,12 @@ def test_options_that_a_loss_of_the_sum_uses_are_taken(loss: Any, options: dict[
 
 
 @pytest.mark.parametrize(("a", "b"), list(itertools.combinations(LOSS_NAMES, 2)))
-def test_losses_go_together_where_they_have_one_kind_of_reward(a: LossName, b: LossName) -> None:
-    """Else the rewards that are logged, and their accuracy, would be those of one of them alone."""
+def test_losses_can_be_summed_if_they_take_the_same_input(a: LossName, b: LossName) -> None:
+    """Else the logged rewards, and their accuracy, would be those of one of them alone."""
     if any(a in family and b in family for family in FAMILIES):
         preference({a: 0.5, b: 2.0})
     else:
-        with pytest.raises(ParamsError, match=r"^params\.yaml: loss: .*a sum has one kind of reward"):
+        with pytest.raises(ParamsError, match=r"^params\.yaml: loss: .*must take the same input"):
             preference({a: 0.5, b: 2.0})
 
 
@@ -639,7 +649,7 @@ def test_sft_goes_with_losses_that_have_no_such_term(loss: LossName) -> None:
     with_sft = losses_of(preference({"sft": 0.5, loss: 2.0}), *pairs)
     assert with_sft == pytest.approx(naive.losses({"sft": 0.5, loss: 2.0}, pairs, 0.5, {}))
     for reward in ("rewards/chosen", "rewards/rejected"):  # not those of the cross-entropy, though it comes first
-        found, expected = (preference(x)(scores(pairs))[1][reward] for x in ({"sft": 0.5, loss: 2.0}, loss))
+        found, expected = (preference(x)(batch(pairs))[1][reward] for x in ({"sft": 0.5, loss: 2.0}, loss))
         torch.testing.assert_close(found, expected)
 
 
@@ -676,12 +686,12 @@ def test_losses_that_sort_rows_cannot_weigh_them(loss: LossName) -> None:
 
 @pytest.mark.parametrize("loss", LOSS_NAMES)
 def test_what_a_loss_needs_and_looks_at(loss: LossName) -> None:
-    """Scores that cost a forward pass are made only where they are used; a joint loss is taken over all rows of a step."""
-    assert preference(loss).needs("kl") == (loss == "kto")
-    assert not preference(loss).needs("confidence")
+    """What costs a forward pass is computed only if it is used; a joint loss is taken over all rows of a step."""
+    assert preference(loss).uses_kl == (loss == "kto")
+    assert not preference(loss).uses_confidence
     if "wpo" in TAKES[loss]:
-        assert preference(loss, wpo=True).needs("confidence")
-        assert not preference(loss, wpo=False).needs("confidence")
+        assert preference(loss, wpo=True).uses_confidence
+        assert not preference(loss, wpo=False).uses_confidence
     pairs = [Pair(p.chosen, p.rejected, kl=i) for i, p in enumerate(some_pairs("sigmoid"))]
     whole = losses_of(preference(loss), *pairs)
     alone = [losses_of(preference(loss), pair)[0] for pair in pairs]
@@ -708,9 +718,12 @@ def test_large_differences_stay_finite_where_f_alpha_is_small() -> None:
 
 def check_finite(pref: Preference) -> None:
     chosen, rejected = (torch.tensor(t).mul(1e6).requires_grad_() for t in ([-1.0, 0, 0, -1], [0.0, -1, 0, -1]))
-    of = {"chosen": chosen, "rejected": rejected, "ref_chosen": rejected.detach(), "ref_rejected": chosen.detach()}
-    tokens = {"chosen_tokens": torch.full((4,), 10.0), "rejected_tokens": torch.full((4,), 20.0), "kl": torch.zeros(4)}
-    losses, metrics = pref({**of, **tokens})
+    of = PairBatch(
+        pair_batch.Response(chosen, rejected.detach(), torch.full((4,), 10.0)),
+        pair_batch.Response(rejected, chosen.detach(), torch.full((4,), 20.0)),
+        kl=torch.zeros(4),
+    )
+    losses, metrics = pref(of)
     gradients = torch.autograd.grad(losses.sum(), [chosen, rejected])
     for values in (losses, *gradients, *metrics.values()):
         assert bool(values.isfinite().all())
@@ -722,17 +735,8 @@ def check_finite(pref: Preference) -> None:
 def start(pref: Preference, chosen: Tensor, rejected: Tensor) -> dict[str, float]:
     """The metrics of a first step, as the trainer means them, where the reference's log-probabilities are all -9."""
     nine, one = torch.full_like(chosen, -9), torch.ones_like(chosen)
-    losses, metrics = pref(
-        {
-            "chosen": chosen - 9,
-            "rejected": rejected - 9,
-            "ref_chosen": nine,
-            "ref_rejected": nine,
-            "chosen_tokens": one,
-            "rejected_tokens": one,
-            "kl": chosen,
-        }
-    )
+    responses = [pair_batch.Response(logratio - 9, nine, one) for logratio in (chosen, rejected)]
+    losses, metrics = pref(PairBatch(*responses, kl=chosen))
     return {name: values.mean().item() for name, values in {"loss": losses, **metrics}.items()}
 
 
@@ -759,7 +763,7 @@ def test_the_check_of_the_start_stops_a_policy_that_is_not_its_reference(loss: L
         ((5, -5), (0, 0)),
         ((math.nan, 0), (0, 0)),
     ]:
-        with pytest.raises(NumericError, match=r"^step 0: the policy is not its reference: .*ref_logps"):
+        with pytest.raises(NumericError, match=r"^step 0: the policy differs from its reference: .*ref_logps"):
             StartCheck(tolerance).before_update(0, start(pref, double(*chosen), double(*rejected)))
 
 
@@ -789,17 +793,8 @@ def optimum(pref: Preference, pairs: list[tuple[int, int, float]], reference: Te
     def closure() -> Tensor:
         optimizer.zero_grad()
         logps = logits.log_softmax(0)
-        losses, _ = pref(
-            {
-                "chosen": logps[w],
-                "rejected": logps[r],
-                "ref_chosen": frozen[w],
-                "ref_rejected": frozen[r],
-                "chosen_tokens": ones,
-                "rejected_tokens": ones,
-                "preference": double(*(pair[2] for pair in pairs)),
-            }
-        )
+        responses = [pair_batch.Response(logps[y], frozen[y], ones) for y in (w, r)]
+        losses, _ = pref(PairBatch(*responses, preference=double(*(pair[2] for pair in pairs))))
         loss = losses.sum()
         loss.backward()
         return loss
@@ -838,8 +833,8 @@ def test_ipo_stops_at_a_margin(beta: float) -> None:
 def test_f_dpo_learns_the_preference_in_its_own_measure() -> None:
     """f'(u_w) - f'(u_l) = logit(p) / beta, with f' = 1 - 1/u for the forward KL."""
     ratios = optimum(preference("sigmoid", 0.5, f_divergence="forward_kl"), [(0, 1, 0.7)], REFERENCE)
-    scores_of = 1 - (-ratios).exp()
-    assert (scores_of[0] - scores_of[1]).item() == pytest.approx(math.log(0.7 / 0.3) / 0.5, abs=1e-4)
+    derivatives = 1 - (-ratios).exp()
+    assert (derivatives[0] - derivatives[1]).item() == pytest.approx(math.log(0.7 / 0.3) / 0.5, abs=1e-4)
 
 
 def test_dpo_finds_the_policy_that_is_optimal_for_its_reward() -> None:

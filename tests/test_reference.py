@@ -9,14 +9,15 @@ import pytest
 import torch
 from tasks import preference_of
 from tiny_models import training
-from torch import Tensor, nn
+from torch import nn
 
 from prefdag.config.constraints import Constraint
 from prefdag.config.reference import Reference
+from prefdag.dpo.pair_batch import PairBatch, Response
 from prefdag.dpo.reference import FrozenCheck, MovingReference, fingerprint
 from prefdag.train.checkpoint import Checkpoints
 from prefdag.train.loop import History, fit
-from prefdag.train.task import ModelOutputs, Task, Tasks
+from prefdag.train.task import Task, Tasks
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -128,16 +129,16 @@ def run(
     reference = following(policy, **config)
     preference = preference_of("sigmoid", constraints=constraints)
 
-    def said(model: nn.Module, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
-        chosen, rejected = model(PAIRS[list(rows)])[..., 0].unbind(1)
-        return chosen, rejected
+    def forward(model: nn.Module, rows: Sequence[int], epoch: int | None) -> PairBatch:
+        chosen, rejected = (
+            Response(logps, ref_logps, torch.ones(len(rows)))
+            for logps, ref_logps in zip(
+                *(each(PAIRS[list(rows)])[..., 0].unbind(1) for each in (model, reference.model)), strict=True
+            )
+        )
+        return PairBatch(chosen, rejected)
 
-    def score(model: nn.Module, rows: Sequence[int], epoch: int | None) -> ModelOutputs:
-        one = torch.ones(len(rows))
-        names = ("chosen", "rejected", "ref_chosen", "ref_rejected", "chosen_tokens", "rejected_tokens")
-        return dict(zip(names, (*said(model, rows), *said(reference.model, rows), one, one), strict=True))
-
-    task = Task(score, preference, [1.0] * 12, [str(i) for i in range(12)])
+    task = Task(forward, preference, [1.0] * 12, [str(i) for i in range(12)])
     history = fit(
         policy,
         Tasks(task, task),

@@ -20,7 +20,7 @@ from test_states import PRECISIONS, close, gradients
 from tiny_models import TARGETS, disturb, lora, random_groups, training, with_lora, write_model
 from tokenizers import AddedToken, Tokenizer, pre_tokenizers
 from tokenizers import models as tokenizer_models
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoModelForCausalLM
 
 from prefdag.config.answer_text import AnswerText
@@ -32,7 +32,7 @@ from prefdag.config.judge_text import ImplicitJudge, JudgeText
 from prefdag.config.loss_options import LossOptions
 from prefdag.config.ref_logps import RefLogps
 from prefdag.config.sft_ref import SftRef, SupervisedTraining
-from prefdag.dpo.preference import Scores
+from prefdag.dpo.pair_batch import PairBatch, Response
 from prefdag.pairs.formatting import PAIRS_SCHEMA, columns_of, encode_pair
 from prefdag.pairs.schema import read_pairs, write_pairs
 from prefdag.pairs.tokenizer import ChatTokenizer
@@ -48,7 +48,7 @@ from prefdag.text.evaluation import choices, eval_logps, eval_rows
 from prefdag.text.evaluation import metrics as evaluate
 from prefdag.text.evaluation.eval_rows import EncodedRow
 from prefdag.text.scoring import rows
-from prefdag.text.scoring.logps import Pair, score, score_all_pairs, score_pairs
+from prefdag.text.scoring.logps import Pair, PairLogps, all_pair_logps, group_logps, pair_logps
 from prefdag.text.scoring.packing import Group
 from prefdag.train.loop import History
 from stages import (
@@ -100,7 +100,7 @@ def test_the_eos_behind_a_cut_is_not_scored() -> None:
     assert rows.scored(frame, "chosen") == [[1, 2], [3, EOS]]
     assert rows.scored(frame, "rejected") == [[4, EOS], [8, 9]]
     assert rows.pair_rows(frame) == [Pair([5], [1, 2], [4, EOS]), Pair([6, 7], [3, EOS], [8, 9])]
-    assert rows.presence(frame) == {}
+    assert rows.presence(frame) is None
     assert rows.chosen_groups(frame) == [Group([5], ([1, 2],)), Group([6, 7], ([3, EOS],))]
 
 
@@ -122,9 +122,10 @@ def test_an_absent_response_is_scored_nowhere() -> None:
         Pair([7], [2, EOS], None, [1, EOS]),
     ]
     assert rows.chosen_groups(frame) == [Group([5], ([1, EOS],)), Group([7], ([2, EOS],))]
-    found = {name: values.tolist() for name, values in rows.presence(frame).items()}
-    assert found == {"has_chosen": [1, 0, 1], "has_rejected": [0, 1, 0]}
-    assert rows.presence(frame)["has_chosen"].dtype == torch.float32
+    present = rows.presence(frame)
+    assert present is not None
+    assert [has.tolist() for has in present] == [[1, 0, 1], [0, 1, 0]]
+    assert present[0].dtype == torch.float32
 
 
 def test_eval_rows_are_scored_as_they_say(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,10 +181,10 @@ def test_a_cut_dialogue_is_scored_as_it_would_be_alone(kind: str, dtype: Any, se
         row = {"id": f"{number}", "source": "rows.jsonl:1", "prompt": prompt, "preference": 1.0} | answers
         records.append(columns_of(encode_pair(row, tokenizer, most_prompt, most_response)))
         whole = tokenizer.prompt(prompt).ids
-        said = [[WORDS.index(word) for word in answer.split()] + [EOS] for answer in answers.values()]
-        scored = (ids if len(ids) <= most_response else ids[: most_response - 1] for ids in said)
+        encoded = [[WORDS.index(word) for word in answer.split()] + [EOS] for answer in answers.values()]
+        scored = (ids if len(ids) <= most_response else ids[: most_response - 1] for ids in encoded)
         alone.append(Group(whole[-most_prompt:], tuple(scored)))
-        cut += [len(whole) > most_prompt, *(len(ids) > most_response for ids in said)]
+        cut += [len(whole) > most_prompt, *(len(ids) > most_response for ids in encoded)]
     assert set(cut) == {True, False}
     pairs = rows.pair_rows(pa.Table.from_pylist(records, schema=PAIRS_SCHEMA).to_pandas())
     plain = AutoModelForCausalLM.from_pretrained(folder).eval()
@@ -192,8 +193,8 @@ def test_a_cut_dialogue_is_scored_as_it_would_be_alone(kind: str, dtype: Any, se
     off, relative = PRECISIONS[dtype]
     for shared in (True, False):
         model = lm.load(folder, dtype, packed=shared)
-        scores = score_pairs(model, pairs)
-        found = torch.stack([scores["chosen"], scores["rejected"]], dim=1).flatten()
+        logps = pair_logps(model, pairs)
+        found = torch.stack([logps.chosen.logps, logps.rejected.logps], dim=1).flatten()
         torch.testing.assert_close(found, expected, rtol=0, atol=off)
         close(gradients(found, model), of_expected, 2 * relative)  # in 20 draws 0.21 in bfloat16, 4e-6 in float32
 
@@ -249,8 +250,8 @@ def test_cached_references_are_those_of_each_pair(project: str) -> None:
         frame = rows.read_split(dpo_text.PAIRS, split)
         cached = rows.read_ref_logps(dpo_text.REF_LOGPS, split, frame, dpo_text.PAIRS, dpo_text.REFERENCE)
         groups = [pair.group for pair in rows.pair_rows(frame)]
-        expected = torch.tensor(score(model, groups, 1000, split).reshape(-1, 2), dtype=torch.float32)
-        found = torch.stack([cached["chosen"], cached["rejected"]], dim=1)
+        expected = torch.tensor(group_logps(model, groups, 1000, split).reshape(-1, 2), dtype=torch.float32)
+        found = torch.stack([cached.chosen.logps, cached.rejected.logps], dim=1)
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
 
 
@@ -268,8 +269,8 @@ def test_dpo_starts_at_ln_2_and_learns(project: str, histories: list[tuple[Histo
     # What was saved is what was trained: its reward on the training rows goes on from the last step.
     frame = rows.read_split(dpo_text.PAIRS, "train")
     models = lm.load_models(dpo_text.REFERENCE, dpo_text.POLICY)
-    scored = evaluate.score_heldout(models, rows.pair_rows(frame), 1000).scores
-    assert (evaluate.heldout_table(scored, preference_of("sigmoid").rewards(scored))["margin"] > 0.1).all()
+    batch = evaluate.compare_heldout(models, rows.pair_rows(frame), 1000).batch
+    assert (evaluate.heldout_table(batch, preference_of("sigmoid").rewards(batch))["margin"] > 0.1).all()
 
 
 @pytest.mark.usefixtures("project", "histories", "one_thread")
@@ -293,12 +294,12 @@ def test_wrong_references_stop_dpo_before_or_at_its_first_step() -> None:
         train()
     checked = [0, len(frame) // 2, len(frame) - 1]
     frame.assign(chosen_logps=wrong.where(~frame.index.isin(checked), frame["chosen_logps"])).to_parquet(path)
-    with pytest.raises(NumericError, match="the policy is not its reference"):
+    with pytest.raises(NumericError, match="the policy differs from its reference"):
         train()
     assert not dpo_text.POLICY.exists()
 
 
-def read() -> dict[str, Tensor]:
+def read() -> PairLogps:
     frame = rows.read_split(dpo_text.PAIRS, "train")
     return rows.read_ref_logps(dpo_text.REF_LOGPS, "train", frame, dpo_text.PAIRS, dpo_text.REFERENCE)
 
@@ -312,7 +313,7 @@ def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (dpo_text.REFERENCE / "model.safetensors").write_bytes(b"weights")
     frame = frame_of(5)
     frame.to_parquet(dpo_text.PAIRS / "train.parquet")
-    logps = pd.DataFrame({"id": frame["id"], **{f"{name}_logps": -1.0 for name in rows.REF_COLUMNS}})
+    logps = pd.DataFrame({"id": frame["id"], **dict.fromkeys(rows.REF_COLUMNS, -1.0)})
     logps.assign(rejected_logps=np.arange(5.0)).to_parquet(dpo_text.REF_LOGPS / "train.parquet")
     key = rows.reference_key(dpo_text.PAIRS, dpo_text.REFERENCE, "float32")
     write_json(dpo_text.REF_LOGPS / "key.json", key)
@@ -320,7 +321,7 @@ def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("cached")
 def test_references_of_the_same_pairs_and_model_are_used() -> None:
-    assert read()["rejected"].tolist() == [0, 1, 2, 3, 4]
+    assert read().rejected.logps.tolist() == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.usefixtures("cached")
@@ -338,22 +339,23 @@ def test_references_of_another_model_are_refused() -> None:
         read()
 
 
-def test_log_probabilities_that_the_reference_does_not_say_are_refused(tmp_path: Path) -> None:
+def test_log_probabilities_that_are_not_the_reference_s_are_refused(tmp_path: Path) -> None:
     """As where the key fits and the file does not: both numbers are named. The first, the middle and the last row count."""
     model = lm.load(write_model(tmp_path / "llama", "llama"))
     pairs = [Pair(prompt, *responses) for prompt, responses in random_groups(9, 2, seed=4)]
     path = tmp_path / "train.parquet"
-    said = score_all_pairs(model, pairs, 100, "")
-    rows.check_ref_logps(said, model, pairs, path, 1e-3)
+    logps: Any = all_pair_logps(model, pairs, 100, "")
+    rows.check_ref_logps(logps, model, pairs, path, 1e-3)
     for row, side in ((0, "rejected"), (4, "chosen"), (8, "chosen")):
-        stale = {name: values.clone() for name, values in said.items()}
-        stale[side][row] += 0.5
+        right = getattr(logps, side).logps
+        wrong = right.index_add(0, torch.tensor([row]), torch.tensor([0.5]))
+        stale = logps._replace(**{side: getattr(logps, side)._replace(logps=wrong)})
         with pytest.raises(
             DataError, match=rf"train.parquet: row {row}: {side}_logps: .*; run ref_logps again"
         ) as error:
             rows.check_ref_logps(stale, model, pairs, path, 1e-3)
         numbers = [float(number) for number in re.findall(r"-\d+\.\d{4}", str(error.value))]
-        assert numbers == pytest.approx([float(values[side][row]) for values in (stale, said)], abs=1e-3)
+        assert numbers == pytest.approx([float(values[row]) for values in (wrong, right)], abs=1e-3)
 
 
 @pytest.mark.usefixtures("cached")
@@ -564,21 +566,16 @@ def test_set_metrics_and_their_table() -> None:
     assert set(table["set"]) == {"winogrande"}
 
 
-def scores_of(*, has_chosen: list[float], has_rejected: list[float], **values: list[float]) -> Scores:
-    """Held-out scores of responses of one token."""
-    names = {"has_chosen": has_chosen, "has_rejected": has_rejected, **values}
-    tokens = dict.fromkeys(("chosen_tokens", "rejected_tokens"), [1.0] * len(has_chosen))
-    scores: Any = {name: torch.tensor(v, dtype=torch.float64) for name, v in (names | tokens).items()}
-    return scores
+def responses_of(logps: list[float], ref_logps: list[float], present: list[float]) -> Response:
+    """Held-out responses of one token each."""
+    values = (torch.tensor(v, dtype=torch.float64) for v in (logps, ref_logps, [1.0] * len(logps), present))
+    policy, reference, tokens, has = values
+    return Response(policy, reference, tokens, present=has)
 
 
-PAIRED = scores_of(
-    has_chosen=[1, 1],
-    has_rejected=[1, 1],
-    chosen=[-1.0, -3.0],
-    rejected=[-4.0, -4.0],
-    ref_chosen=[-3.0, -5.0],
-    ref_rejected=[-2.0, -6.0],
+PAIRED = PairBatch(
+    responses_of([-1.0, -3.0], [-3.0, -5.0], [1, 1]),
+    responses_of([-4.0, -4.0], [-2.0, -6.0], [1, 1]),
 )
 
 
@@ -610,27 +607,23 @@ def test_heldout_metrics_take_each_model_from_its_place() -> None:
 def test_heldout_metrics_of_unpaired_rows_by_hand() -> None:
     """Desirable rewards 1 and 3, undesirable 1: of the two pairs one is right, one a tie: 3/4; the means differ by 1.
 
-    What score_heldout says of an absent response, 0 and one token, enters nowhere: the two chosen responses have a
-    cross-entropy of (1 + 3) / 4 tokens.
+    Absent responses, with log-probability 0 and one token, do not count: the two chosen responses have a cross-entropy of
+    (1 + 3) / 4 tokens.
     """
-    scores = scores_of(
-        has_chosen=[1, 0, 1],
-        has_rejected=[0, 1, 0],
-        chosen=[-1.0, 0.0, -3.0],
-        rejected=[0.0, -4.0, 0.0],
-        ref_chosen=[-3.0, 0.0, -9.0],
-        ref_rejected=[0.0, -6.0, 0.0],
+    batch = PairBatch(
+        responses_of([-1.0, 0.0, -3.0], [-3.0, 0.0, -9.0], [1, 0, 1]),
+        responses_of([0.0, -4.0, 0.0], [0.0, -6.0, 0.0], [0, 1, 0]),
     )
-    rewards = preference_of("kto").rewards(scores)
-    logps = evaluate.chosen_logps(scores, np.array([-6.0, -6.0]))
-    found = evaluate.heldout_metrics(scores, rewards, np.ones(3), 0.25, logps, GROUPS)
+    rewards = preference_of("kto").rewards(batch)
+    logps = evaluate.chosen_logps(batch, np.array([-6.0, -6.0]))
+    found = evaluate.heldout_metrics(batch, rewards, np.ones(3), 0.25, logps, GROUPS)
     assert "n_pairs" not in found
     assert (found["n_chosen"], found["n_rejected"], found["n_rows"], found["n_tokens"]) == (2, 1, 2, 4)
     assert [found[name]["cross_entropy"] for name in ("base", "reference", "policy")] == [3.0, 3.0, 1.0]
     means = [found["rewards"][key] for key in ("chosen", "rejected", "margin", "accuracy")]
     assert means == [2.0, 1.0, 1.0, 0.75]
     assert not {"log_loss", "brier", "calibration_error"} & set(found["rewards"])  # they are of pairs
-    table = evaluate.heldout_table(scores, rewards)
+    table = evaluate.heldout_table(batch, rewards)
     assert table["reward_chosen"].isna().tolist() == [False, True, False]
     assert table["reward_rejected"].isna().tolist() == [True, False, True]
     assert table["margin"].isna().all()
@@ -716,15 +709,15 @@ def test_difference_of_single_or_equal_values_is_a_number() -> None:
 
 
 @pytest.mark.parametrize("kind", TARGETS)
-def test_heldout_scores_equal_a_naive_loop(tmp_path: Path, kind: str) -> None:
+def test_heldout_log_probabilities_equal_a_naive_loop(tmp_path: Path, kind: str) -> None:
     """KL(policy || reference) = sum over the vocabulary of p (ln p - ln q), at every scored position of both responses."""
     policy = with_lora(write_model(tmp_path / kind, kind)).eval()
     disturb(policy)
     pairs = [Pair(prompt, *responses) for prompt, responses in random_groups(7, 2, seed=4)]
     models = lm.ReferenceAndPolicy(trainable.untrained(policy), policy)
-    scores, kl, logratios = evaluate.score_heldout(models, pairs, max_tokens=40)
+    batch, kl, logratios = evaluate.compare_heldout(models, pairs, max_tokens=40)
 
-    logps: dict[str, list[float]] = {"": [], "ref_": []}
+    logps: dict[str, list[float]] = {"logps": [], "ref_logps": []}
     kls: list[float] = []
     ratios: list[list[float]] = []
     with torch.no_grad():
@@ -735,7 +728,7 @@ def test_heldout_scores_equal_a_naive_loop(tmp_path: Path, kind: str) -> None:
                 p = policy(**whole).logits[0, len(prompt) - 1 : -1].double().log_softmax(-1)
                 with policy.disable_adapter():
                     q = policy(**whole).logits[0, len(prompt) - 1 : -1].double().log_softmax(-1)
-                for name, values in (("", p), ("ref_", q)):
+                for name, values in (("logps", p), ("ref_logps", q)):
                     logps[name].append(sum(float(row[token]) for row, token in zip(values, response, strict=True)))
                 kls += (p.exp() * (p - q)).sum(-1).tolist()
                 ratios.append([float(a[token] - b[token]) for a, b, token in zip(p, q, response, strict=True)])
@@ -743,20 +736,21 @@ def test_heldout_scores_equal_a_naive_loop(tmp_path: Path, kind: str) -> None:
     assert kl == pytest.approx(sum(kls) / len(kls), rel=1e-4)
     assert kl > 0.01
     for name, values in logps.items():
-        found: Any = scores
-        assert found[f"{name}chosen"].tolist() == pytest.approx(values[0::2], abs=1e-4)
-        assert found[f"{name}rejected"].tolist() == pytest.approx(values[1::2], abs=1e-4)
+        assert getattr(batch.chosen, name).tolist() == pytest.approx(values[0::2], abs=1e-4)
+        assert getattr(batch.rejected, name).tolist() == pytest.approx(values[1::2], abs=1e-4)
     assert [len(of_response) for of_response in logratios] == [len(of_response) for of_response in ratios]
     np.testing.assert_allclose(np.concatenate(logratios), np.concatenate(ratios), atol=1e-4)
-    # Half of each pair alone: the same numbers, and zeros for what is not there.
+    # Half of each pair alone: the same numbers, and zeros for absent responses.
     lone = [Pair(p, c if i % 2 else None, None if i % 2 else r) for i, (p, c, r, _) in enumerate(pairs)]
-    halves: Any
-    halves, _, of_lone = evaluate.score_heldout(models, lone, max_tokens=40)
+    halves, _, of_lone = evaluate.compare_heldout(models, lone, max_tokens=40)
     assert [len(values) for values in of_lone] == [len(logratios[2 * i + 1 - i % 2]) for i in range(len(pairs))]
     for i in range(len(pairs)):
-        there, absent = ("chosen", "rejected") if i % 2 else ("rejected", "chosen")
-        assert float(halves[there][i]) == pytest.approx(float(found[there][i]), abs=1e-4)
-        assert (halves[absent][i], halves[f"has_{there}"][i], halves[f"has_{absent}"][i]) == (0, 1, 0)
+        here, absent = (halves.chosen, halves.rejected) if i % 2 else (halves.rejected, halves.chosen)
+        whole = batch.chosen if i % 2 else batch.rejected
+        assert float(here.logps[i]) == pytest.approx(float(whole.logps[i]), abs=1e-4)
+        assert here.present is not None
+        assert absent.present is not None
+        assert (absent.logps[i], here.present[i], absent.present[i]) == (0, 1, 0)
 
 
 def test_what_each_model_says_is_kept_apart(tmp_path: Path) -> None:
@@ -766,11 +760,11 @@ def test_what_each_model_says_is_kept_apart(tmp_path: Path) -> None:
     asked = {"heldout": GROUPS, "a set": GROUPS[:1]}
     for role, model in (("reference", trainable.untrained(policy)), ("policy", policy)):
         eval_logps.to_frame(eval_logps.compute_logps(model, asked, 100, role)).to_parquet(tmp_path / role)
-    reference, said = (eval_logps.read_logps(tmp_path / role, asked) for role in ("reference", "policy"))
-    assert np.array_equal(reference["heldout"], score(lm.load(folder), GROUPS, 100, "test"))
-    assert np.array_equal(said["heldout"], score(policy, GROUPS, 100, "test"))
-    assert np.array_equal(said["a set"], said["heldout"][:1])
-    assert np.abs(said["heldout"] - reference["heldout"]).max() > 0.01
+    reference, tuned = (eval_logps.read_logps(tmp_path / role, asked) for role in ("reference", "policy"))
+    assert np.array_equal(reference["heldout"], group_logps(lm.load(folder), GROUPS, 100, "test"))
+    assert np.array_equal(tuned["heldout"], group_logps(policy, GROUPS, 100, "test"))
+    assert np.array_equal(tuned["a set"], tuned["heldout"][:1])
+    assert np.abs(tuned["heldout"] - reference["heldout"]).max() > 0.01
     with pytest.raises(DataError, match=r"reference: 1 log-probabilities of a set, expected 2; run ref_evals again$"):
         eval_logps.read_logps(tmp_path / "reference", {"a set": GROUPS})
     with pytest.raises(DataError, match=r"reference: 0 log-probabilities of another, expected 1; run ref_evals again$"):

@@ -18,17 +18,20 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from prefdag.config.training import Momentum, StepDecay
+from prefdag.dpo.pair_batch import PairBatch
 from prefdag.dpo.preference import Preference
 from prefdag.runtime.errors import NumericError
-from prefdag.text.scoring.logps import Pair, score, score_all_pairs, score_pairs
+from prefdag.text.pair_batch import pair_batch
+from prefdag.text.scoring.logps import Pair, all_pair_logps, group_logps, pair_logps
 from prefdag.text.scoring.packing import Group
 from prefdag.text.sft_task import sft_task
 from prefdag.train.checkpoint import Checkpoints
 from prefdag.train.hook import StepHook
 from prefdag.train.loop import History, fit
 from prefdag.train.optimizer import batch_order, learning_rate
-from prefdag.train.step import forward_backward
-from prefdag.train.task import LossAndMetrics, ModelOutputs, Task, Tasks
+from prefdag.train.outputs import map_tensors
+from prefdag.train.step import PreparedModel, forward_backward
+from prefdag.train.task import LossAndMetrics, Task, Tasks
 
 
 def ignore(step: int, metrics: Mapping[str, float]) -> None:
@@ -65,15 +68,15 @@ def regression(n: int, seed: int = 0) -> Task:
 
 
 def spread(n: int) -> Task:
-    """A joint loss of `linear`: squared distances from the mean of what the model says of all rows of a step."""
+    """A joint loss of `linear`: squared distances from the mean of the model's outputs for all rows of a step."""
     x = torch.randn(n, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
-    def score(model: nn.Module, rows: Sequence[int], epoch: int | None) -> ModelOutputs:
+    def forward(model: nn.Module, rows: Sequence[int], epoch: int | None) -> Mapping[str, Tensor]:
         return {"y": model(x[list(rows)])[:, 0], "x": x[list(rows), 0]}
 
     return Task(
-        score,
-        lambda said: ((said["y"] - said["y"].mean() - said["x"]) ** 2, {"y": said["y"].detach()}),
+        forward,
+        lambda outputs: ((outputs["y"] - outputs["y"].mean() - outputs["x"]) ** 2, {"y": outputs["y"].detach()}),
         [1.0] * n,
         [f"row-{i}" for i in range(n)],
         jointly=True,
@@ -86,17 +89,17 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def dpo(model: nn.Module, groups: list[Group], beta: float = 0.5, preference: Preference | None = None) -> Task:
-    """DPO against what `model` says now."""
+    """DPO against `model` as it is now."""
     preference = preference or preference_of("sigmoid", beta)
     pairs = [Pair(g.prompt, *g.responses, groups[i - 1].responses[0]) for i, g in enumerate(groups)]
-    reference = score_all_pairs(model, pairs, 1000, "reference")
+    reference = all_pair_logps(model, pairs, 1000, "reference")
 
-    def said(model: nn.Module, rows: Sequence[int], epoch: int | None) -> ModelOutputs:
-        found = score_pairs(model, [pairs[i] for i in rows], confidence=True)
-        found |= {f"ref_{name}": values[list(rows)].to(found["chosen"]) for name, values in reference.items()}
-        return {**found, "kl": found["mismatched"].detach() - found["ref_mismatched"]}
+    def forward(model: nn.Module, rows: Sequence[int], epoch: int | None) -> PairBatch:
+        chunk = [pairs[i] for i in rows]
+        of_rows = map_tensors(lambda values: values[list(rows)], reference)
+        return pair_batch(chunk, pair_logps(model, chunk, confidence=True), of_rows)
 
-    return Task(said, preference, [1.0] * len(groups), [f"pair {i}" for i in range(len(groups))], preference.jointly)
+    return Task(forward, preference, [1.0] * len(groups), [f"pair {i}" for i in range(len(groups))], preference.jointly)
 
 
 # Data order and learning rate
@@ -236,8 +239,8 @@ def test_weights_do_not_depend_on_the_micro_batch(micro_batch_size: int, tmp_pat
 
 def gradients(model: nn.Module, task: Task, micro_batch_size: int) -> tuple[dict[str, float], dict[str, Tensor]]:
     model.zero_grad()
-    config = training(batch_size=8, micro_batch_size=micro_batch_size)
-    metrics = forward_backward(Accelerator(), model, task, range(8), 0, config, where="here", backward=True)
+    prepared = PreparedModel(Accelerator(), model, micro_batch_size)
+    metrics = forward_backward(prepared, task, range(8), 0, where="here", backward=True)
     return metrics, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
@@ -263,9 +266,9 @@ def test_the_loss_of_fine_tuning_is_a_mean_over_tokens(models: dict[str, Path]) 
     """Not a mean over rows, nor over micro-batches: a row of 9 tokens counts nine times a row of one."""
     groups = [Group([1], ([2] * 9,)), Group([3, 4], ([5],))]
     model = with_lora(models["llama"]).eval()
-    a, b = score(model, groups, 100, "test")
-    task, config = sft_task(groups, ["a", "b"]), training(micro_batch_size=1)
-    metrics = forward_backward(Accelerator(), model, task, [0, 1], 0, config, where="here", backward=False)
+    a, b = group_logps(model, groups, 100, "test")
+    prepared = PreparedModel(Accelerator(), model, 1)
+    metrics = forward_backward(prepared, sft_task(groups, ["a", "b"]), [0, 1], 0, where="here", backward=False)
     assert metrics["loss"] == pytest.approx(-(a + b) / 10, rel=1e-6)
     assert not math.isclose(metrics["loss"], -(a / 9 + b) / 2, rel_tol=0.01)
 

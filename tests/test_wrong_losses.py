@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from prefdag.config.loss_options import LossOptions
-from prefdag.dpo.preference import Preference, Scores
+from prefdag.dpo.pair_batch import PairBatch, Response
+from prefdag.dpo.preference import Preference
 
 WRONG = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "wrong_losses.py")))
 
-Loss = Callable[[Scores], Tensor]
+Loss = Callable[[PairBatch], Tensor]
 INDIFFERENT, DECIDED = (0.0, 0.0), (12.0, 0.0)  # references: margins of 0 and of 12 nats, TARGET lying between
 DPO: Loss = WRONG.ARMS["DPO"]
 RIGHT: Loss = WRONG.ARMS["probabilistic DPO, p = 0.7"]
@@ -28,19 +29,12 @@ NO_REFERENCE: Loss = WRONG.ARMS["without the reference, p = 0.7"]
 DIFFERENCE: Loss = WRONG.ARMS["difference of cross-entropies"]
 
 
-def scores(logits: Tensor, reference: tuple[float, float]) -> Scores:
+def pair(logits: Tensor, reference: tuple[float, float]) -> PairBatch:
     """A pair whose chosen response is the first of two, each of one token."""
     policy = logits.log_softmax(0)
     ref = torch.tensor(reference, dtype=torch.float64).log_softmax(0)
     one = torch.ones(1, dtype=torch.float64)
-    return {
-        "chosen": policy[:1],
-        "rejected": policy[1:],
-        "ref_chosen": ref[:1],
-        "ref_rejected": ref[1:],
-        "chosen_tokens": one,
-        "rejected_tokens": one,
-    }
+    return PairBatch(Response(policy[:1], ref[:1], one), Response(policy[1:], ref[1:], one))
 
 
 def start(reference: tuple[float, float]) -> Tensor:
@@ -53,7 +47,7 @@ def descend(loss: Loss, reference: tuple[float, float], steps: int) -> tuple[lis
     logits = start(reference)
     losses, norms = [], []
     for _ in range(steps):
-        value = loss(scores(logits, reference)).sum()
+        value = loss(pair(logits, reference)).sum()
         (gradient,) = torch.autograd.grad(value, logits)
         losses.append(value.item())
         norms.append(gradient.norm().item())
@@ -70,7 +64,7 @@ def optimum(loss: Loss, reference: tuple[float, float]) -> Tensor:
 
     def closure() -> Tensor:
         search.zero_grad()
-        value = 1e4 * loss(scores(logits, reference)).sum()  # beta is small, and with it the curvature
+        value = 1e4 * loss(pair(logits, reference)).sum()  # beta is small, and with it the curvature
         value.backward()
         return value
 
@@ -106,9 +100,9 @@ def test_dpo_has_a_bound_and_loses_its_pull_near_it() -> None:
 def test_the_difference_of_cross_entropies_knows_no_reference() -> None:
     """The same policy gets the same loss whatever the reference; DPO's is ln 2 where they agree, and only there."""
     policy = start(DECIDED)
-    values = [DIFFERENCE(scores(policy, reference)).item() for reference in (INDIFFERENT, DECIDED)]
+    values = [DIFFERENCE(pair(policy, reference)).item() for reference in (INDIFFERENT, DECIDED)]
     assert values[0] == values[1]
-    right = [DPO(scores(policy, reference)).item() for reference in (INDIFFERENT, DECIDED)]
+    right = [DPO(pair(policy, reference)).item() for reference in (INDIFFERENT, DECIDED)]
     assert right[1] == pytest.approx(math.log(2))
     assert right[0] < right[1] - 0.3
 
@@ -145,11 +139,11 @@ def test_a_pair_that_the_reference_tells_apart_is_pushed_back() -> None:
 def test_the_losses_are_what_the_library_makes_of_soft_labels(p: float) -> None:
     """So the comparison is with the project's own DPO; the wrong arm is what `reference_free: true` asks for by name."""
     none: dict[str, Any] = dict.fromkeys((field.name for field in dataclasses.fields(LossOptions)), None)
-    pair = scores(torch.tensor([1.0, -2.0], dtype=torch.float64), DECIDED)
-    pair["preference"] = torch.tensor([p], dtype=torch.float64)
+    label = torch.tensor([p], dtype=torch.float64)
+    soft = pair(torch.tensor([1.0, -2.0], dtype=torch.float64), DECIDED)._replace(preference=label)
     for free, loss in ((None, WRONG.probabilistic), (True, WRONG.without_reference)):
         preference = Preference("sigmoid", WRONG.BETA, LossOptions(**{**none, "reference_free": free}), {})
-        torch.testing.assert_close(loss(pair, p), preference(pair)[0])
+        torch.testing.assert_close(loss(soft, p), preference(soft)[0])
 
 
 def test_the_shares_by_hand() -> None:
@@ -164,14 +158,18 @@ def test_the_shares_by_hand() -> None:
 def test_the_measures_by_hand() -> None:
     """Pairs with reference margins 10 and 0, log-ratios (2, -2) and (-1, 1): h = 4 and -2, squares 8 and 2 over 4."""
     found = WRONG.measure(
-        {
-            "ref_chosen": torch.tensor([-10.0, -20.0]),
-            "ref_rejected": torch.tensor([-20.0, -20.0]),
-            "chosen": torch.tensor([-8.0, -21.0]),
-            "rejected": torch.tensor([-22.0, -19.0]),
-            "chosen_tokens": torch.tensor([4.0, 6.0]),
-            "rejected_tokens": torch.tensor([5.0, 5.0]),
-        }
+        PairBatch(
+            Response(
+                logps=torch.tensor([-8.0, -21.0]),
+                ref_logps=torch.tensor([-10.0, -20.0]),
+                tokens=torch.tensor([4.0, 6.0]),
+            ),
+            Response(
+                logps=torch.tensor([-22.0, -19.0]),
+                ref_logps=torch.tensor([-20.0, -20.0]),
+                tokens=torch.tensor([5.0, 5.0]),
+            ),
+        )
     )
     assert found["accuracy"] == 0.5
     assert found["margin"] == pytest.approx(1.0)

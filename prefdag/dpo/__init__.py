@@ -1,1 +1,1 @@
-"""The core that both tracks share: losses, trainer, checkpoints. Knows nothing of text or images."""
+"""Preference losses and reference models, shared by both tracks. Depends on neither text nor images."""

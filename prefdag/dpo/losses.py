@@ -1,10 +1,10 @@
-"""Preference losses: pure functions from the scores of a pair's two responses to one loss a pair.
+"""Preference losses: pure functions of a pair's chosen and rejected response; one loss per pair.
 
-Notation, all of shape (pairs,) and in nats. A response's score is, for most losses, its log-ratio
-log pi(y|x) - log pi_ref(y|x); its implicit reward r is beta times the score (DPO, arXiv:2305.18290, section 4); h is the
-chosen score minus the rejected one, z = beta h, s the sigmoid. `LOSSES` says which score a loss takes; `preference.py`
-computes the scores and puts weights, soft labels and constraints around the loss. Keyword arguments are the loss's own
-parameters, under the names that params.yaml has for them in `loss_options`, or of `EXTRAS`.
+Notation, all of shape (pairs,) and in nats. `chosen` and `rejected` are the loss's inputs. For most losses an input is a
+response's log-ratio log pi(y|x) - log pi_ref(y|x); `Loss.input` names the others. The implicit reward r is beta times the
+input (DPO, arXiv:2305.18290, section 4); h is chosen minus rejected, z = beta h, s the sigmoid. `preference.py` computes the
+inputs and applies weights, soft labels and constraints. A loss's keyword arguments are its own parameters, named as in
+`loss_options` of params.yaml, or are among `EXTRAS`.
 """
 
 import inspect
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 def sigmoid(chosen: Tensor, rejected: Tensor, beta: float, *, label_smoothing: float = 0.0) -> Tensor:
     """-(1 - e) log s(z) - e log s(-z)
 
-    DPO, arXiv:2305.18290, eq. 7. With label smoothing e above 0: conservative DPO (cDPO). At h = 0 it is ln 2,
-    whatever beta and e.
+    DPO, arXiv:2305.18290, eq. 7. With label smoothing e > 0: conservative DPO (cDPO). At h = 0 it is ln 2 for any beta
+    and e.
     """
     z = beta * (chosen - rejected)
     return -(1 - label_smoothing) * F.logsigmoid(z) - label_smoothing * F.logsigmoid(-z)
@@ -37,7 +37,7 @@ def sigmoid(chosen: Tensor, rejected: Tensor, beta: float, *, label_smoothing: f
 def robust(chosen: Tensor, rejected: Tensor, beta: float, *, label_smoothing: float = 0.0) -> Tensor:
     """(-(1 - e) log s(z) + e log s(-z)) / (1 - 2 e)
 
-    Robust DPO, arXiv:2403.00409: unbiased where a share e of the labels is flipped. It has no lower bound.
+    Robust DPO, arXiv:2403.00409: unbiased if a share e of the labels is flipped. It has no lower bound.
     """
     z = beta * (chosen - rejected)
     return (-(1 - label_smoothing) * F.logsigmoid(z) + label_smoothing * F.logsigmoid(-z)) / (1 - 2 * label_smoothing)
@@ -46,7 +46,7 @@ def robust(chosen: Tensor, rejected: Tensor, beta: float, *, label_smoothing: fl
 def exo(chosen: Tensor, rejected: Tensor, beta: float, *, label_smoothing: float = 1e-3) -> Tensor:
     """s(z) log(s(z) / (1 - e)) + s(-z) log(s(-z) / e)
 
-    EXO for pairs, arXiv:2402.00856, eq. 16: KL(policy's preference || labels smoothed by e), the reverse of DPO's.
+    EXO for pairs, arXiv:2402.00856, eq. 16: KL(policy's preference || labels smoothed by e), the reverse of DPO's KL.
     Infinite at e = 0.
     """
     z = beta * (chosen - rejected)
@@ -66,8 +66,8 @@ def hinge(chosen: Tensor, rejected: Tensor, beta: float) -> Tensor:
 def ipo(chosen: Tensor, rejected: Tensor, beta: float) -> Tensor:
     """(h - 1 / (2 beta))^2
 
-    IPO, arXiv:2310.12036, eq. 17, the paper's tau being beta. With `reduction: mean` the log-ratios are those of the
-    average token, as the paper's authors ran it.
+    IPO, arXiv:2310.12036, eq. 17; beta is the paper's tau. With `reduction: mean` the log-ratios are means over tokens, as in
+    the authors' experiments.
     """
     return (chosen - rejected - 1 / (2 * beta)) ** 2
 
@@ -75,15 +75,15 @@ def ipo(chosen: Tensor, rejected: Tensor, beta: float) -> Tensor:
 def discopop(chosen: Tensor, rejected: Tensor, beta: float, *, discopop_tau: float = 0.05) -> Tensor:
     """-(1 - m) log s(z) + m exp(-z), m = s(z / tau)
 
-    DiscoPOP, arXiv:2406.08414, eq. 5: found by a search with a language model; not convex. Logistic to the left,
-    exponential to the right. The second product is taken in logarithms, where exp(-z) alone would be infinite.
+    DiscoPOP, arXiv:2406.08414, eq. 5: discovered by a language model; not convex. Logistic on the left, exponential on the
+    right. The second product is computed in logarithms, because exp(-z) alone can overflow.
     """
     z = beta * (chosen - rejected)
     left = (-z / discopop_tau).sigmoid()
     return -left * F.logsigmoid(z) + (F.logsigmoid(z / discopop_tau) - z).clamp(max=80).exp()
 
 
-# Losses of either reward
+# Losses of the two rewards
 
 
 def sppo(chosen: Tensor, rejected: Tensor, beta: float) -> Tensor:
@@ -97,7 +97,7 @@ def sppo(chosen: Tensor, rejected: Tensor, beta: float) -> Tensor:
 def nca(chosen: Tensor, rejected: Tensor, beta: float) -> Tensor:
     """-log s(r_w) - log s(-r_w) / 2 - log s(-r_l) / 2
 
-    NCA for pairs, arXiv:2402.05369: it also keeps the chosen response likely.
+    NCA for pairs, arXiv:2402.05369. It also keeps the chosen response likely.
     """
     r_w, r_l = beta * chosen, beta * rejected
     return -F.logsigmoid(r_w) - 0.5 * F.logsigmoid(-r_w) - 0.5 * F.logsigmoid(-r_l)
@@ -106,18 +106,18 @@ def nca(chosen: Tensor, rejected: Tensor, beta: float) -> Tensor:
 def apo_down(chosen: Tensor, rejected: Tensor, beta: float) -> Tensor:
     """s(r_w) + 1 - s(r_w - r_l)
 
-    APO-down, arXiv:2408.06266, eq. 8. For chosen responses that are worse than the policy's own.
+    APO-down, arXiv:2408.06266, eq. 8. For chosen responses worse than the policy's own.
     """
     return (beta * chosen).sigmoid() + (-beta * (chosen - rejected)).sigmoid()
 
 
-# Losses of one response at a time: they take unpaired data, too, and give the loss of either response
+# Losses of single responses: they also take unpaired data, and return the losses of chosen and rejected separately
 
 
 def apo_zero(chosen: Tensor, rejected: Tensor, beta: float) -> tuple[Tensor, Tensor]:
     """1 - s(r_w) + s(r_l)
 
-    APO-zero, arXiv:2408.06266, eq. 7. For chosen responses that are better than the policy's own.
+    APO-zero, arXiv:2408.06266, eq. 7. For chosen responses better than the policy's own.
     """
     return (-beta * chosen).sigmoid(), (beta * rejected).sigmoid()
 
@@ -133,8 +133,8 @@ def kto(
 ) -> tuple[Tensor, Tensor]:
     """mean of d (1 - s(r_w - beta z0)) and u (1 - s(beta z0 - r_l)), z0 = max(0, mean of kl)
 
-    KTO, arXiv:2402.01306, section 4.1, d and u being the weights. z0 estimates KL(policy || reference) over the rows of an
-    optimiser step and passes no gradient; `kl`, (pairs,), holds what each row says of it (see `preference.Scores`).
+    KTO, arXiv:2402.01306, section 4.1; d and u are the weights. z0 estimates KL(policy || reference) over the rows of an
+    optimiser step and passes no gradient; `kl`, (pairs,), holds each row's estimate (see `PairBatch`).
     """
     z0 = kl.detach().mean().clamp(min=0)
     return desirable_weight * (-beta * (chosen - z0)).sigmoid(), undesirable_weight * (
@@ -145,9 +145,9 @@ def kto(
 def bco(chosen: Tensor, rejected: Tensor, beta: float, *, present: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """-log s(r_w - d) - log s(-(r_l - d)), d = (mean of r_w + mean of r_l) / 2
 
-    BCO, arXiv:2404.04656. The reward shift d is taken over the rows of an optimiser step, where the paper keeps a moving
-    average: a step is then a function of its rows alone. It passes no gradient. A step without chosen or without rejected
-    responses takes the other mean alone. `present`: 1 where a row has a chosen, a rejected response, (pairs,) each.
+    BCO, arXiv:2404.04656. The reward shift d is a mean over the rows of an optimiser step, so that a step depends on its own
+    rows alone; the paper keeps a moving average. d passes no gradient. If a step has no chosen or no rejected responses, d is
+    the other mean. `present`: 1 where a row has a chosen response, and where it has a rejected one, (pairs,) each.
     """
     r_w, r_l = beta * chosen, beta * rejected
     sides = [(r.detach() * has).sum() / has.sum() for r, has in zip((r_w, r_l), present, strict=True) if has.any()]
@@ -161,8 +161,8 @@ def bco(chosen: Tensor, rejected: Tensor, beta: float, *, present: tuple[Tensor,
 def aot(chosen: Tensor, rejected: Tensor, beta: float, *, ref_margin: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """DPO's of z_i = beta (sorted policy margins - sorted reference margins)_i
 
-    AOT for pairs, arXiv:2406.05882: the policy's margins log pi(y_w|x) - log pi(y_l|x) are to dominate the reference's
-    as distributions over the rows of an optimiser step. The loss at a place belongs to no single row.
+    AOT for pairs, arXiv:2406.05882: over the rows of an optimiser step, the distribution of the policy's margins
+    log pi(y_w|x) - log pi(y_l|x) shall dominate the reference's. Losses are in sorted order and belong to no single row.
     """
     h = (chosen - rejected + ref_margin).sort().values - ref_margin.sort().values
     return sigmoid(h, torch.zeros_like(h), beta, label_smoothing=label_smoothing)
@@ -190,8 +190,8 @@ def cpo(
 ) -> Tensor:
     """DPO's of the log-probabilities, - w log pi(y_w|x) / |y_w|
 
-    CPO, arXiv:2401.08417, section 3. The cross-entropy is a mean over the chosen response's tokens, as its authors ran it,
-    w its weight.
+    CPO, arXiv:2401.08417, section 3. The cross-entropy is a mean over the chosen response's tokens, as in the authors'
+    experiments; w is its weight.
     """
     return sigmoid(chosen, rejected, beta, label_smoothing=label_smoothing) - sft_weight * chosen_mean_logps
 
@@ -201,7 +201,7 @@ def simpo(
 ) -> Tensor:
     """DPO's of z = beta (log pi(y_w|x) / |y_w| - log pi(y_l|x) / |y_l|) - gamma
 
-    SimPO, arXiv:2405.14734, eq. 6. Its beta is of another size: 2 to 2.5 in the paper.
+    SimPO, arXiv:2405.14734, eq. 6. Its beta is larger than DPO's: 2 to 2.5 in the paper.
     """
     z = beta * (chosen - rejected) - simpo_gamma
     return sigmoid(z, torch.zeros_like(z), 1.0, label_smoothing=label_smoothing)
@@ -212,7 +212,7 @@ def orpo(
 ) -> Tensor:
     """-beta log s(log-odds of y_w - log-odds of y_l) - w log pi(y_w|x) / |y_w|
 
-    ORPO, arXiv:2403.07691, eq. 6 and 7, the paper's lambda being beta. The odds are of the average token,
+    ORPO, arXiv:2403.07691, eq. 6 and 7; beta is the paper's lambda. The odds are those of the average token,
     p = exp(log pi(y|x) / |y|).
     """
     return -beta * F.logsigmoid(chosen - rejected) - sft_weight * chosen_mean_logps
@@ -221,29 +221,29 @@ def orpo(
 def sft(chosen: Tensor, rejected: Tensor, beta: float) -> Tensor:
     """-log pi(y_w|x) / |y_w|
 
-    RPO's term, arXiv:2404.19733v3, eq. 1: cross-entropy on the chosen response, a mean over its tokens; the paper's alpha is
-    its weight. It learns no preference: it stands in a sum with a loss that does.
+    RPO's term, arXiv:2404.19733v3, eq. 1: cross-entropy on the chosen response, a mean over its tokens; its weight is the
+    paper's alpha. It learns no preference, so it must be summed with a loss that does.
     """
     return -chosen
 
 
-Score = Literal["logratios", "logps", "mean_logps", "log_odds"]
+LossInput = Literal["logratios", "logps", "mean_logps", "log_odds"]
 
-# Keyword arguments of losses that are no parameters but follow from the rows.
+# Keyword arguments of losses that are not parameters but are computed from the rows.
 EXTRAS = ("kl", "present", "ref_margin", "chosen_mean_logps")
 
 
 @dataclass(frozen=True)
 class Loss:
-    """A loss, and what `preference.py` has to know of it."""
+    """A loss function and its properties."""
 
     function: Callable[..., Any]
-    score: Score = "logratios"
-    of_margin: bool = False  # a function of the scores' difference alone
-    jointly: bool = False  # looks at all rows of an optimiser step at once
-    sorts: bool = False  # its values belong to no single row
-    unpaired: bool = False  # gives the loss of either response, and takes rows that have one alone
-    mean: bool = False  # unpaired: the mean over a row's responses, not their sum
+    input: LossInput = "logratios"
+    of_margin: bool = False  # depends on chosen minus rejected only
+    jointly: bool = False  # depends on all rows of an optimiser step together
+    sorts: bool = False  # sorts the rows: its values belong to no single row
+    unpaired: bool = False  # returns the losses of chosen and rejected, and takes rows with one of the two
+    mean: bool = False  # if unpaired: the mean over a row's responses, not their sum
 
     @property
     def keywords(self) -> dict[str, Any]:
@@ -277,7 +277,7 @@ LOSSES: Mapping["LossName", Loss] = {
 }
 
 
-# Scores
+# Loss inputs
 
 
 def log_odds(mean_logps: Tensor) -> Tensor:
@@ -286,11 +286,11 @@ def log_odds(mean_logps: Tensor) -> Tensor:
     return mean_logps - (-torch.expm1(mean_logps)).log()
 
 
-def f_score(logratios: Tensor, divergence: str, alpha: float = 0.5) -> Tensor:
-    """What takes the log-ratio's place under another f-divergence: f'(u), u = pi / pi_ref, 0 at u = 1.
+def f_derivative(logratios: Tensor, divergence: str, alpha: float = 0.5) -> Tensor:
+    """f'(u), u = pi / pi_ref, which replaces the log-ratio under another f-divergence. 0 at u = 1.
 
     f-DPO, arXiv:2309.16240, table 1. forward_kl: 1 - 1 / u; js: log(2 u / (1 + u)); alpha: (1 - u^-alpha) / alpha, between
-    the reverse KL (alpha to 0: the log-ratio) and the forward KL (alpha = 1). Scores stop at -exp(40).
+    the reverse KL (alpha to 0: the log-ratio) and the forward KL (alpha = 1). Values are clamped at -exp(40).
     """
     if divergence == "js":
         return math.log(2) + F.logsigmoid(logratios)

@@ -1,4 +1,4 @@
-"""Which options a loss uses: no parameter is silently ignored."""
+"""Which options a loss uses. An option that is not used is an error, never silently ignored."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -11,18 +11,18 @@ if TYPE_CHECKING:
 
 
 def check_options(terms: Mapping["LossName", float], options: Mapping[str, Any]) -> None:
-    """That the losses of a sum go together and use every option that is set. Raises `ParamsError`."""
+    """Raises `ParamsError` if losses cannot be summed, or if an option is set that none of them uses."""
     losses = {name: LOSSES[name] for name in terms if name != "sft"}
     if not losses:
-        raise ParamsError("params.yaml: loss: 'sft' learns no preference; take it in a sum: {sigmoid: 1.0, sft: 1.0}")
-    kinds = {loss.score: name for name, loss in losses.items()}
-    if len(kinds) > 1:
-        (a, first), (b, second) = list(kinds.items())[:2]
+        raise ParamsError("params.yaml: loss: 'sft' learns no preference; use it in a sum: {sigmoid: 1.0, sft: 1.0}")
+    inputs = {loss.input: name for name, loss in losses.items()}
+    if len(inputs) > 1:
+        (a, first), (b, second) = list(inputs.items())[:2]
         raise ParamsError(
-            f"params.yaml: loss: '{first}' scores by {a}, '{second}' by {b}; a sum has one kind of reward"
+            f"params.yaml: loss: '{first}' takes {a}, '{second}' takes {b}; all losses of a sum must take the same input"
         )
     if "sft" in terms and ("orpo" in terms or "cpo" in terms):
-        raise ParamsError("params.yaml: loss: orpo and cpo have a term sft of their own; set loss_options.sft_weight")
+        raise ParamsError("params.yaml: loss: orpo and cpo already include sft; set loss_options.sft_weight instead")
     used = used_options(terms, options)
     for key in options:
         if key not in used:
@@ -36,12 +36,12 @@ def check_options(terms: Mapping["LossName", float], options: Mapping[str, Any])
 
 
 def used_options(terms: Mapping["LossName", float], options: Mapping[str, Any]) -> set[str]:
-    """The options that a loss, or a sum of losses, uses beside those that are set."""
+    """The options that a loss, or a sum of losses, uses, given the `options` that are set."""
     losses = {name: LOSSES[name] for name in terms if name != "sft"}
     used = {key for loss in losses.values() for key in loss.keywords} - set(EXTRAS)
-    # KTO's estimate of the KL is one of whole responses: their log-ratios alone can be held against it.
+    # KTO's KL estimate is of whole responses, so only log-ratios of whole responses are comparable with it.
     whole = all("kl" not in loss.keywords for loss in losses.values())
-    if whole and all(loss.score == "logratios" for loss in losses.values()):
+    if whole and all(loss.input == "logratios" for loss in losses.values()):
         used |= {"reduction", "reference_free"}
     if all(loss.of_margin for loss in losses.values()) and not options.get("reference_free"):
         used |= {"f_divergence"}
@@ -49,7 +49,7 @@ def used_options(terms: Mapping["LossName", float], options: Mapping[str, Any]) 
         used |= {"f_alpha"}
     if (
         whole
-        and all(loss.score in ("logratios", "logps") for loss in losses.values())
+        and all(loss.input in ("logratios", "logps") for loss in losses.values())
         and options.get("reduction") != "mean"
     ):
         used |= {"ld_alpha"}

@@ -1,7 +1,7 @@
-"""The reference beside its policy: it stands still, or follows the policy as params.yaml says; and the proof of it.
+"""The reference model during training: frozen and checked, or updated from the policy as set in params.yaml.
 
-Averaging (polyak) and copying come from the field's older practice; TR-DPO (arXiv:2404.09656) follows by `sync`, softly
-(alpha below 1) or hard (alpha 1).
+Updates: `polyak`, a moving average; `copy`, at the end of an epoch; `sync`, TR-DPO (arXiv:2404.09656), soft (alpha below 1)
+or hard (alpha 1).
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 
 class MovingReference(StepHook):
-    """A reference model that follows its policy (see `StepHook`).
+    """A reference model that is updated from its policy.
 
     Args:
         model: the reference: frozen, in eval mode, equal to the policy at the start.
-        follow: the policy's present tensors under the names of the reference's parameters and buffers; those that it
-            leaves out stand still.
+        follow: returns the policy's current tensors, by the names of the reference's parameters and buffers. Tensors that it
+            leaves out are not updated.
     """
 
     def __init__(self, model: nn.Module, follow: Callable[[], Mapping[str, Tensor]], config: "Reference") -> None:
@@ -34,14 +34,14 @@ class MovingReference(StepHook):
         self.moving = {name: own[name] for name in follow()}
 
     def state(self) -> dict[str, Tensor]:
-        """The tensors that move, and the number of steps taken."""
+        """The tensors that are updated, and the number of steps taken."""
         return {"steps": self.steps, **{f"reference/{name}": t for name, t in self.moving.items()}}
 
     @torch.no_grad()
     def after_step(self, metrics: Mapping[str, float], epoch_ends: bool) -> None:
-        """reference + alpha (policy - reference): every step, at the end of an epoch, or every so many steps.
+        """reference + alpha (policy - reference): every step, at the end of an epoch, or every `every` steps.
 
-        What is no floating-point number (BatchNorm's count of batches) is copied.
+        Integer tensors (BatchNorm's count of batches) are copied.
         """
         self.steps += 1
         match self.config.update:
@@ -67,16 +67,16 @@ class MovingReference(StepHook):
 class FrozenCheck(StepHook):
     """Counts frozen tensors that changed, at every validation.
 
-    `drift/reference`: tensors of the reference or, under adapters, of the base model; `drift/buffers`: BatchNorm's.
+    `drift/reference`: tensors of the reference, or of the base model under adapters. `drift/buffers`: BatchNorm buffers.
     """
 
     def __init__(self, reference: Iterable[Tensor], buffers: Iterable[Tensor] = ()) -> None:
-        # Taken before a checkpoint is restored; no checkpoint holds these tensors.
+        # Fingerprints from before a checkpoint is restored; no checkpoint contains these tensors.
         self.tensors = {"drift/reference": list(reference), "drift/buffers": list(buffers)}
         self.before = {name: [fingerprint(t) for t in tensors] for name, tensors in self.tensors.items()}
 
     def metrics(self) -> dict[str, float]:
-        """How many tensors have changed."""
+        """The number of tensors that changed."""
         return {
             name: float(sum(fingerprint(t) != old for t, old in zip(tensors, self.before[name], strict=True)))
             for name, tensors in self.tensors.items()
@@ -85,13 +85,12 @@ class FrozenCheck(StepHook):
 
 @torch.no_grad()
 def fingerprint(tensor: Tensor) -> tuple[int, int]:
-    """Two sums over a tensor's bits, the second weighted by place: changed values show, exchanged ones too."""
+    """Two sums over a tensor's bits, the second weighted by position: it detects changed values and exchanged ones."""
     flat = tensor.detach().contiguous().view(-1).view(torch.uint8)
     flat = flat.clone() if flat.storage_offset() % 8 else flat
     even = len(flat) // 256 * 256
     words = flat[:even].view(torch.int64).view(-1, 32)
-    # Sums of whole words, and of their upper halves: modulo 2^64 two uppermost bits that change cancel. A part of them fits
-    # in a cache.
+    # Sums of whole words and of their upper halves: modulo 2^64, two changed top bits would cancel. Each part fits in a cache.
     sums = [torch.cat([part.sum(0), (part >> 32).sum(0)]) for part in words.split(2**13)]
     columns = torch.cat([*torch.stack(sums).sum(0, keepdim=True), flat[even:].to(torch.int64)])
     return int(columns.sum()), int((columns * torch.arange(1, len(columns) + 1, device=flat.device)).sum())

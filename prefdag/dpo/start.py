@@ -1,4 +1,4 @@
-"""Step 0 of DPO: the policy is its reference. Imports no torch."""
+"""Checks that the policy equals its reference at step 0 of DPO. Imports no torch."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -9,28 +9,29 @@ from prefdag.train.hook import StepHook
 if TYPE_CHECKING:
     from prefdag.config.types import Dtype
 
-# How far, in nats of log-ratio, two computations of the same log-probability may lie apart.
+# By how many nats two computations of the same log-probability may differ.
 START_TOLERANCE: Mapping["Dtype", float] = {"float32": 2e-3, "bfloat16": 2.0}
 
 
 class StartCheck(StepHook):
-    """Checks the first step: the policy is its reference, so every log-ratio is zero and the sigmoid loss is ln 2.
+    """Checks the first step: the policy equals its reference, so every log-ratio is zero and the sigmoid loss is ln 2.
 
-    It catches stale reference log-probabilities, dropout left on, batch statistics in the policy, and adapters that do not
-    start at zero; also where the errors cancel in the mean.
+    Catches stale reference log-probabilities, dropout left on, batch statistics in the policy, and adapters that do not
+    start at zero, even if the errors cancel in the mean.
 
     Args:
-        tolerance: nats of log-ratio, in the root mean square.
+        tolerance: for the root mean square of the log-ratios, in nats.
     """
 
     def __init__(self, tolerance: float) -> None:
         self.tolerance = tolerance
 
     def before_update(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Raises `NumericError` at step 0 if the policy is not its reference."""
+        """Raises `NumericError` at step 0 if the policy differs from its reference."""
         off = metrics["logratios/square"] ** 0.5
         if step == 0 and not off <= self.tolerance:
             raise NumericError(
-                f"step 0: the policy is not its reference: log-ratios off by {off:.2g} nats (tolerance {self.tolerance:g}), "
-                f"loss {metrics['loss']:.6f}; run ref_logps again, with the precision that the policy trains in"
+                f"step 0: the policy differs from its reference: log-ratios off by {off:.2g} nats "
+                f"(tolerance {self.tolerance:g}), loss {metrics['loss']:.6f}; "
+                "run ref_logps again, with the precision that the policy trains in"
             )

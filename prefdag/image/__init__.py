@@ -1,1 +1,1 @@
-"""Image classifiers: ResNet, label pairs, log-probabilities."""
+"""The image track: ResNet classifiers, their data, DPO and evaluation."""

@@ -1,4 +1,4 @@
-"""docs/losses.md, made from the losses themselves: `make docs` writes it, a test holds it against the code."""
+"""Generates docs/losses.md from the losses. `make docs` writes it; a test compares it with the code."""
 
 import inspect
 import re
@@ -15,9 +15,10 @@ INTRO = """# Losses
 
 Generated from `prefdag/dpo/losses.py` by `make docs`; do not edit.
 
-A response's log-ratio is log pi(y|x) - log pi_ref(y|x), its reward r is beta times its score; h is the chosen score minus
-the rejected one, z = beta h, s the sigmoid, e the `label_smoothing`. The score is the log-ratio unless the table says
-otherwise. `loss` in `params.yaml` is a name, or a weighted sum of losses with one kind of score (MPO, arXiv:2411.10442):
+A loss takes one input per response: its log-ratio log pi(y|x) - log pi_ref(y|x), unless the table names another. A
+response's reward r is beta times its input. h is the chosen response's input minus the rejected one's, z = beta h, s the
+sigmoid, e the `label_smoothing`. `loss` in `params.yaml` is a name, or a weighted sum of losses that take the same input
+(MPO, arXiv:2411.10442):
 
 ```sh
 dvc exp run -S loss=ipo -S loss_options.reduction=mean
@@ -27,18 +28,18 @@ dvc exp run -S 'loss={sigmoid: 0.8, bco: 0.2, sft: 1.0}'
 OPTIONS = """
 ## Options
 
-They stand in `loss_options`; null is what the paper takes, or nothing. One that a loss does not use stops the run.
+Set in `loss_options`. null means the paper's value, or off. An option that the loss does not use stops the run.
 
 | option | losses that take it |
 |---|---|
 """
 NOTES = """
-`f_alpha` goes with `f_divergence: alpha`; `f_divergence` does not go with `reference_free`, nor `ld_alpha` with
-`reduction: mean`. In a sum, an option must be one that all its losses of preference take, or a loss's own.
+`f_alpha` needs `f_divergence: alpha`. `f_divergence` cannot be combined with `reference_free`, nor `ld_alpha` with
+`reduction: mean`. In a sum, an option must be taken by all its preference losses, or be one loss's own.
 
-Losses marked *joint* look at all rows of an optimiser step. They, too, do not depend on `micro_batch_size`: the trainer
-computes the scores of the whole step first, then the gradient, micro-batch by micro-batch (GradCache, arXiv:2101.06983).
-*Unpaired*: rows with a chosen or a rejected response alone will do (`validate_pairs.format: unpaired`).
+*Joint* losses depend on all rows of an optimiser step together. They do not depend on `micro_batch_size` either: the trainer
+first computes the log-probabilities of the whole step, then the gradient per micro-batch (GradCache, arXiv:2101.06983).
+*Unpaired* losses also take rows with only a chosen or only a rejected response (`validate_pairs.format: unpaired`).
 """
 
 
@@ -52,12 +53,12 @@ def page() -> str:
 
 
 def row(name: "LossName", loss: Loss) -> str:
-    """A loss as a row of the table."""
+    """One loss as a row of the table."""
     text = inspect.getdoc(loss.function) or ""
     formula = re.split(r"\n\s*\n", text)[0].replace("\n", " ").replace("|", "\\|")
     paper = re.search(r"arXiv:\d{4}\.\d{5}(v\d)?(, (eq\.|section|table) \d+(\.\d+)?( and \d+)?)?", text)
     own = ", ".join(f"{key} {default:g}" for key, default in loss.keywords.items() if key not in EXTRAS)
-    kinds = [loss.score.replace("_", " ")] if loss.score != "logratios" else []
+    kinds = [loss.input.replace("_", " ")] if loss.input != "logratios" else []
     kinds += [word for word, holds in (("joint", loss.jointly), ("unpaired", loss.unpaired)) if holds]
     return f"| {name} | {formula} | {own} | {', '.join(kinds)} | {paper[0] if paper else ''} |"
 
@@ -68,7 +69,7 @@ def options() -> list[str]:
 
 
 def taken(name: "LossName") -> set[str]:
-    """The options that a loss takes, each by itself or with the one that it belongs to."""
+    """The options that a loss takes, including f_alpha, which needs another option."""
     used = used_options({name: 1.0}, {})
     return used | (used_options({name: 1.0}, {"f_divergence": "alpha"}) if "f_divergence" in used else set())
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, which come at any time, held back until what must be whole is whole."""
+"""Delays Ctrl-C and SIGTERM until a block that must not be interrupted has ended."""
 
 import signal
 import threading
@@ -10,23 +10,23 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal came, and nothing is half done."""
+    """Ctrl-C or SIGTERM; nothing is left half done."""
 
 
 @contextmanager
 def interruptible() -> Iterator[Callable[[], AbstractContextManager[None]]]:
-    """Within the block either signal raises `Interrupted`: at once, but at the end of a block of what is yielded.
+    """Within the block, either signal raises `Interrupted`: immediately, or at the end of a `whole` block.
 
         with interruptible() as whole:
             with whole():
                 ...  # an optimiser step, say
 
-    A second signal does not wait: it raises `SystemExit`, in the middle of whatever is not whole. Outside the main thread,
-    which alone hears signals, nothing changes.
+    A second signal does not wait: it raises `SystemExit` even inside a `whole` block. Outside the main thread, the only one
+    that receives signals, this does nothing.
     """
-    held: list[int] | None = None  # the signals that came in a whole block
+    held: list[int] | None = None  # signals received in a `whole` block
 
-    def hear(number: int, frame: FrameType | None) -> None:
+    def receive(number: int, frame: FrameType | None) -> None:
         if held is None:
             raise Interrupted(signal.Signals(number).name)
         if held:
@@ -40,14 +40,14 @@ def interruptible() -> Iterator[Callable[[], AbstractContextManager[None]]]:
         try:
             yield
         finally:
-            came, held = held, None
-        if came:
-            raise Interrupted(signal.Signals(came[0]).name)
+            received, held = held, None
+        if received:
+            raise Interrupted(signal.Signals(received[0]).name)
 
     if threading.current_thread() is not threading.main_thread():
         yield whole
         return
-    before = {number: signal.signal(number, hear) for number in SIGNALS}
+    before = {number: signal.signal(number, receive) for number in SIGNALS}
     try:
         yield whole
     finally:

@@ -1,42 +1,77 @@
-"""Pairs of responses as a task of the trainer: what policy and reference say of them, and the preference's loss of that."""
+"""DPO on pairs of texts, as a task of the training loop."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from prefdag.text.scoring.logps import Pair, score_pairs
-from prefdag.train.task import ModelOutputs, Task
+from prefdag.text.pair_batch import pair_batch
+from prefdag.text.scoring.logps import Pair, PairLogps, pair_logps
+from prefdag.train.outputs import map_tensors
+from prefdag.train.task import Task
 
 if TYPE_CHECKING:
+    from prefdag.dpo.pair_batch import PairBatch
     from prefdag.dpo.preference import Preference
+
+# The reference's log-probabilities of some of a task's pairs, by row numbers; without gradient.
+RefLogps = Callable[[Sequence[int]], PairLogps]
 
 
 def dpo_task(
     pairs: Sequence[Pair],
     ids: Sequence[str],
-    constants: Mapping[str, Tensor],
     preference: "Preference",
-    reference: nn.Module | None = None,
+    ref_logps: RefLogps,
+    *,
+    labels: Tensor | None = None,
+    present: tuple[Tensor, Tensor] | None = None,
 ) -> Task:
-    """Learning `preference` from `pairs`, a row each.
+    """Training by `preference` on `pairs`, one per row.
 
     Args:
-        ids: how an error names a row.
-        constants: scores that are known, (rows,) each: the reference's log-probabilities as "ref_chosen", ...
-        reference: scores the pairs beside the policy, for what is not known; without gradient.
+        ids: the rows' names in error messages.
+        ref_logps: from `live_logps` or `cached_logps`.
+        labels: probabilities that chosen is preferred, (rows,); None: 1.
+        present: 1.0 where a row has a chosen response, and where it has a rejected one, (rows,) each; None: everywhere.
     """
 
-    def score(model: nn.Module, rows: Sequence[int], epoch: int | None) -> ModelOutputs:
-        batch = [pairs[i] for i in rows]
-        outputs = score_pairs(model, batch, confidence=preference.needs("confidence"))
-        if reference:
-            with torch.no_grad():
-                outputs |= {f"ref_{name}": t for name, t in score_pairs(reference, batch).items()}
-        outputs |= {name: values[list(rows)].to(outputs["chosen"]) for name, values in constants.items()}
-        if "mismatched" in outputs:
-            outputs["kl"] = outputs["mismatched"].detach() - outputs["ref_mismatched"]
-        return outputs
+    def forward(model: nn.Module, rows: Sequence[int], epoch: int | None) -> "PairBatch":
+        chunk = [pairs[i] for i in rows]
+        policy = pair_logps(model, chunk, confidence=preference.uses_confidence)
 
-    return Task(score, preference, [1.0] * len(pairs), ids, preference.jointly)
+        def as_policy(values: Tensor) -> Tensor:
+            return values.to(policy.chosen.logps)
+
+        batch = pair_batch(chunk, policy, map_tensors(as_policy, ref_logps(rows)))
+        if labels is not None:
+            batch = batch._replace(preference=as_policy(labels[list(rows)]))
+        if present is not None:
+            has_chosen, has_rejected = (as_policy(has[list(rows)]) for has in present)
+            batch = batch._replace(
+                chosen=batch.chosen._replace(present=has_chosen), rejected=batch.rejected._replace(present=has_rejected)
+            )
+        return batch
+
+    return Task(forward, preference, [1.0] * len(pairs), ids, preference.jointly)
+
+
+def live_logps(reference: nn.Module, pairs: Sequence[Pair]) -> RefLogps:
+    """Computed by `reference` in every step."""
+
+    @torch.no_grad()
+    def ref_logps(rows: Sequence[int]) -> PairLogps:
+        return pair_logps(reference, [pairs[i] for i in rows])
+
+    return ref_logps
+
+
+def cached_logps(logps: PairLogps, live: RefLogps | None = None) -> RefLogps:
+    """Looked up in `logps`, which has all rows; mismatched responses, which are never cached, come from `live`."""
+
+    def ref_logps(rows: Sequence[int]) -> PairLogps:
+        cached = map_tensors(lambda values: values[list(rows)], logps)
+        return cached._replace(mismatched=live(rows).mismatched) if live else cached
+
+    return ref_logps

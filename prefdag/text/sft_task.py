@@ -1,20 +1,20 @@
-"""Supervised fine-tuning: cross-entropy on responses, as a mean over tokens."""
+"""Supervised fine-tuning as a task of the training loop: cross-entropy on responses, a mean over tokens."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 from prefdag.text.scoring.logps import response_logps
 from prefdag.text.scoring.packing import Group, pack
-from prefdag.train.task import ModelOutputs, Task
+from prefdag.train.task import Task
 
 
 def sft_task(groups: Sequence[Group], ids: Sequence[str]) -> Task:
-    """-log pi(response | prompt), weighted by tokens: a long response counts for more than a short one."""
+    """-log pi(response | prompt), weighted by tokens: long responses count for more than short ones."""
 
-    def score(model: nn.Module, rows: Sequence[int], epoch: int | None) -> ModelOutputs:
+    def forward(model: nn.Module, rows: Sequence[int], epoch: int | None) -> Mapping[str, Tensor]:
         packed = pack([groups[i] for i in rows]).to(next(model.parameters()).device)
         return {"logps": response_logps(model, packed)}
 
     weights = [float(sum(map(len, group.responses))) for group in groups]
-    return Task(score, lambda outputs: (-outputs["logps"], {}), weights, ids)
+    return Task(forward, lambda outputs: (-outputs["logps"], {}), weights, ids)

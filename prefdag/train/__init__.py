@@ -1,1 +1,1 @@
-"""The one training loop: tasks, steps, optimiser, checkpoints."""
+"""The training loop of both tracks: tasks, steps, optimiser, checkpoints."""

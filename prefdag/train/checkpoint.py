@@ -1,7 +1,7 @@
-"""Checkpoints: what a killed stage needs to go on to the same bits. Safetensors and JSON, never pickle.
+"""Checkpoints: all that a killed stage needs to resume to the same bits. Safetensors and JSON, never pickle.
 
-They live outside the stage's outs, which DVC deletes before a stage runs, in a folder keyed by everything that shapes the
-result (`artifacts.stage_key`), so that no run continues from the state of another one.
+They are kept outside the stage's outs, which DVC deletes before a stage runs. Their folder is keyed by everything that
+determines the result (`artifacts.stage_key`), so a run never resumes from another run's state.
 """
 
 import json
@@ -23,13 +23,13 @@ from prefdag.train.random_state import random_state, set_random_state
 log = logging.getLogger(__name__)
 
 STATE, HISTORY, MANIFEST = "state.safetensors", "history.json", "sha256.json"
-KEEP = 2  # the newest may be damaged; the one before it is then used
+KEEP = 2  # if the newest is damaged, the one before it is used
 
 
 @dataclass(frozen=True)
 class TrainState:
-    """All that changes in training, as named tensors: a model's trainable parameters and buffers, its optimiser's state,
-    its hooks' (a moving reference, for one), and the random number generator's."""
+    """Everything that changes in training, as named tensors: trainable parameters, buffers, and the state of the optimiser,
+    of the hooks (such as a moving reference) and of the random number generators."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
@@ -39,7 +39,7 @@ class TrainState:
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything that changes while training, by name, detached and on the CPU."""
+        """Copies of all these tensors by name, detached, on the CPU."""
         named: dict[str, Tensor] = {f"model/{name}": p for name, p in self.trainable().items()}
         named |= {f"buffer/{name}": b for name, b in self.model.named_buffers()}
         for name, p in self.trainable().items():
@@ -49,7 +49,7 @@ class TrainState:
         return {name: t.detach().cpu().contiguous().clone() for name, t in named.items()}
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Put back what `tensors` gave."""
+        """Restore the state that `tensors` returned."""
         groups: dict[str, dict[str, Tensor]] = {"model": {}, "buffer": {}, "optimizer": {}, "hook": {}, "rng": {}}
         for name, tensor in tensors.items():
             kind, _, rest = name.partition("/")
@@ -64,7 +64,7 @@ class TrainState:
         for path, tensor in groups["optimizer"].items():
             name, _, key = path.rpartition("/")
             p = self.trainable()[name]
-            # Laid out in memory as the parameter is: fused optimisers go through both in the order of their memory.
+            # In the parameter's memory layout: fused optimisers walk both in memory order.
             like = torch.empty_like(p, dtype=tensor.dtype) if tensor.shape == p.shape else tensor.to(p.device)
             self.optimizer.state[p][key] = like.copy_(tensor)
         set_random_state(groups["rng"])
@@ -72,21 +72,21 @@ class TrainState:
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """The checkpoints of one run in `folder`, the newest `KEEP` of them."""
+    """The checkpoints of one run, in `folder`. The newest `KEEP` are kept."""
 
     folder: Path
 
     @classmethod
     def of_stage(cls, stage: str, params: Mapping[str, Any]) -> "Checkpoints":
-        """Those of a stage with these parameters, the inputs and the code that lie here now."""
+        """The checkpoints of a stage with these parameters and the current inputs and code."""
         return cls(scratch("checkpoints", stage, stage_key(stage, params)))
 
     def save(self, step: int, state: TrainState, train: list[Any], validation: list[Any]) -> None:
-        """Write the state before step `step`, whole or not at all, and drop the oldest."""
+        """Write the state before step `step`, atomically, and delete the oldest checkpoint."""
         with writing(self.folder / f"step-{step:08d}") as folder:
             folder.mkdir()
             save_file(state.tensors(), folder / STATE)
-            # The keys of a row in their own order: they become the columns of a table.
+            # Keys keep their order: they become the columns of a table.
             history = json.dumps({"step": step, "train": train, "validation": validation}, indent=2, allow_nan=False)
             (folder / HISTORY).write_text(history, "utf-8")
             write_json(folder / MANIFEST, {name: sha256(folder / name) for name in (STATE, HISTORY)})
@@ -94,9 +94,9 @@ class Checkpoints:
             shutil.rmtree(old)
 
     def restore(self, state: TrainState, train: list[Any], validation: list[Any]) -> int:
-        """Load the newest whole checkpoint into `state` and extend the histories; the step to go on with, 0 if none.
+        """Load the newest intact checkpoint into `state` and extend the histories. Returns the step to resume at, or 0.
 
-        A damaged one is renamed away by name, and the one before it is taken.
+        A damaged checkpoint is renamed to damaged-..., and the one before it is used.
         """
         for folder in self._newest_first():
             try:
@@ -119,7 +119,7 @@ class Checkpoints:
         return 0
 
     def clear(self) -> None:
-        """Remove them all: the run's result is written."""
+        """Delete all checkpoints, once the run's result is written."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _newest_first(self) -> list[Path]:

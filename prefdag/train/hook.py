@@ -1,4 +1,4 @@
-"""What accompanies a model through its training: the loop calls it, and checkpoints hold its state."""
+"""Hooks of the training loop. The loop calls them, and checkpoints save their state."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -8,18 +8,18 @@ if TYPE_CHECKING:
 
 
 class StepHook:
-    """A moving reference, the multipliers of constraints, a check: each overrides what it needs."""
+    """Base class of hooks: a moving reference, constraint multipliers, a check. Each overrides the methods it needs."""
 
     def state(self) -> Mapping[str, "Tensor"]:
-        """Its live tensors, which checkpoints save and copy back into."""
+        """The live tensors that checkpoints save and restore in place."""
         return {}
 
     def before_update(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Called with a step's metrics before the weights change; raises if the run must not go on."""
+        """Called with a step's metrics before the weights change. Raises to stop the run."""
 
     def after_step(self, metrics: Mapping[str, float], epoch_ends: bool) -> None:
         """Called after each optimiser step with that step's metrics."""
 
     def metrics(self) -> Mapping[str, float]:
-        """What it adds to the metrics of a validation."""
+        """Metrics to add to those of a validation."""
         return {}

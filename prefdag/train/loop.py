@@ -1,9 +1,9 @@
 """The one training loop: SFT, warm-up and DPO, of language models and image classifiers.
 
-What is optimised is a `Task`: rows, their weights, what the model says of some of them, and the losses that follow from
-that. The loss of a step is sum(losses) / sum(weights) over all its rows, so that it does not depend on how the rows are cut
-into forward passes or spread over processes; nor does a loss that looks at all rows of a step at once (see `jointly`).
-`accelerate` runs the loop on whatever `accelerate launch` or torchrun provides.
+The loop optimises a `Task`: rows with weights, the model's outputs for some of them, and the losses of these outputs. The
+loss of a step is sum(losses) / sum(weights) over all its rows. It does not depend on how the rows are split into forward
+passes or spread over processes; this also holds for a loss of all rows jointly (`Task.jointly`). `accelerate` runs the loop
+on whatever `accelerate launch` or torchrun provides.
 """
 
 import math
@@ -22,7 +22,7 @@ from prefdag.runtime.process import process
 from prefdag.runtime.progress import progress
 from prefdag.train.checkpoint import Checkpoints, TrainState
 from prefdag.train.optimizer import batch_order, learning_rate, make_optimizer
-from prefdag.train.step import Row, forward_backward, not_finite
+from prefdag.train.step import PreparedModel, Row, forward_backward, not_finite
 
 if TYPE_CHECKING:
     from prefdag.config.training import Training
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class History:
-    """What was measured: a row an optimiser step, taken before its update, and a row a validation."""
+    """Metrics: one row per optimiser step, taken before its update, and one row per validation."""
 
     train: list[Row]
     validation: list[Row]
@@ -48,24 +48,24 @@ def fit(
     log: Callable[[int, Mapping[str, float]], None],
     hooks: Sequence["StepHook"] = (),
 ) -> History:
-    """Optimise the parameters of `model` that require a gradient, in place, in the mode (train or eval) that it is in.
+    """Optimise the parameters of `model` that require a gradient, in place. The model stays in its mode, train or eval.
 
-    Continues from the newest checkpoint, to the same bits as without the interruption. Ctrl-C and SIGTERM end it after the
-    step that runs, with a checkpoint.
+    Continues from the newest checkpoint; the result is bit for bit that of an uninterrupted run. Ctrl-C and SIGTERM stop it
+    after the current step, with a checkpoint.
 
     Args:
-        seed: of the data order, and of whatever the model draws (dropout).
+        seed: for the data order and for the model's random numbers (dropout).
         log: called with a step and its metrics, on the main process.
 
     Raises:
-        Interrupted: either signal came.
+        Interrupted: Ctrl-C or SIGTERM.
         NumericError: a loss or a gradient is not finite; the last checkpoint is untouched.
-        ParamsError: the batch does not divide over the processes.
+        ParamsError: the batch size is not a multiple of the number of processes.
     """
     process()
     accelerator = Accelerator(
         mixed_precision={"float32": "no", "bfloat16": "bf16"}[config.precision],
-        # Said here, or the launcher's own setting would scale the loss: the batch is params.yaml's alone.
+        # Set here, or the launcher's own setting would scale the loss: params.yaml alone defines the batch.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
     )
     if config.batch_size % accelerator.num_processes:
@@ -78,27 +78,20 @@ def fit(
     steps = batch_order(len(train.weights), config, seed)
     trainable = [p for p in model.parameters() if p.requires_grad]
     optimizer = make_optimizer(trainable, config)
-    beside = {f"{i}/{name}": t for i, hook in enumerate(hooks) for name, t in hook.state().items()}
-    state = TrainState(model, optimizer, beside)
+    hook_state = {f"{i}/{name}": t for i, hook in enumerate(hooks) for name, t in hook.state().items()}
+    state = TrainState(model, optimizer, hook_state)
     history = History([], [])
     start = checkpoints.restore(state, history.train, history.validation)
     model, optimizer = accelerator.prepare(model, optimizer)
+    prepared = PreparedModel(accelerator, model, config.micro_batch_size)
 
     def validate(step: int) -> None:
         modes = [(module, module.training) for module in model.modules()]
         model.eval()
         with torch.no_grad():
             rows = range(len(validation.weights))
-            metrics = forward_backward(
-                accelerator,
-                model,
-                validation,
-                rows,
-                None,
-                config,
-                where=f"validation before step {step}",
-                backward=False,
-            )
+            where = f"validation before step {step}"
+            metrics = forward_backward(prepared, validation, rows, None, where=where, backward=False)
         for hook in hooks:
             metrics |= hook.metrics()
         for module, mode in modes:  # one by one: an adapter may train with dropout inside a model in eval mode
@@ -112,7 +105,7 @@ def fit(
         rate = learning_rate(step, len(steps), epoch, config)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        metrics = forward_backward(accelerator, model, train, rows, epoch, config, where=f"step {step}", backward=True)
+        metrics = forward_backward(prepared, train, rows, epoch, where=f"step {step}", backward=True)
         for hook in hooks:
             hook.before_update(step, metrics)
         norm = float(accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm) or 0.0)
@@ -137,7 +130,7 @@ def fit(
 
     done = start
     try:
-        # The bar ends with the block, so that whatever is said of an error begins on a line of its own.
+        # The bar ends with the block, so that an error message starts on a new line.
         with (
             progress(len(steps), "step", initial=start, disable=not accelerator.is_main_process) as bar,
             interruptible() as whole,

@@ -1,4 +1,4 @@
-"""The optimiser, its learning rate, and the order of the rows, as params.yaml names them."""
+"""The optimiser, the learning rate and the order of the rows, as set in params.yaml."""
 
 import math
 
@@ -11,7 +11,7 @@ from prefdag.train.task import split_evenly
 
 
 def make_optimizer(parameters: list[nn.Parameter], config: Training) -> torch.optim.Optimizer:
-    """The optimiser that params.yaml names, with torch's defaults for what it does not name."""
+    """The optimiser set in params.yaml; torch's defaults for everything else."""
     name, momentum = (
         (config.optimizer, 0.0)
         if isinstance(config.optimizer, str)
@@ -30,7 +30,7 @@ def make_optimizer(parameters: list[nn.Parameter], config: Training) -> torch.op
 
 
 def learning_rate(step: int, total: int, epoch: int, config: Training) -> float:
-    """The rate of a step: linear warm-up to `config.learning_rate`, then constant, linear to 0, half a cosine to 0, steps."""
+    """The learning rate of a step: linear warm-up, then constant, linear to 0, cosine to 0, or step decay."""
     warmup = math.ceil(config.warmup_fraction * total)
     if step < warmup:
         return config.learning_rate * (step + 1) / warmup
@@ -42,7 +42,7 @@ def learning_rate(step: int, total: int, epoch: int, config: Training) -> float:
 
 
 def batch_order(n_rows: int, config: Training, seed: int) -> list[tuple[int, list[int]]]:
-    """The epoch and rows of every step: a pure function of seed and epoch."""
+    """Epoch and rows of every step. The order of an epoch is a pure function of the seed and its number."""
     steps: list[tuple[int, list[int]]] = []
     for epoch in range(config.epochs):
         order = np.random.default_rng([seed, epoch]).permutation(n_rows)

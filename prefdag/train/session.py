@@ -1,4 +1,4 @@
-"""A training stage from start to artefact: tracked live, resumable, written whole."""
+"""A training stage from start to output: tracked live, resumable, written atomically."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from prefdag.train.hook import StepHook
     from prefdag.train.task import Tasks
 
-NO_STEP = ["step", "loss"]
+NO_STEP = ["step", "loss"]  # the header of an empty table
 
 
 class Output(NamedTuple):
-    """The folder that a training stage writes, and the function that puts the trained model into a folder."""
+    """The folder that a training stage writes, and a function that saves the trained model into a folder."""
 
     folder: Path
     save: Callable[[Path], None]
@@ -32,9 +32,9 @@ class Output(NamedTuple):
 def train_stage(
     model: nn.Module, tasks: "Tasks", config: "Training", seed: int, output: Output, hooks: Sequence["StepHook"] = ()
 ) -> None:
-    """Run `fit` as the stage that runs, and write the model, history.csv and validation.csv.
+    """Run `fit` for the current stage, then write the model, history.csv and validation.csv.
 
-    Checkpoints are kept under a key of the stage's parameters, inputs and code, and removed at the end.
+    Checkpoints are keyed by the stage's parameters, inputs and code, and deleted at the end.
     """
     stage = running_stage()
     checkpoints = Checkpoints.of_stage(stage.name, stage.params)
@@ -46,7 +46,7 @@ def train_stage(
             folder.mkdir()
             output.save(folder)
             for name, rows in {"history": history.train, "validation": history.validation}.items():
-                # Without a step, as where a reference is not trained, a table is its header.
+                # Without any step, as when the reference is not trained, the table is only a header.
                 table = pd.DataFrame(rows or None, columns=None if rows else NO_STEP)
                 table.to_csv(folder / f"{name}.csv", index=False, lineterminator="\n")
     checkpoints.clear()

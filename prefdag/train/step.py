@@ -1,13 +1,15 @@
-"""A pass over some rows: the mean loss and metrics of a task, and its gradients.
+"""One pass over some rows: the mean loss and metrics of a task, and its gradients.
 
-In micro-batches, over all processes of `accelerate`. Gradients are of sum(losses) / sum(weights) over all rows of all
-processes, whatever they are cut into; also those of a loss that looks at all rows at once (see `forward_backward_jointly`).
+Rows go through the model in micro-batches, spread over all processes of `accelerate`. Gradients are those of
+sum(losses) / sum(weights) over all rows of all processes, however the rows are split. This also holds for losses that
+depend on all rows together (see `forward_backward_jointly`).
 """
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -15,53 +17,65 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from prefdag.runtime.errors import NumericError
+from prefdag.train.outputs import map_tensors, tensors
 from prefdag.train.random_state import random_state, set_random_state
 from prefdag.train.task import Task, split_evenly
-
-if TYPE_CHECKING:
-    from prefdag.config.training import Training
 
 Row = dict[str, float]
 
 
-def forward_backward(
-    accelerator: Accelerator,
-    model: nn.Module,
-    task: Task,
-    rows: Sequence[int],
-    epoch: int | None,
-    config: "Training",
-    *,
-    where: str,
-    backward: bool,
-) -> Row:
-    """Forward (and backward) over `rows`, a micro-batch at a time; the loss and mean metrics over all processes.
+@dataclass(frozen=True)
+class PreparedModel:
+    """A model as `accelerator.prepare` returned it, and the number of rows per forward pass."""
 
-    Gradients are of sum(losses) / sum(weights) over all rows of all processes.
+    accelerator: Accelerator
+    model: nn.Module
+    micro_batch_size: int
+
+    @property
+    def unwrapped(self) -> nn.Module:
+        """The model without the wrapper that synchronises processes."""
+        return self.accelerator.unwrap_model(self.model)
+
+    def micro_batches(self, rows: Sequence[int]) -> Iterator[tuple[list[int], AbstractContextManager[Any]]]:
+        """The rows of each forward pass, and its context: processes exchange gradients only in the last pass."""
+        parts = split_evenly(rows, self.micro_batch_size)
+        for number, part in enumerate(parts):
+            yield part, self.accelerator.no_sync(self.model) if number < len(parts) - 1 else nullcontext()
+
+
+def forward_backward(
+    prepared: PreparedModel, task: Task, rows: Sequence[int], epoch: int | None, *, where: str, backward: bool
+) -> Row:
+    """Forward (and backward) over `rows` in micro-batches; the loss and mean metrics over all processes.
+
+    Gradients are those of sum(losses) / sum(weights) over all rows of all processes.
 
     Raises:
-        NumericError: a loss or a metric is not finite; it starts with `where` and names the rows.
+        NumericError: a loss or a metric is not finite. The message starts with `where` and names the rows.
     """
+    accelerator = prepared.accelerator
     weight = float(sum(task.weights[i] for i in rows))
-    model = model if backward else accelerator.unwrap_model(model)  # see `forward_backward_jointly`
+    if not backward:
+        prepared = replace(prepared, model=prepared.unwrapped)  # for the reason in `forward_backward_jointly`
     mine = list(rows)[accelerator.process_index :: accelerator.num_processes]
-    if task.jointly and (len(mine) > config.micro_batch_size or accelerator.num_processes > 1):
-        values = forward_backward_jointly(accelerator, model, task, mine, epoch, config, weight, backward=backward)
+    if task.jointly and (len(mine) > prepared.micro_batch_size or accelerator.num_processes > 1):
+        values = forward_backward_jointly(prepared, task, mine, epoch, weight, backward=backward)
         mine = gather_object(mine)
         sums = {name: value.sum(0) for name, value in values.items()}
     else:
-        counts = float(bool(mine))  # every process takes part in every step; one without rows with a loss of zero
+        counts = float(bool(mine))  # every process takes part in every step; one without rows has a loss of zero
         mine = mine or list(rows)[:1]
-        outcomes: list[dict[str, Tensor]] = []
-        for chunk, synchronised in chunks(accelerator, model, mine, config):
+        parts: list[dict[str, Tensor]] = []
+        for chunk, synchronised in prepared.micro_batches(mine):
             with synchronised:
                 with accelerator.autocast():
-                    losses, metrics = task.loss(task.score(model, chunk, epoch))
+                    losses, metrics = task.loss(task.forward(prepared.model, chunk, epoch))
                 if backward:
-                    # Distributed backward averages over processes; the sum is wanted.
+                    # Distributed backward averages over processes, but we want the sum.
                     accelerator.backward(losses.sum() * (counts * accelerator.num_processes / weight))
-            outcomes.append(weighted(losses, metrics))
-        values = {name: torch.cat([outcome[name] for outcome in outcomes]) for name in outcomes[0]}
+            parts.append(weighted(losses, metrics))
+        values = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         totals = accelerator.reduce(torch.stack([counts * value.sum(0) for value in values.values()]), reduction="sum")
         sums = dict(zip(values, totals, strict=True))
     means = {
@@ -79,71 +93,57 @@ def forward_backward(
 
 
 def weighted(losses: Tensor, metrics: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Losses and metrics as float64 (rows, 2): a value times its weight, and the weight, 1 where it has none."""
-    found = {}
+    """Losses and metrics as float64 (rows, 2): value times weight, and the weight, which is 1 unless the metric has one."""
+    pairs = {}
     for name, value in {"loss": losses, **metrics}.items():
         value = value.detach().double()
         value, weight = (value, torch.ones_like(value)) if value.ndim == 1 else value.unbind(1)
-        found[name] = torch.stack([value * weight, weight], dim=1)
-    return found
+        pairs[name] = torch.stack([value * weight, weight], dim=1)
+    return pairs
 
 
 def forward_backward_jointly(
-    accelerator: Accelerator,
-    model: nn.Module,
-    task: Task,
-    mine: Sequence[int],
-    epoch: int | None,
-    config: "Training",
-    weight: float,
-    *,
-    backward: bool,
+    prepared: PreparedModel, task: Task, mine: Sequence[int], epoch: int | None, weight: float, *, backward: bool
 ) -> dict[str, Tensor]:
-    """The losses and metrics of all rows of all processes, in the order of `gather_object(mine)`, for a loss of all of them.
+    """Losses and metrics of all rows of all processes, in the order of `gather_object(mine)`, for a loss of all rows jointly.
 
-    The exact gradient in micro-batches (GradCache, arXiv:2101.06983): what the model says is computed first, without
-    gradient; then the loss's gradient with respect to that; then, micro-batch by micro-batch once more with gradient, the
-    model's. Random numbers (dropout) are the same in both passes.
+    The gradient is exact, in micro-batches (GradCache, arXiv:2101.06983). First the model's outputs for all rows, without
+    gradient. Then the gradient of the loss with respect to these outputs. Then a second forward pass per micro-batch, with
+    gradient, which carries it back into the model. Both passes draw the same random numbers (dropout).
     """
+    accelerator = prepared.accelerator
     before = random_state()
-    bare = accelerator.unwrap_model(model)  # the wrapper exchanges buffers at each forward, and not all have as many
+    # Without the wrapper, which exchanges buffers at every forward pass: processes may have different numbers of passes.
+    bare = prepared.unwrapped
     with torch.no_grad(), accelerator.autocast():
-        parts = [task.score(bare, part, epoch) for part in split_evenly(mine, config.micro_batch_size)] if mine else []
-    own = [{name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}] if parts else []
-    everyone = gather_object(own)
-    said = {name: torch.cat([one[name] for one in everyone]).to(accelerator.device) for name in everyone[0]}
-    leaves = {name: t.requires_grad_() for name, t in said.items() if backward and t.is_floating_point()}
-    losses, metrics = task.loss(said)
+        parts = (
+            [task.forward(bare, part, epoch) for part in split_evenly(mine, prepared.micro_batch_size)] if mine else []
+        )
+    own = [map_tensors(lambda *each: torch.cat(each).cpu(), *parts)] if parts else []
+    outputs = map_tensors(lambda *each: torch.cat(each).to(accelerator.device), *gather_object(own))
+    leaves = [t.requires_grad_() for t in tensors(outputs) if backward and t.is_floating_point()]
+    losses, metrics = task.loss(outputs)
     if backward:
-        gradients = torch.autograd.grad(losses.sum() / weight, list(leaves.values()), allow_unused=True)
+        gradients = torch.autograd.grad(losses.sum() / weight, leaves, allow_unused=True)
         first = sum(gather_object([len(mine)])[: accelerator.process_index])
         set_random_state(before)
         # A process without rows takes part in the backward pass all the same.
-        for part, synchronised in chunks(accelerator, model, mine or [0], config):
+        for part, synchronised in prepared.micro_batches(mine or [0]):
             with synchronised:
                 with accelerator.autocast():
-                    again = task.score(model, part, epoch)
+                    again = [t for t in tensors(task.forward(prepared.model, part, epoch)) if t.is_floating_point()]
                 place = slice(first, first + len(part))
                 first += len(part)
-                pieces = [
-                    (again[name] * (gradient[place] if mine else 0.0)).sum()
-                    for name, gradient in zip(leaves, gradients, strict=True)
-                    if gradient is not None and again[name].requires_grad
+                products = [
+                    (output * (gradient[place] if mine else 0.0)).sum()
+                    for output, gradient in zip(again, gradients, strict=True)
+                    if gradient is not None and output.requires_grad
                 ]
-                accelerator.backward(torch.stack(pieces).sum() * accelerator.num_processes)
+                accelerator.backward(torch.stack(products).sum() * accelerator.num_processes)
     return weighted(losses, metrics)
 
 
-def chunks(
-    accelerator: Accelerator, model: nn.Module, rows: Sequence[int], config: "Training"
-) -> Iterator[tuple[list[int], AbstractContextManager[Any]]]:
-    """The rows of each forward pass, and the context to run it in: gradients are exchanged in the last one alone."""
-    parts = split_evenly(rows, config.micro_batch_size)
-    for number, part in enumerate(parts):
-        yield part, accelerator.no_sync(model) if number < len(parts) - 1 else nullcontext()
-
-
 def not_finite(where: str, what: str, value: float, ids: Sequence[str]) -> NumericError:
-    """The error that names the rows, those in `ids`."""
+    """The error for a value that is not finite; it names the rows `ids`."""
     remedy = "look at these rows, or lower the learning rate"
     return NumericError(f"{where}: {what} {value}: not finite; rows {', '.join(ids)}; {remedy}")

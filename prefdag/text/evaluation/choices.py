@@ -2,7 +2,7 @@
 
     task = TASKS["truthfulqa"]
     groups = task.groups(rows, tokenizer, positions(Path("models/base")))
-    table = task.table(rows, score(model, groups, max_tokens=1024, name="truthfulqa"))
+    table = task.table(rows, group_logps(model, groups, max_tokens=1024, name="truthfulqa"))
     metrics = task.metrics(table)
 
 Prompts are raw text without a chat template, and answers have no EOS, so that results are comparable with published ones.

@@ -16,7 +16,7 @@ from prefdag.pairs.eval_sets import EvalRow, spoken
 from prefdag.runtime.errors import DataError
 from prefdag.text.evaluation import choices
 from prefdag.text.evaluation.eval_rows import eval_groups
-from prefdag.text.scoring.logps import score
+from prefdag.text.scoring.logps import group_logps
 from prefdag.text.scoring.packing import Group
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def choices_key(name: str) -> str:
 
 def compute_logps(model: nn.Module, groups: GroupsBySet, max_tokens: int, role: str) -> LogpsBySet:
     """Log-probabilities of the responses of each set, float64, (responses,), in the order of the groups."""
-    return {name: score(model, of_set, max_tokens, f"{name}, {role}") for name, of_set in groups.items()}
+    return {name: group_logps(model, of_set, max_tokens, f"{name}, {role}") for name, of_set in groups.items()}
 
 
 def to_frame(logps: LogpsBySet) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""Log-probabilities of responses under a causal language model: the one scoring path of training and evaluation."""
+"""Log-probabilities of responses under a causal language model: the same code for training and evaluation."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -11,15 +11,13 @@ from prefdag.runtime.progress import progress
 from prefdag.text.scoring.packing import Group, Pack, batches, pack
 from prefdag.text.scoring.states import head, response_states, response_token_logps
 from prefdag.text.scoring.vocabulary import log_collisions, token_logps
+from prefdag.train.outputs import map_tensors
 
 
 def response_logps(model: nn.Module, packed: Pack) -> Tensor:
     """log pi(response | prompt), summed over a response's tokens: (responses,), float32, in nats."""
     sums = torch.zeros(packed.n_responses, device=packed.targets.device)
     return sums.index_add(0, packed.owners, response_token_logps(model, packed))
-
-
-SIDES = ("chosen", "rejected", "mismatched")
 
 
 class Pair(NamedTuple):
@@ -35,78 +33,90 @@ class Pair(NamedTuple):
 
     @property
     def group(self) -> Group:
-        """The prompt with the responses that there are, in the order of the fields."""
+        """The prompt with its responses, in the order of the fields; absent ones are left out."""
         return Group(self.prompt, tuple(response for response in self[1:] if response is not None))
 
 
-def score_pairs(model: nn.Module, pairs: Sequence[Pair], *, confidence: bool = False) -> dict[str, Tensor]:
-    """What a model says of some pairs, under the names that `preference.Scores` has for the policy: (pairs,) each, float32.
+class ResponseLogps(NamedTuple):
+    """One response per pair under one model: (pairs,), float32, in nats. 0 where the pair has no such response."""
 
-    Of an absent response the log-probability is 0, and its tokens are one. `confidence` costs a softmax more.
-    """
+    logps: Tensor  # log pi(response | prompt), summed over tokens
+    shared_logps: Tensor  # the same over the first min(|chosen|, |rejected|) tokens
+    confidence: Tensor | None = None  # mean over tokens of log pi(y_t) - log sum_v pi(v)^2, without gradient
+
+
+class PairLogps(NamedTuple):
+    """Pairs under one model."""
+
+    chosen: ResponseLogps
+    rejected: ResponseLogps
+    mismatched: ResponseLogps | None = None  # None: no pair has such a response
+
+
+def pair_logps(model: nn.Module, pairs: Sequence[Pair], *, confidence: bool = False) -> PairLogps:
+    """Log-probabilities of pairs under a model, in one forward pass. `confidence` costs one more softmax."""
     packed = pack([pair.group for pair in pairs]).to(next(model.parameters()).device)
     states, layer = response_states(model, packed), head(model)
     collisions = log_collisions(states, layer) if confidence else None
-    return pair_scores(pairs, packed, token_logps(states, layer, packed.targets), collisions)
+    return sum_over_tokens(pairs, packed, token_logps(states, layer, packed.targets), collisions)
 
 
-def pair_scores(
-    pairs: Sequence[Pair], packed: Pack, logps: Tensor, collisions: Tensor | None = None
-) -> dict[str, Tensor]:
-    """`score_pairs` from the log-probabilities of the pack's tokens, (S,), and for confidence their `log_collisions`, (S,)."""
+def sum_over_tokens(pairs: Sequence[Pair], packed: Pack, logps: Tensor, collisions: Tensor | None = None) -> PairLogps:
+    """`PairLogps` from log-probabilities of the pack's tokens, (S,), and for the confidence their `log_collisions`, (S,)."""
     device = packed.targets.device
-    present = [[side for side in SIDES if getattr(pair, side) is not None] for pair in pairs]
-    lengths = [{side: len(getattr(pair, side)) for side in names} for pair, names in zip(pairs, present, strict=True)]
-    # The length that a pair's two responses share, once for each response of its group.
-    shared = [min(n[s] for s in SIDES if s in n and s != "mismatched") for n in lengths for _ in n]
+    present = [[side for side in PairLogps._fields if getattr(pair, side) is not None] for pair in pairs]
+    lengths = [{side: len(getattr(pair, side)) for side in sides} for pair, sides in zip(pairs, present, strict=True)]
+    # The length that chosen and rejected share, repeated for each response of the pair.
+    shared = [min(n[s] for s in n if s != "mismatched") for n in lengths for _ in n]
     tokens = torch.tensor([n for row in lengths for n in row.values()], device=device)
     place = torch.arange(len(packed.targets), device=device) - (tokens.cumsum(0) - tokens)[packed.owners]
 
-    per_token = {"": logps, "_shared": logps.where(place < torch.tensor(shared, device=device)[packed.owners], 0.0)}
+    per_token = [logps, logps.where(place < torch.tensor(shared, device=device)[packed.owners], 0.0)]
     if collisions is not None:  # WPO, arXiv:2406.11827, eq. 2
-        per_token["_confidence"] = (logps.detach() - collisions) / tokens[packed.owners]
+        per_token.append((logps.detach() - collisions) / tokens[packed.owners])
     zeros = torch.zeros(len(tokens), device=device)
-    responses = {name: zeros.index_add(0, packed.owners, values) for name, values in per_token.items()}
-    responses["_tokens"] = tokens.to(logps)
+    per_response = [zeros.index_add(0, packed.owners, values) for values in per_token]
 
-    places = iter(range(len(tokens)))
-    number = [{side: next(places) for side in names} for names in present]
-    found: dict[str, Tensor] = {}
-    for side in SIDES if any("mismatched" in names for names in present) else SIDES[:2]:
+    numbers = iter(range(len(tokens)))
+    number = [{side: next(numbers) for side in sides} for sides in present]  # of each response in the pack
+
+    def responses(side: str) -> ResponseLogps:
         at = torch.tensor([row.get(side, -1) for row in number], device=device)
-        for name, values in responses.items():
-            found[side + name] = values[at].where(at >= 0, 1.0 if name == "_tokens" else 0.0)
-    return found
+        return ResponseLogps(*(values[at].where(at >= 0, 0.0) for values in per_response))
+
+    has_mismatched = any("mismatched" in sides for sides in present)
+    return PairLogps(responses("chosen"), responses("rejected"), responses("mismatched") if has_mismatched else None)
 
 
 @torch.no_grad()
-def score_all_pairs(
+def all_pair_logps(
     model: nn.Module, pairs: Sequence[Pair], max_tokens: int, name: str, *, done: int = 0, total: int | None = None
-) -> dict[str, Tensor]:
-    """`score_pairs` of many pairs, batch by batch, without gradient, on the CPU; under a progress bar called `name`.
+) -> PairLogps:
+    """`pair_logps` of many pairs, in batches of at most `max_tokens` tokens, without gradient, on the CPU.
 
     Args:
-        done: of a part of the pairs, how many came before it.
-        total: and how many there are in all; None: these.
+        name: of the progress bar.
+        done: how many pairs precede these in the progress bar.
+        total: the number of pairs of the whole progress bar; None: these.
     """
     parts = []
     with progress(total or len(pairs), "row", name, initial=done) as bar:
         for rows in batches([pair.group for pair in pairs], max_tokens):
-            parts.append(score_pairs(model, [pairs[i] for i in rows]))
+            parts.append(pair_logps(model, [pairs[i] for i in rows]))
             bar.update(len(rows))
-    return {key: torch.cat([part[key].cpu() for part in parts]) for key in parts[0]}
+    return map_tensors(lambda *each: torch.cat([t.cpu() for t in each]), *parts)
 
 
 @torch.no_grad()
-def score(model: nn.Module, groups: Sequence[Group], max_tokens: int, name: str) -> np.ndarray:
-    """`response_logps` of many groups, batch by batch: float64, (responses,), in the order of the groups."""
+def group_logps(model: nn.Module, groups: Sequence[Group], max_tokens: int, name: str) -> np.ndarray:
+    """`response_logps` of many groups, in batches: float64, (responses,), in the order of the groups."""
     return np.concatenate(
         [response_logps(model, packed).double().cpu().numpy() for packed in packs(model, groups, max_tokens, name)]
     )
 
 
 def packs(model: nn.Module, groups: Sequence[Group], max_tokens: int, name: str) -> Iterator[Pack]:
-    """The groups in packs of at most `max_tokens` tokens, on the model's device, under a progress bar called `name`."""
+    """The groups in packs of at most `max_tokens` tokens, on the model's device, with a progress bar called `name`."""
     device = next(model.parameters()).device
     with progress(len(groups), "row", name) as bar:
         for rows in batches(groups, max_tokens):

@@ -1,6 +1,6 @@
-"""Formatted pairs as groups to score, and the reference's log-probabilities that belong to them."""
+"""Reads formatted pairs, and the reference's cached log-probabilities of them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +11,19 @@ from torch import Tensor, nn
 
 from prefdag.runtime.artifacts import read_json, sha256
 from prefdag.runtime.errors import DataError
-from prefdag.text.scoring.logps import Pair, score_pairs
+from prefdag.text.scoring.logps import Pair, PairLogps, ResponseLogps, pair_logps
 from prefdag.text.scoring.packing import Group
 
-PART = 4096  # rows of `parts_of`
+PART = 4096  # rows per part of `parts_of`
 
 
 def read_split(pairs: Path, split: str) -> pd.DataFrame:
-    """The pairs of a split, as `format_pairs` wrote them. Raises `DataError` where there are none."""
+    """The pairs of a split, as `format_pairs` wrote them. Raises `DataError` if the split is empty."""
     return pd.concat(list(parts_of(pairs, split)), ignore_index=True)
 
 
 def parts_of(pairs: Path, split: str) -> Iterator[pd.DataFrame]:
-    """The same, `PART` rows at a time."""
+    """The same in parts of `PART` rows."""
     with pq.ParquetFile(pairs / f"{split}.parquet") as file:
         if not file.metadata.num_rows:
             raise DataError(f"{pairs / split}.parquet: no pairs; raise format_pairs.max_pairs or the split's fraction")
@@ -32,15 +32,15 @@ def parts_of(pairs: Path, split: str) -> Iterator[pd.DataFrame]:
 
 
 def chosen_groups(frame: pd.DataFrame) -> list[Group]:
-    """Each prompt with its chosen response alone; a row without one is left out. `format_pairs` leaves no split without any."""
+    """Each prompt with its chosen response; rows without one are left out. `format_pairs` leaves some in every split."""
     responses = scored(frame, "chosen")
     return [Group(p.tolist(), (r,)) for p, r in zip(frame["prompt_ids"], responses, strict=True) if r]
 
 
 def scored(frame: pd.DataFrame, side: str) -> list[list[int]]:
-    """The scored tokens of each response: all of them, but for the EOS behind a cut. None of a response that is not there.
+    """The scored tokens of each response: all of them, except the EOS of a truncated response. Empty for an absent response.
 
-    A model must not learn to stop where `format_pairs.max_response_tokens` happened to end a response.
+    Otherwise a model would learn to stop where `format_pairs.max_response_tokens` happened to truncate a response.
     """
     return [
         ids.tolist()[:-1] if cut else ids.tolist()
@@ -49,35 +49,42 @@ def scored(frame: pd.DataFrame, side: str) -> list[list[int]]:
 
 
 def pair_rows(frame: pd.DataFrame, *, mismatched: bool = False) -> list[Pair]:
-    """Each prompt with its responses and, if asked for, the chosen response (else the rejected one) of the row below."""
+    """Each prompt with its responses; with `mismatched`, also the chosen response (else the rejected one) of the next row."""
     chosen, rejected = scored(frame, "chosen"), scored(frame, "rejected")
-    below = [c or r for c, r in zip(chosen, rejected, strict=True)]
-    other = [*below[1:], below[0]] if mismatched else [None] * len(below)
+    either = [c or r for c, r in zip(chosen, rejected, strict=True)]
+    others = [*either[1:], either[0]] if mismatched else [None] * len(either)
     prompts = [ids.tolist() for ids in frame["prompt_ids"]]
-    return [Pair(p, c or None, r or None, o) for p, c, r, o in zip(prompts, chosen, rejected, other, strict=True)]
+    return [Pair(p, c or None, r or None, o) for p, c, r, o in zip(prompts, chosen, rejected, others, strict=True)]
 
 
-def soft_labels(frame: pd.DataFrame) -> dict[str, Tensor]:
-    """The rows' `preference`, float32 (rows,), where a label is less than certain; nothing where all are 1."""
+def soft_labels(frame: pd.DataFrame) -> Tensor | None:
+    """The rows' `preference`, float32 (rows,); None if all are 1."""
     values = torch.tensor(frame["preference"].to_numpy(), dtype=torch.float32)
-    return {} if bool((values == 1).all()) else {"preference": values}
+    return None if bool((values == 1).all()) else values
 
 
-def presence(frame: pd.DataFrame) -> dict[str, Tensor]:
-    """1.0 where a row has a chosen, and where it has a rejected response, float32 (rows,); nothing where all have both."""
-    has = {
-        f"has_{side}": torch.tensor(frame[f"{side}_ids"].map(len).to_numpy() > 0, dtype=torch.float32)
+def presence(frame: pd.DataFrame) -> tuple[Tensor, Tensor] | None:
+    """1.0 where a row has a chosen response, and where it has a rejected one, float32 (rows,) each; None if all have both."""
+    chosen, rejected = (
+        torch.tensor(frame[f"{side}_ids"].map(len).to_numpy() > 0, dtype=torch.float32)
         for side in ("chosen", "rejected")
-    }
-    return {} if all(bool(values.all()) for values in has.values()) else has
+    )
+    return None if bool(chosen.all()) and bool(rejected.all()) else (chosen, rejected)
 
 
-# The columns of ref_logps: the log-probabilities of whole responses, and of the tokens that both responses of a pair have.
-REF_COLUMNS = tuple(f"{side}{part}" for part in ("", "_shared") for side in ("chosen", "rejected"))
+# Columns of ref_logps: log-probabilities of whole responses, and of the first tokens, as many as both responses have.
+REF_COLUMNS = ("chosen_logps", "rejected_logps", "chosen_shared_logps", "rejected_shared_logps")
+
+
+def ref_columns(logps: PairLogps) -> dict[str, Tensor]:
+    """The reference's log-probabilities by `REF_COLUMNS`, (rows,) each."""
+    chosen, rejected = logps.chosen, logps.rejected
+    columns = (chosen.logps, rejected.logps, chosen.shared_logps, rejected.shared_logps)
+    return dict(zip(REF_COLUMNS, columns, strict=True))
 
 
 def reference_key(pairs: Path, reference: Path, dtype: str) -> dict[str, Any]:
-    """What reference log-probabilities are a function of. Not beta, the loss, a learning rate or a seed."""
+    """Everything that the reference's log-probabilities depend on: not beta, the loss, the learning rate or the seed."""
     return {
         "pairs_sha256": sha256(pairs),
         "reference_sha256": sha256(reference),
@@ -86,45 +93,50 @@ def reference_key(pairs: Path, reference: Path, dtype: str) -> dict[str, Any]:
     }
 
 
-def read_ref_logps(folder: Path, split: str, frame: pd.DataFrame, pairs: Path, reference: Path) -> dict[str, Tensor]:
-    """The reference's log-probabilities of the rows of `frame` by `REF_COLUMNS`, float32 (rows,), in their order.
+def read_ref_logps(folder: Path, split: str, frame: pd.DataFrame, pairs: Path, reference: Path) -> PairLogps:
+    """The reference's log-probabilities of the rows of `frame`, in their order: float32, (rows,).
 
     Raises:
-        DataError: they were computed from other pairs or another model.
+        DataError: they were computed from other pairs or by another model.
     """
-    found = read_json(folder / "key.json")
-    for name, value in reference_key(pairs, reference, found.get("dtype", "")).items():
-        if found.get(name) != value:
+    key = read_json(folder / "key.json")
+    for name, value in reference_key(pairs, reference, key.get("dtype", "")).items():
+        if key.get(name) != value:
             raise DataError(
-                f"{folder / 'key.json'}: {name} is {found.get(name)}, the input's is {value}; run ref_logps again"
+                f"{folder / 'key.json'}: {name} is {key.get(name)}, the input's is {value}; run ref_logps again"
             )
     logps = pd.read_parquet(folder / f"{split}.parquet")
     if logps["id"].tolist() != frame["id"].tolist():
         raise DataError(
             f"{folder / split}.parquet: rows differ from those of {pairs / split}.parquet; run ref_logps again"
         )
-    return {name: torch.tensor(logps[f"{name}_logps"].to_numpy(), dtype=torch.float32) for name in REF_COLUMNS}
+    columns = (torch.tensor(logps[name].to_numpy(), dtype=torch.float32) for name in REF_COLUMNS)
+    chosen, rejected, chosen_shared, rejected_shared = columns
+    return PairLogps(ResponseLogps(chosen, chosen_shared), ResponseLogps(rejected, rejected_shared))
 
 
 @torch.no_grad()
 def check_ref_logps(
-    cached: Mapping[str, Tensor], reference: nn.Module, pairs: Sequence[Pair], path: Path, tolerance: float
+    cached: PairLogps, reference: nn.Module, pairs: Sequence[Pair], path: Path, tolerance: float
 ) -> None:
-    """Score a few rows once more, the first, the middle and the last, against what `ref_logps` wrote to `path`.
+    """Recompute the first, the middle and the last row, and compare them with what `ref_logps` wrote to `path`.
 
     Args:
         cached: from `read_ref_logps`, in the order of `pairs`.
         tolerance: in nats.
 
     Raises:
-        DataError: a row is off by more, as where the file, a dtype or the scoring itself has changed.
+        DataError: a row differs by more: the file, the dtype or the computation has changed.
     """
     rows = sorted({0, len(pairs) // 2, len(pairs) - 1})
-    found = score_pairs(reference, [pairs[i] for i in rows])
-    for side in ("chosen", "rejected"):
-        for row, said in zip(rows, found[side].tolist(), strict=True):
-            if not abs(said - float(cached[side][row])) <= tolerance:
+    again = pair_logps(reference, [pairs[i] for i in rows])
+    for side, old, new in (
+        ("chosen", cached.chosen, again.chosen),
+        ("rejected", cached.rejected, again.rejected),
+    ):
+        for row, expected, computed in zip(rows, old.logps[rows].tolist(), new.logps.tolist(), strict=True):
+            if not abs(computed - expected) <= tolerance:
                 raise DataError(
-                    f"{path}: row {row}: {side}_logps: {float(cached[side][row]):.4f}, the reference says {said:.4f}; "
+                    f"{path}: row {row}: {side}_logps: {expected:.4f}, but the reference gives {computed:.4f}; "
                     "run ref_logps again, with the dtype that the policy trains in"
                 )
