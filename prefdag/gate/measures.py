@@ -58,7 +58,7 @@ def longer_preferred(pairs: pd.DataFrame) -> Share | None:
 
 
 def disagreement(pairs: pd.DataFrame) -> Share | None:
-    """Mean of min(p, 1 - p) over the pairs, where p is the preference."""
+    """Mean probability that the rejected response is the better one: min(p, 1 - p), where p is the preference."""
     values = [min(p, 1 - p) for p in _both_responses(pairs)["preference"]]
     return Share(sum(values) / len(values), *intervals.mean(values), len(values)) if values else None
 

@@ -180,7 +180,7 @@ def _fields(row: dict[str, Any], row_format: str) -> list[Any]:
     for key in keys:
         if key not in row:
             expected = f"format {row_format} needs {', '.join(keys)}, and the row has {_keys(row)}"
-            raise Fault(key, f"missing; {expected}; correct the row or set validate_pairs.format")
+            raise Fault(key, f"missing; {expected}; fix the row or set validate_pairs.format")
     return [row[key] for key in keys]
 
 

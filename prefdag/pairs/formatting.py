@@ -175,7 +175,7 @@ def _keys(prompt: Encoded, seed: int) -> tuple[int, int, int]:
 def _write_splits(
     everything: Path, out: Path, splits: npt.NDArray[np.str_], picked: list[int], tokenizer: ChatTokenizer
 ) -> tuple[dict[int, dict[str, Any]], list[bool]]:
-    """The second pass: write every row to its split. Returns the rows `picked` as examples, and a sample of `boundary_joins`."""
+    """The second pass: write every row to its split. Returns the rows `picked` as examples, and some `boundary_joins`."""
     shown: dict[int, dict[str, Any]] = {}
     joined: list[bool] = []
     writers = {name: pq.ParquetWriter(out / f"{name}.parquet", PAIRS_SCHEMA) for name in SPLITS}

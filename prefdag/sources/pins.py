@@ -9,7 +9,7 @@ from prefdag.runtime.errors import SourceError
 def check_hash(file: str, *, actual: str, pinned: str) -> None:
     """Check that `file` has the pinned SHA-256. Raises `SourceError`."""
     if actual != pinned:
-        raise SourceError(f"sha256 is {pinned}, but {file} has {actual}; set sha256 to that if the change is intended")
+        raise SourceError(f"sha256 is {pinned}, but {file} has {actual}; pin that if the change is intended")
 
 
 def not_found(what: str, name: str, names: Iterable[str]) -> SourceError:
