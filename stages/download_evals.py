@@ -1,4 +1,4 @@
-"""Fetch the evaluation sets from their pinned sources, as they are and side by side: one folder a set."""
+"""Fetch the evaluation sets from their pinned sources, unchanged and in parallel, into one folder per set."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields

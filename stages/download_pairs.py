@@ -1,4 +1,4 @@
-"""Fetch the preference pairs from their pinned source, as they are."""
+"""Fetch the preference pairs from their pinned source, unchanged."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Fetch pretrained ResNet weights from their pinned source, where params.yaml names one, and check what they are."""
+"""Fetch pretrained ResNet weights from their pinned source, if params.yaml names one, and detect the architecture."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory

@@ -1,9 +1,9 @@
-"""Put validated pairs into a template, tokenise prompt and responses apart, and split them by prompt."""
+"""Put validated pairs into a template, tokenise prompt and responses separately, and split them by prompt."""
 
 from pathlib import Path
 
 from prefdag.config.format_pairs import FormatPairs
-from prefdag.pairs import formatting as pairs
+from prefdag.pairs import formatting
 from prefdag.pairs.tokenizer import ChatTokenizer, check_window
 from prefdag.runtime.artifacts import write_json, writing
 from prefdag.stage import stage
@@ -21,7 +21,7 @@ def main(format_pairs: FormatPairs) -> None:
     with writing(REPORT) as report, writing(OUT) as folder:
         report.mkdir()
         folder.mkdir()
-        formatted = pairs.format_pairs(PAIRS, folder, report / "changes.csv", tokenizer, format_pairs)
+        formatted = formatting.format_pairs(PAIRS, folder, report / "changes.csv", tokenizer, format_pairs)
         write_json(report / "summary.json", formatted.summary)
         write_json(report / "examples.json", formatted.examples)
 

@@ -1,4 +1,4 @@
-"""Give every image a pair of classes, the true one and a seeded other one, and split the images class by class."""
+"""Give every image a pair of classes, its label and a random other one, and split the images, stratified by class."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def main(label_pairs: LabelPairs) -> None:
         labels = file.get_tensor("labels")
     classes = read_json(IMAGES / "classes.json")
     copies = pq.read_table(IMAGES / "rows.parquet", columns=["exact", "perceptual"])
-    _, groups = np.unique(copies["perceptual"].to_pylist(), return_inverse=True)  # exact copies are among them
+    _, groups = np.unique(copies["perceptual"].to_pylist(), return_inverse=True)  # they include exact copies
     pairs = pair_labels(labels, groups, len(classes), label_pairs)
     with writing(OUT) as folder:
         folder.mkdir()

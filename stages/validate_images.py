@@ -1,4 +1,4 @@
-"""Read the raw images and labels into two arrays, and let only those through that pass every expectation."""
+"""Read the raw images and labels into two arrays, check them, and write those that pass."""
 
 from pathlib import Path
 
@@ -41,7 +41,7 @@ def main(validate_images: ValidateImages) -> None:
         written = select(data, kept.to_numpy())
         write_images(folder, written, rows.loc[kept.index[kept], COPIES])
         write_json(report / "summary.json", images_summary(rows, noise, written))
-    counts = f"{len(rows)} images read, {dropped.sum()} dropped, {kept.sum()} of {len(data.classes)} classes"
+    counts = f"{len(rows)} images read, {dropped.sum()} dropped, {kept.sum()} in {len(data.classes)} classes"
     print(f"validate_images: {counts} written to {IMAGES}")
 
 

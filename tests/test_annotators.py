@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefdag.gate.duplicates import copy_of
-from prefdag.pairs.annotators import PRIOR, agreed, bradley_terry
+from prefdag.pairs.annotators import PRIOR, bradley_terry, merge_annotators
 from prefdag.pairs.schema import read_pairs
 
 
@@ -38,7 +38,7 @@ def test_votes_by_hand(tmp_path: Path) -> None:
         said("s", "b", "a", "bob", preference=0.75),  # a tie: the first order stays
         said("t", "a", "a", "ann"),  # nothing to agree on: for the gate
     )
-    together, merged = agreed(pairs)
+    together, merged = merge_annotators(pairs)
     rows = together[["source", "chosen", "rejected", "preference"]].to_numpy().tolist()
     assert rows == [
         ["a.jsonl:1", "b", "a", pytest.approx(2 / 3)],
@@ -59,15 +59,15 @@ def test_votes_by_hand(tmp_path: Path) -> None:
 def test_judgements_out_of_range_and_single_responses_are_left_for_the_gate(tmp_path: Path) -> None:
     wrong = said("p", "a", "b", "bob", preference=2)
     pairs = read(tmp_path, said("p", "a", "b", "ann"), wrong, said("p", "a", "b", "eve", preference=0.5))
-    together, _ = agreed(pairs)
+    together, _ = merge_annotators(pairs)
     assert together["preference"].tolist() == [0.75, 2.0]
     alone = pairs.assign(rejected=None)
-    pd.testing.assert_frame_equal(agreed(alone)[0], alone)
+    pd.testing.assert_frame_equal(merge_annotators(alone)[0], alone)
 
 
 def test_the_vote_of_one_who_judged_twice_is_the_mean(tmp_path: Path) -> None:
     votes = [("a", "b", "ann"), ("b", "a", "ann"), ("a", "b", "bob")]
-    together, _ = agreed(read(tmp_path, *(said("p", *vote) for vote in votes)))
+    together, _ = merge_annotators(read(tmp_path, *(said("p", *vote) for vote in votes)))
     assert together["preference"].tolist() == [pytest.approx(0.75)]  # not 1, not 2 of 3
 
 
@@ -79,7 +79,7 @@ def test_two_who_say_the_same_are_no_copies(tmp_path: Path) -> None:
 def test_three_responses_share_what_is_said_of_each(tmp_path: Path) -> None:
     """a beats b and b beats c, 3 to 1 both; what one says of a and c is worth less than what follows from the others."""
     votes = [("a", "b")] * 3 + [("b", "a")] + [("b", "c")] * 3 + [("c", "b")] + [("c", "a")]
-    together, _ = agreed(read(tmp_path, *(said("p", *pair, annotator=i) for i, pair in enumerate(votes))))
+    together, _ = merge_annotators(read(tmp_path, *(said("p", *pair, annotator=i) for i, pair in enumerate(votes))))
     preference = {(row.chosen, row.rejected): row.preference for row in together.itertuples()}
     assert preference["a", "c"] > 0.6
     assert 0.5 < preference["a", "b"] < 0.75
@@ -88,7 +88,7 @@ def test_three_responses_share_what_is_said_of_each(tmp_path: Path) -> None:
 
 def test_without_annotators_nothing_changes(tmp_path: Path) -> None:
     pairs = read(tmp_path, said("p", "a", "b"), said("p", "b", "a"))
-    together, merged = agreed(pairs)
+    together, merged = merge_annotators(pairs)
     pd.testing.assert_frame_equal(together, pairs)
     assert merged.empty
 

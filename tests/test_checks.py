@@ -5,15 +5,14 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from prefdag.config.validate_pairs import PairLevels, PairShares, ShareLevels, ValidatePairs
+from prefdag.config.validate_pairs import MeasureName, PairLevels, ShareLevels, ValidatePairs
 from prefdag.gate.checks import EXCERPT, SHOWN, Table, check
 from prefdag.gate.contamination import COLUMNS
 from prefdag.gate.pair_expectations import pairs_table
@@ -29,8 +28,8 @@ def row(number: int = 0, **changes: Any) -> dict[str, Any]:
     return {"prompt": f"p{number}", "chosen": f"c{number}", "rejected": f"r{number}"} | changes
 
 
-NO_SHARES = PairShares(**{field.name: ShareLevels(warn=None, error=None) for field in fields(PairShares)})
-NO_MEETINGS = pd.DataFrame(columns=COLUMNS, dtype="str")
+NO_SHARES: dict[MeasureName, ShareLevels] = {name: ShareLevels(warn=None, error=None) for name in get_args(MeasureName)}
+NO_OVERLAPS = pd.DataFrame(columns=COLUMNS, dtype="str")
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "blank-prompt": (row(1, prompt=" "), "prompt: blank"),
@@ -39,8 +38,8 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "blank-chosen": (row(1, chosen=" \n\u00a0\u2028"), "chosen: blank"),
     "blank-rejected": (row(1, rejected="\t"), "rejected: blank"),
     "identical": (row(1, rejected="c1"), "rejected: the same response as chosen"),
-    "preference-low": (row(1, preference=-0.01), "preference: not from 0 to 1"),
-    "preference-high": (row(1, preference=1.01), "preference: not from 0 to 1"),
+    "preference-low": (row(1, preference=-0.01), "preference: not between 0 and 1"),
+    "preference-high": (row(1, preference=1.01), "preference: not between 0 and 1"),
     "copy": (row(0), "copy_of: the same content as an earlier row"),
     "unreadable": (row(1, chosen=None), "chosen: null where text is needed"),
 }
@@ -76,7 +75,7 @@ def run(
     level: Any = "error",
     max_dropped: float = 0.0,
     row_format: Any = "plain",
-    shares: PairShares = NO_SHARES,
+    shares: dict[MeasureName, ShareLevels] = NO_SHARES,
     **others: Any,
 ) -> None:
     validate_pairs.main(
@@ -152,7 +151,7 @@ def test_a_row_without_any_response_is_listed(raw: Path) -> None:
     write(raw, row(0), row(1), row(2, chosen=None))
     pairs = read_pairs(raw, "plain")
     pairs.loc[1, ["chosen", "rejected"]] = None
-    offending = check([pairs_table(pairs, NO_MEETINGS, levels(), 0.8)], raw / "report")
+    offending = check([pairs_table(pairs, NO_OVERLAPS, levels(), 0.8)], raw / "report")
     assert offending[["source", "column"]].to_numpy().tolist() == [["a.jsonl:2", "response"], ["a.jsonl:3", "chosen"]]
     assert offending["reason"][0].startswith("neither chosen nor rejected")
 
@@ -209,7 +208,7 @@ def test_each_kind_has_its_level(raw: Path) -> None:
 )
 def test_broken_text_is_found(raw: Path, text: str) -> None:
     write(raw, row(0, prompt=text), row(1, chosen=text), row(2, rejected=f"x {text} y"))
-    with pytest.raises(DataError, match=r"^a\.jsonl:1:prompt: characters lost, .*\(2 more\)"):
+    with pytest.raises(DataError, match=r"^a\.jsonl:1:prompt: lost characters, .*\(2 more\)"):
         run(encoding="error")
 
 
@@ -235,16 +234,16 @@ def test_a_share_above_its_level_is_listed_or_stops(raw: Path, capsys: pytest.Ca
     """Of all rows 36 of 40 preferred responses are longer, 77% to 96%; of the second origin all 20 are, 84% to 100%."""
     rows = [row(i, chosen="long" if i > 3 else "l", rejected="no", source="ab"[i >= 20]) for i in range(40)]
     write(raw, *rows)
-    run(shares=replace(NO_SHARES, longer_preferred=ShareLevels(warn=0.8, error=None)))
+    run(shares=NO_SHARES | {"longer_preferred": ShareLevels(warn=0.8, error=None)})
     listed = pd.read_csv(validate_pairs.REPORT / "offending.csv")
     assert listed[["source", "column", "level"]].to_numpy().tolist() == [["b", "longer_preferred", "warn"]]
     assert listed["excerpt"][0] == pytest.approx(0.8389)
     with pytest.raises(DataError) as stopped:
-        run(shares=replace(NO_SHARES, longer_preferred=ShareLevels(warn=None, error=0.8)))
+        run(shares=NO_SHARES | {"longer_preferred": ShareLevels(warn=None, error=0.8)})
     assert str(stopped.value).startswith(
         "b:longer_preferred: above 0.8, validate_pairs.shares.longer_preferred.error: "
     )
-    run(shares=replace(NO_SHARES, longer_preferred=ShareLevels(warn=0.9, error=0.95)))
+    run(shares=NO_SHARES | {"longer_preferred": ShareLevels(warn=0.9, error=0.95)})
     assert pd.read_csv(validate_pairs.REPORT / "offending.csv").empty
     shares = pd.read_csv(validate_pairs.REPORT / "shares.csv").set_index(["source", "measure"])
     assert shares.loc[("all rows", "longer_preferred"), "share"] == 0.9
@@ -276,7 +275,7 @@ def test_rows_of_eval_sets_are_found_in_the_pairs(raw: Path, capsys: pytest.Capt
         assert found["winogrande"] == {"rows": 1, "met": 1, "met_exactly": 1, "pairs": 1, "met_by_kept": int(left)}
     met = pd.read_csv(validate_pairs.REPORT / "contamination.csv")
     assert met["words"].tolist() == ["p1", "p1", "an elk helped"]
-    with pytest.raises(DataError, match=r"^a.jsonl:2:contaminates: words of an eval set.* \(2 more\)"):
+    with pytest.raises(DataError, match=r"^a.jsonl:2:contaminates: contains text of an eval set.* \(2 more\)"):
         run(contamination="error")
 
 
@@ -287,7 +286,7 @@ def test_annotators_who_disagree_are_one_pair_and_no_conflict(raw: Path, capsys:
     table = pq.read_table(validate_pairs.PAIRS)
     assert table.schema.equals(PAIRS)
     assert table["preference"].to_pylist() == pytest.approx([1.0, 2 / 3])
-    assert "4 rows read, 2 joined to others of their pair, 0 dropped, 2 written" in capsys.readouterr().out
+    assert "4 rows read, 2 merged into other rows of the same pair, 0 dropped, 2 written" in capsys.readouterr().out
     assert pd.read_csv(validate_pairs.REPORT / "merged.csv")["into"].tolist() == ["a.jsonl:2"] * 2
     assert read_json(validate_pairs.REPORT / "summary.json")["rows"] == {
         "read": 4,
@@ -308,7 +307,7 @@ def test_drop_above_the_level_stops(raw: Path) -> None:
 
 def test_a_file_in_another_format_names_what_was_found(raw: Path) -> None:
     write(raw, {"question": "p", "answer": "c"}, {"question": "q", "answer": "d"})
-    with pytest.raises(DataError, match=r"^a\.jsonl:1:prompt: missing; .* found question, answer; .*\(1 more\)"):
+    with pytest.raises(DataError, match=r"^a\.jsonl:1:prompt: missing; .* the row has question, answer; .*\(1 more\)"):
         run()
 
 
@@ -336,7 +335,7 @@ def test_data_docs_show_expectations_and_offending_rows(raw: Path) -> None:
         raw, row(0), row(1, chosen="", rejected="<script>alert(1)</script>"), row(2, rejected="c2"), row(3, chosen=None)
     )
     report = raw / "report"
-    check([pairs_table(read_pairs(raw, "plain"), NO_MEETINGS, levels(), 0.8)], report)
+    check([pairs_table(read_pairs(raw, "plain"), NO_OVERLAPS, levels(), 0.8)], report)
     docs = report / "data_docs"
     (page,) = (docs / "validations").rglob("*.html")
     assert f'<a href="{page.relative_to(docs).as_posix()}">pairs</a>' in (docs / "index.html").read_text()
@@ -353,14 +352,14 @@ def test_long_values_are_cut_in_what_is_written(raw: Path) -> None:
     long = "x" * 1_000_000
     write(raw, row(0), row(1, chosen=long, rejected=long))
     report = raw / "report"
-    check([pairs_table(read_pairs(raw, "plain"), NO_MEETINGS, levels(), 0.8)], report)
+    check([pairs_table(read_pairs(raw, "plain"), NO_OVERLAPS, levels(), 0.8)], report)
     assert max(path.stat().st_size for path in report.rglob("*.[hjc]*") if "static" not in path.parts) < 200_000
 
 
 def test_a_share_that_there_is_nothing_to_count_for_is_met(raw: Path) -> None:
     write(raw, lone(0, True), lone(1, False))
     level = ShareLevels(warn=0.5, error=0.9)
-    run(row_format="unpaired", shares=replace(NO_SHARES, longer_preferred=level, disagreement=level))
+    run(row_format="unpaired", shares=NO_SHARES | {"longer_preferred": level, "disagreement": level})
     assert pd.read_csv(validate_pairs.REPORT / "offending.csv").empty
 
 
@@ -374,7 +373,7 @@ def test_what_cannot_be_printed_makes_no_second_line(raw: Path, caplog: pytest.L
     """A row's own `source` names the line of a share."""
     write(raw, *[row(i, chosen="long", rejected="s", source="a\nb\u2028") for i in range(9)], row(10, source="c"))
     with pytest.raises(DataError) as stopped:
-        run(shares=replace(NO_SHARES, longer_preferred=ShareLevels(warn=None, error=0.1)))
+        run(shares=NO_SHARES | {"longer_preferred": ShareLevels(warn=None, error=0.1)})
     assert [str(stopped.value).isprintable(), *(record.getMessage().isprintable() for record in caplog.records)] == [
         True,
         True,
@@ -384,7 +383,7 @@ def test_what_cannot_be_printed_makes_no_second_line(raw: Path, caplog: pytest.L
 
 def test_an_expectation_that_cannot_be_evaluated_is_no_pass(tmp_path: Path) -> None:
     rows = pd.DataFrame({"source": ["a:1"], "chosen": [3]})
-    table = pairs_table(pd.DataFrame(columns=[*PAIRS.names, "fault"]).assign(source=[]), NO_MEETINGS, levels(), 0.8)
+    table = pairs_table(pd.DataFrame(columns=[*PAIRS.names, "fault"]).assign(source=[]), NO_OVERLAPS, levels(), 0.8)
     with pytest.raises(RuntimeError, match="could not be evaluated"):
         check([Table("pairs", rows, table.expectations)], tmp_path / "report")
 
@@ -426,9 +425,12 @@ def test_a_malformed_file_stops_dvc_with_one_line_and_leaves_its_lock_as_it_was(
     before = {path: sha256(path) for path in (Path("dvc.lock"), validate_pairs.PAIRS, validate_pairs.REPORT)}
     good = (raw / "a.jsonl").read_bytes()
     for content, line in (
-        (b'{"question": "q"}\n', "error: a.jsonl:1: no known format: found question; looked for sharegpt ("),
+        (
+            b'{"question": "q"}\n',
+            "error: a.jsonl:1: unknown format: the keys are question; rename them to those ",
+        ),
         (good + b'{"prompt": "p"\n', "error: a.jsonl:5:15: not JSON ("),
-        (b"", "error: a.jsonl: holds no rows; "),
+        (b"", "error: a.jsonl: has no rows; "),
     ):
         (raw / "a.jsonl").write_bytes(content)
         direct = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -153,6 +153,18 @@ def test_the_default_is_valid_and_complete() -> None:
             put("validate_pairs.levels.invalid", "warn"),  # a row without a prompt, say, would be kept
             "validate_pairs.levels.invalid: input should be 'error' or 'drop', not 'warn'",
         ),
+        (
+            lambda tree: tree["validate_pairs"]["shares"].pop("disagreement"),
+            "validate_pairs.shares.disagreement: missing; every key is required",
+        ),
+        (
+            put("validate_pairs.shares.length", {"warn": 0.5, "error": None}),
+            "validate_pairs.shares.length: input should be 'longer_preferred', ",
+        ),
+        (
+            put("validate_pairs.shares.disagreement", {"wran": 0.5, "error": None}),
+            "validate_pairs.shares.disagreement.wran: unknown key; did you mean 'warn'?",
+        ),
         (put("health_text.fail_on", ["drfit"]), "health_text.fail_on.0: input should be 'not_at_reference', "),
     ],
 )

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefdag.gate.contamination import CHUNK, RUN, contamination
+from prefdag.gate.contamination import CHUNK, RUN, find_overlaps
 from prefdag.pairs.eval_sets import EvalRow, read_eval_sets
 from prefdag.pairs.ngrams import words
 from prefdag.pairs.schema import read_pairs
@@ -60,7 +60,7 @@ def test_by_hand() -> None:
         ],
         "winogrande": [gap(1, "Ann helped Ben as", " Ann was kind.", " Ben was kind.")],
     }
-    found = contamination(
+    found = find_overlaps(
         pairs(
             (["Is it true"], "no", "yes"),  # the question itself; its answer, a word, is no sign
             (
@@ -92,12 +92,12 @@ def test_by_hand() -> None:
 
 def test_the_whole_of_a_dialogue_of_two_turns_is_looked_at() -> None:
     two = pairs((["one two", "three"], "a", "b"))
-    assert len(contamination(two, {"truthfulqa": [question(1, "One two three?", "no")]})) == 1
+    assert len(find_overlaps(two, {"truthfulqa": [question(1, "One two three?", "no")]})) == 1
 
 
 def test_pairs_beyond_a_chunk_are_looked_at() -> None:
     many = pairs(*((["is it true"], "a", "b") for _ in range(CHUNK + 2)))
-    assert len(contamination(many, {"truthfulqa": [question(1, "Is it true?", "no")]})) == CHUNK + 2
+    assert len(find_overlaps(many, {"truthfulqa": [question(1, "Is it true?", "no")]})) == CHUNK + 2
 
 
 def test_words_of_scripts_without_spaces() -> None:
@@ -106,8 +106,8 @@ def test_words_of_scripts_without_spaces() -> None:
 
 def test_no_eval_sets_meet_nothing() -> None:
     for sets in ({}, {"truthfulqa": [question(1, "short", "no")]}):
-        assert contamination(pairs((["a"], "b", "c")), sets).empty
-    assert contamination(pairs(), {"truthfulqa": [question(1, text(0, 20), "no")]}).empty
+        assert find_overlaps(pairs((["a"], "b", "c")), sets).empty
+    assert find_overlaps(pairs(), {"truthfulqa": [question(1, text(0, 20), "no")]}).empty
 
 
 WORD = st.sampled_from("ab")
@@ -120,7 +120,7 @@ def test_runs_are_those_of_a_comparison_of_all_with_all(
 ) -> None:
     """Two words only, so that long runs are often shared."""
     sets = {"truthfulqa": [question(i, *texts) for i, texts in enumerate(asked)]}
-    found = contamination(pairs(*(([p], c, r) for p, c, r in rows)), sets)
+    found = find_overlaps(pairs(*(([p], c, r) for p, c, r in rows)), sets)
     expected = set()
     for i, of_eval in enumerate(asked):
         for j, of_pair in enumerate(rows, 1):
@@ -156,7 +156,7 @@ def test_pku_is_contaminated_by_hh_rlhf(tmp_path: Path) -> None:
     ]
     (evals / "pku/a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     (evals / "truthfulqa/a.csv").write_bytes((REAL / "truthfulqa/TruthfulQA.csv").read_bytes())
-    found = contamination(train, read_eval_sets(evals))
+    found = find_overlaps(train, read_eval_sets(evals))
     met = found.groupby("set")["row"].nunique()
     assert met["pku"] == len(rows) > 190
     assert met.get("truthfulqa", 0) < 5

@@ -90,15 +90,31 @@ def test_truthfulqa_in_all_its_forms(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("first", "second", "message"),
     [
-        ({"a": 1, "b": 1}, {"a": 1, "b": 0}, r":1:mc1_targets: answers of 1 \(right\) and of 0 \(wrong\) are needed"),
-        ({"a": 1, "b": 1, "c": 0}, {"a": 1, "c": 0}, r":1:mc1_targets: needs one right answer"),
-        ({"a": 1, "c": 0}, {"b": 1, "c": 0}, r":1:mc1_targets: needs one right answer, which is right in mc2_targets"),
-        ({"a": 1, "c": 0}, {"a": 1, "d": 0}, r":1:mc2_targets: other wrong answers than mc1_targets"),
-        ({"a": 1, "c": 2}, {"a": 1, "c": 0}, r":1:mc1_targets: answers of 1"),
+        (
+            {"a": 1, "b": 1},
+            {"a": 1, "b": 0},
+            r":1:mc1_targets: needs answers labelled 1 \(right\) and answers labelled 0",
+        ),
+        ({"a": 1, "b": 1, "c": 0}, {"a": 1, "c": 0}, r":1:mc1_targets: needs exactly one right answer"),
+        (
+            {"a": 1, "c": 0},
+            {"b": 1, "c": 0},
+            r":1:mc1_targets: needs exactly one right answer, and it must be right in",
+        ),
+        ({"a": 1, "c": 0}, {"a": 1, "d": 0}, r":1:mc2_targets: the wrong answers differ from those of mc1_targets"),
+        ({"a": 1, "c": 2}, {"a": 1, "c": 0}, r":1:mc1_targets: needs answers labelled 1"),
         ({"a": 1, "c": 0}, "a", r":1:mc2_targets: Input should be a valid dictionary"),
-        ({"choices": ["a", "b"], "labels": [1]}, {"a": 1}, r":1:mc1_targets: not a list of choices and one of as many"),
-        ({"choices": None, "labels": [1]}, {"a": 1}, r":1:mc1_targets: not a list of choices and one of as many"),
-        ({"choices": [["a"], "b"], "labels": [1, 0]}, {"a": 1}, r":1:mc1_targets: a choice that is no text; mend"),
+        (
+            {"choices": ["a", "b"], "labels": [1]},
+            {"a": 1},
+            r":1:mc1_targets: choices and labels must be lists of equal length",
+        ),
+        (
+            {"choices": None, "labels": [1]},
+            {"a": 1},
+            r":1:mc1_targets: choices and labels must be lists of equal length",
+        ),
+        ({"choices": [["a"], "b"], "labels": [1, 0]}, {"a": 1}, r":1:mc1_targets: every choice must be text; fix"),
     ],
 )
 def test_multiple_choice_faults(tmp_path: Path, first: object, second: object, message: str) -> None:
@@ -128,11 +144,11 @@ def test_preferences_in_any_format(tmp_path: Path, caplog: pytest.LogCaptureFixt
     with pytest.raises(DataError, match=r"/set.jsonl:1: not two responses"):
         read_preferences(tmp_path)
     jsonl_file(tmp_path, {"question": "Hi"})
-    with pytest.raises(DataError, match=rf"^{tmp_path.name}/set.jsonl:1: no known format"):
+    with pytest.raises(DataError, match=rf"^{tmp_path.name}/set.jsonl:1: unknown format"):
         read_preferences(tmp_path)
     jsonl_file(tmp_path)
     with pytest.raises(
-        DataError, match=rf"^{tmp_path.name}/set.jsonl: holds no rows; .* from download_evals\.{tmp_path.name}$"
+        DataError, match=rf"^{tmp_path.name}/set.jsonl: has no rows; .* from download_evals\.{tmp_path.name}$"
     ):
         read_preferences(tmp_path)
     jsonl_file(tmp_path, {"prompt": "Hi", "completion": "a", "label": True})
@@ -190,8 +206,8 @@ def test_files_of_a_folder_in_order(tmp_path: Path) -> None:
         (HEADER + 'A,B,q,"a"x,r,w,s\n', r"set.csv:1: not CSV"),
         (HEADER + 'A,B,q,"a', r"set.csv:1: not CSV"),
         ("Question,Incorrect Answers\nq,w\n", r"set.csv:1:Best Answer: missing; every row needs it"),
-        (HEADER, r"/set.csv: holds no rows; name another file in download_evals"),
-        ("", r"/set.csv: holds no rows"),
+        (HEADER, r"/set.csv: has no rows; name another file in download_evals"),
+        ("", r"/set.csv: has no rows"),
     ],
 )
 def test_truthfulqa_faults(tmp_path: Path, text: str, message: str) -> None:
@@ -218,10 +234,10 @@ def test_winogrande_faults(tmp_path: Path, row: object, message: str) -> None:
 
 
 def test_broken_files(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r": no files; look at download_evals\."):
+    with pytest.raises(DataError, match=r": no files; check download_evals\."):
         read_winogrande(tmp_path)
     (tmp_path / "set.jsonl").write_bytes(b"")
-    with pytest.raises(DataError, match="holds no rows"):
+    with pytest.raises(DataError, match="has no rows"):
         read_winogrande(tmp_path)
     (tmp_path / "set.jsonl").write_bytes(json.dumps(GAP).encode()[:-5])
     with pytest.raises(DataError, match=r"/set.jsonl:1:[0-9]+: not JSON"):
@@ -275,7 +291,7 @@ def test_the_sets_of_the_project(tmp_path: Path) -> None:
 @needs_real_data
 def test_the_real_sets(tmp_path: Path) -> None:
     with pytest.raises(
-        DataError, match=r"^truthfulqa/mc_task.json:1: the question of truthfulqa/TruthfulQA.csv:97 again"
+        DataError, match=r"^truthfulqa/mc_task.json:1: repeats the question of truthfulqa/TruthfulQA.csv:97"
     ):
         read_truthfulqa(REAL / "truthfulqa")
     by_file = []

@@ -64,19 +64,19 @@ def set_cell(row: int, column: int, value: str) -> Callable[[list[list[str]]], N
 
 
 BAD_CSV = {
-    "text": (mnist_csv([1, 2], set_cell(1, 5, "x")), "a.csv:2:6: 'x' is no whole number"),
-    "empty": (mnist_csv([1, 2], set_cell(1, 0, "")), "a.csv:2:1: '' is no whole number"),
-    "fraction": (mnist_csv([1, 2], set_cell(0, 7, "0.5")), "a.csv:1:8: '0.5' is no whole number"),
-    "nan": (mnist_csv([1, 2], set_cell(0, 784, "nan")), "a.csv:1:785: 'nan' is no whole number"),
-    "infinite": (mnist_csv([1, 2], set_cell(1, 7, "inf")), "a.csv:2:8: 'inf' is no whole number"),
+    "text": (mnist_csv([1, 2], set_cell(1, 5, "x")), "a.csv:2:6: 'x' is not an integer"),
+    "empty": (mnist_csv([1, 2], set_cell(1, 0, "")), "a.csv:2:1: '' is not an integer"),
+    "fraction": (mnist_csv([1, 2], set_cell(0, 7, "0.5")), "a.csv:1:8: '0.5' is not an integer"),
+    "nan": (mnist_csv([1, 2], set_cell(0, 784, "nan")), "a.csv:1:785: 'nan' is not an integer"),
+    "infinite": (mnist_csv([1, 2], set_cell(1, 7, "inf")), "a.csv:2:8: 'inf' is not an integer"),
     "huge": (mnist_csv([1, 2], set_cell(1, 7, "9" * 30)), "a.csv:2:8: "),
-    "bright": (mnist_csv([1, 2], set_cell(1, 7, "256")), "a.csv:2:8: 256 is no pixel"),
-    "negative": (mnist_csv([1, 2], set_cell(1, 7, "-1")), "a.csv:2:8: -1 is no pixel"),
-    "short-row": (mnist_csv([1, 2], lambda rows: rows[1].pop()), "a.csv:2:785: '' is no whole number"),
-    "long-row": (mnist_csv([1, 2], lambda rows: rows[1].append("1")), "a.csv: not a whole CSV file"),
+    "bright": (mnist_csv([1, 2], set_cell(1, 7, "256")), "a.csv:2:8: 256 is not a pixel"),
+    "negative": (mnist_csv([1, 2], set_cell(1, 7, "-1")), "a.csv:2:8: -1 is not a pixel"),
+    "short-row": (mnist_csv([1, 2], lambda rows: rows[1].pop()), "a.csv:2:785: '' is not an integer"),
+    "long-row": (mnist_csv([1, 2], lambda rows: rows[1].append("1")), "a.csv: not a complete CSV file"),
     "narrow": (b"1,2,3\n", "a.csv: 3 columns; 785 are needed"),
     "no-rows": (b"", "a.csv: empty"),
-    "bytes": (b"\xff\x00", "a.csv: not a whole CSV file"),
+    "bytes": (b"\xff\x00", "a.csv: not a complete CSV file"),
 }
 
 
@@ -91,7 +91,7 @@ def test_malformed_mnist_csv_is_one_line(tmp_path: Path, kind: str) -> None:
 
 def test_truncated_gzip_is_one_line(tmp_path: Path) -> None:
     write(tmp_path, {"a.csv.gz": gzip.compress(mnist_csv([1, 2]))[:-40]})
-    with pytest.raises(DataError, match=r"^a\.csv\.gz: not a whole gzip file"):
+    with pytest.raises(DataError, match=r"^a\.csv\.gz: not a complete gzip file"):
         read_images(tmp_path, "mnist-csv")
 
 
@@ -111,16 +111,20 @@ FAULTY: dict[str, tuple[bytes, str, str]] = {
     "not-an-image": (
         b"<!DOCTYPE html>",
         "content",
-        "not a whole JPEG or PNG image (another format); mend or remove it",
+        "not a complete JPEG or PNG image (another format); fix or remove it",
     ),
-    "empty": (b"", "content", "not a whole JPEG or PNG image (another format); mend or remove it"),
-    "truncated": (picture((64, 64))[:-500], "size", "3x64x64 (channels, height, width) where most are 3x3x4"),
-    "broken": (picture()[:-25], "content", "not a whole JPEG or PNG image ("),
-    "other-size": (picture((5, 3)), "size", "3x3x5 (channels, height, width) where most are 3x3x4; convert all to one"),
+    "empty": (b"", "content", "not a complete JPEG or PNG image (another format); fix or remove it"),
+    "truncated": (picture((64, 64))[:-500], "size", "3x64x64 (channels, height, width), but most are 3x3x4"),
+    "broken": (picture()[:-25], "content", "not a complete JPEG or PNG image ("),
+    "other-size": (
+        picture((5, 3)),
+        "size",
+        "3x3x5 (channels, height, width), but most are 3x3x4; convert all to one size",
+    ),
     "other-mode": (
         picture(mode="L"),
         "size",
-        "1x3x4 (channels, height, width) where most are 3x3x4; convert all to one",
+        "1x3x4 (channels, height, width), but most are 3x3x4; convert all to one size",
     ),
     "palette": (picture(mode="P"), "mode", "P; convert the image to grey (L) or RGB"),
     "alpha": (picture(mode="RGBA"), "mode", "RGBA; convert the image to grey (L) or RGB"),
@@ -145,14 +149,14 @@ def test_an_image_that_cannot_be_read_is_a_fault_of_its_own(tmp_path: Path, kind
 BAD_FOLDERS: dict[str, tuple[dict[str, bytes], str]] = {
     "nothing-left": (
         {"c/1.png": b"x", "c/2.png": b"x"},
-        r"^c/1\.png:content: not a whole JPEG .* \(1 more, and no image left\)$",
+        r"^c/1\.png:content: not a complete JPEG .* \(1 more; no image can be read\)$",
     ),
-    "no-class": ({"1.png": picture()}, r"^1\.png: not in CLASS/"),
-    "no-class-in-a-tar": ({f"{n}.tar": tar({"1.png": picture()}) for n in "ab"}, r"^1\.png: not in CLASS/"),
-    "deeper": (GOOD | {"sub/c/1.png": picture()}, r"^sub/c/1\.png: not in CLASS/, as most images are"),
+    "no-class": ({"1.png": picture()}, r"^1\.png: not in a folder CLASS/"),
+    "no-class-in-a-tar": ({f"{n}.tar": tar({"1.png": picture()}) for n in "ab"}, r"^1\.png: not in a folder CLASS/"),
+    "deeper": (GOOD | {"sub/c/1.png": picture()}, r"^sub/c/1\.png: not in CLASS/ like most images"),
     "less-deep": (
         {f"a/{name}": GOOD[name] for name in GOOD} | GOOD,
-        r"^c/1\.png: not in \*/CLASS/, as most images are",
+        r"^c/1\.png: not in \*/CLASS/ like most images",
     ),
     "unprintable": ({"c/1\n2.png": picture()}, r"^'c/1\\n2\.png': the name has characters"),
     "tar-and-image": ({"x.tar": tar(dict(GOOD)), "c/1.png": picture()}, r"^x\.tar: a tar among other files"),
@@ -160,9 +164,9 @@ BAD_FOLDERS: dict[str, tuple[dict[str, bytes], str]] = {
         {"x.tar": tar({"c/1.png": picture(), "c/2.png": "/etc/passwd"})},
         r"^x\.tar: 'c/2\.png' is a symbolic link",
     ),
-    "empty-tar": ({"x.tar": tar({})}, r"^x\.tar: holds no images"),
-    "cut-tar": ({"x.tar": tar({"c/1.png": picture((64, 64))})[:4000]}, r"^x\.tar: not a whole tar file"),
-    "no-tar": ({"x.tar": b"x" * 2000}, r"^x\.tar: not a whole tar file"),
+    "empty-tar": ({"x.tar": tar({})}, r"^x\.tar: has no images"),
+    "cut-tar": ({"x.tar": tar({"c/1.png": picture((64, 64))})[:4000]}, r"^x\.tar: not a complete tar file"),
+    "no-tar": ({"x.tar": b"x" * 2000}, r"^x\.tar: not a complete tar file"),
 }
 
 
@@ -183,10 +187,10 @@ def test_no_files_is_one_line(tmp_path: Path, source_format: str) -> None:
 def test_malformed_cifar10_is_one_line(tmp_path: Path) -> None:
     path = tmp_path / "cifar10.safetensors"
     path.write_bytes(b"x" * 20)
-    with pytest.raises(DataError, match="not a whole safetensors"):
+    with pytest.raises(DataError, match="not a complete safetensors"):
         read_images(tmp_path, "cifar10")
     save_file({"images": np.zeros((2, 3, 4, 4), np.uint8)}, path)
-    with pytest.raises(DataError, match="keys images where images and labels"):
+    with pytest.raises(DataError, match="keys are images; images and labels are needed"):
         read_images(tmp_path, "cifar10")
     save_file({"images": np.zeros((2, 3, 4, 4), np.float32), "labels": np.zeros(2, np.int64)}, path)
     with pytest.raises(DataError, match="float32"):

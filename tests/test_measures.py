@@ -1,15 +1,31 @@
 """The shares that describe a data set, by hand."""
 
+import inspect
 import json
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pandas as pd
 import pytest
 
-from prefdag.gate.measures import ALL, ORIGINS, SAMPLE, kinds, measures, scripts
+from prefdag.config.validate_pairs import MeasureName
+from prefdag.gate.measures import ALL, MEASURES, ORIGINS, SAMPLE, kinds, measure_shares, scripts
 from prefdag.pairs.schema import read_pairs
 from prefdag.stats import intervals
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_every_list_of_measures_is_that_of_the_registry() -> None:
+    """The names that params.yaml may have, the comments that it does have, and the table in the docs."""
+    assert list(get_args(MeasureName)) == list(MEASURES)
+    comments = re.findall(r"^    (\w+): \{warn: .*\} +# (.*)$", (ROOT / "params.yaml").read_text("utf-8"), re.MULTILINE)
+    assert comments == [(name, measure.title) for name, measure in MEASURES.items()]
+    rows = "\n".join(
+        f"| {name} | {inspect.getdoc(measure.share)} | {measure.remedy} |" for name, measure in MEASURES.items()
+    )
+    assert f"|---|---|---|\n{rows}\n\n" in (ROOT / "docs" / "data.md").read_text("utf-8")
 
 
 def read(folder: Path, files: dict[str, list[dict[str, Any]]], row_format: str = "plain") -> pd.DataFrame:
@@ -23,7 +39,7 @@ def row(prompt: str, chosen: str, rejected: str, **others: Any) -> dict[str, Any
 
 
 def found(pairs: pd.DataFrame, source: str = ALL) -> dict[str, tuple[float, int]]:
-    table = measures(pairs)
+    table = measure_shares(pairs)
     table = table[table["source"] == source]
     assert table["low"].le(table["share"] + 1e-12).all()
     assert table["share"].le(table["high"] + 1e-12).all()
@@ -50,7 +66,7 @@ def test_shares_by_hand(tmp_path: Path) -> None:
 
 def test_the_interval_of_longer_preferred_is_that_of_a_proportion(tmp_path: Path) -> None:
     rows = [row(f"p{i}", *(("long", "s") if i < 30 else ("s", "long"))) for i in range(40)]
-    table = measures(read(tmp_path, {"a.jsonl": rows})).set_index("measure")
+    table = measure_shares(read(tmp_path, {"a.jsonl": rows})).set_index("measure")
     assert tuple(table.loc["longer_preferred", ["low", "high"]]) == intervals.proportion(30, 40)
 
 
@@ -68,7 +84,7 @@ def test_each_origin_is_measured(tmp_path: Path) -> None:
     b = [row("p", "s", "long"), row("q", "s", "long", source="web"), row("q", "s", "long", source="")]
     pairs = read(tmp_path, {"a.jsonl": a, "b.jsonl": b})
     assert pairs["origin"].tolist() == ["a.jsonl"] * 3 + ["b.jsonl", "web", "b.jsonl"]
-    assert list(dict.fromkeys(measures(pairs)["source"])) == [ALL, "a.jsonl", "b.jsonl", "web"]
+    assert list(dict.fromkeys(measure_shares(pairs)["source"])) == [ALL, "a.jsonl", "b.jsonl", "web"]
     assert found(pairs)["largest_origin"] == (0.5, 6)
     assert found(pairs, "a.jsonl")["longer_preferred"] == (1.0, 3)
     assert found(pairs, "b.jsonl")["longer_preferred"] == (0.0, 2)
@@ -80,11 +96,11 @@ def test_the_largest_origins_are_measured(tmp_path: Path) -> None:
     rows = [row(f"p{i}", "a", "b", source=f"o{i % 12:02}") for i in range(36)]
     rows += [row(f"q{i}", "b", "a", source=ALL) for i in range(9)] + [row("r", "a", "b", source="o00")]
     pairs = read(tmp_path, {"a.jsonl": rows})
-    names = list(dict.fromkeys(measures(pairs)["source"]))
+    names = list(dict.fromkeys(measure_shares(pairs)["source"]))
     assert len(names) == ORIGINS  # without the one of that name
     assert found(pairs)["repeated_prompts"][1] == 46
     other = pairs[pairs["origin"] != ALL]
-    assert len(dict.fromkeys(measures(other)["source"])) == 1 + ORIGINS
+    assert len(dict.fromkeys(measure_shares(other)["source"])) == 1 + ORIGINS
 
 
 def test_single_responses_have_no_pairs_to_measure(tmp_path: Path) -> None:
@@ -124,4 +140,4 @@ def test_scripts(tmp_path: Path, text: str, script: str) -> None:
 
 def test_nothing_to_measure() -> None:
     empty = pd.DataFrame(columns=["prompt", "chosen", "rejected", "preference", "origin"]).astype({"chosen": "str"})
-    assert measures(empty.astype({"rejected": "str", "preference": "float64"})).empty
+    assert measure_shares(empty.astype({"rejected": "str", "preference": "float64"})).empty

@@ -18,7 +18,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from prefdag.config.format_pairs import FormatPairs
 from prefdag.pairs import formatting as pairs
-from prefdag.pairs.formatting import PAIRS_SCHEMA, Formatted, format_pairs
+from prefdag.pairs.formatting import PAIRS_SCHEMA, FormattingReport, format_pairs
 from prefdag.pairs.splits import SPLITS, Keys, digest, group_rows, split_by_prompt
 from prefdag.pairs.tokenizer import ChatTokenizer
 from prefdag.runtime.errors import DataError, ParamsError
@@ -67,7 +67,7 @@ def table(rows: Sequence[tuple[str, str | None, str | None]]) -> pa.Table:
 
 def format_rows(
     source: pa.Table, tokenizer: ChatTokenizer, params: FormatPairs
-) -> tuple[dict[str, pa.Table], dict[str, Any], Formatted, list[list[str]]]:
+) -> tuple[dict[str, pa.Table], dict[str, Any], FormattingReport, list[list[str]]]:
     """The splits and the summary of what `format_pairs` writes; then all that it says, and the list of changes."""
     with TemporaryDirectory() as name:
         folder = Path(name)
@@ -111,7 +111,7 @@ def test_pairs_that_the_cut_makes_identical_are_left_out(
         "1 of 10 pairs are left out, the first: pairs.json:10:rejected: the cut leaves the same tokens" in caplog.text
     )
     format_rows(table(rows), tokenizer, replace(FORMAT, max_left_out=0.1))
-    with pytest.raises(DataError, match=r"^1 of 10 pairs .*; raise format_pairs.max_response_tokens, or max_left_out$"):
+    with pytest.raises(DataError, match=r"^1 of 10 pairs .*; raise format_pairs.max_response_tokens or max_left_out$"):
         format_rows(table(rows), tokenizer, replace(FORMAT, max_left_out=0.09))
 
 
@@ -276,5 +276,5 @@ def test_a_new_row_moves_few_others() -> None:
 
 def test_zero_fractions_give_empty_splits_and_too_few_prompts_an_error() -> None:
     assert split_by_prompt(keys_of([("a",), ("b",)]), 0.0, 0.0).tolist() == ["train", "train"]
-    with pytest.raises(DataError, match="2 pairs with 2 distinct prompts leave val empty; give more pairs"):
+    with pytest.raises(DataError, match="2 pairs with 2 distinct prompts leave val empty; add pairs"):
         split_by_prompt(keys_of([("a",), ("b",)]), 0.1, 0.4)

@@ -583,7 +583,7 @@ def test_what_the_gate_measured_and_formatting_changed_is_told(page: Page) -> No
         "cut: prompt, 23 rows",
         "98 tokens, keeps its last 96",
         "truthfulqa 44 7 5 9 1",
-        "the preferred response is the longer one 56.2% 53.5–58.9%, n = 1,258 25.0% 7.1–59.1%, n = 8",
+        "pairs that prefer the longer response 56.2% 53.5–58.9%, n = 1,258 25.0% 7.1–59.1%, n = 8",
         "rows of the largest origin 99.0% n = 1,258",
         "1,250 pairs with a certain preference, 8 tied pairs.",
         "also in the training split, ignoring case and white space: 0 of validation, 0 of test.",

@@ -101,7 +101,9 @@ def test_a_format_that_is_unknown_lists_what_was_found_and_looked_for(tmp_path: 
     with pytest.raises(DataError) as error:
         read(tmp_path, "no json\n" + lines({"question": "p", "answer": "c"}), "auto")
     line = str(error.value)
-    assert line.startswith("a.jsonl:2: no known format: found question, answer; looked for sharegpt (conversations, ")
+    assert line.startswith(
+        "a.jsonl:2: unknown format: the keys are question, answer; rename them to those of one format: sharegpt (conv"
+    )
     assert all(f"{name} ({', '.join(known.keys)})" in line for name, known in ROW_FORMATS.items())
 
 
@@ -323,9 +325,9 @@ MALFORMED_ROWS: dict[str, tuple[str, bytes | str, str]] = {
     "boolean": ("plain", lines(GOOD | {"rejected": True}), "rejected: a boolean where text"),
     "list": ("plain", lines(GOOD | {"rejected": ["r"]}), "rejected: a list where text"),
     "nan": ("plain", '{"prompt":"p","chosen":NaN,"rejected":"r"}', "chosen: a number where text"),
-    "missing": ("plain", lines({"prompt": "p", "chosen": "c"}), "rejected: missing; format plain looks for prompt,"),
+    "missing": ("plain", lines({"prompt": "p", "chosen": "c"}), "rejected: missing; format plain needs prompt,"),
     "misspelt": ("plain", lines({"prompt": "p", "chosen": "c", "reject": "r"}), "rejected: missing; format plain"),
-    "repeated-key": ("plain", '{"prompt":"p","chosen":"a","chosen":"b","rejected":"r"}', "chosen: the same key twice"),
+    "repeated-key": ("plain", '{"prompt":"p","chosen":"a","chosen":"b","rejected":"r"}', "chosen: a repeated key"),
     "escaped-surrogate": ("plain", lines(GOOD | {"chosen": "ab\ud83d"}), "chosen: bytes that are not UTF-8, or a lone"),
     "bad-utf-8": ("plain", b'{"prompt":"p","chosen":"ab\xff","rejected":"r"}', "chosen: bytes that are not UTF-8"),
     "latin-1": ("plain", '{"prompt":"p","chosen":"é","rejected":"r"}'.encode("latin-1"), "chosen: bytes that are not"),
@@ -352,9 +354,13 @@ MALFORMED_ROWS: dict[str, tuple[str, bytes | str, str]] = {
     "two-preferences": (
         "plain",
         lines(GOOD | {"preference": 1, "votes_chosen": 1, "votes_rejected": 0}),
-        "votes_chosen: beside preference; keep one",
+        "votes_chosen: the row has preference too; keep one",
     ),
-    "half-the-votes": ("plain", lines(GOOD | {"votes_chosen": 1}), "votes_rejected: missing; votes_chosen and votes"),
+    "half-the-votes": (
+        "plain",
+        lines(GOOD | {"votes_chosen": 1}),
+        "votes_rejected: missing; a row needs both votes_chosen",
+    ),
     "no-votes": ("plain", lines(GOOD | {"votes_chosen": 0, "votes_rejected": 0}), "votes_chosen: no votes for either"),
     "negative-votes": ("plain", lines(GOOD | {"votes_chosen": 2, "votes_rejected": -1}), "votes_rejected: -1 votes"),
     "votes-null": ("plain", lines(GOOD | {"votes_chosen": 2, "votes_rejected": None}), "votes_rejected: null where"),
@@ -362,7 +368,7 @@ MALFORMED_ROWS: dict[str, tuple[str, bytes | str, str]] = {
     "ratings-unequal": (
         "plain",
         lines(GOOD | {"ratings_chosen": [3, 2], "ratings_rejected": [1]}),
-        "ratings_rejected: 1 ratings beside 2 of ratings_chosen",
+        "ratings_rejected: 1 ratings, but 2 in ratings_chosen",
     ),
     "ratings-empty": ("plain", lines(GOOD | {"ratings_chosen": [], "ratings_rejected": []}), "ratings_rejected: 0 rat"),
     "rating-text": (
@@ -375,7 +381,7 @@ MALFORMED_ROWS: dict[str, tuple[str, bytes | str, str]] = {
     "messages-text": ("messages", lines(ULTRA | {"rejected": "r"}), "rejected: text where a list of turns"),
     "messages-empty": ("messages", lines(ULTRA | {"chosen": []}), "chosen: ends with no turn; the last"),
     "messages-user": ("messages", lines(ULTRA | {"chosen": turns("p")}), "chosen: ends with a user turn; the last"),
-    "messages-prompts": ("messages", lines(ULTRA | {"rejected": turns("q", "r")}), "rejected: another prompt than"),
+    "messages-prompts": ("messages", lines(ULTRA | {"rejected": turns("q", "r")}), "rejected: not the same prompt as"),
     "messages-alone": (
         "messages",
         lines({side: [{"role": "assistant", "content": side}] for side in ("chosen", "rejected")}),
@@ -394,12 +400,12 @@ MALFORMED_ROWS: dict[str, tuple[str, bytes | str, str]] = {
     "repeated-in-turn": (
         "sharegpt",
         lines(sharegpt(("human", "p"))).replace('"value": "c"', '"value": "c", "value": "d"'),
-        "chosen.value: the same key twice",
+        "chosen.value: a repeated key",
     ),
     "other-prompt": (
         "hh-rlhf",
         lines({"chosen": hh("\n\nHuman: a", " c", "")["chosen"], "rejected": hh("\n\nHuman: b", "", " r")["rejected"]}),
-        "rejected: another prompt than that of chosen",
+        "rejected: not the same prompt as chosen",
     ),
     "label-number": (
         "unpaired",
@@ -410,15 +416,15 @@ MALFORMED_ROWS: dict[str, tuple[str, bytes | str, str]] = {
     "label-text": ("unpaired", lines(LONE | {"label": "yes"}), "label: text where true or false"),
     "label-null": ("unpaired", lines(LONE | {"label": None}), "label: null where true or false"),
     "label-list": ("unpaired", lines(LONE | {"label": [1]}), "label: a list where true or false"),
-    "label-repeated": ("unpaired", lines(LONE)[:-2] + ',"label":true}', "label: the same key twice"),
+    "label-repeated": ("unpaired", lines(LONE)[:-2] + ',"label":true}', "label: a repeated key"),
     "completion-null": ("unpaired", lines(LONE | {"completion": None}), "completion: null where text"),
-    "pair-as-unpaired": ("unpaired", lines(GOOD), "completion: missing; format unpaired looks for prompt, completion,"),
+    "pair-as-unpaired": ("unpaired", lines(GOOD), "completion: missing; format unpaired needs prompt, completion,"),
     "unpaired-as-plain": (
         "plain",
         lines({"prompt": "p", "chosen": "c", "rejected": None}),
         "rejected: null where text",
     ),
-    "no-assistant": ("hh-rlhf", lines({"chosen": "c", "rejected": "r"}), "chosen: no '\\n\\nAssistant:' in it"),
+    "no-assistant": ("hh-rlhf", lines({"chosen": "c", "rejected": "r"}), "chosen: has no '\\n\\nAssistant:'"),
     "human-last": ("hh-rlhf", lines(hh("\n\nHuman: a", " c\n\nHuman: d", " r")), "chosen: ends with a human turn"),
     "text-before": ("hh-rlhf", lines(hh("x\n\nHuman: a", " c", " r")), "chosen: text before the first turn"),
     "two-replies": (
@@ -447,19 +453,19 @@ def test_malformed_row_is_one_line(tmp_path: Path, kind: str) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "line"),
     [
-        ("a.jsonl", b"", "a.jsonl: holds no rows"),
-        ("a.jsonl", b"\n \n", "a.jsonl: holds no rows"),
-        ("a.json", b"[]", "a.json: holds no rows"),
+        ("a.jsonl", b"", "a.jsonl: has no rows"),
+        ("a.jsonl", b"\n \n", "a.jsonl: has no rows"),
+        ("a.json", b"[]", "a.json: has no rows"),
         ("a.json", b"[", "a.json:1: not JSON"),
         ("a.json", json.dumps([GOOD, GOOD]).encode()[:-20], "a.json:2: not JSON"),
         ("a.json", b"[%s,]" % json.dumps(GOOD).encode(), "a.json:2: not JSON"),
         ("a.json", b"[%s] x" % json.dumps(GOOD).encode(), "a.json:1: not JSON"),
         ("a.json", b"[" * 100_000, "a.json:1: not usable JSON"),
-        ("a.jsonl.gz", lines(GOOD).encode(), "a.jsonl.gz: not a whole gzip file"),
-        ("a.jsonl.gz", gzip.compress(lines(GOOD).encode() * 99, mtime=0)[:-9], "a.jsonl.gz: not a whole gzip file"),
-        ("a.csv", b"", "a.csv: holds no rows"),
-        ("a.csv", b"prompt,chosen,rejected\n", "a.csv: holds no rows"),
-        ("a.csv", b"prompt,chosen,chosen\np,c,r\n", "a.csv:header:chosen: the column stands 2 times"),
+        ("a.jsonl.gz", lines(GOOD).encode(), "a.jsonl.gz: not a complete gzip file"),
+        ("a.jsonl.gz", gzip.compress(lines(GOOD).encode() * 99, mtime=0)[:-9], "a.jsonl.gz: not a complete gzip file"),
+        ("a.csv", b"", "a.csv: has no rows"),
+        ("a.csv", b"prompt,chosen,rejected\n", "a.csv: has no rows"),
+        ("a.csv", b"prompt,chosen,chosen\np,c,r\n", "a.csv:header:chosen: the column occurs 2 times"),
         ("a.csv", b'prompt,chosen,rejected\np,c,r\np,c,"r', "a.csv:2: not CSV"),
         ("a.parquet", b"PAR1", "a.parquet:1: not readable parquet"),
         ("a.txt", b"x", "a.txt: not .json"),
@@ -474,7 +480,7 @@ def test_malformed_file_is_one_line(tmp_path: Path, name: str, content: bytes, l
 
 def test_ragged_csv_row_is_one_line(tmp_path: Path) -> None:
     pairs = read(tmp_path, "prompt,chosen,rejected\np,c,r\np,c\n", name="a.csv")
-    assert faults(pairs) == ["a.csv:2: 2 cells under a header of 3; quote cells that hold commas or line breaks"]
+    assert faults(pairs) == ["a.csv:2: 2 cells under a header of 3; quote cells that contain commas or line breaks"]
 
 
 def test_parquet_null_and_wrong_type(tmp_path: Path) -> None:
@@ -488,8 +494,8 @@ def test_parquet_null_and_wrong_type(tmp_path: Path) -> None:
 def test_wrong_format_names_what_was_looked_for_and_found(tmp_path: Path) -> None:
     (line,) = faults(read(tmp_path, lines(GOOD), "sharegpt"))
     assert line == (
-        "a.jsonl:1:conversations: missing; format sharegpt looks for conversations, chosen, rejected "
-        "and found prompt, chosen, rejected; mend the row or set validate_pairs.format"
+        "a.jsonl:1:conversations: missing; format sharegpt needs conversations, chosen, rejected, "
+        "and the row has prompt, chosen, rejected; fix the row or set validate_pairs.format"
     )
 
 

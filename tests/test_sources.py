@@ -251,7 +251,7 @@ def test_a_transfer_that_always_breaks_off(site: Site, tmp_path: Path) -> None:
     archive = wheel(member=CONTENT)
     site.offer("toy", **{WHEEL: archive})
     site.cut[f"/files/{WHEEL}"] = 99
-    assert "127.0.0.1 broke off the transfer" in refusal(pin(WHEEL, archive, "member"), tmp_path / "out")
+    assert "127.0.0.1 interrupted the transfer" in refusal(pin(WHEEL, archive, "member"), tmp_path / "out")
     assert site.seen[f"/files/{WHEEL}"] == 3
 
 
@@ -273,7 +273,7 @@ def test_a_server_that_is_absent_or_refuses(site: Site, tmp_path: Path, monkeypa
     assert "127.0.0.1 cannot be reached" in message
     assert "secret" not in message
     monkeypatch.setenv("UV_DEFAULT_INDEX", "not an address")
-    assert "cannot be used" in refusal(source, tmp_path / "out")
+    assert "is not valid" in refusal(source, tmp_path / "out")
 
 
 def test_a_file_of_an_unknown_kind_is_refused_before_any_request(site: Site, tmp_path: Path) -> None:
@@ -335,7 +335,7 @@ def test_a_hub_file_that_is_not_what_the_hub_lists(hub: Site, tmp_path: Path, na
     content, kind = hub.pages[path]
     hub.pages[path] = b"!" + content[1:], kind
     message = refusal(at("model", "*.json", "*.safetensors"), tmp_path / "out")
-    assert f"'{name}' came as " in message
+    assert f"'{name}' has hash " in message
     assert "fetch it again" in message
 
 
@@ -349,7 +349,7 @@ def test_hub_files_by_their_sha256(hub: Site, tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["config.json", "model.safetensors"]
     wrong = right | {"config.json": "0" * 64}
     message = refusal(replace(source, files=wrong), tmp_path / "again")
-    assert f"sha256 is {'0' * 64}, 'config.json' has {right['config.json']}" in message
+    assert f"sha256 is {'0' * 64}, but 'config.json' has {right['config.json']}" in message
 
 
 def test_a_hub_dataset_keeps_its_folders(hub: Site, tmp_path: Path) -> None:
@@ -424,7 +424,7 @@ def test_a_changed_file_says_what_to_pin(folder: Path, tmp_path: Path) -> None:
     for path in (folder, folder / "a.jsonl"):
         actual = artifacts.sha256(path)
         message = refusal(here(path, "0" * 64), tmp_path / "out")
-        assert message.endswith(f"sha256 is {'0' * 64}, '{path}' has {actual}; put that there if the change is meant")
+        assert message.endswith(f"sha256 is {'0' * 64}, but '{path}' has {actual}; pin that if the change is intended")
         with artifacts.writing(tmp_path / "out") as out:  # the advice works
             fetch(here(path, actual), out, KEY)
         artifacts.remove(tmp_path / "out")
@@ -500,12 +500,12 @@ def test_another_archive_than_cifar10_is_refused(site: Site, cifar: dict[str, np
     """And nothing is downloaded in its place, though it could be."""
     (tmp_path / "wrong.tar.gz").write_bytes(site.pages["/cifar.tar.gz"][0][:-1])
     wrong = Cifar10Source(kind="cifar10", archive=str(tmp_path / "wrong.tar.gz"))
-    assert "is not the cifar-10-python.tar.gz that torchvision knows by its MD5 sum; fetch" in refusal(
+    assert "does not have the MD5 sum that torchvision expects of cifar-10-python.tar.gz; fetch" in refusal(
         wrong, tmp_path / "out"
     )
     (tmp_path / "folder").mkdir()
     folder = Cifar10Source(kind="cifar10", archive=str(tmp_path / "folder"))
-    assert "folder' is not the cifar-10-python.tar.gz" in refusal(folder, tmp_path / "out")
+    assert "folder' does not have the MD5 sum" in refusal(folder, tmp_path / "out")
     absent = Cifar10Source(kind="cifar10", archive="absent.tar.gz")
     assert "path 'absent.tar.gz' not found; relative paths start at " in refusal(absent, tmp_path / "out")
 

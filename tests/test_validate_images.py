@@ -113,7 +113,7 @@ def test_copies_are_dropped_or_kept_and_images_labels_and_sources_alike(raw: Pat
 def test_images_that_cannot_be_read_are_dropped_or_stop(raw: Path) -> None:
     folder_of(raw)
     write(raw, {"a/0.png": b"x", "b/3.png": picture((16, 17)), "c/4.png": picture((16, 16), "P")})
-    with pytest.raises(DataError, match=r"^a/0\.png:content: not a whole .* \(2 more\); all are listed in "):
+    with pytest.raises(DataError, match=r"^a/0\.png:content: not a complete .* \(2 more\); all are listed in "):
         run(format="image-folder")
     assert not validate_images.IMAGES.exists()
     listed = run({"invalid": "drop"}, format="image-folder")
@@ -143,7 +143,7 @@ def test_classes_are_counted_without_what_is_dropped(raw: Path) -> None:
     with pytest.raises(DataError, match=r"^class b:images: no images; add some"):
         run(format="image-folder", max_imbalance=10)
     folder_of(raw, "b", of_each=5)
-    with pytest.raises(DataError, match=r"^class a:times_smallest: too many images next to the smallest class"):
+    with pytest.raises(DataError, match=r"^class a:times_smallest: too many images compared with the smallest class"):
         run(format="image-folder")
 
 
@@ -169,7 +169,7 @@ def test_a_suspected_label_is_named_where_the_judge_is_good(raw: Path) -> None:
 @pytest.mark.parametrize(
     ("labels", "blank", "line"),
     [
-        ([*range(10), 10], None, r"^a\.csv:11:label: no class; labels run from 0 to 9"),
+        ([*range(10), 10], None, r"^a\.csv:11:label: not a class; labels range from 0 to 9"),
         ([*range(10)], 4, r"^a\.csv:5:contrast: all pixels are equal"),
         ([*range(10), 7, 7], None, r"^class 7:times_smallest: too many images"),
         ([*range(9)], None, r"^class 9:images: no images"),
@@ -194,7 +194,7 @@ def test_rows_of_no_class_and_blank_ones_can_be_dropped(raw: Path) -> None:
         ["a.csv:11", "label", 10],
         ["a.csv:12", "contrast", 0],
     ]
-    assert "label,drop,no class; labels run from 0 to 9; mend it,10,images-2\n" in (
+    assert "label,drop,not a class; labels range from 0 to 9; correct it,10,images-2\n" in (
         validate_images.REPORT / "offending.csv"
     ).read_text("utf-8")
     assert load_file(validate_images.IMAGES / "images.safetensors")["labels"].tolist() == [*range(10)]

@@ -1,5 +1,5 @@
-"""What a stage does about a row that fails a check."""
+"""What a stage does with a row that fails a check."""
 
 from typing import Literal
 
-Level = Literal["error", "drop", "warn"]  # stop; leave the row out, and list it; keep it, and list it
+Level = Literal["error", "drop", "warn"]  # stop the stage; list the row and leave it out; list the row and keep it

@@ -1,4 +1,4 @@
-"""Where files come from: each source is pinned, by a hash or a commit."""
+"""Sources of files. Each is pinned, by a hash or a commit."""
 
 from typing import Annotated, Literal
 
@@ -16,24 +16,24 @@ class PypiSource:
     version: Text
     file: Text  # name of the wheel or sdist
     sha256: Sha256  # of that wheel or sdist
-    member: Text  # path of the wanted file inside it
+    member: Text  # path of the file inside it
 
 
 @strict
 class HubSource:
-    """A model or dataset repository on the Hugging Face hub, at a commit."""
+    """A model or dataset repository on the Hugging Face hub at a commit."""
 
     kind: Literal["hub"]
     repo: Text
     repo_type: Literal["model", "dataset"]
     revision: CommitHash
-    # Glob patterns, or names with the SHA-256 of each.
+    # Glob patterns, or file names with their SHA-256.
     files: Annotated[list[Text] | dict[Text, Sha256], Field(min_length=1)]
 
 
 @strict
 class PathSource:
-    """A local file or folder; relative paths start at the repository root."""
+    """A local file or folder. Relative paths start at the repository root."""
 
     kind: Literal["path"]
     path: Text
@@ -42,7 +42,7 @@ class PathSource:
 
 @strict
 class Cifar10Source:
-    """CIFAR-10 as torchvision downloads it (its MD5 sums are torchvision's own)."""
+    """CIFAR-10 as downloaded by torchvision, which checks its own MD5 sums."""
 
     kind: Literal["cifar10"]
     archive: Text | None  # a local cifar-10-python.tar.gz; relative paths start at the repository root

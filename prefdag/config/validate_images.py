@@ -10,9 +10,9 @@ from prefdag.config.types import Fraction, strict
 
 @strict
 class ImageLevels:
-    """What is done about an image that fails an expectation of this kind."""
+    """What to do with an image that fails a check of this kind."""
 
-    invalid: Literal["error", "drop"]  # nothing can be kept of it
+    invalid: Literal["error", "drop"]  # such an image cannot be kept
     duplicate: Level
     near_duplicate: Level
     label: Level
@@ -25,4 +25,4 @@ class ValidateImages:
     similarity: Annotated[float, Field(gt=0, le=1)]  # of near duplicates
     min_judge_accuracy: Annotated[float, Field(ge=0, le=1)]
     max_dropped: Fraction  # share of all images
-    max_imbalance: Annotated[float, Field(ge=1)]  # largest class over smallest
+    max_imbalance: Annotated[float, Field(ge=1)]  # size of the largest class over that of the smallest

@@ -1,1 +1,1 @@
-"""The data gate: checks of pairs and images before anything is trained on them."""
+"""The data gate: checks of pairs and images before training."""

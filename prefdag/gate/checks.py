@@ -1,6 +1,6 @@
-"""Tables judged by Great Expectations, and what that leaves behind: results, Data Docs, offending rows.
+"""Check tables with Great Expectations, and write the results, the Data Docs and the offending rows.
 
-Importing this module imports Great Expectations, which takes seconds: stages import it inside `main`.
+Importing this module imports Great Expectations, which takes seconds, so stages import it inside `main`.
 """
 
 import copy
@@ -34,20 +34,20 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SHOWN = 20  # offending rows an expectation shows in the Data Docs, and lines a refusal prints
+SHOWN = 20  # offending rows shown per expectation in the Data Docs, and lines logged when the stage stops
 EXCERPT = 120  # characters
 OFFENDING = ["source", "column", "level", "reason", "excerpt", "expectation"]
-# Data Docs name folders after the time of the run; the same data must make the same bytes.
+# Data Docs name folders after the time of the run. A fixed time keeps the bytes the same for the same data.
 RUN = RunIdentifier(run_name="validation", run_time=datetime.fromtimestamp(0, UTC))
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows to judge, and what is expected of them.
+    """Rows to check, and the expectations that they should meet.
 
-    `rows` has a unique column `source`. An expectation's `description` says what holds, its `notes` what is wrong with a
-    row where it does not, and the remedy; `at` its level. In the column `fault` stands why a row could not be read;
-    `fault_column` and `excerpt` go with it.
+    `rows` has a unique column `source`. An expectation's `description` says what should hold; its `notes` say what is wrong
+    with a row that fails, and what to do; `at` gives its level. The column `fault` says why a row could not be read, and
+    comes with the columns `fault_column` and `excerpt`.
     """
 
     name: str
@@ -56,34 +56,34 @@ class Table:
 
 
 def at(level: "Level") -> dict[str, Any]:
-    """What makes an expectation one of this level."""
+    """The keyword arguments that give an expectation this level."""
     severity = FailureSeverity.WARNING if level == "warn" else FailureSeverity.CRITICAL
     return {"severity": severity, "meta": {"level": level}}
 
 
 def none_in(column: str, level: "Level", description: str, notes: str) -> Expectation:
-    """That nothing stands in a column that holds what is wrong with a row."""
+    """Expect a column to be null in every row; it says what is wrong with a row, or is null if nothing is."""
     return gxe.ExpectColumnValuesToBeNull(column=column, description=description, notes=notes, **at(level))
 
 
 def check(tables: Iterable[Table | Callable[[pd.DataFrame], Table]], report: Path) -> pd.DataFrame:
-    """Judge `tables`; write results.json, offending.csv and data_docs/index.html below the folder `report`.
+    """Check `tables`, and write results.json, offending.csv and data_docs/index.html to the folder `report`.
 
     Args:
-        tables: each a table, or what makes one of the faults of those before it.
+        tables: each is a table, or a function that makes one from the offending rows of the tables before it.
 
     Returns:
-        What offending.csv holds, one row a fault, in the order of the tables' rows: `source` (FILE:ROW), `column`,
-        `level` (error, drop or warn), `reason` (with its remedy), `excerpt` of what stands there, and the `expectation`
-        that fails, as results.json calls it.
+        The content of offending.csv, one row per fault, in the order of the tables' rows: `source` (FILE:ROW), `column`,
+        `level` (error, drop or warn), `reason` (with its remedy), an `excerpt` of the value, and the name of the failed
+        `expectation` in results.json.
     """
     report.mkdir(parents=True, exist_ok=True)
     context = _context(report / "data_docs")
     results, offending = {}, [pd.DataFrame(columns=OFFENDING)]
     for item in tables:
         table = item(pd.concat(offending, ignore_index=True)) if callable(item) else item
-        result, rows = _judge(context, table)
-        results[table.name] = _plain(result)
+        result, rows = _check_table(context, table)
+        results[table.name] = _reproducible(result)
         offending.append(rows)
     faults = pd.concat(offending, ignore_index=True)
     write_json(report / "results.json", results)
@@ -93,13 +93,13 @@ def check(tables: Iterable[Table | Callable[[pd.DataFrame], Table]], report: Pat
 
 
 def refuse(offending: pd.DataFrame, report: Path, kept: Path, why: str = "") -> DataError:
-    """The error that names the first offending row; up to `SHOWN` are logged, all are kept with the report in `kept`.
+    """The error that names the first offending row. Logs up to `SHOWN` rows, and copies the report to `kept`.
 
-    For the user to look at: the report among the stage's outs does not exist when the stage fails.
+    The copy is for the user to read, since a stage that fails leaves no report among its outs.
     """
     with writing(kept) as folder:
         shutil.copytree(report, folder)
-    # Without an error it is the rows to be dropped that are too many.
+    # If no row is an error, the stage stops because it would drop too many.
     faults = offending[offending["level"] == ("error" if "error" in set(offending["level"]) else "drop")]
     first, *others = [DataError(_line(fault)) for _, fault in faults.head(SHOWN).iterrows()]
     for line in others:
@@ -113,9 +113,9 @@ def _line(fault: "pd.Series[Any]") -> str:
     return f"{':'.join(part for part in (fault['source'], fault['column']) if part)}: {fault['reason']}"
 
 
-def _judge(context: Any, table: Table) -> tuple[ExpectationSuiteValidationResult, pd.DataFrame]:
-    """The result of one table, stored in `context` with at most `SHOWN` rows an expectation, and all offending rows."""
-    # An index without a name: Great Expectations then lists rows by it, and copies none of their columns.
+def _check_table(context: Any, table: Table) -> tuple[ExpectationSuiteValidationResult, pd.DataFrame]:
+    """The result for one table, stored in `context` with at most `SHOWN` rows per expectation, and all offending rows."""
+    # Great Expectations lists rows by an index without a name, and then copies no columns.
     rows = table.rows.set_axis(list(table.rows["source"]), axis="index")
     asset = context.data_sources.add_pandas(table.name).add_dataframe_asset(table.name)
     batch_definition = asset.add_batch_definition_whole_dataframe("all")
@@ -134,7 +134,7 @@ def _judge(context: Any, table: Table) -> tuple[ExpectationSuiteValidationResult
         expectation = expectations[outcome.expectation_config.id]
         if "element_count" not in outcome.result:
             raise RuntimeError(f"{expectation.expectation_type} could not be evaluated: {outcome.exception_info}")
-        if not outcome.success:  # only now, and one by one: a complete result lists every row
+        if not outcome.success:  # only on failure and one at a time, since a complete result lists every row
             single = copy.copy(expectation)
             single.id = None
             complete = batch.validate(single, result_format="COMPLETE").result
@@ -151,12 +151,12 @@ def _judge(context: Any, table: Table) -> tuple[ExpectationSuiteValidationResult
 
 
 def _offending(rows: pd.DataFrame, expectation: Any, sources: list[str]) -> pd.DataFrame:
-    """The rows `sources`, which fail `expectation`, with the columns `OFFENDING`."""
-    found = rows.loc[sources]
+    """The rows `sources`, which fail `expectation`, as the columns `OFFENDING`."""
+    failed = rows.loc[sources]
     if (column := getattr(expectation, "column", None) or expectation.column_A) == "fault":
-        columns, reasons, excerpts = found["fault_column"].fillna(""), found["fault"], found["excerpt"]
+        columns, reasons, excerpts = failed["fault_column"].fillna(""), failed["fault"], failed["excerpt"]
     else:
-        columns, reasons, excerpts = column, expectation.notes, found[column].map(_short)
+        columns, reasons, excerpts = column, expectation.notes, failed[column].map(_short)
     values = {
         "source": sources,
         "column": columns,
@@ -165,11 +165,11 @@ def _offending(rows: pd.DataFrame, expectation: Any, sources: list[str]) -> pd.D
         "excerpt": excerpts,
         "expectation": expectation.meta["name"],
     }
-    return pd.DataFrame(values, index=found.index)
+    return pd.DataFrame(values, index=failed.index)
 
 
 def _short(value: Any) -> Any:
-    """`value` with long texts and long lists cut: an offending row may hold a megabyte."""
+    """`value` with long texts and lists shortened, since an offending row may hold a megabyte."""
     if isinstance(value, str):
         return value if len(value) <= EXCERPT else value[:EXCERPT] + "…"
     if isinstance(value, dict):
@@ -179,8 +179,8 @@ def _short(value: Any) -> Any:
     return value
 
 
-def _plain(result: ExpectationSuiteValidationResult) -> dict[str, Any]:
-    """The result without what differs from run to run: identifiers, times, versions, batches."""
+def _reproducible(result: ExpectationSuiteValidationResult) -> dict[str, Any]:
+    """The result without identifiers, times, versions and batches, which differ from run to run."""
     tree = result.to_json_dict()
     kept = {key: tree[key] for key in ("success", "statistics", "suite_name")}
     expectations = []
@@ -203,7 +203,7 @@ def _plain(result: ExpectationSuiteValidationResult) -> dict[str, Any]:
 
 
 def _context(data_docs: Path) -> Any:
-    """Great Expectations in memory, without progress bars, with its pages in `data_docs`."""
+    """Great Expectations in memory, without progress bars, that writes its pages to `data_docs`."""
     site = {
         "class_name": "SiteBuilder",
         "show_how_to_buttons": False,
@@ -220,11 +220,11 @@ def _context(data_docs: Path) -> Any:
 
 
 def _data_docs(context: Any, folder: Path) -> None:
-    """Great Expectations' own pages.
+    """Write Great Expectations' own pages, and add links to them.
 
-    Their style sheets and scripts come from a CDN. Offline the pages of results are plain, yet complete; the table of
-    the index, which a script draws, is empty, so that the index gets a line of plain links. A page of results shows the
-    first rows that fail, and gets a link to all of them.
+    Their style sheets and scripts come from a CDN. Offline, the pages of results are unstyled but complete. The table on
+    the index page, which a script draws, is empty, so the index gets a line of plain links. A page of results shows only
+    the first rows that fail, so it gets a link to all of them.
     """
     context.build_data_docs(site_names=["docs"])
     results = sorted(page.relative_to(folder) for page in folder.glob("validations/**/*.html"))
@@ -240,7 +240,7 @@ def _data_docs(context: Any, folder: Path) -> None:
 
 
 def _pinned(html: str, root: str) -> str:
-    """A page without random identifiers and times, and with the logo beside it; `root` leads to the folder."""
+    """A page with fixed identifiers and times and a local logo. `root` is the relative path to the folder of the pages."""
     html = re.sub(r"https://great-expectations-web-assets[^\"')\s]*", f"{root}static/images/logo-long.png", html)
     html = re.sub(r"\b\d{8}T\d{6}\.\d{6}Z", "19700101T000000.000000Z", html)
     names: dict[str, str] = {}

@@ -1,6 +1,6 @@
-"""What the data gate expects of labelled images.
+"""The data gate's expectations of labelled images.
 
-Importing this module imports Great Expectations, which takes seconds: stages import it inside `main`.
+Importing this module imports Great Expectations, which takes seconds, so stages import it inside `main`.
 """
 
 from typing import TYPE_CHECKING
@@ -25,31 +25,31 @@ def images_table(rows: pd.DataFrame, n_classes: int, levels: "ImageLevels") -> T
             none_in(
                 "fault",
                 levels.invalid,
-                "every image can be read, and has the size of most",
-                "column `fault` says why not",
+                "every image can be read and has the most common size",
+                "the column `fault` says why not",
             ),
             gxe.ExpectColumnValuesToBeBetween(
                 column="label",
                 min_value=0,
                 max_value=last,
-                description="the label names a class",
-                notes=f"no class; labels run from 0 to {last}; mend it",
+                description="the label is one of the classes",
+                notes=f"not a class; labels range from 0 to {last}; correct it",
                 **invalid,
             ),
             gxe.ExpectColumnValuesToBeBetween(
                 column="contrast",
                 min_value=1,
-                description="the image shows something",
+                description="the image is not blank",
                 notes="all pixels are equal; remove the image",
                 **invalid,
             ),
             none_in(
-                "copy_of", levels.duplicate, "no image stands twice", "the same pixels as an earlier image; remove it"
+                "copy_of", levels.duplicate, "no two images are equal", "the same pixels as an earlier image; remove it"
             ),
             none_in(
                 "near_copy_of",
                 levels.near_duplicate,
-                "no image stands twice with slight changes",
+                "no two images are nearly equal",
                 "nearly the same pixels as an earlier image; keep one of them",
             ),
             none_in(
@@ -62,7 +62,7 @@ def images_table(rows: pd.DataFrame, n_classes: int, levels: "ImageLevels") -> T
                 "likely",
                 levels.label,
                 "the nearest images have the same label",
-                "the nearest images are of another class; look at the label",
+                "the nearest images are of another class; check the label",
             ),
         ],
     )
@@ -84,8 +84,8 @@ def classes_table(rows: pd.DataFrame, max_imbalance: float) -> Table:
             gxe.ExpectColumnValuesToBeBetween(
                 column="times_smallest",
                 max_value=max_imbalance,
-                description=f"no class is more than {max_imbalance:g} times the smallest",
-                notes="too many images next to the smallest class; remove some or raise validate_images.max_imbalance",
+                description=f"no class is more than {max_imbalance:g} times the size of the smallest",
+                notes="too many images compared with the smallest class; remove some or raise validate_images.max_imbalance",
                 **at("error"),
             ),
         ],

@@ -1,4 +1,4 @@
-"""What the gate judges of images, a row an image and a row a class: copies, contradictions, labels that stand out."""
+"""What the gate checks of images, one row per image and one per class: copies, conflicts and suspicious labels."""
 
 from collections.abc import Sequence
 from hashlib import sha256
@@ -13,22 +13,22 @@ from prefdag.gate.duplicates import copy_of
 from prefdag.images.label_noise import LabelNoise, label_noise
 from prefdag.images.reading import ImageFault, Images
 
-# Bits of 64. Of JPEG copies, slightly brighter ones and resized ones of digits and of CIFAR-10, 70 to 97 % have the very hash
-# of the original and 90 % or more one within 2 bits; a photograph taken twice is within 6.
+# Of 64 bits. For digits and CIFAR-10, 70 to 97 % of JPEG copies, slightly brighter copies and resized copies have the same
+# hash as the original, and 90 % or more are within 2 bits. Two shots of the same scene are within 6.
 HASH_DISTANCE = 6
-COPIES = ["exact", "perceptual"]  # columns whose values are equal in copies
+COPIES = ["exact", "perceptual"]  # columns in which copies have equal values
 
 
 def image_rows(data: Images, similarity: float, min_judge_accuracy: float) -> tuple[pd.DataFrame, LabelNoise]:
-    """What the checks judge, a row an image, and the estimate of label noise behind the suspicions in it.
+    """One row per image for the checks, and the estimate of label noise behind the suspected labels.
 
-    Images that cannot be read come first; they alone have fault_column, fault and excerpt, and no more than these. The others
-    have label; contrast (largest pixel minus smallest); exact and perceptual (equal in copies and in near copies); copy_of,
-    near_copy_of and conflict_with (the source of such an image, or null); likely (null, or the class of most of the nearest).
+    Images that cannot be read come first. Besides source, they only have fault_column, fault and excerpt. The others have
+    label; contrast (largest pixel minus smallest); exact and perceptual (equal in copies and in near copies); copy_of,
+    near_copy_of and conflict_with (the source of that image, or null); and likely (null, or a suspected label's likely class).
 
     Args:
         similarity: of near copies, see `perceptual_groups`.
-        min_judge_accuracy: of the judge of label noise; below it, it suspects nobody.
+        min_judge_accuracy: if the accuracy of the label-noise judge is lower, no label is suspected.
     """
     flat = data.images.reshape(len(data.images), -1)
     sources, labels = pd.Series(data.sources), pd.Series(data.labels)
@@ -56,12 +56,12 @@ def image_rows(data: Images, similarity: float, min_judge_accuracy: float) -> tu
         }
     )
     rows = pd.concat([pd.DataFrame(data.faults, columns=ImageFault._fields), read], ignore_index=True)
-    numbers = ("label", "contrast")  # null where there is a fault, all others whole
+    numbers = ("label", "contrast")  # integers, null if the image has a fault
     return rows.astype({column: "Int64" if column in numbers else "str" for column in rows}), noise
 
 
 def class_rows(labels: npt.NDArray[np.int64], classes: Sequence[str]) -> pd.DataFrame:
-    """A row a class: source (its name), images, times_smallest (images over those of the smallest class)."""
+    """One row per class: source (its name), images, times_smallest (its images over those of the smallest class)."""
     inside = labels[(labels >= 0) & (labels < len(classes))]
     sizes = np.bincount(inside, minlength=len(classes))
     names = [f"class {name}" for name in classes]
@@ -69,7 +69,7 @@ def class_rows(labels: npt.NDArray[np.int64], classes: Sequence[str]) -> pd.Data
 
 
 def images_summary(rows: pd.DataFrame, noise: LabelNoise, written: Images) -> dict[str, Any]:
-    """What the gate found in all `rows` together, and what of it is `written`."""
+    """Counts over all `rows`, and over the images that are `written`."""
     counted = {"unreadable": "fault", "exact_copies": "copy_of", "near_copies": "near_copy_of"}
     counted |= {"conflicting_copies": "conflict_with", "suspected_labels": "likely"}
     sizes = class_rows(written.labels, written.classes)["images"]
@@ -83,15 +83,15 @@ def images_summary(rows: pd.DataFrame, noise: LabelNoise, written: Images) -> di
 
 
 def perceptual_groups(images: npt.NDArray[np.uint8], similarity: float) -> npt.NDArray[np.int64]:
-    """For each image the number of the first that looks like it, or like one that looks like it, and so on: int64 (N,).
+    """The group of each image, int64 (N,): the index of the first image that it is linked to by a chain of similar images.
 
-    Two images look alike if their perceptual hashes (pHash, Zauner 2010: which of the 64 lowest frequencies are above the
-    median) differ in at most `HASH_DISTANCE` bits, and their pixels correlate by `similarity` or more. The hash alone would
-    not do: at 64 bits many a hand-written digit has that of another. Every image is compared with every other, which takes
-    seconds for 60,000, and the pixels of those alone whose hashes are close.
+    Two images are similar if their perceptual hashes (pHash, Zauner 2010: which of the 64 lowest frequencies are above the
+    median) differ in at most `HASH_DISTANCE` bits, and their pixels correlate by `similarity` or more. The hash is not enough:
+    with 64 bits, many hand-written digits share one. All hashes are compared with each other, which takes seconds for 60,000
+    images; pixels are compared only if the hashes are close.
 
     Args:
-        images: (N, C, H, W), no two of them equal.
+        images: (N, C, H, W), all different.
     """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
@@ -109,9 +109,9 @@ def perceptual_groups(images: npt.NDArray[np.uint8], similarity: float) -> npt.N
 
 
 def correlation(image: npt.NDArray[np.uint8], others: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
-    """Pearson's, of the pixels of `image` (C, H, W) with those of each of `others` (n, C, H, W): (n,).
+    """Pearson correlation of the pixels of `image` (C, H, W) with those of each of `others` (n, C, H, W), of shape (n,).
 
-    Brightness and contrast do not count. Not a number where all pixels of an image are equal.
+    It ignores brightness and contrast. NaN if all pixels of an image are equal.
     """
     one = image.ravel() - image.mean()
     many = others.reshape(len(others), image.size)
@@ -121,19 +121,19 @@ def correlation(image: npt.NDArray[np.uint8], others: npt.NDArray[np.uint8]) -> 
 
 
 def conflict_with(sources: "pd.Series[str]", content: "pd.Series[str]", labels: "pd.Series[int]") -> "pd.Series[str]":
-    """For each row the source of the first with the same content and another label; null where there is none."""
+    """The source of the first row with the same content and another label, per row; null if there is none."""
     first: dict[str, dict[int, str]] = {}
     for source, same, label in zip(sources, content, labels, strict=True):
         first.setdefault(same, {}).setdefault(label, source)
-    found = [
+    conflicts = [
         next((source for other, source in first[same].items() if other != label), None)
         for same, label in zip(content, labels, strict=True)
     ]
-    return pd.Series(found, sources.index, "str")
+    return pd.Series(conflicts, sources.index, "str")
 
 
 def _perceptual_hash(image: npt.NDArray[np.uint8]) -> int:
-    """64 bits of a (C, H, W) image."""
+    """The 64-bit hash of a (C, H, W) image."""
     import imagehash
 
     picture = Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0))
@@ -141,7 +141,7 @@ def _perceptual_hash(image: npt.NDArray[np.uint8]) -> int:
 
 
 def _suspicions(noise: LabelNoise, labels: npt.NDArray[np.int64], classes: Sequence[str]) -> list[str | None]:
-    """For each image what class it is likely to be of and why, or null where that is its label."""
+    """The likely class of each image and the evidence for it; None if that class is its label."""
     return [
         f"{classes[likely]}: {shares[likely]:.0%} of the nearest images, {shares[label]:.0%} {classes[label]}"
         if likely != label

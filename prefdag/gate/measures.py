@@ -1,9 +1,14 @@
-"""What a set of preference pairs is like as a whole: shares that had better be small, of all rows and of each origin."""
+"""Measures of a whole set of preference pairs: shares that should be small, over all rows and per origin.
+
+`MEASURES` is the only list of them. The gate's expectations and the report's table come from it, and tests compare it with
+the names in config/validate_pairs.py, the comments in params.yaml and the table in docs/data.md.
+"""
 
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 
@@ -11,47 +16,140 @@ from prefdag.pairs.ngrams import normalised, words
 from prefdag.stats import intervals
 
 if TYPE_CHECKING:
+    from prefdag.config.validate_pairs import MeasureName
     from prefdag.pairs.eval_sets import EvalRow
 
 RUN = 4  # words
-SAMPLE = 2_000  # responses whose runs are counted: the share grows with their number, so that it must be bounded
-ORIGINS = 10  # of the origins, the largest so many are measured
+SAMPLE = 2_000  # responses whose runs are counted; a limit, because the share grows with the number of responses
+ORIGINS = 10  # only the largest origins are measured
 ALL = "all rows"
 
 COLUMNS = ["source", "measure", "share", "low", "high", "n"]
 
 
-def measures(pairs: pd.DataFrame) -> pd.DataFrame:
-    """Every measure of all rows, then of each of the largest origins where there are several.
+class Share(NamedTuple):
+    """A share of `n` things, with its 95% interval. The interval of an exact count is the share itself."""
+
+    share: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A share, and what people read about it. The docstring of the function is the definition that docs/data.md shows."""
+
+    share: Callable[[pd.DataFrame], Share | None]  # of readable rows; None if there is nothing to count
+    title: str  # in the report and in params.yaml
+    remedy: str  # what a large share means, and what to do
+    across_origins: bool = False  # compares the origins, so it is measured over all rows only
+
+
+def longer_preferred(pairs: pd.DataFrame) -> Share | None:
+    """Pairs that prefer the longer response (in characters), of the pairs whose responses differ in length."""
+    both = _both_responses(pairs)
+    lengths = both["chosen"].str.len() - both["rejected"].str.len()
+    signs = (lengths * (both["preference"] - 0.5))[
+        lambda product: product != 0
+    ]  # positive: the longer one is preferred
+    n, longer = len(signs), int((signs > 0).sum())
+    return Share(longer / n, *intervals.proportion(longer, n), n) if n else None
+
+
+def disagreement(pairs: pd.DataFrame) -> Share | None:
+    """Mean probability that the rejected response is the better one: min(p, 1 - p), where p is the preference."""
+    values = [min(p, 1 - p) for p in _both_responses(pairs)["preference"]]
+    return Share(sum(values) / len(values), *intervals.mean(values), len(values)) if values else None
+
+
+def repeated_prompts(pairs: pd.DataFrame) -> Share | None:
+    """Rows whose whole prompt, ignoring letter case and white space, is also the prompt of an earlier row."""
+    prompts = ["\n".join(normalised(turn["content"]) for turn in prompt) for prompt in pairs["prompt"]]
+    return _count(len(prompts) - len(set(prompts)), len(prompts))
+
+
+def repeated_runs(pairs: pd.DataFrame) -> Share | None:
+    """Repeated runs of four words in the first 2,000 responses: 1 - distinct-4 (arXiv:1510.03055, section 5.1)."""
+    seen: set[str] = set()
+    n = 0
+    for text in pairs["chosen"].fillna(pairs["rejected"]).head(SAMPLE):
+        own = words(text)
+        for i in range(len(own) - RUN + 1):
+            seen.add(" ".join(own[i : i + RUN]))
+            n += 1
+    return _count(n - len(seen), n)
+
+
+def other_scripts(pairs: pd.DataFrame) -> Share | None:
+    """Rows written mostly in another script than most rows: a rough measure of how mixed the languages are."""
+    return _count(int(scripts(pairs).value_counts().iloc[1:].sum()), len(pairs))
+
+
+def largest_origin(pairs: pd.DataFrame) -> Share | None:
+    """Rows of the largest origin, if there are several. An origin is a row's `source`, or else its file."""
+    sizes = pairs["origin"].value_counts()
+    return _count(int(sizes.iloc[0]), len(pairs)) if len(sizes) > 1 else None
+
+
+MEASURES: Mapping["MeasureName", Measure] = {
+    "longer_preferred": Measure(
+        longer_preferred,
+        title="pairs that prefer the longer response",
+        remedy="DPO will learn to write longer; balance the pairs or set loss_options.ld_alpha",
+    ),
+    "disagreement": Measure(
+        disagreement,
+        title="mean probability that the rejected response is the better one",
+        remedy="the labels carry little information; check how they were collected",
+    ),
+    "repeated_prompts": Measure(
+        repeated_prompts,
+        title="prompts that repeat an earlier row's",
+        remedy="there are few distinct prompts; add others",
+    ),
+    "repeated_runs": Measure(
+        repeated_runs,
+        title="repeated runs of four words in responses",
+        remedy="the responses reuse the same phrases; add more varied ones",
+    ),
+    "other_scripts": Measure(
+        other_scripts,
+        title="rows in another script than most",
+        remedy="the rows mix several scripts; check that these are the languages you want",
+    ),
+    "largest_origin": Measure(
+        largest_origin,
+        title="rows of the largest origin",
+        remedy="nearly all rows have the same origin; balance the origins",
+        across_origins=True,
+    ),
+}
+
+
+def measure_shares(pairs: pd.DataFrame) -> pd.DataFrame:
+    """Every measure of all rows and, if there are several origins, of each of the largest.
 
     Args:
         pairs: readable rows of `schema.read_pairs`.
 
     Returns:
-        Columns `source` (whose rows), `measure`, `share`, its 95% interval `low` and `high`, which are the share itself
-        where it is a count and no sample's, and `n`, of how many. Measures that have nothing to count are left out:
-
-        longer_preferred   of the pairs whose responses differ in length (characters): the preferred one is the longer
-        disagreement       mean of min(p, 1 - p) over the pairs, p the preference
-        repeated_prompts   of the rows: their whole prompt, `normalised`, stood in an earlier row
-        repeated_runs      of the runs of four words in the first responses: said before in another place
-        other_scripts      of the rows: not written, for the most part, in the script of most rows
-        largest_origin     of all rows: from the origin that gave most
+        Columns `source` (`ALL` or an origin), `measure`, `share`, `low`, `high` and `n`; see `Share`. Measures without
+        anything to count are left out. Measures across origins come last.
     """
     groups = {ALL: pairs}
     sizes = pairs["origin"].value_counts()
     if len(sizes) > 1:
         largest = sorted(sizes.index[:ORIGINS])
         groups |= {str(origin): pairs[pairs["origin"] == origin] for origin in largest if origin != ALL}
-    rows = [
-        (name, measure, *found)
-        for name, group in groups.items()
-        for measure, found in _of(group).items()
-        if found is not None
+    within = [
+        (source, name, measure.share(group))
+        for source, group in groups.items()
+        for name, measure in MEASURES.items()
+        if not measure.across_origins
     ]
-    if len(groups) > 1:
-        share = float(sizes.iloc[0] / len(pairs))
-        rows.append((ALL, "largest_origin", share, share, share, len(pairs)))
+    across = [(ALL, name, measure.share(pairs)) for name, measure in MEASURES.items() if measure.across_origins]
+    rows = [(source, name, *share) for source, name, share in within + across if share is not None]
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -59,15 +157,15 @@ def summary(
     pairs: pd.DataFrame,
     dropped: "pd.Series[bool]",
     merged: pd.DataFrame,
-    meetings: pd.DataFrame,
+    overlaps: pd.DataFrame,
     sets: Mapping[str, Sequence["EvalRow"]],
 ) -> dict[str, Any]:
     """What the gate read, dropped and kept, for the report.
 
     Args:
-        pairs: the rows that were judged; `dropped` says which of them go.
-        merged: rows that went into others before, from `annotators.agreed`.
-        meetings: with the eval sets `sets`, from `contamination`.
+        pairs: the rows that were checked; `dropped` marks those that are dropped.
+        merged: rows that were merged into others before the checks, from `annotators.merge_annotators`.
+        overlaps: with the eval sets `sets`, from `contamination.find_overlaps`.
     """
     kept = pairs[~dropped & pairs["fault"].isna()]
     return {
@@ -80,107 +178,83 @@ def summary(
         "kinds": kinds(kept),
         "origins": _counts(kept["origin"]),
         "scripts": _counts(scripts(kept)),
-        "evals": {name: _met(rows, meetings[meetings["set"] == name], kept) for name, rows in sets.items()},
+        "evals": {name: _overlap_counts(rows, overlaps[overlaps["set"] == name], kept) for name, rows in sets.items()},
     }
 
 
 def _counts(values: "pd.Series[str]") -> dict[str, int]:
-    """How many rows have which value, the most frequent first."""
+    """The number of rows per value, the most frequent value first."""
     return {str(value): int(count) for value, count in values.value_counts().items()}
 
 
-def _met(rows: Sequence["EvalRow"], meetings: pd.DataFrame, kept: pd.DataFrame) -> dict[str, int]:
-    """How many rows of an eval set stand in a pair, and how many in one that is kept, exactly or in part."""
-    exactly = meetings[meetings["how"] == "exact"]
-    left = meetings[meetings["pair"].isin(kept["source"])]
+def _overlap_counts(rows: Sequence["EvalRow"], overlaps: pd.DataFrame, kept: pd.DataFrame) -> dict[str, int]:
+    """How many rows of an eval set overlap with a pair, how many exactly, and how many with a pair that is kept."""
+    exact = overlaps[overlaps["how"] == "exact"]
+    with_kept = overlaps[overlaps["pair"].isin(kept["source"])]
     return {
         "rows": len(rows),
-        "met": meetings["row"].nunique(),
-        "met_exactly": exactly["row"].nunique(),
-        "pairs": meetings["pair"].nunique(),
-        "met_by_kept": left["row"].nunique(),
+        "met": overlaps["row"].nunique(),
+        "met_exactly": exact["row"].nunique(),
+        "pairs": overlaps["pair"].nunique(),
+        "met_by_kept": with_kept["row"].nunique(),
     }
 
 
 def kinds(pairs: pd.DataFrame) -> dict[str, int]:
-    """How many rows prefer in which way: sure (1), leaning (above 0.5), tied, reversed; of lone responses desirable or not."""
-    lone = pairs["chosen"].isna() | pairs["rejected"].isna()
+    """The number of rows per kind of preference.
+
+    The kinds are sure (1), leaning (above 0.5), tied (0.5) and reversed (below 0.5); for single responses, desirable and
+    undesirable. Kinds without rows are left out.
+    """
+    single = pairs["chosen"].isna() | pairs["rejected"].isna()
     preference = pairs["preference"]
     counts = {
-        "sure": ~lone & (preference == 1),
-        "leaning": ~lone & (preference < 1) & (preference > 0.5),
-        "tied": ~lone & (preference == 0.5),
-        "reversed": ~lone & (preference < 0.5),
-        "desirable": lone & pairs["chosen"].notna(),
-        "undesirable": lone & pairs["rejected"].notna(),
+        "sure": ~single & (preference == 1),
+        "leaning": ~single & (preference < 1) & (preference > 0.5),
+        "tied": ~single & (preference == 0.5),
+        "reversed": ~single & (preference < 0.5),
+        "desirable": single & pairs["chosen"].notna(),
+        "undesirable": single & pairs["rejected"].notna(),
     }
     return {kind: int(rows.sum()) for kind, rows in counts.items() if rows.any()}
 
 
-def scripts(pairs: pd.DataFrame) -> "pd.Series[str]":
-    """The script that most letters of a row are of: LATIN, CYRILLIC, CJK, ...; "none" of a row without letters."""
+def row_texts(pairs: pd.DataFrame) -> "pd.Series[str]":
+    """All text of each row, its turns and its responses, one per line; null for an unreadable row."""
     texts = [
-        "".join([*(turn["content"] for turn in prompt), *(side for side in sides if isinstance(side, str))])
+        "\n".join([*(turn["content"] for turn in prompt), *(side for side in sides if isinstance(side, str))])
+        if isinstance(prompt, list)
+        else None
         for prompt, *sides in pairs[["prompt", "chosen", "rejected"]].itertuples(index=False)
     ]
-    names: dict[str, str | None] = {}
-    return pd.Series([_script(text, names) for text in texts], pairs.index, "str")
+    return pd.Series(texts, pairs.index, "str")
 
 
-def _script(text: str, names: dict[str, str | None]) -> str:
-    """`names` remembers the scripts of characters; None of what is no letter."""
+def scripts(pairs: pd.DataFrame) -> "pd.Series[str]":
+    """The script of most letters in each readable row: LATIN, CYRILLIC, CJK, ...; "none" if a row has no letters."""
+    script_of: dict[str, str | None] = {}
+    return pd.Series([_script(text, script_of) for text in row_texts(pairs)], pairs.index, "str")
+
+
+def _script(text: str, script_of: dict[str, str | None]) -> str:
+    """The script of most letters of a text. `script_of` caches the script per character, None if it is not a letter."""
     if text.isascii():
         return "LATIN" if any(map(str.isalpha, text)) else "none"
     letters: Counter[str] = Counter()
     for letter, count in Counter(text).items():
-        if letter not in names:
-            # A letter's name in Unicode starts with its script: CYRILLIC SMALL LETTER A, CJK UNIFIED IDEOGRAPH-4E00.
-            names[letter] = unicodedata.name(letter, "none").split()[0] if letter.isalpha() else None
-        if (script := names[letter]) is not None:
+        if letter not in script_of:
+            # A letter's Unicode name starts with its script: CYRILLIC SMALL LETTER A, CJK UNIFIED IDEOGRAPH-4E00.
+            script_of[letter] = unicodedata.name(letter, "none").split()[0] if letter.isalpha() else None
+        if (script := script_of[letter]) is not None:
             letters[script] += count
     return max(letters, key=lambda script: (letters[script], script)) if letters else "none"
 
 
-Found = tuple[float, float, float, int]  # share, low, high, n
+def _both_responses(pairs: pd.DataFrame) -> pd.DataFrame:
+    """The rows that have two responses."""
+    return pairs[pairs["chosen"].notna() & pairs["rejected"].notna()]
 
 
-def _of(pairs: pd.DataFrame) -> Mapping[str, Found | None]:
-    said = pairs[["chosen", "rejected"]].dropna()
-    certain = pairs.loc[said.index, "preference"]
-    lengths = said["chosen"].str.len() - said["rejected"].str.len()
-    signs = (lengths * (certain - 0.5))[lambda product: product != 0]  # above 0: the preferred one is longer
-    prompts = ["\n".join(normalised(turn["content"]) for turn in prompt) for prompt in pairs["prompt"]]
-    by_script = scripts(pairs).value_counts()
-    first = pairs["chosen"].fillna(pairs["rejected"]).head(SAMPLE)
-    return {
-        "longer_preferred": _proportion(int((signs > 0).sum()), len(signs)),
-        "disagreement": _mean([min(p, 1 - p) for p in certain]),
-        "repeated_prompts": _count(len(prompts) - len(set(prompts)), len(prompts)),
-        "repeated_runs": _repeated_runs(first),
-        "other_scripts": _count(int(by_script.iloc[1:].sum()), len(pairs)),
-    }
-
-
-def _proportion(successes: int, n: int) -> Found | None:
-    return (successes / n, *intervals.proportion(successes, n), n) if n else None
-
-
-def _mean(values: list[float]) -> Found | None:
-    return (sum(values) / len(values), *intervals.mean(values), len(values)) if values else None
-
-
-def _count(part: int, n: int) -> Found | None:
-    """A share of what there is: known, not estimated."""
-    return (part / n, part / n, part / n, n) if n else None
-
-
-def _repeated_runs(texts: Iterable[str]) -> Found | None:
-    """One minus distinct-4: Li et al. 2016, arXiv:1510.03055, section 5.1, with runs of four."""
-    seen: set[str] = set()
-    n = 0
-    for text in texts:
-        said = words(text)
-        for i in range(len(said) - RUN + 1):
-            seen.add(" ".join(said[i : i + RUN]))
-            n += 1
-    return _count(n - len(seen), n)
+def _count(part: int, n: int) -> Share | None:
+    """An exact share, not an estimate."""
+    return Share(part / n, part / n, part / n, n) if n else None

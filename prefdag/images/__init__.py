@@ -1,1 +1,1 @@
-"""Images: reading them, their rows, label pairs, label noise."""
+"""Images: reading them, label noise, label pairs."""

@@ -1,7 +1,7 @@
-"""How many labels are wrong, and which, by confident learning (Northcutt et al. 2021, arXiv:1911.00068).
+"""Estimate how many labels are wrong, and which, by confident learning (Northcutt et al. 2021, arXiv:1911.00068).
 
-The judge is one that needs no training: the nearest other images. It knows little of photographs, which the estimate must be
-read with: where the judge errs more often than the labels do, it says more of the judge than of them.
+The classifier that judges the labels needs no training: it is the nearest other images. It is poor on photographs, so read the
+estimate together with its accuracy: if the judge is wrong more often than the labels, the estimate mostly reflects the judge.
 """
 
 import math
@@ -11,27 +11,27 @@ import numpy as np
 import numpy.typing as npt
 
 NEIGHBOURS = 10
-COMPONENTS = 50  # principal components of the pixels, in which distances are taken
-FITTED_ON = 10_000  # images at most that the components come from
+COMPONENTS = 50  # principal components of the pixels, in which distances are measured
+FITTED_ON = 10_000  # the components are fitted on at most this many images
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 
 class LabelNoise(NamedTuple):
-    """What the labels of N images look like beside those of the images nearest to them."""
+    """The labels of N images compared with those of their nearest images."""
 
     estimate: float  # the share of wrong labels, by confident learning
-    judge_accuracy: float  # the share of labels that are the most frequent among the nearest images
-    probabilities: Floats  # (N, classes): the share of each class among these
-    likely: Ints  # (N,): the class under which confident learning counts an image, its label where that is none
+    judge_accuracy: float  # the share of labels that equal the most frequent one among the nearest images
+    probabilities: Floats  # (N, classes): the share of each class among the nearest images
+    likely: Ints  # (N,): the class as which confident learning counts an image; its label if it is not counted
 
 
 def label_noise(images: npt.NDArray[np.uint8], labels: Ints, n_classes: int) -> LabelNoise:
-    """Labels judged by the nearest images.
+    """Judge the labels by the nearest images.
 
     Args:
-        images: (N, C, H, W), without copies: of a copy, its own label would be the nearest.
+        images: (N, C, H, W), without copies, since the nearest image of a copy would be its original.
         labels: (N,), from 0 to n_classes - 1.
     """
     probabilities = neighbour_probabilities(images.reshape(len(images), math.prod(images.shape[1:])), labels, n_classes)
@@ -41,9 +41,9 @@ def label_noise(images: npt.NDArray[np.uint8], labels: Ints, n_classes: int) -> 
 
 
 def neighbour_probabilities(pixels: npt.NDArray[np.uint8], labels: Ints, n_classes: int) -> Floats:
-    """The share of each class, (N, n_classes), among the nearest others of each of `pixels`, (N, D), in principal components.
+    """The share of each class, (N, n_classes), among the nearest neighbours of each row of `pixels`, (N, D).
 
-    All zero for a single row, which has no other.
+    Distances are measured in principal components. All zero for a single row, which has no neighbours.
     """
     from sklearn.decomposition import PCA  # a second of import
     from sklearn.neighbors import NearestNeighbors
@@ -51,27 +51,27 @@ def neighbour_probabilities(pixels: npt.NDArray[np.uint8], labels: Ints, n_class
     n = len(pixels)
     if n < 2:
         return np.zeros((n, n_classes))
-    some = pixels[:: math.ceil(n / FITTED_ON)].astype(np.float32)
-    pca = PCA(min(COMPONENTS, *some.shape), svd_solver="randomized", random_state=0).fit(some)
-    # In parts: as float32 the pixels would take four times their memory.
-    places = np.concatenate(
+    sample = pixels[:: math.ceil(n / FITTED_ON)].astype(np.float32)
+    pca = PCA(min(COMPONENTS, *sample.shape), svd_solver="randomized", random_state=0).fit(sample)
+    # In parts, since all pixels as float32 would take four times their memory.
+    projected = np.concatenate(
         [pca.transform(part.astype(np.float32)) for part in np.array_split(pixels, n // FITTED_ON + 1)]
     )
-    # In 50 dimensions a tree visits nearly every point; one product of matrices a block of rows is quicker.
-    nearest = NearestNeighbors(n_neighbors=min(NEIGHBOURS, n - 1), algorithm="brute").fit(places)
-    neighbours = nearest.kneighbors(return_distance=False)  # of each row among the others
+    # In 50 dimensions a tree visits nearly every point; one matrix product per block of rows is faster.
+    nearest = NearestNeighbors(n_neighbors=min(NEIGHBOURS, n - 1), algorithm="brute").fit(projected)
+    neighbours = nearest.kneighbors(return_distance=False)  # of each row, without itself
     return np.eye(n_classes)[labels[neighbours]].mean(axis=1)
 
 
 def confident_learning(probabilities: Floats, labels: Ints) -> tuple[float, Ints]:
-    """The share of wrong labels, and the class (N,) under which each image is counted, its label where under none.
+    """The share of wrong labels, and the class (N,) as which each image is counted; its label if it is not counted.
 
-    An image counts under the most probable of the classes whose probability for it is at least t_j, the mean probability of
-    class j for the images labelled j (eq. 1 and 2). The counts of each label are scaled to the number of images that have it
-    (eq. 3); the estimate is what lies off the diagonal.
+    Class j is a candidate for an image if its probability is at least t_j, the mean probability of class j over the images
+    labelled j. An image is counted as its most probable candidate (eq. 1 and 2). The counts of each label are scaled to the
+    number of images with that label (eq. 3). The estimate is the share off the diagonal.
 
     Args:
-        probabilities: (N, classes), of each class for each image, from a judge that has not seen its label.
+        probabilities: (N, classes), from a judge that has not seen the label of the image.
         labels: (N,)
     """
     n, n_classes = probabilities.shape
@@ -79,10 +79,10 @@ def confident_learning(probabilities: Floats, labels: Ints) -> tuple[float, Ints
     own = probabilities[np.arange(n), labels]
     thresholds = np.bincount(labels, own, minlength=n_classes) / np.maximum(sizes, 1)
     thresholds[sizes == 0] = np.inf
-    # The mean of equal numbers may come out a little above them.
+    # Rounding can put the mean of equal numbers slightly above them.
     confident = np.where(probabilities >= thresholds - 1e-9, probabilities, -1.0)
     best = confident.max(axis=1)
-    # The label wins where it is as probable as another class.
+    # Ties go to the label.
     likely = np.where(confident[np.arange(n), labels] == best, labels, confident.argmax(axis=1))
     counted = best >= 0
     counts = np.zeros((n_classes, n_classes))

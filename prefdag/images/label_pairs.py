@@ -1,4 +1,4 @@
-"""Labelled images to pairs of classes, in splits without leaks."""
+"""Give labelled images pairs of classes, in splits without leaks."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -20,18 +20,18 @@ Ints = npt.NDArray[np.int64]
 
 
 def label_pairs(labels: Ints, groups: Ints, n_classes: int, params: "LabelPairs") -> pa.Table:
-    """Pairs of classes for images: y_w is the label, y_l one of the other classes, each as likely.
+    """Pairs of classes for images: y_w is the label, y_l one of the other classes with equal probability.
 
     Args:
         labels: int64 (N,), from 0 to n_classes - 1.
-        groups: int64 (N,), any numbers; images of one group share a split.
+        groups: int64 (N,), any numbers; images of one group are in the same split.
 
     Returns:
-        `IMAGE_PAIRS_SCHEMA`, ordered by index. Splits are stratified: every class has the same shares, as nearly as whole
-        groups allow. `max_images` are dealt to the classes in turn.
+        `IMAGE_PAIRS_SCHEMA`, ordered by index. Splits are stratified by class as far as whole groups allow. `max_images` are
+        taken from the classes in turn.
 
     Raises:
-        DataError: there is one class, or a split stays empty.
+        DataError: there is only one class, or a split would be empty.
         ParamsError: the fractions leave nothing to train on.
     """
     check_fractions("label_pairs", params)
@@ -40,41 +40,43 @@ def label_pairs(labels: Ints, groups: Ints, n_classes: int, params: "LabelPairs"
     rng = np.random.default_rng(params.seed)
     y_l = (labels + rng.integers(1, n_classes, len(labels))) % n_classes
     rank = _rank_in_class(labels, rng.permutation(len(labels)))
-    kept = np.sort(np.lexsort((labels, rank))[: params.max_images])  # all firsts of their class, all seconds, ...
+    kept = np.sort(
+        np.lexsort((labels, rank))[: params.max_images]
+    )  # the first of each class, then the second of each, ...
     split = _split(labels[kept], groups[kept], rank[kept], params)
     if empty := empty_splits(split, params.val_fraction, params.test_fraction):
-        found = f"{len(kept)} images of {n_classes} classes leave {' and '.join(empty)} empty"
-        raise DataError(f"data/validated/images: {found}; use more images or change the fractions")
+        counts = f"{len(kept)} images of {n_classes} classes leave {' and '.join(empty)} empty"
+        raise DataError(f"data/validated/images: {counts}; use more images or change the fractions")
     return pa.table([kept, split.tolist(), labels[kept], y_l[kept]], IMAGE_PAIRS_SCHEMA)
 
 
 def split_summary(pairs: pa.Table, copies: pa.Table, classes: Sequence[str]) -> dict[str, Any]:
-    """What the splits hold, counted on the pairs themselves.
+    """Counts of the images in the splits, made from the pairs themselves.
 
     Args:
         pairs: `IMAGE_PAIRS_SCHEMA`.
-        copies: a row an image (also of those that are no pair); images with the same value in a column are copies.
+        copies: one row per image, also for images without a pair; images with the same value in a column are copies.
 
     Returns:
-        images: by split, then class; straddling: by column of `copies`, the images that have a copy in another split.
+        images: the count by split and class; straddling: by column of `copies`, the images with a copy in another split.
     """
     split, y_w, index = (pairs[name].to_pylist() for name in ("split", "y_w", "index"))
     counts = Counter(zip(split, y_w, strict=True))
     straddling = {}
     for column in copies.column_names:
         keys = copies[column].take(index).to_pylist()
-        homes = Counter(key for key, _ in set(zip(keys, split, strict=True)))
-        straddling[column] = sum(homes[key] > 1 for key in keys)
+        splits_of = Counter(key for key, _ in set(zip(keys, split, strict=True)))
+        straddling[column] = sum(splits_of[key] > 1 for key in keys)
     images = {name: {label: counts[name, i] for i, label in enumerate(classes)} for name in SPLITS}
     return {"images": images, "straddling": straddling}
 
 
 def _split(labels: Ints, groups: Ints, rank: Ints, params: "LabelPairs") -> npt.NDArray[np.str_]:
-    """The split of each of the images, whose order in their class is that of `rank`."""
-    # A group is dealt whole: as its first image, with the weight of all.
+    """The split of each image; `rank` gives the order of the images in their class."""
+    # A group is assigned as a whole: as its first image, with the weight of all its images.
     _, first, group, size = np.unique(groups, return_index=True, return_inverse=True, return_counts=True)
-    # In the order of their place in their class, from 0 to 1, any stretch of groups holds the classes in their proportions:
-    # the first `test_fraction` of all images is test, the next `val_fraction` val.
+    # If groups are sorted by their place in their class, from 0 to 1, every section has the classes in their proportions.
+    # So the first `test_fraction` of all images is test, the next `val_fraction` val.
     place = _place_in_class(labels[first], size, rank[first])
     order = np.lexsort((labels[first], place))
     middle = np.empty(len(first))
@@ -84,7 +86,7 @@ def _split(labels: Ints, groups: Ints, rank: Ints, params: "LabelPairs") -> npt.
 
 
 def _rank_in_class(labels: Ints, order: Ints) -> Ints:
-    """For each image, how many of its class come before it in `order` (a permutation)."""
+    """The number of images of the same class that come before each image in `order` (a permutation)."""
     rank = np.empty(len(labels), dtype=np.int64)
     for label in np.unique(labels):
         members = order[labels[order] == label]
@@ -93,7 +95,7 @@ def _rank_in_class(labels: Ints, order: Ints) -> Ints:
 
 
 def _place_in_class(labels: Ints, sizes: Ints, rank: Ints) -> npt.NDArray[np.float64]:
-    """Where the middle of each group lies in its class, from 0 to 1, if groups stand in the order of `rank`."""
+    """The position of the middle of each group in its class, from 0 to 1, with the groups in the order of `rank`."""
     place = np.empty(len(labels))
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)

@@ -1,4 +1,4 @@
-"""Readers of labelled images: every source becomes one uint8 array, one label array and the names of the classes."""
+"""Read labelled images: every source becomes one uint8 array, one label array and the names of the classes."""
 
 import io
 from collections import Counter
@@ -26,7 +26,7 @@ TARS = (".tar", ".tar.gz", ".tgz")
 
 
 class ImageFault(NamedTuple):
-    """An image that cannot be read, or not as the others are."""
+    """An image that cannot be read, or that differs from the others in mode or size."""
 
     source: str
     fault_column: str  # content, mode or size
@@ -41,37 +41,37 @@ class Images(NamedTuple):
     labels: npt.NDArray[np.int64]  # (N,), indices into classes
     classes: list[str]
     sources: list[str]  # (N,), FILE:ROW or FILE, unique
-    faults: Sequence[ImageFault] = ()  # of those that are not among the N
+    faults: Sequence[ImageFault] = ()  # images that are not among the N
 
 
 def read_images(folder: Path, source_format: str) -> Images:
-    """The images below `folder`. Labels of mnist-csv and cifar10 are taken as they are: their range is for the checks.
+    """The images in `folder`. The labels of mnist-csv and cifar10 may be out of range; the gate checks them.
 
     Raises:
-        DataError: there are no images, or none that can be read; a file is broken; a cell of mnist-csv is no pixel; images of
-            an image-folder do not lie in folders of classes.
+        DataError: there are no images, or none can be read; a file is broken; a cell of mnist-csv is not a pixel; or images of
+            an image-folder are not in folders of classes.
     """
     readers = {"mnist-csv": _mnist_csv, "image-folder": _image_folder, "cifar10": _cifar10}
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     if not files:
-        raise DataError(f"{folder}: no files; look at download_images.source in params.yaml")
+        raise DataError(f"{folder}: no files; check download_images.source in params.yaml")
     return readers[source_format](folder, files)
 
 
 def select(data: Images, kept: npt.NDArray[np.bool_]) -> Images:
-    """The images where `kept`, bool (N,), and no faults."""
+    """The images where `kept`, bool (N,), is true, without the faults."""
     sources = [source for source, keep in zip(data.sources, kept, strict=True) if keep]
     return Images(data.images[kept], data.labels[kept], data.classes, sources)
 
 
 def write_images(folder: Path, data: Images, copies: pd.DataFrame) -> None:
-    """`folder` with images.safetensors (images, labels), classes.json and rows.parquet.
+    """Write images.safetensors (images, labels), classes.json and rows.parquet to the new folder `folder`.
 
     Args:
-        copies: a row an image; images with the same value in a column are copies of each other.
+        copies: one row per image; images with the same value in a column are copies of each other.
     """
     folder.mkdir(parents=True)
-    # The library writes an array's memory as it lies: one in another order, a transposed view say, would be scrambled.
+    # The library writes an array's memory as it is, which would scramble a transposed view, for example.
     tensors: dict[str, np.ndarray] = {
         "images": np.ascontiguousarray(data.images),
         "labels": np.ascontiguousarray(data.labels),
@@ -90,7 +90,7 @@ def _mnist_csv(folder: Path, files: list[Path]) -> Images:
         faulty = (values[:, :-1] < 0) | (values[:, :-1] > 255)
         if faulty.any():
             row, column = np.argwhere(faulty)[0]
-            raise DataError(f"{name}:{row + 1}:{column + 1}: {values[row, column]} is no pixel; write 0 to 255")
+            raise DataError(f"{name}:{row + 1}:{column + 1}: {values[row, column]} is not a pixel; write 0 to 255")
         pixels.append(values[:, :-1].astype(np.uint8))
         labels.append(values[:, -1])
         sources += [f"{name}:{row}" for row in range(1, len(values) + 1)]
@@ -99,7 +99,7 @@ def _mnist_csv(folder: Path, files: list[Path]) -> Images:
 
 
 def _numbers(path: Path, name: str) -> npt.NDArray[np.int64]:
-    """A table of whole numbers, (rows, 785)."""
+    """A table of integers, (rows, 785)."""
     width = MNIST_SIDE**2 + 1
     text = unpacked(path, name)
     try:
@@ -107,24 +107,24 @@ def _numbers(path: Path, name: str) -> npt.NDArray[np.int64]:
     except pd.errors.EmptyDataError:
         raise DataError(f"{name}: empty; fetch it again") from None
     except (pd.errors.ParserError, UnicodeDecodeError) as error:
-        raise DataError(f"{name}: not a whole CSV file ({' '.join(str(error).split())}); fetch it again") from None
+        raise DataError(f"{name}: not a complete CSV file ({' '.join(str(error).split())}); fetch it again") from None
     if table.shape[1] != width:
-        raise DataError(f"{name}: {table.shape[1]} columns; {width} are needed, {width - 1} pixels and the label")
+        raise DataError(f"{name}: {table.shape[1]} columns; {width} are needed: {width - 1} pixels and the label")
     for column in (i for i, kind in enumerate(table.dtypes) if not pd.api.types.is_integer_dtype(kind)):
         cells = pd.read_csv(
             io.BytesIO(text), header=None, usecols=[column], dtype=str, skip_blank_lines=False, na_filter=False
         )
         row = int((~cells[column].str.fullmatch(r"\s*[-+]?[0-9]{1,18}\s*")).to_numpy().argmax())
-        found = str(cells[column][row])[:40]
-        raise DataError(f"{name}:{row + 1}:{column + 1}: {found!r} is no whole number; mend the cell")
+        cell = str(cells[column][row])[:40]
+        raise DataError(f"{name}:{row + 1}:{column + 1}: {cell!r} is not an integer; fix the cell")
     return table.to_numpy(np.int64)
 
 
 def _image_folder(folder: Path, files: list[Path]) -> Images:
-    """CLASS/NAME.jpg or .png below any folders, all equally deep: a folder, or tars of one, pooled.
+    """CLASS/NAME.jpg or .png at any depth, the same for all images: in a folder, or in tars, which are pooled.
 
-    Everything is read twice, so that no more than the array is ever in memory: first the headers, for the size that most
-    images have, then the pixels of these.
+    All files are read twice, so that only the array is in memory: first the headers, to find the most common size, then the
+    pixels of the images of that size.
     """
     sizes: dict[str, tuple[int, ...]] = {}
     faults: dict[str, ImageFault] = {}
@@ -134,7 +134,7 @@ def _image_folder(folder: Path, files: list[Path]) -> Images:
         except Fault as fault:
             faults[name] = _fault(name, image, fault)
     if not (sizes or faults):
-        raise DataError(f"{files[0].name}: holds no images; fetch it again")
+        raise DataError(f"{files[0].name}: has no images; fetch it again")
     names = sorted(sizes | faults)
     _check_depths(names)
     usual, _ = Counter(sizes[name] for name in names if name in sizes).most_common(1)[0] if sizes else ((), 0)
@@ -145,8 +145,8 @@ def _image_folder(folder: Path, files: list[Path]) -> Images:
             if name in row:
                 images[row[name]] = _pixels(image)
             elif name in sizes:
-                found, wanted = ("x".join(map(str, size)) for size in (sizes[name], usual))
-                raise Fault("size", f"{found} (channels, height, width) where most are {wanted}; convert all to one")
+                own, most = ("x".join(map(str, size)) for size in (sizes[name], usual))
+                raise Fault("size", f"{own} (channels, height, width), but most are {most}; convert all to one size")
         except Fault as fault:
             faults[name] = _fault(name, image, fault)
     classes = sorted({PurePosixPath(name).parent.name for name in names})
@@ -157,16 +157,16 @@ def _image_folder(folder: Path, files: list[Path]) -> Images:
     if not read.any():
         first = in_order[0]
         raise DataError(
-            f"{first.source}:{first.fault_column}: {first.fault} ({len(in_order) - 1} more, and no image left)"
+            f"{first.source}:{first.fault_column}: {first.fault} ({len(in_order) - 1} more; no image can be read)"
         )
     return select(Images(images, labels, classes, list(row)), read)._replace(faults=in_order)
 
 
 def _members(folder: Path, files: list[Path]) -> Iterator[tuple[str, bytes]]:
-    """Name and content of the files, or of those in them if they are tars; of several tars, below the tar's own name."""
+    """The name and content of each file, or of the files in tars. With several tars, names start with the tar's name."""
     tars = [path for path in files if path.name.lower().endswith(TARS)]
     if tars and len(tars) < len(files):
-        raise DataError(f"{tars[0].relative_to(folder)}: a tar among other files; keep either tars or images")
+        raise DataError(f"{tars[0].relative_to(folder)}: a tar among other files; use either tars or images")
     for path in files:
         name = file_name(path, folder)
         if not tars:
@@ -177,18 +177,18 @@ def _members(folder: Path, files: list[Path]) -> Iterator[tuple[str, bytes]]:
 
 
 def _in_class(name: str) -> str:
-    """`name`, which lies in a folder and can be printed in one line. Raises `DataError`."""
+    """`name`, if it is in a folder and can be printed on one line. Raises `DataError`."""
     if "/" not in name:
-        raise DataError(f"{name}: not in CLASS/; put each image into the folder of its class")
+        raise DataError(f"{name}: not in a folder CLASS/; put each image into the folder of its class")
     return printable(name)
 
 
 def _check_depths(names: Sequence[str]) -> None:
-    """That classes are folders of one level: cat/1.png beside sub/cat/1.png may mean anything. Raises `DataError`."""
+    """Check that all images are equally deep; cat/1.png and sub/cat/1.png together are ambiguous. Raises `DataError`."""
     usual, _ = Counter(name.count("/") for name in names).most_common(1)[0]
     for name in names:
         if name.count("/") != usual:
-            raise DataError(f"{name}: not in {'*/' * (usual - 1)}CLASS/, as most images are; keep all equally deep")
+            raise DataError(f"{name}: not in {'*/' * (usual - 1)}CLASS/ like most images; put all at the same depth")
 
 
 def _size(content: bytes) -> tuple[int, ...]:
@@ -206,7 +206,7 @@ def _pixels(content: bytes) -> npt.NDArray[np.uint8]:
 
 @contextmanager
 def _opened(content: bytes) -> Iterator[Image.Image]:
-    """A grey or RGB image. Raises `Fault`, also for what goes wrong while it is used."""
+    """A grey or RGB image. Raises `Fault`, also for errors while it is used."""
     try:
         with Image.open(io.BytesIO(content), formats=["JPEG", "PNG"]) as image:
             if image.mode not in {"L", "RGB"}:
@@ -214,7 +214,7 @@ def _opened(content: bytes) -> Iterator[Image.Image]:
             yield image
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = "another format" if isinstance(error, UnidentifiedImageError) else str(error)
-        raise Fault("content", f"not a whole JPEG or PNG image ({reason}); mend or remove it") from None
+        raise Fault("content", f"not a complete JPEG or PNG image ({reason}); fix or remove it") from None
 
 
 def _fault(name: str, content: bytes, fault: Fault) -> ImageFault:
@@ -223,17 +223,17 @@ def _fault(name: str, content: bytes, fault: Fault) -> ImageFault:
 
 
 def _cifar10(folder: Path, files: list[Path]) -> Images:
-    """cifar10.safetensors as `download_images` writes it."""
+    """cifar10.safetensors, as `download_images` writes it."""
     path = files[0]
     name = path.name
     try:
         tensors = load_file(path)
     except SafetensorError as error:
-        raise DataError(f"{name}: not a whole safetensors file ({error}); fetch it again") from None
+        raise DataError(f"{name}: not a complete safetensors file ({error}); fetch it again") from None
     images, labels = tensors.get("images"), tensors.get("labels")
     if images is None or labels is None:
-        raise DataError(f"{name}: keys {', '.join(sorted(tensors)) or 'none'} where images and labels are needed")
+        raise DataError(f"{name}: the keys are {', '.join(sorted(tensors)) or 'none'}; images and labels are needed")
     if images.dtype != np.uint8 or images.ndim != 4 or labels.dtype != np.int64 or labels.shape != images.shape[:1]:
-        found = f"images {images.dtype} {images.shape}, labels {labels.dtype} {labels.shape}"
-        raise DataError(f"{name}: {found}; needed are uint8 (N, C, H, W) and int64 (N,)")
+        shapes = f"images {images.dtype} {images.shape}, labels {labels.dtype} {labels.shape}"
+        raise DataError(f"{name}: {shapes}; uint8 (N, C, H, W) and int64 (N,) are needed")
     return Images(images, labels, CIFAR10, [f"{name}:{row}" for row in range(1, len(labels) + 1)])

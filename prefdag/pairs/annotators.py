@@ -1,4 +1,4 @@
-"""Several annotators: what they said of the same responses, row by row, as one preference a pair."""
+"""Merge the judgements of several annotators, one per row, into one preference per pair."""
 
 import json
 
@@ -8,48 +8,48 @@ import pandas as pd
 from scipy.optimize import minimize
 from scipy.special import expit, log_expit
 
-# Of a vote, given to either side of each comparison: without it a response that never lost would be infinitely good.
+# Votes added to both sides of each comparison. Without them, a response that never lost would get infinite strength.
 PRIOR = 0.01
 
 
-def agreed(pairs: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The rows that name an annotator as one row a pair; the others as they are.
+def merge_annotators(pairs: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Merge the rows that name an annotator into one row per pair, and keep the others.
 
-    Of each prompt the responses get strengths (see `bradley_terry`), and a pair the preference sigmoid(difference), with
-    the stronger response as chosen. An annotator who judged a pair twice has one vote, the mean. The row stands where the
-    first judgement stood.
+    The responses to each prompt get strengths (see `bradley_terry`). The preference of a pair is sigmoid(difference), with
+    the stronger response as chosen. An annotator who judged a pair twice has one vote, the mean. The merged row takes the
+    place of the first judgement.
 
     Args:
-        pairs: what `schema.read_pairs` returned.
+        pairs: from `schema.read_pairs`.
 
     Returns:
-        The pairs; and of each row that went into another one `source`, `into` (that row's source) and `judgements`, how
-        many annotators judged the pair.
+        The pairs; and for each row that was merged into another, its `source`, `into` (the source of the other row) and
+        `judgements`, the number of annotators who judged the pair.
     """
     judged = pairs[pairs["annotator"].notna() & pairs["chosen"].notna() & pairs["rejected"].notna()]
     judged = judged[judged["preference"].between(0, 1) & (judged["chosen"] != judged["rejected"])]
     kept, merged = {}, []
     for _, group in judged.groupby(judged["prompt"].map(json.dumps), sort=False):
-        names = list(dict.fromkeys([*group["chosen"], *group["rejected"]]))
-        number = {name: i for i, name in enumerate(names)}
-        said: dict[tuple[int, int], dict[str, list[float]]] = {}  # by pair, lower number first, and annotator
+        responses = list(dict.fromkeys([*group["chosen"], *group["rejected"]]))
+        number = {response: i for i, response in enumerate(responses)}
+        votes: dict[tuple[int, int], dict[str, list[float]]] = {}  # by pair (lower number first) and annotator
         rows: dict[tuple[int, int], list[int]] = {}
         for row, chosen, rejected, preference, annotator in group[
             ["chosen", "rejected", "preference", "annotator"]
         ].itertuples():
             a, b = number[chosen], number[rejected]
             pair = (min(a, b), max(a, b))
-            said.setdefault(pair, {}).setdefault(annotator, []).append(preference if a < b else 1 - preference)
+            votes.setdefault(pair, {}).setdefault(annotator, []).append(preference if a < b else 1 - preference)
             rows.setdefault(pair, []).append(row)
-        wins = np.zeros((len(names), len(names)))
-        for (a, b), votes in said.items():
-            wins[a, b] = sum(float(np.mean(each)) for each in votes.values())
-            wins[b, a] = len(votes) - wins[a, b]
+        wins = np.zeros((len(responses), len(responses)))
+        for (a, b), by_annotator in votes.items():
+            wins[a, b] = sum(float(np.mean(own)) for own in by_annotator.values())
+            wins[b, a] = len(by_annotator) - wins[a, b]
         preferences = bradley_terry(wins)
         for (a, b), (first, *others) in rows.items():
             better, worse = (a, b) if preferences[a, b] >= 0.5 else (b, a)
-            kept[first] = (names[better], names[worse], float(preferences[better, worse]))
-            merged += [(pairs["source"][row], pairs["source"][first], len(said[a, b])) for row in others]
+            kept[first] = (responses[better], responses[worse], float(preferences[better, worse]))
+            merged += [(pairs["source"][row], pairs["source"][first], len(votes[a, b])) for row in others]
     together = pairs.drop(index=judged.index.difference(list(kept)))
     if kept:
         together.loc[list(kept), ["chosen", "rejected", "preference"]] = list(kept.values())
@@ -57,13 +57,13 @@ def agreed(pairs: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def bradley_terry(wins: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """The probability that one response is preferred to another, (K, K), by the Bradley-Terry model (1952).
+    """The probability that response i is preferred to j, (K, K), by the Bradley-Terry model (1952).
 
-    It is sigmoid(s_i - s_j), with the strengths s that make the votes most likely, each comparison with `PRIOR` of a vote
-    for either side beside them. Of two responses, which are one comparison, it is the share of the votes.
+    It is sigmoid(s_i - s_j), with maximum-likelihood strengths s; `PRIOR` votes are added to both sides of each comparison.
+    For two responses, which are a single comparison, it is the share of the votes.
 
     Args:
-        wins: (K, K), how many votes i got against j.
+        wins: (K, K), the number of votes for i against j.
     """
     if len(wins) == 2:
         shares = wins / wins.sum()
@@ -71,7 +71,7 @@ def bradley_terry(wins: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     votes = wins + PRIOR * ((wins + wins.T) > 0)
 
     def loss(strengths: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
-        """Minus the log-likelihood, and its gradient."""
+        """The negative log-likelihood and its gradient."""
         apart = strengths[:, None] - strengths
         pull = votes * expit(-apart)
         return -float((votes * log_expit(apart)).sum()), pull.sum(axis=0) - pull.sum(axis=1)

@@ -1,165 +1,87 @@
-"""Eval sets: rows with a prompt, its right responses, and wrong ones to compare them with.
+"""Eval sets: rows with a prompt, its right responses, and its wrong responses.
 
     for name, rows in read_eval_sets(Path("data/raw/evals")).items(): ...
 
-truthfulqa  TruthfulQA (arXiv:2109.07958): questions. Its CSV, its mc_task.json, or the hub's parquet of either form.
-            MC1 is the best answer against the wrong ones, MC2 all right answers against the wrong ones.
-winogrande  WinoGrande (arXiv:1907.10641): a sentence with a gap is no question, so it stands in no template. The prompt is
-            the raw text before the gap; a response is an option and the rest of the sentence.
-pku         Preference pairs in any format that training pairs may have, PKU's processed-hh-rlhf say: chosen is right.
+truthfulqa  TruthfulQA (arXiv:2109.07958), questions: its CSV, its mc_task.json, or the hub's parquet of either. MC1 compares
+            the best answer with the wrong ones, MC2 all right answers with the wrong ones.
+winogrande  WinoGrande (arXiv:1907.10641), sentences with a gap. They are not questions, so no template is used: the prompt is
+            the raw text before the gap, and a response is an option with the rest of the sentence.
+pku         Preference pairs in any format of training pairs, such as PKU's processed-hh-rlhf. Chosen is the right response.
 """
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
-
-from prefdag.pairs.formats import Message, needs_object, needs_text
+from prefdag.pairs.eval_records import MultipleChoiceRecord, TruthfulQARecord, WinoGrandeRecord, parse
 from prefdag.pairs.records import Fault, file_name, read_records
 from prefdag.pairs.schema import read_pairs
+from prefdag.pairs.values import needs_object
 from prefdag.runtime.errors import DataError
+
+if TYPE_CHECKING:
+    from prefdag.pairs.formats import Message
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvalRow:
-    """One question. `prompt` is a dialogue for the model's template, or a string to be continued as it stands."""
+    """One question. `prompt` is a dialogue for the model's template, or raw text to be continued."""
 
     source: str  # "SET/FILE:ROW", rows from 1
-    prompt: list[Message] | str
-    response: str  # the best one
-    right_responses: tuple[str, ...]  # `response` among them
+    prompt: list["Message"] | str
+    response: str  # the best response
+    right_responses: tuple[str, ...]  # includes `response`
     wrong_responses: tuple[str, ...]
-    rest: str = ""  # what follows a gap: the end of every response, behind the option
+    rest: str = ""  # the text after a gap, with which every response ends
 
 
-def _utf8(text: str) -> str:
-    try:
-        return needs_text(text, None)
-    except Fault as fault:
-        raise ValueError(fault.reason) from None
+def read_eval_sets(folder: Path, max_rows: int | None = None) -> dict[str, list[EvalRow]]:
+    """The rows of every set in `folder`, at most the first `max_rows` of each, in the order of `READERS`.
 
-
-def _not_blank(text: str) -> str:
-    if not text.strip():
-        raise ValueError("empty; fill it in or remove the row")
-    return text
-
-
-def _one_gap(text: str) -> str:
-    if text.count("_") != 1:
-        raise ValueError(f"{text.count('_')} gaps; write exactly one, as _")
-    return text
-
-
-def _answers(value: Any) -> Any:
-    """The CSV has them in one cell, "; " between them."""
-    return [answer for answer in map(str.strip, value.split(";")) if answer] if isinstance(value, str) else value
-
-
-def _targets(value: Any) -> Any:
-    """The hub has two lists, `choices` and `labels`, in place of a mapping."""
-    if isinstance(value, dict) and value.keys() == {"choices", "labels"}:
-        choices, labels = value["choices"], value["labels"]
-        if not (isinstance(choices, list) and isinstance(labels, list) and len(choices) == len(labels)):
-            raise ValueError("not a list of choices and one of as many labels; mend the row")
-        if not all(isinstance(choice, str) for choice in choices):
-            raise ValueError("a choice that is no text; mend the row")
-        return dict(zip(choices, labels, strict=True))
-    return value
-
-
-def _both_kinds(targets: dict[str, int]) -> dict[str, int]:
-    if set(targets.values()) != {0, 1}:
-        raise ValueError("answers of 1 (right) and of 0 (wrong) are needed; mend the row")
-    return targets
-
-
-Text = Annotated[str, AfterValidator(_utf8)]
-NotBlank = Annotated[Text, AfterValidator(_not_blank)]
-Answers = Annotated[list[NotBlank], BeforeValidator(_answers)]
-Targets = Annotated[dict[NotBlank, int], BeforeValidator(_targets), AfterValidator(_both_kinds)]
-Fields = TypeVar("Fields", bound=BaseModel)
-
-
-class _Generation(BaseModel):
-    """TruthfulQA.csv, or the hub's names for its columns: those that are read."""
-
-    model_config = ConfigDict(strict=True)
-
-    question: NotBlank = Field(validation_alias=AliasChoices("Question", "question"))
-    best: NotBlank = Field(validation_alias=AliasChoices("Best Answer", "best_answer"))
-    right: Answers = Field([], validation_alias=AliasChoices("Correct Answers", "correct_answers"))
-    wrong: Answers = Field(validation_alias=AliasChoices("Incorrect Answers", "incorrect_answers"))
-
-
-class _MultipleChoice(BaseModel):
-    """TruthfulQA's mc_task.json: every answer with 1 where it is right, else 0."""
-
-    model_config = ConfigDict(strict=True)
-
-    question: NotBlank
-    mc1_targets: Targets
-    mc2_targets: Targets
-
-
-class _WinoGrande(BaseModel):
-    """The keys of WinoGrande's JSON lines that are read."""
-
-    model_config = ConfigDict(strict=True)
-
-    sentence: Annotated[Text, AfterValidator(_one_gap)]
-    option1: NotBlank
-    option2: NotBlank
-    answer: Literal["1", "2"]
-
-
-def read_eval_sets(folder: Path, most: int | None = None) -> dict[str, list[EvalRow]]:
-    """The rows of every set below `folder`, the first `most` of each, in the order of `READERS`.
-
-    A set that was not downloaded is left out.
+    Sets that were not downloaded are left out.
     """
-    return {name: read(folder / name)[:most] for name, read in READERS.items() if (folder / name).is_dir()}
+    return {name: read(folder / name)[:max_rows] for name, read in READERS.items() if (folder / name).is_dir()}
 
 
 def spoken(sets: Mapping[str, Sequence[EvalRow]]) -> dict[str, Sequence[EvalRow]]:
-    """The rows whose `response` is scored by cross-entropy: those of the sets, and WinoGrande's in two more ways.
+    """The rows whose `response` is scored by cross-entropy: those of `sets`, and two variants of WinoGrande.
 
-    winogrande_wrong has the wrong filling, which a model should find less likely, not more; winogrande_sentence the whole
-    sentence, rightly filled, with nothing before it.
+    winogrande_wrong fills the gap with the wrong option, which a model should find less likely. winogrande_sentence is the
+    whole sentence with the right option, without a prompt.
     """
-    found: dict[str, Sequence[EvalRow]] = {}
+    scored: dict[str, Sequence[EvalRow]] = {}
     for name, rows in sets.items():
-        found[name] = rows
+        scored[name] = rows
         if name == "winogrande":
-            found["winogrande_wrong"] = [replace(row, response=row.wrong_responses[0]) for row in rows]
-            found["winogrande_sentence"] = [
+            scored["winogrande_wrong"] = [replace(row, response=row.wrong_responses[0]) for row in rows]
+            scored["winogrande_sentence"] = [
                 replace(row, prompt="", response=f"{row.prompt}{row.response}") for row in rows
             ]
-    return found
+    return scored
 
 
 def read_truthfulqa(folder: Path) -> list[EvalRow]:
     """All questions of all files, in the order of file names.
 
     Raises:
-        DataError: no file, no row, a row that is none of TruthfulQA's, an empty question or answer, a question twice.
+        DataError: there is no file or no row, a row is not TruthfulQA's, a question or an answer is empty, or a question
+            is repeated.
     """
     rows: dict[str, EvalRow] = {}
     for source, record in _records(folder):
         if "mc1_targets" in record:
-            row = _choices(source, _checked(source, _MultipleChoice, record))
+            row = _multiple_choice(source, parse(source, MultipleChoiceRecord, record))
         else:
-            fields = _checked(source, _Generation, record)
+            fields = parse(source, TruthfulQARecord, record)
             right = tuple(dict.fromkeys([fields.best, *fields.right]))
             row = _question(source, fields.question, right, tuple(fields.wrong))
         question = str(row.prompt)
         if question in rows:
-            raise DataError(f"{source}: the question of {rows[question].source} again; keep one of them")
+            raise DataError(f"{source}: repeats the question of {rows[question].source}; keep one of them")
         rows[question] = row
     return list(rows.values())
 
@@ -167,15 +89,15 @@ def read_truthfulqa(folder: Path) -> list[EvalRow]:
 def read_winogrande(folder: Path) -> list[EvalRow]:
     """All sentences of all files, in the order of file names.
 
-    The space before the gap goes to the response, as byte-pair encodings have it: prompt and response joined are the
-    tokens of the whole sentence.
+    The space before the gap is part of the response, because byte-pair encodings put a space at the start of a token. So the
+    tokens of prompt and response together are those of the whole sentence.
 
     Raises:
-        DataError: no file, no row, a missing or empty key, not exactly one "_", or no answer.
+        DataError: there is no file or no row, a key is missing or empty, there is not exactly one "_", or no answer.
     """
     rows = []
     for source, record in _records(folder):
-        fields = _checked(source, _WinoGrande, record)
+        fields = parse(source, WinoGrandeRecord, record)
         before, after = fields.sentence.split("_")
         prompt = before.rstrip()
         gap = before[len(prompt) :]
@@ -197,11 +119,11 @@ def read_winogrande(folder: Path) -> list[EvalRow]:
 def read_preferences(folder: Path) -> list[EvalRow]:
     """All pairs of all files, in the order of file names.
 
-    Rows that cannot be read or are no pair, of which published sets have a few, are left out, as `validate_pairs` leaves them
-    out of training; how many is logged.
+    Published sets have a few rows that cannot be read or are not pairs. They are left out, as `validate_pairs` leaves them
+    out of training, and their number is logged.
 
     Raises:
-        DataError: a file that cannot be read, or no pair is left.
+        DataError: a file cannot be read, or no pair is left.
     """
     pairs = read_pairs(folder, "auto", f"download_evals.{folder.name}", f"{folder.name}/")
     rows: list[EvalRow] = []
@@ -240,7 +162,7 @@ READERS: dict[str, Callable[[Path], list[EvalRow]]] = {
 }
 
 
-def _choices(source: str, fields: _MultipleChoice) -> EvalRow:
+def _multiple_choice(source: str, fields: MultipleChoiceRecord) -> EvalRow:
     right, wrong = (
         [
             [answer for answer, label in targets.items() if label == kind]
@@ -250,10 +172,10 @@ def _choices(source: str, fields: _MultipleChoice) -> EvalRow:
     )
     if len(right[0]) != 1 or right[0][0] not in right[1]:
         raise DataError(
-            f"{source}:mc1_targets: needs one right answer, which is right in mc2_targets too; mend the row"
+            f"{source}:mc1_targets: needs exactly one right answer, and it must be right in mc2_targets too; fix the row"
         )
     if set(wrong[0]) != set(wrong[1]):
-        raise DataError(f"{source}:mc2_targets: other wrong answers than mc1_targets; mend the row")
+        raise DataError(f"{source}:mc2_targets: the wrong answers differ from those of mc1_targets; fix the row")
     return _question(source, fields.question, (*right[0], *(a for a in right[1] if a != right[0][0])), tuple(wrong[0]))
 
 
@@ -268,10 +190,10 @@ def _question(source: str, question: str, right: Sequence[str], wrong: Sequence[
 
 
 def _records(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """("SET/FILE:ROW", the object that stands there) for each row of each file."""
+    """The source ("SET/FILE:ROW") and the object of each row of each file."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     if not files:
-        raise DataError(f"{folder}: no files; look at download_evals.{folder.name} in params.yaml")
+        raise DataError(f"{folder}: no files; check download_evals.{folder.name} in params.yaml")
     for path in files:
         name = f"{folder.name}/{file_name(path, folder)}"
         number = 0
@@ -283,19 +205,8 @@ def _records(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             except Fault as fault:
                 raise _at(f"{name}:{number}", fault.column, fault.reason) from None
         if number == 0:
-            raise DataError(f"{name}: holds no rows; name another file in download_evals.{folder.name}")
+            raise DataError(f"{name}: has no rows; name another file in download_evals.{folder.name}")
 
 
 def _at(source: str, column: str | None, reason: str) -> DataError:
     return DataError(f"{':'.join([source, *([column] if column else [])])}: {reason}")
-
-
-def _checked(source: str, kind: type[Fields], record: Any) -> Fields:
-    """A record as `kind`, its first complaint as a `DataError` at `source`."""
-    try:
-        return kind.model_validate(record)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ":".join([source, *map(str, first["loc"])])
-        message = "missing; every row needs it" if first["type"] == "missing" else first["msg"]
-        raise DataError(f"{where}: {message.removeprefix('Value error, ')}") from None

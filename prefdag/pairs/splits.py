@@ -1,4 +1,4 @@
-"""Splits without leaks: rows that belong together share one."""
+"""Splits without leaks: rows that belong together are in the same split."""
 
 import hashlib
 from typing import TYPE_CHECKING, Any
@@ -19,21 +19,21 @@ Keys = npt.NDArray[np.uint64]
 
 
 def digest(value: Any, seed: int = 0) -> int:
-    """64 bits that stand for a value; what is drawn by them is drawn anew with another seed."""
+    """A 64-bit hash of a value and a seed. Another seed gives another order of the values."""
     return int.from_bytes(hashlib.sha256(f"{seed}\n{value!r}".encode()).digest()[:8])
 
 
 def split_by_prompt(keys: Keys, val_fraction: float, test_fraction: float) -> npt.NDArray[np.str_]:
-    """The split of every row; rows that share any key (see `group_rows`) share a split.
+    """The split of every row. Rows that share any key (see `group_rows`) are in the same split.
 
-    Groups are dealt in the order of their least first key, not of their place: a row added to the data moves few others, and
-    digests with another seed give other splits. Split sizes come as close to the fractions as whole groups allow.
+    Groups are assigned in the order of their smallest first key, not of their position, so that an added row moves few
+    others, and digests with another seed give other splits. Split sizes are as close to the fractions as whole groups allow.
 
     Args:
-        keys: digests, (rows, places).
+        keys: digests, (rows, columns).
 
     Raises:
-        DataError: a split with a fraction above zero, or train, would stay empty.
+        DataError: train, or a split with a fraction above zero, would be empty.
     """
     _, group_of, sizes = np.unique(group_rows(keys), return_inverse=True, return_counts=True)
     least = np.full(len(sizes), np.iinfo(np.uint64).max)
@@ -51,35 +51,35 @@ def split_by_prompt(keys: Keys, val_fraction: float, test_fraction: float) -> np
         waiting = passed
     splits = split_of[group_of]
     if empty := empty_splits(splits, val_fraction, test_fraction):
-        found = f"{len(keys)} pairs with {len(sizes)} distinct prompts leave {' and '.join(empty)} empty"
-        raise DataError(f"data/validated/pairs.parquet: {found}; give more pairs or change the fractions")
+        counts = f"{len(keys)} pairs with {len(sizes)} distinct prompts leave {' and '.join(empty)} empty"
+        raise DataError(f"data/validated/pairs.parquet: {counts}; add pairs or change the fractions")
     return splits
 
 
 def group_rows(keys: Keys) -> npt.NDArray[np.intp]:
-    """A group number for each row, such that rows with a key in common, or linked through other rows, share it.
+    """The group of each row. Rows are in one group if they share a key, or are linked through other rows.
 
-    Keys in different places of a row never match each other. `[[7, 1], [8, 2], [7, 2]]` is one group.
+    Keys in different columns never match. `[[7, 1], [8, 2], [7, 2]]` is one group.
 
     Args:
-        keys: (rows, places).
+        keys: (rows, columns).
     """
-    rows, places = keys.shape
-    # Each row is linked to a node for each of its keys.
-    nodes = [np.unique(keys[:, place], return_inverse=True)[1] for place in range(places)]
+    rows, columns = keys.shape
+    # A graph in which each row is linked to one node per key.
+    nodes = [np.unique(keys[:, column], return_inverse=True)[1] for column in range(columns)]
     firsts = np.cumsum([rows, *(node.max(initial=-1) + 1 for node in nodes)])
     linked = np.concatenate([node + first for node, first in zip(nodes, firsts, strict=False)])
-    edges = (np.ones(len(linked), dtype=bool), (np.tile(np.arange(rows), places), linked))
+    edges = (np.ones(len(linked), dtype=bool), (np.tile(np.arange(rows), columns), linked))
     return connected_components(coo_array(edges, shape=(firsts[-1], firsts[-1])), directed=False)[1][:rows]
 
 
 def check_fractions(section: str, params: "FormatPairs | LabelPairs") -> None:
-    """That something is left to train on. Raises `ParamsError`."""
+    """Check that something is left to train on. Raises `ParamsError`."""
     if params.val_fraction + params.test_fraction >= 1:
         raise ParamsError(f"params.yaml: {section}: val_fraction + test_fraction leave nothing to train on; lower them")
 
 
 def empty_splits(splits: npt.NDArray[np.str_], val_fraction: float, test_fraction: float) -> list[str]:
-    """The splits that should have rows and have none."""
+    """The splits that should have rows but have none."""
     wanted = {"train": 1.0, "val": val_fraction, "test": test_fraction}
     return [split for split, fraction in wanted.items() if fraction > 0 and split not in splits]

@@ -1,12 +1,12 @@
-"""Dialogues to token ids: a template around the prompt, the response apart, control tokens only where we put them.
+"""Tokenise dialogues: a template around the prompt, the response separately, and no control tokens but our own.
 
     tokenizer = ChatTokenizer(Path("models/base"), "chat")
     prompt = tokenizer.prompt([{"role": "user", "content": "Hi!"}], max_tokens=96)
     response = tokenizer.response("Hello.", max_tokens=96)
     row = prompt.ids + response.ids          # BOS? ... "Hi!" ... "Hello." EOS
 
-Two promises hold for every text, also for one in which somebody typed `<|im_end|>`:
-a prompt never gets a second BOS in front, and a response has exactly one EOS, at its end.
+Two things hold for every text, even if somebody typed `<|im_end|>` in it: a prompt never starts with two BOS, and a response
+has exactly one EOS, at its end.
 """
 
 import itertools
@@ -23,11 +23,11 @@ from prefdag.runtime.artifacts import read_json
 from prefdag.runtime.errors import DataError, ParamsError
 
 TemplateName = Literal["chat", "instruction"]
-# {"role": "system" | "user" | "assistant", "content": ...}; a user turn last.
+# {"role": "system" | "user" | "assistant", "content": ...}; the last turn is the user's.
 Messages = Sequence[Mapping[str, str]]
 
-# The instruction template of Alpaca, written as a chat template so that both kinds take one path. A system message is a
-# paragraph below the preamble; earlier turns repeat the two headings.
+# Alpaca's instruction template, as a chat template, so that both kinds use the same code. A system message is a paragraph
+# after the preamble; earlier turns repeat the two headings.
 INSTRUCTION_TEMPLATE = """\
 {{- 'Below is an instruction that describes a task. Write a response that appropriately completes the request.' }}
 {%- for message in messages %}
@@ -38,29 +38,29 @@ INSTRUCTION_TEMPLATE = """\
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '\\n\\n### Response:\\n' }}{% endif %}"""
 
-# Some templates (Llama 3, SmolLM3) write today's date into the prompt, so the same rows would have other ids tomorrow.
-# A macro of that name shadows the function that they call; the day is the one that Llama 3 itself falls back on.
-FIXED_DATE = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}\n"  # jinja drops the newline behind a tag
+# Some templates (Llama 3, SmolLM3) put today's date into the prompt, so that the same rows would get other ids tomorrow.
+# A macro of the same name shadows the function that they call. The date is the default of Llama 3's own template.
+FIXED_DATE = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}\n"  # jinja drops the newline after a tag
 
-# Unicode noncharacters, reserved for a program's own use: absent from exchanged text, and dropped where they are not.
+# Unicode noncharacters, which are reserved for a program's internal use. Texts should not have them; if so, they are removed.
 OPEN, CLOSE = "\ufdd0", "\ufdd1"
 NO_MARKS = str.maketrans("", "", OPEN + CLOSE)
-BOUNDARY = 100  # characters on either side of where a response starts: more than any token has
-# Splitting at it gives text, control token, text, ...; a mark whose partner the template cut away gives None.
+BOUNDARY = 100  # characters on either side of the start of a response; longer than any token
+# Splitting by it gives text, control token, text, ...; or None for a mark whose partner the template removed.
 MARKED = re.compile(f"{OPEN}([^{OPEN}{CLOSE}]*){CLOSE}|[{OPEN}{CLOSE}]")
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """A prompt or a response as token ids, and the text that it was made of."""
+    """A prompt or a response as token ids, with its text."""
 
     ids: list[int]
     text: str
-    length: int  # tokens before the cut, BOS or EOS included
+    length: int  # tokens before the cut, including BOS or EOS
 
     @property
     def truncated(self) -> bool:
-        """Whether tokens were cut away. The EOS behind a cut response is ours, not its author's: do not score it."""
+        """Whether tokens were cut off. The EOS after a cut response is ours, not the author's: do not score it."""
         return len(self.ids) < self.length
 
 
@@ -69,7 +69,7 @@ class ChatTokenizer:
 
     eos_id: int
     bos_id: int | None
-    control_tokens: dict[str, str]  # eos_token and, in a model that has one, bos_token
+    control_tokens: dict[str, str]  # eos_token and, if the model has one, bos_token
 
     def __init__(self, model: Path, template: TemplateName) -> None:
         """Read the folder.
@@ -82,20 +82,25 @@ class ChatTokenizer:
         self._tokenizer = _read_tokenizer(model / "tokenizer.json")
         eos = _control_token(self._tokenizer, model, config, "eos")
         if eos is None:
-            raise DataError(f"{model}/tokenizer_config.json: eos_token: missing; name the token that ends a response")
+            raise DataError(
+                f"{model}/tokenizer_config.json: eos_token: missing; set it to the token that ends a response"
+            )
         self.eos_id = _id(self._tokenizer, eos, model)
         bos = _control_token(self._tokenizer, model, config, "bos")
         self.bos_id = None if bos is None else _id(self._tokenizer, bos, model)
-        # BOS is due where the tokenizer's own post-processor puts one in front.
+        # A prompt gets a BOS if the tokenizer's own post-processor adds one.
         self._bos = [i for i in self._tokenizer.encode("").ids[:1] if i == self.bos_id]
 
         self._own = INSTRUCTION_TEMPLATE if template == "instruction" else _template(model, config)
         self._template = FIXED_DATE + self._own
-        self._variables: dict[str, Any] = {"bos_token": bos or "", "eos_token": eos}  # templates write these themselves
+        self._variables: dict[str, Any] = {
+            "bos_token": bos or "",
+            "eos_token": eos,
+        }  # templates insert these themselves
 
         self.control_tokens = {name: token for name, token in self._variables.items() if token}
 
-        # A second tokenizer, to which `<|im_end|>` is ten characters like any others.
+        # A second tokenizer, to which `<|im_end|>` is ordinary text.
         self._plain = Tokenizer.from_str(self._tokenizer.to_str())
         self._plain.encode_special_tokens = True
         added = self._tokenizer.get_added_tokens_decoder().values()
@@ -103,14 +108,14 @@ class ChatTokenizer:
         self._controls = re.compile("|".join(map(re.escape, sorted(self._control_tokens, key=len, reverse=True))))
 
     def prompt(self, messages: Messages, max_tokens: int | None = None) -> Encoded:
-        """A dialogue in the template, up to where the answer begins. A longer one keeps its end, behind BOS if due.
+        """A dialogue in the template, up to the start of the answer. If it is too long, its end is kept, after BOS if needed.
 
-        Control tokens of the template become their ids; the same strings typed in a message become ordinary tokens.
+        Control tokens of the template get their ids; the same strings typed in a message become ordinary tokens.
 
         Raises:
-            DataError: the template refuses the dialogue: it knows no system message, say.
+            DataError: the template rejects the dialogue, for example because it does not support system messages.
         """
-        # Without typed control tokens there is one piece, so the ids are those of the rendered text by construction.
+        # Without typed control tokens there is one piece, so the ids are exactly those of the rendered text.
         pieces = MARKED.split(self._render([{**m, "content": self._mark(m["content"])} for m in messages]))
         ids: list[int] = []
         for number, piece in enumerate(pieces):
@@ -120,48 +125,48 @@ class ChatTokenizer:
         return self._cut_prompt(ids, "".join(piece or "" for piece in pieces), max_tokens)
 
     def jinja(self) -> str:
-        """The template for other programs: transformers' `apply_chat_template`, and what is built on it, gets our ids.
+        """The template for other programs. transformers' `apply_chat_template` and what is built on it get the same ids.
 
-        They take BOS from the template alone, so one that the tokenizer is due to add is written by the template here. Like
-        ours, they take a control token that was typed in a message for text only if they are asked to sanitize them.
+        They take BOS only from the template, so this template adds the BOS that the tokenizer would. They treat a control
+        token that was typed in a message as text, as this class does, only if they are asked to sanitize messages.
         """
         template = self._template if "strftime_now" in self._own else self._own
         written = MARKED.sub("", self._render([{"role": "user", "content": ""}]))
-        due = self._tokenizer.encode(written, add_special_tokens=False).ids[:1] != self._bos
-        return "{{- bos_token }}" + template if self._bos and due else template
+        missing = self._tokenizer.encode(written, add_special_tokens=False).ids[:1] != self._bos
+        return "{{- bos_token }}" + template if self._bos and missing else template
 
     def raw_prompt(self, text: str, max_tokens: int | None = None) -> Encoded:
-        """Text to be continued as it stands, in no template. Cut as `prompt`.
+        """Raw text to be continued, without a template. It is cut as in `prompt`.
 
-        Never empty, since a response's first token is predicted from the token before it: empty text gives BOS, or EOS
-        in a model without one.
+        The ids are never empty, since a response's first token is predicted from the token before it: empty text gives BOS,
+        or EOS if the model has no BOS.
         """
         ids = self._text_ids(text) or [self.eos_id if self.bos_id is None else self.bos_id]
         return self._cut_prompt(ids, text, max_tokens)
 
     def response(self, text: str, max_tokens: int | None = None) -> Encoded:
-        """An answer's tokens and one EOS. A longer one keeps its beginning: `max_tokens - 1` tokens, then EOS."""
+        """The tokens of a response and one EOS. If it is too long, the first `max_tokens - 1` tokens are kept, then EOS."""
         ids = self._text_ids(text)
         kept = ids if max_tokens is None else ids[: max_tokens - 1]
         return Encoded([*kept, self.eos_id], text, len(ids) + 1)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids, control tokens shown."""
+        """The text of ids, including control tokens."""
         return self._plain.decode(list(ids), skip_special_tokens=False)
 
     def texts(self, ids: Sequence[int]) -> list[str]:
-        """The text that each id adds; they join to `decode(ids)`.
+        """The text that each id adds. Joined, they are `decode(ids)`.
 
-        A character that several tokens spell (byte-level BPE splits UTF-8) stands with the last of them; the others add "".
+        A character may consist of several tokens, since byte-level BPE splits UTF-8. The last of them gets it, the others "".
         """
         stream = DecodeStream(skip_special_tokens=False)
         texts = [stream.step(self._plain, number) or "" for number in ids]
-        if texts:  # what ends within a character
+        if texts:  # the ids may end inside a character
             texts[-1] += self.decode(ids)[len("".join(texts)) :]
         return texts
 
     def pieces(self, ids: Sequence[int]) -> list[tuple[str, bool]]:
-        """The text of ids in pieces, each with whether it is a control token."""
+        """The text of ids in pieces, each with a flag that is true for a control token."""
         runs = itertools.groupby(ids, key=lambda number: self._tokenizer.id_to_token(number) in self._control_tokens)
         return [
             (self.decode(part), control)
@@ -170,22 +175,22 @@ class ChatTokenizer:
         ]
 
     def typed_controls(self, text: str) -> int:
-        """How many control tokens somebody typed in a text; they become ordinary tokens."""
+        """The number of control tokens typed in a text; they become ordinary tokens."""
         return len(self._controls.findall(text))
 
     def joins(self, prompt: str, response: str) -> bool:
-        """Whether prompt and response, tokenised as one text, would have had a token across the boundary, or another near it.
+        """Whether tokenising prompt and response as one text would give other tokens at their boundary.
 
-        Tokenised apart, as we do, the boundary is where the template says, whatever the response starts with.
+        We tokenise them separately, so that the boundary is always where the template ends.
         """
-        # Control tokens part a text, so that what stands before the last one does not matter; far ends do not either.
+        # Control tokens separate a text, so text before the last one does not matter, nor does text far from the boundary.
         before = self._controls.split(prompt)[-1][-BOUNDARY:]
         after = response[:BOUNDARY]
-        apart = [self._plain.encode(part, add_special_tokens=False).ids for part in (before, after)]
-        return bool(self._plain.encode(before + after, add_special_tokens=False).ids != apart[0] + apart[1])
+        separate = [self._plain.encode(part, add_special_tokens=False).ids for part in (before, after)]
+        return bool(self._plain.encode(before + after, add_special_tokens=False).ids != separate[0] + separate[1])
 
     def _render(self, messages: Messages) -> str:
-        # Imported here, for it takes a second, and readers of images and evals import this module too.
+        # Imported here because it takes a second, and the readers of images and evals import this module too.
         from jinja2 import TemplateError
         from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -198,53 +203,53 @@ class ChatTokenizer:
             )[0][0]
         except TemplateError as error:
             remedy = "change the dialogue or set `format_pairs.template: instruction`"
-            raise DataError(f"the model's chat template refuses this dialogue ({error}); {remedy}") from None
+            raise DataError(f"the model's chat template rejects this dialogue ({error}); {remedy}") from None
 
     def _mark(self, content: str) -> str:
-        """A message with its control tokens between marks, so that they are told from the template's own."""
+        """A message with marks around its control tokens, which distinguish them from the template's own."""
         return self._controls.sub(f"{OPEN}\\g<0>{CLOSE}", content.translate(NO_MARKS))
 
     def _text_ids(self, text: str) -> list[int]:
-        """Ordinary tokens of a text, whatever it spells."""
+        """The ordinary tokens of a text, even if it spells control tokens."""
         ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
-        if self.eos_id in ids or self.bos_id in ids:  # a vocabulary of whole words can hold "</s>" as a word
+        if self.eos_id in ids or self.bos_id in ids:  # a vocabulary of whole words may have "</s>" as a word
             raise DataError(
-                "the tokenizer makes BOS or EOS of plain text; remove the control token from the row's text"
+                "the tokenizer turns plain text into BOS or EOS; remove the control token from the row's text"
             )
         return ids
 
     def _cut_prompt(self, ids: list[int], text: str, max_tokens: int | None) -> Encoded:
-        """The last `max_tokens` of ids, behind BOS where it is due."""
+        """The last `max_tokens` of ids, after BOS if the prompt needs one."""
         bos = self._bos
         whole = ids if ids[:1] == bos else bos + ids
         if max_tokens is None or len(whole) <= max_tokens:
             return Encoded(whole, text, len(whole))
         end = whole[len(whole) - max_tokens + len(bos) :]
-        # Some templates open every turn with BOS: the cut may fall right before one.
+        # Some templates start every turn with BOS, so the cut may be right before one.
         return Encoded(end if end[:1] == bos else bos + end, text, len(whole))
 
 
 def check_window(model: Path, max_prompt_tokens: int, max_response_tokens: int) -> None:
-    """That a prompt and its response fit into the positions that the model knows. Raises `ParamsError`."""
+    """Check that a prompt and its response fit into the model's context window. Raises `ParamsError`."""
     known = positions(model)
     if known and max_prompt_tokens + max_response_tokens > known:
         raise ParamsError(
             f"params.yaml: format_pairs: max_prompt_tokens + max_response_tokens is "
-            f"{max_prompt_tokens + max_response_tokens}, and the model has {known} positions; lower them"
+            f"{max_prompt_tokens + max_response_tokens}, but the model has {known} positions; lower them"
         )
 
 
 def positions(model: Path) -> int | None:
-    """How many tokens the model in a folder takes, None where its configuration names no bound."""
+    """The number of positions of the model in a folder, None if its configuration does not say."""
     config = read_json(model / "config.json")
     return config.get("max_position_embeddings") or config.get("n_positions")  # GPT-2's name for it
 
 
 def _template(model: Path, config: Mapping[str, Any]) -> str:
-    """The model's chat template: a file of its own, or in older folders a key of tokenizer_config.json."""
+    """The model's chat template: its own file, or a key of tokenizer_config.json in older folders."""
     file = model / "chat_template.jinja"
     template: Any = file.read_text("utf-8") if file.exists() else config.get("chat_template")
-    if isinstance(template, list):  # several, by name
+    if isinstance(template, list):  # several named templates
         template = {each["name"]: each["template"] for each in template}.get("default")
     if not template:
         remedy = "set `format_pairs.template: instruction`"
@@ -253,12 +258,12 @@ def _template(model: Path, config: Mapping[str, Any]) -> str:
 
 
 def _read_tokenizer(path: Path) -> Tokenizer:
-    """tokenizer.json, with no cutting or padding of its own."""
+    """tokenizer.json, without its own truncation and padding."""
     if not path.exists():
-        raise DataError(f"{path}: not found; take a model that has one (a fast tokenizer)")
+        raise DataError(f"{path}: not found; use a model with a fast tokenizer")
     try:
         tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises nothing narrower
+    except Exception as error:  # the library raises nothing more specific
         raise DataError(f"{path}: not a tokenizer ({error})") from None
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -266,11 +271,11 @@ def _read_tokenizer(path: Path) -> Tokenizer:
 
 
 def _control_token(tokenizer: Tokenizer, model: Path, config: Mapping[str, Any], name: str) -> str | None:
-    """The model's "eos" or "bos", which the tokenizer then knows as a control token; None where the model has none."""
+    """The model's "eos" or "bos" token, added to the tokenizer's control tokens; None if the model has none."""
     token: Any = config.get(f"{name}_token")
     if isinstance(token, Mapping):  # older folders
         token = token["content"]
-    if token is None and (model / "config.json").exists():  # GPT-2's folder names them only there, by id
+    if token is None and (model / "config.json").exists():  # GPT-2 has them only there, by id
         ids = read_json(model / "config.json").get(f"{name}_token_id")
         first = ids[0] if isinstance(ids, list) else ids
         token = None if first is None else tokenizer.id_to_token(first)
@@ -283,8 +288,8 @@ def _control_token(tokenizer: Tokenizer, model: Path, config: Mapping[str, Any],
 
 
 def _id(tokenizer: Tokenizer, token: str, model: Path) -> int:
-    """A token's id. Raises `DataError` where the vocabulary, hence the model, does not have it."""
+    """A token's id. Raises `DataError` if the vocabulary, and so the model, does not have it."""
     number = tokenizer.token_to_id(token)
     if number is None:
-        raise DataError(f"{model}/tokenizer_config.json: {token!r} is not in tokenizer.json; take matching files")
+        raise DataError(f"{model}/tokenizer_config.json: {token!r} is not in tokenizer.json; use matching files")
     return int(number)

@@ -1,1 +1,1 @@
-"""Where files come from: package index, hub, local paths, archives."""
+"""Fetch pinned files from the package index, the hub and local paths, and read archives."""

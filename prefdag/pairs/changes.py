@@ -1,4 +1,4 @@
-"""What formatting did to the pairs, for people to look at: what was left out or changed, and what a model then reads."""
+"""What formatting left out or changed, for people to check, and examples of what a model then reads."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 SIDES = ("chosen", "rejected")
 
 
-class Change(NamedTuple):
+class FormattingChange(NamedTuple):
     """One row of changes.csv."""
 
     source: str  # FILE:ROW
@@ -18,44 +18,45 @@ class Change(NamedTuple):
     reason: str
 
 
-def changes(row: Mapping[str, Any], encoded: Mapping[str, Any], tokenizer: "ChatTokenizer") -> list[Change]:
-    """What becomes of a validated row. One that is left out has nothing else said about it.
+def formatting_changes(
+    row: Mapping[str, Any], encoded: Mapping[str, Any], tokenizer: "ChatTokenizer"
+) -> list[FormattingChange]:
+    """The changes to a validated row. If it is left out, no other change is listed.
 
     Args:
-        row: as validated, its prompt a list of turns.
-        encoded: the same row from `pairs.encode_pair`.
+        row: as validated; its prompt is a list of turns.
+        encoded: the same row from `formatting.encode_pair`.
     """
     source, parts = row["source"], {part: encoded[part] for part in ("prompt", *SIDES)}
     if encoded["chosen"].ids == encoded["rejected"].ids:
-        return [Change(source, "rejected", "left out", "the cut leaves the same tokens as of chosen")]
+        return [FormattingChange(source, "rejected", "left out", "the cut leaves the same tokens as of chosen")]
     for side in SIDES:
         if parts[side].truncated and not tokenizer.decode(parts[side].ids[:-1]).strip():
-            return [Change(source, side, "left out", "the cut leaves nothing but white space")]
-    found = []
+            return [FormattingChange(source, side, "left out", "the cut leaves nothing but white space")]
+    changes = []
     texts = {
         "prompt": "\n".join(turn["content"] for turn in row["prompt"]),
         **{side: row[side] or "" for side in SIDES},
     }
     for part, text in texts.items():
         if typed := tokenizer.typed_controls(text):
-            found.append(
-                Change(source, part, "neutralised", f"{typed} control tokens typed in it become ordinary text")
-            )
+            reason = f"{typed} control tokens typed in it become ordinary text"
+            changes.append(FormattingChange(source, part, "neutralised", reason))
     for part, whole in parts.items():
         if whole.truncated:
             kept = f"keeps its last {len(whole.ids)}" if part == "prompt" else f"keeps its first {len(whole.ids) - 1}"
-            found.append(Change(source, part, "cut", f"{whole.length} tokens, {kept}"))
-    return found
+            changes.append(FormattingChange(source, part, "cut", f"{whole.length} tokens, {kept}"))
+    return changes
 
 
 def example(row: Mapping[str, Any], tokenizer: "ChatTokenizer") -> dict[str, Any]:
     """A formatted row as a model reads it.
 
-    It has `source`, and for `prompt` and each response that there is a list of pieces: `text`, and what it is, `kind`: read
-    (seen, not scored), scored, or not scored (the EOS that we put behind a cut); `control` for control tokens.
+    It has `source`, and a list of pieces for `prompt` and for each response of the row. A piece has `text`; `kind`: read (in
+    the prompt, so not scored), scored, or not scored (the EOS added after a cut); and `control`, true for a control token.
 
     Args:
-        row: of `pairs.PAIRS_SCHEMA`.
+        row: of `formatting.PAIRS_SCHEMA`.
     """
     shown = {"source": row["source"], "prompt": _pieces(row["prompt_ids"], "read", tokenizer)}
     for side in SIDES:
@@ -70,5 +71,5 @@ def _pieces(ids: Sequence[int], kind: str, tokenizer: "ChatTokenizer") -> list[d
 
 
 def boundary_joins(row: Mapping[str, Any], tokenizer: "ChatTokenizer") -> list[bool]:
-    """Of each response of a formatted row, whether tokenising it with the prompt would have moved the boundary."""
+    """Whether tokenising the prompt and a response as one text would move their boundary; one value per response."""
     return [tokenizer.joins(row["prompt"], row[side]) for side in SIDES if row[f"{side}_ids"]]
