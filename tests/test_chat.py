@@ -259,7 +259,7 @@ def test_missing_template_names_the_remedy(tmp_path: Path) -> None:
 
 def test_template_that_refuses_a_dialogue(tmp_path: Path) -> None:
     write_model(tmp_path, ["</s>"], "{{ raise_exception('no system message') }}", eos_token="</s>")
-    with pytest.raises(DataError, match=r"refuses this dialogue \(no system message\); .*instruction"):
+    with pytest.raises(DataError, match=r"rejects this dialogue \(no system message\); .*instruction"):
         ChatTokenizer(tmp_path, "chat").prompt(user("hi"))
 
 
