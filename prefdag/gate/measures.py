@@ -37,7 +37,7 @@ class Share(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Measure:
+class ShareMeasure:
     """A share, and what people read about it. The docstring of the function is the definition that docs/data.md shows."""
 
     share: Callable[[pd.DataFrame], Share | None]  # of readable rows; None if there is nothing to count
@@ -92,33 +92,33 @@ def largest_origin(pairs: pd.DataFrame) -> Share | None:
     return _count(int(sizes.iloc[0]), len(pairs)) if len(sizes) > 1 else None
 
 
-MEASURES: Mapping["MeasureName", Measure] = {
-    "longer_preferred": Measure(
+MEASURES: Mapping["MeasureName", ShareMeasure] = {
+    "longer_preferred": ShareMeasure(
         longer_preferred,
         title="pairs that prefer the longer response",
         remedy="DPO will learn to write longer; balance the pairs or set loss_options.ld_alpha",
     ),
-    "disagreement": Measure(
+    "disagreement": ShareMeasure(
         disagreement,
         title="mean probability that the rejected response is the better one",
         remedy="the labels carry little information; check how they were collected",
     ),
-    "repeated_prompts": Measure(
+    "repeated_prompts": ShareMeasure(
         repeated_prompts,
         title="prompts that repeat an earlier row's",
         remedy="there are few distinct prompts; add others",
     ),
-    "repeated_runs": Measure(
+    "repeated_runs": ShareMeasure(
         repeated_runs,
         title="repeated runs of four words in responses",
         remedy="the responses reuse the same phrases; add more varied ones",
     ),
-    "other_scripts": Measure(
+    "other_scripts": ShareMeasure(
         other_scripts,
         title="rows in another script than most",
         remedy="the rows mix several scripts; check that these are the languages you want",
     ),
-    "largest_origin": Measure(
+    "largest_origin": ShareMeasure(
         largest_origin,
         title="rows of the largest origin",
         remedy="nearly all rows have the same origin; balance the origins",
