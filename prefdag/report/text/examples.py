@@ -26,7 +26,7 @@ class ShadedToken:
 
 
 @dataclass(frozen=True)
-class Response:
+class ShownResponse:
     """A response: its scored tokens, and the text that was not scored."""
 
     name: str
@@ -108,7 +108,7 @@ def shade(logratio: float, full: float) -> str:
     return f"{'up' if logratio > 0 else 'down'}-{level}" if level else ""
 
 
-def _response(name: str, record: Mapping[Hashable, Any], row: Mapping[Hashable, Any], full: float) -> Response:
+def _response(name: str, record: Mapping[Hashable, Any], row: Mapping[Hashable, Any], full: float) -> ShownResponse:
     tokens, written, cut = (
         shaded_tokens(row["texts"], row["logratios"], full),
         record[name],
@@ -117,7 +117,7 @@ def _response(name: str, record: Mapping[Hashable, Any], row: Mapping[Hashable, 
     scored = "".join(row["texts"]).rstrip("\N{REPLACEMENT CHARACTER}")  # the cut may be inside a character
     # Some tokenizers change the text: letter case, accents, spaces.
     respelled = not (written.startswith(scored) if cut else scored.startswith(written))
-    return Response(
+    return ShownResponse(
         name=name,
         reward=record[f"reward_{name}"],
         logratio=sum(token.logratio for token in tokens),
