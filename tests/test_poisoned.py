@@ -69,7 +69,7 @@ def images_npy(folder: Path, poison: Poison) -> Callable[[], Any]:
 
 POISONED = {
     weights_bin: r"^\*\.safetensors: not fetched",
-    weights_pt: r"no \.safetensors files, there is resnet18\.pt",
+    weights_pt: r"no \.safetensors files among resnet18\.pt",
     adapter_bin: "adapter",
     rows_pkl: r"^pairs\.pkl: ",
     images_npy: r"images\.npy",

@@ -177,10 +177,10 @@ def test_weights_are_fetched_whatever_their_name(workspace: Path, file: Path, tm
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["config.json"], "no .safetensors files, there is config.json; name one"),
+        (["config.json"], "no .safetensors files among config.json; name one"),
         (
             ["a.safetensors", "b/c.safetensors"],
-            "2 .safetensors files, there is a.safetensors, b/c.safetensors; name one",
+            "2 .safetensors files among a.safetensors, b/c.safetensors; name one",
         ),
         (["a.safetensors"], None),
     ],
