@@ -133,7 +133,7 @@ CASES: list[tuple[str, Columns, Columns, Columns, Columns, str]] = [
     ("kl_out_of_budget", {}, {"kl": [0, 1, 10.1]}, {}, {"kl": [0, 11.0, 9.9]}, "is 10.1 nats .* budget is 10$"),
     ("drift", {}, {"drift/buffers": [0, 1e-9, 0]}, {}, {"drift/buffers": [0, 0, 0]}, "drift/buffers is 1e-09, not 0"),
     ("divergence", {}, {"loss": [0.69, 0.5, 0.8]}, {}, {"loss": [0.69, 0.9, 0.78]}, "0.800, .* 0.690 .* the 0.100"),
-    ("divergence", {"grad_norm": [1.0] * 7 + [101]}, {}, {"grad_norm": [1.0] * 7 + [99]}, {}, "reached 101, .* 1$"),
+    ("divergence", {"grad_norm": [1.0] * 7 + [101]}, {}, {"grad_norm": [1.0] * 7 + [99]}, {}, "reached 101; .* 1$"),
     (
         "divergence",
         {"grad_norm": [1.0] * 7 + [np.inf]},
@@ -270,7 +270,7 @@ def test_fail_on_raises_one_line_with_those_findings_alone() -> None:
     with pytest.raises(NumericError) as error:
         verdict_.raise_if_fatal(verdict, Health(kl_budget=10.0, fail_on=names), "params.yaml: health_text")
     said = str(error.value)
-    assert said.startswith("params.yaml: health_text.fail_on: kl_out_of_budget: at the end the policy lies 12.5 nats")
+    assert said.startswith("params.yaml: health_text.fail_on: kl_out_of_budget: at the end, the KL to the reference is 12.5 nats")
     assert "; divergence: the validation loss" in said
     assert "reward_saturation" not in said
     assert "\n" not in said

@@ -463,7 +463,7 @@ def test_a_reference_that_the_loss_does_not_use_cannot_be_asked_to_move(
     """No parameter is silently ignored."""
     settings = dataclasses.replace(SETTINGS, reference=Reference(update="copy", alpha=None, every=None))
     with pytest.raises(
-        ParamsError, match=r"^params.yaml: dpo_image.reference.update: 'copy' moves a reference that the loss"
+        ParamsError, match=r"^params.yaml: dpo_image.reference.update: 'copy' updates a reference that the loss"
     ):
         dpo(settings=settings, loss="simpo")
     assert not ran
