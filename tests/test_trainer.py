@@ -414,7 +414,7 @@ def test_a_first_step_that_is_not_finite_names_its_rows(tmp_path: Path) -> None:
 
     class Check(StepHook):
         def before_update(self, step: int, metrics: Mapping[str, float]) -> None:
-            raise NumericError("step 0: the policy is not its reference")
+            raise NumericError("step 0: the policy differs from its reference")
 
     with pytest.raises(NumericError, match=r"not finite; rows row-"):
         fit(

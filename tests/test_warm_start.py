@@ -130,7 +130,7 @@ def test_architectures_are_recognised(arch: str, tmp_path: Path) -> None:
 )
 def test_what_is_no_resnet_is_refused(change: Any, file: Path, tmp_path: Path) -> None:
     save_file(change(load_file(file)), tmp_path / "odd.safetensors")
-    with pytest.raises(DataError, match=r"^odd\.safetensors: holds .*; choose other weights$") as caught:
+    with pytest.raises(DataError, match=r"^odd\.safetensors: contains .*; choose other weights$") as caught:
         resnet.recognise(tmp_path / "odd.safetensors")
     assert "\n" not in str(caught.value)
 
@@ -177,10 +177,10 @@ def test_weights_are_fetched_whatever_their_name(workspace: Path, file: Path, tm
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["config.json"], "no .safetensors files, there is config.json; name one"),
+        (["config.json"], "no .safetensors files among config.json; name one"),
         (
             ["a.safetensors", "b/c.safetensors"],
-            "2 .safetensors files, there is a.safetensors, b/c.safetensors; name one",
+            "2 .safetensors files among a.safetensors, b/c.safetensors; name one",
         ),
         (["a.safetensors"], None),
     ],
@@ -191,7 +191,7 @@ def test_not_one_resnet_leaves_nothing(names: list[str], message: str | None, wo
         save_file({"weight": torch.zeros(1)}, tmp_path / "from" / name)
     with pytest.raises(DataError) as caught:
         download_resnet.main(source(tmp_path / "from"))
-    line = f"params.yaml: download_resnet.source: {message}" if message else "a.safetensors: holds weight, ..."
+    line = f"params.yaml: download_resnet.source: {message}" if message else "a.safetensors: contains weight, ..."
     assert str(caught.value).startswith(line)
     assert list(Path("models").iterdir()) == []
 

@@ -1,10 +1,10 @@
-"""The verdict on a finished DPO run, from its two tables alone: what went wrong in it, if anything, in named findings.
+"""The verdict on a finished DPO run: named findings, from its two tables only.
 
-Each finding is a function of columns of history.csv (a row an optimiser step, taken before its update) and validation.csv
-(a row a validation, the first of step 0, the last after the last update); it returns a sentence with the numbers, or None.
-A finding whose columns a run does not have is listed as not checked. docs/health.md says what to do about each.
+Each finding is a function of columns of history.csv (one row per optimiser step, taken before its update) and validation.csv
+(one row per validation, the first at step 0, the last after the last update). It returns a sentence with the numbers, or None.
+A finding whose columns a run lacks is listed as not checked. docs/health.md says what to do about each.
 
-Imports no torch: reports and metrics read the verdict, too.
+Imports no torch, because reports and metrics read the verdict too.
 """
 
 import math
@@ -20,18 +20,18 @@ from prefdag.stats import intervals
 if TYPE_CHECKING:
     from prefdag.config.health import FindingName, Health
 
-MOST = 0.5  # share of pairs: where more than half teach nothing, further steps are spent on the few
-FALLEN = 0.01  # nats a response, 1% of its likelihood: less is not worth a word, and may be rounding
-EXPLODED = 100.0  # times the median: clipped, such a step goes where one batch alone points
+MOST = 0.5  # share of pairs: if more than half have no gradient, further steps train on the few others
+FALLEN = 0.01  # nats per response, 1% of its likelihood: a smaller drop is negligible, and may be rounding
+EXPLODED = 100.0  # times the median: after clipping, one batch alone determines the direction of such a step
 
 
 def examine(history: DataFrame, validation: DataFrame, config: "Health", *, start_tolerance: float | None) -> Verdict:
-    """Look for every finding whose columns there are.
+    """Check for every finding whose columns exist.
 
     Args:
         history: as in history.csv, at least one row.
         validation: as in validation.csv, at least one row.
-        start_tolerance: nats of log-ratio by which policy and reference may differ at step 0; None where the policy does not
+        start_tolerance: nats of log-ratio by which policy and reference may differ at step 0; None if the policy does not
             start at its reference (a new prefix).
     """
     train, val = history.get, validation.get
@@ -39,7 +39,7 @@ def examine(history: DataFrame, validation: DataFrame, config: "Health", *, star
     lengths = [of(name) for of in (train, val) for name in ("rewards/longer", "rewards/margin", "lengths/longer")]
     if (
         lengths[0] is not None and not lengths[0].any()
-    ):  # no pair has a longer response: classes, or all cut to one length
+    ):  # every pair has responses of equal length: classes, or all truncated to one length
         lengths = [None]
     checks: dict[FindingName, tuple[Callable[..., str | None], tuple[Any, ...]]] = {
         "not_at_reference": (not_at_reference, (val("logratios/square"), start_tolerance)),
@@ -60,57 +60,57 @@ def examine(history: DataFrame, validation: DataFrame, config: "Health", *, star
 
 
 def not_at_reference(squares: Series, tolerance: float) -> str | None:
-    """At step 0 the log-ratios of the validation pairs are off by more than `tolerance`, in the root mean square.
+    """At step 0, the root mean square of the validation pairs' log-ratios exceeds `tolerance`.
 
-    `squares` is the mean squared log-ratio, nats^2. (`Preference.check_start` has seen the first training batch.)
+    `squares` is the mean squared log-ratio, nats^2. (`StartCheck` has checked the first training batch.)
     """
     off = math.sqrt(squares.iloc[0])
     if off <= tolerance:
         return None
-    return f"at step 0 the validation pairs' log-ratios are off by {off:.3g} nats, more than the tolerance of {tolerance:g}"
+    return f"at step 0, the validation pairs' log-ratios are off by {off:.3g} nats; the tolerance is {tolerance:g}"
 
 
 def zero_gradient(training: Series, validation: Series) -> str | None:
-    """Any pair has a gradient of exactly zero at step 0, or most validation pairs have at the end.
+    """At step 0 any pair has a gradient of exactly zero, or at the end most validation pairs have.
 
-    At step 0 nothing has been learned: to the loss, the pair's responses are the same. Later, a hinge lets go of the pairs
-    that it has parted, and a sigmoid underflows.
+    At step 0 nothing has been learned yet, so the loss sees two equal responses. Later, a hinge ignores pairs beyond its
+    margin, and a sigmoid underflows.
     """
     start, end = max(training.iloc[0], validation.iloc[0]), validation.iloc[-1]
     if start > 0:
-        return f"at step 0, with nothing learned yet, {_percent(start)} of the pairs have a gradient of exactly zero"
+        return f"at step 0, before any training, {_percent(start)} of the pairs have a gradient of exactly zero"
     if end > MOST:
-        return f"at the end {_percent(end)} of the validation pairs have a gradient of exactly zero"
+        return f"at the end, {_percent(end)} of the validation pairs have a gradient of exactly zero"
     return None
 
 
 def likelihood_displacement(chosen: Series, rejected: Series) -> str | None:
     """The mean log-probabilities of chosen and rejected validation responses both fell, each by more than `FALLEN`.
 
-    Both then have a negative reward at the end, and what they lost went to responses that nobody judged: DPOP,
-    arXiv:2402.13228; likelihood displacement, arXiv:2410.08847. Taken from the log-probabilities, since rewards are relative
-    to a reference that may move, or that the loss may not have.
+    Both then end with a negative reward, and their probability mass went to responses that nobody judged: DPOP,
+    arXiv:2402.13228; likelihood displacement, arXiv:2410.08847. Uses log-probabilities, because rewards are relative to a
+    reference that may be updated, or that the loss may not have.
     """
     if any(side.iloc[0] - side.iloc[-1] <= FALLEN for side in (chosen, rejected)):
         return None
     return (
         f"the mean log-probability of the chosen validation responses fell from {chosen.iloc[0]:.2f} to "
-        f"{chosen.iloc[-1]:.2f} nats, that of the rejected ones from {rejected.iloc[0]:.2f} to {rejected.iloc[-1]:.2f}"
+        f"{chosen.iloc[-1]:.2f} nats, and that of the rejected ones from {rejected.iloc[0]:.2f} to {rejected.iloc[-1]:.2f} nats"
     )
 
 
 def length_exploitation(
     longer: Series, margin: Series, lengths: Series, val_longer: Series, val_margin: Series, val_lengths: Series
 ) -> str | None:
-    """The policy prefers what is longer to what is preferred; arXiv:2403.19159 for what becomes of it.
+    """The policy rewards length more than preference (arXiv:2403.19159).
 
-    With m a pair's margin and s = sign(|y_w| - |y_l|), a policy indifferent to length has E[m s] = E[s] E[m]; the excess over
-    that is Cov(m, s). Where no two lengths are equal, E[m] - E[m s] = 2 P(s < 0) E[m | s < 0]: it is negative just where
-    the pairs whose shorter response was chosen are ranked wrong in the mean. (Pairs of equal length that are ranked right
-    make it larger, and the finding rarer.)
+    Let m be a pair's margin and s = sign(|y_w| - |y_l|). A policy indifferent to length has E[m s] = E[s] E[m]; the excess
+    over that is Cov(m, s). If no two lengths are equal, E[m] - E[m s] = 2 P(s < 0) E[m | s < 0]: it is negative exactly if the
+    pairs whose shorter response was chosen have a negative mean margin. (Pairs of equal length that are ranked right increase
+    it, and make the finding rarer.)
 
-    The finding is made where, at the last validation, E[m s] exceeds both E[s] E[m] and E[m], and where that is no accident
-    of few pairs: over the last half of the training steps the 95% interval of the excess lies above zero.
+    The finding requires that, at the last validation, E[m s] exceeds both E[s] E[m] and E[m]. To rule out chance with few
+    pairs, the 95% interval of the excess over the last half of the training steps must also lie above zero.
     """
     last = slice(len(longer) // 2, None)
     low, _ = intervals.mean(_covariances(longer[last], margin[last], lengths[last]))
@@ -119,71 +119,67 @@ def length_exploitation(
     if gained <= max(explained, preferred) or low <= 0 or len(longer[last]) == 1:
         return None
     return (
-        f"at the end the longer validation response gets {gained:+.3f} more reward than the shorter, of which the preference "
-        f"explains {explained:+.3f}; the chosen one gets {preferred:+.3f} more than the rejected"
+        f"at the end, longer validation responses have {gained:+.3f} more reward than shorter ones; the preferences explain "
+        f"{explained:+.3f} of this; chosen responses have {preferred:+.3f} more reward than rejected ones"
     )
 
 
 def _covariances(longer: Series, margin: Series, lengths: Series) -> list[float]:
-    """Terms (steps,) whose mean is the excess of the pooled pairs, mean(longer) - mean(lengths) mean(margin).
+    """Terms (steps,) whose mean is the excess over all pairs, mean(longer) - mean(lengths) mean(margin).
 
-    They are linear in each step's own means, so that their spread is that of the excess (the delta method).
+    They are linear in each step's means, so that their spread is that of the excess (the delta method).
     """
     terms = longer - lengths.mean() * margin - margin.mean() * (lengths - lengths.mean())
     return [float(term) for term in terms]
 
 
 def reward_saturation(saturated: Series) -> str | None:
-    """Most validation pairs have, at the end, a margin whose sigmoid is above 0.99, right or wrong.
+    """At the end, the sigmoid of the margin is above 0.99 for most validation pairs, ranked right or wrong.
 
-    DPO has no optimum at a finite margin where labels are certain; IPO gives it one: arXiv:2310.12036, section 4.2.
+    With certain labels, DPO has no optimum at a finite margin; IPO has one: arXiv:2310.12036, section 4.2.
     """
     if saturated.iloc[-1] <= MOST:
         return None
-    return (
-        f"at the end {_percent(saturated.iloc[-1])} of the validation pairs have a margin whose sigmoid is above 0.99"
-    )
+    return f"at the end, the sigmoid of the margin is above 0.99 for {_percent(saturated.iloc[-1])} of the validation pairs"
 
 
 def kl_out_of_budget(kl: Series, budget: float) -> str | None:
-    """The policy ends further from its reference than `budget`, nats a response: there over-optimisation is to be feared,
-    whatever the loss (arXiv:2406.02900)."""
+    """At the end, the KL to the reference exceeds `budget`, nats per response: a risk of over-optimisation with any loss
+    (arXiv:2406.02900)."""
     if kl.iloc[-1] <= budget:
         return None
-    return f"at the end the policy lies {kl.iloc[-1]:.3g} nats a response from its reference, beyond the budget of {budget:g}"
+    return f"at the end, the KL to the reference is {kl.iloc[-1]:.3g} nats per response; the budget is {budget:g}"
 
 
 def drift(drifts: DataFrame) -> str | None:
-    """What must stand still has moved: any value of the columns drift/... is not exactly 0."""
-    moved = {str(name): float(column.abs().max()) for name, column in drifts.items() if (column != 0).any()}
-    if not moved:
+    """Frozen tensors changed: a value in the columns drift/... is not exactly 0."""
+    changed = {str(name): float(column.abs().max()) for name, column in drifts.items() if (column != 0).any()}
+    if not changed:
         return None
-    return (
-        f"what must stand still has moved: {', '.join(f'{name} is {value:g}' for name, value in moved.items())}, not 0"
-    )
+    return f"frozen tensors changed: {', '.join(f'{name} is {value:g}' for name, value in changed.items())}, not 0"
 
 
 def divergence(loss: Series, val_loss: Series, grad_norm: Series) -> str | None:
-    """A loss or a gradient norm is not finite; the validation loss ends above its start; or a gradient norm explodes.
+    """A loss or a gradient norm is not finite, the validation loss ends above its start, or a gradient norm explodes.
 
-    Above: by more than the standard deviation of the training loss over the last half of the steps. Explodes: beyond
+    Above: by more than the standard deviation of the training loss over the last half of the steps. Explodes: exceeds
     `EXPLODED` times the median of all steps (arXiv:1211.5063).
     """
     names = ("loss", "validation loss", "gradient norm")
     bad = [name for name, of in zip(names, (loss, val_loss, grad_norm), strict=True) if not np.isfinite(of).all()]
     if bad:
         return f"not finite: {', '.join(bad)}"
-    said = []
+    sentences = []
     start, end, spread = val_loss.iloc[0], val_loss.iloc[-1], loss[len(loss) // 2 :].std(ddof=0)
     if end - start > spread:
-        said.append(
+        sentences.append(
             f"the validation loss ended at {end:.3f}, above its start of {start:.3f} by more than the {spread:.3f} "
-            "that the training loss varies from step to step"
+            "by which the training loss varies from step to step"
         )
     highest, median = grad_norm.max(), grad_norm.median()
     if highest > EXPLODED * median > 0:
-        said.append(f"the gradient norm reached {highest:.3g}, its median is {median:.3g}")
-    return "; ".join(said) or None
+        sentences.append(f"the gradient norm reached {highest:.3g}; its median is {median:.3g}")
+    return "; ".join(sentences) or None
 
 
 def _percent(share: float) -> str:

@@ -1,4 +1,4 @@
-"""The verdict on a finished DPO run: its findings, and what was and was not looked for. Imports no torch."""
+"""The verdict on a finished DPO run: its findings, and which ones were checked. Imports no torch."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Finding:
-    """What is wrong with a run, and the numbers that say so, in one sentence."""
+    """Something wrong with a run, with its numbers, in one sentence."""
 
     name: "FindingName"
     sentence: str
@@ -22,7 +22,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The findings of a run, in the order of `FindingName`, and what was and was not looked for."""
+    """The findings of a run, in the order of `FindingName`, and which were and were not checked."""
 
     findings: Sequence[Finding]
     checked: Sequence["FindingName"]
@@ -30,17 +30,17 @@ class Verdict:
 
 
 def raise_if_fatal(verdict: Verdict, config: "Health", key: str) -> None:
-    """Raises `NumericError`, in one line, if a finding is one of `config.fail_on`; `key` is that of `config` in params.yaml."""
+    """Raises `NumericError` if a finding is in `config.fail_on`; `key` is where `config` is in params.yaml."""
     fatal = [finding for finding in verdict.findings if finding.name in config.fail_on]
     if fatal:
-        said = "; ".join(f"{finding.name}: {finding.sentence}" for finding in fatal)
-        raise NumericError(f"{key}.fail_on: {said}; see docs/health.md")
+        sentences = "; ".join(f"{finding.name}: {finding.sentence}" for finding in fatal)
+        raise NumericError(f"{key}.fail_on: {sentences}; see docs/health.md")
 
 
 def metrics(verdict: Verdict) -> dict[str, int]:
-    """How many findings there are, and 1 or 0 for each that was looked for."""
-    found = {finding.name for finding in verdict.findings}
-    return {"findings": len(found), **{name: int(name in found) for name in verdict.checked}}
+    """The number of findings, and 1 or 0 for each one that was checked."""
+    names = {finding.name for finding in verdict.findings}
+    return {"findings": len(names), **{name: int(name in names) for name in verdict.checked}}
 
 
 def to_json(verdict: Verdict) -> dict[str, Any]:
@@ -49,6 +49,6 @@ def to_json(verdict: Verdict) -> dict[str, Any]:
 
 
 def read(path: Path) -> Verdict:
-    """The verdict in health.json. Raises `DataError` where the file is absent or not JSON."""
+    """The verdict in health.json. Raises `DataError` if the file is missing or not JSON."""
     tree = read_json(path)
     return Verdict([Finding(**finding) for finding in tree["findings"]], tree["checked"], tree["not_checked"])

@@ -1,4 +1,4 @@
-"""Labelled images in memory: splits, normalisation, and augmentation that is a pure function of seed, epoch and row."""
+"""Labelled images in memory: splits, normalisation and augmentation, a pure function of seed, epoch and row."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from prefdag.runtime.process import process
 class ImagePairs:
     """The rows of one split."""
 
-    index: list[int]  # (n,): row in the validated images
+    index: list[int]  # (n,): row number in the validated images
     images: Tensor  # uint8 (n, channels, H, W)
     y_w: Tensor  # int64 (n,): the true class, preferred
     y_l: Tensor  # int64 (n,): another class
@@ -29,12 +29,12 @@ class ImagePairs:
 
     @property
     def ids(self) -> list[str]:
-        """How an error names a row."""
+        """The rows' names in error messages."""
         return [f"image {i}" for i in self.index]
 
 
 def load_splits(images: Path, pairs: Path) -> dict[str, ImagePairs]:
-    """The splits train, val and test from the validated images and their label pairs, on a GPU where there is one.
+    """The splits train, val and test of the validated images with their label pairs, on the GPU if there is one.
 
     Raises:
         DataError: a split has no images.
@@ -64,7 +64,7 @@ def normalise(images: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random crops out of an image padded by `max_shift` pixels of zeros, and mirror images."""
+    """Random crops of an image padded with `max_shift` pixels of zeros, and horizontal flips."""
 
     max_shift: int
     flip: bool
@@ -72,22 +72,22 @@ class Augmentation:
 
     @property
     def changes(self) -> bool:
-        """Whether any image ever comes out other than it went in."""
+        """Whether augmentation does anything."""
         return self.max_shift > 0 or self.flip
 
     def __call__(self, images: Tensor, rows: Sequence[int], epoch: int) -> Tensor:
-        """uint8 (n, channels, H, W) to the same shape, drawn for each row by its number, whatever the batch."""
+        """uint8 (n, channels, H, W) to the same shape. Random numbers depend on the row's number, not on the batch."""
         n, channels, height, width = images.shape
         padded = F.pad(images, (self.max_shift,) * 4)
-        top, left, mirrored = self._draw(rows, epoch).to(images.device).T[:, :, None]  # (n, 1) each
+        top, left, flipped = self._draw(rows, epoch).to(images.device).T[:, :, None]  # (n, 1) each
         across = torch.arange(width, device=images.device)
         y = top + torch.arange(height, device=images.device)
-        x = left + torch.where(mirrored.bool(), across.flip(0), across)
-        pixels = y[:, :, None] * padded.shape[-1] + x[:, None, :]  # (n, H, W): places in the padded image, row by row
+        x = left + torch.where(flipped.bool(), across.flip(0), across)
+        pixels = y[:, :, None] * padded.shape[-1] + x[:, None, :]  # (n, H, W): indices into the flattened padded image
         return padded.flatten(2).gather(2, pixels.flatten(1)[:, None].expand(n, channels, -1)).view_as(images)
 
     def _draw(self, rows: Sequence[int], epoch: int) -> Tensor:
-        """Where the crop of each row starts, in pixels, and whether it is mirrored: int64 (n, 3), top, left, 0 or 1."""
+        """The top and left pixel of each row's crop, and whether it is flipped, 0 or 1: int64 (n, 3)."""
         drawn = np.zeros((len(rows), 3), dtype=np.int64)
         for i, row in enumerate(rows):
             rng = np.random.default_rng([self.seed, epoch, row])
@@ -97,6 +97,6 @@ class Augmentation:
 
 
 def augmented(split: ImagePairs, rows: Sequence[int], epoch: int | None, augment: Augmentation) -> Tensor:
-    """The images of some rows as an epoch sees them; as they are where `epoch` is None."""
+    """The images of some rows, augmented for an epoch; unchanged if `epoch` is None."""
     images = split.images[list(rows)]
     return images if epoch is None else augment(images, rows, epoch)

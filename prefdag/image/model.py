@@ -1,4 +1,4 @@
-"""ResNet classifiers on disk and in memory (arXiv:1512.03385), and weights from elsewhere to start them from."""
+"""ResNet classifiers (arXiv:1512.03385): build, save, load, and start from pretrained weights."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -18,14 +18,14 @@ from prefdag.runtime.errors import DataError
 from prefdag.runtime.process import process
 
 Arch = Literal["resnet18", "resnet34", "resnet50"]
-Shapes = dict[str, tuple[int, ...]]  # of tensors, by name
+Shapes = dict[str, tuple[int, ...]]  # tensor shapes by name
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """What a saved classifier is made of."""
+    """The architecture of a saved classifier."""
 
     arch: Arch
     stem: Literal["imagenet", "cifar"]
@@ -35,10 +35,10 @@ class Architecture:
 
 
 class Convolution(nn.Conv2d):
-    """A convolution as torchvision's ResNets have them, without bias, padded by kernel // 2; faster where one pixel comes out.
+    """A convolution of torchvision's ResNets, without bias, padded by kernel // 2. Faster on CPUs if the output is one pixel.
 
-    There it is a matrix product, of the pixels with those weights that do not meet padding alone. On CPUs that is much less
-    work: the last layer of a ResNet with the imagenet stem sees a 32x32 image as one pixel, through kernels of 3x3.
+    It is then a matrix product of the pixels with the weights that do not meet only padding, which is much less work: in the
+    last layer of a ResNet with the imagenet stem, a 32x32 image is one pixel, and the kernels are 3x3.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -47,16 +47,16 @@ class Convolution(nn.Conv2d):
             return super().forward(x)
         kernel = self.kernel_size[0]
         edge = kernel // 2
-        # Channels last, which is how they lie in memory.
+        # Channels last, as in memory.
         pixels = x.permute(0, 2, 3, 1)[:, : kernel - edge, : kernel - edge]
         weights = self.weight.permute(0, 2, 3, 1)[:, edge : edge + height, edge : edge + width]
         return F.linear(pixels.flatten(1), weights.flatten(1))[:, :, None, None]
 
 
 def build(architecture: Architecture) -> nn.Module:
-    """A fresh classifier, (N, channels, H, W) to logits (N, classes), with the head dropout, linear, dropout, linear.
+    """A new classifier, (N, channels, H, W) to logits (N, classes). Its head is dropout, linear, dropout, linear.
 
-    The cifar stem is the paper's for 32x32 images (section 4.2): one 3x3 convolution, no pooling.
+    The cifar stem is that of the paper for 32x32 images (section 4.2): one 3x3 convolution, no pooling.
     """
     model = getattr(torchvision.models, architecture.arch)(weights=None)
     cifar = architecture.stem == "cifar"
@@ -77,13 +77,13 @@ def build(architecture: Architecture) -> nn.Module:
 
 
 def save(model: nn.Module, architecture: Architecture, folder: Path) -> None:
-    """Write weights, buffers and architecture into `folder`, which exists."""
+    """Write weights, buffers and architecture into the existing `folder`."""
     save_file({name: t.contiguous() for name, t in model.state_dict().items()}, folder / "model.safetensors")
     write_json(folder / "config.json", asdict(architecture))
 
 
 def load(folder: Path) -> tuple[nn.Module, Architecture]:
-    """The classifier that `save` wrote, in eval mode: batch statistics fixed, dropout off."""
+    """Load a classifier that `save` wrote, in eval mode: fixed batch statistics, no dropout."""
     architecture = Architecture(**read_json(folder / "config.json"))
     model = build(architecture)
     model.load_state_dict(load_file(folder / "model.safetensors"))
@@ -91,49 +91,49 @@ def load(folder: Path) -> tuple[nn.Module, Architecture]:
 
 
 def weights_in(folder: Path) -> Path:
-    """The one safetensors file below `folder`. Raises `DataError` where there is none, or several."""
+    """The one safetensors file below `folder`. Raises `DataError` if there is none, or more than one."""
     files = sorted(folder.rglob("*.safetensors"))
     if len(files) != 1:
         there = ", ".join(path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file())
         raise DataError(
-            f"params.yaml: download_resnet.source: {len(files) or 'no'} .safetensors files, there is {there or 'nothing'}; "
+            f"params.yaml: download_resnet.source: {len(files) or 'no'} .safetensors files among {there or 'no files'}; "
             "name one"
         )
     return files[0]
 
 
 def recognise(file: Path) -> Arch:
-    """Which architecture has the weights in `file`, by the names (torchvision's and timm's) and shapes of its blocks.
+    """The architecture of the weights in `file`, recognised by the names (torchvision's and timm's) and shapes of its blocks.
 
     Raises:
-        DataError: none has, or it is not a safetensors file.
+        DataError: no architecture matches, or it is not a safetensors file.
     """
-    found = _blocks(_shapes(file))
+    blocks = _blocks(_shapes(file))
     for arch in get_args(Arch):
         with torch.device("meta"):
             weights = getattr(torchvision.models, arch)(weights=None).state_dict()
-        if found == _blocks({name: tensor.shape for name, tensor in weights.items()}):
+        if blocks == _blocks({name: tensor.shape for name, tensor in weights.items()}):
             return arch
     first = min(_shapes(file), default="nothing")
     raise DataError(
-        f"{file.name}: holds {first}, ..., not the blocks of {', '.join(get_args(Arch))} under torchvision's names, "
+        f"{file.name}: contains {first}, ..., not the blocks of {', '.join(get_args(Arch))} under torchvision's names, "
         "layer1.0.conv1.weight to layer4; choose other weights"
     )
 
 
 def warm_start(model: nn.Module, file: Path) -> list[str]:
-    """Load the weights in `file` into `model`, in place; return the names of the tensors that stay as they were.
+    """Load the weights in `file` into `model`, in place. Returns the names of the tensors that were not loaded.
 
-    All blocks are loaded, the head never, for its classes are others, and the stem where it has the same shape. That
-    the weights may have seen pixels on another scale is left to batch normalisation and the training to come.
+    All blocks are loaded, and the stem if it has the same shape. The head is not: its classes differ. The weights may have
+    been trained on another pixel scale; batch normalisation and the training that follows correct for that.
 
     Raises:
-        DataError: the blocks are those of another architecture.
+        DataError: the blocks are of another architecture.
     """
     own = model.state_dict()
     if _blocks(_shapes(file)) != _blocks({name: tensor.shape for name, tensor in own.items()}):
         arch = recognise(file)
-        raise DataError(f"params.yaml: resnet_warmup.arch: {file} holds the weights of a {arch}; set it to {arch}")
+        raise DataError(f"params.yaml: resnet_warmup.arch: {file} contains the weights of a {arch}; set it to {arch}")
     fitting = {
         name: tensor
         for name, tensor in load_file(file).items()
@@ -146,7 +146,7 @@ def warm_start(model: nn.Module, file: Path) -> list[str]:
 
 
 def _shapes(file: Path) -> Shapes:
-    """Of all tensors in a safetensors file, whose values are not read."""
+    """The shapes of all tensors in a safetensors file, without reading their values."""
     try:
         with safe_open(file, framework="pt") as tensors:
             return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
@@ -155,10 +155,10 @@ def _shapes(file: Path) -> Shapes:
 
 
 def _blocks(shapes: Mapping[str, Sequence[int]]) -> Shapes:
-    """Those of layer1 to layer4: the network without its stem and its head."""
+    """The tensors of layer1 to layer4: the network without its stem and head."""
     return {name: tuple(shape) for name, shape in shapes.items() if name.startswith("layer") and not _is_counter(name)}
 
 
 def _is_counter(name: str) -> bool:
-    """Batches that a batch normalisation has seen: older files do not have it, and nothing of ours reads it."""
+    """Batch normalisation's count of batches: older files lack it, and our code does not use it."""
     return name.endswith("num_batches_tracked")

@@ -1,7 +1,7 @@
-"""The class that is not preferred, for every image and epoch: a pure function of seed, epoch and row.
+"""The rejected class of every image in every epoch: a pure function of seed, epoch and row.
 
-Three kinds: `random`, any other class alike; `hard`, the wrong class that the reference finds most probable for the
-image; `confusion`, drawn as the reference errs on training images of the same class.
+Three kinds. `random`: any other class, with equal probability. `hard`: the wrong class that is most probable under the
+reference. `confusion`: drawn from the reference's errors on training images of the same class.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,14 +17,16 @@ from prefdag.image.classify import predict
 if TYPE_CHECKING:
     from prefdag.image.data import ImagePairs
 
-Odds = npt.NDArray[np.float64]  # (classes, classes): of each y_l, given y_w; rows sum to 1, zeros on the diagonal
+Odds = npt.NDArray[
+    np.float64
+]  # (classes, classes): probability of each y_l given y_w; rows sum to 1, the diagonal is 0
 
-# Apart from the streams of the data order, [seed, epoch], and of the augmentation, [seed, epoch, row].
+# A random stream of its own, distinct from those of the data order, [seed, epoch], and the augmentation, [seed, epoch, row].
 STREAM = 1
 
 
 class Negatives(Protocol):
-    """y_l of some rows of a split, int64 (n,), never y_w: drawn anew each epoch, fixed where the epoch is None."""
+    """y_l of some rows of a split, int64 (n,), never y_w. Drawn anew in each epoch; fixed if the epoch is None."""
 
     def __call__(self, rows: Sequence[int], epoch: int | None) -> Tensor: ...
 
@@ -36,12 +38,12 @@ def negatives(
     classes: int,
     seed: int,
 ) -> dict[str, Negatives]:
-    """The negatives of each of `splits`, `train` among them.
+    """The negatives of each of `splits`, which must include `train`.
 
-    In validation `random` takes the label pairs' own y_l, `confusion` draws once. `hard` never changes.
+    In validation, `random` uses the y_l of the label pairs, and `confusion` draws once. `hard` never changes.
 
     Args:
-        reference: in eval mode; what it predicts now counts, also where it moves later. `random` does not run it.
+        reference: in eval mode. Its current predictions are used, even if it is updated later. `random` does not run it.
     """
     if kind == "hard":
         return {name: fixed(hardest(predict(reference, s.images), s.y_w)) for name, s in splits.items()}
@@ -53,12 +55,12 @@ def negatives(
 
 
 def fixed(y_l: Tensor) -> Negatives:
-    """The same class for a row in every epoch: int64 (rows of the split,)."""
+    """The same class per row in every epoch: int64 (rows of the split,)."""
     return lambda rows, epoch: y_l[list(rows)]
 
 
 def drawn(odds: Odds, y_w: Tensor, seed: int, validation: Tensor | None = None) -> Negatives:
-    """A class a row, drawn by `odds` in every epoch; in validation that of `validation`, or drawn once.
+    """One class per row, drawn from `odds` in every epoch. In validation: that of `validation`, or drawn once.
 
     Args:
         y_w, validation: int64 (rows of the split,).
@@ -70,9 +72,9 @@ def drawn(odds: Odds, y_w: Tensor, seed: int, validation: Tensor | None = None) 
     def y_l(rows: Sequence[int], epoch: int | None) -> Tensor:
         if epoch is None and validation is not None:
             return validation[list(rows)]
-        # A row's number is its place in the epoch's stream, whatever the batch.
+        # A row's number is its position in the epoch's random stream, whatever the batch.
         u = np.random.default_rng(_stream(seed, epoch)).random(len(labels))[list(rows)]
-        # The first class whose cumulative odds exceed u, which is below 1: never one without odds.
+        # The first class whose cumulative odds exceed u < 1: never a class with odds 0.
         return torch.from_numpy((cumulative[labels[list(rows)]] <= u[:, None]).sum(1)).to(y_w.device)
 
     return y_l
@@ -83,14 +85,14 @@ def _stream(seed: int, epoch: int | None) -> np.random.SeedSequence:
 
 
 def uniform(classes: int) -> Odds:
-    """Every other class alike."""
+    """Every other class with equal probability."""
     return (1 - np.eye(classes)) / (classes - 1)
 
 
 def confusion(logps: Tensor, y_w: Tensor) -> Odds:
-    """The mean probability of each wrong class, over the images of a true class, scaled to sum to 1.
+    """The mean probability of each wrong class over the images of a true class, scaled to sum to 1.
 
-    A class without images, or of which the model is certain beyond float64, has uniform odds.
+    A class without images, or one whose wrong classes all have probability 0 in float64, has uniform odds.
 
     Args:
         logps: float32 (n, classes), in nats.
@@ -105,5 +107,5 @@ def confusion(logps: Tensor, y_w: Tensor) -> Odds:
 
 
 def hardest(logps: Tensor, y_w: Tensor) -> Tensor:
-    """The most probable class that is not y_w: (n, classes) and int64 (n,) -> int64 (n,)."""
+    """The most probable class other than y_w: (n, classes) and int64 (n,) -> int64 (n,)."""
     return logps.scatter(1, y_w[:, None], -torch.inf).argmax(1)

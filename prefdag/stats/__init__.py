@@ -1,1 +1,1 @@
-"""Intervals and tests."""
+"""Confidence intervals, tests and reward metrics."""

@@ -1,4 +1,4 @@
-"""95% intervals of what evaluations report."""
+"""95% confidence intervals of the reported metrics."""
 
 import math
 from collections.abc import Sequence
@@ -12,13 +12,13 @@ LEVEL = 0.95
 
 
 def proportion(successes: int, n: int) -> tuple[float, float]:
-    """Wilson's score interval of a proportion (Wilson 1927), inside 0..1 also at 0 or n successes."""
+    """Wilson's score interval of a proportion (Wilson 1927). It stays within 0..1, also at 0 or n successes."""
     interval = stats.binomtest(successes, n).proportion_ci(LEVEL, method="wilson")
     return float(interval.low), float(interval.high)
 
 
 def mean(values: Sequence[float]) -> tuple[float, float]:
-    """Student's t interval of a mean; both ends are the mean itself for a single value or equal ones."""
+    """Student's t interval of a mean. For a single value, or equal values, both ends are the mean itself."""
     center, error = float(np.mean(values)), float(stats.sem(values)) if len(values) > 1 else 0.0
     if error == 0:
         return center, center
@@ -27,7 +27,7 @@ def mean(values: Sequence[float]) -> tuple[float, float]:
 
 
 def share(values: Sequence[float]) -> tuple[float, float]:
-    """The interval of a mean of shares, each from 0 to 1: Wilson's where each is 0 or 1, Student's otherwise, inside 0..1."""
+    """The interval of a mean of shares, each from 0 to 1: Wilson's if all are 0 or 1, else Student's, clipped to 0..1."""
     if all(value in (0.0, 1.0) for value in values):
         return proportion(round(sum(values)), len(values))
     low, high = mean(values)
@@ -50,22 +50,22 @@ def ratio_difference(
 ) -> tuple[float, float]:
     """Paired bootstrap interval of sum(first) / sum(weights) - sum(second) / sum(weights), rows drawn together.
 
-    The percentiles of 9,999 samples, always the same (Efron and Tibshirani 1993, chapter 13); a single row, or differences
-    that are all zero, count as known exactly.
+    Percentiles of 9,999 samples with a fixed seed (Efron and Tibshirani 1993, chapter 13). A single row, or differences that
+    are all zero, count as exactly known.
 
     Args:
         first, second, weights: (rows,).
     """
-    apart = first - second
-    if len(apart) == 1 or not apart.any():
-        value = float(apart.sum() / weights.sum())
+    differences = first - second
+    if len(differences) == 1 or not differences.any():
+        value = float(differences.sum() / weights.sum())
         return value, value
 
     def statistic(difference: Any, weight: Any, axis: int) -> Any:
         return difference.sum(axis=axis) / weight.sum(axis=axis)
 
-    found = stats.bootstrap(
-        (apart, weights),
+    interval = stats.bootstrap(
+        (differences, weights),
         statistic,
         paired=True,
         confidence_level=LEVEL,
@@ -73,14 +73,15 @@ def ratio_difference(
         batch=100,
         rng=np.random.default_rng(0),
     ).confidence_interval
-    return float(found.low), float(found.high)
+    return float(interval.low), float(interval.high)
 
 
 def roc_area(area: float, n: int, m: int) -> tuple[float, float]:
-    """95% interval of the area under a ROC curve of n and m responses, inside 0..1 also at an area of 0 or 1.
+    """95% interval of the area under a ROC curve of n and m responses. It stays within 0..1, also at an area of 0 or 1.
 
-    The areas whose own standard error (Hanley and McNeil 1982) leaves `area` within reach, as Wilson's interval does for a
-    proportion: Newcombe 2006 (Statistics in Medicine 25:559), method 5, in whose variance n and m are both (n + m) / 2.
+    It contains the areas whose own standard error (Hanley and McNeil 1982) is compatible with `area`, as Wilson's interval
+    does for a proportion: Newcombe 2006 (Statistics in Medicine 25:559), method 5, with n and m both replaced by (n + m) / 2
+    in the variance.
     """
     z = float(stats.norm.ppf((1 + LEVEL) / 2))
     others = (n + m) / 2 - 1
@@ -96,20 +97,18 @@ def roc_area(area: float, n: int, m: int) -> tuple[float, float]:
 def paired_difference(first_only: int, second_only: int, n: int) -> tuple[float, float]:
     """Tango's score interval of the difference of two proportions of the same n rows, first minus second.
 
-    The differences that the score test does not reject: Tango 1998 (Statistics in Medicine 17:891). At zero that test is
-    McNemar's without correction. Not a point where the two never differ.
+    It contains the differences that the score test does not reject: Tango 1998 (Statistics in Medicine 17:891). At zero, that
+    test is McNemar's without correction. If the two never differ, the interval still has a width.
 
     Args:
-        first_only, second_only: of how many rows the first alone holds, and the second alone.
+        first_only, second_only: the number of rows where only the first holds, and where only the second does.
     """
     z, center = float(stats.norm.ppf((1 + LEVEL) / 2)), (first_only - second_only) / n
 
     def beyond(delta: float) -> float:
-        # The likeliest probability that the second alone holds, where the difference is delta.
+        # The most likely probability that only the second holds, given the difference delta.
         linear = (2 * n - first_only + second_only) * delta - first_only - second_only
-        root = math.sqrt(
-            max(0.0, linear**2 + 8 * n * second_only * delta * (1 - delta))
-        )  # never below zero but by rounding
+        root = math.sqrt(max(0.0, linear**2 + 8 * n * second_only * delta * (1 - delta)))  # below zero only by rounding
         second = (root - linear) / (4 * n)
         return (n * (center - delta)) ** 2 - z**2 * n * (2 * second + delta * (1 - delta))
 
@@ -120,7 +119,7 @@ def paired_difference(first_only: int, second_only: int, n: int) -> tuple[float,
 def difference(first: Sequence[float], second: Sequence[float]) -> tuple[float, float]:
     """Welch's t interval (Welch 1947) of mean(first) - mean(second).
 
-    A single value, or equal ones, count as known exactly, as in `mean`.
+    A single value, or equal values, count as exactly known, as in `mean`.
     """
     center = float(np.mean(first) - np.mean(second))
     n = np.array([len(first), len(second)])

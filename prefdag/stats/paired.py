@@ -1,4 +1,4 @@
-"""Two models on the same rows: how much they differ, with an interval in which what makes a row hard cancels out."""
+"""Differences of two models on the same rows. Pairing cancels the difficulty of the rows out of the interval."""
 
 import numpy as np
 import numpy.typing as npt
@@ -12,8 +12,8 @@ Values = npt.NDArray[np.float64]
 def shares(first: npt.NDArray[np.bool_], second: npt.NDArray[np.bool_]) -> dict[str, float]:
     """The difference of two shares of the same rows, first minus second, with Tango's interval, and McNemar's exact test.
 
-    The test (McNemar 1947) asks of the rows that one alone gets right whether they fall to either as coins do. `p` is
-    two-sided, and 1 where there is no such row.
+    The test (McNemar 1947) takes the rows that only one model gets right; its null hypothesis is that each is equally likely to
+    be the first model's or the second's. `p` is two-sided, and 1 without any such row.
 
     Args:
         first, second: which rows each gets right, (rows,), not empty.

@@ -1,4 +1,4 @@
-"""Held-out implicit rewards, of either track, as figures with intervals."""
+"""Metrics of held-out implicit rewards, with intervals, for both tracks."""
 
 import math
 
@@ -9,26 +9,26 @@ from torch import Tensor
 
 from prefdag.stats.intervals import difference, mean, roc_area, share, weighted
 
-BINS = 10  # of the calibration error
+BINS = 10  # for the calibration error
 
 
 def reward_metrics(
     chosen: Tensor, rejected: Tensor, preference: Tensor | None = None, longer: Tensor | None = None
 ) -> dict[str, float]:
-    """Means of implicit rewards, how many pairs they rank right, with 95% intervals, and how far they can be trusted.
+    """Means of implicit rewards, the share of pairs ranked right, with 95% intervals, and calibration.
 
-    A margin m says that chosen is preferred with probability sigmoid(m) (Bradley-Terry). `log_loss` is its cross-entropy in
-    nats (ln 2 for one who does not know), `brier` its mean squared error, `calibration_error` the mean distance of stated
-    and true share among pairs that are stated alike (arXiv:1706.04599, eq. 3).
+    A margin m predicts that chosen is preferred with probability sigmoid(m) (Bradley-Terry). `log_loss` is the cross-entropy
+    of this prediction in nats (ln 2 if the margin is always zero), `brier` its mean squared error. `calibration_error` is the
+    mean distance between predicted and true share within bins of similar predictions (arXiv:1706.04599, eq. 3).
 
     Args:
         chosen, rejected: rewards, (pairs,).
         preference: the true probability that chosen is preferred, (pairs,); None: 1.
-        longer: by how much chosen is longer than rejected, (pairs,), in any unit; None: no length-controlled accuracy.
+        longer: length of chosen minus length of rejected, (pairs,), in any unit; None: no length-controlled accuracy.
     """
     margin = (chosen - rejected).double()
     p = torch.ones_like(margin) if preference is None else preference.to(margin)
-    # The share of a pair's labels that agrees with the sign of its margin; a tie agrees with none.
+    # The share of a pair's labels that agree with the sign of its margin; with a tie, none do.
     right = torch.where(margin > 0, p, 1 - p) * (margin != 0)
     accuracy_low, accuracy_high = share(right.tolist())
     margin_low, margin_high = mean(margin.tolist())
@@ -48,14 +48,14 @@ def reward_metrics(
 
 
 def length_controlled(right: Tensor, longer: Tensor) -> dict[str, float]:
-    """How many pairs would be ranked right if the preferred response were the shorter one as often as the longer one.
+    """The accuracy if the preferred response were the shorter one as often as the longer one.
 
-    The accuracies of both kinds of pairs count alike, in place of as often as they come; pairs of equal length keep their
-    share. A policy that goes by length alone gets one half of the others right. Nothing where one of the kinds is absent.
+    Both kinds of pairs have equal weight, regardless of their frequency; pairs of equal length keep their share. A policy that
+    goes by length alone gets half of the pairs of unequal length right. Empty if one of the two kinds is absent.
 
     Args:
         right: whether a pair is ranked right, or the share of its labels that agree, (pairs,).
-        longer: by how much the preferred response is longer, (pairs,).
+        longer: length of the preferred response minus length of the other, (pairs,).
     """
     kinds = [right[longer > 0], right[longer < 0]]
     if not all(map(len, kinds)):
@@ -74,10 +74,10 @@ def length_controlled(right: Tensor, longer: Tensor) -> dict[str, float]:
 
 
 def unpaired_reward_metrics(chosen: Tensor, rejected: Tensor) -> dict[str, float]:
-    """`reward_metrics` of responses that are no pairs, as far as they exist there.
+    """The reward metrics that are defined for unpaired responses.
 
-    `margin` is the difference of the two means. `accuracy` is the probability that a random chosen response gets a higher
-    reward than a random rejected one, ties being half right: U / (n m), Mann and Whitney 1947, the area under the ROC curve.
+    `margin` is the difference of the two means. `accuracy` is the probability that a random chosen response has a higher
+    reward than a random rejected one, ties counted half: U / (n m), Mann and Whitney 1947, the area under the ROC curve.
 
     Args:
         chosen, rejected: rewards, (n,) and (m,), neither empty.
@@ -103,10 +103,10 @@ def unpaired_reward_metrics(chosen: Tensor, rejected: Tensor) -> dict[str, float
 def calibration_error(margin: Tensor, preference: Tensor) -> float:
     """Expected calibration error of sigmoid(|margin|) for the response that the margin's sign prefers, in `BINS` bins.
 
-    Not of sigmoid(margin) itself: where every label is 1, chosen first, that would be all in one direction.
+    Not of sigmoid(margin) itself: if every label is 1, chosen first, it could only err in one direction.
     """
-    stated = margin.abs().sigmoid()
+    predicted = margin.abs().sigmoid()
     true = torch.where(margin >= 0, preference, 1 - preference)
-    bins = ((stated - 0.5) * 2 * BINS).long().clamp(max=BINS - 1)
-    sums = torch.zeros(BINS, dtype=torch.float64).index_add(0, bins, stated - true)
+    bins = ((predicted - 0.5) * 2 * BINS).long().clamp(max=BINS - 1)
+    sums = torch.zeros(BINS, dtype=torch.float64).index_add(0, bins, predicted - true)
     return float(sums.abs().sum()) / len(margin) if len(margin) else math.nan
