@@ -68,13 +68,8 @@ def images_npy(folder: Path, poison: Poison) -> Callable[[], Any]:
 
 
 POISONED = {
-<<<<<<< HEAD
     weights_bin: r"^\*\.safetensors: not found",
-    weights_pt: r"no \.safetensors files, there is resnet18\.pt",
-=======
-    weights_bin: r"^\*\.safetensors: not fetched",
     weights_pt: r"no \.safetensors files among resnet18\.pt",
->>>>>>> core
     adapter_bin: "adapter",
     rows_pkl: r"^pairs\.pkl: ",
     images_npy: r"images\.npy",
