@@ -21,10 +21,15 @@ def tensors(outputs: ModelOutputs) -> list[Tensor]:
 
 def map_tensors(function: Callable[..., Tensor], *outputs: Structure) -> Structure:
     """The structure of `outputs`, which all have the same one; each tensor is `function` of theirs in that place."""
-    first: Any = outputs[0]
-    others: Any = outputs
-    if first is None or isinstance(first, Tensor):
-        return None if first is None else function(*outputs)  # type: ignore[return-value]
-    if isinstance(first, Mapping):
-        return {name: map_tensors(function, *(each[name] for each in others)) for name in first}  # type: ignore[return-value]
-    return type(first)(*(map_tensors(function, *parts) for parts in zip(*others, strict=True)))
+    every: Any = outputs
+    first = every[0]
+    result: Any
+    if first is None:
+        result = None
+    elif isinstance(first, Tensor):
+        result = function(*every)
+    elif isinstance(first, Mapping):
+        result = {name: map_tensors(function, *(each[name] for each in every)) for name in first}
+    else:
+        result = type(first)(*(map_tensors(function, *parts) for parts in zip(*every, strict=True)))
+    return result
