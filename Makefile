@@ -1,6 +1,7 @@
 # Needs only Python >= 3.11, make and git. `make` without a target lists the targets.
 PYTHON ?= python3
 BETAS ?= 0.1,0.3,0.5
+BASE ?= HEAD
 ORIGIN ?= origin-small
 VENV ?= .venv
 UV := $(VENV)/bin/uv
@@ -15,7 +16,7 @@ RUNS := \#/experiments/1/runs?searchFilter=tags.kind%20%3D%20%22pipeline%22
 export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help setup repro sweep origin test test-slow chaos lint dag docs qlora ui lock clean
+.PHONY: help setup repro sweep origin test test-slow chaos lint dag same-bytes docs qlora ui lock clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -51,6 +52,9 @@ lint: setup ## check style and types
 
 dag: setup ## write deps and params of dvc.yaml, and the table in docs/pipeline.md, from the code
 	@$(ACTIVATE) && python -m prefdag.project.dag
+
+same-bytes: $(ORACLE) ## compare the outputs of the tiny pipeline with those of a revision: BASE=HEAD~1
+	@$(ACTIVATE) && python tests/pipeline/same_bytes.py $(BASE)
 
 docs: setup ## write docs/losses.md and docs/benchmarks.md from the code and the results
 	@$(ACTIVATE) && python -m prefdag.project.losses_page > docs/losses.md
