@@ -7,8 +7,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from clones import Run
-from test_repro import AFTER_DPO, stages_run
+from clones import AFTER_DPO, Run, stages_run
 
 BETAS = [0.03, 0.05, 0.2, 0.3, 0.5, 1.0]
 
