@@ -6,17 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import pytest
+from hh_rlhf import hh_rlhf_files, transcripts
 from hypothesis import given
 from hypothesis import strategies as st
-from paths import REAL_DATA
+from paths import REAL_DATA, ROOT
 
 from prefdag.gate.contamination import CHUNK, RUN, find_overlaps
 from prefdag.pairs.eval_sets import EvalRow, read_eval_sets
 from prefdag.pairs.ngrams import words
 from prefdag.pairs.schema import read_pairs
-
-needs_real_data = pytest.mark.skipif(not REAL_DATA.is_dir(), reason="the real data are not beside this repository")
 
 
 def question(number: int, text: str, *answers: str) -> EvalRow:
@@ -134,11 +132,12 @@ def test_runs_are_those_of_a_comparison_of_all_with_all(
     assert not found.duplicated(["row", "pair"]).any()
 
 
-@needs_real_data
-def test_pku_is_contaminated_by_hh_rlhf(tmp_path: Path) -> None:
+@hh_rlhf_files
+def test_pku_is_contaminated_by_hh_rlhf(tmp_path: Path, file: Path | None) -> None:
     """PKU's processed-hh-rlhf is hh-rlhf in another form: every row of it is found, and of TruthfulQA nearly none."""
-    with gzip.open(REAL_DATA / "hh-rlhf/harmless-base.jsonl.gz", "rt", encoding="utf-8") as file:
-        lines = [next(file) for _ in range(200)]
+    text = transcripts(200) if file is None else gzip.decompress(file.read_bytes()).decode()
+    lines = [f"{line}\n" for line in text.split("\n")[:200]]
+    questions = ROOT / "evals/misconceptions.csv" if file is None else REAL_DATA / "truthfulqa/TruthfulQA.csv"
     (tmp_path / "raw").mkdir()
     (tmp_path / "raw/hh.jsonl").write_text("".join(lines), "utf-8")
     train = read_pairs(tmp_path / "raw", "hh-rlhf")
@@ -155,7 +154,7 @@ def test_pku_is_contaminated_by_hh_rlhf(tmp_path: Path) -> None:
         if row["chosen"].strip() and row["rejected"].strip()
     ]
     (evals / "pku/a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-    (evals / "truthfulqa/a.csv").write_bytes((REAL_DATA / "truthfulqa/TruthfulQA.csv").read_bytes())
+    (evals / "truthfulqa/a.csv").write_bytes(questions.read_bytes())
     found = find_overlaps(train, read_eval_sets(evals))
     met = found.groupby("set")["row"].nunique()
     assert met["pku"] == len(rows) > 190

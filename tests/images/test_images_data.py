@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from image_files import CIFAR10_TARS, mnist_csv, picture, rng, tar, write
+from image_files import cifar10_tars, mnist_csv, picture, rng, tar, write, write_cifar10_tars
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
@@ -206,12 +206,16 @@ def test_random_bytes_are_a_data_error(tmp_path_factory: pytest.TempPathFactory,
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.skipif(not CIFAR10_TARS.exists(), reason="needs ../shared/data/cifar10")
-def test_real_cifar10_tar(tmp_path: Path) -> None:
-    (tmp_path / "train.tar").symlink_to(CIFAR10_TARS / "train.tar")
+@cifar10_tars
+def test_a_tar_of_cifar10(tmp_path: Path, tars: Path | None) -> None:
+    of_each = 3 if tars is None else 500
+    if tars is None:
+        write_cifar10_tars(tmp_path, {"train": of_each})
+    else:
+        (tmp_path / "train.tar").symlink_to(tars / "train.tar")
     data = read_images(tmp_path, "image-folder")
-    assert data.images.shape == (5000, 3, 32, 32)
-    assert (data.sources[0], data.sources[-1]) == ("train/airplane/0000.jpg", "train/truck/0499.jpg")
+    assert data.images.shape == (10 * of_each, 3, 32, 32)
+    assert (data.sources[0], data.sources[-1]) == ("train/airplane/0000.jpg", f"train/truck/{of_each - 1:04}.jpg")
 
 
 def test_what_is_written_is_what_was_read_in_any_memory_order(tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
 """The eval sets: both schemas, their faults, and the files that the project and its authors have."""
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -16,8 +18,6 @@ from prefdag.text.evaluation.eval_rows import encode_row
 
 HEADER = "Type,Category,Question,Best Answer,Correct Answers,Incorrect Answers,Source\n"
 GAP = {"qID": "1", "sentence": "Ann helped Ben as _ was kind.", "option1": "Ann", "option2": "Ben", "answer": "1"}
-
-needs_real_data = pytest.mark.skipif(not REAL_DATA.is_dir(), reason="the real eval sets are not beside this repository")
 
 
 @pytest.fixture(scope="module")
@@ -287,24 +287,68 @@ def test_the_sets_of_the_project(tmp_path: Path) -> None:
         assert all(option in one["sentence"] for option in (one["option1"], one["option2"]))
 
 
-@needs_real_data
-def test_the_real_sets(tmp_path: Path) -> None:
-    with pytest.raises(
-        DataError, match=r"^truthfulqa/mc_task.json:1: repeats the question of truthfulqa/TruthfulQA.csv:97"
-    ):
-        read_truthfulqa(REAL_DATA / "truthfulqa")
+@pytest.fixture(
+    params=[
+        "the project's",
+        pytest.param("published", marks=pytest.mark.skipif(not REAL_DATA.is_dir(), reason="no published sets here")),
+    ]
+)
+def both_forms(request: pytest.FixtureRequest, tmp_path: Path) -> SimpleNamespace:
+    """A folder with the same questions as TruthfulQA's CSV and mc_task.json, one of sentences, and what both hold."""
+    if request.param == "published":
+        return SimpleNamespace(
+            questions=REAL_DATA / "truthfulqa",
+            repeated="TruthfulQA.csv:97",
+            n_questions=817,
+            n_agreeing=816,  # a few answers were corrected later
+            answer="The watermelon seeds pass through your digestive system",
+            sentences=REAL_DATA / "winogrande",
+            n_sentences=1267 + 160,
+            prompt="Sarah was a much better surgeon than Maria so",
+            response=" Maria always got the easier cases.",
+        )
+    questions, sentences = tmp_path / "truthfulqa", tmp_path / "winogrande"
+    questions.mkdir()
+    sentences.mkdir()
+    shutil.copy(ROOT / "evals/misconceptions.csv", questions / "TruthfulQA.csv")
+    shutil.copy(ROOT / "evals/pronouns.jsonl", sentences)
+    rows = read_truthfulqa(questions)
+    tasks = []
+    for row in rows[5:] + rows[:5]:  # in another order, with full stops
+        assert not isinstance(row.prompt, str)
+        right, wrong = ([f"{answer}." for answer in side] for side in (row.right_responses, row.wrong_responses))
+        task = {"mc1_targets": {right[0]: 1} | dict.fromkeys(wrong, 0)}
+        task["mc2_targets"] = dict.fromkeys(right, 1) | dict.fromkeys(wrong, 0)
+        tasks.append({"question": row.prompt[0]["content"], **task})
+    (questions / "mc_task.json").write_text(json.dumps(tasks))
+    return SimpleNamespace(
+        questions=questions,
+        repeated="TruthfulQA.csv:6",
+        n_questions=44,
+        n_agreeing=44,
+        answer="The tilt of the Earth's axis gives Europe longer days and a higher Sun in summer",
+        sentences=sentences,
+        n_sentences=40,
+        prompt="Nadia lent her bicycle to Omar because",
+        response=" Omar had no other way to get to work.",
+    )
+
+
+def test_both_forms_of_truthfulqa_agree_and_winogrande_is_read(tmp_path: Path, both_forms: SimpleNamespace) -> None:
+    repeated = rf"^truthfulqa/mc_task.json:1: repeats the question of truthfulqa/{both_forms.repeated}"
+    with pytest.raises(DataError, match=repeated):
+        read_truthfulqa(both_forms.questions)
     by_file = []
     for name in ("TruthfulQA.csv", "mc_task.json"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / name).write_bytes((REAL_DATA / "truthfulqa" / name).read_bytes())
+        shutil.copy(both_forms.questions / name, tmp_path / name)
         by_file.append(read_truthfulqa(tmp_path / name))
     questions, choices = by_file
-    assert len(questions) == len(choices) == 817
-    assert questions[0].response == "The watermelon seeds pass through your digestive system"
-    # The two forms agree, but for full stops and a few later corrections.
+    assert len(questions) == len(choices) == both_forms.n_questions
+    assert questions[0].response == both_forms.answer
     answers = {str(row.prompt): {answer.rstrip(".") for answer in row.wrong_responses} for row in choices}
-    assert sum(answers.get(str(row.prompt)) == {a.rstrip(".") for a in row.wrong_responses} for row in questions) == 816
-    gaps = read_winogrande(REAL_DATA / "winogrande")
-    assert len(gaps) == 1267 + 160
-    assert gaps[0].prompt == "Sarah was a much better surgeon than Maria so"
-    assert gaps[0].response == " Maria always got the easier cases."
+    agreeing = [answers.get(str(row.prompt)) == {a.rstrip(".") for a in row.wrong_responses} for row in questions]
+    assert sum(agreeing) == both_forms.n_agreeing
+    gaps = read_winogrande(both_forms.sentences)
+    assert len(gaps) == both_forms.n_sentences
+    assert (gaps[0].prompt, gaps[0].response) == (both_forms.prompt, both_forms.response)

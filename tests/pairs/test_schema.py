@@ -9,6 +9,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hh_rlhf import hh_rlhf_files, transcripts
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from paths import ROOT
@@ -17,7 +18,6 @@ from prefdag.pairs.formats import ROW_FORMATS
 from prefdag.pairs.schema import FAULT, PAIRS, read_pairs, write_pairs
 from prefdag.runtime.errors import DataError
 
-HH_RLHF = ROOT / "shared/data/hh-rlhf/harmless-base.jsonl.gz"
 GOOD = {"prompt": "p", "chosen": "c", "rejected": "r"}
 USER = [{"role": "user", "content": "p"}]
 
@@ -587,15 +587,21 @@ def test_any_bytes_give_rows_of_the_schema_or_a_data_error(
     assert all(line.startswith(f"a.{suffix}:") and "\n" not in line for line in faults(pairs))
 
 
-@pytest.mark.skipif(not HH_RLHF.exists(), reason="needs ../shared/data/hh-rlhf")
-def test_real_hh_rlhf(tmp_path: Path) -> None:
-    (tmp_path / HH_RLHF.name).symlink_to(HH_RLHF)
-    pairs = read_pairs(tmp_path, "hh-rlhf")
-    assert len(pairs) == 2000
+@hh_rlhf_files
+def test_hh_rlhf_as_it_is_published(tmp_path: Path, file: Path | None) -> None:
+    """Prompt and response of every row, put together again, are the row."""
+    if file is None:
+        name, content = "rows.jsonl.gz", gzip.compress(transcripts(300).encode())
+        bad_rows = [30, 31, 299]
+    else:
+        name, content = file.name, file.read_bytes()
+        # Found by an independent count: two prompts that differ by a reply, and such as end with one.
+        bad_rows = [1254, 1688, 1950, 1952]
+    pairs = read(tmp_path, content, "hh-rlhf", name)
+    assert len(pairs) == (300 if file is None else 2000)
     bad = pairs[pairs["fault"].notna()]
-    # Found by an independent count: two prompts that differ by a reply, and such as end with one.
-    assert bad["source"].tolist() == [f"{HH_RLHF.name}:{row + 1}" for row in (1254, 1688, 1950, 1952)]
-    raw = [json.loads(line) for line in gzip.decompress(HH_RLHF.read_bytes()).decode().split("\n") if line]
+    assert bad["source"].tolist() == [f"{name}:{row + 1}" for row in bad_rows]
+    raw = [json.loads(line) for line in gzip.decompress(content).decode().split("\n") if line]
     for (_, pair), row in zip(pairs.iterrows(), raw, strict=True):
         if isinstance(pair["fault"], str):
             continue
