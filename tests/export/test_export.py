@@ -219,12 +219,19 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> tuple[torch.nn.Modul
     return resnet.load(root / "models/dpo_image")[0], root
 
 
-@pytest.fixture
-def exported_image(classifier: tuple[torch.nn.Module, Path], tmp_path: Path) -> Path:
-    folder = tmp_path / "image"
+@pytest.fixture(scope="module")
+def written(classifier: tuple[torch.nn.Module, Path]) -> Path:
+    """The classifier as it is exported, once: making its ONNX graph takes seconds."""
+    folder = classifier[1] / "written"
     folder.mkdir()
     image.write_image(classifier[0], SMALL, ["a", "b", "c", "d"], random_images(4), folder)
     return folder
+
+
+@pytest.fixture
+def exported_image(written: Path, tmp_path: Path) -> Path:
+    """A copy that a test may spoil."""
+    return shutil.copytree(written, tmp_path / "image")
 
 
 def test_onnx_takes_pixels_and_gives_the_logits_of_any_batch(
@@ -241,6 +248,7 @@ def test_onnx_takes_pixels_and_gives_the_logits_of_any_batch(
         assert n == 1 or not close(torch.from_numpy(found[::-1].copy()), expected)
 
 
+@pytest.mark.slow
 def test_onnx_is_the_same_bytes_again_and_names_no_file_of_the_machine(
     classifier: tuple[torch.nn.Module, Path], exported_image: Path
 ) -> None:
@@ -260,6 +268,7 @@ def test_a_spoiled_classifier_is_noticed(classifier: tuple[torch.nn.Module, Path
         image.check_image(exported_image, classifier[0], images)
 
 
+@pytest.mark.slow
 def test_a_graph_of_other_weights_is_noticed(classifier: tuple[torch.nn.Module, Path], exported_image: Path) -> None:
     torch.manual_seed(1)
     other = exported_image.with_name("other")
@@ -273,22 +282,20 @@ def test_a_graph_of_other_weights_is_noticed(classifier: tuple[torch.nn.Module, 
 # The whole
 
 
-@pytest.fixture(scope="module")
-def graph(classifier: tuple[torch.nn.Module, Path]) -> Any:
-    """The ONNX graph of the classifier that every project here has: making one takes seconds."""
-    folder = classifier[1] / "graph"
-    folder.mkdir()
-    image.write_image(classifier[0], SMALL, ["a", "b", "c", "d"], random_images(4), folder)
-    return onnx.load(folder / "model.onnx")
+@pytest.fixture
+def graph(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Export the graph of the classifier that every project here has, instead of making it again."""
+    model = onnx.load(written / "model.onnx")
+    monkeypatch.setattr(image, "_graph", lambda model_, images: model)
 
 
 @pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, graph: Any) -> Path:
-    monkeypatch.setattr(image, "_graph", lambda model, images: graph)
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(write_project(tmp_path / "project"))
     return tmp_path / "project"
 
 
+@pytest.mark.usefixtures("graph")
 def test_export_writes_everything_and_the_same_again(project: Path) -> None:
     done = CliRunner().invoke(app, ["export"])
     assert done.exit_code == 0, done.output
@@ -307,6 +314,8 @@ def test_export_writes_everything_and_the_same_again(project: Path) -> None:
     assert not [path.name for path in project.iterdir() if path.name.endswith(".tmp")]
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("graph")
 def test_what_stood_there_stays_until_all_is_well(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline.export(Path("export"), load_params(), lambda line: None)
     (project / "export/text/README.md").write_text("of before")
@@ -359,6 +368,8 @@ def test_parameters_that_did_not_make_the_models_are_refused(project: Path) -> N
         pipeline.check_current(Path("dvc.lock"), params)
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("graph")
 @pytest.mark.parametrize(
     ("adapter", "there", "said"),
     [
@@ -367,9 +378,8 @@ def test_parameters_that_did_not_make_the_models_are_refused(project: Path) -> N
     ],
 )
 def test_what_cannot_be_exported_is_said(
-    adapter: str, there: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, graph: Any
+    adapter: str, there: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(image, "_graph", lambda model, images: graph)
     monkeypatch.chdir(write_project(tmp_path / "project", adapter))
     lines: list[str] = []
     pipeline.export(Path("export"), load_params(), lines.append)
@@ -378,6 +388,7 @@ def test_what_cannot_be_exported_is_said(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("graph")
 def test_readmes_are_hub_cards_whose_code_runs(project: Path) -> None:
     """The code blocks, each as it stands, in a process that knows nothing of this project."""
     pipeline.export(Path("export"), load_params(), lambda line: None)
@@ -404,6 +415,8 @@ def test_readmes_are_hub_cards_whose_code_runs(project: Path) -> None:
     assert sha256(Path("models/reference/model.safetensors")) in Path("export/text_adapter/README.md").read_text()
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("graph")
 def test_the_adapter_loads_on_the_plain_reference(project: Path) -> None:
     pipeline.export(Path("export"), load_params(), lambda line: None)
     base: Any = AutoModelForCausalLM.from_pretrained("models/reference")

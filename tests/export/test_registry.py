@@ -10,6 +10,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from prefdag.image.data import normalise
 from prefdag.pairs.tokenizer import ChatTokenizer
 from prefdag.runtime.artifacts import read_json, sha256
 from prefdag.runtime.errors import PrefdagError
+from prefdag.runtime.yaml import flatten
 from prefdag.text.model import load_for_generation
 from prefdag.tracking import store
 from prefdag.tracking.publishing import publish
@@ -110,6 +112,7 @@ def test_a_pickle_would_be_found(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_nothing_that_was_registered_is_pickled(folders: dict[str, Path]) -> None:
     for folder in folders.values():
         files = [path for path in folder.rglob("*") if path.is_file()]
@@ -117,6 +120,7 @@ def test_nothing_that_was_registered_is_pickled(folders: dict[str, Path]) -> Non
         assert not [path for path in files if pickled(path) or path.suffix in (".pkl", ".pt", ".pth", ".bin")]
 
 
+@pytest.mark.slow
 def test_signature_and_input_example(folders: dict[str, Path]) -> None:
     from mlflow.models import Model
 
@@ -130,6 +134,7 @@ def test_signature_and_input_example(folders: dict[str, Path]) -> None:
     assert example["messages"][0]["role"] == "user"
 
 
+@pytest.mark.slow
 def test_a_version_says_what_it_is(registered: Path, client: Any) -> None:
     metrics = read_json(registry.METRICS["text"])["heldout"]
     text, image = (client.get_model_version(f"prefdag-{name}", "1") for name in ("text", "image"))
@@ -165,6 +170,7 @@ def greedy(question: str) -> tuple[str, int]:
     return tokenizer.decode(ids), len(prompt)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("question", QUESTIONS)
 def test_the_registered_model_answers_as_the_policy(question: str, folders: dict[str, Path]) -> None:
     said = answer({"messages": user(question), "max_tokens": TOKENS}, folders["text"])
@@ -175,6 +181,7 @@ def test_the_registered_model_answers_as_the_policy(question: str, folders: dict
     assert said["object"] == "chat.completion"
 
 
+@pytest.mark.slow
 def test_options_of_a_request(folders: dict[str, Path]) -> None:
     whole = answer({"messages": user("hi"), "max_tokens": TOKENS}, folders["text"])["choices"][0]
     text = whole["message"]["content"]
@@ -197,6 +204,7 @@ def test_options_of_a_request(folders: dict[str, Path]) -> None:
     assert len(warm) > 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("request_", "said"),
     [
@@ -215,6 +223,7 @@ def test_a_request_that_cannot_be_answered_is_refused(
         answer(request_, folders["text"])
 
 
+@pytest.mark.slow
 def test_the_registered_classifier_gives_the_policys_logits(folders: dict[str, Path]) -> None:
     import mlflow
 
@@ -226,6 +235,7 @@ def test_the_registered_classifier_gives_the_policys_logits(folders: dict[str, P
     np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
 
 
+@pytest.mark.slow
 def test_models_of_no_run_are_not_registered(registered: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     metrics = read_json(registry.METRICS["image"])
     metrics["policy"]["accuracy"] = 0.5
@@ -235,6 +245,7 @@ def test_models_of_no_run_are_not_registered(registered: Path, monkeypatch: pyte
         list(registry.register(Path("export"), load_params()))
 
 
+@pytest.mark.slow
 def test_a_copied_repository_does_not_write_into_the_first(
     registered: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -245,6 +256,7 @@ def test_a_copied_repository_does_not_write_into_the_first(
         list(registry.register(Path("export"), load_params()))
 
 
+@pytest.mark.slow
 def test_a_run_is_over_whatever_becomes_of_its_models(
     registered: Path, client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -260,12 +272,37 @@ def test_a_run_is_over_whatever_becomes_of_its_models(
     assert (again.info.status, again.info.end_time) == ("FINISHED", run.info.end_time)
 
 
-def test_a_dead_server_is_one_line(registered: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dead_server_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(write_project(tmp_path / "project"))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(PrefdagError, match=r"MLflow at http://127\.0\.0\.1:9: ") as caught:
         list(registry.register(Path("export"), load_params()))
     assert "secret" not in str(caught.value)
+
+
+def test_the_run_is_the_newest_with_these_parameters_and_metrics(root: Path) -> None:
+    params = load_params(root / "params.yaml")
+    flat = {key: value if isinstance(value, str) else json.dumps(value) for key, value in flatten(params).items()}
+
+    def run(params: dict[str, str], metrics: dict[str, float]) -> Any:
+        return SimpleNamespace(data=SimpleNamespace(params=params, metrics=metrics))
+
+    class Pages(list[Any]):
+        token: str | None = None
+
+    found, older = (run(flat, {"text/n": 1.0, "image/n": 2.0, "seconds/report": seconds}) for seconds in (3.0, 4.0))
+    first = Pages([run(flat, {"text/n": 1.0, "image/n": 9.0}), run(flat | {"beta": "9"}, found.data.metrics)])
+    first.token = "next"
+    pages = {None: first, "next": Pages([found, older])}
+    client = SimpleNamespace(
+        search_experiments=lambda: [SimpleNamespace(experiment_id="1")],
+        search_runs=lambda ids, query, order_by, page_token: pages[page_token],
+    )
+    metrics = {"text": {"n": 1.0}, "image": {"n": 2.0}}
+    assert registry.find_run(client, params, metrics) is found
+    with pytest.raises(PrefdagError, match="MLflow has no run of this pipeline"):
+        registry.find_run(client, params, {"text": {"n": 1.5}})
 
 
 @pytest.mark.slow

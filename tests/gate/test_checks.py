@@ -176,29 +176,53 @@ def test_drop_removes_lists_and_counts(raw: Path, capsys: pytest.CaptureFixture[
 LONG = " ".join(f"w{number}" for number in range(60))
 
 
-def test_each_kind_has_its_level(raw: Path) -> None:
-    """The same rows under each level: listed and kept, listed and left out, or stopping the stage."""
-    opposite = row(0, chosen="r0", rejected=" C0 ")
-    bad = {
-        "invalid": row(1, chosen=" "),
-        "duplicate": row(0),
-        "near_duplicate": row(0, chosen=f"{LONG} c0", rejected="r0"),
-        "conflict": opposite,
-        "encoding": row(2, rejected="caf\u00c3\u00a9"),
-    }
-    for kind, changed in bad.items():
-        first = row(0, chosen=f"{LONG} other", rejected="r0") if kind == "near_duplicate" else row(0)
-        write(raw, first, changed, *[row(number) for number in range(10, 20)])
-        if kind != "invalid":
-            run("drop", max_dropped=0.0, **{kind: "warn"})
-            assert pq.read_table(validate_pairs.PAIRS).num_rows == 12
-        run("error", max_dropped=0.2, **{kind: "drop"})
-        left = pq.read_table(validate_pairs.PAIRS)["source"].to_pylist()
-        assert len(left) == (10 if kind == "conflict" else 11)  # both rows of a conflict go
-        listed = pd.read_csv(validate_pairs.REPORT / "offending.csv")
-        assert set(listed["level"]) == {"drop"}
-        with pytest.raises(DataError, match=rf"^a\.jsonl:{1 if kind == 'conflict' else 2}:"):
-            run("drop", max_dropped=0.99, **{kind: "error"})
+# Row numbers in the file of `faulty_rows`, counted from 1.
+FAULTY = {"duplicate": [2], "invalid": [3], "encoding": [4], "conflict": [5, 6], "near_duplicate": [8]}
+
+
+def faulty_rows() -> list[dict[str, Any]]:
+    """Twelve rows, with one fault of each kind."""
+    return [
+        row(0),
+        row(0),  # 2: a duplicate
+        row(1, chosen=" "),  # 3: invalid
+        row(2, rejected="caf\u00c3\u00a9"),  # 4: encoding
+        row(3),
+        row(3, chosen="r3", rejected=" C3 "),  # 5 and 6: a conflict
+        row(4, chosen=f"{LONG} other"),
+        row(4, chosen=f"{LONG} c4"),  # 8: a near duplicate of 7
+        *[row(number) for number in range(10, 14)],
+    ]
+
+
+@pytest.mark.parametrize("dropped", [["invalid", "duplicate", "conflict"], ["invalid", "near_duplicate", "encoding"]])
+def test_each_kind_is_dropped_or_kept_by_its_own_level(raw: Path, dropped: list[str]) -> None:
+    write(raw, *faulty_rows())
+    kinds = {kind: "drop" if kind in dropped else "warn" for kind in FAULTY}
+    run(max_dropped=0.5, **kinds)
+    assert listed_levels(validate_pairs.REPORT / "offending.csv") == by_row(kinds)
+    left = pq.read_table(validate_pairs.PAIRS)["source"].to_pylist()
+    gone = {number for kind in dropped for number in FAULTY[kind]}
+    assert left == [f"a.jsonl:{number}" for number in range(1, 13) if number not in gone]
+
+
+@pytest.mark.parametrize("kind", FAULTY)
+def test_a_kind_stops_the_stage_by_its_own_level(raw: Path, kind: str) -> None:
+    write(raw, *faulty_rows())
+    kinds = dict.fromkeys(FAULTY, "drop") | {kind: "error"}
+    with pytest.raises(DataError, match=rf"^a\.jsonl:{FAULTY[kind][0]}:"):
+        run(max_dropped=0.99, **kinds)
+    assert listed_levels(Path(".prefdag/validation/pairs/offending.csv")) == by_row(kinds)
+
+
+def by_row(kinds: dict[str, str]) -> dict[str, str]:
+    """The level of each faulty row by its source."""
+    return {f"a.jsonl:{number}": level for kind, level in kinds.items() for number in FAULTY[kind]}
+
+
+def listed_levels(path: Path) -> dict[str, str]:
+    listed = pd.read_csv(path)
+    return dict(zip(listed["source"], listed["level"], strict=True))
 
 
 @pytest.mark.parametrize(

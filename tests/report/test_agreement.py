@@ -34,6 +34,8 @@ from prefdag.report.text import examples
 from prefdag.runtime.yaml import flatten
 from stages import publish, report
 
+pytestmark = pytest.mark.slow
+
 METRICS = publish.METRICS
 PUBLISHED = Path("reports/published.html")
 

@@ -6,6 +6,7 @@ import json
 import platform
 import re
 import shutil
+import xml.etree.ElementTree as ET
 from base64 import b64decode, b64encode
 from collections import Counter
 from dataclasses import replace
@@ -28,7 +29,7 @@ from prefdag.image import evaluate
 from prefdag.report.image import disagreements
 from prefdag.report.image import figures as image_figures
 from prefdag.report.image import sentences as image_sentences
-from prefdag.report.page import calibration, card, figures, run_details
+from prefdag.report.page import calibration, card, figure_files, figures, run_details
 from prefdag.report.page.environment import excerpt
 from prefdag.report.page.numbers import minus, points, signed
 from prefdag.report.text import examples
@@ -134,6 +135,16 @@ def test_figures_and_pictures_say_what_they_show(page: Page) -> None:
     assert all(a["alt"] for a in images)
     first = images[0]["src"].partition(",")[2]
     assert Image.open(io.BytesIO(b64decode(first))).size == (28, 28)
+
+
+def test_every_figure_is_a_document_of_its_own(built: tuple[str, str]) -> None:
+    documents = figure_files.documents(built[0])
+    assert len(documents) == built[0].count("<svg ") > 15
+    assert all(name.endswith(".svg") for name in documents)
+    for text in documents.values():
+        root = ET.fromstring(text)
+        assert root.tag == "{http://www.w3.org/2000/svg}svg"
+        assert "--paper" in (root[0].text or "")
 
 
 def test_numbers_are_those_of_the_metrics(page: Page, built: tuple[str, str], inputs: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 ENDS, STAYS = "end_with_dvc()", "pass"
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="starts shells")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform == "win32", reason="starts shells")]
 
 
 @pytest.fixture
