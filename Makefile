@@ -97,7 +97,7 @@ $(INSTALLED): $(UV) requirements.lock pyproject.toml
 		$(UV) pip install $$quiet --python $(VENV)/bin/python --no-deps --no-build-isolation --editable .
 	@touch $@
 
-# TRL, whose losses are compared with ours (tests/test_against_trl.py); the pipeline never imports it.
+# TRL, whose losses are compared with ours (tests/dpo/test_against_trl.py); the pipeline never imports it.
 $(ORACLE): $(INSTALLED) requirements-test.lock
 	@$(UV) pip install --quiet --python $(VENV)/bin/python --no-deps --require-hashes -r requirements-test.lock
 	@touch $@

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from chat_models import byte_tokenizer
+from paths import ROOT
 from typer.testing import CliRunner, Result
 
 from prefdag.check_params import load_params
@@ -16,8 +17,6 @@ from prefdag.project import profiles
 from prefdag.project.profiles import ParameterChange
 from prefdag.runtime.errors import DataError, NumericError
 from prefdag.tracking import runs as tracking
-
-ROOT = Path(__file__).parents[1]
 
 
 def prefdag(*arguments: str, typed: str = "") -> Result:

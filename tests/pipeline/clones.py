@@ -1,6 +1,7 @@
 """Clones of the repository in which the pipeline runs, and commands that run in them."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,10 @@ from ruamel.yaml import YAML
 # One thread and one hash seed, so that results can be compared byte by byte. Any request to the hub would fail.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "1", "HF_HUB_OFFLINE": "1", "DVC_NO_ANALYTICS": "1"}
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
+AFTER_DPO = [
+    *("health_text", "evaluate_text", "answer_text", "judge_text"),
+    *("health_image", "evaluate_image", "report", "publish"),
+]
 
 
 def run_in(folder: Path, *command: str, check: bool = True, **environment: str) -> "subprocess.CompletedProcess[str]":
@@ -67,3 +72,8 @@ def set_params(folder: Path, changes: Mapping[str, object]) -> None:
         assert last in place, key
         place[last] = value
     yaml.dump(tree, path)
+
+
+def stages_run(output: str) -> list[str]:
+    """The stages that ran, in order, from the output of `dvc repro`."""
+    return re.findall(r"^Running stage '(.*)':$", output, re.MULTILINE)

@@ -1,6 +1,6 @@
 """Whether a change of the code changes an output: the tiny pipeline at a Git revision, and with the code as it is here.
 
-    python tests/pipeline/same_bytes.py REVISION      (or: make same-bytes BASE=REVISION)
+    python tests/pipeline/same_bytes.py REVISION
 
 Prints each file of data/, models/ and reports/ that one of the two lacks, or whose bytes differ; of a text, how many lines do.
 The hashes of artefacts that report and card show are left out. Exit code 1 if anything differs. It takes about five minutes.

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 from clones import run_in
 from full_disk import outs
+from paths import ROOT
 
 from prefdag.runtime.yaml import read_yaml
 
 pytestmark = pytest.mark.chaos
 
-STAGES = list(read_yaml(Path(__file__).parents[2] / "dvc.yaml")["stages"])
+STAGES = list(read_yaml(ROOT / "dvc.yaml")["stages"])
 NAMESPACE = ["unshare", "--map-root-user", "--mount"]
 
 

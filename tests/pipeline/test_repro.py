@@ -3,16 +3,7 @@
 import re
 from pathlib import Path
 
-from clones import Run
-
-AFTER_DPO = [
-    *("health_text", "evaluate_text", "answer_text", "judge_text"),
-    *("health_image", "evaluate_image", "report", "publish"),
-]
-
-
-def stages_run(output: str) -> list[str]:
-    return re.findall(r"^Running stage '(.*)':$", output, re.MULTILINE)
+from clones import AFTER_DPO, Run, stages_run
 
 
 def test_a_second_run_has_nothing_to_do(run: Run) -> None:

@@ -1,0 +1,266 @@
+"""The chat's page in a real browser: both answers side by side, and whatever they say is shown, never run."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+from chat_models import byte_tokenizer, saying
+from paths import HELPERS
+
+from prefdag.chat.dialogue import ChatModels
+from prefdag.chat.server import bind, make_app
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+browses = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine")
+
+HOSTILE = (
+    "<script>window.hit = 1</script><img src=x onerror='window.hit = 2'></p></section></template>{{7*7}}${7*7}"
+    "<svg onload='window.hit = 3'>&lt;b&gt;&amp; \u202eright to left\u202c \x07\x1b[31m שלום\n" + "w" * 300
+)
+PAUSE = "wait"
+
+
+@pytest.fixture
+def held() -> threading.Event:
+    """Set: answers to "wait" go on."""
+    return threading.Event()
+
+
+@pytest.fixture
+def address(tmp_path: Path, held: threading.Event) -> Iterator[str]:
+    """A server whose reference is hostile, and whose policy repeats the prompt."""
+    tokenizer = byte_tokenizer(tmp_path)
+    echo = saying(lambda prompt: prompt, tokenizer)
+    hostile = saying(HOSTILE, tokenizer)
+
+    def reference(prompt_ids: Any, listener: Any, **options: Any) -> tuple[int, bool]:
+        if tokenizer.decode(prompt_ids).endswith(f"{PAUSE}<|im_end|>\n<|im_start|>assistant\n"):
+            n = 1
+            while listener("x") and not held.wait(0.02):
+                n += 1
+            return n, held.is_set()
+        return hostile(prompt_ids, listener, **options)
+
+    listening = bind(0)
+    app = make_app(ChatModels({"reference": reference, "policy": echo}, tokenizer, 4000), 1000)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off", ws="none"))
+    thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+    held.set()
+    server.should_exit = server.force_exit = True
+    thread.join(timeout=30)
+
+
+@pytest.fixture
+def faults() -> list[str]:
+    """What the browser complains of."""
+    return []
+
+
+@pytest.fixture
+def page(address: str, faults: list[str]) -> Iterator[Any]:
+    """The page, open; at the end there was no error, and no request to anywhere else."""
+    from playwright.sync_api import sync_playwright
+
+    asked: list[str] = []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1400, "height": 900})
+        page.on("console", lambda message: faults.append(message.text))
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.on("request", lambda request: asked.append(request.url))
+        page.set_default_timeout(60_000)
+        page.goto(address)
+        yield page
+        browser.close()
+    assert faults == []
+    assert asked
+    assert all(url.startswith(address + "/") for url in asked), asked
+
+
+def send(page: Any, text: str) -> None:
+    page.get_by_label("Message", exact=True).fill(text)
+    page.keyboard.press("Enter")
+
+
+def finished(page: Any) -> None:
+    page.get_by_role("button", name="Send").wait_for()
+
+
+def texts(page: Any, name: str) -> list[str]:
+    found: list[str] = page.locator(f"section.{name} .text").all_text_contents()
+    return found
+
+
+@browses
+def test_what_is_said_and_typed_is_shown_and_never_run(page: Any) -> None:
+    send(page, HOSTILE)
+    finished(page)
+    assert texts(page, "reference") == [HOSTILE]
+    assert page.locator(".user p").all_text_contents() == [HOSTILE]
+    assert HOSTILE.split("\x07")[0] in texts(page, "policy")[0]
+    assert page.evaluate("window.hit") is None
+    # Beside what the page is made of there is nothing: no element came out of a text.
+    assert page.locator("#log :is(script, img, svg, b, template)").count() == 0
+    assert page.locator("#log section").count() == 2
+
+
+@browses
+def test_both_answers_stand_side_by_side_and_under_each_other_on_a_phone(page: Any) -> None:
+    send(page, HOSTILE)
+    finished(page)
+    boxes = {}
+    for width in (1400, 400):
+        page.set_viewport_size({"width": width, "height": 800})
+        boxes[width] = [page.locator(f"section.{name}").bounding_box() for name in ("reference", "policy")]
+        overflow = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+        assert overflow == 0, f"{width} px: {overflow} too wide"
+        assert all(box["x"] >= 0 and box["x"] + box["width"] <= width for box in boxes[width])
+    left, right = boxes[1400]
+    assert left["y"] == right["y"]
+    assert left["x"] + left["width"] < right["x"]
+    above, below = boxes[400]
+    assert above["x"] == below["x"]
+    assert above["y"] + above["height"] < below["y"]
+
+
+@browses
+def test_each_model_goes_on_with_its_own_answers(page: Any) -> None:
+    """The policy repeats its prompt: the second time with its first answer in it, not the reference's."""
+    page.get_by_text("Settings").click()
+    page.get_by_label("Maximum answer length").fill("60")
+    for text in ("one", "two"):
+        send(page, text)
+        finished(page)
+    first, second = texts(page, "policy")
+    assert first == "<|im_start|>user\none<|im_end|>\n<|im_start|>assistant\n"
+    assert second == f"<|im_start|>user\none<|im_end|>\n<|im_start|>assistant\n{first}"[:60]
+    assert page.locator("section.policy .note").all_text_contents() == ["", "Truncated at 60 tokens."]
+    page.get_by_role("button", name="New conversation").click()
+    assert page.locator("article").count() == 0
+    send(page, "two")
+    finished(page)
+    assert texts(page, "policy") == [first.replace("one", "two")]
+
+
+@browses
+def test_shift_enter_begins_a_line(page: Any) -> None:
+    page.keyboard.type("a")  # the field has the focus
+    page.keyboard.press("Shift+Enter")
+    page.keyboard.type("b")
+    assert page.locator("article").count() == 0
+    page.keyboard.press("Enter")
+    finished(page)
+    assert page.locator(".user p").all_text_contents() == ["a\nb"]
+
+
+@browses
+def test_an_answer_streams_and_stop_ends_it(page: Any) -> None:
+    send(page, PAUSE)
+    page.locator("section.reference .text", has_text="xx").wait_for()
+    assert page.locator("section.reference").get_attribute("aria-busy") == "true"
+    send(page, "too early")
+    assert page.locator("article").count() == 1
+    page.get_by_label("Message", exact=True).fill("")
+    page.get_by_role("button", name="Stop").click()
+    finished(page)
+    assert page.locator(".note").all_text_contents() == ["Stopped.", "Stopped."]
+    assert page.locator("section.reference").get_attribute("aria-busy") == "false"
+    assert page.get_by_role("status").text_content() == "Stopped"
+    send(page, "next")  # the model is free again, and the policy, which had said nothing, was not asked the first
+    finished(page)
+    assert texts(page, "reference")[1] == HOSTILE
+    assert texts(page, "policy")[1] == "<|im_start|>user\nnext<|im_end|>\n<|im_start|>assistant\n"
+
+
+@browses
+def test_what_was_left_out_and_what_is_refused_is_said(page: Any, address: str) -> None:
+    page.get_by_text("Settings").click()
+    page.get_by_label("Maximum answer length").fill("10")
+    for text in ("a" * 3000, "b" * 3000):
+        send(page, text)
+        finished(page)
+    note = page.locator("section.policy .note").nth(1).text_content()
+    assert note.startswith("The conversation is too long for the model. Its oldest 2 messages were left out.")
+    page.get_by_role("button", name="New conversation").click()
+    page.get_by_text("Settings").click()
+    page.get_by_label("Maximum answer length").fill("4096")
+    page.get_by_label("Seed").fill("")
+    send(page, "no seed")
+    assert page.locator("article").count() == 0
+    assert page.locator("details").get_attribute("open") is not None
+
+
+@browses
+def test_the_policy_of_the_page_is_in_force(page: Any, faults: list[str]) -> None:
+    """Text made markup, code made of text, and a script from elsewhere are refused by the browser itself."""
+    refused = page.evaluate(
+        """() => {
+            const refused = [];
+            for (const attempt of [
+                () => { document.body.innerHTML = "<b>markup</b>"; },
+                () => { setTimeout("window.hit = 1"); },
+                () => { document.head.append(Object.assign(document.createElement("script"), {src: "data:,hit=1"})); },
+            ]) {
+                try { attempt(); refused.push(false); } catch { refused.push(true); }
+            }
+            return refused;
+        }"""
+    )
+    assert refused == [True, True, True]
+    assert page.evaluate("window.hit") is None
+    asked = page.evaluate("fetch('http://localhost:9/').then(() => true, () => false)")
+    assert not asked
+    assert all("TrustedHTML" in f or "TrustedScript" in f or "Content Security Policy" in f for f in faults), faults
+    assert any("connect-src" in fault for fault in faults)
+    faults.clear()
+
+
+def test_ctrl_c_ends_in_the_middle_of_an_answer(tmp_path: Path) -> None:
+    """At once, with 0, and without a traceback, although the model does not listen."""
+    script = tmp_path / "serve.py"
+    script.write_text(
+        "import sys, time\n"
+        "from pathlib import Path\n"
+        "from chat_models import byte_tokenizer\n"
+        "from prefdag.chat.dialogue import ChatModels\n"
+        "from prefdag.chat.server import bind, make_app, serve\n"
+        "def deaf(prompt_ids, listener, **options):\n"
+        "    listener('x')\n"
+        "    print('busy', flush=True)\n"
+        "    time.sleep(600)\n"
+        "listening = bind(0)\n"
+        "app = make_app(ChatModels({'policy': deaf}, byte_tokenizer(Path(sys.argv[1])), None), 8)\n"
+        "print(listening.getsockname()[1], flush=True)\n"
+        "serve(app, listening)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, str(script), str(tmp_path / "tokenizer")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(HELPERS)},
+    )
+    try:
+        assert process.stdout is not None
+        url = f"http://127.0.0.1:{process.stdout.readline().strip()}/v1/chat/completions"
+        body = {"model": "policy", "messages": [{"role": "user", "content": "x"}], "stream": True}
+        with httpx.stream("POST", url, json=body, timeout=60, trust_env=False) as response:
+            assert response.status_code == 200
+            assert process.stdout.readline() == "busy\n"
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 0
+    assert "Traceback" not in errors

@@ -1,0 +1,86 @@
+"""Files of images for tests."""
+
+import io
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from paths import REAL_DATA
+from PIL import Image
+
+from prefdag.images.reading import CIFAR10
+
+PUBLISHED = REAL_DATA / "cifar10"
+rng = np.random.default_rng(0)
+
+# Runs a test on made-up tars of CIFAR-10's form, `tars` being None, and on those of 7,000 published images.
+cifar10_tars = pytest.mark.parametrize(
+    "tars",
+    [
+        pytest.param(None, id="made up"),
+        pytest.param(
+            PUBLISHED,
+            id="published",
+            marks=[
+                pytest.mark.slow,
+                pytest.mark.skipif(not PUBLISHED.exists(), reason="the published tars are not beside this repository"),
+            ],
+        ),
+    ],
+)
+
+
+def mnist_csv(labels: list[int], edit: Callable[[list[list[str]]], object] = lambda rows: None) -> bytes:
+    """Rows of 784 random pixels and a label; `edit` may break them."""
+    rows = [[*map(str, rng.integers(0, 256, 784)), str(label)] for label in labels]
+    edit(rows)
+    return "".join(",".join(row) + "\n" for row in rows).encode()
+
+
+def picture(size: tuple[int, int] = (4, 3), mode: str = "RGB", kind: str = "PNG") -> bytes:
+    """A random PNG, or another kind of file, of (width, height)."""
+    stream = io.BytesIO()
+    Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)).convert(mode).save(stream, kind)
+    return stream.getvalue()
+
+
+def tar(members: dict[str, bytes | str]) -> bytes:
+    """A tar of files; a text instead of bytes makes a link to it."""
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as archive:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            if isinstance(content, str):
+                member.type, member.linkname = tarfile.SYMTYPE, content
+                archive.addfile(member)
+            else:
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+    return stream.getvalue()
+
+
+def write_cifar10_tars(folder: Path, of_each: dict[str, int]) -> None:
+    """SPLIT.tar for each split, with SPLIT/CLASS/0000.jpg and so on: `of_each` random images of every class.
+
+    The first test image is the first training image once more, saved with another quality, as photographs on the web are.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {
+        split: {f"{split}/{name}/{i:04}.jpg": picture((32, 32), kind="JPEG") for name in CIFAR10 for i in range(n)}
+        for split, n in of_each.items()
+    }
+    if "test" in files:
+        stream = io.BytesIO()
+        Image.open(io.BytesIO(files["train"]["train/airplane/0000.jpg"])).save(stream, "JPEG", quality=90)
+        files["test"]["test/airplane/0000.jpg"] = stream.getvalue()
+    for split, members in files.items():
+        (folder / f"{split}.tar").write_bytes(tar(dict(members)))
+
+
+def write(folder: Path, files: dict[str, bytes]) -> Path:
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return folder

@@ -1,0 +1,60 @@
+"""Small models and tasks in float64 for tests of the training loop."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from tasks import task_of
+from torch import Tensor, nn
+
+from prefdag.train.task import LossAndMetrics, Task
+
+
+def ignore(step: int, metrics: Mapping[str, float]) -> None:
+    pass
+
+
+def linear() -> nn.Linear:
+    torch.manual_seed(0)
+    return nn.Linear(3, 1).double()
+
+
+def regression(n: int, seed: int = 0) -> Task:
+    """Squared errors of `linear`, each row counted 1, 2 or 3 times over."""
+    generator = torch.Generator().manual_seed(seed)
+    x, y = torch.randn(n, 4, generator=generator, dtype=torch.float64).split([3, 1], dim=1)
+    weight = [float(1 + i % 3) for i in range(n)]
+
+    def objective(model: nn.Module, rows: Sequence[int], epoch: int | None) -> LossAndMetrics:
+        error = (model(x[list(rows)]) - y[list(rows)])[:, 0]
+        return error**2 * torch.tensor([weight[i] for i in rows]), {"error": error.detach()}
+
+    return task_of(objective, weight, [f"row-{i}" for i in range(n)])
+
+
+def spread(n: int) -> Task:
+    """A joint loss of `linear`: squared distances from the mean of the model's outputs for all rows of a step."""
+    x = torch.randn(n, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def forward(model: nn.Module, rows: Sequence[int], epoch: int | None) -> Mapping[str, Tensor]:
+        return {"y": model(x[list(rows)])[:, 0], "x": x[list(rows), 0]}
+
+    return Task(
+        forward,
+        lambda outputs: ((outputs["y"] - outputs["y"].mean() - outputs["x"]) ** 2, {"y": outputs["y"].detach()}),
+        [1.0] * n,
+        [f"row-{i}" for i in range(n)],
+        jointly=True,
+    )
+
+
+class Shaky(nn.Module):
+    """Dropout, batch statistics and a frozen part in eval mode: what validation could disturb."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, 1)).double()
+        self.frozen = nn.Dropout(0.9).eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(self.frozen(x))

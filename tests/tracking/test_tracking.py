@@ -1,0 +1,474 @@
+"""Tracking: metrics are exact, and nothing is lost or duplicated, whatever happens to the server or the process.
+
+All tests share one database, since creating one takes seconds. A test identifies its runs by key or name.
+"""
+
+import json
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from paths import ROOT
+
+from prefdag.check_params import load_params
+from prefdag.runtime.errors import DataError
+from prefdag.tracking import delivery, spool, store
+from prefdag.tracking import runs as tracking
+from prefdag.tracking.publishing import publish
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("project")
+
+
+@pytest.fixture(autouse=True)
+def _environment(project: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "DVC_EXP_NAME", "DVC_EXP_BASELINE_REV", "RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in store.ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("DVC_ROOT", str(project))
+    monkeypatch.chdir(project)
+    yield
+    for folder in spool.folders():  # a failed test must not affect the next
+        if left := spool.claim(folder):
+            left.delete()
+            left.release()
+    store.Store().note_alive()
+
+
+def runs(filter_string: str) -> list[Any]:
+    """The matching runs in the database, newest first."""
+    client = client_of_database()
+    experiment = client.get_experiment_by_name("prefdag")
+    return list(client.search_runs([experiment.experiment_id], filter_string))
+
+
+def client_of_database() -> Any:
+    from mlflow import MlflowClient
+
+    return MlflowClient(f"sqlite:///{os.environ['DVC_ROOT']}/mlflow.db")
+
+
+def run_of(key: str) -> Any:
+    """The one run with this key."""
+    (run,) = runs(f"tags.`prefdag.key` = '{key}'")
+    return run
+
+
+def history(run: Any, metric: str) -> list[tuple[int, float]]:
+    """All points of a curve, including duplicates."""
+    points = client_of_database().get_metric_history(run.info.run_id, metric)
+    return sorted((point.step, point.value) for point in points)
+
+
+def child(code: str) -> subprocess.Popen[str]:
+    """A process that runs `code` in the same project, with tracking imported."""
+    code = "from prefdag.tracking import delivery, runs as tracking\nimport os, time\n" + textwrap.dedent(code)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
+
+
+def join_delivery() -> None:
+    """Wait for delivery threads that a stage left running."""
+    for thread in threading.enumerate():
+        if thread.name == "prefdag-delivery":
+            thread.join()
+
+
+@pytest.fixture
+def closed_port(monkeypatch: pytest.MonkeyPatch) -> str:
+    """Use the address of a server that is gone as the tracking server."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        uri = f"http://user:secret@127.0.0.1:{server.getsockname()[1]}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    return uri
+
+
+# --- a server that answers
+
+
+def test_a_stage_run_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DVC_EXP_NAME", "lurid-oxen")
+    monkeypatch.setenv("DVC_EXP_BASELINE_REV", "f" * 40)
+    losses = [0.1 + 0.2, 1e-300, -0.0, 5e-324, 2 / 3]
+    with tracking.stage_run(
+        "dpo_text", {"beta": 0.1, "dpo_text": {"targets": ["q", "v"], "flip": None}}, "exact"
+    ) as run:
+        for step, loss in enumerate(losses):
+            run.log(step, {"loss": loss, "rewards/margin": step})
+        run.log(4, {"val/loss": 0.5})
+    finished = run_of("exact")
+    assert history(finished, "loss") == list(enumerate(losses))
+    assert history(finished, "rewards/margin") == [(step, float(step)) for step in range(5)]
+    assert history(finished, "val/loss") == [(4, 0.5)]
+    assert finished.data.params == {"beta": "0.1", "dpo_text.targets": '["q", "v"]', "dpo_text.flip": "null"}
+    assert finished.info.status == "FINISHED"
+    assert finished.info.run_name == "dpo_text lurid-oxen"
+    tags = finished.data.tags
+    assert (tags["kind"], tags["prefdag.stage"], tags["dvc.exp_name"]) == ("stage", "dpo_text", "lurid-oxen")
+    assert tags["dvc.exp_baseline_rev"] == tags["mlflow.source.git.commit"] == "f" * 40
+    assert spool.folders() == []
+
+
+def fail(key: str, steps: int, error: type[BaseException] = RuntimeError) -> None:
+    """A stage that logs a loss of step / 7 for some steps, then fails."""
+    with tracking.stage_run("dpo_text", {"seed": 0}, key) as run:
+        for step in range(steps):
+            run.log(step, {"loss": step / 7})
+        raise error
+
+
+@pytest.mark.parametrize(("error", "status"), [(ValueError, "FAILED"), (KeyboardInterrupt, "KILLED")])
+def test_a_run_ends_as_its_stage_did(error: type[BaseException], status: str) -> None:
+    with pytest.raises(error):
+        fail(status, 1, error)
+    assert run_of(status).info.status == status
+
+
+def test_a_stage_that_is_run_again_goes_on_in_its_run() -> None:
+    with pytest.raises(RuntimeError):
+        fail("again", 7)
+    with tracking.stage_run("dpo_text", {"seed": 0}, "again") as run:
+        for step in range(5, 10):  # from the last checkpoint
+            run.log(step, {"loss": step / 7, **({"val/loss": 0.25} if step == 6 else {})})
+    finished = run_of("again")
+    assert history(finished, "loss") == [(step, step / 7) for step in range(10)]
+    assert history(finished, "val/loss") == [(6, 0.25)]
+    assert finished.info.status == "FINISHED"
+    assert spool.folders() == []
+
+
+def test_two_processes_with_one_key_have_two_runs() -> None:
+    with tracking.stage_run("dpo_text", {}, "twice") as one, tracking.stage_run("dpo_text", {}, "twice") as two:
+        one.log(0, {"loss": 1.0})
+        two.log(0, {"loss": 2.0})
+    both = runs("tags.`prefdag.key` = 'twice'")
+    assert sorted(run.data.metrics["loss"] for run in both) == [1.0, 2.0]
+
+
+def test_what_is_not_finite_is_named_and_not_falsified() -> None:
+    with tracking.stage_run("dpo_text", {}, "nan") as run:
+        run.log(0, {"loss": 1.0, "grad_norm": 2.0})
+        run.log(1, {"loss": float("inf"), "grad_norm": 3.0})
+    finished = run_of("nan")
+    assert history(finished, "loss") == [(0, 1.0)]
+    assert history(finished, "grad_norm") == [(0, 2.0), (1, 3.0)]
+    assert finished.data.tags["prefdag.nonfinite"] == "loss is inf at step 1"
+
+
+def test_only_the_first_of_several_processes_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    with tracking.stage_run("dpo_text", {}, "rank") as run:
+        run.log(0, {"loss": 1.0})
+        run.file(Path("absent"))
+    assert spool.folders() == []
+
+
+def test_large_requests_are_cut_to_what_mlflow_takes() -> None:
+    params = {f"p{i}": i for i in range(250)}
+    with tracking.stage_run("dpo_text", params, "large") as run:
+        run.log(0, {f"m{i}": i for i in range(2500)})
+        for step in range(30):
+            run.log(step, {f"n{i}": i for i in range(100)})
+    finished = run_of("large")
+    assert len(finished.data.params) == 250
+    assert finished.data.metrics == {f"m{i}": i for i in range(2500)} | {f"n{i}": i for i in range(100)}
+    assert history(finished, "n99") == [(step, 99.0) for step in range(30)]
+
+
+# --- the pipeline
+
+
+def pipeline(project: Path) -> dict[str, Any]:
+    """The inputs of `publish` in the form in which stages write them."""
+    folder = project / "models" / "dpo_text"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "history.csv").write_text("step,epoch,loss,rewards/margin\n0,0,0.6931471805599453,0\n1,0,0.25,1.5\n")
+    (folder / "validation.csv").write_text("step,loss,kl\n0,0.69,\n1,0.5,1e-05\n")
+    (project / "reports").mkdir(exist_ok=True)
+    (project / "reports" / "index.html").write_text("<h1>Report</h1>")
+    (project / "reports" / "model_card.md").write_text("# Model")
+    heldout = {"n_pairs": 64, "rewards": {"accuracy": 0.609375}, "note": "no number", "missing": None}
+    return {
+        "metrics": {"text": {"heldout": heldout}, "image": {"policy": {"accuracy": 0.95}}},
+        "curves": {"dpo_text": (Path("models/dpo_text/history.csv"), Path("models/dpo_text/validation.csv"))},
+        "files": [Path("reports/index.html"), Path("reports/model_card.md")],
+    }
+
+
+def check_pipeline(run: Any) -> None:
+    assert run.data.tags["kind"] == "pipeline"
+    assert run.data.metrics["text/heldout/rewards/accuracy"] == 0.609375
+    assert run.data.metrics["text/heldout/n_pairs"] == 64
+    assert run.data.metrics["image/policy/accuracy"] == 0.95
+    assert not {"text/heldout/note", "text/heldout/missing"} & set(run.data.metrics)
+    assert history(run, "dpo_text/loss") == [(0, 0.6931471805599453), (1, 0.25)]
+    assert history(run, "dpo_text/rewards/margin") == [(0, 0.0), (1, 1.5)]
+    assert history(run, "dpo_text/val/loss") == [(0, 0.69), (1, 0.5)]
+    assert history(run, "dpo_text/val/kl") == [(1, 1e-05)]
+    client = client_of_database()
+    reports = [item.path for item in client.list_artifacts(run.info.run_id, "reports")]
+    assert reports == ["reports/index.html", "reports/model_card.md"]
+    assert Path(client.download_artifacts(run.info.run_id, "reports/index.html")).read_text() == "<h1>Report</h1>"
+
+
+def test_publish_writes_one_run_with_everything(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DVC_EXP_NAME", "whole-pipe")
+    params = load_params(ROOT / "params.yaml")
+    publish(params, **pipeline(project))
+    (run,) = runs("tags.`dvc.exp_name` = 'whole-pipe'")
+    assert run.info.run_name == f"beta={params.beta} whole-pipe"
+    assert run.info.artifact_uri.startswith((project / "mlartifacts").as_uri())
+    assert run.data.params["dpo_text.adapter.kind"] == params.dpo_text.adapter.kind
+    assert json.loads(run.data.params["health_text.fail_on"]) == params.health_text.fail_on
+    assert {key.partition(".")[0] for key in run.data.params} == set(params.__dataclass_fields__)
+    check_pipeline(run)
+
+
+@pytest.mark.parametrize("content", ["step,loss\n0,one\n", "loss\n0.5\n", "step,loss\n0,0.5,7\n"])
+def test_a_curve_that_is_no_curve_is_one_line(project: Path, content: str) -> None:
+    inputs = pipeline(project)
+    (project / "models" / "dpo_text" / "history.csv").write_text(content)
+    with pytest.raises(DataError, match=r"^models/dpo_text/history.csv:1: not a row of numbers"):
+        publish(load_params(ROOT / "params.yaml"), **inputs)
+
+
+def test_a_missing_curve_is_one_line(project: Path) -> None:
+    curves = {"dpo_text": (Path("absent.csv"), Path("absent.csv"))}
+    with pytest.raises(DataError, match=r"^absent.csv: not found; `dvc repro` makes it$"):
+        publish(load_params(ROOT / "params.yaml"), {}, curves, [])
+
+
+# --- a server that does not answer, and processes that die
+
+
+def test_a_dead_server_costs_a_warning_and_sync_replays_once(
+    closed_port: str, monkeypatch: pytest.MonkeyPatch, project: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked: list[str] = []
+    try_twice = store.Store._try_twice
+
+    def counted(self: store.Store, request: Any, **options: Any) -> Any:
+        asked.append(self.name)
+        return try_twice(self, request, **options)
+
+    monkeypatch.setattr(store.Store, "_try_twice", counted)
+    with tracking.stage_run("dpo_text", {"beta": 0.1}, "dead") as run:
+        for step in range(50):
+            run.log(step, {"loss": step / 3})
+    assert len(asked) == 2  # connecting, which needs no network yet, and one request
+    assert tracking.sync() == tracking.SyncResult(sent=0, left=1)
+    asked.clear()
+    publish(load_params(ROOT / "params.yaml"), **pipeline(project))
+    assert asked == []  # known to be dead
+    (project / "reports" / "index.html").write_text("of a later run")
+    warnings = [record.getMessage() for record in caplog.records]
+    assert len(warnings) == 3
+    assert all("\n" not in warning for warning in warnings)
+    assert "secret" not in caplog.text
+    assert not any(b"secret" in path.read_bytes() for path in (project / ".prefdag").rglob("*") if path.is_file())
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")  # it answers again
+    assert tracking.sync() == tracking.SyncResult(sent=2, left=0)
+    assert tracking.sync() == tracking.SyncResult(sent=0, left=0)
+    finished = run_of("dead")
+    assert history(finished, "loss") == [(step, step / 3) for step in range(50)]
+    assert finished.info.status == "FINISHED"
+    check_pipeline(runs("tags.kind = 'pipeline'")[0])
+    assert spool.folders() == []
+
+
+def test_a_server_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "600")  # the stage ends whatever the user has set
+    monkeypatch.setattr(delivery, "PATIENCE", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        with tracking.stage_run("dpo_text", {}, "silent") as run:
+            for step in range(50):
+                run.log(step, {"loss": 1.0})
+        silent.accept()[0].close()  # it had received a request
+    lines = Path(".prefdag/spool/dpo_text-silent/events.jsonl").read_text().splitlines()
+    events = [json.loads(line) for line in lines]
+    assert [event["kind"] for event in events] == ["start", *["step"] * 50, "status"]
+    join_delivery()
+
+
+def test_a_locked_database_holds_no_stage_up(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with tracking.stage_run("dpo_text", {}, "before"):  # makes the database
+        pass
+    monkeypatch.setattr(delivery, "PATIENCE", 0.3)
+    holder = sqlite3.connect(project / "mlflow.db")
+    holder.execute("BEGIN EXCLUSIVE")
+    with tracking.stage_run("dpo_text", {}, "locked") as run:
+        run.log(0, {"loss": 1.0})
+    assert [folder.name for folder in spool.folders()] == ["dpo_text-locked"]
+    holder.rollback()
+    holder.close()
+    join_delivery()  # the daemon thread keeps waiting while its process lives
+    assert tracking.sync().left == 0
+    assert history(run_of("locked"), "loss") == [(0, 1.0)]
+
+
+@pytest.mark.slow
+def test_a_killed_process_loses_nothing_that_was_logged() -> None:
+    process = child("""
+        delivery.INTERVAL = 0.2
+        with tracking.stage_run("dpo_text", {}, "kill9") as run:
+            for step in range(1_000_000):
+                run.log(step, {"loss": step / 7})
+                time.sleep(0.001)
+                if os.path.exists(".prefdag/spool/dpo_text-kill9/sent.json"):
+                    print(step, flush=True)
+    """)
+    assert process.stdout
+    logged = [int(process.stdout.readline()) for _ in range(300)][-1]
+    assert tracking.sync() == tracking.SyncResult(sent=0, left=0)  # a living process sends its own
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    with Path(".prefdag/spool/dpo_text-kill9/events.jsonl").open("a") as stream:
+        stream.write('{"kind": "step", "ti')  # incomplete
+    assert tracking.sync() == tracking.SyncResult(sent=1, left=0)
+    assert tracking.sync() == tracking.SyncResult(sent=0, left=0)
+    killed = run_of("kill9")
+    points = history(killed, "loss")
+    assert points == [(step, step / 7) for step in range(len(points))]
+    assert len(points) > logged
+    assert killed.info.status == "KILLED"
+
+
+def test_a_full_disk_tears_no_event(tmp_path: Path) -> None:
+    """A file size limit acts like a full disk: the write that does not fit is cut short."""
+    process = child(f"""
+        import errno, json, resource
+        from pathlib import Path
+        from prefdag.tracking import spool as spools
+        spool = spools.claim(Path({str(tmp_path / "spool")!r}))
+        most = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, most[1]))
+        event = {{"kind": "step", "step": 0, "metrics": {{"loss": 0.1}}}}
+        fits = 1000 // (len(json.dumps(event)) + 1)
+        try:
+            while True:
+                spool.append(event)
+        except OSError as error:
+            print(errno.errorcode[error.errno], Path(error.filename).name)
+        resource.setrlimit(resource.RLIMIT_FSIZE, most)
+        before = len(list(spool.events()))
+        spool.append(event)
+        print(before == fits, len(list(spool.events())) == before + 1)
+    """)
+    words = process.communicate()[0].split()
+    assert words == ["ENOSPC", "events.jsonl", "True", "True"]
+
+
+def test_what_was_sent_but_not_acknowledged_is_sent_again_without_a_trace(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(spool.Spool, "acknowledge", lambda self, delivered: None)  # as if killed just before it
+        with pytest.raises(RuntimeError):
+            fail("ambiguous", 20)
+    assert tracking.sync() == tracking.SyncResult(sent=1, left=0)
+    assert history(run_of("ambiguous"), "loss") == [(step, step / 7) for step in range(20)]
+
+
+def test_a_refused_run_does_not_hold_up_the_others() -> None:
+    for key in ("gone", "kept"):
+        with pytest.raises(RuntimeError):
+            fail(key, 1)
+        late = spool.claim(Path(f".prefdag/spool/dpo_text-{key}"))
+        assert late
+        late.append({"kind": "step", "time": 1, "step": 1, "metrics": {"loss": 2.0}})
+        late.append({"kind": "status", "time": 2, "status": "FAILED"})
+        late.release()
+    client_of_database().delete_run(run_of("gone").info.run_id)
+    assert tracking.sync() == tracking.SyncResult(sent=1, left=1)
+    assert history(run_of("kept"), "loss") == [(0, 0.0), (1, 2.0)]
+
+
+@pytest.mark.slow
+def test_processes_that_start_together_on_a_fresh_store_all_arrive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    code = """
+        with tracking.stage_run("dpo_text", {}, f"together{os.getpid()}") as run:
+            run.log(0, {"loss": os.getpid()})
+    """
+    processes = [child(code) for _ in range(4)]
+    assert [process.wait() for process in processes] == [0] * 4
+    assert sorted(run.data.metrics["loss"] for run in runs("tags.kind = 'stage'")) == sorted(p.pid for p in processes)
+
+
+@pytest.mark.slow
+def test_a_server_that_is_killed_midway(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    uri = f"http://127.0.0.1:{port}"
+
+    def serve() -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"]
+        storage = [
+            "--backend-store-uri",
+            f"sqlite:///{tmp_path}/server.db",
+            "--artifacts-destination",
+            str(tmp_path / "a"),
+        ]
+        process = subprocess.Popen([*command, *storage], start_new_session=True)
+        while True:
+            try:
+                urllib.request.urlopen(f"{uri}/health").close()
+                return process
+            except OSError:
+                time.sleep(0.2)
+
+    monkeypatch.setattr(delivery, "INTERVAL", 0.2)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    server = serve()
+    try:
+        with tracking.stage_run("dpo_text", {"beta": 0.1}, "midway") as run:
+            for step in range(20):
+                run.log(step, {"loss": step / 7})
+            while not Path(".prefdag/spool/dpo_text-midway/sent.json").exists():
+                time.sleep(0.05)
+            os.killpg(server.pid, signal.SIGKILL)
+            server.wait()
+            for step in range(20, 40):
+                run.log(step, {"loss": step / 7})
+        publish(load_params(ROOT / "params.yaml"), **pipeline(project))
+        assert tracking.sync() == tracking.SyncResult(sent=0, left=2)
+        server = serve()
+        assert tracking.sync() == tracking.SyncResult(sent=2, left=0)
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/server.db")
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{tmp_path}/server.db")
+    experiment = client.get_experiment_by_name("prefdag")
+    assert experiment
+    pipeline_run, stage = client.search_runs([experiment.experiment_id], order_by=["tags.kind"])
+    assert sorted((p.step, p.value) for p in client.get_metric_history(stage.info.run_id, "loss")) == [
+        (step, step / 7) for step in range(40)
+    ]
+    assert stage.info.status == pipeline_run.info.status == "FINISHED"
+    assert len(list((tmp_path / "a").rglob("reports/*"))) == 2
+
+
+def test_importing_tracking_costs_neither_mlflow_nor_torch() -> None:
+    process = child("import sys; print(*sorted({'mlflow', 'torch', 'pandas', 'numpy'} & set(sys.modules)))")
+    assert process.communicate()[0].strip() == ""
