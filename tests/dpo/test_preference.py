@@ -41,45 +41,36 @@ def losses_of(pref: Preference, *pairs: Pair) -> list[float]:
 @pytest.mark.parametrize(
     ("loss", "options", "expected"),
     [
-        ("sigmoid", {}, 0.313262),
+        ("sigmoid", {}, 0.313262),  # ln(1 + exp(-1))
         ("sigmoid", {"reduction": "sum"}, 0.313262),
-        ("sigmoid", {"reduction": "mean"}, 0.523123),
-        ("ipo", {"reduction": "mean"}, 0.0625),
-        ("sigmoid", {"reference_free": True}, 0.201413),
-        ("sigmoid", {"reduction": "mean", "reference_free": True}, 0.575939),
+        ("sigmoid", {"reduction": "mean"}, 0.523123),  # h = 1/2 + 1/4: ln(1 + exp(-0.375))
+        ("ipo", {"reduction": "mean"}, (0.75 - 1) ** 2),
+        ("sigmoid", {"reference_free": True}, 0.201413),  # h = -1 + 4: ln(1 + exp(-1.5))
+        ("sigmoid", {"reduction": "mean", "reference_free": True}, 0.575939),  # h = -1/2 + 4/4: ln(1 + exp(-0.25))
+        # h = (1 - 1/e) - (1 - e) = 0.632121 + 1.718282: ln(1 + exp(-1.175201))
         ("sigmoid", {"f_divergence": "forward_kl"}, 0.269078),
+        # h = ln(2e / (1 + e)) - ln(2 / (1 + e)) = 1, since u_w u_l = 1: ln(1 + exp(-0.5))
         ("sigmoid", {"f_divergence": "js"}, 0.474077),
+        # h = 2 (exp(0.5) - exp(-0.5)) = 2.084381: ln(1 + exp(-1.042191))
         ("sigmoid", {"f_divergence": "alpha"}, 0.302089),
+        # h = 4 (exp(0.25) - exp(-0.25)) = 2.020899: ln(1 + exp(-1.010449))
         ("sigmoid", {"f_divergence": "alpha", "f_alpha": 0.25}, 0.310462),
-        ("hinge", {"ld_alpha": 0.0}, 0.25),
-        ("hinge", {"ld_alpha": 0.5}, 0.125),
-        ("hinge", {"ld_alpha": 1.0}, 0.0),
-        ("sigmoid", {"wpo": True}, 0.125305),
-        ("cpo", {}, 0.701413),
-        ("cpo", {"sft_weight": 2.0}, 1.201413),
-        ("simpo", {"simpo_gamma": 0.25}, 0.693147),
-        ("orpo", {}, 0.660150),
-        ("kto", {"desirable_weight": 2.0, "undesirable_weight": 3.0}, 0.943852),
+        # Rejected: the two shared tokens -1.5 + 1 = -0.5, the other two -2.5 + 2 = -0.5.
+        ("hinge", {"ld_alpha": 0.0}, 1 - (1 + 0.5) / 2),
+        ("hinge", {"ld_alpha": 0.5}, 1 - (1 + 0.5 + 0.5 * 0.5) / 2),
+        ("hinge", {"ld_alpha": 1.0}, 1 - (1 + 0.5 + 0.5) / 2),
+        ("sigmoid", {"wpo": True}, 0.5 * 0.8 * 0.313262),
+        ("cpo", {}, 0.201413 + 1 / 2),  # two tokens
+        ("cpo", {"sft_weight": 2.0}, 0.201413 + 2 / 2),
+        ("simpo", {"simpo_gamma": 0.25}, math.log(2)),  # 0.5 (-1/2 + 1) - 0.25 = 0
+        # p_w = exp(-1/2) = 0.606531, p_l = exp(-1) = 0.367879: log-odds 0.432754 and -0.541327, ln(1 + exp(-0.974081))
+        ("orpo", {}, 0.5 * 0.320300 + 1 / 2),
+        ("kto", {"desirable_weight": 2.0, "undesirable_weight": 3.0}, (2 + 3) * 0.377541 / 2),  # z0 = 0, s(-0.5)
     ],
 )
 def test_options_by_hand(loss: LossName, options: dict[str, Any], expected: float) -> None:
-    """beta 0.5, log-ratios 1 and -1: z = 1, -ln s(1) = 0.313262.
-
-    reduction mean: 1/2 and -1/4: h = 0.75, ln(1 + exp(-0.375)) = 0.523123; ipo: (0.75 - 1)^2
-    reference_free: h = -1 + 4 = 3, z = 1.5: ln(1 + exp(-1.5)); both: -1/2 + 4/4 = 0.5, ln(1 + exp(-0.25)) = 0.575939
-    forward_kl: (1 - 1/e) - (1 - e) = 0.632121 + 1.718282 = 2.350402: ln(1 + exp(-1.175201)) = 0.269078
-    js: ln(2e / (1 + e)) - ln(2 / (1 + e)) = 1, since u_w u_l = 1: ln(1 + exp(-0.5)) = 0.474077
-    alpha 1/2: 2 (exp(0.5) - exp(-0.5)) = 2.084381: ln(1 + exp(-1.042191)) = 0.302089
-    alpha 1/4: 4 (exp(0.25) - exp(-0.25)) = 2.020899: ln(1 + exp(-1.010449)) = 0.310462
-    ld_alpha: the first two tokens of rejected: -1.5 + 1 = -0.5, the others -2.5 + 2 = -0.5; a = 0: h = 1 + 0.5; 0.5: 1.75;
-    1: 2: hinges 1 - h / 2 = 0.25, 0.125, 0
-    wpo: 0.5 * 0.8 * 0.313262
-    cpo: 0.201413 + 1/2 (two tokens), + 2 / 2      simpo: 0.5 (-1/2 + 1) - 0.25 = 0: ln 2
-    orpo: p_w = exp(-1/2) = 0.606531, p_l = exp(-1) = 0.367879: log-odds 0.432754 and -0.541327:
-    0.5 ln(1 + exp(-0.974081)) + 1/2 = 0.160150 + 0.5
-    kto, z0 = 0: (2 s(-0.5) + 3 s(-0.5)) / 2 = 2.5 * 0.377541
-    """
-    assert losses_of(preference(loss, **options), BY_HAND) == pytest.approx([expected], abs=1e-6)
+    """beta 0.5, log-ratios 1 and -1: h = 2, z = 1."""
+    assert losses_of(preference(loss, **options), BY_HAND) == pytest.approx([expected], abs=2e-6)
 
 
 def test_soft_labels_by_hand() -> None:
