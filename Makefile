@@ -42,7 +42,7 @@ test: $(ORACLE) ## run the fast tests
 	@$(ACTIVATE) && pytest
 
 test-slow: $(ORACLE) ## run the slow tests
-	@$(ACTIVATE) && pytest -m slow
+	@$(ACTIVATE) && pytest -m slow --durations=30
 
 chaos: $(ORACLE) ## run the destructive tests: kills, full disks, dead servers, flipped bytes; prints survived/tried
 	@$(ACTIVATE) && pytest -m chaos

@@ -19,6 +19,8 @@ from paths import HELPERS
 from prefdag.chat.dialogue import ChatModels
 from prefdag.chat.server import bind, make_app
 
+pytestmark = pytest.mark.slow
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 browses = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine")
 

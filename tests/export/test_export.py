@@ -32,7 +32,7 @@ from prefdag.runtime.artifacts import sha256
 from prefdag.runtime.errors import DataError, PrefdagError
 from prefdag.text import model as lm
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow]
 ROWS = [[5, 9, 70, 8], [1, 2, 3], [200]]
 
 

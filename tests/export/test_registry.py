@@ -342,7 +342,7 @@ def test_mlflow_serves_the_policys_answers(registered: Path, client: Any, monkey
         with pytest.raises(urllib.error.HTTPError) as refused:
             post(f"{address}/invocations", {"messages": user("x" * 200)})
         assert refused.value.code == 400
-        assert "128 positions" in refused.value.read().decode()
+        assert "the model's context is 128" in refused.value.read().decode()
     finally:
         stop(server)
 

@@ -22,6 +22,8 @@ from prefdag.runtime.artifacts import read_json, sha256
 from prefdag.runtime.errors import DataError
 from stages import validate_pairs
 
+pytestmark = pytest.mark.slow
+
 
 def row(number: int = 0, **changes: Any) -> dict[str, Any]:
     return {"prompt": f"p{number}", "chosen": f"c{number}", "rejected": f"r{number}"} | changes

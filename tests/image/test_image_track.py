@@ -290,6 +290,7 @@ def test_dpo_leaves_the_reference_and_all_batch_statistics_alone(
     assert all(torch.equal(found[name], t) for name, t in weights(ran[0][1]).items())
 
 
+@pytest.mark.slow
 def test_dpo_is_a_function_of_its_seed(project: Path, ran: list[tuple[History, nn.Module]]) -> None:
     once = dataclasses.replace(SETTINGS, training=training(batch_size=8))
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
@@ -324,6 +325,7 @@ def test_what_is_validated_is_the_validation_split(
     assert sha256(Path("before/validation.csv")) != sha256(dpo_image.POLICY / "validation.csv")
 
 
+@pytest.mark.slow
 def test_nothing_is_chosen_by_looking_at_the_test_split(project: Path, ran: list[tuple[History, nn.Module]]) -> None:
     """Other test images change nothing that training writes: neither models nor what was measured on the way."""
     for name, images in (("a", None), ("b", 255)):
@@ -437,6 +439,7 @@ def apart(one: tuple[History, nn.Module], other: tuple[History, nn.Module]) -> t
     return float(np.abs(np.subtract(*losses)).max()), max(float((a[name] - b[name]).abs().max()) for name in a)
 
 
+@pytest.mark.slow
 def test_cached_log_probabilities_train_as_live_ones_do(
     project: Path, ran: list[tuple[History, nn.Module]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

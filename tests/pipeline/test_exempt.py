@@ -18,9 +18,10 @@ ALTERED = {
     "prefdag/runtime/exits.py": "one_line_errors = lambda name: contextlib.nullcontext()",
     "prefdag/runtime/lock.py": "stage_lock = lambda name: contextlib.nullcontext(); end_with_dvc = lambda: None",
     "prefdag/runtime/progress.py": "progress = lambda *_, **__: tqdm(disable=True)",
-    "prefdag/tracking/delivery.py": "def deliver(spool, store): raise RefusalError('altered')",
-    "prefdag/tracking/runs.py": "log_ = Run.log; Run.log = lambda self, step, metrics: log_(self, step + 1, {'a': 1.0})",
+    "prefdag/tracking/delivery.py": "send = deliver; deliver = lambda spool, store: [send(spool, store) for _ in range(2)]",
+    "prefdag/tracking/runs.py": "log_ = RunLogger.log; RunLogger.log = lambda self, step, metrics: log_(self, step, {})",
     "prefdag/tracking/spool.py": "add = Spool.append; Spool.append = lambda self, event: add(self, event | {'time': 0})",
+    "prefdag/tracking/store.py": "def refuse(*_): raise RefusalError('altered')\nStore.begin = refuse",
     "prefdag/runtime/interruption.py": "interruptible = lambda: contextlib.nullcontext(contextlib.nullcontext)",
 }
 # Between them they use all of these modules: to check, to train, to evaluate, to report.
@@ -50,13 +51,8 @@ COMMENTED = {path: set[str]() for path in EXEMPT} | {
     "prefdag/health/findings.py": HEALTH,
     "prefdag/config/health.py": HEALTH | REPORT,
     "prefdag/config/report.py": REPORT,
-    "prefdag/train/loop.py": {
-        "sft_ref",
-        "resnet_warmup",
-        "control_image",
-        "dpo_text",
-        "dpo_image",
-    },  # the test can fail
+    # The test can fail.
+    "prefdag/train/loop.py": {"sft_ref", "resnet_warmup", "control_image", "dpo_text", "dpo_image"},
 }
 
 

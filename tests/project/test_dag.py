@@ -308,6 +308,7 @@ def helped() -> Callable[[str], subprocess.CompletedProcess[str]]:
         return dict(zip(STAGES, pool.map(run, STAGES), strict=True)).__getitem__
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STAGES)
 def test_help_works_and_is_quick(name: str, helped: Callable[[str], subprocess.CompletedProcess[str]]) -> None:
     done = helped(name)

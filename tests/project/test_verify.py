@@ -63,7 +63,7 @@ def repo(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dvc("remote", "modify", "storage", "url", str(Path("storage").resolve()))
 
 
-pytestmark = pytest.mark.usefixtures("repo")
+pytestmark = [pytest.mark.usefixtures("repo"), pytest.mark.slow]
 
 
 def flip(path: Path) -> None:

@@ -20,9 +20,10 @@ from prefdag.runtime.artifacts import write_json
 from stages import report
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome on this machine"
-)
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome on this machine"),
+    pytest.mark.slow,
+]
 
 # Each would set window.ran, or break the page, if it were taken for more than text.
 HOSTILE = [

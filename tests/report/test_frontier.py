@@ -59,6 +59,7 @@ def test_page_names_every_experiment_with_its_intervals() -> None:
     assert not re.search("https?:", html.replace("http://www.w3.org", ""))
 
 
+@pytest.mark.slow
 def test_mlflow_has_the_points_of_finished_pipeline_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import mlflow
 

@@ -327,6 +327,7 @@ QLORA = {"kind": "qlora", "rank": 4, "alpha": 8, "dropout": 0.0, "rslora": True,
 DECAY = {"kind": "step", "epochs": 6, "factor": 0.9}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "both", "in_card"),
     [
@@ -741,6 +742,7 @@ def test_published_page_has_what_is_true_of_one_run(
     assert "There is no other experiment yet" in page.text
 
 
+@pytest.mark.slow
 def test_published_page_has_the_frontier(
     here: Path, root: Path, params: Params, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,7 +22,7 @@ from prefdag.text import model as lm
 from prefdag.train.loop import History
 from stages import dpo_text, health_text, ref_logps
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow]
 
 CACHED = TextReference(logps="cached", update="none", alpha=None, every=None)
 LIVE = TextReference(logps="live", update="none", alpha=None, every=None)

@@ -237,6 +237,7 @@ def test_dpo_starts_at_ln_2_and_learns(project: str, histories: list[tuple[Histo
     assert (evaluate.heldout_table(batch, preference_of("sigmoid").rewards(batch))["margin"] > 0.1).all()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("project", "histories", "one_thread")
 def test_dpo_is_a_function_of_its_seed() -> None:
     ref_logps.main(RefLogps(dtype="float32", tokens_per_batch=30))
@@ -429,6 +430,7 @@ def check_tokens(tokens: pd.DataFrame, table: pd.DataFrame, test: pd.DataFrame) 
         assert "".join(words) == "".join(split[side].split())  # the tiny vocabulary is of words, apart by a space
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unpaired_project")
 @pytest.mark.parametrize("loss", ["kto", slow("bco"), slow("apo_zero")])
 def test_unpaired_responses_are_learnt_from_and_evaluated(

@@ -110,6 +110,7 @@ def test_a_seed_draws_the_same_answer_again_and_another_one_another(models: lm.R
     assert said(models.policy, temperature=1e-4)[0] == said(models.policy)[0]
 
 
+@pytest.mark.slow
 def test_sampling_draws_from_the_whole_vocabulary(models: lm.ReferenceAndPolicy) -> None:
     """At a high temperature each of 64 tokens comes up as the first one; the libraries' 50 candidates would leave 14 out."""
     drawn: list[int] = []

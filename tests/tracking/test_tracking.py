@@ -374,6 +374,7 @@ def test_a_full_disk_tears_no_event(tmp_path: Path) -> None:
     assert words == ["ENOSPC", "events.jsonl", "True", "True"]
 
 
+@pytest.mark.slow
 def test_what_was_sent_but_not_acknowledged_is_sent_again_without_a_trace(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
