@@ -32,13 +32,13 @@ EXEMPT: Mapping[str, str] = {
     "prefdag/runtime/environment.py": "turns telemetry off and lets waiting threads sleep",
     "prefdag/runtime/errors.py": "defines errors; a stage that fails writes nothing",
     "prefdag/runtime/exits.py": "ends a failed stage with one line and an exit code",
+    "prefdag/runtime/interruption.py": "ends training after a complete step",
     "prefdag/runtime/lock.py": "refuses a second run of a stage and ends a stage whose DVC was killed",
     "prefdag/runtime/progress.py": "draws progress bars",
     "prefdag/tracking/delivery.py": "sends spools to MLflow",
     "prefdag/tracking/runs.py": "records runs for MLflow",
     "prefdag/tracking/spool.py": "keeps unsent runs on disk",
     "prefdag/tracking/store.py": "talks to MLflow",
-    "prefdag/runtime/interruption.py": "ends training after a complete step",
 }
 
 
@@ -89,9 +89,9 @@ def code(stage: str, root: Path) -> list[str]:
 
 def whole_folders(paths: list[str], root: Path) -> list[str]:
     """`paths`, sorted, with a folder in place of its modules if all of them are listed: DVC is faster with fewer deps."""
-    listed = set(paths)
+    listed, all_modules = set(paths), _modules(root)
     for folder in {Path(path).parent for path in paths}:
-        modules = {module for module in _modules(root) if Path(module).parent == folder}
+        modules = {module for module in all_modules if Path(module).parent == folder}
         plain = not any(any(child.glob("*.py")) for child in (root / folder).iterdir() if child.is_dir())
         if plain and len(modules) > 1 and modules <= listed:
             listed = (listed - modules) | {folder.as_posix()}

@@ -1,12 +1,14 @@
 """Messages, chat templates, and a tokenizer of bytes to try them with."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
 BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
+MERGES = [("h", "i"), ("Ġ", "hi"), ("i", "m"), ("Ġ", "a")]
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -19,12 +21,16 @@ def user(text: str) -> list[dict[str, str]]:
 
 
 def write_byte_tokenizer(
-    folder: Path, specials: list[str], template: str | None, bos_first: bool = False, **config: Any
+    folder: Path,
+    specials: list[str],
+    template: str | None,
+    bos_first: bool = False,
+    merges: Sequence[tuple[str, str]] = MERGES,
+    **config: Any,
 ) -> Path:
-    """A model folder whose tokenizer has the 256 bytes, a few merges, and `specials` behind them."""
-    merges = [("h", "i"), ("Ġ", "hi"), ("i", "m"), ("Ġ", "a")]
+    """A model folder whose tokenizer has the 256 bytes, `merges`, and `specials` behind them."""
     vocab = {token: i for i, token in enumerate([*BYTES, *("".join(pair) for pair in merges)])}
-    tokenizer = Tokenizer(models.BPE(vocab, merges))
+    tokenizer = Tokenizer(models.BPE(vocab, list(merges)))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(token, special=True) for token in specials])

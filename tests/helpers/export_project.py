@@ -10,8 +10,7 @@ from dialogues import CHATML, user, write_byte_tokenizer
 from paths import ROOT
 from ruamel.yaml import YAML
 from safetensors.torch import save_file
-from tiny_models import ADAPTERS, disturb, with_adapter
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from tiny_models import ADAPTERS, disturb, with_adapter, write_model
 
 from prefdag.image import model as resnet
 from prefdag.pairs.tokenizer import ChatTokenizer
@@ -31,26 +30,10 @@ SMALL = resnet.Architecture(arch="resnet18", stem="imagenet", dropout=0.2, chann
 
 def write_reference(folder: Path, kind: str = "llama") -> Path:
     """A tiny model with a byte tokenizer: a llama with ChatML, or a gpt2 whose one control token config.json names."""
-    torch.manual_seed(0)
-    model: PreTrainedModel
     if kind == "llama":
-        model = LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=263,
-                hidden_size=32,
-                intermediate_size=64,
-                num_hidden_layers=2,
-                num_attention_heads=4,
-                num_key_value_heads=2,
-                max_position_embeddings=128,
-                initializer_range=0.3,
-            )
-        )
-        model.save_pretrained(folder)
+        write_model(folder, kind, vocabulary=263)
         return write_byte_tokenizer(folder, SPECIALS, CHATML, bos_token="<|im_start|>", eos_token="<|im_end|>")
-    sizes = {"vocab_size": 263, "n_positions": 128, "n_embd": 32, "n_layer": 2, "n_head": 4}
-    model = GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=260, eos_token_id=260, initializer_range=0.3))
-    model.save_pretrained(folder)
+    write_model(folder, kind, vocabulary=263, bos_token_id=260, eos_token_id=260)
     return write_byte_tokenizer(folder, ["<|endoftext|>"], None)
 
 

@@ -1,7 +1,6 @@
 """Files of images for tests."""
 
 import io
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 from paths import REAL_DATA
 from PIL import Image
+from tars import tar
 
 from prefdag.images.reading import CIFAR10
 
@@ -43,21 +43,6 @@ def picture(size: tuple[int, int] = (4, 3), mode: str = "RGB", kind: str = "PNG"
     """A random PNG, or another kind of file, of (width, height)."""
     stream = io.BytesIO()
     Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)).convert(mode).save(stream, kind)
-    return stream.getvalue()
-
-
-def tar(members: dict[str, bytes | str]) -> bytes:
-    """A tar of files; a text instead of bytes makes a link to it."""
-    stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode="w") as archive:
-        for name, content in members.items():
-            member = tarfile.TarInfo(name)
-            if isinstance(content, str):
-                member.type, member.linkname = tarfile.SYMTYPE, content
-                archive.addfile(member)
-            else:
-                member.size = len(content)
-                archive.addfile(member, io.BytesIO(content))
     return stream.getvalue()
 
 

@@ -20,17 +20,18 @@ VOCABULARY = 64
 TARGETS = {"llama": ["q_proj", "v_proj"], "gpt2": ["c_attn"]}
 
 
-def write_model(folder: Path, kind: str, seed: int = 0) -> Path:
+def write_model(folder: Path, kind: str, seed: int = 0, vocabulary: int = VOCABULARY, **tokens: int) -> Path:
     """A model folder: two layers of width 32, weights large enough that a wrong mask or position shows.
 
     "llama" has two query heads a key head and no dropout; "gpt2" has biases, transposed weights and dropout of 0.1.
+    `tokens` are ids that its config names: bos_token_id, eos_token_id.
     """
     torch.manual_seed(seed)
     model: PreTrainedModel
     if kind == "llama":
         model = LlamaForCausalLM(
             LlamaConfig(
-                vocab_size=VOCABULARY,
+                vocab_size=vocabulary,
                 hidden_size=32,
                 intermediate_size=64,
                 num_hidden_layers=2,
@@ -38,11 +39,14 @@ def write_model(folder: Path, kind: str, seed: int = 0) -> Path:
                 num_key_value_heads=2,
                 max_position_embeddings=128,
                 initializer_range=0.3,
+                **tokens,
             )
         )
     else:
         model = GPT2LMHeadModel(
-            GPT2Config(vocab_size=VOCABULARY, n_positions=128, n_embd=32, n_layer=2, n_head=4, initializer_range=0.3)
+            GPT2Config(
+                vocab_size=vocabulary, n_positions=128, n_embd=32, n_layer=2, n_head=4, initializer_range=0.3, **tokens
+            )
         )
     model.save_pretrained(folder)
     return folder

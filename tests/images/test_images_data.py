@@ -10,9 +10,10 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from image_files import cifar10_tars, mnist_csv, picture, rng, tar, write, write_cifar10_tars
+from image_files import cifar10_tars, mnist_csv, picture, rng, write, write_cifar10_tars
 from PIL import Image
 from safetensors.numpy import load_file, save_file
+from tars import tar
 
 from prefdag.images.reading import CIFAR10, DIGITS, Images, read_images, write_images
 from prefdag.runtime.errors import DataError

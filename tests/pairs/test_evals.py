@@ -8,8 +8,8 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+from dialogues import write_byte_tokenizer
 from paths import REAL_DATA, ROOT
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from prefdag.pairs.eval_sets import EvalRow, read_eval_sets, read_preferences, read_truthfulqa, read_winogrande, spoken
 from prefdag.pairs.tokenizer import ChatTokenizer
@@ -23,16 +23,9 @@ GAP = {"qID": "1", "sentence": "Ann helped Ben as _ was kind.", "option1": "Ann"
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> ChatTokenizer:
     """Bytes, EOS, and a chat template that puts the message between brackets."""
-    vocab = {byte: i for i, byte in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    bytes_ = Tokenizer(models.BPE(vocab, []))
-    bytes_.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bytes_.decoder = decoders.ByteLevel()
-    bytes_.add_special_tokens([AddedToken("</s>", special=True)])
+    template = "{% for m in messages %}[{{ m['content'] }}]{% endfor %}"
     folder = tmp_path_factory.mktemp("model")
-    bytes_.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
-    (folder / "chat_template.jinja").write_text("{% for m in messages %}[{{ m['content'] }}]{% endfor %}")
-    return ChatTokenizer(folder, "chat")
+    return ChatTokenizer(write_byte_tokenizer(folder, ["</s>"], template, merges=(), eos_token="</s>"), "chat")
 
 
 def csv_file(folder: Path, text: str) -> Path:

@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from dialogues import write_byte_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from prefdag.config.format_pairs import FormatPairs
 from prefdag.pairs import formatting as pairs
@@ -38,15 +38,8 @@ FORMAT = FormatPairs(
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> ChatTokenizer:
     """Bytes and EOS (id 256): one token a letter."""
-    vocab = {byte: i for i, byte in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    bytes_ = Tokenizer(models.BPE(vocab, []))
-    bytes_.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bytes_.decoder = decoders.ByteLevel()
-    bytes_.add_special_tokens([AddedToken("</s>", special=True)])
     folder = tmp_path_factory.mktemp("model")
-    bytes_.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
-    return ChatTokenizer(folder, "instruction")
+    return ChatTokenizer(write_byte_tokenizer(folder, ["</s>"], None, merges=(), eos_token="</s>"), "instruction")
 
 
 def table(rows: Sequence[tuple[str, str | None, str | None]]) -> pa.Table:

@@ -6,7 +6,6 @@ import json
 import pickle
 import subprocess
 import sys
-import tarfile
 import threading
 import zipfile
 from collections import Counter
@@ -21,6 +20,7 @@ import numpy as np
 import pytest
 from paths import ROOT
 from safetensors.numpy import load_file
+from tars import tar
 
 from prefdag.check_params import load_params
 from prefdag.config.sources import Cifar10Source, HubSource, PathSource, PypiSource
@@ -114,17 +114,7 @@ def wheel(**members: bytes) -> bytes:
 
 def sdist(**members: bytes | str) -> bytes:
     """A .tar.gz; a member given as text is a symbolic link to that name."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
-        for name, content in members.items():
-            entry = tarfile.TarInfo(name)
-            if isinstance(content, str):
-                entry.type, entry.linkname = tarfile.SYMTYPE, content
-                archive.addfile(entry)
-            else:
-                entry.size = len(content)
-                archive.addfile(entry, io.BytesIO(content))
-    return buffer.getvalue()
+    return tar(members, "w:gz")
 
 
 def pin(file: str, content: bytes, member: str, version: str = "1.2") -> PypiSource:
@@ -204,15 +194,15 @@ def test_what_the_index_says_of_a_hash_is_not_believed(site: Site, tmp_path: Pat
 
 
 def test_a_name_that_is_not_there_brings_the_nearest_one(site: Site, tmp_path: Path) -> None:
-    archive, tar = wheel(**{"toy/pairs.json": b"1"}), sdist(**{"toy-1.2/pairs.json": b"1"})
-    site.offer("toy", **{WHEEL: archive, SDIST: tar})
+    archive, source = wheel(**{"toy/pairs.json": b"1"}), sdist(**{"toy-1.2/pairs.json": b"1"})
+    site.offer("toy", **{WHEEL: archive, SDIST: source})
     out = tmp_path / "out"
     assert "version 1.3 of toy: not found; there is 1.2" in refusal(pin(WHEEL, archive, "x", version="1.3"), out)
     assert f"'toy-1.2-py3-any.whl' of toy 1.2: not found; there is {WHEEL}" in refusal(
         pin("toy-1.2-py3-any.whl", archive, "x"), out
     )
     assert "member 'toy/pair.json' of" in refusal(pin(WHEEL, archive, "toy/pair.json"), out)
-    assert "there is toy-1.2/pairs.json" in refusal(pin(SDIST, tar, "pairs.json"), out)
+    assert "there is toy-1.2/pairs.json" in refusal(pin(SDIST, source, "pairs.json"), out)
     del site.pages["/simple/toy/"]
     assert "package 'toy' is not on the index at 127.0.0.1" in refusal(pin(WHEEL, archive, "x"), out)
 
