@@ -1,5 +1,6 @@
 """The tests run in the environment of a stage, without telemetry. Each test has one thread, since the tests run in parallel."""
 
+import gc
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from hypothesis import settings
 
 from prefdag.runtime.environment import set_environment
 
+gc.set_threshold(100_000)  # as a stage does: imports create objects for seconds, and none of them is garbage
 set_environment()
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # On a busy machine the first example, which imports modules, exceeds hypothesis's deadline.
@@ -45,6 +47,11 @@ def own_git(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None
     for name in ("AUTHOR", "COMMITTER"):
         monkeypatch.setenv(f"GIT_{name}_NAME", "a")
         monkeypatch.setenv(f"GIT_{name}_EMAIL", "a@example.com")
+
+
+def pytest_collection_finish() -> None:
+    """Leave the imported modules out of every later garbage collection."""
+    gc.freeze()
 
 
 def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:
