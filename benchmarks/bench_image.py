@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import Contender, end_in_one_line, markdown, positive, run_rounds, summarise, write
-from prefdag.runtime.environment import set_environment
+from prefdag.lifecycle.environment import set_environment
 
 RESULTS = Path(__file__).with_name("bench_image.csv")
 WARM_UP, STEPS = 4, 16
@@ -51,12 +51,12 @@ def ours(max_shift: int, flip: bool) -> Figures:
     from prefdag.check_params import load_params
     from prefdag.config.loss_options import LossOptions
     from prefdag.config.reference import Reference
+    from prefdag.distributed.process import process
     from prefdag.dpo.preference import Preference
     from prefdag.image import model as resnet
     from prefdag.image.data import Augmentation, ImagePairs
     from prefdag.image.dpo_task import dpo_task, reference_logps
     from prefdag.image.negatives import negatives
-    from prefdag.runtime.process import process
     from prefdag.train.checkpoint import Checkpoints
     from prefdag.train.loop import fit
     from prefdag.train.task import Task, Tasks

@@ -20,7 +20,7 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks.harness import Contender, end_in_one_line, markdown, positive, run_rounds, summarise, write
-from prefdag.runtime.errors import DataError, PrefdagError
+from prefdag.lifecycle.errors import DataError, PrefdagError
 from prefdag.runtime.yaml import read_yaml
 
 ROOT = Path(__file__).resolve().parents[1]

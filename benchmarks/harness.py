@@ -22,8 +22,8 @@ from pathlib import Path
 import pandas as pd
 import psutil
 
-from prefdag.runtime.errors import PrefdagError
-from prefdag.runtime.progress import progress
+from prefdag.lifecycle.errors import PrefdagError
+from prefdag.lifecycle.progress import progress
 
 PACKAGES = ("torch", "transformers", "trl", "dvc")
 # A small process that starts a command: on Linux a process's reported peak is never below that of its parent. And

@@ -20,8 +20,8 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.harness import end_in_one_line, positive, write
+from prefdag.lifecycle.errors import PrefdagError
 from prefdag.pairs.eval_sets import EvalRow, read_truthfulqa, read_winogrande
-from prefdag.runtime.errors import PrefdagError
 from prefdag.text.scoring.packing import Group
 
 RESULTS = Path(__file__).with_suffix(".csv")

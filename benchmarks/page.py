@@ -13,7 +13,7 @@ from typing import Literal
 import pandas as pd
 
 from benchmarks.harness import end_in_one_line, markdown, rounded
-from prefdag.runtime.errors import DataError
+from prefdag.lifecycle.errors import DataError
 
 RESULTS = Path(__file__).parent
 GPU_RUNS = ("small lora", "small full", "1.7B lora", "1.7B full")

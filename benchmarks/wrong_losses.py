@@ -123,7 +123,7 @@ def run(folder: Path) -> None:
     from prefdag.check_params import load_params
     from prefdag.text import model as lm
     from prefdag.text import trainable
-    from prefdag.text.pair_batch import pair_batch
+    from prefdag.text.dpo_batch import pair_batch
     from prefdag.text.scoring.logps import Pair, PairLogps, all_pair_logps, pair_logps
     from prefdag.text.scoring.rows import pair_rows, read_ref_logps, read_split
     from prefdag.train.checkpoint import Checkpoints

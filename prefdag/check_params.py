@@ -12,10 +12,11 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from prefdag.config.params import Params
-from prefdag.runtime.errors import ParamsError
+from prefdag.lifecycle.errors import ParamsError
 from prefdag.runtime.yaml import read_yaml
 
 _PARAMS = TypeAdapter(Params)
+MOVED = {"dpo_text.health": "health_text", "dpo_image.health": "health_image"}  # old key: its section now
 
 
 def load_params(path: Path = Path("params.yaml")) -> Params:
@@ -43,6 +44,8 @@ def _one_line(error: ValidationError, tree: Mapping[str, Any]) -> str:
     (keys, parent), first = (unknown or mistakes)[0]
     dotted = ".".join(keys)
     if first["type"] == "unexpected_keyword_argument":
+        if dotted in MOVED:
+            return f"{dotted}: moved; it is now the section {MOVED[dotted]}, beside {keys[0]}"
         # A misspelt key is also missing under its right name, since every key is required: guess missing siblings first.
         missing = [k[-1] for (k, _), e in mistakes if e["type"] == "missing" and k[:-1] == keys[:-1]]
         guess = difflib.get_close_matches(keys[-1], [*missing, *(k for k in parent if k != keys[-1])], n=1)
@@ -65,9 +68,7 @@ def _walk(tree: Mapping[str, Any], loc: tuple[int | str, ...]) -> tuple[list[str
     parent: Mapping[str, Any] = tree
     tagged: Any = None
     for i, part in enumerate(loc):
-        if str(part).startswith(
-            ("<", "[")
-        ):  # our tags (see `types.shape`), and pydantic's tag for the key of a mapping
+        if str(part).startswith(("<", "[")):  # our tags (see `types.shape`), and pydantic's for the key of a mapping
             continue
         if isinstance(node, Mapping):
             if node.get("kind") == part and node is not tagged and i < len(loc) - 1:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from prefdag.runtime.errors import DataError, PrefdagError
+from prefdag.lifecycle.errors import DataError, PrefdagError
 
 if TYPE_CHECKING:
     from prefdag.chat.dialogue import ChatModels
@@ -77,7 +77,7 @@ def frontier(
     ] = Records.dvc,
 ) -> None:
     """Plot the gain of each experiment against its KL to the reference: reports/frontier.html, .csv."""
-    from prefdag.runtime.environment import set_environment
+    from prefdag.lifecycle.environment import set_environment
 
     set_environment()
     from prefdag.report.compare import frontier
@@ -118,7 +118,7 @@ def compare(
     second: Annotated[str, typer.Argument(metavar="B", help="Another, or `workspace`.")] = "workspace",
 ) -> None:
     """Compare B with A, row by row: reports/comparison.html, .csv."""
-    from prefdag.runtime.environment import set_environment
+    from prefdag.lifecycle.environment import set_environment
 
     set_environment()
     from prefdag.report.compare import comparison, differences, experiments
@@ -140,7 +140,7 @@ def compare(
 @app.command()
 def sync() -> None:
     """Send MLflow what it missed while the tracking server was down."""
-    from prefdag.runtime.environment import set_environment
+    from prefdag.lifecycle.environment import set_environment
 
     set_environment()
     from prefdag.tracking import runs
@@ -191,7 +191,7 @@ def _chat_models() -> "ChatModels":
     from prefdag.check_params import load_params
 
     template = load_params().format_pairs.template
-    from prefdag.runtime.environment import set_environment
+    from prefdag.lifecycle.environment import set_environment
 
     typer.echo("Loading both models ...", err=True)
     set_environment()
@@ -216,7 +216,7 @@ def export(
     """Write the models in formats that other programs load; each is read back and compared with the pipeline's own."""
     from prefdag.check_params import load_params
     from prefdag.export import pipeline
-    from prefdag.runtime.environment import set_environment
+    from prefdag.lifecycle.environment import set_environment
 
     set_environment()
     params = load_params()

@@ -25,12 +25,12 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from prefdag.runtime.durations import note_duration
-from prefdag.runtime.environment import set_environment
-from prefdag.runtime.exits import one_line_errors
-from prefdag.runtime.lock import end_with_dvc, stage_lock
+from prefdag.lifecycle.environment import set_environment
+from prefdag.lifecycle.exits import one_line_errors
+from prefdag.lifecycle.lock import end_with_dvc, stage_lock
 from prefdag.runtime.running import running
 from prefdag.runtime.yaml import read_yaml
+from prefdag.tracking.durations import note_duration
 
 PARAMS = Path("params.yaml")
 
@@ -83,12 +83,13 @@ class stage:  # noqa: N801 - it is used as a decorator
         logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
         logging.getLogger("prefdag").setLevel(logging.INFO)
         with one_line_errors(self.name):
-            from prefdag.check_params import load_params
+            from prefdag.check_params import check_params
 
-            load_params(PARAMS)
+            tree = read_yaml(PARAMS)
+            check_params(tree, PARAMS)
             with stage_lock(self.name):
                 start = time.monotonic()
-                self(**self.sections(read_yaml(PARAMS)))
+                self(**self.sections(tree))
                 note_duration(self.name, time.monotonic() - start)
         if self.main.__module__ == "__main__":
             # Everything is written and closed. Tearing down torch's modules would take two more seconds per stage.

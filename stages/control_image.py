@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from prefdag.config.dpo_image import DpoImage
-from prefdag.config.types import Count
+from prefdag.runtime.types import Count
 from prefdag.stage import stage
 
 IMAGES = Path("data/validated/images")

@@ -7,8 +7,8 @@ from prefdag.config.evaluate_text import EvaluateText
 from prefdag.config.format_pairs import FormatPairs
 from prefdag.config.loss import Loss
 from prefdag.config.loss_options import LossOptions
-from prefdag.config.types import Positive
 from prefdag.runtime.artifacts import write_json, writing
+from prefdag.runtime.types import Positive
 from prefdag.stage import stage
 
 PAIRS = Path("data/pairs")
@@ -33,7 +33,7 @@ def main(
 
     from prefdag.dpo.preference import Preference
     from prefdag.health import verdict
-    from prefdag.pairs.eval_sets import read_eval_sets, spoken
+    from prefdag.pairs.eval_sets import cross_entropy_sets, read_eval_sets
     from prefdag.pairs.tokenizer import ChatTokenizer, positions
     from prefdag.text import model as lm
     from prefdag.text.evaluation import choices, eval_logps
@@ -61,9 +61,9 @@ def main(
     labels = test["preference"].to_numpy()
     metrics = {"heldout": evaluate.heldout_metrics(heldout, rewards, labels, kl, of_chosen, chosen)}
     rows = [evaluate.rows_table("heldout", test["id"][test["chosen_ids"].map(len) > 0], of_chosen, chosen)]
-    for name, spoken_rows in spoken(questions).items():
+    for name, set_rows in cross_entropy_sets(questions).items():
         metrics[name] = evaluate.set_metrics(logps[name], groups[name])
-        rows.append(evaluate.rows_table(name, [row.source for row in spoken_rows], logps[name], groups[name]))
+        rows.append(evaluate.rows_table(name, [row.source for row in set_rows], logps[name], groups[name]))
     cross_entropies = evaluate.table(metrics)
     metrics["choices"], picked = {}, []
     for name, task in choices.TASKS.items():

@@ -6,8 +6,8 @@ from pathlib import Path
 from prefdag.config.judge_text import EndpointJudge, ImplicitJudge, JudgeText, RewardModelJudge
 from prefdag.config.loss import Loss
 from prefdag.config.loss_options import LossOptions
-from prefdag.config.types import Positive
 from prefdag.runtime.artifacts import scratch, write_json, writing
+from prefdag.runtime.types import Positive
 from prefdag.stage import stage
 
 MESSAGES = Path("data/validated/pairs.parquet")

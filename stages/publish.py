@@ -10,11 +10,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from prefdag.config.params import Params
+from prefdag.lifecycle.errors import PrefdagError
 from prefdag.runtime.artifacts import read_json, writing
-from prefdag.runtime.durations import durations
-from prefdag.runtime.errors import PrefdagError
 from prefdag.runtime.yaml import flatten
 from prefdag.stage import stage
+from prefdag.tracking.durations import durations
 from prefdag.tracking.publishing import numbers, publish
 from prefdag.tracking.runs import pipelines, revision
 

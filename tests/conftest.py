@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from prefdag.runtime.environment import set_environment
+from prefdag.lifecycle.environment import set_environment
 
 gc.set_threshold(100_000)  # as a stage does: imports create objects for seconds, and none of them is garbage
 set_environment()

@@ -13,9 +13,9 @@ from typer.testing import CliRunner, Result
 
 from prefdag.check_params import load_params
 from prefdag.cli import app
+from prefdag.lifecycle.errors import DataError, NumericError
 from prefdag.project import profiles
 from prefdag.project.profiles import ParameterChange
-from prefdag.runtime.errors import DataError, NumericError
 from prefdag.tracking import runs as tracking
 
 
@@ -28,7 +28,7 @@ def test_help_names_every_command_and_starts_quickly() -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert all(name in done.stdout for name in ("profile", "sync", "chat", "export"))
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-    assert "prefdag.runtime.errors" in imported
+    assert "prefdag.lifecycle.errors" in imported
     assert not imported & {"torch", "transformers", "mlflow", "pandas", "numpy", "pydantic", "prefdag.config.params"}
 
 

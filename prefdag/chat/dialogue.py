@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from prefdag.runtime.errors import DataError
+from prefdag.lifecycle.errors import DataError
 
 if TYPE_CHECKING:
     from prefdag.pairs.tokenizer import ChatTokenizer, Messages

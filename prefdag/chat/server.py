@@ -30,7 +30,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from prefdag.chat.guard import HOSTS, Guard
 from prefdag.chat.protocol import MAX_NEW_TOKENS, CompletionRequest, chunk, completion, error_body, token_usage
-from prefdag.runtime.errors import PrefdagError
+from prefdag.lifecycle.errors import PrefdagError
 
 if TYPE_CHECKING:
     from prefdag.chat.dialogue import ChatModels, Prompt

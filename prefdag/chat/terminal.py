@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from prefdag.runtime.errors import PrefdagError
+from prefdag.lifecycle.errors import PrefdagError
 
 if TYPE_CHECKING:
     from prefdag.chat.dialogue import ChatModels

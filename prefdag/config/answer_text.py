@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from prefdag.config.types import Count, Positive, PositiveInt, strict
+from prefdag.runtime.types import Count, Positive, PositiveInt, strict
 
 
 @strict

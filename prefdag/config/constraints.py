@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from prefdag.config.types import NonNegative, strict
+from prefdag.runtime.types import NonNegative, strict
 
 ConstraintName = Literal["kl", "chosen_drop"]
 

@@ -1,7 +1,7 @@
 """The section download_images."""
 
 from prefdag.config.sources import ImageSource
-from prefdag.config.types import strict
+from prefdag.runtime.types import strict
 
 
 @strict

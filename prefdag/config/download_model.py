@@ -1,7 +1,7 @@
 """The section download_model."""
 
 from prefdag.config.sources import Source
-from prefdag.config.types import strict
+from prefdag.runtime.types import strict
 
 
 @strict

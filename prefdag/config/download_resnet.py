@@ -1,7 +1,7 @@
 """The section download_resnet."""
 
 from prefdag.config.sources import ModelSource
-from prefdag.config.types import strict
+from prefdag.runtime.types import strict
 
 
 @strict

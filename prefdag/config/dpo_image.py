@@ -4,7 +4,7 @@ from typing import Literal
 
 from prefdag.config.reference import Reference
 from prefdag.config.training import Training
-from prefdag.config.types import Count, strict
+from prefdag.runtime.types import Count, strict
 
 
 @strict

@@ -7,7 +7,7 @@ from pydantic import model_validator
 from prefdag.config.adapter import Adapter
 from prefdag.config.reference import Reference
 from prefdag.config.training import Training
-from prefdag.config.types import strict
+from prefdag.runtime.types import strict
 
 
 @strict

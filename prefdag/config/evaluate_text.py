@@ -1,6 +1,6 @@
 """The section evaluate_text."""
 
-from prefdag.config.types import PositiveInt, strict
+from prefdag.runtime.types import PositiveInt, strict
 
 
 @strict

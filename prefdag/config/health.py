@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from prefdag.config.types import Positive, strict
+from prefdag.runtime.types import Positive, strict
 
 FindingName = Literal[  # noqa: RUF041
     Literal["not_at_reference", "zero_gradient", "likelihood_displacement", "length_exploitation"],

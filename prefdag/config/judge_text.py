@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from prefdag.config.sources import ModelSource
-from prefdag.config.types import Positive, PositiveInt, Text, strict
+from prefdag.runtime.types import Positive, PositiveInt, Text, strict
 
 
 @strict

@@ -1,6 +1,6 @@
 """The section label_pairs."""
 
-from prefdag.config.types import Count, Fraction, PositiveInt, strict
+from prefdag.runtime.types import Count, Fraction, PositiveInt, strict
 
 
 @strict

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from prefdag.config.types import Positive, shape
+from prefdag.runtime.types import Positive, shape
 
 LossName = Literal[  # noqa: RUF041 - split to keep the lines short
     Literal["sigmoid", "robust", "exo", "hinge", "ipo", "discopop", "sppo", "nca", "apo_zero", "apo_down"],

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from prefdag.config.types import NonNegative, Positive, strict
+from prefdag.runtime.types import NonNegative, Positive, strict
 
 
 @strict

@@ -20,9 +20,9 @@ from prefdag.config.ref_logps import RefLogps
 from prefdag.config.report import Report
 from prefdag.config.resnet_warmup import ResnetWarmup
 from prefdag.config.sft_ref import SftRef
-from prefdag.config.types import Count, Positive, strict
 from prefdag.config.validate_images import ValidateImages
 from prefdag.config.validate_pairs import ValidatePairs
+from prefdag.runtime.types import Count, Positive, strict
 
 
 @strict

@@ -1,6 +1,6 @@
 """The section ref_logps."""
 
-from prefdag.config.types import Dtype, PositiveInt, strict
+from prefdag.runtime.types import Dtype, PositiveInt, strict
 
 
 @strict

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from prefdag.config.types import PositiveInt, strict
+from prefdag.runtime.types import PositiveInt, strict
 
 
 @strict

@@ -1,6 +1,6 @@
 """The section report."""
 
-from prefdag.config.types import Count, strict
+from prefdag.runtime.types import Count, strict
 
 
 @strict

@@ -3,7 +3,7 @@
 from typing import Literal
 
 from prefdag.config.training import Training
-from prefdag.config.types import Count, Fraction, strict
+from prefdag.runtime.types import Count, Fraction, strict
 
 
 @strict

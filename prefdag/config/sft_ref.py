@@ -2,7 +2,7 @@
 
 from prefdag.config.adapter import MergedAdapter
 from prefdag.config.training import Training
-from prefdag.config.types import Count, strict
+from prefdag.runtime.types import Count, strict
 
 
 @strict

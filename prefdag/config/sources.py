@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from prefdag.config.types import CommitHash, Sha256, Text, strict
+from prefdag.runtime.types import CommitHash, Sha256, Text, strict
 
 
 @strict

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from prefdag.config.types import Dtype, Fraction, NonNegative, Positive, PositiveInt, shape, strict
+from prefdag.runtime.types import Dtype, Fraction, NonNegative, Positive, PositiveInt, shape, strict
 
 
 @strict

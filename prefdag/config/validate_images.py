@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from prefdag.config.levels import Level
-from prefdag.config.types import Fraction, strict
+from prefdag.runtime.types import Fraction, strict
 
 
 @strict

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import AfterValidator, Field, ValidationError
 
 from prefdag.config.levels import Level
-from prefdag.config.types import Fraction, strict
+from prefdag.runtime.types import Fraction, strict
 
 MeasureName = Literal[
     "longer_preferred", "disagreement", "repeated_prompts", "repeated_runs", "other_scripts", "largest_origin"

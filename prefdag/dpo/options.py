@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from prefdag.dpo.losses import EXTRAS, LOSSES
-from prefdag.runtime.errors import ParamsError
+from prefdag.lifecycle.errors import ParamsError
 
 if TYPE_CHECKING:
     from prefdag.config.loss import LossName

@@ -25,9 +25,7 @@ class PairBatch(NamedTuple):
 
     chosen: Response
     rejected: Response
-    kl: Tensor | None = (
-        None  # a row's estimate of KL(policy || reference), without gradient: KTO's mismatched log-ratio
-    )
+    kl: Tensor | None = None  # estimates KL(policy || reference), without gradient: KTO's mismatched log-ratio
     exact_kl: Tensor | None = None  # KL(policy || reference) of the row, with gradient, where it can be computed
     preference: Tensor | None = None  # probability that chosen is preferred; None: 1
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from prefdag.dpo.losses import LOSSES, LossInput, f_derivative, log_odds
 from prefdag.dpo.options import check_options
-from prefdag.runtime.errors import DataError, ParamsError
+from prefdag.lifecycle.errors import DataError, ParamsError
 from prefdag.train.hook import StepHook
 from prefdag.train.outputs import map_tensors
 

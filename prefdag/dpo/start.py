@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from prefdag.runtime.errors import NumericError
+from prefdag.lifecycle.errors import NumericError
 from prefdag.train.hook import StepHook
 
 if TYPE_CHECKING:
-    from prefdag.config.types import Dtype
+    from prefdag.runtime.types import Dtype
 
 # By how many nats two computations of the same log-probability may differ.
 START_TOLERANCE: Mapping["Dtype", float] = {"float32": 2e-3, "bfloat16": 2.0}

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from prefdag.lifecycle.errors import DataError
 from prefdag.runtime.artifacts import read_json, sha256, write_json, writing
-from prefdag.runtime.errors import DataError
 from prefdag.runtime.yaml import read_yaml
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from prefdag.runtime.errors import PrefdagError
+from prefdag.lifecycle.errors import PrefdagError
 
 # As a share of the largest logit. Float32 has a relative error of 6e-8 (24 bits). Matrix products in another order, or an
 # adapter merged into its weight, add to it in every layer: 1e-5 is usual. A missing layer is a hundred times the tolerance.

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from prefdag.lifecycle.errors import PrefdagError
 from prefdag.runtime.artifacts import project_root, read_json
-from prefdag.runtime.errors import PrefdagError
 from prefdag.runtime.yaml import flatten
 from prefdag.tracking.publishing import numbers
 from prefdag.tracking.store import DeliveryError, Store, import_mlflow

@@ -11,11 +11,11 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from prefdag.distributed.process import process
 from prefdag.export.readback import LogitDeviation, check_logits, check_tensors
+from prefdag.lifecycle.errors import PrefdagError
 from prefdag.pairs.tokenizer import ChatTokenizer, Messages, TemplateName
 from prefdag.runtime.artifacts import read_json, write_json
-from prefdag.runtime.errors import PrefdagError
-from prefdag.runtime.process import process
 from prefdag.text import trainable
 
 ROWS = 4  # held-out pairs to compare on; each token has tens of thousands of logits

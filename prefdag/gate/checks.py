@@ -26,8 +26,8 @@ from great_expectations.data_context.types.base import (
 from great_expectations.expectations.expectation import Expectation
 from great_expectations.expectations.metadata_types import FailureSeverity
 
+from prefdag.lifecycle.errors import DataError
 from prefdag.runtime.artifacts import write_json, writing
-from prefdag.runtime.errors import DataError
 
 if TYPE_CHECKING:
     from prefdag.config.levels import Level

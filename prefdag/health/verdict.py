@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prefdag.lifecycle.errors import NumericError
 from prefdag.runtime.artifacts import read_json
-from prefdag.runtime.errors import NumericError
 
 if TYPE_CHECKING:
     from prefdag.config.health import FindingName, Health

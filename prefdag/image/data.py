@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
-from prefdag.runtime.errors import DataError
-from prefdag.runtime.process import process
+from prefdag.distributed.process import process
+from prefdag.lifecycle.errors import DataError
 
 
 @dataclass(frozen=True)

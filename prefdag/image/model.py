@@ -13,9 +13,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from prefdag.distributed.process import process
+from prefdag.lifecycle.errors import DataError
 from prefdag.runtime.artifacts import read_json, write_json
-from prefdag.runtime.errors import DataError
-from prefdag.runtime.process import process
 
 Arch = Literal["resnet18", "resnet34", "resnet50"]
 Shapes = dict[str, tuple[int, ...]]  # tensor shapes by name

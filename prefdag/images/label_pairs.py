@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from prefdag.lifecycle.errors import DataError
 from prefdag.pairs.splits import SPLITS, check_fractions, empty_splits
-from prefdag.runtime.errors import DataError
 
 if TYPE_CHECKING:
     from prefdag.config.label_pairs import LabelPairs

@@ -4,9 +4,9 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from prefdag.lifecycle.errors import DataError
 from prefdag.pairs.records import Fault
 from prefdag.pairs.values import needs_text
-from prefdag.runtime.errors import DataError
 
 
 def _utf8(text: str) -> str:

@@ -15,11 +15,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prefdag.lifecycle.errors import DataError
 from prefdag.pairs.eval_records import MultipleChoiceRecord, TruthfulQARecord, WinoGrandeRecord, parse
 from prefdag.pairs.records import Fault, file_name, read_records
 from prefdag.pairs.schema import read_pairs
 from prefdag.pairs.values import needs_object
-from prefdag.runtime.errors import DataError
 
 if TYPE_CHECKING:
     from prefdag.pairs.formats import Message
@@ -47,7 +47,7 @@ def read_eval_sets(folder: Path, max_rows: int | None = None) -> dict[str, list[
     return {name: read(folder / name)[:max_rows] for name, read in READERS.items() if (folder / name).is_dir()}
 
 
-def spoken(sets: Mapping[str, Sequence[EvalRow]]) -> dict[str, Sequence[EvalRow]]:
+def cross_entropy_sets(sets: Mapping[str, Sequence[EvalRow]]) -> dict[str, Sequence[EvalRow]]:
     """The rows whose `response` is scored by cross-entropy: those of `sets`, and two variants of WinoGrande.
 
     winogrande_wrong fills the gap with the wrong option, which a model should find less likely. winogrande_sentence is the

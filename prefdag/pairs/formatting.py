@@ -16,11 +16,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from prefdag.lifecycle.errors import DataError
 from prefdag.pairs.changes import FormattingChange, boundary_joins, example, formatting_changes
 from prefdag.pairs.ngrams import normalised
 from prefdag.pairs.splits import SPLITS, check_fractions, digest, split_by_prompt
 from prefdag.pairs.tokenizer import ChatTokenizer, Encoded
-from prefdag.runtime.errors import DataError
 
 if TYPE_CHECKING:
     from prefdag.config.format_pairs import FormatPairs

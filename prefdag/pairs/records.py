@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from prefdag.runtime.errors import DataError
+from prefdag.lifecycle.errors import DataError
 from prefdag.sources.archives import unpacked
 
 EXCERPT = 120  # characters

@@ -13,10 +13,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from prefdag.lifecycle.errors import DataError
 from prefdag.pairs.formats import ROW_FORMATS, RowFormat, attribution, detect_format
 from prefdag.pairs.records import EXCERPT, Fault, file_name, read_records
 from prefdag.pairs.values import needs_object
-from prefdag.runtime.errors import DataError
 
 # Validated pairs. `prompt` ends with a user turn. `preference` is the probability that chosen is preferred to rejected.
 # `source` is FILE:ROW, with rows counted from 1 (lines in JSON lines, rows below the header in CSV). An unpaired row has one

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from prefdag.runtime.errors import DataError, ParamsError
+from prefdag.lifecycle.errors import DataError, ParamsError
 
 if TYPE_CHECKING:
     from prefdag.config.format_pairs import FormatPairs

@@ -19,8 +19,8 @@ from typing import Any, Literal
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
+from prefdag.lifecycle.errors import DataError, ParamsError
 from prefdag.runtime.artifacts import read_json
-from prefdag.runtime.errors import DataError, ParamsError
 
 TemplateName = Literal["chat", "instruction"]
 # {"role": "system" | "user" | "assistant", "content": ...}; the last turn is the user's.

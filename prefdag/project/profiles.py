@@ -22,8 +22,8 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 
 from prefdag.check_params import check_params
+from prefdag.lifecycle.errors import ParamsError
 from prefdag.runtime.artifacts import writing
-from prefdag.runtime.errors import ParamsError
 from prefdag.runtime.yaml import read_yaml
 
 PARAMS = Path("params.yaml")

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from prefdag.runtime.errors import ParamsError
-from prefdag.runtime.progress import progress
+from prefdag.lifecycle.errors import ParamsError
+from prefdag.lifecycle.progress import progress
 from prefdag.runtime.yaml import read_yaml
 
 if TYPE_CHECKING:

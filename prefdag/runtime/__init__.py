@@ -1,1 +1,1 @@
-"""What every stage uses: atomic files, errors, progress bars, processes, locks."""
+"""What every stage is made of: its parameters, and files that are written atomically."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from ruamel.yaml import YAML, YAMLError
 
-from prefdag.runtime.errors import ParamsError
+from prefdag.lifecycle.errors import ParamsError
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from prefdag.runtime.errors import DataError
+from prefdag.lifecycle.errors import DataError
 
 # A small file that unpacks to gigabytes is a bomb. Images and text compress to a tenth at best, zeros to a thousandth.
 MAX_GROWTH = 200  # unpacked size over packed size

@@ -14,8 +14,8 @@ from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 
 from prefdag.config.sources import Cifar10Source, HubSource, ImageSource, PathSource, PypiSource
+from prefdag.lifecycle.errors import SourceError
 from prefdag.runtime.artifacts import project_root, remove, sha256
-from prefdag.runtime.errors import SourceError
 from prefdag.sources.pins import check_hash, not_found, one_line
 from prefdag.sources.pypi import TIMEOUT, fetch_pypi
 

@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Iterable
 
-from prefdag.runtime.errors import SourceError
+from prefdag.lifecycle.errors import SourceError
 
 
 def check_hash(file: str, *, actual: str, pinned: str) -> None:

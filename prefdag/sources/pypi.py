@@ -28,8 +28,8 @@ from pypi_simple import (
     tqdm_progress_factory,
 )
 
+from prefdag.lifecycle.errors import SourceError
 from prefdag.runtime.artifacts import sha256
-from prefdag.runtime.errors import SourceError
 from prefdag.sources.pins import check_hash, not_found, one_line
 
 if TYPE_CHECKING:

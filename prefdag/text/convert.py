@@ -9,7 +9,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from prefdag.runtime.errors import DataError
+from prefdag.lifecycle.errors import DataError
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from prefdag.text.pair_batch import pair_batch
+from prefdag.text.dpo_batch import pair_batch
 from prefdag.text.scoring.logps import Pair, PairLogps, pair_logps
 from prefdag.train.outputs import map_tensors
 from prefdag.train.task import Task

@@ -14,13 +14,13 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
-from prefdag.runtime.errors import DataError
-from prefdag.runtime.process import process
+from prefdag.distributed.process import process
+from prefdag.lifecycle.errors import DataError
 from prefdag.text.scoring.layers import speed_up, speed_up_adapters
 from prefdag.text.scoring.states import set_forward_mode
 
 if TYPE_CHECKING:
-    from prefdag.config.types import Dtype
+    from prefdag.runtime.types import Dtype
 
 disable_progress_bar()  # loading takes about a second
 warnings.filterwarnings(

@@ -17,9 +17,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
 from prefdag.config.adapter import Adapter, Full, Lora, Prefix
+from prefdag.distributed.process import process
+from prefdag.lifecycle.errors import ParamsError
 from prefdag.runtime.artifacts import write_json
-from prefdag.runtime.errors import ParamsError
-from prefdag.runtime.process import process
 from prefdag.text.model import ADAPTER_CONFIG, Policy, Unadapted, adapted_model, load, lora_layers
 from prefdag.text.scoring.layers import speed_up, speed_up_adapters
 

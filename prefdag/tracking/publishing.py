@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefdag.runtime.errors import DataError
+from prefdag.lifecycle.errors import DataError
 from prefdag.runtime.yaml import flatten
 from prefdag.tracking.runs import pipeline_run
 

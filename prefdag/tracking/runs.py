@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prefdag.lifecycle.errors import PrefdagError
 from prefdag.runtime.artifacts import stage_key
-from prefdag.runtime.errors import PrefdagError
 from prefdag.runtime.yaml import flatten
 from prefdag.tracking import spool as spools
 from prefdag.tracking.delivery import deliver, log, sending

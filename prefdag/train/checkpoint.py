@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from prefdag.lifecycle.errors import DataError
 from prefdag.runtime.artifacts import read_json, scratch, sha256, stage_key, write_json, writing
-from prefdag.runtime.errors import DataError
 from prefdag.train.random_state import random_state, set_random_state
 
 log = logging.getLogger(__name__)

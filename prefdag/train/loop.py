@@ -16,10 +16,10 @@ from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin
 from torch import nn
 
-from prefdag.runtime.errors import ParamsError
-from prefdag.runtime.interruption import Interrupted, interruptible
-from prefdag.runtime.process import process
-from prefdag.runtime.progress import progress
+from prefdag.distributed.process import process
+from prefdag.lifecycle.errors import ParamsError
+from prefdag.lifecycle.interruption import Interrupted, interruptible
+from prefdag.lifecycle.progress import progress
 from prefdag.train.checkpoint import Checkpoints, TrainState
 from prefdag.train.optimizer import batch_order, learning_rate, make_optimizer
 from prefdag.train.step import PreparedModel, Row, forward_backward, not_finite

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import pandas as pd
 from torch import nn
 
+from prefdag.distributed.process import process
 from prefdag.runtime.artifacts import writing
-from prefdag.runtime.process import process
 from prefdag.runtime.running import running_stage
 from prefdag.tracking import runs
 from prefdag.train.checkpoint import Checkpoints

@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from prefdag.runtime.errors import NumericError
+from prefdag.lifecycle.errors import NumericError
 from prefdag.train.outputs import map_tensors, tensors
 from prefdag.train.random_state import random_state, set_random_state
 from prefdag.train.task import Task, split_evenly

@@ -11,7 +11,7 @@ from paths import ROOT
 
 from benchmarks import bench_pipeline, harness, page
 from benchmarks.harness import Contender, run_rounds, summarise
-from prefdag.runtime.errors import DataError, PrefdagError
+from prefdag.lifecycle.errors import DataError, PrefdagError
 from prefdag.runtime.yaml import read_yaml
 
 PAGE = ROOT / "docs" / "benchmarks.md"

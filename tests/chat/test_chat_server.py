@@ -17,7 +17,7 @@ from fastapi.testclient import TestClient
 from prefdag.chat.dialogue import ChatModels
 from prefdag.chat.guard import HEADERS, MAX_BODY
 from prefdag.chat.server import bind, make_app
-from prefdag.runtime.errors import DataError, PrefdagError
+from prefdag.lifecycle.errors import DataError, PrefdagError
 
 ORIGIN = "http://127.0.0.1:7860"
 COMPLETIONS = "/v1/chat/completions"

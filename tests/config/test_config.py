@@ -14,7 +14,7 @@ from paths import ROOT
 
 from prefdag.check_params import check_params, load_params
 from prefdag.config.params import Params
-from prefdag.runtime.errors import ParamsError
+from prefdag.lifecycle.errors import ParamsError
 from prefdag.runtime.yaml import flatten, read_yaml
 
 PARAMS = ROOT / "params.yaml"
@@ -67,6 +67,7 @@ def test_the_default_is_valid_and_complete() -> None:
     [
         (rename("dpo_text.adapter.rank", "rnak"), "dpo_text.adapter.rnak: unknown key; did you mean 'rank'?"),
         (rename("beta", "Beta"), "Beta: unknown key; did you mean 'beta'?"),
+        (put("dpo_text.health", {}), "dpo_text.health: moved; it is now the section health_text, beside dpo_text"),
         (put("dpo_image.gamma", 1), "dpo_image.gamma: unknown key; remove it"),
         (lambda tree: tree.pop("loss"), "loss: missing; every key is required"),
         (lambda tree: tree["sft_ref"]["adapter"].pop("alpha"), "sft_ref.adapter.alpha: missing; every key is required"),

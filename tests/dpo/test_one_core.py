@@ -13,7 +13,7 @@ from prefdag.dpo.pair_batch import PairBatch
 from prefdag.image.classify import class_logps
 from prefdag.image.classify import pair_batch as batch_of_classes
 from prefdag.image.data import normalise
-from prefdag.text.pair_batch import pair_batch as batch_of_texts
+from prefdag.text.dpo_batch import pair_batch as batch_of_texts
 from prefdag.text.scoring.logps import Pair, pair_logps
 from prefdag.text.scoring.states import ForwardMode
 

@@ -19,7 +19,7 @@ from prefdag.dpo import pair_batch
 from prefdag.dpo.pair_batch import PairBatch
 from prefdag.dpo.preference import Preference
 from prefdag.dpo.start import START_TOLERANCE, StartCheck
-from prefdag.runtime.errors import DataError, NumericError, ParamsError
+from prefdag.lifecycle.errors import DataError, NumericError, ParamsError
 
 LOSS_NAMES = list(TAKES)
 OF_MARGIN: list[LossName] = ["sigmoid", "robust", "exo", "hinge", "ipo", "discopop"]

@@ -27,9 +27,9 @@ from prefdag.cli import app
 from prefdag.export import image, pipeline, readback, text
 from prefdag.image import model as resnet
 from prefdag.image.data import normalise
+from prefdag.lifecycle.errors import DataError, PrefdagError
 from prefdag.pairs.tokenizer import ChatTokenizer
 from prefdag.runtime.artifacts import sha256
-from prefdag.runtime.errors import DataError, PrefdagError
 from prefdag.text import model as lm
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow]

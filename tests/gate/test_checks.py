@@ -17,9 +17,9 @@ from prefdag.config.validate_pairs import MeasureName, PairLevels, ShareLevels, 
 from prefdag.gate.checks import EXCERPT, SHOWN, Table, check
 from prefdag.gate.contamination import COLUMNS
 from prefdag.gate.pair_expectations import pairs_table
+from prefdag.lifecycle.errors import DataError
 from prefdag.pairs.schema import PAIRS, read_pairs
 from prefdag.runtime.artifacts import read_json, sha256
-from prefdag.runtime.errors import DataError
 from stages import validate_pairs
 
 pytestmark = pytest.mark.slow

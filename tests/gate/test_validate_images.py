@@ -15,8 +15,8 @@ from safetensors.numpy import load_file
 from prefdag.config.label_pairs import LabelPairs
 from prefdag.config.validate_images import ImageLevels, ValidateImages
 from prefdag.images.reading import CIFAR10, DIGITS, read_images
+from prefdag.lifecycle.errors import DataError
 from prefdag.runtime.artifacts import read_json, sha256
-from prefdag.runtime.errors import DataError
 from stages import label_pairs, validate_images
 
 

@@ -16,8 +16,8 @@ from prefdag.config.health import FindingName, Health
 from prefdag.health import verdict as verdict_
 from prefdag.health.findings import examine
 from prefdag.health.verdict import Finding, Verdict
+from prefdag.lifecycle.errors import NumericError
 from prefdag.runtime.artifacts import write_json
-from prefdag.runtime.errors import NumericError
 
 CONFIG = Health(kl_budget=10.0, fail_on=[])
 NAMES = get_args(FindingName)

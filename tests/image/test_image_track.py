@@ -28,9 +28,9 @@ from prefdag.image.classification_task import classification_task
 from prefdag.image.classify import class_logps, predict
 from prefdag.image.data import Augmentation, ImagePairs, augmented, load_splits, normalise
 from prefdag.image.dpo_task import reference_logps
+from prefdag.lifecycle.errors import DataError, NumericError, ParamsError
 from prefdag.report.page.results import read_csv
 from prefdag.runtime.artifacts import read_json, sha256, write_json
-from prefdag.runtime.errors import DataError, NumericError, ParamsError
 from prefdag.runtime.yaml import flatten
 from prefdag.train.checkpoint import Checkpoints
 from prefdag.train.loop import History

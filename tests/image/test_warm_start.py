@@ -18,8 +18,8 @@ from prefdag.config.resnet_warmup import ResnetWarmup
 from prefdag.config.sources import PathSource
 from prefdag.image import model as resnet
 from prefdag.image.classify import class_logps
+from prefdag.lifecycle.errors import DataError, SourceError
 from prefdag.runtime.artifacts import read_json, sha256, write_json
-from prefdag.runtime.errors import DataError, SourceError
 from prefdag.train import session
 from stages import download_resnet, resnet_warmup
 

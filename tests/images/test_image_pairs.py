@@ -13,8 +13,8 @@ from safetensors.numpy import save_file
 
 from prefdag.config.label_pairs import LabelPairs
 from prefdag.images.label_pairs import IMAGE_PAIRS_SCHEMA, label_pairs, split_summary
+from prefdag.lifecycle.errors import DataError, ParamsError
 from prefdag.runtime.artifacts import read_json, write_json
-from prefdag.runtime.errors import DataError, ParamsError
 from stages import label_pairs as stage
 
 LABEL = LabelPairs(max_images=None, val_fraction=0.1, test_fraction=0.2, seed=0)

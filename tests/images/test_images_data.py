@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 from tars import tar
 
 from prefdag.images.reading import CIFAR10, DIGITS, Images, read_images, write_images
-from prefdag.runtime.errors import DataError
+from prefdag.lifecycle.errors import DataError
 
 
 def test_mnist_csv(tmp_path: Path) -> None:

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from prefdag.lifecycle.errors import ParamsError
 from prefdag.pairs.changes import boundary_joins, example, formatting_changes
 from prefdag.pairs.formatting import columns_of, encode_pair
 from prefdag.pairs.tokenizer import ChatTokenizer, check_window
-from prefdag.runtime.errors import ParamsError
 
 TEMPLATE = "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}{% endfor %}<|assistant|>{{ end }}"
 

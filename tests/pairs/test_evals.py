@@ -11,9 +11,16 @@ import pytest
 from dialogues import write_byte_tokenizer
 from paths import REAL_DATA, ROOT
 
-from prefdag.pairs.eval_sets import EvalRow, read_eval_sets, read_preferences, read_truthfulqa, read_winogrande, spoken
+from prefdag.lifecycle.errors import DataError
+from prefdag.pairs.eval_sets import (
+    EvalRow,
+    cross_entropy_sets,
+    read_eval_sets,
+    read_preferences,
+    read_truthfulqa,
+    read_winogrande,
+)
 from prefdag.pairs.tokenizer import ChatTokenizer
-from prefdag.runtime.errors import DataError
 from prefdag.text.evaluation.eval_rows import encode_row
 
 HEADER = "Type,Category,Question,Best Answer,Correct Answers,Incorrect Answers,Source\n"
@@ -164,7 +171,7 @@ def test_winogrande_row(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
 
 def test_a_sentence_is_scored_in_three_ways(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
     rows = read_winogrande(jsonl_file(tmp_path, GAP))
-    sets = spoken({"truthfulqa": [], "winogrande": rows})
+    sets = cross_entropy_sets({"truthfulqa": [], "winogrande": rows})
     assert list(sets) == ["truthfulqa", "winogrande", "winogrande_wrong", "winogrande_sentence"]
     assert sets["winogrande"] == rows
     (wrong,), (sentence,) = sets["winogrande_wrong"], sets["winogrande_sentence"]

@@ -17,11 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefdag.config.format_pairs import FormatPairs
+from prefdag.lifecycle.errors import DataError, ParamsError
 from prefdag.pairs import formatting as pairs
 from prefdag.pairs.formatting import PAIRS_SCHEMA, FormattingReport, format_pairs
 from prefdag.pairs.splits import SPLITS, Keys, digest, group_rows, split_by_prompt
 from prefdag.pairs.tokenizer import ChatTokenizer
-from prefdag.runtime.errors import DataError, ParamsError
 
 FORMAT = FormatPairs(
     template="instruction",

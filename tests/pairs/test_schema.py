@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from paths import ROOT
 
+from prefdag.lifecycle.errors import DataError
 from prefdag.pairs.formats import ROW_FORMATS
 from prefdag.pairs.schema import FAULT, PAIRS, read_pairs, write_pairs
-from prefdag.runtime.errors import DataError
 
 GOOD = {"prompt": "p", "chosen": "c", "rejected": "r"}
 USER = [{"role": "user", "content": "p"}]

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
+from prefdag.lifecycle.errors import DataError, ParamsError
 from prefdag.pairs.tokenizer import CLOSE, OPEN, ChatTokenizer
-from prefdag.runtime.errors import DataError, ParamsError
 
 # What users type: words, and pieces of control tokens in any order.
 typed = st.lists(

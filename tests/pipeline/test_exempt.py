@@ -12,17 +12,17 @@ from prefdag.runtime.artifacts import sha256
 # Appended to each module: it behaves otherwise from then on.
 ALTERED = {
     "prefdag/check_params.py": "load_params = lambda path: None",
-    "prefdag/runtime/durations.py": "note_duration = lambda name, seconds: None",
-    "prefdag/runtime/environment.py": "set_environment = lambda: os.environ.update(OMP_WAIT_POLICY='ACTIVE')",
-    "prefdag/runtime/errors.py": "PrefdagError.__str__ = lambda self: 'altered'; PrefdagError.exit_code = 9",
-    "prefdag/runtime/exits.py": "one_line_errors = lambda name: contextlib.nullcontext()",
-    "prefdag/runtime/lock.py": "stage_lock = lambda name: contextlib.nullcontext(); end_with_dvc = lambda: None",
-    "prefdag/runtime/progress.py": "progress = lambda *_, **__: tqdm(disable=True)",
+    "prefdag/tracking/durations.py": "note_duration = lambda name, seconds: None",
+    "prefdag/lifecycle/environment.py": "set_environment = lambda: os.environ.update(OMP_WAIT_POLICY='ACTIVE')",
+    "prefdag/lifecycle/errors.py": "PrefdagError.__str__ = lambda self: 'altered'; PrefdagError.exit_code = 9",
+    "prefdag/lifecycle/exits.py": "one_line_errors = lambda name: contextlib.nullcontext()",
+    "prefdag/lifecycle/lock.py": "stage_lock = lambda name: contextlib.nullcontext(); end_with_dvc = lambda: None",
+    "prefdag/lifecycle/progress.py": "progress = lambda *_, **__: tqdm(disable=True)",
     "prefdag/tracking/delivery.py": "send = deliver; deliver = lambda spool, store: [send(spool, store) for _ in range(2)]",
     "prefdag/tracking/runs.py": "log_ = RunLogger.log; RunLogger.log = lambda self, step, metrics: log_(self, step, {})",
     "prefdag/tracking/spool.py": "add = Spool.append; Spool.append = lambda self, event: add(self, event | {'time': 0})",
     "prefdag/tracking/store.py": "def refuse(*_): raise RefusalError('altered')\nStore.begin = refuse",
-    "prefdag/runtime/interruption.py": "interruptible = lambda: contextlib.nullcontext(contextlib.nullcontext)",
+    "prefdag/lifecycle/interruption.py": "interruptible = lambda: contextlib.nullcontext(contextlib.nullcontext)",
 }
 # Between them they use all of these modules: to check, to train, to evaluate, to report.
 STAGES = ["validate_pairs", "sft_ref", "dpo_image", "evaluate_image", "report"]

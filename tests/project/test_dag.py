@@ -76,7 +76,7 @@ def project(tmp_path: Path) -> Path:
             def main(beta, page):
                 from prefdag.report import page
             """,
-        "prefdag/report/page.py": "import prefdag.runtime.errors, prefdag.stats.b\nfrom prefdag.report.parts import NAME",
+        "prefdag/report/page.py": "import prefdag.lifecycle.errors, prefdag.stats.b\nfrom prefdag.report.parts import NAME",
         "prefdag/stats/__init__.py": "",
         "prefdag/stats/a.py": "",
         "prefdag/stats/b.py": "import prefdag.stats.a",
@@ -89,7 +89,7 @@ def project(tmp_path: Path) -> Path:
         "prefdag/report/templates/page.html.jinja": "",
         "prefdag/report/unused.py": "",
         "prefdag/report/others/unused.css": "",
-        "prefdag/runtime/errors.py": "import prefdag.runtime.words",
+        "prefdag/lifecycle/errors.py": "import prefdag.runtime.words",
         "prefdag/runtime/words.py": "",
         "dvc.yaml": """
             # a comment that stays
@@ -143,7 +143,7 @@ def test_the_table_says_what_a_module_reruns(project: Path) -> None:
     assert "| report | unused | nothing |" in table
     assert "| runtime | words | nothing |" in table
     assert "old" not in table
-    assert "| `prefdag/runtime/errors.py` |" in table
+    assert "| `prefdag/lifecycle/errors.py` |" in table
 
 
 def test_params_stands_for_every_key() -> None:
@@ -212,6 +212,7 @@ def test_a_stage_checks_its_sections_as_the_whole_file_is_checked(name: str) -> 
 # A package imports only from floors below its own.
 FLOORS = [
     *(
+        "lifecycle distributed",
         "runtime",
         "config",
         "check_params sources stats tracking",
@@ -262,8 +263,8 @@ def test_imports_run_one_way() -> None:
         ("prefdag/dpo/losses.py", "prefdag/dpo/preference.py", True),
         ("prefdag/dpo/losses.py", "prefdag/text/scoring/logps.py", False),
         ("prefdag/train/loop.py", "prefdag/dpo/losses.py", False),
-        ("prefdag/check_params.py", "prefdag/runtime/errors.py", True),
-        ("prefdag/runtime/errors.py", "prefdag/check_params.py", False),
+        ("prefdag/check_params.py", "prefdag/lifecycle/errors.py", True),
+        ("prefdag/lifecycle/errors.py", "prefdag/check_params.py", False),
         ("prefdag/pairs/schema.py", "prefdag/gate/checks.py", False),
     ],
 )

@@ -11,8 +11,8 @@ from paths import ROOT
 from ruamel.yaml import YAML
 
 from prefdag.check_params import load_params
+from prefdag.lifecycle.errors import ParamsError
 from prefdag.project import profiles
-from prefdag.runtime.errors import ParamsError
 from prefdag.runtime.yaml import read_yaml
 
 NAMES = sorted(path.stem for path in (ROOT / "profiles").glob("*.yaml"))

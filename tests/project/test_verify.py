@@ -10,8 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from prefdag.cli import app
+from prefdag.lifecycle.errors import ParamsError
 from prefdag.project import verify
-from prefdag.runtime.errors import ParamsError
 
 PIPELINE = """\
 stages:

@@ -20,10 +20,10 @@ from scipy import stats
 from typer.testing import CliRunner
 
 from prefdag.cli import app
+from prefdag.lifecycle.errors import DataError
 from prefdag.report.compare import comparison, differences, experiments
 from prefdag.report.compare.experiments import Experiment, Files
 from prefdag.report.page.results import Histories
-from prefdag.runtime.errors import DataError
 from prefdag.runtime.yaml import flatten
 
 

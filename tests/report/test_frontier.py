@@ -15,8 +15,8 @@ from paths import HELPERS
 from typer.testing import CliRunner
 
 from prefdag.cli import app
+from prefdag.lifecycle.errors import DataError
 from prefdag.report.compare import frontier
-from prefdag.runtime.errors import DataError
 from prefdag.runtime.yaml import flatten
 
 

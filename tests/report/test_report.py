@@ -26,6 +26,7 @@ from ruamel.yaml import YAML
 from prefdag.check_params import check_params, load_params
 from prefdag.config.params import Params
 from prefdag.image import evaluate
+from prefdag.lifecycle.errors import DataError, PrefdagError
 from prefdag.report.image import disagreements
 from prefdag.report.image import figures as image_figures
 from prefdag.report.image import sentences as image_sentences
@@ -37,7 +38,6 @@ from prefdag.report.text import figures as text_figures
 from prefdag.report.text import sentences as text_sentences
 from prefdag.report.text.examples import ShadedToken
 from prefdag.runtime.artifacts import read_json, write_json
-from prefdag.runtime.errors import DataError, PrefdagError
 from prefdag.runtime.yaml import read_yaml
 from prefdag.tracking.publishing import numbers
 from stages import publish, report

@@ -10,9 +10,9 @@ import pytest
 
 from prefdag import stage
 from prefdag.config.params import Params
-from prefdag.runtime import environment
-from prefdag.runtime.durations import PROBE, durations, note_duration
-from prefdag.runtime.environment import BESIDE_OTHERS, other_stages, set_environment
+from prefdag.lifecycle import environment
+from prefdag.lifecycle.environment import BESIDE_OTHERS, other_stages, set_environment
+from prefdag.tracking.durations import PROBE, durations, note_duration
 
 
 def test_beside_another_stage_threads_wait_without_spinning(monkeypatch: pytest.MonkeyPatch) -> None:

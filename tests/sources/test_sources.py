@@ -24,8 +24,8 @@ from tars import tar
 
 from prefdag.check_params import load_params
 from prefdag.config.sources import Cifar10Source, HubSource, PathSource, PypiSource
+from prefdag.lifecycle.errors import SourceError
 from prefdag.runtime import artifacts
-from prefdag.runtime.errors import SourceError
 from prefdag.sources import pypi
 from prefdag.sources.fetching import fetch
 

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from prefdag.lifecycle.errors import DataError
 from prefdag.runtime.artifacts import read_json, sha256, write_json
-from prefdag.runtime.errors import DataError
 from prefdag.text.convert import convert
 
 IDS = torch.tensor([[1, 17, 42, 99, 3]])

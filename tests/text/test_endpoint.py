@@ -17,8 +17,8 @@ from judging import contests_of
 from prefdag.check_params import load_params
 from prefdag.config.judge_text import EndpointJudge
 from prefdag.config.loss_options import LossOptions
+from prefdag.lifecycle.errors import ParamsError, SourceError
 from prefdag.runtime.artifacts import write_json
-from prefdag.runtime.errors import ParamsError, SourceError
 from prefdag.text.evaluation import endpoint, judge
 from prefdag.text.evaluation.endpoint import Endpoint
 from stages import judge_text

@@ -16,8 +16,8 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from prefdag.config.sources import PathSource
+from prefdag.lifecycle.errors import DataError, ParamsError, PrefdagError, SourceError
 from prefdag.runtime.artifacts import sha256
-from prefdag.runtime.errors import DataError, ParamsError, PrefdagError, SourceError
 from prefdag.stats.intervals import paired_difference
 from prefdag.text import model as lm
 from prefdag.text.evaluation import judge

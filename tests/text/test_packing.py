@@ -9,7 +9,7 @@ from tiny_models import TARGETS, VOCABULARY, random_groups, write_model
 from transformers import AutoModelForCausalLM
 
 from prefdag.text import model as lm
-from prefdag.text.pair_batch import pair_batch
+from prefdag.text.dpo_batch import pair_batch
 from prefdag.text.scoring.logps import Pair, pair_logps, response_logps
 from prefdag.text.scoring.packing import Group, Segment, batches, pack
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from prefdag.config.adapter import Full, Prefix
+from prefdag.lifecycle.errors import DataError, ParamsError
 from prefdag.runtime.artifacts import sha256
-from prefdag.runtime.errors import DataError, ParamsError
 from prefdag.text import model as lm
 from prefdag.text import trainable
 from prefdag.text.scoring.logps import response_logps

@@ -33,13 +33,13 @@ from prefdag.config.loss_options import LossOptions
 from prefdag.config.ref_logps import RefLogps
 from prefdag.config.sft_ref import SftRef, SupervisedTraining
 from prefdag.dpo.pair_batch import PairBatch, Response
+from prefdag.lifecycle.errors import DataError, NumericError
 from prefdag.pairs.formatting import PAIRS_SCHEMA, columns_of, encode_pair
 from prefdag.pairs.schema import read_pairs, write_pairs
 from prefdag.pairs.tokenizer import ChatTokenizer
 from prefdag.report.page.figures import Line, has
 from prefdag.report.page.results import read_histories
 from prefdag.runtime.artifacts import read_json, sha256, write_json
-from prefdag.runtime.errors import DataError, NumericError
 from prefdag.stats.intervals import difference, roc_area
 from prefdag.stats.rewards import reward_metrics, unpaired_reward_metrics
 from prefdag.text import model as lm

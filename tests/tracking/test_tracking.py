@@ -22,7 +22,7 @@ import pytest
 from paths import ROOT
 
 from prefdag.check_params import load_params
-from prefdag.runtime.errors import DataError
+from prefdag.lifecycle.errors import DataError
 from prefdag.tracking import delivery, spool, store
 from prefdag.tracking import runs as tracking
 from prefdag.tracking.publishing import publish

@@ -19,7 +19,7 @@ from prefdag.config.constraints import Constraint
 from prefdag.dpo.losses import LOSSES
 from prefdag.dpo.pair_batch import PairBatch
 from prefdag.dpo.preference import Preference
-from prefdag.text.pair_batch import pair_batch
+from prefdag.text.dpo_batch import pair_batch
 from prefdag.text.scoring.logps import Pair, PairLogps, all_pair_logps, pair_logps
 from prefdag.train.outputs import map_tensors
 from prefdag.train.step import PreparedModel, forward_backward

@@ -17,8 +17,8 @@ from tiny_models import random_groups, training, weights, with_lora, write_model
 from torch import Tensor, nn
 
 from prefdag.config.training import Momentum, StepDecay
+from prefdag.lifecycle.interruption import Interrupted
 from prefdag.runtime.artifacts import sha256
-from prefdag.runtime.interruption import Interrupted
 from prefdag.text.sft_task import sft_task
 from prefdag.train import loop as trainer
 from prefdag.train.checkpoint import KEEP, Checkpoints, TrainState

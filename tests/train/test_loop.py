@@ -21,8 +21,8 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from prefdag.config.training import Momentum, StepDecay
 from prefdag.dpo.pair_batch import PairBatch
 from prefdag.dpo.preference import Preference
-from prefdag.runtime.errors import NumericError
-from prefdag.text.pair_batch import pair_batch
+from prefdag.lifecycle.errors import NumericError
+from prefdag.text.dpo_batch import pair_batch
 from prefdag.text.scoring.logps import Pair, all_pair_logps, group_logps, pair_logps
 from prefdag.text.scoring.packing import Group
 from prefdag.text.sft_task import sft_task
@@ -442,7 +442,7 @@ import sys
 from pathlib import Path
 
 import torch
-from prefdag.runtime.process import process
+from prefdag.distributed.process import process
 from safetensors.torch import save_file
 from linear_tasks import Shaky, ignore, regression, spread
 from tiny_models import training
@@ -450,7 +450,7 @@ from tiny_models import training
 from prefdag.train.checkpoint import Checkpoints
 from prefdag.train.loop import fit
 from prefdag.train.task import Tasks
-from prefdag.runtime.errors import ParamsError
+from prefdag.lifecycle.errors import ParamsError
 
 out = Path(sys.argv[1])
 out.mkdir(exist_ok=True)

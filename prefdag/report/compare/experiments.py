@@ -13,8 +13,8 @@ from typing import Any
 import pandas as pd
 from ruamel.yaml import YAML
 
+from prefdag.lifecycle.errors import DataError
 from prefdag.report.page.results import CSV, Histories
-from prefdag.runtime.errors import DataError
 from prefdag.runtime.yaml import flatten
 
 WORKSPACE = "workspace"

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from markupsafe import Markup
 
+from prefdag.lifecycle.errors import DataError
 from prefdag.report.page.environment import environment
 from prefdag.report.page.figures import COLOR, svg
 from prefdag.report.page.numbers import Estimate, number, percent, signed
 from prefdag.report.page.settings import loss_name
-from prefdag.runtime.errors import DataError
 from prefdag.runtime.yaml import flatten
 from prefdag.tracking.runs import pipelines
 

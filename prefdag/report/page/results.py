@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 
 from prefdag.health import verdict
+from prefdag.lifecycle.errors import DataError
 from prefdag.runtime import artifacts
 from prefdag.runtime.artifacts import read_json
-from prefdag.runtime.errors import DataError
 
 if TYPE_CHECKING:
     from prefdag.report.text.answers import Answers

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import pandas as pd
 
-from prefdag.runtime.errors import DataError
+from prefdag.lifecycle.errors import DataError
 from prefdag.stats import intervals
 from prefdag.text.scoring.packing import Group
 

@@ -16,9 +16,9 @@ import requests
 from requests.adapters import HTTPAdapter
 from urllib3 import Retry
 
+from prefdag.lifecycle.errors import ParamsError, SourceError
+from prefdag.lifecycle.progress import progress
 from prefdag.runtime.artifacts import read_json, scratch, write_json, writing
-from prefdag.runtime.errors import ParamsError, SourceError
-from prefdag.runtime.progress import progress
 from prefdag.text.evaluation.judge import KEYS
 
 if TYPE_CHECKING:

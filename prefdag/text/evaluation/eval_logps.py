@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
-from prefdag.pairs.eval_sets import EvalRow, spoken
-from prefdag.runtime.errors import DataError
+from prefdag.lifecycle.errors import DataError
+from prefdag.pairs.eval_sets import EvalRow, cross_entropy_sets
 from prefdag.text.evaluation import choices
 from prefdag.text.evaluation.eval_rows import eval_groups
 from prefdag.text.scoring.logps import group_logps
@@ -34,7 +34,7 @@ def groups_by_set(
     limits: "FormatPairs",
     positions: int | None,
 ) -> dict[str, list[Group]]:
-    """The groups to score, by set: one response per row for the sets of `spoken`, all answers for those of `choices.TASKS`.
+    """The groups to score, by set: one response per row of `cross_entropy_sets`, all answers for the sets of `choices.TASKS`.
 
     Args:
         questions: rows of the eval sets, by name.
@@ -43,7 +43,7 @@ def groups_by_set(
     Raises:
         DataError: a row does not fit the model. The error names the row.
     """
-    responses = {name: eval_groups(rows, tokenizer, limits) for name, rows in spoken(questions).items()}
+    responses = {name: eval_groups(rows, tokenizer, limits) for name, rows in cross_entropy_sets(questions).items()}
     answers = {
         choices_key(name): task.groups(questions[name], tokenizer, positions)
         for name, task in choices.TASKS.items()

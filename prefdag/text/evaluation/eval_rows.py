@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from prefdag.runtime.errors import DataError
+from prefdag.lifecycle.errors import DataError
 from prefdag.text.scoring.packing import Group
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from prefdag.runtime.errors import DataError, ParamsError, PrefdagError
-from prefdag.runtime.process import process
-from prefdag.runtime.progress import progress
+from prefdag.distributed.process import process
+from prefdag.lifecycle.errors import DataError, ParamsError, PrefdagError
+from prefdag.lifecycle.progress import progress
 from prefdag.stats.intervals import paired_difference
 from prefdag.stats.rewards import length_controlled
 from prefdag.text.evaluation.metrics import compare_heldout

@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from prefdag.runtime.progress import progress
+from prefdag.lifecycle.progress import progress
 from prefdag.stats.intervals import ratio_difference
 from prefdag.stats.rewards import reward_metrics, unpaired_reward_metrics
-from prefdag.text.pair_batch import pair_batch
+from prefdag.text.dpo_batch import pair_batch
 from prefdag.text.scoring import vocabulary
 from prefdag.text.scoring.logps import Pair, sum_over_tokens
 from prefdag.text.scoring.packing import Group, batches, pack

@@ -14,7 +14,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from prefdag.runtime.progress import progress
+from prefdag.lifecycle.progress import progress
 
 
 class GumbelNoise(LogitsProcessor):

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from prefdag.runtime.progress import progress
+from prefdag.lifecycle.progress import progress
 from prefdag.text.scoring.packing import Group, Pack, batches, pack
 from prefdag.text.scoring.states import head, response_states, response_token_logps
 from prefdag.text.scoring.vocabulary import log_collisions, token_logps

@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
 
+from prefdag.lifecycle.errors import DataError
 from prefdag.runtime.artifacts import read_json, sha256
-from prefdag.runtime.errors import DataError
 from prefdag.text.scoring.logps import Pair, PairLogps, ResponseLogps, pair_logps
 from prefdag.text.scoring.packing import Group
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from prefdag.runtime.errors import PrefdagError
-from prefdag.runtime.lock import end_with_dvc, stage_lock
+from prefdag.lifecycle.errors import PrefdagError
+from prefdag.lifecycle.lock import end_with_dvc, stage_lock
 
 
 def test_a_stage_that_runs_is_not_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from prefdag.runtime.errors import PrefdagError
+from prefdag.lifecycle.errors import PrefdagError
 
 # OS errors that a user can fix: disk full, quota, read-only, no permission. Any other is a bug and keeps its traceback.
 FIXABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES}

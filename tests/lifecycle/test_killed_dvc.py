@@ -31,7 +31,7 @@ def repo(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> Callabl
         code = f"""\
             import os, time
             from pathlib import Path
-            from prefdag.runtime.lock import end_with_dvc
+            from prefdag.lifecycle.lock import end_with_dvc
             {first}
             Path("pid.tmp").write_text(str(os.getpid()))
             Path("pid.tmp").rename("pid")

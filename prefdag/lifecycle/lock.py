@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 from filelock import FileLock, Timeout
 
-from prefdag.runtime.errors import PrefdagError
+from prefdag.lifecycle.errors import PrefdagError
 
 
 @contextmanager

@@ -1,0 +1,1 @@
+"""How the process of a stage starts, shows its progress, is interrupted and ends. Nothing here can change an output."""
