@@ -18,8 +18,9 @@ HERE = Path(__file__).parent
 REPLACED = ("models", "data", "cache")
 
 
-# The longest tests start first, so that no worker is left with one of them at the end.
-LONGEST = ["test_queue.py", "test_rebuild.py", "test_repro.py", "test_exempt.py", "test_full_disk.py", "test_kills.py"]
+# The longest tests start first, so that no worker is left with one of them at the end. The other tests of the pipeline come
+# last: until the first worker has run it, the others have tests that do not wait for it.
+LONGEST = ["test_queue.py", "test_rebuild.py", "test_repro.py", "test_exempt.py"]
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -27,8 +28,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.slow)
-    order = {name: place for place, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: order.get(item.path.name, len(order)))
+    order = {HERE / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path, len(order) + (HERE in item.path.parents)))
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from prefdag.runtime.artifacts import sha256
 
 # Appended to each module: it behaves otherwise from then on.
 ALTERED = {
-    "prefdag/check_params.py": "load_params = lambda path: None",
+    "prefdag/check_params.py": "check_params = lambda tree, path: None",
     "prefdag/tracking/durations.py": "note_duration = lambda name, seconds: None",
     "prefdag/lifecycle/environment.py": "set_environment = lambda: os.environ.update(OMP_WAIT_POLICY='ACTIVE')",
     "prefdag/lifecycle/errors.py": "PrefdagError.__str__ = lambda self: 'altered'; PrefdagError.exit_code = 9",
