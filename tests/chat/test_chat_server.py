@@ -32,14 +32,14 @@ def asking(text: str = "Hi", **changes: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-def asked() -> list[str]:
+def prompts() -> list[str]:
     return []
 
 
 @pytest.fixture
-def client(tmp_path: Path, asked: list[str]) -> TestClient:
+def client(tmp_path: Path, prompts: list[str]) -> TestClient:
     answers = {"reference": "from the reference", "policy": "é€ <b>"}
-    return TestClient(make_app(stand_ins(tmp_path, answers, window=200, asked=asked), 64), base_url=ORIGIN)
+    return TestClient(make_app(stand_ins(tmp_path, answers, window=200, asked=prompts), 64), base_url=ORIGIN)
 
 
 def events(text: str) -> list[Any]:
@@ -49,7 +49,7 @@ def events(text: str) -> list[Any]:
     return [json.loads(event.removeprefix("data: ")) for event in data]
 
 
-def test_an_answer_without_streaming(client: TestClient, asked: list[str]) -> None:
+def test_an_answer_without_streaming(client: TestClient, prompts: list[str]) -> None:
     response = client.post(COMPLETIONS, json=asking())
     assert response.status_code == 200
     body = response.json()
@@ -57,7 +57,7 @@ def test_an_answer_without_streaming(client: TestClient, asked: list[str]) -> No
     (choice,) = body["choices"]
     assert choice["message"] == {"role": "assistant", "content": "é€ <b>"}
     assert choice["finish_reason"] == "stop"
-    assert asked == ["<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"]
+    assert prompts == ["<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"]
     usage = body["usage"]
     assert usage["completion_tokens"] == len("é€ <b>")
     assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
@@ -109,20 +109,23 @@ def test_typed_control_tokens_are_text(client: TestClient, tmp_path: Path) -> No
     assert tokenizer.decode(seen[0]).count("<|im_end|>") == 3 + 2  # from the template, and typed
 
 
-def test_a_conversation_that_is_too_long_loses_its_oldest_turns(client: TestClient, asked: list[str]) -> None:
-    """200 positions - 64 for the answer = 136 tokens. The five messages have 192, and those from the second question on 91."""
+def test_a_conversation_that_is_too_long_loses_its_oldest_turns(client: TestClient, prompts: list[str]) -> None:
+    """There is room for 200 - 64 = 136 tokens. The template adds 8 to a question, 13 to an answer, and 11 for the next answer.
+
+    All five messages: (60 + 8) + (20 + 13) + (40 + 8) + (10 + 13) + (1 + 8) + 11 = 192. From the second question on: 91.
+    """
     turns = [user("a" * 60), {"role": "assistant", "content": "b" * 20}, user("c" * 40)]
     messages = [*turns, {"role": "assistant", "content": "d" * 10}, user("e")]
     body = client.post(COMPLETIONS, json=asking(messages=messages)).json()
     assert body["left_out"] == 2
-    assert "aa" not in asked[0]
-    assert "c" * 40 in asked[0]
-    assert asked[0].startswith("<|im_start|>user\nc")
+    assert "aa" not in prompts[0]
+    assert "c" * 40 in prompts[0]
+    assert prompts[0].startswith("<|im_start|>user\nc")
 
     system = {"role": "system", "content": "s" * 50}
     assert client.post(COMPLETIONS, json=asking(messages=[system, *messages])).json()["left_out"] == 4
-    assert asked[1].startswith("<|im_start|>system\n" + "s" * 50)
-    assert "c" * 40 not in asked[1]
+    assert prompts[1].startswith("<|im_start|>system\n" + "s" * 50)
+    assert "c" * 40 not in prompts[1]
 
 
 def naive_prompt(models: ChatModels, messages: list[dict[str, str]], room: int) -> tuple[list[int], int] | None:
@@ -234,11 +237,11 @@ def test_requests_in_the_form_of_other_clients_are_accepted(client: TestClient) 
         ({"Content-Type": "application/json; charset=utf-8"}, 200),
     ],
 )
-def test_other_sites_are_refused(headers: dict[str, str], status: int, client: TestClient, asked: list[str]) -> None:
+def test_other_sites_are_refused(headers: dict[str, str], status: int, client: TestClient, prompts: list[str]) -> None:
     sent = {"Content-Type": "application/json", **headers}
     response = client.post(COMPLETIONS, content=json.dumps(asking()), headers=sent)
     assert response.status_code == status
-    assert len(asked) == (status == 200)
+    assert len(prompts) == (status == 200)
     assert not any(name.startswith("access-control") for name in response.headers)
 
 

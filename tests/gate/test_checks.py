@@ -454,7 +454,7 @@ def test_a_malformed_file_stops_dvc_with_one_line_and_keeps_its_lock(
             b'{"question": "q"}\n',
             "error: a.jsonl:1: unknown format: the keys are question; rename them to those ",
         ),
-        (good + b'{"prompt": "p"\n', "error: a.jsonl:5:15: not JSON ("),
+        (good + b'{"prompt": "p"\n', "error: a.jsonl:5:15: not JSON ("),  # 14 characters before the line ends
         (b"", "error: a.jsonl: has no rows; "),
     ):
         (raw / "a.jsonl").write_bytes(content)

@@ -140,7 +140,7 @@ def test_kinds_of_preference(tmp_path: Path) -> None:
         ("12", "none"),
     ],
 )
-def test_scripts(tmp_path: Path, text: str, script: str) -> None:
+def test_the_script_of_a_text(tmp_path: Path, text: str, script: str) -> None:
     assert scripts(read(tmp_path, {"a.jsonl": [row(text, "", "!")]})).tolist() == [script]
 
 

@@ -336,10 +336,14 @@ MALFORMED_ROWS: dict[str, tuple[str, bytes | str, str]] = {
     "bad-utf-8": ("plain", b'{"prompt":"p","chosen":"ab\xff","rejected":"r"}', "chosen: bytes that are not UTF-8"),
     "latin-1": ("plain", '{"prompt":"p","chosen":"é","rejected":"r"}'.encode("latin-1"), "chosen: bytes that are not"),
     "bad-key": ("plain", b'{"prompt":"p","cho\xffsen":"c","rejected":"r"}', "chosen: missing"),
-    "truncated": ("plain", '{"prompt":"p","chosen":"c', "24: not JSON"),
+    "truncated": ("plain", '{"prompt":"p","chosen":"c', "24: not JSON"),  # 23 characters before the open string
     "not-json": ("plain", "prompt: p", "1: not JSON"),
-    "raw-control-character": ("plain", '{"prompt":"p\x00","chosen":"c","rejected":"r"}', "13: not JSON"),
-    "two-objects": ("plain", json.dumps(GOOD) * 2, "48: not JSON"),
+    "raw-control-character": (
+        "plain",
+        '{"prompt":"p\x00","chosen":"c","rejected":"r"}',
+        "13: not JSON",
+    ),  # after {"prompt":"p
+    "two-objects": ("plain", json.dumps(GOOD) * 2, f"{len(json.dumps(GOOD)) + 1}: not JSON"),
     "not-an-object": ("plain", '"text"', " text where an object"),
     "deep": ("plain", '{"prompt":' + "[" * 100_000, " not usable JSON"),
     "huge-number": ("plain", '{"prompt":' + "9" * 5_000 + "}", " not usable JSON"),

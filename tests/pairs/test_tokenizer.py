@@ -80,14 +80,14 @@ def test_a_typed_control_token_is_ordinary_text(chatml: ChatTokenizer) -> None:
     assert spelled(chatml, response.ids) == ["a", " ", "<", "|", "im", "_", "e", "n", "d", "|", ">", "<|im_end|>"]
 
 
-def test_instruction_template_of_a_question(gpt2: ChatTokenizer) -> None:
+def test_the_instruction_template_of_one_question(gpt2: ChatTokenizer) -> None:
     assert gpt2.prompt(user("Name a colour.\n")).text == (
         "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
         "### Instruction:\nName a colour.\n\n\n### Response:\n"
     )
 
 
-def test_instruction_template_of_a_dialogue(gpt2: ChatTokenizer) -> None:
+def test_the_instruction_template_of_a_dialogue(gpt2: ChatTokenizer) -> None:
     dialogue = [
         {"role": "system", "content": "Be brief."},
         *user("Name a colour."),

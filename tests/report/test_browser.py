@@ -326,20 +326,20 @@ CONTRAST = """() => {
     const luminance = color => color.slice(0, 3).map(value => value / 255)
         .map(value => value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4)
         .reduce((sum, value, i) => sum + value * [0.2126, 0.7152, 0.0722][i], 0);
-    const groundOf = each =>
-        each ? over(parse(getComputedStyle(each).backgroundColor), groundOf(each.parentElement)) : [255, 255, 255, 1];
+    const groundOf = element =>
+        element ? over(parse(getComputedStyle(element).backgroundColor), groundOf(element.parentElement)) : [255, 255, 255, 1];
     const low = {};
     let seen = 0;
-    for (const each of document.body.querySelectorAll("*")) {
-        const own = [...each.childNodes].some(node => node.nodeType === 3 && node.data.trim());
-        if (!own || ["SCRIPT", "STYLE", "OPTION"].includes(each.tagName) || !each.checkVisibility()) continue;
-        const style = getComputedStyle(each);
-        const ground = groundOf(each);
-        const ink = over(parse(each.closest("svg") ? style.fill : style.color), ground);
+    for (const element of document.body.querySelectorAll("*")) {
+        const own = [...element.childNodes].some(node => node.nodeType === 3 && node.data.trim());
+        if (!own || ["SCRIPT", "STYLE", "OPTION"].includes(element.tagName) || !element.checkVisibility()) continue;
+        const style = getComputedStyle(element);
+        const ground = groundOf(element);
+        const ink = over(parse(element.closest("svg") ? style.fill : style.color), ground);
         const [light, dark] = [luminance(ink), luminance(ground)].sort((a, b) => b - a);
         const ratio = (light + 0.05) / (dark + 0.05);
         seen += 1;
-        if (ratio < 4.5) low[each.outerHTML.slice(0, 120)] = ratio;
+        if (ratio < 4.5) low[element.outerHTML.slice(0, 120)] = ratio;
     }
     return [seen, low];
 }"""
@@ -361,7 +361,7 @@ def test_text_has_enough_contrast(open_page: Open, name: str, scheme: str) -> No
 def test_positive_and_negative_shades_differ_by_more_than_colour(open_page: Open) -> None:
     page = open_page("report")
     style = (
-        "each => { const s = getComputedStyle(each); return [s.textDecorationStyle, s.backgroundColor, each.title] }"
+        "token => { const s = getComputedStyle(token); return [s.textDecorationStyle, s.backgroundColor, token.title] }"
     )
     up, down = (page.eval_on_selector(f".example .{kind}-4", style) for kind in ("up", "down"))
     assert (up[0], down[0]) == ("solid", "dashed")
@@ -376,13 +376,15 @@ def test_positive_and_negative_shades_differ_by_more_than_colour(open_page: Open
 def test_everything_has_a_name_and_headings_skip_no_level(open_page: Open, name: str) -> None:
     page = open_page(name)
     nameless = page.evaluate(
-        """() => [...document.querySelectorAll("img, svg, button, input, select")].filter(each =>
-            !(each.alt || each.ariaLabel || each.textContent.trim() || each.labels?.length)
-            || each.matches("svg:not([role=img][aria-label]), :is(input, select):not(label *)")
-        ).map(each => each.outerHTML.slice(0, 100))"""
+        """() => [...document.querySelectorAll("img, svg, button, input, select")].filter(element =>
+            !(element.alt || element.ariaLabel || element.textContent.trim() || element.labels?.length)
+            || element.matches("svg:not([role=img][aria-label]), :is(input, select):not(label *)")
+        ).map(element => element.outerHTML.slice(0, 100))"""
     )
     assert nameless == []
-    levels = page.eval_on_selector_all("h1, h2, h3, h4, h5, h6", "all => all.map(each => Number(each.tagName[1]))")
+    levels = page.eval_on_selector_all(
+        "h1, h2, h3, h4, h5, h6", "all => all.map(heading => Number(heading.tagName[1]))"
+    )
     assert levels[0] == 1
     assert all(after <= before + 1 for before, after in pairwise(levels))
 

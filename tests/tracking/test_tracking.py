@@ -255,7 +255,7 @@ def test_a_missing_curve_is_one_line(project: Path) -> None:
 # --- a server that does not answer, and processes that die
 
 
-def test_a_dead_server_causes_one_warning_and_sync_sends_everything_once(
+def test_a_dead_server_causes_warnings_and_sync_sends_everything_once(
     closed_port: str, monkeypatch: pytest.MonkeyPatch, project: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     requests: list[str] = []
