@@ -239,7 +239,7 @@ def room(file: str) -> str:
 def may_import(importer: str, imported: str) -> bool:
     own, other = room(importer), room(imported)
     if own == other:
-        return own != "stages"  # code shared by stages belongs into prefdag/
+        return own != "stages"  # code shared by stages belongs in prefdag/
     return FLOOR[other] < FLOOR[own] or (own, other) == ("cli", "project")
 
 

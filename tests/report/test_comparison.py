@@ -68,7 +68,7 @@ def test_ranking_by_hand(runs: tuple[Experiment, Experiment]) -> None:
     assert accuracy.result is not None
     assert accuracy.result["difference"] == pytest.approx((12 - 3) / 40)
     assert (accuracy.result["alone_right"], accuracy.result["other_alone_right"]) == (12, 3)
-    # McNemar's exact test: twice the chance of at most 3 heads in 12 + 3 throws.
+    # McNemar's exact test: twice the chance of at most 3 heads in 12 + 3 tosses.
     assert accuracy.result["p"] == pytest.approx(2 * sum(math.comb(15, heads) for heads in range(3 + 1)) / 2**15)
     assert accuracy.tone == "better"
     shuffled = replace(second, pairs=second.pairs.sample(frac=1, random_state=0))

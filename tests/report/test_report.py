@@ -539,10 +539,8 @@ def unpaired(here: Path) -> Path:
     del tree["heldout"]["n_pairs"]
     tree["heldout"] |= {"n_chosen": 30, "n_rejected": 10, "n_rows": 30}
     write_json(Path("reports/text/metrics.json"), tree)
-    for name in (
-        "history.csv",
-        "validation.csv",
-    ):  # metrics of pairs are missing, and a step may lack one kind of response
+    # Metrics of pairs are missing, and a step may lack one kind of response.
+    for name in ("history.csv", "validation.csv"):
         path = Path("models/dpo_text", name)
         history = pd.read_csv(path).drop(columns=["rewards/margin", "rewards/accuracy"])
         history.loc[1, "rewards/rejected"] = np.nan
