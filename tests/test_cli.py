@@ -1,4 +1,4 @@
-"""The command line: what it prints, where, and how it exits; the models and the tracking server are stood in for."""
+"""The command line: what it prints, where, and its exit codes. Models and tracking server are replaced by stand-ins."""
 
 import subprocess
 import sys
@@ -23,7 +23,7 @@ def prefdag(*arguments: str, typed: str = "") -> Result:
     return CliRunner().invoke(app, arguments, input=typed)
 
 
-def test_help_names_every_command_and_starts_quickly() -> None:
+def test_help_names_the_commands_and_imports_little() -> None:
     command = [sys.executable, "-X", "importtime", "-c", "from prefdag.cli import app; app(['--help'])"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert all(name in done.stdout for name in ("profile", "sync", "chat", "export"))
@@ -32,7 +32,7 @@ def test_help_names_every_command_and_starts_quickly() -> None:
     assert not imported & {"torch", "transformers", "mlflow", "pandas", "numpy", "pydantic", "prefdag.config.params"}
 
 
-def test_profile_shows_each_change_and_marks_what_goes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_profile_shows_each_change_and_marks_reverted_values(monkeypatch: pytest.MonkeyPatch) -> None:
     source = {"kind": "hub", "files": ["a", "b"]}
     changes = [
         ParameterChange("beta", 0.3, 0.1, of_profile=False),
@@ -76,7 +76,7 @@ def test_every_error_has_its_exit_code(error: Exception, code: int, monkeypatch:
 
 
 @pytest.mark.parametrize(("left", "code"), [(0, 0), (2, 1)])
-def test_sync_fails_while_something_is_left(left: int, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sync_fails_if_runs_are_left(left: int, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracking, "sync", lambda: SimpleNamespace(sent=5, left=left))
     result = prefdag("sync")
     assert (result.exit_code, result.stdout) == (code, f"sent 5, left {left}\n")
@@ -85,50 +85,50 @@ def test_sync_fails_while_something_is_left(left: int, code: int, monkeypatch: p
 
 @pytest.fixture
 def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """A folder with both models, whose loading is stood in for; what was loaded, then what was asked, in order."""
+    """A folder with stand-ins for both models. The list has the arguments of loading, then every prompt with its options."""
     monkeypatch.chdir(tmp_path)
     for model in ("reference", "dpo_text"):
         Path("models", model).mkdir(parents=True)
     Path("models/reference/config.json").write_text('{"max_position_embeddings": 300}')
     Path("params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
     tokenizer = byte_tokenizer(tmp_path / "tokenizer")
-    asked: list[Any] = []
+    calls: list[Any] = []
 
     class ReferenceAndPolicy(NamedTuple):
         reference: str
         policy: str
 
     def load_for_generation(*arguments: Any) -> ReferenceAndPolicy:
-        asked.append(arguments)
+        calls.append(arguments)
         return ReferenceAndPolicy("[red]no[/red]", "yes, \x1b[2J\u202e")
 
     def stream(model: str, _: Any, prompt_ids: list[int], listener: Any, **options: Any) -> tuple[int, bool]:
-        asked.append((tokenizer.decode(prompt_ids), options))
-        if "break" in asked[-1][0]:
+        calls.append((tokenizer.decode(prompt_ids), options))
+        if "break" in calls[-1][0]:
             raise KeyboardInterrupt
         for piece in model:
             listener(piece)
         return len(model), True
 
     def load_tokenizer(folder: Path, template: str) -> Any:
-        asked[0] += (template,)
+        calls[0] += (template,)
         return tokenizer
 
     monkeypatch.setattr("prefdag.pairs.tokenizer.ChatTokenizer", load_tokenizer)
     monkeypatch.setitem(sys.modules, "prefdag.text.model", SimpleNamespace(load_for_generation=load_for_generation))  # type: ignore[arg-type]
     monkeypatch.setitem(sys.modules, "prefdag.text.generation.stream", SimpleNamespace(stream=stream))  # type: ignore[arg-type]
-    return asked
+    return calls
 
 
 def chatml(*turns: str) -> str:
-    """A prompt: the user's turn, the model's, the user's, ..."""
+    """The prompt of a dialogue in which the user has the first turn."""
     roles = ("user", "assistant")
-    said = "".join(f"<|im_start|>{roles[n % 2]}\n{turn}<|im_end|>\n" for n, turn in enumerate(turns))
-    return said + "<|im_start|>assistant\n"
+    dialogue = "".join(f"<|im_start|>{roles[n % 2]}\n{turn}<|im_end|>\n" for n, turn in enumerate(turns))
+    return dialogue + "<|im_start|>assistant\n"
 
 
-def test_chat_asks_both_and_shows_what_they_say_as_it_is(trained: list[Any]) -> None:
-    """A bracket is no markup, and an escape no command."""
+def test_chat_asks_both_models_and_escapes_their_answers(trained: list[Any]) -> None:
+    """Brackets are not taken for markup, and escape sequences are spelled out."""
     result = prefdag("chat", "--prompt", "blue?", "--max-new-tokens", "7")
     template = load_params(ROOT / "params.yaml").format_pairs.template
     assert trained[0] == (Path("models/reference"), Path("models/dpo_text"), template)
@@ -139,7 +139,7 @@ def test_chat_asks_both_and_shows_what_they_say_as_it_is(trained: list[Any]) -> 
     assert answers.strip().endswith(r"yes, \x1b[2J\u202e")
 
 
-def test_each_model_goes_on_with_its_own_answers_until_an_empty_line(trained: list[Any]) -> None:
+def test_each_model_continues_with_its_own_answers_until_an_empty_line(trained: list[Any]) -> None:
     result = prefdag("chat", typed="one\ntwo\n/reset\nthree\n\nfour\n")
     assert result.exit_code == 0
     assert [prompt for prompt, _ in trained[1:]] == [
@@ -149,7 +149,7 @@ def test_each_model_goes_on_with_its_own_answers_until_an_empty_line(trained: li
     ]
 
 
-def test_what_does_not_fit_is_said_and_the_chat_goes_on(trained: list[Any]) -> None:
+def test_a_message_that_does_not_fit_is_refused_and_the_chat_continues(trained: list[Any]) -> None:
     result = prefdag("chat", "--max-new-tokens", "100", typed=f"{'x' * 300}\n{'y' * 100}\n{'z' * 100}\n")
     assert result.exit_code == 0
     long, cut = [line for line in result.stderr.splitlines() if "error" in line or "left out" in line]
@@ -158,14 +158,14 @@ def test_what_does_not_fit_is_said_and_the_chat_goes_on(trained: list[Any]) -> N
     assert [prompt for prompt, _ in trained[1:]] == [chatml("y" * 100)] * 2 + [chatml("z" * 100)] * 2
 
 
-def test_ctrl_c_ends_without_a_word(trained: list[Any]) -> None:
+def test_ctrl_c_ends_the_chat_without_a_message(trained: list[Any]) -> None:
     result = prefdag("chat", typed="break\n")
     assert result.exit_code == 130
     assert "Traceback" not in result.output
     assert "Aborted" not in result.output
 
 
-def test_chat_on_a_page_serves_the_same_models(trained: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_web_chat_serves_the_same_models(trained: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     from fastapi.testclient import TestClient
 
     from prefdag.chat import server
@@ -183,7 +183,7 @@ def test_chat_on_a_page_serves_the_same_models(trained: list[Any], monkeypatch: 
     assert trained[1:] == [(chatml("blue?"), {"max_new_tokens": 9, "temperature": 0.5, "seed": 3})]
 
 
-def test_a_port_in_use_is_said_before_the_models_are_loaded(trained: list[Any]) -> None:
+def test_a_port_in_use_is_reported_before_the_models_are_loaded(trained: list[Any]) -> None:
     from prefdag.chat.server import bind
 
     with bind(0) as taken:
@@ -193,7 +193,7 @@ def test_a_port_in_use_is_said_before_the_models_are_loaded(trained: list[Any]) 
     assert result.stderr == f"error: port {port}: Address already in use; choose another port with --port\n"
 
 
-def test_one_question_is_not_for_the_page(trained: list[Any]) -> None:
+def test_the_web_chat_takes_no_prompt(trained: list[Any]) -> None:
     result = prefdag("chat", "--web", "--prompt", "blue?")
     assert (result.exit_code, trained) == (2, [])
     assert "cannot be combined with --web" in result.stderr

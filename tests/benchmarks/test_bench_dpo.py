@@ -1,4 +1,4 @@
-"""The trainings that the benchmarks compare, on a tiny model: ours and TRL's losses are equal, step by step."""
+"""The trainings that the benchmarks compare, on a tiny model: our losses and TRL's are equal at every step."""
 
 import gzip
 import json
@@ -33,7 +33,7 @@ def inputs(tmp_path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("adapter", ["lora", "full"])
-def test_losses_are_those_of_trl(adapter: str, inputs: list[str]) -> None:
+def test_losses_equal_those_of_trl(adapter: str, inputs: list[str]) -> None:
     command = [sys.executable, "-m", "benchmarks.bench_dpo"]
     sides = [Contender(name, [*command, name, f"--adapter={adapter}", *inputs]) for name in ("ours", "trl")]
     medians = summarise(run_rounds(sides, 1), "trl").set_index(["what", "metric"])["median"]
@@ -43,7 +43,7 @@ def test_losses_are_those_of_trl(adapter: str, inputs: list[str]) -> None:
 
 
 def test_the_benchmark_of_gpus(inputs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a CPU with a small "large" model: every figure with a goal is there; losses agree up to bfloat16's precision."""
+    """On a CPU with a small "large" model: every measurement with a goal is made, and losses agree to bfloat16 precision."""
     shape = {"hidden_size": 48, "num_hidden_layers": 3, "num_key_value_heads": 4, "head_dim": 12}
     monkeypatch.setattr(bench_gpu, "LARGE", shape)
     monkeypatch.setattr(bench_gpu, "RESULTS", tmp_path / "bench_gpu.csv")

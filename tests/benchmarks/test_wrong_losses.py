@@ -1,4 +1,4 @@
-"""What docs/wrong_losses.md says of two wrong losses, held where it can be computed: a policy that is a table.
+"""The claims of docs/wrong_losses.md about two wrong losses, for a policy that is a table of logits.
 
 The policy has two responses and two logits, in float64, so that nothing but the loss decides where it goes.
 """
@@ -22,7 +22,7 @@ from prefdag.dpo.preference import Preference
 WRONG = SimpleNamespace(**runpy.run_path(str(ROOT / "benchmarks" / "wrong_losses.py")))
 
 Loss = Callable[[PairBatch], Tensor]
-INDIFFERENT, DECIDED = (0.0, 0.0), (12.0, 0.0)  # references: margins of 0 and of 12 nats, TARGET lying between
+INDIFFERENT, DECIDED = (0.0, 0.0), (12.0, 0.0)  # references with margins of 0 and 12 nats; TARGET is between them
 DPO: Loss = WRONG.ARMS["DPO"]
 RIGHT: Loss = WRONG.ARMS["probabilistic DPO, p = 0.7"]
 NO_REFERENCE: Loss = WRONG.ARMS["without the reference, p = 0.7"]
@@ -43,7 +43,7 @@ def start(reference: tuple[float, float]) -> Tensor:
 
 
 def descend(loss: Loss, reference: tuple[float, float], steps: int) -> tuple[list[float], list[float], Tensor]:
-    """Gradient descent with rate 1 from the reference: losses, gradient norms, and the logits at the end."""
+    """Gradient descent with rate 1 from the reference. Returns the losses, the gradient norms and the final logits."""
     logits = start(reference)
     losses, norms = [], []
     for _ in range(steps):
@@ -56,7 +56,7 @@ def descend(loss: Loss, reference: tuple[float, float], steps: int) -> tuple[lis
 
 
 def optimum(loss: Loss, reference: tuple[float, float]) -> Tensor:
-    """The logits where the loss is lowest, found from the reference."""
+    """The logits that minimise the loss, searched from the reference."""
     logits = start(reference)
     search = torch.optim.LBFGS(
         [logits], max_iter=500, tolerance_grad=1e-13, tolerance_change=1e-18, line_search_fn="strong_wolfe"
@@ -64,7 +64,7 @@ def optimum(loss: Loss, reference: tuple[float, float]) -> Tensor:
 
     def closure() -> Tensor:
         search.zero_grad()
-        value = 1e4 * loss(pair(logits, reference)).sum()  # beta is small, and with it the curvature
+        value = 1e4 * loss(pair(logits, reference)).sum()  # scaled up, since a small beta gives a small curvature
         value.backward()
         return value
 
@@ -81,15 +81,15 @@ def margin(logits: Tensor) -> float:
 
 
 def test_the_difference_of_cross_entropies_has_no_bound() -> None:
-    """It is linear in the margin: after 1,000 steps it falls as fast as in the first one, and takes y_l to probability 0."""
+    """It is linear in the margin: it falls as fast at step 1,000 as at the first, and takes y_l to probability 0."""
     losses, norms, logits = descend(DIFFERENCE, INDIFFERENT, 1000)
     assert losses[999] < min(losses[:100]) - 1000
     assert norms[999] == pytest.approx(norms[0])
-    assert logits.log_softmax(0)[1].item() == pytest.approx(-2000, abs=1)  # two nats a step
+    assert logits.log_softmax(0)[1].item() == pytest.approx(-2 * 1000, abs=1)  # two nats per step
 
 
-def test_dpo_has_a_bound_and_loses_its_pull_near_it() -> None:
-    """Its gradient is beta s(-beta h): what is learnt is left alone, which is what keeps the policy near its reference."""
+def test_dpo_has_a_bound_and_a_vanishing_gradient() -> None:
+    """Its gradient, beta s(-beta h), vanishes as the margin grows. This keeps the policy near its reference."""
     losses, norms, logits = descend(DPO, INDIFFERENT, 1000)
     assert min(losses) > 0
     assert losses == sorted(losses, reverse=True)
@@ -97,8 +97,8 @@ def test_dpo_has_a_bound_and_loses_its_pull_near_it() -> None:
     assert margin(logits) < 100
 
 
-def test_the_difference_of_cross_entropies_knows_no_reference() -> None:
-    """The same policy gets the same loss whatever the reference; DPO's is ln 2 where they agree, and only there."""
+def test_the_difference_of_cross_entropies_ignores_the_reference() -> None:
+    """The same policy has the same loss for every reference. DPO's loss is ln 2 only if the policy is the reference."""
     policy = start(DECIDED)
     values = [DIFFERENCE(pair(policy, reference)).item() for reference in (INDIFFERENT, DECIDED)]
     assert values[0] == values[1]
@@ -111,20 +111,20 @@ def test_the_difference_of_cross_entropies_knows_no_reference() -> None:
 
 
 @pytest.mark.parametrize("reference", [INDIFFERENT, DECIDED])
-def test_without_the_reference_the_optimum_is_one_policy(reference: tuple[float, float]) -> None:
-    """log pi(y_w) - log pi(y_l) = logit(p) / beta for every reference: what that knows is no part of the answer."""
+def test_without_the_reference_the_optimum_does_not_depend_on_it(reference: tuple[float, float]) -> None:
+    """log pi(y_w) - log pi(y_l) = logit(p) / beta for every reference."""
     assert margin(optimum(NO_REFERENCE, reference)) == pytest.approx(WRONG.TARGET, abs=1e-4)
 
 
 @pytest.mark.parametrize("reference", [INDIFFERENT, DECIDED])
-def test_with_the_reference_the_optimum_moves_with_it(reference: tuple[float, float]) -> None:
-    """h* = logit(p) / beta on top of the reference's own margin: the label says how much to add."""
-    given = reference[0] - reference[1]
-    assert margin(optimum(RIGHT, reference)) == pytest.approx(given + WRONG.TARGET, abs=1e-4)
+def test_with_the_reference_the_optimum_depends_on_it(reference: tuple[float, float]) -> None:
+    """The optimal margin is the reference's margin plus h* = logit(p) / beta."""
+    reference_margin = reference[0] - reference[1]
+    assert margin(optimum(RIGHT, reference)) == pytest.approx(reference_margin + WRONG.TARGET, abs=1e-4)
 
 
-def test_a_pair_that_the_reference_tells_apart_is_pushed_back() -> None:
-    """The chosen response was preferred, and the first step without the reference makes it less likely."""
+def test_without_the_reference_a_decided_pair_is_pushed_back() -> None:
+    """The reference prefers the chosen response, and the first step without the reference makes it less likely."""
     h = {
         name: margin(descend(loss, DECIDED, 1)[2]) - margin(start(DECIDED).detach())
         for name, loss in (("right", RIGHT), ("wrong", NO_REFERENCE))
@@ -136,8 +136,8 @@ def test_a_pair_that_the_reference_tells_apart_is_pushed_back() -> None:
 
 
 @pytest.mark.parametrize("p", [1.0, 0.7])
-def test_the_losses_are_what_the_library_makes_of_soft_labels(p: float) -> None:
-    """So the comparison is with the project's own DPO; the wrong arm is what `reference_free: true` asks for by name."""
+def test_the_losses_are_the_librarys_for_soft_labels(p: float) -> None:
+    """The right arm is the project's own DPO. The wrong arm is the project's DPO with `reference_free: true`."""
     none: dict[str, Any] = dict.fromkeys((field.name for field in dataclasses.fields(LossOptions)), None)
     label = torch.tensor([p], dtype=torch.float64)
     soft = pair(torch.tensor([1.0, -2.0], dtype=torch.float64), DECIDED)._replace(preference=label)
@@ -147,17 +147,18 @@ def test_the_losses_are_what_the_library_makes_of_soft_labels(p: float) -> None:
 
 
 def test_the_shares_by_hand() -> None:
-    """The target is ln(0.7 / 0.3) / 0.1 = 8.473: 9 is pushed back, 9 and -9 are beyond; h* = 8.473 less -9, 8, 9."""
-    assert pytest.approx(8.473, abs=1e-3) == WRONG.TARGET
-    found = WRONG.wrong_way(torch.tensor([-9.0, 8.0, 9.0]))
-    assert found["pushed_back"] == pytest.approx(1 / 3)
-    assert found["beyond"] == pytest.approx(2 / 3)
-    assert found["optimum_mean"] == pytest.approx(8.473 - 8 / 3, abs=1e-3)
+    """The target is logit(0.7) / 0.1 = 8.473. So 9 is pushed back, and 9 and -9 are beyond."""
+    target = math.log(0.7 / 0.3) / 0.1
+    assert pytest.approx(target) == WRONG.TARGET
+    shares = WRONG.wrong_way(torch.tensor([-9.0, 8.0, 9.0]))
+    assert shares["pushed_back"] == pytest.approx(1 / 3)
+    assert shares["beyond"] == pytest.approx(2 / 3)
+    assert shares["optimum_mean"] == pytest.approx(((target + 9) + (target - 8) + (target - 9)) / 3)
 
 
 def test_the_measures_by_hand() -> None:
-    """Pairs with reference margins 10 and 0, log-ratios (2, -2) and (-1, 1): h = 4 and -2, squares 8 and 2 over 4."""
-    found = WRONG.measure(
+    """Two pairs with reference margins 10 and 0 and log-ratios (2, -2) and (-1, 1), so that h is 2 + 2 and -1 - 1."""
+    measures = WRONG.measure(
         PairBatch(
             Response(
                 logps=torch.tensor([-8.0, -21.0]),
@@ -171,11 +172,11 @@ def test_the_measures_by_hand() -> None:
             ),
         )
     )
-    assert found["accuracy"] == 0.5
-    assert found["margin"] == pytest.approx(1.0)
-    assert (found["margin_pushed_back"], found["margin_others"]) == (4.0, -2.0)
-    assert found["correlation"] == pytest.approx(1.0)
-    assert found["chosen_per_token"] == pytest.approx(0.1)
-    assert found["rejected_per_token"] == pytest.approx(-0.1)
-    assert found["perplexity"] == pytest.approx(math.exp(2.9))
-    assert found["kl"] == pytest.approx((2.0 + 0.5) / 2)
+    assert measures["accuracy"] == 1 / 2
+    assert measures["margin"] == pytest.approx((4 - 2) / 2)
+    assert (measures["margin_pushed_back"], measures["margin_others"]) == (2 + 2, -1 - 1)
+    assert measures["correlation"] == pytest.approx(1.0)  # two points
+    assert measures["chosen_per_token"] == pytest.approx((2 - 1) / (4 + 6))
+    assert measures["rejected_per_token"] == pytest.approx((-2 + 1) / (5 + 5))
+    assert measures["perplexity"] == pytest.approx(math.exp((8 + 21) / (4 + 6)))
+    assert measures["kl"] == pytest.approx(((2**2 + 2**2) / 4 + (1**2 + 1**2) / 4) / 2)

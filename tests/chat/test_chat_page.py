@@ -1,4 +1,4 @@
-"""The chat's page in a real browser: both answers side by side, and whatever they say is shown, never run."""
+"""The chat page in a real browser: both answers are side by side, and text in them is shown and never run."""
 
 import os
 import shutil
@@ -33,13 +33,13 @@ PAUSE = "wait"
 
 @pytest.fixture
 def held() -> threading.Event:
-    """Set: answers to "wait" go on."""
+    """Once it is set, an answer to "wait" ends."""
     return threading.Event()
 
 
 @pytest.fixture
 def address(tmp_path: Path, held: threading.Event) -> Iterator[str]:
-    """A server whose reference is hostile, and whose policy repeats the prompt."""
+    """A server whose reference answers with hostile text and whose policy repeats the prompt."""
     tokenizer = byte_tokenizer(tmp_path)
     echo = saying(lambda prompt: prompt, tokenizer)
     hostile = saying(HOSTILE, tokenizer)
@@ -65,29 +65,29 @@ def address(tmp_path: Path, held: threading.Event) -> Iterator[str]:
 
 @pytest.fixture
 def faults() -> list[str]:
-    """What the browser complains of."""
+    """The browser's console messages and errors."""
     return []
 
 
 @pytest.fixture
 def page(address: str, faults: list[str]) -> Iterator[Any]:
-    """The page, open; at the end there was no error, and no request to anywhere else."""
+    """The open page. When the test ends, there must be no error and no request to another address."""
     from playwright.sync_api import sync_playwright
 
-    asked: list[str] = []
+    requests: list[str] = []
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1400, "height": 900})
         page.on("console", lambda message: faults.append(message.text))
         page.on("pageerror", lambda error: faults.append(str(error)))
-        page.on("request", lambda request: asked.append(request.url))
+        page.on("request", lambda request: requests.append(request.url))
         page.set_default_timeout(60_000)
         page.goto(address)
         yield page
         browser.close()
     assert faults == []
-    assert asked
-    assert all(url.startswith(address + "/") for url in asked), asked
+    assert requests
+    assert all(url.startswith(address + "/") for url in requests), requests
 
 
 def send(page: Any, text: str) -> None:
@@ -100,25 +100,25 @@ def finished(page: Any) -> None:
 
 
 def texts(page: Any, name: str) -> list[str]:
-    found: list[str] = page.locator(f"section.{name} .text").all_text_contents()
-    return found
+    contents: list[str] = page.locator(f"section.{name} .text").all_text_contents()
+    return contents
 
 
 @browses
-def test_what_is_said_and_typed_is_shown_and_never_run(page: Any) -> None:
+def test_messages_and_answers_are_shown_and_never_run(page: Any) -> None:
     send(page, HOSTILE)
     finished(page)
     assert texts(page, "reference") == [HOSTILE]
     assert page.locator(".user p").all_text_contents() == [HOSTILE]
     assert HOSTILE.split("\x07")[0] in texts(page, "policy")[0]
     assert page.evaluate("window.hit") is None
-    # Beside what the page is made of there is nothing: no element came out of a text.
+    # No text became an element of the page.
     assert page.locator("#log :is(script, img, svg, b, template)").count() == 0
     assert page.locator("#log section").count() == 2
 
 
 @browses
-def test_both_answers_stand_side_by_side_and_under_each_other_on_a_phone(page: Any) -> None:
+def test_answers_are_side_by_side_and_on_a_phone_one_below_the_other(page: Any) -> None:
     send(page, HOSTILE)
     finished(page)
     boxes = {}
@@ -137,8 +137,8 @@ def test_both_answers_stand_side_by_side_and_under_each_other_on_a_phone(page: A
 
 
 @browses
-def test_each_model_goes_on_with_its_own_answers(page: Any) -> None:
-    """The policy repeats its prompt: the second time with its first answer in it, not the reference's."""
+def test_each_model_continues_with_its_own_answers(page: Any) -> None:
+    """The policy repeats its prompt, so its second answer shows that its own first answer is in the history."""
     page.get_by_text("Settings").click()
     page.get_by_label("Maximum answer length").fill("60")
     for text in ("one", "two"):
@@ -156,7 +156,7 @@ def test_each_model_goes_on_with_its_own_answers(page: Any) -> None:
 
 
 @browses
-def test_shift_enter_begins_a_line(page: Any) -> None:
+def test_shift_enter_starts_a_new_line(page: Any) -> None:
     page.keyboard.type("a")  # the field has the focus
     page.keyboard.press("Shift+Enter")
     page.keyboard.type("b")
@@ -179,14 +179,14 @@ def test_an_answer_streams_and_stop_ends_it(page: Any) -> None:
     assert page.locator(".note").all_text_contents() == ["Stopped.", "Stopped."]
     assert page.locator("section.reference").get_attribute("aria-busy") == "false"
     assert page.get_by_role("status").text_content() == "Stopped"
-    send(page, "next")  # the model is free again, and the policy, which had said nothing, was not asked the first
+    send(page, "next")  # the model is free again; the stopped message, without an answer, is not in the history
     finished(page)
     assert texts(page, "reference")[1] == HOSTILE
     assert texts(page, "policy")[1] == "<|im_start|>user\nnext<|im_end|>\n<|im_start|>assistant\n"
 
 
 @browses
-def test_what_was_left_out_and_what_is_refused_is_said(page: Any, address: str) -> None:
+def test_a_shortened_conversation_and_a_refused_setting_are_reported(page: Any, address: str) -> None:
     page.get_by_text("Settings").click()
     page.get_by_label("Maximum answer length").fill("10")
     for text in ("a" * 3000, "b" * 3000):
@@ -204,8 +204,8 @@ def test_what_was_left_out_and_what_is_refused_is_said(page: Any, address: str) 
 
 
 @browses
-def test_the_policy_of_the_page_is_in_force(page: Any, faults: list[str]) -> None:
-    """Text made markup, code made of text, and a script from elsewhere are refused by the browser itself."""
+def test_the_browser_enforces_the_security_policy(page: Any, faults: list[str]) -> None:
+    """The browser refuses markup from text, code from text, and a script from another address."""
     refused = page.evaluate(
         """() => {
             const refused = [];
@@ -221,15 +221,15 @@ def test_the_policy_of_the_page_is_in_force(page: Any, faults: list[str]) -> Non
     )
     assert refused == [True, True, True]
     assert page.evaluate("window.hit") is None
-    asked = page.evaluate("fetch('http://localhost:9/').then(() => true, () => false)")
-    assert not asked
+    fetched = page.evaluate("fetch('http://localhost:9/').then(() => true, () => false)")
+    assert not fetched
     assert all("TrustedHTML" in f or "TrustedScript" in f or "Content Security Policy" in f for f in faults), faults
     assert any("connect-src" in fault for fault in faults)
     faults.clear()
 
 
-def test_ctrl_c_ends_in_the_middle_of_an_answer(tmp_path: Path) -> None:
-    """At once, with 0, and without a traceback, although the model does not listen."""
+def test_ctrl_c_stops_the_server_during_an_answer(tmp_path: Path) -> None:
+    """It stops at once with exit code 0 and no traceback, although the model ignores its listener."""
     script = tmp_path / "serve.py"
     script.write_text(
         "import sys, time\n"

@@ -1,4 +1,4 @@
-"""params.yaml is complete and commented, and a mistake is one line that names the key and the remedy."""
+"""params.yaml is complete and commented. A mistake is reported in one line that names the key and the remedy."""
 
 import copy
 import dataclasses
@@ -148,11 +148,11 @@ def test_the_default_is_valid_and_complete() -> None:
             "dpo_text: gradient_checkpointing would lose the prefix",
         ),
         (
-            put("validate_images.levels.invalid", "warn"),  # such an image cannot be kept
+            put("validate_images.levels.invalid", "warn"),  # an unreadable image cannot be kept
             "validate_images.levels.invalid: input should be 'error' or 'drop', not 'warn'",
         ),
         (
-            put("validate_pairs.levels.invalid", "warn"),  # a row without a prompt, say, would be kept
+            put("validate_pairs.levels.invalid", "warn"),  # a row without a prompt, for example, cannot be kept
             "validate_pairs.levels.invalid: input should be 'error' or 'drop', not 'warn'",
         ),
         (
@@ -194,7 +194,7 @@ def test_a_mistake_in_a_source_names_the_key_without_the_kind(source: dict[str, 
 
 
 @pytest.mark.parametrize("source", [HUB, {"kind": "path", "path": "x", "sha256": "0" * 64}])
-def test_every_kind_of_source_fits_every_place(source: dict[str, Any]) -> None:
+def test_every_key_takes_every_kind_of_source(source: dict[str, Any]) -> None:
     tree = copy.deepcopy(TREE)
     for section, key in [("download_model", "source"), ("download_evals", "winogrande"), ("download_images", "source")]:
         tree[section][key] = source
@@ -231,13 +231,13 @@ def test_no_value_ends_in_a_traceback(key: str, value: Any) -> None:
         put("download_resnet.source", {"kind": "path", "path": "x", "sha256": "0" * 64}),
     ],
 )
-def test_what_takes_several_shapes_takes_each(edit: Edit) -> None:
+def test_keys_with_several_forms_take_each_form(edit: Edit) -> None:
     tree = copy.deepcopy(TREE)
     edit(tree)
     assert flatten(check_params(tree, PARAMS)) == flatten(tree)
 
 
-def test_a_whole_number_does_for_a_real_one() -> None:
+def test_an_integer_is_accepted_for_a_float() -> None:
     tree = copy.deepcopy(TREE)
     tree["beta"] = 1
     assert check_params(tree, PARAMS).beta == 1.0
@@ -253,7 +253,7 @@ def test_a_whole_number_does_for_a_real_one() -> None:
         (b"", "expected a mapping of keys to values at the top level"),
     ],
 )
-def test_a_file_that_is_no_yaml_mapping(text: bytes, message: str, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_yaml_mapping_is_refused(text: bytes, message: str, tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
     path.write_bytes(text)
     with pytest.raises(ParamsError) as caught:
@@ -262,12 +262,12 @@ def test_a_file_that_is_no_yaml_mapping(text: bytes, message: str, tmp_path: Pat
     assert "\n" not in str(caught.value)
 
 
-def test_no_file_says_where_to_run() -> None:
+def test_a_missing_file_is_refused_with_where_to_run() -> None:
     with pytest.raises(ParamsError, match=r"^nowhere\.yaml: not found; run from the repository root$"):
         load_params(Path("nowhere.yaml"))
 
 
-def test_flatten_gives_dotted_keys_and_keeps_lists() -> None:
+def test_flatten_makes_dotted_keys_and_keeps_lists() -> None:
     assert flatten({"a": {"b": 1, "c": [1, {"d": 2}]}, "e": None}) == {"a.b": 1, "a.c": [1, {"d": 2}], "e": None}
     assert flatten({"a": {}, "b": {"c": {}}}) == {"a": {}, "b.c": {}}
 

@@ -1,4 +1,4 @@
-"""What leaves the pipeline is the pipeline's own model, or nothing leaves it."""
+"""An export gives the same results as the pipeline's models, or it fails and writes nothing."""
 
 import json
 import re
@@ -41,7 +41,7 @@ def close(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 def scale(file: Path, name: str, factor: float) -> None:
-    """Spoil one element of one tensor in a safetensors file."""
+    """Multiply one element of one tensor in a safetensors file."""
     tensors = load_file(file)
     tensors[name].view(-1)[0] *= factor
     save_file(tensors, file, metadata={"format": "pt"})
@@ -75,15 +75,13 @@ def test_a_merged_model_gives_the_policys_logits(trained: tuple[Path, Path, str]
     merged_folder(reference, policy, template, tmp_path / "text")
     theirs: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "text")
     with torch.no_grad():
-        found = torch.cat([theirs(torch.tensor([ids])).logits[0] for ids in ROWS])
-    assert close(found, ours)
+        exported = torch.cat([theirs(torch.tensor([ids])).logits[0] for ids in ROWS])
+    assert close(exported, ours)
     assert not close(before, ours)
     assert not (tmp_path / "text" / "adapter_config.json").exists()
 
 
-def test_it_generates_what_the_policy_does_and_ends_where_that_ends(
-    trained: tuple[Path, Path, str], tmp_path: Path
-) -> None:
+def test_a_merged_model_ends_generation_at_the_policys_eos(trained: tuple[Path, Path, str], tmp_path: Path) -> None:
     reference, policy, template = trained
     merged_folder(reference, policy, template, tmp_path / "text")
     tokenizer: Any = AutoTokenizer.from_pretrained(tmp_path / "text")
@@ -93,7 +91,7 @@ def test_it_generates_what_the_policy_does_and_ends_where_that_ends(
     assert (generation["eos_token_id"], generation["pad_token_id"]) == (ours.eos_id, ours.eos_id)
 
 
-def test_a_prefix_is_not_merged_and_its_adapter_loads(tmp_path: Path) -> None:
+def test_a_prefix_is_not_merged_but_its_adapter_loads(tmp_path: Path) -> None:
     reference = write_reference(tmp_path / "reference")
     write_policy(reference, "prefix", tmp_path / "policy")
     policy = lm.load_models(reference, tmp_path / "policy", packed=False).policy
@@ -106,13 +104,13 @@ def test_a_prefix_is_not_merged_and_its_adapter_loads(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("adapter", ["lora", "dora"])
-def test_an_adapter_without_one_layer_is_noticed(adapter: str, tmp_path: Path) -> None:
+def test_an_adapter_that_lacks_one_layer_is_detected(adapter: str, tmp_path: Path) -> None:
     reference = write_reference(tmp_path / "reference")
     write_policy(reference, adapter, tmp_path / "policy")
     expected = text.logits(lm.load_models(reference, tmp_path / "policy", packed=False).policy, ROWS)
-    said = text.check_adapter(tmp_path / "policy", reference, expected, ROWS)
-    assert 0 <= said.largest < readback.TOLERANCE * said.scale
-    assert said.logits == sum(map(len, ROWS)) * 263
+    deviation = text.check_adapter(tmp_path / "policy", reference, expected, ROWS)
+    assert 0 <= deviation.largest < readback.TOLERANCE * deviation.scale
+    assert deviation.logits == (4 + 3 + 1) * 263  # tokens of ROWS, vocabulary
     file = tmp_path / "policy/adapter_model.safetensors"
     tensors = load_file(file)
     (name,) = (name for name in tensors if "layers.1" in name and "v_proj.lora_B" in name)
@@ -123,8 +121,8 @@ def test_an_adapter_without_one_layer_is_noticed(adapter: str, tmp_path: Path) -
         text.check_adapter(tmp_path / "policy", reference, expected, ROWS)
 
 
-def test_one_changed_element_of_a_tensor_is_noticed(tmp_path: Path) -> None:
-    """Of an embedding that no row has: the logits alone would not tell."""
+def test_one_changed_element_of_a_tensor_is_detected(tmp_path: Path) -> None:
+    """The element is in the embedding of a token that no row has, so that the logits are the same."""
     reference = write_reference(tmp_path / "reference")
     write_policy(reference, "lora", tmp_path / "policy")
     expected = text.logits(lm.load_models(reference, tmp_path / "policy", packed=False).policy, ROWS)
@@ -136,13 +134,13 @@ def test_one_changed_element_of_a_tensor_is_noticed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_number_that_is_none_is_a_deviation(value: float) -> None:
+def test_a_logit_that_is_not_finite_is_a_deviation(value: float) -> None:
     with pytest.raises(PrefdagError, match="m: read back"):
         readback.check_logits("m", torch.tensor([1.0, value]), torch.tensor([1.0, 2.0]))
 
 
 def test_the_tolerance_is_a_share_of_the_largest_logit() -> None:
-    expected = torch.tensor([100.0, 0.0])
+    expected = torch.tensor([100.0, 0.0])  # 1e-4 * 100 = 0.01
     assert readback.check_logits("m", torch.tensor([100.0, 0.009]), expected) == pytest.approx((0.009, 100.0, 2))
     with pytest.raises(
         PrefdagError, match=r"largest deviation 1.1e-02 of 2 logits up to 100.0, at most 1.0e-02 allowed"
@@ -179,7 +177,7 @@ def test_the_exported_template_gives_the_ids_of_training(
     write: Callable[[Path], Path], template: Any, tmp_path: Path
 ) -> None:
     if write is no_bos and template == "chat":
-        return  # a model without a template
+        return  # this model has no chat template
     base = write(tmp_path / "base")
     if not (base / "config.json").exists():
         shutil.copyfile(write_reference(tmp_path / "model") / "config.json", base / "config.json")
@@ -196,12 +194,12 @@ def test_the_exported_template_gives_the_ids_of_training(
         text.check_template(folder, ours, DIALOGUES)
 
 
-def test_a_template_that_needs_no_change_is_left_as_it_is(tmp_path: Path) -> None:
+def test_a_template_that_needs_no_change_is_unchanged(tmp_path: Path) -> None:
     base = write_reference(tmp_path)
     assert ChatTokenizer(base, "chat").jinja() == (base / "chat_template.jinja").read_text()
 
 
-def test_a_typed_control_token_stays_text_where_it_is_asked_for(tmp_path: Path) -> None:
+def test_typed_control_tokens_stay_text_on_request(tmp_path: Path) -> None:
     base = write_reference(tmp_path)
     tokenizer: Any = AutoTokenizer.from_pretrained(base)
     ids = ChatTokenizer(base, "chat").prompt(user("<|im_end|>")).ids
@@ -221,7 +219,7 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> tuple[torch.nn.Modul
 
 @pytest.fixture(scope="module")
 def written(classifier: tuple[torch.nn.Module, Path]) -> Path:
-    """The classifier as it is exported, once: making its ONNX graph takes seconds."""
+    """The exported classifier. It is made once, since its ONNX graph takes seconds."""
     folder = classifier[1] / "written"
     folder.mkdir()
     image.write_image(classifier[0], SMALL, ["a", "b", "c", "d"], random_images(4), folder)
@@ -230,11 +228,11 @@ def written(classifier: tuple[torch.nn.Module, Path]) -> Path:
 
 @pytest.fixture
 def exported_image(written: Path, tmp_path: Path) -> Path:
-    """A copy that a test may spoil."""
+    """A copy that a test may damage."""
     return shutil.copytree(written, tmp_path / "image")
 
 
-def test_onnx_takes_pixels_and_gives_the_logits_of_any_batch(
+def test_onnx_gives_the_logits_for_batches_of_any_size(
     classifier: tuple[torch.nn.Module, Path], exported_image: Path
 ) -> None:
     session = onnxruntime.InferenceSession(exported_image / "model.onnx")
@@ -242,14 +240,14 @@ def test_onnx_takes_pixels_and_gives_the_logits_of_any_batch(
         images = random_images(n)
         with torch.no_grad():
             expected = classifier[0](normalise(images))
-        (found,) = session.run(None, {"images": images.numpy()})
-        assert found.shape == (n, 4)
-        assert close(torch.from_numpy(found), expected)
-        assert n == 1 or not close(torch.from_numpy(found[::-1].copy()), expected)
+        (logits,) = session.run(None, {"images": images.numpy()})
+        assert logits.shape == (n, 4)
+        assert close(torch.from_numpy(logits), expected)
+        assert n == 1 or not close(torch.from_numpy(logits[::-1].copy()), expected)
 
 
 @pytest.mark.slow
-def test_onnx_is_the_same_bytes_again_and_names_no_file_of_the_machine(
+def test_a_second_export_to_onnx_has_the_same_bytes_and_names_no_source_file(
     classifier: tuple[torch.nn.Module, Path], exported_image: Path
 ) -> None:
     before = sha256(exported_image)
@@ -260,7 +258,7 @@ def test_onnx_is_the_same_bytes_again_and_names_no_file_of_the_machine(
     assert sha256(exported_image) == before
 
 
-def test_a_spoiled_classifier_is_noticed(classifier: tuple[torch.nn.Module, Path], exported_image: Path) -> None:
+def test_a_damaged_classifier_is_detected(classifier: tuple[torch.nn.Module, Path], exported_image: Path) -> None:
     images = random_images(6)
     assert set(image.check_image(exported_image, classifier[0], images)) == {"model.safetensors", "model.onnx"}
     scale(exported_image / "model.safetensors", "bn1.running_var", 1.0001)
@@ -269,7 +267,7 @@ def test_a_spoiled_classifier_is_noticed(classifier: tuple[torch.nn.Module, Path
 
 
 @pytest.mark.slow
-def test_a_graph_of_other_weights_is_noticed(classifier: tuple[torch.nn.Module, Path], exported_image: Path) -> None:
+def test_a_graph_with_other_weights_is_detected(classifier: tuple[torch.nn.Module, Path], exported_image: Path) -> None:
     torch.manual_seed(1)
     other = exported_image.with_name("other")
     other.mkdir()
@@ -279,12 +277,12 @@ def test_a_graph_of_other_weights_is_noticed(classifier: tuple[torch.nn.Module, 
         image.check_image(exported_image, classifier[0], random_images(6))
 
 
-# The whole
+# The whole export
 
 
 @pytest.fixture
 def graph(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Export the graph of the classifier that every project here has, instead of making it again."""
+    """Export the graph that is already there: every project here has the same classifier."""
     model = onnx.load(written / "model.onnx")
     monkeypatch.setattr(image, "_graph", lambda model_, images: model)
 
@@ -296,7 +294,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.usefixtures("graph")
-def test_export_writes_everything_and_the_same_again(project: Path) -> None:
+def test_export_writes_everything_and_a_second_time_the_same_bytes(project: Path) -> None:
     done = CliRunner().invoke(app, ["export"])
     assert done.exit_code == 0, done.output
     lines = done.stdout.splitlines()
@@ -305,9 +303,9 @@ def test_export_writes_everything_and_the_same_again(project: Path) -> None:
     ]
     assert all("largest deviation" in line for line in lines[:-1])
     files = json.loads((project / "export/export.json").read_text())
-    there = {p.relative_to("export").as_posix() for p in Path("export").rglob("*") if p.is_file()}
-    assert there == {*files, "export.json"}
-    assert {"text/LICENSE", "text/chat_template.jinja", "image/config.json", "text_adapter/README.md"} <= there
+    written = {p.relative_to("export").as_posix() for p in Path("export").rglob("*") if p.is_file()}
+    assert written == {*files, "export.json"}
+    assert {"text/LICENSE", "text/chat_template.jinja", "image/config.json", "text_adapter/README.md"} <= written
     assert files["text/model.safetensors"] == sha256(project / "export/text/model.safetensors")
     assert CliRunner().invoke(app, ["export", "--to", "other"]).exit_code == 0
     assert sha256(project / "other") == sha256(project / "export")
@@ -316,30 +314,30 @@ def test_export_writes_everything_and_the_same_again(project: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("graph")
-def test_what_stood_there_stays_until_all_is_well(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_earlier_export_stays_until_the_new_one_is_checked(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline.export(Path("export"), load_params(), lambda line: None)
-    (project / "export/text/README.md").write_text("of before")
+    (project / "export/text/README.md").write_text("of an earlier export")
     write = image.write_image
 
-    def spoiled(*arguments: Any) -> None:
+    def write_damaged(*arguments: Any) -> None:
         write(*arguments)
         scale(arguments[-1] / "model.safetensors", "fc.1.bias", 2.0)
 
-    monkeypatch.setattr(image, "write_image", spoiled)
+    monkeypatch.setattr(image, "write_image", write_damaged)
     done = CliRunner().invoke(app, ["export"])
     assert done.exit_code == 1
     assert re.fullmatch(r"error: image/model\.safetensors: read back.*run it again\n", done.stderr)
-    assert (project / "export/text/README.md").read_text() == "of before"
+    assert (project / "export/text/README.md").read_text() == "of an earlier export"
     assert CliRunner().invoke(app, ["export", "--to", "new"]).exit_code == 1
     assert not (project / "new").exists()
     assert not [path.name for path in project.iterdir() if path.name.endswith(".tmp")]
     monkeypatch.setattr(image, "write_image", write)
     assert CliRunner().invoke(app, ["export"]).exit_code == 0
-    assert (project / "export/text/README.md").read_text() != "of before"
+    assert (project / "export/text/README.md").read_text() != "of an earlier export"
 
 
 @pytest.mark.parametrize("target", ["mine", ".", "models"])
-def test_a_folder_that_is_no_export_is_never_touched(target: str, project: Path) -> None:
+def test_a_folder_that_is_not_an_export_is_never_changed(target: str, project: Path) -> None:
     (project / "mine").mkdir()
     (project / "mine/thesis.txt").write_text("years")
     before = sha256(project)
@@ -350,14 +348,14 @@ def test_a_folder_that_is_no_export_is_never_touched(target: str, project: Path)
 
 
 @pytest.mark.parametrize("path", ["models/dpo_text", "reports/model_card.md", "data/validated/pairs.parquet"])
-def test_what_is_not_there_is_named(path: str, project: Path) -> None:
+def test_a_missing_input_is_named(path: str, project: Path) -> None:
     (project / path).rename(project / "away")
     done = CliRunner().invoke(app, ["export"])
     assert (done.exit_code, done.stderr) == (2, f"error: {path}: not found; run `dvc repro` first\n")
 
 
-def test_parameters_that_did_not_make_the_models_are_refused(project: Path) -> None:
-    """Else a template or a beta of today would be written to models of yesterday."""
+def test_parameters_that_changed_since_training_are_refused(project: Path) -> None:
+    """Otherwise the export would state a template or a beta that the models were not trained with."""
     params = project / "params.yaml"
     params.write_text(params.read_text().replace("beta: 0.1", "beta: 0.3"))
     done = CliRunner().invoke(app, ["export"])
@@ -371,26 +369,26 @@ def test_parameters_that_did_not_make_the_models_are_refused(project: Path) -> N
 @pytest.mark.slow
 @pytest.mark.usefixtures("graph")
 @pytest.mark.parametrize(
-    ("adapter", "there", "said"),
+    ("adapter", "exported", "message"),
     [
         ("prefix", "text_adapter", "text: not exported, since a prefix cannot be merged into weights"),
         ("full", "text", "text_adapter: not exported, since full fine-tuning has no adapter"),
     ],
 )
-def test_what_cannot_be_exported_is_said(
-    adapter: str, there: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_part_that_cannot_be_exported_is_reported(
+    adapter: str, exported: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(write_project(tmp_path / "project", adapter))
     lines: list[str] = []
     pipeline.export(Path("export"), load_params(), lines.append)
-    assert any(line.startswith(said) for line in lines)
-    assert {p.name for p in Path("export").iterdir()} == {there, "image", "export.json"}
+    assert any(line.startswith(message) for line in lines)
+    assert {p.name for p in Path("export").iterdir()} == {exported, "image", "export.json"}
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("graph")
 def test_readmes_are_hub_cards_whose_code_runs(project: Path) -> None:
-    """The code blocks, each as it stands, in a process that knows nothing of this project."""
+    """Each code block runs unchanged in a new process that does not import this project."""
     pipeline.export(Path("export"), load_params(), lambda line: None)
     accuracy = json.loads((project / "reports/image/metrics.json").read_text())["policy"]["accuracy"]
     for name, library, where in (

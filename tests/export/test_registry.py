@@ -1,4 +1,4 @@
-"""Versions in MLflow's registry: no pickle, all that is known of them, and the answers of the pipeline's own model."""
+"""Versions in MLflow's registry contain no pickle, have complete tags, and give the answers of the pipeline's models."""
 
 import json
 import pickletools
@@ -34,7 +34,7 @@ from prefdag.text.model import load_for_generation
 from prefdag.tracking import store
 from prefdag.tracking.publishing import publish
 
-# Each is worked out on its own; one that a user types is text to the policy.
+# The second has a control token, which stays text when a user types it.
 QUESTIONS = ["hi", "him <|im_end|>", "a é"]
 TOKENS = 12
 
@@ -47,7 +47,7 @@ def patch() -> Iterator[pytest.MonkeyPatch]:
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory, patch: pytest.MonkeyPatch) -> Path:
-    """A tiny pipeline, whose run MLflow has."""
+    """A tiny pipeline whose run is in MLflow."""
     root = write_project(tmp_path_factory.mktemp("registry") / "project")
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "DVC_ROOT"):
         patch.delenv(name, raising=False)
@@ -57,7 +57,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, patch: pytest.MonkeyPatch)
     patch.chdir(root)
     metrics = {track: read_json(path) for track, path in registry.METRICS.items()}
     publish(load_params(), metrics, {}, [])
-    metrics["image"]["policy"]["accuracy"] = 0.25  # a later run, of other models
+    metrics["image"]["policy"]["accuracy"] = 0.25  # a later run with other models
     publish(load_params(), metrics, {}, [])
     return root
 
@@ -79,7 +79,7 @@ def client(registered: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def folders(registered: Path, client: Any) -> dict[str, Path]:
-    """Where MLflow keeps each model."""
+    """The folder of each model in MLflow's store."""
     uris = {name: client.get_model_version_download_uri(f"prefdag-{name}", "1") for name in ("text", "image")}
     from mlflow.artifacts import download_artifacts
 
@@ -87,7 +87,7 @@ def folders(registered: Path, client: Any) -> dict[str, Path]:
 
 
 def pickled(file: Path) -> bool:
-    """Whether a file is a pickle, or an archive that torch.save made: by content, whatever it is called."""
+    """Whether a file is a pickle or an archive made by torch.save, judged by its content, not its name."""
     content = file.read_bytes()
     if content[:2] == b"PK":
         return True
@@ -97,7 +97,7 @@ def pickled(file: Path) -> bool:
         return False
 
 
-def test_a_pickle_would_be_found(tmp_path: Path) -> None:
+def test_a_pickle_would_be_detected(tmp_path: Path) -> None:
     import pickle
 
     (tmp_path / "a.json").write_bytes(pickle.dumps({"a": 1}))
@@ -113,7 +113,7 @@ def test_a_pickle_would_be_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_nothing_that_was_registered_is_pickled(folders: dict[str, Path]) -> None:
+def test_no_registered_file_is_a_pickle(folders: dict[str, Path]) -> None:
     for folder in folders.values():
         files = [path for path in folder.rglob("*") if path.is_file()]
         assert any(path.suffix in (".safetensors", ".onnx") for path in files)
@@ -121,7 +121,7 @@ def test_nothing_that_was_registered_is_pickled(folders: dict[str, Path]) -> Non
 
 
 @pytest.mark.slow
-def test_signature_and_input_example(folders: dict[str, Path]) -> None:
+def test_models_have_a_signature_and_an_input_example(folders: dict[str, Path]) -> None:
     from mlflow.models import Model
 
     for name, (inputs, outputs) in {"text": ("messages", "choices"), "image": ("images", "logits")}.items():
@@ -135,13 +135,13 @@ def test_signature_and_input_example(folders: dict[str, Path]) -> None:
 
 
 @pytest.mark.slow
-def test_a_version_says_what_it_is(registered: Path, client: Any) -> None:
+def test_a_version_has_tags_that_describe_it(registered: Path, client: Any) -> None:
     metrics = read_json(registry.METRICS["text"])["heldout"]
     text, image = (client.get_model_version(f"prefdag-{name}", "1") for name in ("text", "image"))
     assert text.run_id == image.run_id
     run = client.get_run(text.run_id)
     assert run.info.status == "FINISHED"
-    assert run.data.metrics["image/policy/accuracy"] != 0.25  # not the one of other models
+    assert run.data.metrics["image/policy/accuracy"] != 0.25  # not the later run
     for version, file in ((text, "text/model.safetensors"), (image, "image/model.onnx")):
         assert version.tags["prefdag.weights_sha256"] == sha256(registered / "export" / file)
         assert (version.tags["prefdag.beta"], version.tags["prefdag.loss"]) == ("0.1", "sigmoid")
@@ -157,12 +157,12 @@ def test_a_version_says_what_it_is(registered: Path, client: Any) -> None:
 def answer(request: dict[str, Any], folder: Path) -> dict[str, Any]:
     import mlflow
 
-    said: dict[str, Any] = mlflow.pyfunc.load_model(str(folder)).predict(request)
-    return said
+    completion: dict[str, Any] = mlflow.pyfunc.load_model(str(folder)).predict(request)
+    return completion
 
 
 def greedy(question: str) -> tuple[str, int]:
-    """The policy's own answer, and how many tokens the prompt has."""
+    """The policy's own answer, and the number of tokens in the prompt."""
     models = load_for_generation(Path("models/reference"), Path("models/dpo_text"))
     tokenizer = ChatTokenizer(Path("models/reference"), "chat")
     prompt = tokenizer.prompt(user(question)).ids
@@ -173,18 +173,18 @@ def greedy(question: str) -> tuple[str, int]:
 @pytest.mark.slow
 @pytest.mark.parametrize("question", QUESTIONS)
 def test_the_registered_model_answers_as_the_policy(question: str, folders: dict[str, Path]) -> None:
-    said = answer({"messages": user(question), "max_tokens": TOKENS}, folders["text"])
+    completion = answer({"messages": user(question), "max_tokens": TOKENS}, folders["text"])
     expected, tokens = greedy(question)
-    assert said["choices"][0]["message"] == {"role": "assistant", "content": expected}
-    assert said["usage"]["prompt_tokens"] == tokens
-    assert said["choices"][0]["finish_reason"] in ("stop", "length")
-    assert said["object"] == "chat.completion"
+    assert completion["choices"][0]["message"] == {"role": "assistant", "content": expected}
+    assert completion["usage"]["prompt_tokens"] == tokens
+    assert completion["choices"][0]["finish_reason"] in ("stop", "length")
+    assert completion["object"] == "chat.completion"
 
 
 @pytest.mark.slow
-def test_options_of_a_request(folders: dict[str, Path]) -> None:
-    whole = answer({"messages": user("hi"), "max_tokens": TOKENS}, folders["text"])["choices"][0]
-    text = whole["message"]["content"]
+def test_a_request_may_have_options(folders: dict[str, Path]) -> None:
+    uncut = answer({"messages": user("hi"), "max_tokens": TOKENS}, folders["text"])["choices"][0]
+    text = uncut["message"]["content"]
     stop = text[len(text) // 2]
     cut = answer({"messages": user("hi"), "max_tokens": TOKENS, "stop": [stop]}, folders["text"])["choices"][0]
     assert cut == {
@@ -206,7 +206,7 @@ def test_options_of_a_request(folders: dict[str, Path]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("request_", "said"),
+    ("request_", "message"),
     [
         ({"messages": user("x" * 200)}, "messages: .* tokens, but the model.s context is 128"),
         ({"messages": user("x"), "max_tokens": 0}, "max_tokens: 0"),
@@ -215,11 +215,11 @@ def test_options_of_a_request(folders: dict[str, Path]) -> None:
     ],
 )
 def test_a_request_that_cannot_be_answered_is_refused(
-    request_: dict[str, Any], said: str, folders: dict[str, Path]
+    request_: dict[str, Any], message: str, folders: dict[str, Path]
 ) -> None:
     from mlflow.exceptions import MlflowException
 
-    with pytest.raises(MlflowException, match=said):
+    with pytest.raises(MlflowException, match=message):
         answer(request_, folders["text"])
 
 
@@ -231,12 +231,14 @@ def test_the_registered_classifier_gives_the_policys_logits(folders: dict[str, P
     model, _ = resnet.load(Path("models/dpo_image"))
     with torch.no_grad():
         expected = model(normalise(images)).numpy()
-    found = mlflow.pyfunc.load_model(str(folders["image"])).predict({"images": images.numpy()})["logits"]
-    np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+    logits = mlflow.pyfunc.load_model(str(folders["image"])).predict({"images": images.numpy()})["logits"]
+    np.testing.assert_allclose(logits, expected, atol=1e-4 * np.abs(expected).max())
 
 
 @pytest.mark.slow
-def test_models_of_no_run_are_not_registered(registered: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_models_without_a_run_are_not_registered(
+    registered: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     metrics = read_json(registry.METRICS["image"])
     metrics["policy"]["accuracy"] = 0.5
     (tmp_path / "metrics.json").write_text(json.dumps(metrics))
@@ -246,10 +248,10 @@ def test_models_of_no_run_are_not_registered(registered: Path, monkeypatch: pyte
 
 
 @pytest.mark.slow
-def test_a_copied_repository_does_not_write_into_the_first(
+def test_a_copied_repository_does_not_write_to_the_original(
     registered: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI")  # MLflow's own `set_tracking_uri` left it
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")  # set by MLflow's `set_tracking_uri`
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     (tmp_path / "mlflow.db").write_bytes((registered / "mlflow.db").read_bytes())
     with pytest.raises(PrefdagError, match=r"mlflow\.db: its artifacts are in another folder"):
@@ -257,7 +259,7 @@ def test_a_copied_repository_does_not_write_into_the_first(
 
 
 @pytest.mark.slow
-def test_a_run_is_over_whatever_becomes_of_its_models(
+def test_an_interrupted_registration_leaves_the_run_finished(
     registered: Path, client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = client.get_run(client.get_model_version("prefdag-text", "1").run_id)
@@ -291,16 +293,16 @@ def test_the_run_is_the_newest_with_these_parameters_and_metrics(root: Path) -> 
     class Pages(list[Any]):
         token: str | None = None
 
-    found, older = (run(flat, {"text/n": 1.0, "image/n": 2.0, "seconds/report": seconds}) for seconds in (3.0, 4.0))
-    first = Pages([run(flat, {"text/n": 1.0, "image/n": 9.0}), run(flat | {"beta": "9"}, found.data.metrics)])
+    newest, older = (run(flat, {"text/n": 1.0, "image/n": 2.0, "seconds/report": seconds}) for seconds in (3.0, 4.0))
+    first = Pages([run(flat, {"text/n": 1.0, "image/n": 9.0}), run(flat | {"beta": "9"}, newest.data.metrics)])
     first.token = "next"
-    pages = {None: first, "next": Pages([found, older])}
+    pages = {None: first, "next": Pages([newest, older])}
     client = SimpleNamespace(
         search_experiments=lambda: [SimpleNamespace(experiment_id="1")],
         search_runs=lambda ids, query, order_by, page_token: pages[page_token],
     )
     metrics = {"text": {"n": 1.0}, "image": {"n": 2.0}}
-    assert registry.find_run(client, params, metrics) is found
+    assert registry.find_run(client, params, metrics) is newest
     with pytest.raises(PrefdagError, match="MLflow has no run of this pipeline"):
         registry.find_run(client, params, {"text": {"n": 1.5}})
 
@@ -337,8 +339,10 @@ def test_mlflow_serves_the_policys_answers(registered: Path, client: Any, monkey
             except OSError:
                 time.sleep(1)
         for question in QUESTIONS:
-            said = post(f"{address}/invocations", {"messages": user(question), "max_tokens": TOKENS, "temperature": 0})
-            assert said["choices"][0]["message"]["content"] == greedy(question)[0]
+            completion = post(
+                f"{address}/invocations", {"messages": user(question), "max_tokens": TOKENS, "temperature": 0}
+            )
+            assert completion["choices"][0]["message"]["content"] == greedy(question)[0]
         with pytest.raises(urllib.error.HTTPError) as refused:
             post(f"{address}/invocations", {"messages": user("x" * 200)})
         assert refused.value.code == 400
@@ -354,7 +358,7 @@ def post(url: str, request: dict[str, Any]) -> Any:
 
 
 def stop(server: subprocess.Popen[bytes]) -> None:
-    """End the server, and the one that it started."""
+    """Stop the server and the processes that it started."""
     import psutil
 
     for child in [*psutil.Process(server.pid).children(recursive=True), psutil.Process(server.pid)]:

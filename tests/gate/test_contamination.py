@@ -1,4 +1,4 @@
-"""Contamination: by hand, against a comparison of everything with everything, and on the real sets."""
+"""Overlaps of pairs with eval sets: by hand, against a brute-force comparison, and on real data."""
 
 import gzip
 import json
@@ -49,33 +49,30 @@ def text(start: int, count: int, letter: str = "w") -> str:
     return " ".join(f"{letter}{i}" for i in range(start, start + count))
 
 
-def test_by_hand() -> None:
+def test_overlaps_by_hand() -> None:
     sets = {
         "truthfulqa": [
             question(1, "Is it TRUE?", "no"),
-            question(2, text(0, 20), text(50, 13)),
+            question(2, text(0, 20), text(50, RUN)),
             question(3, "Hi!", "x"),
         ],
         "winogrande": [gap(1, "Ann helped Ben as", " Ann was kind.", " Ben was kind.")],
     }
-    found = find_overlaps(
+    overlaps = find_overlaps(
         pairs(
-            (["Is it true"], "no", "yes"),  # the question itself; its answer, a word, is no sign
-            (
-                ["hello", "is it, true?", "Hi"],
-                "Ann helped Ben as Ben was kind",
-                "b",
-            ),  # turns, and a filling, wrong or not
+            (["Is it true"], "no", "yes"),  # the question itself; its answer is too short to count
+            # Two questions as turns, and a sentence with the wrong filling.
+            (["hello", "is it, true?", "Hi"], "Ann helped Ben as Ben was kind", "b"),
             ([text(100, 5) + " " + text(3, RUN)], "a", "b"),  # a run of the second question
-            (["a"], text(3, RUN - 1), text(3, RUN - 1) + "."),  # a word too few
-            (["a"], "b " + text(50, 13), None),  # an answer
-            ([text(0, 20)], text(3, RUN), "b"),  # exactly, and in part: exactly
+            (["a"], text(3, RUN - 1), text(3, RUN - 1) + "."),  # one word too few
+            (["a"], "b " + text(50, RUN), None),  # the second question's answer
+            ([text(0, 20)], text(3, RUN), "b"),  # the question exactly and a run of it: exact
             (None, None, None),  # unreadable
-            (["a", text(0, 6), text(6, 7)], "b", "c"),  # a run over two turns of the dialogue
+            (["a", text(0, 6), text(6, RUN - 6)], "b", "c"),  # a run over two turns of the dialogue
         ),
         sets,
     )
-    assert found[["set", "row", "pair", "how"]].to_numpy().tolist() == [
+    assert overlaps[["set", "row", "pair", "how"]].to_numpy().tolist() == [
         ["truthfulqa", "q:1", "p:1", "exact"],
         ["truthfulqa", "q:1", "p:2", "exact"],
         ["truthfulqa", "q:3", "p:2", "exact"],
@@ -85,15 +82,15 @@ def test_by_hand() -> None:
         ["truthfulqa", "q:2", "p:6", "exact"],
         ["truthfulqa", "q:2", "p:8", "13 words"],
     ]
-    assert found["words"][4] == text(3, RUN)
+    assert overlaps["words"][4] == text(3, RUN)
 
 
-def test_the_whole_of_a_dialogue_of_two_turns_is_looked_at() -> None:
+def test_the_joined_turns_of_a_dialogue_are_compared() -> None:
     two = pairs((["one two", "three"], "a", "b"))
     assert len(find_overlaps(two, {"truthfulqa": [question(1, "One two three?", "no")]})) == 1
 
 
-def test_pairs_beyond_a_chunk_are_looked_at() -> None:
+def test_pairs_beyond_the_first_chunk_are_compared() -> None:
     many = pairs(*((["is it true"], "a", "b") for _ in range(CHUNK + 2)))
     assert len(find_overlaps(many, {"truthfulqa": [question(1, "Is it true?", "no")]})) == CHUNK + 2
 
@@ -102,7 +99,7 @@ def test_words_of_scripts_without_spaces() -> None:
     assert words("山は\u3400 高い, 한국어 a1") == ["山", "は", "\u3400", "高", "い", "한국어", "a1"]
 
 
-def test_no_eval_sets_meet_nothing() -> None:
+def test_without_eval_rows_or_pairs_there_is_no_overlap() -> None:
     for sets in ({}, {"truthfulqa": [question(1, "short", "no")]}):
         assert find_overlaps(pairs((["a"], "b", "c")), sets).empty
     assert find_overlaps(pairs(), {"truthfulqa": [question(1, text(0, 20), "no")]}).empty
@@ -113,12 +110,12 @@ TEXT = st.lists(WORD, max_size=RUN + 4).map(" ".join)
 
 
 @given(st.lists(st.tuples(TEXT, TEXT), max_size=4), st.lists(st.tuples(TEXT, TEXT, TEXT), max_size=4))
-def test_runs_are_those_of_a_comparison_of_all_with_all(
+def test_overlaps_are_those_of_a_brute_force_comparison(
     asked: list[tuple[str, str]], rows: list[tuple[str, str, str]]
 ) -> None:
-    """Two words only, so that long runs are often shared."""
+    """With only two different words, long runs are often shared."""
     sets = {"truthfulqa": [question(i, *texts) for i, texts in enumerate(asked)]}
-    found = find_overlaps(pairs(*(([p], c, r) for p, c, r in rows)), sets)
+    overlaps = find_overlaps(pairs(*(([p], c, r) for p, c, r in rows)), sets)
     expected = set()
     for i, of_eval in enumerate(asked):
         for j, of_pair in enumerate(rows, 1):
@@ -128,13 +125,13 @@ def test_runs_are_those_of_a_comparison_of_all_with_all(
             ]
             if of_eval[0] in of_pair or runs[0] & runs[1]:
                 expected.add((f"q:{i}", f"p:{j}"))
-    assert set(found[["row", "pair"]].itertuples(index=False, name=None)) == expected
-    assert not found.duplicated(["row", "pair"]).any()
+    assert set(overlaps[["row", "pair"]].itertuples(index=False, name=None)) == expected
+    assert not overlaps.duplicated(["row", "pair"]).any()
 
 
 @hh_rlhf_files
 def test_pku_is_contaminated_by_hh_rlhf(tmp_path: Path, file: Path | None) -> None:
-    """PKU's processed-hh-rlhf is hh-rlhf in another form: every row of it is found, and of TruthfulQA nearly none."""
+    """PKU's processed-hh-rlhf is hh-rlhf in another format: all of its rows overlap, and almost none of TruthfulQA's."""
     text = transcripts(200) if file is None else gzip.decompress(file.read_bytes()).decode()
     lines = [f"{line}\n" for line in text.split("\n")[:200]]
     questions = ROOT / "evals/misconceptions.csv" if file is None else REAL_DATA / "truthfulqa/TruthfulQA.csv"
@@ -155,7 +152,7 @@ def test_pku_is_contaminated_by_hh_rlhf(tmp_path: Path, file: Path | None) -> No
     ]
     (evals / "pku/a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     (evals / "truthfulqa/a.csv").write_bytes(questions.read_bytes())
-    found = find_overlaps(train, read_eval_sets(evals))
-    met = found.groupby("set")["row"].nunique()
-    assert met["pku"] == len(rows) > 190
-    assert met.get("truthfulqa", 0) < 5
+    overlaps = find_overlaps(train, read_eval_sets(evals))
+    rows_met = overlaps.groupby("set")["row"].nunique()
+    assert rows_met["pku"] == len(rows) > 190
+    assert rows_met.get("truthfulqa", 0) < 5

@@ -1,4 +1,4 @@
-"""Copies and contradictions among rows, by hand and against a comparison of all with all."""
+"""Copies and contradictions among rows, by hand and against a brute-force comparison."""
 
 from typing import Any
 
@@ -16,7 +16,8 @@ def frame(*rows: tuple[str, str | None, str | None, float]) -> pd.DataFrame:
     return made.assign(source=[f"a:{i}" for i in range(1, len(rows) + 1)])
 
 
-def found(values: "pd.Series[Any]") -> list[str | None]:
+def as_list(values: "pd.Series[Any]") -> list[str | None]:
+    """With None for null."""
     return [value if isinstance(value, str) else None for value in values]
 
 
@@ -28,7 +29,7 @@ def test_normalised_folds_case_and_space() -> None:
 def test_copies_by_hand() -> None:
     sources = pd.Series(["a:1", "a:2", "a:3", "a:4", "a:5"])
     content = pd.Series(["x", "y", "x", None, "x"])
-    assert found(copy_of(sources, content)) == [None, None, "a:1", None, "a:1"]
+    assert as_list(copy_of(sources, content)) == [None, None, "a:1", None, "a:1"]
 
 
 def test_runs_of_words() -> None:
@@ -43,20 +44,23 @@ def words(*changed: int, n: int = 100) -> str:
 
 
 def test_near_copies_share_most_runs_of_five_words() -> None:
-    """One word changed: 91 of 101 runs are shared, 0.90. Five, far apart: 71 of 121, 0.59."""
+    """100 words have 96 runs. A changed word changes five of them: 91 / (96 + 5) = 0.90 are shared.
+
+    Five changed words, far apart, change 25: 71 / (96 + 25) = 0.59.
+    """
     texts = [words(), words(50), None, words().upper(), words(10, 30, 50, 70, 90), "short", "short", words(n=200)[400:]]
     sources = pd.Series([f"a:{i}" for i in range(1, 9)])
-    assert found(near_copy_of(sources, pd.Series(texts, dtype="str"), 0.8)) == [
+    assert as_list(near_copy_of(sources, pd.Series(texts, dtype="str"), 0.8)) == [
         *(None, "a:1", None, "a:1", None, None, "a:6", None)
     ]
-    assert found(near_copy_of(sources, pd.Series(texts, dtype="str"), 0.4))[4] == "a:1"
+    assert as_list(near_copy_of(sources, pd.Series(texts, dtype="str"), 0.4))[4] == "a:1"
 
 
-def test_candidates_are_judged_by_their_similarity() -> None:
-    """Pairs of texts that share 76 of 116 runs, 0.66: some of a hundred become candidates, none is a near copy."""
+def test_candidates_below_the_similarity_are_no_near_copies() -> None:
+    """Four changed words: (96 - 20) / (96 + 20) = 0.66 of the runs are shared. Some of 100 pairs become candidates."""
     texts = [text.replace("w", f"v{n}w") for n in range(100) for text in (words(), words(10, 30, 50, 70))]
     sources = pd.Series([f"a:{i}" for i in range(len(texts))])
-    assert found(near_copy_of(sources, pd.Series(texts), 0.8)) == [None] * len(texts)
+    assert as_list(near_copy_of(sources, pd.Series(texts), 0.8)) == [None] * len(texts)
 
 
 def test_conflicts_by_hand() -> None:
@@ -64,22 +68,22 @@ def test_conflicts_by_hand() -> None:
         ("p", "a", "b", 1.0),
         ("p", "b", "a", 1.0),  # the other way round
         ("P ", "A", " b", 0.2),  # the same by its preference, in another spelling
-        ("p", "a", "b", 0.5),  # says nothing
-        ("p", "b", "a", 1.5),  # neither does this
+        ("p", "a", "b", 0.5),  # no preference
+        ("p", "b", "a", 1.5),  # not a preference
         ("q", "b", "a", 1.0),  # to another prompt
-        ("p", "a", "a", 1.0),  # prefers nothing
+        ("p", "a", "a", 1.0),  # one response, so no preference
         ("p", "a", None, 1.0),  # a single response
         ("p", None, "a", 1.0),  # labelled the other way
         ("p", None, "b", 1.0),
     )
-    assert found(conflict_with(pairs)) == ["a:2", "a:1", "a:1", None, None, None, None, "a:9", "a:8", None]
+    assert as_list(conflict_with(pairs)) == ["a:2", "a:1", "a:1", None, None, None, None, "a:9", "a:8", None]
 
 
-def test_unreadable_rows_contradict_nothing() -> None:
+def test_unreadable_rows_conflict_with_none() -> None:
     pairs = frame(("p", "a", "b", 1.0), ("p", "b", "a", 1.0))
     nothing = {"source": "a:3", "prompt": None, "chosen": None, "rejected": None, "preference": float("nan")}
     pairs = pd.concat([pairs, pd.DataFrame([nothing, nothing | {"source": "a:4"}])], ignore_index=True)
-    assert found(conflict_with(pairs)) == ["a:2", "a:1", None, None]
+    assert as_list(conflict_with(pairs)) == ["a:2", "a:1", None, None]
 
 
 texts = st.sampled_from(["a", "b", "A ", "c"])
@@ -88,15 +92,16 @@ texts = st.sampled_from(["a", "b", "A ", "c"])
 @given(
     st.lists(st.tuples(st.sampled_from(["p", "q"]), texts, texts, st.sampled_from([0.0, 0.3, 0.5, 1.0])), max_size=8)
 )
-def test_conflicts_are_those_of_a_comparison_of_all_with_all(rows: list[tuple[str, str, str, float]]) -> None:
+def test_conflicts_are_those_of_a_brute_force_comparison(rows: list[tuple[str, str, str, float]]) -> None:
     def better(row: tuple[str, str, str, float]) -> tuple[str, str, str] | None:
         prompt, chosen, rejected, preference = row[0], normalised(row[1]), normalised(row[2]), row[3]
         if preference == 0.5 or chosen == rejected:
             return None
         return (prompt, chosen, rejected) if preference > 0.5 else (prompt, rejected, chosen)
 
-    said = [better(row) for row in rows]
+    preferred = [better(row) for row in rows]
     expected = [
-        next((f"a:{j}" for j, b in enumerate(said, 1) if a and b and b == (a[0], a[2], a[1])), None) for a in said
+        next((f"a:{j}" for j, b in enumerate(preferred, 1) if a and b and b == (a[0], a[2], a[1])), None)
+        for a in preferred
     ]
-    assert found(conflict_with(frame(*rows))) == expected
+    assert as_list(conflict_with(frame(*rows))) == expected

@@ -42,31 +42,31 @@ def test_changed_copies_are_found_and_others_are_not(change: object) -> None:
     assert perceptual_groups(images, 1.0).tolist() != [*range(40)] * 2
 
 
-def test_what_looks_like_a_copy_is_in_its_group() -> None:
-    """Steps from one image to another, each of them small: one group, though the ends are not alike."""
-    one, other = photographs(2).astype(float)
-    steps = np.stack([one + (other - one) * share for share in np.linspace(0, 1, 41)]).astype(np.uint8)
+def test_a_chain_of_near_copies_makes_few_groups() -> None:
+    """40 small steps from one image to another give fewer than ten groups, although the ends are not alike."""
+    first, last = photographs(2).astype(float)
+    steps = np.stack([first + (last - first) * share for share in np.linspace(0, 1, 41)]).astype(np.uint8)
     images = steps.transpose(0, 3, 1, 2)
     assert correlation(images[0], images[-1:])[0] < 0.5
     assert perceptual_groups(images[[0, -1]], 0.98).tolist() == [0, 1]
     assert perceptual_groups(images, 0.98).max() < 10
 
 
-def test_blank_images_are_like_nothing() -> None:
+def test_blank_images_have_no_near_copies() -> None:
     images = np.arange(5, dtype=np.uint8)[:, None, None, None] * np.ones((5, 1, 8, 8), np.uint8)
     assert perceptual_groups(images, 0.5).tolist() == [0, 1, 2, 3, 4]
     assert perceptual_groups(images[:0], 0.5).tolist() == []
 
 
 @given(st.integers(0, 9), st.integers(1, 6))
-def test_correlation_is_numpys(seed: int, n: int) -> None:
+def test_correlation_equals_numpys(seed: int, n: int) -> None:
     images = np.random.default_rng(seed).integers(0, 256, (n + 1, 3, 4, 5), dtype=np.uint8)
     expected = np.corrcoef(images.reshape(n + 1, -1).astype(float))[0, 1:]
     np.testing.assert_allclose(correlation(images[0], images[1:]), expected, atol=1e-12)
 
 
 def test_conflicts_by_hand() -> None:
-    """b and d are of the content y: once labelled 1, once 2. The copies of x agree."""
+    """b and d have the same content, y, but the labels 1 and 2. Both images with the content x have label 0."""
     sources, content, labels = pd.Series(list("abcde")), pd.Series(list("xyxyz")), pd.Series([0, 1, 0, 2, 3])
     assert conflict_with(sources, content, labels).dropna().to_dict() == {1: "d", 3: "b"}
 
@@ -75,4 +75,4 @@ def test_class_rows_by_hand() -> None:
     rows = class_rows(np.array([0, 0, 0, 0, 2, 2, 9, -1]), ["a", "b", "c"])
     assert rows["source"].tolist() == ["class a", "class b", "class c"]
     assert rows["images"].tolist() == [4, 0, 2]
-    assert rows["times_smallest"].tolist() == [4, 0, 2]  # of a smallest class of none as of one
+    assert rows["times_smallest"].tolist() == [4 / 1, 0 / 1, 2 / 1]  # an empty class counts as one image

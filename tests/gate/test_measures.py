@@ -16,8 +16,8 @@ from prefdag.pairs.schema import read_pairs
 from prefdag.stats import intervals
 
 
-def test_every_list_of_measures_is_that_of_the_registry() -> None:
-    """The names that params.yaml may have, the comments that it does have, and the table in the docs."""
+def test_every_list_of_measures_matches_the_registry() -> None:
+    """The names allowed in params.yaml, its comments, and the table in the docs."""
     assert list(get_args(MeasureName)) == list(MEASURES)
     comments = re.findall(r"^    (\w+): \{warn: .*\} +# (.*)$", (ROOT / "params.yaml").read_text("utf-8"), re.MULTILINE)
     assert comments == [(name, measure.title) for name, measure in MEASURES.items()]
@@ -37,7 +37,8 @@ def row(prompt: str, chosen: str, rejected: str, **others: Any) -> dict[str, Any
     return {"prompt": prompt, "chosen": chosen, "rejected": rejected, **others}
 
 
-def found(pairs: pd.DataFrame, source: str = ALL) -> dict[str, tuple[float, int]]:
+def shares_of(pairs: pd.DataFrame, source: str = ALL) -> dict[str, tuple[float, int]]:
+    """Each measure's share and its n."""
     table = measure_shares(pairs)
     table = table[table["source"] == source]
     assert table["low"].le(table["share"] + 1e-12).all()
@@ -48,19 +49,19 @@ def found(pairs: pd.DataFrame, source: str = ALL) -> dict[str, tuple[float, int]
 def test_shares_by_hand(tmp_path: Path) -> None:
     rows = [
         row("p", "long", "s"),
-        row(" P ", "s", "long"),  # the prompt again; the shorter one preferred
-        row("q", "long", "s", preference=0.25),  # the shorter one again
+        row(" P ", "s", "long"),  # the same prompt; prefers the shorter response
+        row("q", "long", "s", preference=0.25),  # prefers the shorter response, too
         row("r", "same", "size"),  # neither is longer
         row("s", "long", "s", preference=0.5),  # neither is preferred
         row("т", "дом и сад", "д"),
     ]
-    shares = found(read(tmp_path, {"a.jsonl": rows}))
-    assert shares["longer_preferred"] == (0.5, 4)
-    assert shares["disagreement"] == (pytest.approx(0.75 / 6), 6)
+    shares = shares_of(read(tmp_path, {"a.jsonl": rows}))
+    assert shares["longer_preferred"] == (2 / 4, 4)  # p and the Russian row, of all but r and s
+    assert shares["disagreement"] == (pytest.approx((0.25 + 0.5) / 6), 6)
     assert shares["repeated_prompts"] == (pytest.approx(1 / 6), 6)
     assert shares["other_scripts"] == (pytest.approx(1 / 6), 6)
-    assert "repeated_runs" not in shares  # no response has four words
-    assert "largest_origin" not in shares  # there is one
+    assert "repeated_runs" not in shares  # no response has a run of four words
+    assert "largest_origin" not in shares  # there is only one
 
 
 def test_the_interval_of_longer_preferred_is_that_of_a_proportion(tmp_path: Path) -> None:
@@ -71,33 +72,39 @@ def test_the_interval_of_longer_preferred_is_that_of_a_proportion(tmp_path: Path
 
 def test_repeated_runs_of_four_words(tmp_path: Path) -> None:
     rows = [row("p", "one two three four five", "r"), row("q", "ONE, two; three four. six", "r")]
-    assert found(read(tmp_path, {"a.jsonl": rows}))["repeated_runs"] == (0.25, 4)
+    assert shares_of(read(tmp_path, {"a.jsonl": rows}))["repeated_runs"] == (
+        1 / 4,
+        4,
+    )  # two runs each, one of them the same
     many = [row(f"p{i}", f"{i} two three four", "r") for i in range(SAMPLE)] + [row("q", "0 two three four", "r")] * 10
     (tmp_path / "b").mkdir()
-    assert found(read(tmp_path / "b", {"a.jsonl": many}))["repeated_runs"] == (0.0, SAMPLE)  # of the first so many
+    assert shares_of(read(tmp_path / "b", {"a.jsonl": many}))["repeated_runs"] == (
+        0.0,
+        SAMPLE,
+    )  # later ones are not counted
 
 
 def test_each_origin_is_measured(tmp_path: Path) -> None:
-    """An origin is what a row calls its `source`, else its file."""
+    """A row's origin is its `source`, or else its file."""
     a = [row("p", "long", "s")] * 3
     b = [row("p", "s", "long"), row("q", "s", "long", source="web"), row("q", "s", "long", source="")]
     pairs = read(tmp_path, {"a.jsonl": a, "b.jsonl": b})
     assert pairs["origin"].tolist() == ["a.jsonl"] * 3 + ["b.jsonl", "web", "b.jsonl"]
     assert list(dict.fromkeys(measure_shares(pairs)["source"])) == [ALL, "a.jsonl", "b.jsonl", "web"]
-    assert found(pairs)["largest_origin"] == (0.5, 6)
-    assert found(pairs, "a.jsonl")["longer_preferred"] == (1.0, 3)
-    assert found(pairs, "b.jsonl")["longer_preferred"] == (0.0, 2)
-    assert "largest_origin" not in found(pairs, "web")
+    assert shares_of(pairs)["largest_origin"] == (3 / 6, 6)
+    assert shares_of(pairs, "a.jsonl")["longer_preferred"] == (1.0, 3)
+    assert shares_of(pairs, "b.jsonl")["longer_preferred"] == (0.0, 2)
+    assert "largest_origin" not in shares_of(pairs, "web")
 
 
 def test_the_largest_origins_are_measured(tmp_path: Path) -> None:
-    """Also where one calls itself what stands for all."""
+    """Also if one of them has the name that stands for all rows."""
     rows = [row(f"p{i}", "a", "b", source=f"o{i % 12:02}") for i in range(36)]
     rows += [row(f"q{i}", "b", "a", source=ALL) for i in range(9)] + [row("r", "a", "b", source="o00")]
     pairs = read(tmp_path, {"a.jsonl": rows})
     names = list(dict.fromkeys(measure_shares(pairs)["source"]))
-    assert len(names) == ORIGINS  # without the one of that name
-    assert found(pairs)["repeated_prompts"][1] == 46
+    assert len(names) == ORIGINS  # all rows, and the largest but the one of that name
+    assert shares_of(pairs)["repeated_prompts"][1] == 36 + 9 + 1
     other = pairs[pairs["origin"] != ALL]
     assert len(dict.fromkeys(measure_shares(other)["source"])) == 1 + ORIGINS
 
@@ -105,7 +112,7 @@ def test_the_largest_origins_are_measured(tmp_path: Path) -> None:
 def test_single_responses_have_no_pairs_to_measure(tmp_path: Path) -> None:
     rows = [{"prompt": "p", "completion": "a b c d", "label": bool(i % 2)} for i in range(3)]
     pairs = read(tmp_path, {"a.jsonl": rows}, "unpaired")
-    shares = found(pairs)
+    shares = shares_of(pairs)
     assert set(shares) == {"repeated_prompts", "repeated_runs", "other_scripts"}
     assert shares["repeated_runs"] == (pytest.approx(2 / 3), 3)
     assert kinds(pairs) == {"desirable": 1, "undesirable": 2}
@@ -133,10 +140,10 @@ def test_kinds_of_preference(tmp_path: Path) -> None:
         ("12", "none"),
     ],
 )
-def test_scripts(tmp_path: Path, text: str, script: str) -> None:
+def test_the_script_of_a_text(tmp_path: Path, text: str, script: str) -> None:
     assert scripts(read(tmp_path, {"a.jsonl": [row(text, "", "!")]})).tolist() == [script]
 
 
-def test_nothing_to_measure() -> None:
+def test_no_rows_have_no_measures() -> None:
     empty = pd.DataFrame(columns=["prompt", "chosen", "rejected", "preference", "origin"]).astype({"chosen": "str"})
     assert measure_shares(empty.astype({"rejected": "str", "preference": "float64"})).empty

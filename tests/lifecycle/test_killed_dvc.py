@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform == "win32", reas
 
 @pytest.fixture
 def repo(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], subprocess.Popen[str]]:
-    """Start `dvc repro` of a stage that waits for a file called go; the argument is the stage's first statement."""
+    """Starts `dvc repro` with a stage that waits for a file named `go`. The argument is the stage's first statement."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(tmp_path / "site"))
     monkeypatch.setenv("PYTHONPATH", str(root))
@@ -61,7 +61,9 @@ def ended(process: psutil.Process, seconds: float) -> bool:
     return True
 
 
-@pytest.mark.parametrize("shell", ["/bin/sh", "/bin/bash"])  # dash stays between DVC and the stage, bash does not
+@pytest.mark.parametrize(
+    "shell", ["/bin/sh", "/bin/bash"]
+)  # dash stays as a process between DVC and the stage, bash does not
 @pytest.mark.parametrize("first", [ENDS, STAYS])
 def test_a_stage_ends_with_the_dvc_that_started_it(
     repo: Callable[[str], subprocess.Popen[str]], first: str, shell: str, monkeypatch: pytest.MonkeyPatch

@@ -1,4 +1,4 @@
-"""One run of a stage at a time; what happens when DVC is killed is in `test_killed_dvc.py`."""
+"""A stage runs once at a time. `test_killed_dvc.py` tests what happens if DVC is killed."""
 
 import threading
 from pathlib import Path
@@ -9,7 +9,7 @@ from prefdag.lifecycle.errors import PrefdagError
 from prefdag.lifecycle.lock import end_with_dvc, stage_lock
 
 
-def test_a_stage_that_runs_is_not_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_running_stage_is_not_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with stage_lock("dpo_text"), stage_lock("dpo_image"):
         with pytest.raises(PrefdagError, match=r"^dpo_text: already running in this directory"), stage_lock("dpo_text"):
@@ -22,7 +22,7 @@ def test_a_stage_that_runs_is_not_started_again(tmp_path: Path, monkeypatch: pyt
         pass
 
 
-def test_without_dvc_nothing_is_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_dvc_no_thread_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DVC_STAGE", raising=False)
     before = threading.active_count()
     end_with_dvc()

@@ -1,4 +1,4 @@
-"""Judgements of several annotators as one preference a pair: by hand, and Bradley-Terry against its own likelihood."""
+"""Judgements of several annotators become one preference per pair: by hand, and Bradley-Terry by its likelihood equations."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ def read(folder: Path, *rows: dict[str, Any]) -> pd.DataFrame:
     return read_pairs(folder, "plain")
 
 
-def said(prompt: str, chosen: str, rejected: str, annotator: Any = None, **others: Any) -> dict[str, Any]:
+def judged(prompt: str, chosen: str, rejected: str, annotator: Any = None, **others: Any) -> dict[str, Any]:
     row = {"prompt": prompt, "chosen": chosen, "rejected": rejected, **others}
     return row if annotator is None else row | {"annotator": annotator}
 
@@ -28,23 +28,23 @@ def said(prompt: str, chosen: str, rejected: str, annotator: Any = None, **other
 def test_votes_by_hand(tmp_path: Path) -> None:
     pairs = read(
         tmp_path,
-        said("p", "a", "b", "ann"),
-        said("q", "a", "b"),  # nobody's: as it is
-        said("p", "b", "a", "bob"),
-        said("p", "b", "a", 3),
-        said("p", "b", "a", "bob"),  # twice: one vote
-        said("r", "a", "b", "ann"),  # another prompt
-        said("s", "a", "b", "ann", preference=0.75),
-        said("s", "b", "a", "bob", preference=0.75),  # a tie: the first order stays
-        said("t", "a", "a", "ann"),  # nothing to agree on: for the gate
+        judged("p", "a", "b", "ann"),
+        judged("q", "a", "b"),  # without an annotator: unchanged
+        judged("p", "b", "a", "bob"),
+        judged("p", "b", "a", 3),
+        judged("p", "b", "a", "bob"),  # a repeated judgement: one vote
+        judged("r", "a", "b", "ann"),  # another prompt
+        judged("s", "a", "b", "ann", preference=0.75),
+        judged("s", "b", "a", "bob", preference=0.75),  # a tie: chosen and rejected stay in the first row's order
+        judged("t", "a", "a", "ann"),  # equal responses are left for the gate
     )
     together, merged = merge_annotators(pairs)
     rows = together[["source", "chosen", "rejected", "preference"]].to_numpy().tolist()
     assert rows == [
-        ["a.jsonl:1", "b", "a", pytest.approx(2 / 3)],
+        ["a.jsonl:1", "b", "a", pytest.approx(2 / 3)],  # bob and 3, but not ann
         ["a.jsonl:2", "a", "b", 1.0],
         ["a.jsonl:6", "a", "b", 1.0],
-        ["a.jsonl:7", "a", "b", 0.5],
+        ["a.jsonl:7", "a", "b", (0.75 + (1 - 0.75)) / 2],
         ["a.jsonl:9", "a", "a", 1.0],
     ]
     assert merged.to_numpy().tolist() == [
@@ -53,33 +53,35 @@ def test_votes_by_hand(tmp_path: Path) -> None:
         ["a.jsonl:5", "a.jsonl:1", 3],
         ["a.jsonl:8", "a.jsonl:7", 2],
     ]
-    assert pairs["chosen"][0] == "a"  # what was given is as it was
+    assert pairs["chosen"][0] == "a"  # the input is unchanged
 
 
 def test_judgements_out_of_range_and_single_responses_are_left_for_the_gate(tmp_path: Path) -> None:
-    wrong = said("p", "a", "b", "bob", preference=2)
-    pairs = read(tmp_path, said("p", "a", "b", "ann"), wrong, said("p", "a", "b", "eve", preference=0.5))
+    wrong = judged("p", "a", "b", "bob", preference=2)
+    pairs = read(tmp_path, judged("p", "a", "b", "ann"), wrong, judged("p", "a", "b", "eve", preference=0.5))
     together, _ = merge_annotators(pairs)
-    assert together["preference"].tolist() == [0.75, 2.0]
+    assert together["preference"].tolist() == [(1 + 0.5) / 2, 2.0]  # ann and eve; bob
     alone = pairs.assign(rejected=None)
     pd.testing.assert_frame_equal(merge_annotators(alone)[0], alone)
 
 
-def test_the_vote_of_one_who_judged_twice_is_the_mean(tmp_path: Path) -> None:
+def test_an_annotator_who_judged_twice_has_the_mean_as_vote(tmp_path: Path) -> None:
     votes = [("a", "b", "ann"), ("b", "a", "ann"), ("a", "b", "bob")]
-    together, _ = merge_annotators(read(tmp_path, *(said("p", *vote) for vote in votes)))
-    assert together["preference"].tolist() == [pytest.approx(0.75)]  # not 1, not 2 of 3
+    together, _ = merge_annotators(read(tmp_path, *(judged("p", *vote) for vote in votes)))
+    assert together["preference"].tolist() == [
+        pytest.approx(((1 + 0) / 2 + 1) / 2)
+    ]  # ann and bob; by rows it would be 2 / 3
 
 
-def test_two_who_say_the_same_are_no_copies(tmp_path: Path) -> None:
-    pairs = read(tmp_path, *(said("p", "a", "b", name) for name in ("ann", "bob", "ann", None, None)))
+def test_equal_rows_of_two_annotators_are_no_copies(tmp_path: Path) -> None:
+    pairs = read(tmp_path, *(judged("p", "a", "b", name) for name in ("ann", "bob", "ann", None, None)))
     assert copy_of(pairs["source"], pairs["id"]).notna().tolist() == [False, False, True, False, True]
 
 
-def test_three_responses_share_what_is_said_of_each(tmp_path: Path) -> None:
-    """a beats b and b beats c, 3 to 1 both; what one says of a and c is worth less than what follows from the others."""
+def test_votes_on_three_responses_are_combined(tmp_path: Path) -> None:
+    """a beats b 3 to 1, and b beats c 3 to 1. One vote for c over a counts less than what follows from the others."""
     votes = [("a", "b")] * 3 + [("b", "a")] + [("b", "c")] * 3 + [("c", "b")] + [("c", "a")]
-    together, _ = merge_annotators(read(tmp_path, *(said("p", *pair, annotator=i) for i, pair in enumerate(votes))))
+    together, _ = merge_annotators(read(tmp_path, *(judged("p", *pair, annotator=i) for i, pair in enumerate(votes))))
     preference = {(row.chosen, row.rejected): row.preference for row in together.itertuples()}
     assert preference["a", "c"] > 0.6
     assert 0.5 < preference["a", "b"] < 0.75
@@ -87,28 +89,28 @@ def test_three_responses_share_what_is_said_of_each(tmp_path: Path) -> None:
 
 
 def test_without_annotators_nothing_changes(tmp_path: Path) -> None:
-    pairs = read(tmp_path, said("p", "a", "b"), said("p", "b", "a"))
+    pairs = read(tmp_path, judged("p", "a", "b"), judged("p", "b", "a"))
     together, merged = merge_annotators(pairs)
     pd.testing.assert_frame_equal(together, pairs)
     assert merged.empty
 
 
 @given(st.integers(2, 5), st.data())
-def test_bradley_terry_makes_the_votes_most_likely(n: int, data: st.DataObject) -> None:
-    """At the maximum, each response wins as often as the model expects it to: the likelihood equations."""
+def test_bradley_terry_maximises_the_likelihood(n: int, data: st.DataObject) -> None:
+    """The likelihood equations: at the maximum, each response wins as often as the model expects."""
     wins = np.array([[0.0 if i == j else data.draw(st.integers(0, 5)) for j in range(n)] for i in range(n)])
     if n == 2 and not wins.any():
         wins[0, 1] = 1
-    found = bradley_terry(wins)
-    np.testing.assert_allclose(found + found.T, 1.0, atol=1e-12)
+    preferences = bradley_terry(wins)
+    np.testing.assert_allclose(preferences + preferences.T, 1.0, atol=1e-12)
     votes = wins + (PRIOR if n > 2 else 0.0) * ((wins + wins.T) > 0)
-    np.testing.assert_allclose(((votes + votes.T) * found).sum(axis=1), votes.sum(axis=1), atol=1e-4)
-    odds = found / (1 - found + 1e-300)
-    if n > 2:  # one strength a response: odds multiply
+    np.testing.assert_allclose(((votes + votes.T) * preferences).sum(axis=1), votes.sum(axis=1), atol=1e-4)
+    odds = preferences / (1 - preferences + 1e-300)
+    if n > 2:  # one strength per response, so odds multiply
         np.testing.assert_allclose(odds[0, 1] * odds[1, 2], odds[0, 2], rtol=1e-6)
 
 
 def test_a_response_that_never_lost_is_nearly_certain() -> None:
     assert bradley_terry(np.array([[0.0, 4.0], [0.0, 0.0]]))[0, 1] == 1.0
-    found = bradley_terry(np.array([[0.0, 4.0, 4.0], [0.0, 0.0, 4.0], [0.0, 0.0, 0.0]]))
-    assert 0.99 < found[0, 1] < found[0, 2] < 1
+    preferences = bradley_terry(np.array([[0.0, 4.0, 4.0], [0.0, 0.0, 4.0], [0.0, 0.0, 0.0]]))
+    assert 0.99 < preferences[0, 1] < preferences[0, 2] < 1

@@ -1,4 +1,4 @@
-"""The eval sets: both schemas, their faults, and the files that the project and its authors have."""
+"""The eval sets: their formats, their faults, and the project's own and the published files."""
 
 import json
 import shutil
@@ -60,11 +60,11 @@ def test_truthfulqa_row(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
     assert tokenizer.decode(encode_row(row, tokenizer, 100, 100, row.wrong_responses[0]).response_ids) == "Yes</s>"
 
 
-def test_truthfulqa_in_all_its_forms(tmp_path: Path) -> None:
+def test_truthfulqa_in_every_format(tmp_path: Path) -> None:
     """The CSV, its multiple-choice JSON, and both configurations of the hub's parquet."""
     right, wrong = ["No", "It is not"], ["Yes", "Of course"]
     targets = dict.fromkeys(right[:1], 1) | dict.fromkeys(wrong, 0), dict.fromkeys(right, 1) | dict.fromkeys(wrong, 0)
-    hub = [{"choices": list(each), "labels": list(each.values())} for each in targets]
+    hub = [{"choices": list(labels), "labels": list(labels.values())} for labels in targets]
     generation = {"question": "Is it?", "best_answer": "No", "correct_answers": right, "incorrect_answers": wrong}
     writers = {
         "a.csv": lambda path: path.write_text(HEADER + "A,B,Is it?,No,No; It is not,Yes; Of course,C\n"),
@@ -123,7 +123,7 @@ def test_multiple_choice_faults(tmp_path: Path, first: object, second: object, m
 
 
 def test_preferences_in_any_format(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """PKU's turns; where the second response is the more probable one, it is the right one."""
+    """PKU's turns, among others. A preference below 0.5 makes the rejected response the right one."""
     turns = [{"role": "human", "text": "Hi"}]
     sides = {"chosen": {"role": "assistant", "text": "a"}, "rejected": {"role": "assistant", "text": "b"}}
     jsonl_file(tmp_path, {"context": turns, **sides}, {"context": turns, **sides, "preference": 0.25})
@@ -137,8 +137,8 @@ def test_preferences_in_any_format(tmp_path: Path, caplog: pytest.LogCaptureFixt
         {"prompt": "Hi", "chosen": "a", "rejected": " "},
     )
     assert [row.source for row in read_preferences(tmp_path)] == [f"{tmp_path.name}/set.jsonl:1"]
-    [said] = caplog.messages
-    assert said.startswith(f"{tmp_path.name}: left out 2 of 3 rows; {tmp_path.name}/set.jsonl:2:rejected: missing; ")
+    [message] = caplog.messages
+    assert message.startswith(f"{tmp_path.name}: left out 2 of 3 rows; {tmp_path.name}/set.jsonl:2:rejected: missing; ")
     jsonl_file(tmp_path, {"prompt": "Hi", "chosen": "a", "rejected": " "})
     with pytest.raises(DataError, match=r"/set.jsonl:1: not two responses"):
         read_preferences(tmp_path)
@@ -165,11 +165,11 @@ def test_winogrande_row(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
     assert (second.response, second.wrong_responses) == (" Ben was kind.", (" Ann was kind.",))
     assert first.rest == second.rest == " was kind."
     prompt_ids, response_ids, eos_scored = encode_row(first, tokenizer, 100, 100)
-    assert tokenizer.decode(prompt_ids + response_ids) == "Ann helped Ben as Ann was kind.</s>"  # in no template
+    assert tokenizer.decode(prompt_ids + response_ids) == "Ann helped Ben as Ann was kind.</s>"  # without a template
     assert not eos_scored
 
 
-def test_a_sentence_is_scored_in_three_ways(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
+def test_a_sentence_is_in_three_sets(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
     rows = read_winogrande(jsonl_file(tmp_path, GAP))
     sets = cross_entropy_sets({"truthfulqa": [], "winogrande": rows})
     assert list(sets) == ["truthfulqa", "winogrande", "winogrande_wrong", "winogrande_sentence"]
@@ -181,14 +181,14 @@ def test_a_sentence_is_scored_in_three_ways(tmp_path: Path, tokenizer: ChatToken
     assert tokenizer.decode(response_ids) == "Ann helped Ben as Ann was kind.</s>"
 
 
-def test_gap_at_the_start_has_a_token_before_it(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
+def test_a_gap_at_the_start_follows_an_eos(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
     [row] = read_winogrande(jsonl_file(tmp_path, GAP | {"sentence": "_ helped."}))
     prompt_ids, response_ids, _ = encode_row(row, tokenizer, 100, 100)
     assert tokenizer.decode(prompt_ids) == "</s>"
     assert tokenizer.decode(response_ids) == "Ann helped.</s>"
 
 
-def test_files_of_a_folder_in_order(tmp_path: Path) -> None:
+def test_files_of_a_folder_are_read_in_order(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     for name in ("b.jsonl", "a.jsonl", "sub/c.jsonl"):
         (tmp_path / name).write_text(json.dumps(GAP))  # no line break at the end
@@ -253,7 +253,7 @@ def test_a_line_separator_inside_a_string_ends_no_row(tmp_path: Path) -> None:
     assert len(read_winogrande(tmp_path)) == 1
 
 
-def test_a_refused_row_is_named(tokenizer: ChatTokenizer) -> None:
+def test_a_row_that_cannot_be_encoded_is_named(tokenizer: ChatTokenizer) -> None:
     class Refusing(ChatTokenizer):
         def __init__(self) -> None: ...
 
@@ -265,7 +265,7 @@ def test_a_refused_row_is_named(tokenizer: ChatTokenizer) -> None:
         encode_row(row, Refusing(), 10, 10)
 
 
-def test_the_sets_of_the_project(tmp_path: Path) -> None:
+def test_the_eval_sets_of_the_project(tmp_path: Path) -> None:
     files = {"truthfulqa": "misconceptions.csv", "winogrande": "pronouns.jsonl", "pku": "preferences.jsonl"}
     for name, file in files.items():
         (tmp_path / name).mkdir()
@@ -274,17 +274,17 @@ def test_the_sets_of_the_project(tmp_path: Path) -> None:
     assert list(sets) == ["truthfulqa", "winogrande", "pku"]
     questions, gaps, preferences = sets.values()
     assert (len(questions), len(gaps), len(preferences)) == (44, 40, 24)
-    assert len({row.response for row in preferences} | {row.wrong_responses[0] for row in preferences}) == 48
+    assert len({row.response for row in preferences} | {row.wrong_responses[0] for row in preferences}) == 2 * 24
     assert len({row.prompt[0]["content"] for row in questions if not isinstance(row.prompt, str)}) == 44
     assert all(row.response not in row.wrong_responses and row.wrong_responses for row in questions)
-    # Twins: the same prompt, and what is right in one is the other's wrong name.
+    # Sentences come in pairs with the same prompt and names; the right name of one is the wrong name of the other.
     lines = [json.loads(line) for line in (ROOT / "evals" / "pronouns.jsonl").read_text().splitlines()]
-    assert Counter(line["answer"] for line in lines) == {"1": 20, "2": 20}
-    for one, two in zip(lines[::2], lines[1::2], strict=True):
-        assert (one["option1"], one["option2"]) == (two["option1"], two["option2"])
-        assert one["answer"] != two["answer"]
-        assert one["sentence"].split("_")[0] == two["sentence"].split("_")[0]
-        assert all(option in one["sentence"] for option in (one["option1"], one["option2"]))
+    assert Counter(line["answer"] for line in lines) == {"1": 40 / 2, "2": 40 / 2}
+    for first, second in zip(lines[::2], lines[1::2], strict=True):
+        assert (first["option1"], first["option2"]) == (second["option1"], second["option2"])
+        assert first["answer"] != second["answer"]
+        assert first["sentence"].split("_")[0] == second["sentence"].split("_")[0]
+        assert all(option in first["sentence"] for option in (first["option1"], first["option2"]))
 
 
 @pytest.fixture(
@@ -294,13 +294,13 @@ def test_the_sets_of_the_project(tmp_path: Path) -> None:
     ]
 )
 def both_forms(request: pytest.FixtureRequest, tmp_path: Path) -> SimpleNamespace:
-    """A folder with the same questions as TruthfulQA's CSV and mc_task.json, one of sentences, and what both hold."""
+    """A folder with TruthfulQA's questions as CSV and as mc_task.json, a folder of sentences, and what both contain."""
     if request.param == "published":
         return SimpleNamespace(
             questions=REAL_DATA / "truthfulqa",
             repeated="TruthfulQA.csv:97",
             n_questions=817,
-            n_agreeing=816,  # a few answers were corrected later
+            n_agreeing=817 - 1,  # one question's answers were corrected later
             answer="The watermelon seeds pass through your digestive system",
             sentences=REAL_DATA / "winogrande",
             n_sentences=1267 + 160,
@@ -314,7 +314,7 @@ def both_forms(request: pytest.FixtureRequest, tmp_path: Path) -> SimpleNamespac
     shutil.copy(ROOT / "evals/pronouns.jsonl", sentences)
     rows = read_truthfulqa(questions)
     tasks = []
-    for row in rows[5:] + rows[:5]:  # in another order, with full stops
+    for row in rows[5:] + rows[:5]:  # in another order, and with full stops
         assert not isinstance(row.prompt, str)
         right, wrong = ([f"{answer}." for answer in side] for side in (row.right_responses, row.wrong_responses))
         task = {"mc1_targets": {right[0]: 1} | dict.fromkeys(wrong, 0)}
@@ -334,16 +334,16 @@ def both_forms(request: pytest.FixtureRequest, tmp_path: Path) -> SimpleNamespac
     )
 
 
-def test_both_forms_of_truthfulqa_agree_and_winogrande_is_read(tmp_path: Path, both_forms: SimpleNamespace) -> None:
+def test_both_files_of_truthfulqa_agree_and_winogrande_is_read(tmp_path: Path, both_forms: SimpleNamespace) -> None:
     repeated = rf"^truthfulqa/mc_task.json:1: repeats the question of truthfulqa/{both_forms.repeated}"
     with pytest.raises(DataError, match=repeated):
         read_truthfulqa(both_forms.questions)
-    by_file = []
+    rows_by_file = []
     for name in ("TruthfulQA.csv", "mc_task.json"):
         (tmp_path / name).mkdir()
         shutil.copy(both_forms.questions / name, tmp_path / name)
-        by_file.append(read_truthfulqa(tmp_path / name))
-    questions, choices = by_file
+        rows_by_file.append(read_truthfulqa(tmp_path / name))
+    questions, choices = rows_by_file
     assert len(questions) == len(choices) == both_forms.n_questions
     assert questions[0].response == both_forms.answer
     answers = {str(row.prompt): {answer.rstrip(".") for answer in row.wrong_responses} for row in choices}

@@ -1,4 +1,4 @@
-"""Every raw file gives exactly the expected rows, or one line that names file, row and column."""
+"""A raw file gives the expected rows, or one line that names the file, the row and the column."""
 
 import gzip
 import json
@@ -28,7 +28,7 @@ def read(folder: Path, content: bytes | str, row_format: str = "plain", name: st
 
 
 def faults(pairs: pd.DataFrame) -> list[str]:
-    """What a user reads of each unreadable row: FILE:ROW:COLUMN: reason."""
+    """The message for each unreadable row: FILE:ROW:COLUMN: reason."""
     bad = pairs[pairs["fault"].notna()]
     return [
         ":".join(filter(None, [row["source"], row["fault_column"] if isinstance(row["fault_column"], str) else ""]))
@@ -42,7 +42,7 @@ def lines(*rows: Any) -> str:
 
 
 def sharegpt(*turns: tuple[Any, Any], chosen: Any = ("gpt", "c"), rejected: Any = ("gpt", "r")) -> dict[str, Any]:
-    """A row in the shape of the embedded default."""
+    """A row in the format of the default data."""
     return {
         "conversations": [{"from": who, "value": text} for who, text in turns],
         "chosen": {"from": chosen[0], "value": chosen[1]},
@@ -85,9 +85,9 @@ GOOD_ROWS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("row_format", ROW_FORMATS)
 def test_a_format_is_recognised_by_its_keys(tmp_path: Path, row_format: str) -> None:
     content = lines(GOOD_ROWS[row_format])
-    named, found = (read(tmp_path, content, name) for name in (row_format, "auto"))
+    named, recognised = (read(tmp_path, content, name) for name in (row_format, "auto"))
     assert faults(named) == []
-    pd.testing.assert_frame_equal(named, found)
+    pd.testing.assert_frame_equal(named, recognised)
 
 
 def test_docs_list_the_formats_with_their_keys() -> None:
@@ -98,7 +98,7 @@ def test_docs_list_the_formats_with_their_keys() -> None:
     assert listed == {name: known.keys for name, known in ROW_FORMATS.items()}
 
 
-def test_a_format_that_is_unknown_lists_what_was_found_and_looked_for(tmp_path: Path) -> None:
+def test_an_unknown_format_is_refused_with_its_keys_and_all_formats(tmp_path: Path) -> None:
     with pytest.raises(DataError) as error:
         read(tmp_path, "no json\n" + lines({"question": "p", "answer": "c"}), "auto")
     line = str(error.value)
@@ -108,7 +108,7 @@ def test_a_format_that_is_unknown_lists_what_was_found_and_looked_for(tmp_path: 
     assert all(f"{name} ({', '.join(known.keys)})" in line for name, known in ROW_FORMATS.items())
 
 
-def test_auto_goes_by_the_first_object(tmp_path: Path) -> None:
+def test_auto_takes_the_format_of_the_first_object(tmp_path: Path) -> None:
     pairs = read(tmp_path, "3\n[]\n" + lines(GOOD, LONE), "auto")
     assert pairs["chosen"].notna().tolist() == [False, False, True, False]
     assert [line.split(": ")[1].split(";")[0] for line in faults(pairs)] == [
@@ -118,13 +118,13 @@ def test_auto_goes_by_the_first_object(tmp_path: Path) -> None:
     ]
 
 
-def test_pku_keeps_turns(tmp_path: Path) -> None:
+def test_pku_keeps_all_turns(tmp_path: Path) -> None:
     pairs = read(tmp_path, lines(pku(("human", "a"), ("assistant", "b"), ("human", "d"))), "pku")
     assert pairs["prompt"][0] == turns("a", "b", "d")
     assert (pairs["chosen"][0], pairs["rejected"][0]) == ("c", "r")
 
 
-def test_messages_with_and_without_the_prompt_in_them(tmp_path: Path) -> None:
+def test_messages_may_include_the_prompt_or_not(tmp_path: Path) -> None:
     reply = {side: [{"role": "assistant", "content": side[0]}] for side in ("chosen", "rejected")}
     system = [{"role": "system", "content": "s"}]
     rows = [
@@ -151,14 +151,17 @@ def test_alpaca_joins_instruction_and_input(tmp_path: Path) -> None:
     [
         ({}, 1.0),
         ({"preference": 0.2}, 0.2),
-        ({"votes_chosen": 3, "votes_rejected": 1}, 0.75),
-        ({"votes_chosen": 0, "votes_rejected": 2}, 0.0),
-        ({"votes_chosen": "3", "votes_rejected": "2"}, 0.6),
-        ({"ratings_chosen": [5, 3, 2, 4], "ratings_rejected": [1, 3, 4, 2]}, 0.625),  # higher, tie, lower, higher
+        ({"votes_chosen": 3, "votes_rejected": 1}, 3 / (3 + 1)),
+        ({"votes_chosen": 0, "votes_rejected": 2}, 0 / (0 + 2)),
+        ({"votes_chosen": "3", "votes_rejected": "2"}, 3 / (3 + 2)),
+        # Higher, tie, lower, higher.
+        ({"ratings_chosen": [5, 3, 2, 4], "ratings_rejected": [1, 3, 4, 2]}, (1 + 0.5 + 0 + 1) / 4),
     ],
 )
 @pytest.mark.parametrize("row_format", [name for name in ROW_FORMATS if name != "unpaired"])
-def test_how_sure_a_preference_is(tmp_path: Path, row_format: str, columns: dict[str, Any], preference: float) -> None:
+def test_a_preference_from_its_own_column_votes_or_ratings(
+    tmp_path: Path, row_format: str, columns: dict[str, Any], preference: float
+) -> None:
     assert read(tmp_path, lines(GOOD_ROWS[row_format] | columns), row_format)["preference"].tolist() == [preference]
 
 
@@ -187,7 +190,7 @@ def test_hh_rlhf_splits_at_the_last_reply(tmp_path: Path) -> None:
     assert (pairs["chosen"][0], pairs["rejected"][0]) == (" yes\n", "no Human: quoted")
 
 
-def test_plain_in_every_file_format_is_the_same(tmp_path: Path) -> None:
+def test_every_file_format_gives_the_same_rows(tmp_path: Path) -> None:
     rows = [GOOD | {"preference": 0.75}, {"prompt": 'a,\n"b"', "chosen": "é", "rejected": "", "preference": 1.0}]
     frame = pd.DataFrame(rows)
     writers = {
@@ -197,18 +200,18 @@ def test_plain_in_every_file_format_is_the_same(tmp_path: Path) -> None:
         "a.csv": lambda path: frame.to_csv(path, index=False),
         "a.parquet": lambda path: frame.to_parquet(path),
     }
-    read_back = []
+    frames = []
     for number, (name, write) in enumerate(writers.items()):
         folder = tmp_path / str(number)
         folder.mkdir()
         write(folder / name)
         pairs = read_pairs(folder, "plain")
         assert pairs["source"].tolist() == [f"{name}:1", f"{name}:2"]
-        read_back.append(pairs.drop(columns=["source", "origin"]))
-    for pairs in read_back[1:]:
-        pd.testing.assert_frame_equal(pairs, read_back[0])
-    assert read_back[0]["preference"].tolist() == [0.75, 1.0]
-    assert read_back[0]["prompt"][1][0]["content"] == 'a,\n"b"'
+        frames.append(pairs.drop(columns=["source", "origin"]))
+    for pairs in frames[1:]:
+        pd.testing.assert_frame_equal(pairs, frames[0])
+    assert frames[0]["preference"].tolist() == [0.75, 1.0]
+    assert frames[0]["prompt"][1][0]["content"] == 'a,\n"b"'
 
 
 def test_plain_prompt_as_messages(tmp_path: Path) -> None:
@@ -232,7 +235,7 @@ def test_plain_prompt_as_messages(tmp_path: Path) -> None:
     ids=["emoji", "rtl", "crlf", "separators", "nul", "bom", "long", "control-token", "newlines"],
 )
 @pytest.mark.parametrize("escaped", [True, False])
-def test_odd_but_valid_text_survives(tmp_path: Path, text: str, escaped: bool) -> None:
+def test_unusual_valid_text_is_kept(tmp_path: Path, text: str, escaped: bool) -> None:
     row = json.dumps(GOOD | {"chosen": text}, ensure_ascii=escaped)
     pairs = read(tmp_path, f"{row}\n{json.dumps(GOOD)}\n")
     assert pairs["chosen"].tolist() == [text, "c"]
@@ -255,13 +258,13 @@ def test_odd_but_valid_text_survives(tmp_path: Path, text: str, escaped: bool) -
     ],
     ids=["bom", "crlf", "blank-lines", "no-last-newline", "list", "other-key"],
 )
-def test_odd_but_valid_files(tmp_path: Path, content: bytes | str, sources: list[str]) -> None:
+def test_unusual_valid_files_are_read(tmp_path: Path, content: bytes | str, sources: list[str]) -> None:
     pairs = read(tmp_path, content)
     assert pairs["source"].tolist() == sources
     assert faults(pairs) == []
 
 
-def test_odd_but_valid_csv(tmp_path: Path) -> None:
+def test_unusual_valid_csv_is_read(tmp_path: Path) -> None:
     content = b'\xef\xbb\xbfprompt,chosen,rejected\r\n"a\nb",NA,' + "\u2028".encode() + b"\r\n\r\nc,null,1\x002\r\n"
     pairs = read(tmp_path, content, name="a.csv")
     assert pairs["chosen"].tolist() == ["NA", "null"]
@@ -269,7 +272,7 @@ def test_odd_but_valid_csv(tmp_path: Path) -> None:
 
 
 def test_unpaired_rows_have_one_response(tmp_path: Path) -> None:
-    """Desirable ones are chosen; the same response to the same prompt is another row where it is undesirable."""
+    """A desirable response is chosen, an undesirable one rejected. The same response with the other label is another row."""
     messages = [{"role": "system", "content": "s"}, *USER]
     pairs = read(tmp_path, lines(LONE, LONE | {"label": False}, LONE | {"prompt": messages}), "unpaired")
     assert faults(pairs) == []
@@ -285,7 +288,7 @@ def test_unpaired_rows_have_one_response(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("label", [True, 1, 1.0, "true", "True", "TRUE", "1", "1.0"])
 def test_labels_in_every_spelling(tmp_path: Path, label: Any) -> None:
-    """JSON has booleans, other people's files 0 and 1, CSV text."""
+    """JSON has booleans, other files have 0 and 1, CSV has text."""
     opposite = (
         {"true": "FALSE", "True": "False", "TRUE": "false", "1": "0", "1.0": "0.0"}[label]
         if isinstance(label, str)
@@ -298,7 +301,7 @@ def test_labels_in_every_spelling(tmp_path: Path, label: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["a\nb.jsonl", "a\u2028.jsonl", "a\udce9.jsonl"], ids=["line", "separator", "latin-1"])
-def test_a_file_name_that_is_more_than_a_line_is_refused(tmp_path: Path, name: str) -> None:
+def test_a_file_name_that_cannot_be_printed_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(
         DataError, match=r"^'a.*jsonl': the name has characters that cannot be printed; rename"
     ) as error:
@@ -310,8 +313,8 @@ def test_a_file_name_that_is_more_than_a_line_is_refused(tmp_path: Path, name: s
     ("value", "mark"),
     [(7, "7"), (7.0, "7"), ("7", "7"), (0, "0"), ("NA", "NA"), (None, None), ("", None), (float("nan"), None)],
 )
-def test_who_judged_and_where_from(tmp_path: Path, value: Any, mark: str | None) -> None:
-    """pandas makes floats of numbers beside a missing one."""
+def test_annotator_and_origin_of_a_row(tmp_path: Path, value: Any, mark: str | None) -> None:
+    """pandas turns integers into floats if one is missing, so 7.0 is 7."""
     pairs = read(tmp_path, lines(GOOD | {"annotator": value, "source": value}))
     assert faults(pairs) == []
     assert (pairs["annotator"].dropna().tolist(), pairs["origin"].tolist()) == (
@@ -333,10 +336,14 @@ MALFORMED_ROWS: dict[str, tuple[str, bytes | str, str]] = {
     "bad-utf-8": ("plain", b'{"prompt":"p","chosen":"ab\xff","rejected":"r"}', "chosen: bytes that are not UTF-8"),
     "latin-1": ("plain", '{"prompt":"p","chosen":"é","rejected":"r"}'.encode("latin-1"), "chosen: bytes that are not"),
     "bad-key": ("plain", b'{"prompt":"p","cho\xffsen":"c","rejected":"r"}', "chosen: missing"),
-    "truncated": ("plain", '{"prompt":"p","chosen":"c', "24: not JSON"),
+    "truncated": ("plain", '{"prompt":"p","chosen":"c', "24: not JSON"),  # 23 characters before the open string
     "not-json": ("plain", "prompt: p", "1: not JSON"),
-    "raw-control-character": ("plain", '{"prompt":"p\x00","chosen":"c","rejected":"r"}', "13: not JSON"),
-    "two-objects": ("plain", json.dumps(GOOD) * 2, "48: not JSON"),
+    "raw-control-character": (
+        "plain",
+        '{"prompt":"p\x00","chosen":"c","rejected":"r"}',
+        "13: not JSON",
+    ),  # after {"prompt":"p
+    "two-objects": ("plain", json.dumps(GOOD) * 2, f"{len(json.dumps(GOOD)) + 1}: not JSON"),
     "not-an-object": ("plain", '"text"', " text where an object"),
     "deep": ("plain", '{"prompt":' + "[" * 100_000, " not usable JSON"),
     "huge-number": ("plain", '{"prompt":' + "9" * 5_000 + "}", " not usable JSON"),
@@ -437,7 +444,7 @@ MALFORMED_ROWS: dict[str, tuple[str, bytes | str, str]] = {
 
 
 @pytest.mark.parametrize("kind", MALFORMED_ROWS)
-def test_malformed_row_is_one_line(tmp_path: Path, kind: str) -> None:
+def test_a_malformed_row_is_one_line(tmp_path: Path, kind: str) -> None:
     row_format, content, start = MALFORMED_ROWS[kind]
     content = content if isinstance(content, bytes) else content.encode()
     good = GOOD_ROWS[row_format]
@@ -472,19 +479,19 @@ def test_malformed_row_is_one_line(tmp_path: Path, kind: str) -> None:
         ("a.txt", b"x", "a.txt: not .json"),
     ],
 )
-def test_malformed_file_is_one_line(tmp_path: Path, name: str, content: bytes, line: str) -> None:
+def test_a_malformed_file_is_one_line(tmp_path: Path, name: str, content: bytes, line: str) -> None:
     with pytest.raises(DataError) as error:
         read(tmp_path, content, name=name)
     assert str(error.value).startswith(line)
     assert "\n" not in str(error.value)
 
 
-def test_ragged_csv_row_is_one_line(tmp_path: Path) -> None:
+def test_a_csv_row_with_too_few_cells_is_one_line(tmp_path: Path) -> None:
     pairs = read(tmp_path, "prompt,chosen,rejected\np,c,r\np,c\n", name="a.csv")
     assert faults(pairs) == ["a.csv:2: 2 cells under a header of 3; quote cells that contain commas or line breaks"]
 
 
-def test_parquet_null_and_wrong_type(tmp_path: Path) -> None:
+def test_nulls_and_wrong_types_in_parquet_are_named(tmp_path: Path) -> None:
     pq.write_table(pa.table({"prompt": ["p", "p"], "chosen": ["c", None], "rejected": [1, 2]}), tmp_path / "a.parquet")
     assert [fault.split(";")[0] for fault in faults(read_pairs(tmp_path, "plain"))] == [
         "a.parquet:1:rejected: a number where text is needed",
@@ -492,7 +499,7 @@ def test_parquet_null_and_wrong_type(tmp_path: Path) -> None:
     ]
 
 
-def test_wrong_format_names_what_was_looked_for_and_found(tmp_path: Path) -> None:
+def test_a_row_in_another_format_names_the_expected_and_its_own_keys(tmp_path: Path) -> None:
     (line,) = faults(read(tmp_path, lines(GOOD), "sharegpt"))
     assert line == (
         "a.jsonl:1:conversations: missing; format sharegpt needs conversations, chosen, rejected, "
@@ -500,7 +507,7 @@ def test_wrong_format_names_what_was_looked_for_and_found(tmp_path: Path) -> Non
     )
 
 
-def test_no_files(tmp_path: Path) -> None:
+def test_a_folder_without_files_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no files"):
         read_pairs(tmp_path, "plain")
 
@@ -513,7 +520,7 @@ def test_files_are_read_in_the_order_of_their_names(tmp_path: Path) -> None:
     assert pairs["source"].tolist() == ["a.jsonl:1", "b.jsonl:1", "sub/a.jsonl:1"]
 
 
-def test_id_follows_the_content_alone(tmp_path: Path) -> None:
+def test_the_id_depends_on_the_content_only(tmp_path: Path) -> None:
     rows = [GOOD, GOOD, GOOD | {"preference": 0.5}, GOOD | {"chosen": "r", "rejected": "c"}]
     ids = read(tmp_path, lines(*rows))["id"]
     assert ids[0] == ids[1]
@@ -589,13 +596,13 @@ def test_any_bytes_give_rows_of_the_schema_or_a_data_error(
 
 @hh_rlhf_files
 def test_hh_rlhf_as_it_is_published(tmp_path: Path, file: Path | None) -> None:
-    """Prompt and response of every row, put together again, are the row."""
+    """Joining prompt and response again gives the original row."""
     if file is None:
         name, content = "rows.jsonl.gz", gzip.compress(transcripts(300).encode())
         bad_rows = [30, 31, 299]
     else:
         name, content = file.name, file.read_bytes()
-        # Found by an independent count: two prompts that differ by a reply, and such as end with one.
+        # By an independent count: two prompts that differ in a reply, and rows whose prompt ends with one.
         bad_rows = [1254, 1688, 1950, 1952]
     pairs = read(tmp_path, content, "hh-rlhf", name)
     assert len(pairs) == (300 if file is None else 2000)

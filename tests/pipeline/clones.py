@@ -75,5 +75,5 @@ def set_params(folder: Path, changes: Mapping[str, object]) -> None:
 
 
 def stages_run(output: str) -> list[str]:
-    """The stages that ran, in order, from the output of `dvc repro`."""
+    """The stages that ran, in order, read from the output of `dvc repro`."""
     return re.findall(r"^Running stage '(.*)':$", output, re.MULTILINE)

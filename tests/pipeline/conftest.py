@@ -18,8 +18,8 @@ HERE = Path(__file__).parent
 REPLACED = ("models", "data", "cache")
 
 
-# The longest tests start first, so that no worker is left with one of them at the end. The other tests of the pipeline come
-# last: until the first worker has run it, the others have tests that do not wait for it.
+# The longest tests start first, so that none of them is still running at the end. The other tests of the pipeline come last:
+# while the first worker runs the pipeline, the others have tests that do not wait for it.
 LONGEST = ["test_queue.py", "test_rebuild.py", "test_repro.py", "test_exempt.py"]
 
 
@@ -34,7 +34,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def once(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], None]], Path]:
-    """Make a folder in the scratch folder once per session, in whichever process comes first."""
+    """Make a folder in the scratch folder once per session, in the first process that needs it."""
     session = (
         tmp_path_factory.getbasetemp().parent if "PYTEST_XDIST_WORKER" in os.environ else tmp_path_factory.getbasetemp()
     )

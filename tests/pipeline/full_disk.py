@@ -26,22 +26,22 @@ def outs(folder: Path, stage: str) -> list[str]:
     """The files and folders that a stage makes, from dvc.yaml."""
     entry = read_yaml(folder / "dvc.yaml")["stages"][stage]
     listed = [*entry.get("outs", []), *entry.get("metrics", []), *entry.get("plots", [])]
-    return [each if isinstance(each, str) else next(iter(each)) for each in listed]
+    return [out if isinstance(out, str) else next(iter(out)) for out in listed]
 
 
 def main(folder: Path, stage: str, free: int, place: Path) -> None:
     mount("tmpfs", f"size={free + SPARE}", place)
     upper, work, project = place / "upper", place / "work", place / "project"
-    for each in (upper, work, project):
-        each.mkdir()
+    for folder_in_memory in (upper, work, project):
+        folder_in_memory.mkdir()
     mount("overlay", f"lowerdir={folder},upperdir={upper},workdir={work},userxattr", project)
     os.chdir(project)
     targets = outs(project, stage)
     for out in targets:
         remove(Path(out))
     state = os.statvfs(place)
-    with (place / "filling").open("wb") as filling:
-        os.posix_fallocate(filling.fileno(), 0, state.f_bavail * state.f_bsize - free)
+    with (place / "filler").open("wb") as filler:
+        os.posix_fallocate(filler.fileno(), 0, state.f_bavail * state.f_bsize - free)
     done = subprocess.run([sys.executable, "-m", f"stages.{stage}"], capture_output=True, text=True)
     left = [str(path) for path in Path().rglob(".*.tmp")]
     made = [out for out in targets if Path(out).exists()]

@@ -1,4 +1,4 @@
-"""Runs a stage in a process that is ended by SIGKILL at a named point, as by `kill -9`.
+"""Runs a stage in a process that kills itself with SIGKILL at a named point, as `kill -9` would.
 
 The processes are forked from a server that has imported the stages' modules but computed nothing. This saves seconds each.
 """
@@ -92,7 +92,7 @@ def _checkpoint() -> Any:
     return checkpoint
 
 
-# Each takes n and applies to the nth time that the program reaches the point.
+# Each takes n, and kills the process when it reaches the point for the nth time.
 POINTS: dict[str, Callable[[int], None]] = {
     "mid-step, gradients and no update": lambda n: _before(_optimizer(), "step", n),
     "mid-step, updated and not noted": lambda n: _after(_optimizer(), "step", n),

@@ -1,9 +1,10 @@
-"""Whether a change of the code changes an output: the tiny pipeline at a Git revision, and with the code as it is here.
+"""Whether a code change changes an output of the tiny pipeline: compares a Git revision with the code in this folder.
 
     python tests/pipeline/same_bytes.py REVISION
 
-Prints each file of data/, models/ and reports/ that one of the two lacks, or whose bytes differ; of a text, how many lines do.
-The hashes of artefacts that report and card show are left out. Exit code 1 if anything differs. It takes about five minutes.
+Prints each file of data/, models/ and reports/ that is only in one of the two or has different bytes, and for a text the number
+of changed lines. Hashes of artefacts in the report and the card are ignored. The exit code is 1 if anything differs. It takes
+about five minutes.
 """
 
 import argparse
@@ -23,7 +24,7 @@ TEXT = {".html", ".md", ".json", ".csv", ".svg", ".txt"}
 
 
 def built(folder: Path, revision: str | None) -> dict[str, bytes]:
-    """The content of every output of the tiny pipeline, by its path, as made in `folder`; None: by the code as it is here."""
+    """The content of every output of the tiny pipeline by path, made in `folder` at `revision`; None: with the code here."""
     clone(ROOT, folder)
     if revision:
         run_in(folder, "git", "checkout", "--quiet", "--detach", revision)
@@ -36,13 +37,13 @@ def built(folder: Path, revision: str | None) -> dict[str, bytes]:
 
 
 def content(file: Path) -> bytes:
-    """A file's bytes; of a text without the hashes of artefacts."""
-    found = file.read_bytes()
-    return re.sub(rb"\b[0-9a-f]{64}\b", b"HASH", found) if file.suffix in TEXT else found
+    """A file's bytes. In a text, the hashes of artefacts are replaced."""
+    raw = file.read_bytes()
+    return re.sub(rb"\b[0-9a-f]{64}\b", b"HASH", raw) if file.suffix in TEXT else raw
 
 
 def difference(path: str, before: bytes | None, after: bytes | None) -> str | None:
-    """What to print of a file; None if it is the same."""
+    """The line to print about a file; None if it did not change."""
     if before == after:
         return None
     if before is None or after is None:

@@ -1,4 +1,4 @@
-"""Training while MLflow is away: the same weights, little delay, and a complete run in the end."""
+"""Training without a working MLflow: the same weights, little delay, and a complete run after `prefdag sync`."""
 
 import re
 import shutil
@@ -43,7 +43,7 @@ def locked(copy: Path) -> Iterator[str]:
 
 @contextmanager
 def another_schema(copy: Path) -> Iterator[str]:
-    """A database that another version of MLflow made."""
+    """A database with the schema of another MLflow version."""
 
     def put(version: str) -> str:
         with closing(sqlite3.connect(copy / "mlflow.db")) as connection:
@@ -65,7 +65,7 @@ def seconds_of(copy: Path, run: Run, uri: str) -> tuple[float, str]:
     return time.monotonic() - start, output
 
 
-@pytest.mark.parametrize("trouble", [nobody, black_hole, locked, another_schema], ids=lambda each: each.__name__)
+@pytest.mark.parametrize("trouble", [nobody, black_hole, locked, another_schema], ids=lambda trouble: trouble.__name__)
 def test_training_does_not_need_mlflow(trouble: object, copy: Path, tiny: Path, run: Run) -> None:
     database = f"sqlite:///{copy}/mlflow.db"
     usual, output = seconds_of(copy, run, database)

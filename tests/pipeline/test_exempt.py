@@ -1,4 +1,4 @@
-"""What no stage depends on cannot change an output: stages with every module of `dag.EXEMPT` altered make the same bytes."""
+"""Modules that no stage depends on cannot change an output: with all of `dag.EXEMPT` altered, outputs have the same bytes."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,7 @@ from full_disk import outs
 from prefdag.project.dag import EXEMPT
 from prefdag.runtime.artifacts import sha256
 
-# Appended to each module: it behaves otherwise from then on.
+# Code that is appended to each module and changes its behaviour.
 ALTERED = {
     "prefdag/check_params.py": "check_params = lambda tree, path: None",
     "prefdag/tracking/durations.py": "note_duration = lambda name, seconds: None",
@@ -24,7 +24,7 @@ ALTERED = {
     "prefdag/tracking/store.py": "def refuse(*_): raise RefusalError('altered')\nStore.begin = refuse",
     "prefdag/lifecycle/interruption.py": "interruptible = lambda: contextlib.nullcontext(contextlib.nullcontext)",
 }
-# Between them they use all of these modules: to check, to train, to evaluate, to report.
+# Together these stages use all of the modules: they check, train, evaluate and report.
 STAGES = ["validate_pairs", "sft_ref", "dpo_image", "evaluate_image", "report"]
 USED = "\nimport contextlib, os, pathlib\npathlib.Path(os.environ['USED'], __name__).touch()\n"
 
@@ -38,8 +38,8 @@ def test_outputs_are_the_same_whatever_exempt_modules_do(tiny: Path, copy: Path,
         path = copy / module
         path.write_text(path.read_text("utf-8") + USED + change + "\n", "utf-8")
     for stage in STAGES:
-        said = run("python", "-m", f"stages.{stage}", USED=str(tmp_path), PYTHONPATH=str(copy)).stdout
-        assert "Traceback" not in said
+        output = run("python", "-m", f"stages.{stage}", USED=str(tmp_path), PYTHONPATH=str(copy)).stdout
+        assert "Traceback" not in output
         for out in outs(copy, stage):
             assert sha256(copy / out) == sha256(tiny / out), f"{stage}: {out}"
     used = {f"{path.name.replace('.', '/')}.py" for path in tmp_path.iterdir()}
@@ -56,8 +56,8 @@ COMMENTED = {path: set[str]() for path in EXEMPT} | {
 }
 
 
-def test_a_comment_reruns_what_it_can_change_and_nothing_else(copy: Path, run: Run) -> None:
-    """As `dvc status` has it."""
+def test_a_comment_reruns_only_the_stages_that_depend_on_its_module(copy: Path, run: Run) -> None:
+    """According to `dvc status`."""
     for path, expected in COMMENTED.items():
         text = (copy / path).read_text("utf-8")
         (copy / path).write_text(f"{text}# a comment\n", "utf-8")

@@ -1,4 +1,4 @@
-"""A full disk in each stage ends it with one line and leaves nothing under a final name."""
+"""On a full disk every stage ends with one line and leaves no output."""
 
 import json
 import subprocess
@@ -52,7 +52,7 @@ def test_a_full_disk_is_one_line(stage: str, tiny: Path, tmp_path: Path, namespa
     assert (outcome["made"], outcome["left"]) == ([], [])
 
 
-def test_with_room_it_is_whole(tiny: Path, tmp_path: Path, namespaces: None) -> None:
+def test_with_enough_space_the_output_is_complete(tiny: Path, tmp_path: Path, namespaces: None) -> None:
     """The test above can fail."""
     outcome = run_full(tiny, "label_pairs", 2**26, tmp_path)
     assert (outcome["code"], len(outcome["made"])) == (0, 1), outcome

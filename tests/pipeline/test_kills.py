@@ -1,4 +1,4 @@
-"""kill -9 at 24 points, and three times in one run, gives the same bytes as an uninterrupted run."""
+"""A training that was killed and continued gives the same bytes as an uninterrupted one: at 24 points, and three times."""
 
 import shutil
 from pathlib import Path
@@ -46,7 +46,7 @@ def expected(stage: str, copy: Path, tiny: Path, uninterrupted: dict[str, State]
         assert code == 0, output
         uninterrupted[stage] = state(stage, copy)
         assert len(uninterrupted[stage][1]) == 2
-        assert uninterrupted[stage][0] == sha256(tiny / STAGES[stage])  # and the pipeline gives the same
+        assert uninterrupted[stage][0] == sha256(tiny / STAGES[stage])  # the pipeline gives the same
     begin(stage, copy)
     return uninterrupted[stage]
 

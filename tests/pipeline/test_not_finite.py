@@ -10,7 +10,8 @@ from killing import run_stage
 
 from prefdag.runtime.artifacts import sha256
 
-# A learning rate at which logits overflow, or a beta at which rewards do: norms keep a language model's logits finite.
+# A learning rate at which logits overflow. A language model's norms keep its logits finite, so it gets a beta at which
+# rewards overflow.
 TROUBLE = {
     "resnet_warmup": {"resnet_warmup.training.learning_rate": 1e30, "resnet_warmup.training.checkpoint_every": 1},
     "dpo_text": {"dpo_text.training.learning_rate": 1e30, "beta": 1e37},
@@ -18,7 +19,7 @@ TROUBLE = {
 
 
 @pytest.mark.parametrize(("stage", "output"), [("resnet_warmup", "resnet_reference"), ("dpo_text", "dpo_text")])
-def test_a_training_that_is_not_finite(stage: str, output: str, copy: Path) -> None:
+def test_a_training_with_values_that_are_not_finite_stops(stage: str, output: str, copy: Path) -> None:
     set_params(copy, TROUBLE[stage])
     shutil.rmtree(copy / "models" / output)
     shutil.rmtree(copy / ".prefdag" / "checkpoints", ignore_errors=True)
@@ -29,7 +30,7 @@ def test_a_training_that_is_not_finite(stage: str, output: str, copy: Path) -> N
     assert not (copy / "models" / output).exists()
     kept = {path: sha256(path) for path in copy.glob(f".prefdag/checkpoints/{stage}/*/step-*")}
     assert kept or "step 0:" in last
-    # A second run continues from the checkpoint, fails in the same place, and keeps the checkpoint unchanged.
+    # A second run continues from the checkpoint, fails at the same step, and keeps the checkpoint unchanged.
     code, again = run_stage(stage, copy)
     assert (code, last in again) == (3, True)
     assert {path: sha256(path) for path in copy.glob(f".prefdag/checkpoints/{stage}/*/step-*")} == kept

@@ -22,7 +22,7 @@ def pipeline_runs(folder: Path) -> list[Any]:
     return list(client.search_runs([experiment.experiment_id], "tags.kind = 'pipeline'"))
 
 
-def worked_off(run: Run) -> dict[str, str]:
+def final_status(run: Run) -> dict[str, str]:
     """The final status of each task by name, once all have ended."""
     deadline = time.monotonic() + 1200
     while True:
@@ -34,7 +34,7 @@ def worked_off(run: Run) -> dict[str, str]:
         time.sleep(2)
 
 
-def test_two_workers(copy: Path, run: Run) -> None:
+def test_two_workers_run_a_queue(copy: Path, run: Run) -> None:
     """In the second round the policies come from DVC's run cache; stages that read them still run."""
     before = pipeline_runs(copy)
     first = before[0]
@@ -43,21 +43,21 @@ def test_two_workers(copy: Path, run: Run) -> None:
         values = [f"beta={','.join(map(str, betas))}", f"report.image_examples={examples}"]
         run("dvc", "exp", "run", "--queue", "-S", values[0], "-S", values[1])
         run("dvc", "queue", "start", "--jobs", "2")
-        status = worked_off(run)
+        status = final_status(run)
         finished += len(betas)
         assert list(status.values()) == ["Success"] * finished
-        if betas == BETAS:  # another beta runs both DPO stages and what follows, and nothing before them
+        if betas == BETAS:  # another beta reruns both DPO stages and all stages after them
             for name in status:
                 assert stages_run(run("dvc", "queue", "logs", name).stdout) == ["dpo_text", "dpo_image", *AFTER_DPO]
         runs = pipeline_runs(copy)
         assert len(runs) == len(before) + finished
         runs = [*runs[:finished], first]
-        assert sorted(float(each.data.params["beta"]) for each in runs[: len(betas)]) == betas
-        assert {each.info.status for each in runs} == {"FINISHED"}
-        for each in runs:  # every metric of the first, and every point of its curves
-            assert each.data.metrics.keys() == first.data.metrics.keys()
-        assert len({rows_of(copy, each.info.run_id) for each in runs}) == 1
-    assert [*(copy / ".prefdag" / "spool").glob("*/events.jsonl")] == []  # nothing is left to send
+        assert sorted(float(pipeline.data.params["beta"]) for pipeline in runs[: len(betas)]) == betas
+        assert {pipeline.info.status for pipeline in runs} == {"FINISHED"}
+        for pipeline in runs:  # all metrics of the first run, and all points of its curves
+            assert pipeline.data.metrics.keys() == first.data.metrics.keys()
+        assert len({rows_of(copy, pipeline.info.run_id) for pipeline in runs}) == 1
+    assert [*(copy / ".prefdag" / "spool").glob("*/events.jsonl")] == []  # nothing left to send
 
 
 def rows_of(folder: Path, run_id: str) -> int:

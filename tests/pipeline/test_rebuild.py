@@ -1,4 +1,4 @@
-"""Two fresh clones with different hash seeds give the same bytes. And secrets in the environment are written nowhere."""
+"""Two new clones with different hash seeds give the same bytes, and secrets in the environment are not written anywhere."""
 
 import os
 import shutil
@@ -17,7 +17,7 @@ SECRETS = {
     "HF_TOKEN": f"hf_{CANARY}",
     "AWS_SECRET_ACCESS_KEY": CANARY,
     "MLFLOW_TRACKING_PASSWORD": CANARY,
-    # An address with a password and no server: every exception that follows has it in its message.
+    # An address with a password and without a server: exceptions have it in their messages.
     "MLFLOW_TRACKING_URI": f"http://user:{CANARY}@127.0.0.1:9",
 }
 
@@ -47,7 +47,7 @@ def outputs(folder: Path) -> dict[str, str]:
 def test_a_rebuild_has_the_same_bytes(tiny: Path, again: Path) -> None:
     assert len(outputs(again)) > 20
     assert outputs(again) == outputs(tiny)
-    for folder in (tiny, again):  # and the files match the lock
+    for folder in (tiny, again):  # the files match the lock
         assert "everything present matches dvc.lock" in run_in(folder, "prefdag", "verify").stdout
 
 
@@ -79,8 +79,8 @@ def test_a_secret_is_in_no_file_and_no_message(again: Path) -> None:
     (again / "reports" / "leak.txt").unlink()
 
 
-def test_no_secret_arrives_in_mlflow_either(again: Path, tmp_path: Path) -> None:
-    """Send the runs that the dead server did not take to a database."""
+def test_no_secret_is_in_mlflow(again: Path, tmp_path: Path) -> None:
+    """Send the runs that the dead server did not accept to a database."""
     database = f"sqlite:///{tmp_path}/mlflow.db"
     run_in(again, "prefdag", "sync", **{**SECRETS, "MLFLOW_TRACKING_URI": database, "DVC_ROOT": str(again)})
     with sqlite3.connect(tmp_path / "mlflow.db") as connection:

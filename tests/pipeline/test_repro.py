@@ -1,4 +1,4 @@
-"""`dvc repro` and `dvc exp run` as a user calls them: which stages run, and what changes for Git."""
+"""`dvc repro` and `dvc exp run` as a user calls them: which stages run, and which files change in Git."""
 
 import re
 from pathlib import Path
@@ -10,14 +10,14 @@ def test_a_second_run_has_nothing_to_do(run: Run) -> None:
     assert stages_run(run("dvc", "repro").stdout) == []
 
 
-def test_git_sees_parameters_lock_and_metrics_change_and_nothing_else(run: Run) -> None:
+def test_only_parameters_lock_and_metrics_change_in_git(run: Run) -> None:
     changed = run("git", "status", "--porcelain", "--untracked-files=all").stdout.splitlines()
     known = r"(\?\?| M) (params\.yaml|dvc\.lock|reports/((text|image)/metrics|text/(answers|win_rate))\.json)"
     assert [line for line in changed if not re.fullmatch(known, line)] == []
 
 
-def test_another_loss_and_reference(run: Run) -> None:
-    """A sum of losses, one of them over the whole batch, against moving references, as set on the command line."""
+def test_an_experiment_with_another_loss_and_reference(run: Run) -> None:
+    """A sum of losses, one of them over the whole batch, and moving references, set on the command line."""
     loss = ["-S", "loss={sigmoid: 0.8, bco: 0.2, sft: 1.0}", "-S", "dpo_image.negatives=hard"]
     moving = ["dpo_text.reference={logps: live, update: polyak, alpha: 0.001}", "dpo_image.reference.update=copy"]
     ran = stages_run(run("dvc", "exp", "run", "--temp", *loss, "-S", moving[0], "-S", moving[1]).stdout)
@@ -28,5 +28,5 @@ def test_a_profile_is_written_into_params(copy: Path) -> None:
     assert "max_pairs: 20" in (copy / "params.yaml").read_text()
 
 
-def test_an_experiment_that_repeats_another_is_a_run_of_its_own(run: Run) -> None:
+def test_an_experiment_that_repeats_another_publishes_its_own_run(run: Run) -> None:
     assert stages_run(run("dvc", "exp", "run", "--temp").stdout) == ["publish"]

@@ -1,4 +1,4 @@
-"""dvc.yaml and the imports against the rules of docs/pipeline.md, without running the pipeline."""
+"""dvc.yaml and imports follow the rules of docs/pipeline.md. The pipeline is not run."""
 
 import ast
 import dataclasses
@@ -40,13 +40,13 @@ def test_every_script_is_a_stage(stages: dict[str, Any]) -> None:
     assert all(entry["cmd"] == f"python -m stages.{name}" for name, entry in stages.items())
 
 
-def test_dvc_yaml_is_what_the_code_says() -> None:
+def test_dvc_yaml_matches_the_code() -> None:
     assert dag.dump(dag.written(dag.load(ROOT / dag.DVC), ROOT)) == (ROOT / dag.DVC).read_text("utf-8"), (
         "run `make dag`"
     )
 
 
-def test_the_table_of_reruns_is_what_the_code_says() -> None:
+def test_the_table_of_reruns_matches_the_code() -> None:
     text = (ROOT / dag.PAGE).read_text("utf-8")
     assert dag.page(text, ROOT) == text, "run `make dag`"
 
@@ -58,7 +58,7 @@ def test_every_output_is_named_in_its_script(stages: dict[str, Any]) -> None:
         assert set(dag.names(entry, "outs", "metrics")) <= set(named), name
 
 
-def test_no_input_is_nobodys_output(stages: dict[str, Any]) -> None:
+def test_every_input_is_made_by_a_stage_or_in_git(stages: dict[str, Any]) -> None:
     """A misspelt path in a script would be a dependency that no stage makes."""
     outs = {out for entry in stages.values() for out in dag.names(entry, "outs", "metrics")}
     for name, entry in stages.items():
@@ -112,9 +112,9 @@ def project(tmp_path: Path) -> Path:
 
 
 def test_deps_and_params_are_written_from_the_code(project: Path) -> None:
-    """Inputs, imported modules and templates; no exempt modules, none imported only by those, none imported for types only.
+    """Inputs, imported modules and templates, but no exempt modules, nor modules imported only by those or only for types.
 
-    All modules of stats are imported, so their folder stands for them.
+    All modules of stats are imported, so their folder replaces them.
     """
     dag.main(project)
     text = (project / "dvc.yaml").read_text()
@@ -146,7 +146,7 @@ def test_the_table_says_what_a_module_reruns(project: Path) -> None:
     assert "| `prefdag/lifecycle/errors.py` |" in table
 
 
-def test_params_stands_for_every_key() -> None:
+def test_a_stage_that_takes_params_depends_on_every_key() -> None:
     assert dag.params(ast.parse("def main(params): ...")) == [field.name for field in dataclasses.fields(Params)]
 
 
@@ -165,11 +165,11 @@ def reruns(path: str, stages: dict[str, Any]) -> set[str]:
 def test_an_exempt_module_exists_and_reruns_nothing(path: str, stages: dict[str, Any]) -> None:
     assert (ROOT / path).is_file()
     assert reruns(path, stages) == set()
-    assert any(path in dag.imports(file, ROOT) for file in modules()), "nothing imports it: take it off the list"
+    assert any(path in dag.imports(file, ROOT) for file in modules()), "nothing imports it: remove it from the list"
 
 
 @pytest.mark.parametrize("module", ["findings", "verdict"])
-def test_an_edit_of_health_trains_nothing(module: str, stages: dict[str, Any]) -> None:
+def test_an_edit_of_health_reruns_no_training(module: str, stages: dict[str, Any]) -> None:
     rerun = reruns(f"prefdag/health/{module}.py", stages)
     assert {"health_text", "health_image"} <= rerun
     assert not rerun & TRAININGS
@@ -196,7 +196,7 @@ def test_an_edit_of_a_sections_class_reruns_the_stages_that_read_it(section: str
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_a_stage_checks_its_sections_as_the_whole_file_is_checked(name: str) -> None:
+def test_a_stage_checks_its_sections_as_params_does(name: str) -> None:
     """The arguments of `main` have the types of the fields of `Params`."""
     main = importlib.import_module(f"stages.{name}").main.main
     hints = typing.get_type_hints(main, include_extras=True)
@@ -239,11 +239,11 @@ def room(file: str) -> str:
 def may_import(importer: str, imported: str) -> bool:
     own, other = room(importer), room(imported)
     if own == other:
-        return own != "stages"  # code shared by stages belongs into prefdag/
+        return own != "stages"  # code shared by stages belongs in prefdag/
     return FLOOR[other] < FLOOR[own] or (own, other) == ("cli", "project")
 
 
-def test_imports_run_one_way() -> None:
+def test_imports_go_one_way() -> None:
     files = modules()
     edges = [(importer, imported) for importer in files for imported in sorted(dag.imports(importer, ROOT))]
     assert len(edges) > len(files)
@@ -272,7 +272,7 @@ def test_the_import_rule(importer: str, imported: str, allowed: bool) -> None:
     assert may_import(importer, imported) is allowed
 
 
-def test_packages_hold_a_docstring_and_nothing_else() -> None:
+def test_packages_contain_only_a_docstring() -> None:
     """Importing a module runs its packages, but `deps` do not list them."""
     for path in [*ROOT.glob("prefdag/**/__init__.py"), ROOT / "stages" / "__init__.py"]:
         body = ast.parse(path.read_text("utf-8")).body
@@ -281,15 +281,15 @@ def test_packages_hold_a_docstring_and_nothing_else() -> None:
         assert isinstance(body[0].value, ast.Constant), path
 
 
-@pytest.mark.parametrize("name", [name for name in DATA_STAGES if name in STAGES])
-def test_data_stages_never_import_torch(name: str) -> None:
+@pytest.mark.parametrize("stage", [name for name in DATA_STAGES if name in STAGES])
+def test_data_stages_never_import_torch(stage: str) -> None:
     """Not even inside functions, except for torchvision's CIFAR-10, which only that source needs."""
-    for file in dag.reached(f"stages/{name}.py", ROOT):
+    for file in dag.reached(f"stages/{stage}.py", ROOT):
         for node in dag.executed(ast.parse((ROOT / file).read_text("utf-8"))):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom):
                 names = [str(node.module)]
-            wrong = [each for each in names if each.split(".")[0] in {"torch", "transformers", "peft", "accelerate"}]
+            wrong = [name for name in names if name.split(".")[0] in {"torch", "transformers", "peft", "accelerate"}]
             # This module of transformers renders chat templates without torch.
             assert set(wrong) <= {"transformers.utils.chat_template_utils"}, f"{file}:{getattr(node, 'lineno', 0)}"
 
@@ -299,7 +299,7 @@ def test_data_stages_never_import_torch(name: str) -> None:
 
 @pytest.fixture(scope="module")
 def helped() -> Callable[[str], subprocess.CompletedProcess[str]]:
-    """The finished `python -m stages.NAME --help` of every stage, with its imports on stderr."""
+    """The completed process of `python -m stages.NAME --help` for every stage, with its imports on stderr."""
 
     def run(name: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-X", "importtime", "-m", f"stages.{name}", "--help"]

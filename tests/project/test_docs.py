@@ -71,12 +71,12 @@ def broken_links(page: Path) -> list[str]:
 
 
 @each_page
-def test_every_file_named_exists(page: Path) -> None:
+def test_every_named_file_exists(page: Path) -> None:
     assert missing_files(page.read_text("utf-8"), files()) == []
 
 
 @each_page
-def test_every_command_named_exists(page: Path) -> None:
+def test_every_named_command_exists(page: Path) -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
     commands = set(getattr(get_command(app), "commands", {}))
     assert {"repro", "test"} <= targets
@@ -85,11 +85,11 @@ def test_every_command_named_exists(page: Path) -> None:
 
 
 @each_page
-def test_every_relative_link_leads_somewhere(page: Path) -> None:
+def test_every_relative_link_has_a_target(page: Path) -> None:
     assert broken_links(page) == []
 
 
-def test_what_is_missing_is_found(tmp_path: Path) -> None:
+def test_missing_files_commands_and_links_are_found(tmp_path: Path) -> None:
     text = "See `a/b.py`, `b.py`, `gone.py`, `a/gone.yaml:3`, `data/x.csv` and not plain.py.\n```\n./a/b.py c.sh\n```\n"
     assert missing_files(text, {"a/b.py"}) == ["a/gone.yaml", "c.sh", "gone.py"]
     text = "`make it`, `make tea`, make no mistake; `prefdag chat`\n```\n$ prefdag run && make tea\n```\n"
@@ -99,13 +99,13 @@ def test_what_is_missing_is_found(tmp_path: Path) -> None:
     assert broken_links(page) == ["gone.md", "gone.png"]
 
 
-def test_the_page_of_losses_is_what_the_code_makes() -> None:
+def test_the_page_of_losses_matches_the_code() -> None:
     from prefdag.project.losses_page import page
 
     assert (ROOT / "docs" / "losses.md").read_text("utf-8") == page(), "run `make docs`"
 
 
-def test_the_page_of_losses_says_all() -> None:
+def test_the_page_of_losses_is_complete() -> None:
     """The page has a formula, a paper and every option. The first two come from the loss's docstring."""
     from prefdag.dpo.losses import LOSSES
     from prefdag.project.losses_page import options, page

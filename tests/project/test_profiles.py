@@ -1,4 +1,4 @@
-"""A profile changes values and nothing else in params.yaml. A wrong profile is reported in one line and writes nothing."""
+"""A profile changes only values in params.yaml. A wrong profile is reported in one line and changes nothing."""
 
 import subprocess
 from pathlib import Path
@@ -53,17 +53,17 @@ def plain(text: str) -> Any:
     return YAML(typ="safe").load(text)
 
 
-def test_render_changes_one_value_and_nothing_else() -> None:
+def test_render_changes_only_the_value() -> None:
     assert profiles.render(TEXT, {"beta": 0.3}) == TEXT.replace("0.1 ", "0.3 ")
     assert profiles.render(TEXT, {"a": {"none": 7}}) == TEXT.replace("none: null", "none: 7")
     assert profiles.render(TEXT, {"b": {"flag": False}}) == TEXT.replace("flag: true", "flag: false")
 
 
-def test_render_keeps_the_way_an_equal_number_is_written() -> None:
+def test_render_keeps_the_notation_of_an_equal_number() -> None:
     assert profiles.render(TEXT, {"a": {"rate": 0.0002}}) == TEXT
 
 
-def test_render_replaces_a_source_as_a_whole_and_keeps_the_comments_around_it() -> None:
+def test_render_replaces_a_whole_source_and_keeps_the_comments_around_it() -> None:
     expected = TEXT.replace("    kind: pypi\n    file: x     # its name\n", "    kind: path\n    path: u\n")
     assert profiles.render(TEXT, {"a": {"source": {"kind": "path", "path": "u"}}}) == expected
 
@@ -88,7 +88,7 @@ def test_render_agrees_with_merge(
         assert comment in text
 
 
-def test_merge_takes_a_source_whole_and_other_mappings_key_by_key() -> None:
+def test_merge_replaces_a_whole_source_and_merges_other_mappings_by_key() -> None:
     base = {"s": {"kind": "pypi", "file": "x"}, "t": {"epochs": 1, "rate": 2}}
     overlay = {"s": {"kind": "cifar10"}, "t": {"rate": 3}}
     assert profiles.merge(base, overlay) == {"s": {"kind": "cifar10"}, "t": {"epochs": 1, "rate": 3}}
@@ -106,13 +106,13 @@ def test_every_profile_is_valid_and_keeps_every_comment(name: str, repo: Path) -
     assert {change.key for change in changes} <= set(profiles.values(plain(after)))
 
 
-def test_profiles_do_not_mix_and_default_restores_every_byte(repo: Path) -> None:
+def test_profiles_do_not_add_up_and_default_restores_every_byte(repo: Path) -> None:
     committed = Path("params.yaml").read_bytes()
     profiles.apply("cifar10")
-    once = Path("params.yaml").read_bytes()
+    cifar10 = Path("params.yaml").read_bytes()
     profiles.apply("tiny")
     profiles.apply("cifar10")
-    assert Path("params.yaml").read_bytes() == once
+    assert Path("params.yaml").read_bytes() == cifar10
     profiles.apply("default")
     assert Path("params.yaml").read_bytes() == committed
     assert profiles.apply("default") == []
@@ -144,7 +144,7 @@ def test_the_users_own_edits_are_undone_and_listed(repo: Path) -> None:
         ("sft_ref: 3", "profiles/mine.yaml: sft_ref: "),
     ],
 )
-def test_a_wrong_profile_is_one_line_and_writes_nothing(overlay: str, message: str, repo: Path) -> None:
+def test_a_wrong_profile_is_one_line_and_changes_nothing(overlay: str, message: str, repo: Path) -> None:
     Path("profiles/mine.yaml").write_text(overlay)
     before = Path("params.yaml").read_bytes()
     with pytest.raises(ParamsError) as caught:
@@ -168,7 +168,7 @@ def test_without_a_committed_file_there_is_no_default(tmp_path: Path, monkeypatc
         profiles.apply("default")
 
 
-def test_the_list_gives_the_first_line_of_each(repo: Path) -> None:
+def test_the_list_has_the_first_line_of_each_profile(repo: Path) -> None:
     Path("profiles/mine.yaml").write_text("# What it is for.\nbeta: 0.3\n")
     listed = profiles.list_profiles()
     assert list(listed) == ["default", *sorted([*NAMES, "mine"])]

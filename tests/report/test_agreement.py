@@ -1,7 +1,7 @@
 """metrics.json, `dvc metrics`, MLflow, the report and the model card agree on every number.
 
-The pipeline's last two stages run on small results. Every number on the page or the card must occur, rounded as printed, in the
-outputs of the earlier stages. What each number means is tested in `test_report.py`.
+The pipeline's last two stages run on small results. Every number on the page and the card must be in the outputs of the earlier
+stages, rounded as it is printed. `test_report.py` tests what each number means.
 """
 
 import json
@@ -66,7 +66,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, params: Params, root: Path
 
 @pytest.fixture(scope="module")
 def run(project: Path) -> Any:
-    """The pipeline's run in MLflow, and what its artifacts are."""
+    """The pipeline's run in MLflow: its metrics, its parameters and a function that reads an artifact."""
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{project}/mlflow.db")
@@ -79,7 +79,7 @@ def run(project: Path) -> Any:
 
 
 def metrics_of(project: Path) -> dict[str, float]:
-    """All files of metrics as one level, keys as MLflow has them."""
+    """All metrics files in one flat dictionary, with MLflow's keys."""
     tree = {track: json.loads((project / path).read_text("utf-8")) for track, path in METRICS.items()}
     return {key.replace(".", "/"): value for key, value in flatten(tree).items()}
 
@@ -87,14 +87,14 @@ def metrics_of(project: Path) -> dict[str, float]:
 # The same metrics everywhere
 
 
-def test_mlflow_has_every_figure_of_the_metrics(project: Path, run: Any) -> None:
+def test_mlflow_has_every_metric(project: Path, run: Any) -> None:
     curves = tuple(f"{stage}/" for stage in publish.CURVES)
     assert {
         key: value for key, value in run.metrics.items() if not key.startswith((*curves, "seconds/"))
     } == metrics_of(project)
 
 
-def test_dvc_has_every_figure_of_the_metrics(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dvc_has_every_metric(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(project / ".site"))
     stage = {"cmd": "true", "metrics": [{str(path): {"cache": False}} for path in METRICS.values()]}
     (project / "dvc.yaml").write_text(json.dumps({"stages": {"evaluate": stage}}))
@@ -105,13 +105,13 @@ def test_dvc_has_every_figure_of_the_metrics(project: Path, monkeypatch: pytest.
     assert {key.replace(".", "/"): value for key, value in flatten(shown).items()} == metrics_of(project)
 
 
-def test_mlflow_has_the_page_the_card_and_the_tables_as_they_are(project: Path, run: Any) -> None:
+def test_mlflow_has_the_same_page_card_and_tables(project: Path, run: Any) -> None:
     for path in (PUBLISHED, publish.MODEL_CARD, *publish.TABLES, *METRICS.values()):
         assert run.artifact(path.as_posix()) == (project / path).read_bytes()
 
 
 def test_mlflow_has_the_figures_of_the_page(project: Path, run: Any) -> None:
-    """Each is the page's own element with a stylesheet of its own, and a document that a reader of SVG takes."""
+    """Each is an element of the page with its own stylesheet, and a valid SVG document."""
     html = (project / publish.REPORT).read_text("utf-8")
     on_page = re.findall(r"<svg .*?</svg>", html, re.DOTALL)
     names = sorted(path.name for path in (project / publish.FIGURES).iterdir())
@@ -158,12 +158,12 @@ class Words(HTMLParser):
 
 
 NUMBER = re.compile(r"(?<![\w.#/:-])[+−]?\d[\d,]*(?:\.\d+)?(?![\w/:]|\.\w)")
-# Numbers of the prose: 95% intervals, the 50% of a coin, runs of 13 words, 0.693 = ln 2; a class is called 0 to 9; DPO's year.
+# Numbers in the prose: 95% intervals, 50% for chance, runs of 13 words, 0.693 = ln 2, class names 0 to 9, DPO's year.
 PROSE = {"95", "50", "13", "0.693", "1", "2", "3", "0", "100", "2023"} | {str(digit) for digit in range(10)}
 
 
 def numbers(text: str) -> list[str]:
-    """Numbers as they are written; ends of intervals too."""
+    """The numbers in a text as they are written, including both ends of intervals."""
     return [match.rstrip(",") for match in NUMBER.findall(text.replace("–", " ").replace("\N{NO-BREAK SPACE}", " "))]
 
 
@@ -180,7 +180,7 @@ def leaves(tree: Any) -> Iterator[float]:
 
 
 def written(value: float) -> set[str]:
-    """All ways in which page and card write a number."""
+    """Every way in which the page or the card may write a number."""
     ways = {f"{value:g}", f"{value:+g}", str(value), percent(value)[:-1], points(value)}
     ways |= {signed(value, digits) for digits in (3, 4)} | {number(float(value), d) for d in (1, 2, 3, 4)}
     if float(value).is_integer():
@@ -189,9 +189,9 @@ def written(value: float) -> set[str]:
 
 
 def artefacts(folder: Path, params: Params) -> set[str]:
-    """Every number that page and card may show, as it may be written: from what the stages before the report left.
+    """Every number that the page and the card may show, in every way of writing it, from the earlier stages' outputs.
 
-    From tables with one row per step, pair or image, only what is shown: else almost any share would occur somewhere.
+    Of tables with one row per step, pair or image, only the numbers that are shown: they contain almost any share.
     """
     files = [p for p in folder.rglob("*") if p.relative_to(folder).parts[0] in ("reports", "models", "data")]
     files = [p for p in files if "figures" not in p.parts and p.name not in ("model_card.md", "index.html")]
@@ -226,7 +226,7 @@ def artefacts(folder: Path, params: Params) -> set[str]:
 
 
 def predictions_shown(table: pd.DataFrame, count: int) -> Iterator[float]:
-    """What the page shows of predictions: counts, and the probabilities below its pictures."""
+    """The numbers that the page shows from predictions.csv: counts, and the probabilities below pictures."""
     changed = table[table["reference"] != table["policy"]]
     yield from range(max(len(changed), count) + 1)
     yield from changed[["reference_probability", "policy_probability"]].to_numpy().ravel().tolist()
@@ -235,7 +235,7 @@ def predictions_shown(table: pd.DataFrame, count: int) -> Iterator[float]:
 
 
 def margins_shown(pairs: pd.DataFrame) -> Iterator[float]:
-    """What the figures of held-out pairs say: signs, means, and six bins of stated and true shares, by their size."""
+    """The numbers in the figures of held-out pairs: counts by sign, mean rewards, and the calibration in six bins."""
     margin = pairs["margin"]
     yield from (int((margin > 0).sum()), int((margin < 0).sum()))
     yield from (float(pairs[f"reward_{side}"].mean()) for side in ("chosen", "rejected"))
@@ -256,7 +256,7 @@ def card_words(markdown: str) -> str:
     return re.sub(r"```.*?```|`[^`]*`|\(arXiv[^)]*\)", "", body, flags=re.DOTALL)
 
 
-def test_every_number_on_page_and_card_stands_in_the_artefacts(project: Path, params: Params) -> None:
+def test_every_number_on_page_and_card_is_in_the_artefacts(project: Path, params: Params) -> None:
     known = artefacts(project, params)
     text = " ".join(Words((project / publish.REPORT).read_text("utf-8")).texts)
     assert len(numbers(text)) > 300
@@ -284,24 +284,24 @@ def test_the_front_matter_of_the_card_has_the_metrics(project: Path) -> None:
         "winogrande.n_tokens",
     ],
 )
-def test_one_other_figure_on_the_card_is_found(
+def test_one_wrong_number_on_the_card_is_detected(
     project: Path, params: Params, key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A card whose source is not metrics.json: the check above has to fail, unless the wrong figure is one of another thing."""
+    """The check above fails for a card with one number that is not from metrics.json."""
     monkeypatch.chdir(project)
     known = artefacts(project, params)
-    read = card.render
+    render = card.render
 
-    def other(results: Any, params: Params) -> str:
+    def with_wrong_number(results: Any, params: Params) -> str:
         metrics = json.loads(json.dumps(results.text.metrics))
         *parents, last = key.split(".")
         node = metrics
         for parent in parents:
             node = node[parent]
         node[last] = type(node[last])(node[last] * 1.0437)
-        return read(replace(results, text=replace(results.text, metrics=metrics)), params)
+        return render(replace(results, text=replace(results.text, metrics=metrics)), params)
 
-    monkeypatch.setattr(card, "render", other)
+    monkeypatch.setattr(card, "render", with_wrong_number)
     monkeypatch.setattr(page, "render", lambda *_: "")
     monkeypatch.setattr(report, "FIGURES", Path("elsewhere"))
     monkeypatch.setattr(report, "PAGE", Path("elsewhere.html"))
@@ -310,8 +310,8 @@ def test_one_other_figure_on_the_card_is_found(
     assert untraced(card_words(Path("elsewhere.md").read_text("utf-8")), known)
 
 
-def test_another_rounding_on_the_page_is_found(project: Path, params: Params) -> None:
-    """A share that one place rounds by itself."""
+def test_a_number_rounded_in_another_way_is_detected(project: Path, params: Params) -> None:
+    """A calibration error with two decimals instead of one."""
     known = artefacts(project, params)
     html = (project / publish.REPORT).read_text("utf-8")
     image = json.loads((project / METRICS["image"]).read_text("utf-8"))

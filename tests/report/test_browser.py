@@ -1,4 +1,4 @@
-"""The report in a real browser: what a reader sees and does, on any screen, whatever the data contains."""
+"""The report in a real browser: reading, sorting and filtering, on wide and narrow screens, with hostile data too."""
 
 import re
 import shutil
@@ -25,7 +25,7 @@ pytestmark = [
     pytest.mark.slow,
 ]
 
-# Each would set window.ran, or break the page, if it were taken for more than text.
+# Each would set window.ran or break the page if it were not escaped.
 HOSTILE = [
     "<script>window.ran = 1</script>",
     "</script><script>window.ran = 1</script>",
@@ -45,7 +45,7 @@ WIDTHS = (400, 1400)
 
 
 def make_hostile(folder: Path) -> None:
-    """Of the inputs of a report, every text a user's data can reach."""
+    """Put hostile text into the report's inputs, wherever a user's data can be."""
     path = folder / "data/validated/pairs.parquet"
     frame = pd.read_parquet(path)
     texts = [HOSTILE[i % len(HOSTILE)] for i in range(len(frame))]
@@ -76,7 +76,7 @@ def make_hostile(folder: Path) -> None:
 
 
 def points() -> pd.DataFrame:
-    """Three experiments, with names as hostile as the data."""
+    """Three experiments with hostile names."""
     values = dict.fromkeys(frontier.KEYS, 0.5)
     return pd.DataFrame(
         [
@@ -93,7 +93,7 @@ def params(root: Path) -> Params:
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory, params: Params) -> dict[str, Path]:
-    """A report of ordinary data, the same as published, one of hostile data, and a frontier."""
+    """The paths of a report on ordinary data, its published copy, a report on hostile data, and a frontier."""
     paths = {}
     for name in ("report", "hostile"):
         folder = tmp_path_factory.mktemp(name)
@@ -127,7 +127,7 @@ Open = Callable[..., Page]
 
 @pytest.fixture
 def open_page(browser: Browser, pages: dict[str, Path]) -> Iterator[Open]:
-    """Opens a page by name; when the test ends, none may have complained or asked for more than its own file."""
+    """Opens a page by name. When the test ends, no page may have logged an error or requested another file."""
     complaints: list[str] = []
     contexts = []
 
@@ -140,11 +140,11 @@ def open_page(browser: Browser, pages: dict[str, Path]) -> Iterator[Open]:
         page.on("pageerror", lambda error: complaints.append(f"error: {error}"))
         page.on("dialog", lambda dialog: complaints.append(f"dialog: {dialog.message}"))
 
-        def asked(url: str) -> None:
+        def check_request(url: str) -> None:
             if url != address and not url.startswith("data:"):
                 complaints.append(f"request: {url}")
 
-        page.on("request", lambda request: asked(request.url))
+        page.on("request", lambda request: check_request(request.url))
         page.goto(address)
         return page
 
@@ -155,7 +155,7 @@ def open_page(browser: Browser, pages: dict[str, Path]) -> Iterator[Open]:
 
 
 def first_cells(page: Page, column: int) -> list[str]:
-    """The first line of each visible example's cell."""
+    """The first word of each visible example in a column."""
     return page.eval_on_selector_all(
         "#examples tbody:not([hidden])",
         "(bodies, column) => bodies.map(body => body.rows[0].cells[column].textContent.trim().split(/\\s/)[0])",
@@ -168,7 +168,7 @@ def numbers(page: Page, column: int) -> list[float]:
 
 
 @pytest.mark.parametrize("name", ["report", "published", "hostile", "frontier"])
-def test_pages_open_without_a_complaint_and_run_nothing_of_the_data(open_page: Open, name: str) -> None:
+def test_pages_open_without_errors_and_run_nothing_from_the_data(open_page: Open, name: str) -> None:
     page = open_page(name)
     assert page.evaluate("window.ran") is None
     assert page.locator("h1").count() == 1
@@ -176,20 +176,20 @@ def test_pages_open_without_a_complaint_and_run_nothing_of_the_data(open_page: O
     assert page.url.startswith("file:")
 
 
-def test_hostile_text_is_shown_as_it_stands(open_page: Open) -> None:
+def test_hostile_text_is_shown_unchanged(open_page: Open) -> None:
     page = open_page("hostile")
-    whole = page.evaluate("document.body.textContent")
+    shown = page.evaluate("document.body.textContent")
     for text in HOSTILE:
-        for part in re.split("[\x00\x0b\x1b\ufffe]", text):  # which HTML cannot hold
-            assert part[:400] in whole or part in whole
-    # The tokens of a response join to it, though an element ends in its midst.
-    scored = page.eval_on_selector_all(".example .shaded", "all => all.map(each => each.textContent)")
+        for part in re.split("[\x00\x0b\x1b\ufffe]", text):  # HTML cannot contain these
+            assert part[:400] in shown or part in shown
+    # The tokens of a response join to its text, although each token is an element.
+    scored = page.eval_on_selector_all(".example .shaded", "all => all.map(example => example.textContent)")
     assert f"no {HOSTILE[1]}" in scored
     assert len(scored) == 2 * N_TEST
 
 
-def test_the_policy_stops_a_script_that_an_escape_would_have_missed(open_page: Open, pages: dict[str, Path]) -> None:
-    """In a copy of the page with two scripts, a handler, a picture and a font that our template never wrote."""
+def test_the_security_policy_stops_a_script_that_was_not_escaped(open_page: Open, pages: dict[str, Path]) -> None:
+    """In a copy of the page with two scripts, an event handler, a picture and a font that our template did not write."""
     html = pages["report"].read_text("utf-8")
     attack = (
         '<script>window.ran = 1</script><script src="http://evil.example/x.js"></script>'
@@ -199,7 +199,7 @@ def test_the_policy_stops_a_script_that_an_escape_would_have_missed(open_page: O
     assert html.count("<main>") == 1
     pages["attacked"] = pages["report"].with_name("attacked.html")
     pages["attacked"].write_text(html.replace("<main>", f"<main>{attack}"), "utf-8")
-    context_page = open_page("report")  # its complaints are collected; those of the attacked page are expected
+    context_page = open_page("report")  # its errors would fail the test; those of the attacked page are expected
     page = context_page.context.new_page()
     messages: list[str] = []
     sent: list[str] = []
@@ -211,7 +211,7 @@ def test_the_policy_stops_a_script_that_an_escape_would_have_missed(open_page: O
     assert page.evaluate("window.ran") is None
     assert sum("Content Security Policy" in line for line in messages) >= 4
     assert {url for url in sent if not url.startswith("data:")} == {pages["attacked"].as_uri()}
-    assert page.locator("#examples th button").count() == 5  # ours ran
+    assert page.locator("#examples th button").count() == 5  # our own script ran
 
 
 def test_examples_sort_by_mouse_and_by_keyboard(open_page: Open) -> None:
@@ -234,9 +234,9 @@ def test_examples_sort_by_mouse_and_by_keyboard(open_page: Open) -> None:
     for column in (3, 4):
         page.click(f"#examples th:nth-child({column + 1}) button")
         assert numbers(page, column) == sorted(numbers(page, column))
-    page.click("#examples th:nth-child(1) button")  # as text, its numbers as numbers
+    page.click("#examples th:nth-child(1) button")  # as text, but numbers in it by value
     assert first_cells(page, 0) == [f"demo.json:{i + 1}" for i in range(N_TEST)]
-    # What unfolds went with its row.
+    # The details moved with their row.
     shown = page.locator("#examples tbody").first
     shown.locator("summary").first.press("Enter")
     assert shown.locator("article").is_visible()
@@ -250,7 +250,7 @@ def test_examples_filter_by_kind_and_by_text(open_page: Open) -> None:
     page.get_by_label("Show").select_option("wrong")
     assert numbers(page, 1) == wrong
     assert page.locator(".filters output").text_content() == f"{len(wrong)} of {N_TEST}"
-    page.get_by_label("containing").fill("EIN LÄNGERER satz")  # of the responses, also where they are folded
+    page.get_by_label("containing").fill("EIN LÄNGERER satz")  # in the responses, even if they are folded
     with_text = numbers(page, 1)
     assert 0 < len(with_text) < len(wrong)
     assert set(with_text) < set(wrong)
@@ -262,7 +262,7 @@ def test_examples_filter_by_kind_and_by_text(open_page: Open) -> None:
     assert numbers(page, 1) == margins
 
 
-def test_without_a_script_the_examples_are_a_list_in_their_order(open_page: Open) -> None:
+def test_without_javascript_the_examples_are_a_plain_list(open_page: Open) -> None:
     page = open_page("report", java_script_enabled=False)
     assert page.locator("#examples tbody").count() == N_TEST
     assert page.locator("th button").count() == 0
@@ -271,7 +271,7 @@ def test_without_a_script_the_examples_are_a_list_in_their_order(open_page: Open
     assert page.locator("#examples article:visible").count() >= 1
 
 
-def test_experiments_of_the_frontier_sort(open_page: Open) -> None:
+def test_experiments_on_the_frontier_can_be_sorted(open_page: Open) -> None:
     page = open_page("frontier")
     betas = "all => all.map(row => row.cells[1].textContent)"
     assert page.eval_on_selector_all("tbody tr", betas) == ["0.1", "0.5", "0.3"]
@@ -281,7 +281,7 @@ def test_experiments_of_the_frontier_sort(open_page: Open) -> None:
     assert page.eval_on_selector_all("tbody tr", betas) == ["0.5", "0.3", "0.1"]
 
 
-UNFOLD = "document.querySelectorAll('details').forEach(each => { each.open = true })"
+UNFOLD = "document.querySelectorAll('details').forEach(details => { details.open = true })"
 
 
 @pytest.mark.parametrize(
@@ -291,24 +291,24 @@ UNFOLD = "document.querySelectorAll('details').forEach(each => { each.open = tru
         *(("frontier", width) for width in WIDTHS),
         ("published", 400),
         ("hostile", 400),
-        pytest.param("hostile", 1400, marks=pytest.mark.slow),
+        ("hostile", 1400),
     ],
 )
 def test_nothing_is_wider_than_the_screen(open_page: Open, name: str, width: int) -> None:
-    """Folded and unfolded; tables may scroll in a region of their own, which the keyboard reaches."""
+    """Folded and unfolded. Wide tables scroll in their own region, which can be reached by keyboard."""
     page = open_page(name, width=width)
     for unfold in ("", UNFOLD):
         page.evaluate(unfold)
         page.evaluate("new Promise(requestAnimationFrame)")
         assert page.evaluate("document.documentElement.scrollWidth") <= width
     regions = page.eval_on_selector_all(
-        ".scroll", "all => all.map(each => [each.tabIndex, each.getAttribute('role'), !!each.ariaLabel])"
+        ".scroll", "all => all.map(table => [table.tabIndex, table.getAttribute('role'), !!table.ariaLabel])"
     )
     assert regions
     assert all(region == [0, "region", True] for region in regions)
 
 
-# WCAG 2.2, 1.4.3: of every element with text of its own, the ratio of its colour to the grounds behind it, blended.
+# WCAG 2.2, 1.4.3: the contrast of every element that has its own text with its background, blended from all layers.
 CONTRAST = """() => {
     const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
     const rgba = new Map();
@@ -326,20 +326,20 @@ CONTRAST = """() => {
     const luminance = color => color.slice(0, 3).map(value => value / 255)
         .map(value => value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4)
         .reduce((sum, value, i) => sum + value * [0.2126, 0.7152, 0.0722][i], 0);
-    const groundOf = each =>
-        each ? over(parse(getComputedStyle(each).backgroundColor), groundOf(each.parentElement)) : [255, 255, 255, 1];
+    const groundOf = element =>
+        element ? over(parse(getComputedStyle(element).backgroundColor), groundOf(element.parentElement)) : [255, 255, 255, 1];
     const low = {};
     let seen = 0;
-    for (const each of document.body.querySelectorAll("*")) {
-        const own = [...each.childNodes].some(node => node.nodeType === 3 && node.data.trim());
-        if (!own || ["SCRIPT", "STYLE", "OPTION"].includes(each.tagName) || !each.checkVisibility()) continue;
-        const style = getComputedStyle(each);
-        const ground = groundOf(each);
-        const ink = over(parse(each.closest("svg") ? style.fill : style.color), ground);
+    for (const element of document.body.querySelectorAll("*")) {
+        const own = [...element.childNodes].some(node => node.nodeType === 3 && node.data.trim());
+        if (!own || ["SCRIPT", "STYLE", "OPTION"].includes(element.tagName) || !element.checkVisibility()) continue;
+        const style = getComputedStyle(element);
+        const ground = groundOf(element);
+        const ink = over(parse(element.closest("svg") ? style.fill : style.color), ground);
         const [light, dark] = [luminance(ink), luminance(ground)].sort((a, b) => b - a);
         const ratio = (light + 0.05) / (dark + 0.05);
         seen += 1;
-        if (ratio < 4.5) low[each.outerHTML.slice(0, 120)] = ratio;
+        if (ratio < 4.5) low[element.outerHTML.slice(0, 120)] = ratio;
     }
     return [seen, low];
 }"""
@@ -347,21 +347,21 @@ CONTRAST = """() => {
 
 @pytest.mark.parametrize("name", ["report", "frontier"])
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_text_stands_out_from_its_ground(open_page: Open, name: str, scheme: str) -> None:
+def test_text_has_enough_contrast(open_page: Open, name: str, scheme: str) -> None:
     page = open_page(name, scheme=scheme)
     page.evaluate(UNFOLD)
     seen, low = page.evaluate(CONTRAST)
     assert seen > (2000 if name == "report" else 30)
     assert low == {}
-    # It can fail: the colour of another scheme's paper on this one.
+    # The check can fail: paragraphs in a colour close to the background.
     page.add_style_tag(content="p { color: color-mix(in srgb, var(--ink) 30%, var(--paper)); }")
     assert page.evaluate(CONTRAST)[1]
 
 
-def test_both_signs_of_shade_differ_by_more_than_colour(open_page: Open) -> None:
+def test_positive_and_negative_shades_differ_by_more_than_colour(open_page: Open) -> None:
     page = open_page("report")
     style = (
-        "each => { const s = getComputedStyle(each); return [s.textDecorationStyle, s.backgroundColor, each.title] }"
+        "token => { const s = getComputedStyle(token); return [s.textDecorationStyle, s.backgroundColor, token.title] }"
     )
     up, down = (page.eval_on_selector(f".example .{kind}-4", style) for kind in ("up", "down"))
     assert (up[0], down[0]) == ("solid", "dashed")
@@ -376,20 +376,21 @@ def test_both_signs_of_shade_differ_by_more_than_colour(open_page: Open) -> None
 def test_everything_has_a_name_and_headings_skip_no_level(open_page: Open, name: str) -> None:
     page = open_page(name)
     nameless = page.evaluate(
-        """() => [...document.querySelectorAll("img, svg, button, input, select")].filter(each =>
-            !(each.alt || each.ariaLabel || each.textContent.trim() || each.labels?.length)
-            || each.matches("svg:not([role=img][aria-label]), :is(input, select):not(label *)")
-        ).map(each => each.outerHTML.slice(0, 100))"""
+        """() => [...document.querySelectorAll("img, svg, button, input, select")].filter(element =>
+            !(element.alt || element.ariaLabel || element.textContent.trim() || element.labels?.length)
+            || element.matches("svg:not([role=img][aria-label]), :is(input, select):not(label *)")
+        ).map(element => element.outerHTML.slice(0, 100))"""
     )
     assert nameless == []
-    levels = page.eval_on_selector_all("h1, h2, h3, h4, h5, h6", "all => all.map(each => Number(each.tagName[1]))")
+    levels = page.eval_on_selector_all(
+        "h1, h2, h3, h4, h5, h6", "all => all.map(heading => Number(heading.tagName[1]))"
+    )
     assert levels[0] == 1
     assert all(after <= before + 1 for before, after in pairwise(levels))
 
 
-@pytest.mark.slow
-def test_paper_gets_what_is_unfolded_in_light_colours(open_page: Open) -> None:
-    """A report of dozens of pages is printed as it lies open: each pair with its rewards, the first with its responses."""
+def test_printing_uses_light_colours_and_shows_what_is_unfolded(open_page: Open) -> None:
+    """Dozens of pages are printed as they are on screen: each pair with its rewards, and the first with its responses."""
     page = open_page("report", scheme="dark")
     page.emulate_media(media="print")
     assert page.evaluate("getComputedStyle(document.documentElement).colorScheme") == "light"

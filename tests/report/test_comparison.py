@@ -1,7 +1,8 @@
-"""The comparison of two experiments: differences computed by hand, different rows, and what the page concludes."""
+"""The comparison of two experiments: differences by hand, rows that differ, and the conclusions on the page."""
 
 import hashlib
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -36,8 +37,8 @@ def by_key(first: Experiment, second: Experiment) -> dict[str, differences.Diffe
     return {f"{d.measure.track}.{d.measure.key}": d for d in differences.differences(first, second)}
 
 
-def test_the_rows_of_a_measure_are_those_of_its_figure(runs: tuple[Experiment, Experiment]) -> None:
-    """sum(value) / sum(weight) is what the evaluation says; a measure whose rows are other ones has a wrong interval."""
+def test_the_rows_of_a_measure_give_its_metric(runs: tuple[Experiment, Experiment]) -> None:
+    """sum(value) / sum(weight) is the metric. A measure with other rows would have a wrong interval."""
     counted = 0
     for run in runs:
         for measure in differences.measures():
@@ -46,47 +47,47 @@ def test_the_rows_of_a_measure_are_those_of_its_figure(runs: tuple[Experiment, E
                 assert rows is not None
                 assert rows["value"].sum() / rows["weight"].sum() == pytest.approx(value, abs=1e-9), measure.key
                 counted += 1
-    assert counted == 2 * 13
+    assert counted == 2 * 13  # runs, measures with rows
 
 
 def test_differences_are_those_of_the_metrics(runs: tuple[Experiment, Experiment]) -> None:
-    both = [flatten(run.metrics) for run in runs]
-    for key, each in by_key(*runs).items():
-        assert (each.first, each.second) == (both[0][key], both[1][key])
-        assert each.value == pytest.approx(both[1][key] - both[0][key])
-        if each.estimate:
-            assert each.estimate.value == pytest.approx(each.value, abs=1e-9)
-            assert each.estimate.low <= each.estimate.value <= each.estimate.high
+    metrics = [flatten(run.metrics) for run in runs]
+    for key, difference in by_key(*runs).items():
+        assert (difference.first, difference.second) == (metrics[0][key], metrics[1][key])
+        assert difference.value == pytest.approx(metrics[1][key] - metrics[0][key])
+        if difference.estimate:
+            assert difference.estimate.value == pytest.approx(difference.value, abs=1e-9)
+            assert difference.estimate.low <= difference.estimate.value <= difference.estimate.high
 
 
 def test_ranking_by_hand(runs: tuple[Experiment, Experiment]) -> None:
-    """Of 40 pairs B alone ranks 12 right and A alone 3: p is twice the chance of 3 or fewer heads in 15 throws, 576 / 2**14."""
-    first, second = runs
+    """Of 40 pairs, only B ranks 12 correctly and only A ranks 3."""
     a, b = np.repeat([1.0, 1.0, -1.0, -1.0], (10, 3, 12, 15)), np.repeat([1.0, -1.0, 1.0, -1.0], (10, 3, 12, 15))
-    one, other = (replace(run, pairs=run.pairs.assign(margin=m)) for run, m in ((first, a), (second, b)))
-    each = by_key(one, other)["text.heldout.rewards.accuracy"]
-    assert each.result is not None
-    assert each.result["difference"] == pytest.approx(9 / 40)
-    assert (each.result["alone_right"], each.result["other_alone_right"]) == (12, 3)
-    assert each.result["p"] == pytest.approx(576 / 2**14)
-    assert each.tone == "better"
-    shuffled = replace(other, pairs=other.pairs.sample(frac=1, random_state=0))
-    assert by_key(one, shuffled)["text.heldout.rewards.accuracy"] == each  # rows go by their ids, not by their places
-    back = by_key(other, one)["text.heldout.rewards.accuracy"]
-    assert back.result is not None
-    assert back.result["difference_low"] == pytest.approx(-each.result["difference_high"], abs=1e-6)
+    first, second = (replace(run, pairs=run.pairs.assign(margin=m)) for run, m in zip(runs, (a, b), strict=True))
+    accuracy = by_key(first, second)["text.heldout.rewards.accuracy"]
+    assert accuracy.result is not None
+    assert accuracy.result["difference"] == pytest.approx((12 - 3) / 40)
+    assert (accuracy.result["alone_right"], accuracy.result["other_alone_right"]) == (12, 3)
+    # McNemar's exact test: twice the chance of at most 3 heads in 12 + 3 tosses.
+    assert accuracy.result["p"] == pytest.approx(2 * sum(math.comb(15, heads) for heads in range(3 + 1)) / 2**15)
+    assert accuracy.tone == "better"
+    shuffled = replace(second, pairs=second.pairs.sample(frac=1, random_state=0))
+    assert by_key(first, shuffled)["text.heldout.rewards.accuracy"] == accuracy  # rows are matched by id
+    swapped = by_key(second, first)["text.heldout.rewards.accuracy"]
+    assert swapped.result is not None
+    assert swapped.result["difference_low"] == pytest.approx(-accuracy.result["difference_high"], abs=1e-6)
 
 
-def test_pairing_takes_out_what_makes_a_row_hard(runs: tuple[Experiment, Experiment]) -> None:
-    """B lies 0.1 nats a token below A in every row, whatever the row: known almost exactly, though rows differ by nats."""
+def test_pairing_removes_the_variation_between_rows(runs: tuple[Experiment, Experiment]) -> None:
+    """B is 0.1 nats per token below A in every row: the interval has no width, although rows differ by nats."""
     first, _ = runs
     rows = first.rows.assign(policy_logps=first.rows["policy_logps"] + 0.1 * first.rows["n_tokens"])
     metrics = json.loads(json.dumps(first.metrics))
     metrics["text"]["heldout"]["policy"]["cross_entropy"] -= 0.1
-    each = by_key(first, replace(first, rows=rows, metrics=metrics))["text.heldout.policy.cross_entropy"]
-    assert each.estimate is not None
-    assert (each.estimate.low, each.estimate.high) == pytest.approx((-0.1, -0.1), abs=1e-9)
-    assert each.tone == "worse"  # lower, that is
+    cross_entropy = by_key(first, replace(first, rows=rows, metrics=metrics))["text.heldout.policy.cross_entropy"]
+    assert cross_entropy.estimate is not None
+    assert (cross_entropy.estimate.low, cross_entropy.estimate.high) == pytest.approx((-0.1, -0.1), abs=1e-9)
+    assert cross_entropy.tone == "worse"  # B is below A
 
 
 def test_other_rows_are_not_compared(runs: tuple[Experiment, Experiment]) -> None:
@@ -97,10 +98,10 @@ def test_other_rows_are_not_compared(runs: tuple[Experiment, Experiment]) -> Non
         rows=second.rows.assign(n_tokens=second.rows["n_tokens"] + (second.rows["set"] == "heldout")),
         outputs={**second.outputs, "data/validated/images": "1" * 32},
     )
-    each = by_key(first, others)
+    by_measure = by_key(first, others)
     for key in ("text.heldout.rewards.accuracy", "text.heldout.policy.cross_entropy", "image.policy.accuracy"):
-        assert (each[key].result, each[key].note) == (None, differences.OTHER_ROWS)
-    assert each["text.truthfulqa.policy.cross_entropy"].result  # these rows are the same
+        assert (by_measure[key].result, by_measure[key].note) == (None, differences.OTHER_ROWS)
+    assert by_measure["text.truthfulqa.policy.cross_entropy"].result  # these rows are the same
     assert comparison.examples(first, others, 4) is None
     assert comparison.pictures(first, others, 4) is None
     table = differences.differences(first, others)
@@ -113,25 +114,25 @@ def test_other_rows_are_not_compared(runs: tuple[Experiment, Experiment]) -> Non
     assert by_key(first, evals)["text.choices.truthfulqa.policy.mc1"].note == differences.OTHER_ROWS
 
 
-def test_soft_labels_are_no_coin_tosses(runs: tuple[Experiment, Experiment]) -> None:
+def test_soft_labels_have_no_exact_test(runs: tuple[Experiment, Experiment]) -> None:
     soft = [replace(run, pairs=run.pairs.assign(preference=0.8)) for run in runs]
-    each = by_key(*soft)["text.heldout.rewards.accuracy"]
-    assert each.result is not None
-    assert "p" not in each.result
-    assert each.n == 40
+    accuracy = by_key(*soft)["text.heldout.rewards.accuracy"]
+    assert accuracy.result is not None
+    assert "p" not in accuracy.result
+    assert accuracy.n == 40
 
 
-def test_lone_responses_and_absent_keys_have_no_interval(runs: tuple[Experiment, Experiment]) -> None:
+def test_single_responses_and_missing_keys_have_no_interval(runs: tuple[Experiment, Experiment]) -> None:
     first, second = runs
-    lone = [replace(run, pairs=run.pairs.assign(margin=np.nan)) for run in runs]
-    assert by_key(*lone)["text.heldout.rewards.accuracy"].note == differences.NO_ROWS
-    verdict = comparison.verdict("text", differences.differences(*lone), *lone)
+    single = [replace(run, pairs=run.pairs.assign(margin=np.nan)) for run in runs]
+    assert by_key(*single)["text.heldout.rewards.accuracy"].note == differences.NO_ROWS
+    verdict = comparison.verdict("text", differences.differences(*single), *single)
     assert verdict.tone == "unclear"
     older = json.loads(json.dumps(second.metrics))
     del older["text"]["choices"], older["image"]["policy"]["calibration_error"], older["text"]["heldout"]["kl"]
-    each = by_key(first, replace(second, metrics=older))
-    assert each["text.choices.truthfulqa.policy.mc1"].note == "missing in B"
-    assert each["text.heldout.kl"].value is None
+    by_measure = by_key(first, replace(second, metrics=older))
+    assert by_measure["text.choices.truthfulqa.policy.mc1"].note == "missing in B"
+    assert by_measure["text.heldout.kl"].value is None
     table = differences.differences(first, replace(second, metrics=older))
     assert "KL to the reference, nats per token: missing in B." in comparison.verdict("text", table, *runs).sentences
     assert Page(comparison.render(first, replace(second, metrics=older), table)).open == []
@@ -139,11 +140,11 @@ def test_lone_responses_and_absent_keys_have_no_interval(runs: tuple[Experiment,
     assert "text.heldout.kl" not in both
 
 
-def test_the_same_run_twice_says_so(runs: tuple[Experiment, Experiment]) -> None:
+def test_a_run_compared_with_itself_has_no_differences(runs: tuple[Experiment, Experiment]) -> None:
     first, _ = runs
     again = replace(first, name="again")
     table = differences.differences(first, again)
-    assert all(each.value == 0 and each.tone == "unclear" for each in table)
+    assert all(row.value == 0 and row.tone == "unclear" for row in table)
     text = Page(comparison.render(first, again, table)).text
     for phrase in (
         "Their parameters are the same.",
@@ -164,19 +165,19 @@ def test_the_same_run_twice_says_so(runs: tuple[Experiment, Experiment]) -> None
         (3, 12, "worse", "B ranks unseen preferences worse than A."),
     ],
 )
-def test_verdict_says_no_more_than_interval_and_test(
+def test_the_verdict_follows_interval_and_test(
     runs: tuple[Experiment, Experiment], alone: int, other: int, tone: str, headline: str
 ) -> None:
     rest = 40 - alone - other
     a, b = np.repeat([1.0, -1.0, 1.0], (rest, alone, other)), np.repeat([1.0, 1.0, -1.0], (rest, alone, other))
-    one, two = (replace(run, pairs=run.pairs.assign(margin=m)) for run, m in zip(runs, (a, b), strict=True))
-    verdict = comparison.verdict("text", differences.differences(one, two), one, two)
+    first, second = (replace(run, pairs=run.pairs.assign(margin=m)) for run, m in zip(runs, (a, b), strict=True))
+    verdict = comparison.verdict("text", differences.differences(first, second), first, second)
     assert (verdict.tone, verdict.headline) == (tone, headline)
     assert f"B alone is right on {alone}, A alone on {other}." in verdict.sentences[0]
     assert ("No significant difference." in verdict.sentences[0]) == (tone == "unclear")
 
 
-def test_page_shows_what_differs(runs: tuple[Experiment, Experiment]) -> None:
+def test_the_page_shows_what_differs(runs: tuple[Experiment, Experiment]) -> None:
     table = differences.differences(*runs)
     html = comparison.render(*runs, table)
     page = Page(html)
@@ -196,7 +197,7 @@ def test_page_shows_what_differs(runs: tuple[Experiment, Experiment]) -> None:
     assert "A: training 0." in html
 
 
-def test_examples_are_those_whose_ranking_changed(runs: tuple[Experiment, Experiment]) -> None:
+def test_examples_are_pairs_whose_ranking_changed(runs: tuple[Experiment, Experiment]) -> None:
     first, second = runs
     groups = comparison.examples(first, second, 4)
     assert groups
@@ -212,7 +213,7 @@ def test_examples_are_those_whose_ranking_changed(runs: tuple[Experiment, Experi
     assert total == sum(right[0][i] != right[1][i] for i in IDS)
 
 
-def test_pictures_are_those_whose_class_changed(runs: tuple[Experiment, Experiment]) -> None:
+def test_pictures_are_images_whose_class_changed(runs: tuple[Experiment, Experiment]) -> None:
     groups = comparison.pictures(*runs, 6)
     assert groups
     a, b = (run.predictions["policy"] for run in runs)
@@ -220,24 +221,24 @@ def test_pictures_are_those_whose_class_changed(runs: tuple[Experiment, Experime
     assert {item["label"] for group in groups for item in group["items"]} <= set(CLASSES)
 
 
-def test_curves_lie_over_one_another_by_step() -> None:
-    """Runs of other lengths, and one without a margin."""
-    one = Histories(pd.DataFrame({"step": [1, 2], "loss": [0.7, 0.6]}), pd.DataFrame({"step": [0], "loss": [0.69]}))
-    two = Histories(
+def test_curves_of_two_runs_are_matched_by_step() -> None:
+    """Runs of different lengths, one of them without a margin."""
+    first = Histories(pd.DataFrame({"step": [1, 2], "loss": [0.7, 0.6]}), pd.DataFrame({"step": [0], "loss": [0.69]}))
+    second = Histories(
         pd.DataFrame({"step": [1, 2, 3], "loss": [0.7, 0.5, 0.4], "rewards/margin": 0.2}),
         pd.DataFrame({"step": [0, 3], "loss": [0.69, 0.4]}),
     )
-    both = comparison.overlaid(one, two, "loss")
-    assert both.history["step"].tolist() == [1, 2, 3]
-    assert both.history["B"].tolist() == [0.7, 0.5, 0.4]
-    assert both.history["A"].isna().tolist() == [False, False, True]
-    drawn = comparison.curves("text", one, two)
-    assert [panel.title for panel in drawn] == ["Loss", "Reward margin"]
-    assert "A: training 0.700 to 0.600, validation 0.690 to 0.690; B: training 0.700 to 0.400" in drawn[0].svg
-    assert "A:" not in re.findall('aria-label="([^"]*)"', drawn[1].svg)[0]
+    overlaid = comparison.overlaid(first, second, "loss")
+    assert overlaid.history["step"].tolist() == [1, 2, 3]
+    assert overlaid.history["B"].tolist() == [0.7, 0.5, 0.4]
+    assert overlaid.history["A"].isna().tolist() == [False, False, True]
+    panels = comparison.curves("text", first, second)
+    assert [panel.title for panel in panels] == ["Loss", "Reward margin"]
+    assert "A: training 0.700 to 0.600, validation 0.690 to 0.690; B: training 0.700 to 0.400" in panels[0].svg
+    assert "A:" not in re.findall('aria-label="([^"]*)"', panels[1].svg)[0]
 
 
-def test_changed_keys_are_shown_as_they_stand() -> None:
+def test_changed_keys_are_shown_with_both_values() -> None:
     first = {"beta": 0.1, "loss": "sigmoid", "old": None, "same": 1, "flip": False}
     second = {"flip": True, "beta": 0.3, "loss": {"sigmoid": 1.0}, "same": 1, "new": 1.23456789}
     assert comparison.changed(first, second) == [
@@ -259,7 +260,7 @@ LOCK: dict[str, Any] = {
 }
 
 
-def test_what_is_not_finished_is_refused() -> None:
+def test_an_unfinished_experiment_is_refused() -> None:
     experiments.check_finished("a", LOCK, {"beta": 0.1, "untaken": 1})
     with pytest.raises(
         DataError, match=r"^a: not finished: train has not run since params.yaml: beta changed; run `dvc repro`$"
@@ -286,13 +287,13 @@ def test_an_output_that_was_changed_is_one_line() -> None:
     assert replace(files, hashes={"a": own}).read("a") == b"what a stage wrote"
 
 
-def test_table_of_differences_can_be_read_again(runs: tuple[Experiment, Experiment], tmp_path: Path) -> None:
+def test_the_table_of_differences_can_be_read_back(runs: tuple[Experiment, Experiment], tmp_path: Path) -> None:
     table = differences.differences(*runs)
     path = tmp_path / "a.csv"
     differences.to_frame(table).to_csv(path, index=False)
     back = pd.read_csv(path)
     assert len(back) == len(table)
-    assert back["difference"].tolist() == pytest.approx([each.value for each in table])
+    assert back["difference"].tolist() == pytest.approx([difference.value for difference in table])
     row = back.set_index("key").loc["heldout.rewards.accuracy"]
     margins = [run.pairs["margin"] > 0 for run in runs]
     split = int((margins[1] & ~margins[0]).sum()), int((margins[0] & ~margins[1]).sum())
@@ -335,7 +336,7 @@ def repository(tmp_path: Path, own_git: None) -> Path:
 
 @pytest.mark.slow
 def test_experiments_are_read_from_dvc(repository: Path) -> None:
-    """The workspace, the last commit and an experiment; the same as the runs were; then what can be wrong."""
+    """The workspace, the last commit and an experiment have the results of their runs. Then what can go wrong."""
 
     def compare(*names: str) -> tuple[int, str, str]:
         result = CliRunner().invoke(app, ["compare", *names])

@@ -1,4 +1,4 @@
-"""The frontier: the same points from DVC and from MLflow, and the page that shows them."""
+"""The frontier: DVC and MLflow give the same points, and the page shows them."""
 
 import json
 import re
@@ -28,7 +28,7 @@ def experiment(name: str, beta: float, **others: Any) -> tuple[str, Mapping[str,
     return name, {"beta": beta, "loss": "sigmoid"} | others, flat(beta)
 
 
-def test_points_are_told_apart_by_their_numbers() -> None:
+def test_experiments_with_equal_metrics_are_one_point() -> None:
     table = frontier.points(
         [
             experiment("workspace", 0.1),
@@ -43,19 +43,20 @@ def test_points_are_told_apart_by_their_numbers() -> None:
         ]
     )
     assert table["name"].tolist() == ["workspace", "two"]
-    assert table["text/heldout/rewards/margin"].tolist() == pytest.approx([0.2, 0.4])
+    assert table["text/heldout/rewards/margin"].tolist() == pytest.approx([0.1 + 0.1, 0.1 + 0.3])  # 0.1 + beta
     assert list(table) == ["name", "beta", "loss", *frontier.KEYS]
     with pytest.raises(DataError, match=r"^no finished experiment found; `make sweep"):
         frontier.points([])
 
 
-def test_page_names_every_experiment_with_its_intervals() -> None:
+def test_the_page_names_every_experiment_with_its_intervals() -> None:
     html = frontier.render(frontier.points([experiment("<b>one</b>", 0.1), experiment("two", 0.4, loss="ipo")]))
     assert html.count("<svg") == 3
     assert "&lt;b&gt;one&lt;/b&gt; <small>sigmoid</small>" in html
+    # KL 0.02 / beta: 0.02 / 0.4 and 0.02 / 0.1; accuracy 0.7 - beta / 4: 0.7 - 0.4 / 4 and 0.7 - 0.1 / 4.
     assert "2 experiments by KL: beta 0.4: KL 0.05, 60.0%; beta 0.1: KL 0.2, 67.5%." in html
-    assert "67.5% <small>57.5–77.5%</small>" in html
-    assert "+0.500 <small>+0.400 to +0.600</small>" in html
+    assert "67.5% <small>57.5–77.5%</small>" in html  # 67.5 - 10 and 67.5 + 10
+    assert "+0.500 <small>+0.400 to +0.600</small>" in html  # margin 0.1 + beta, 0.5 - 0.1 and 0.5 + 0.1
     assert not re.search("https?:", html.replace("http://www.w3.org", ""))
 
 
@@ -100,7 +101,7 @@ for track, values in tree.items():
 @pytest.mark.slow
 @pytest.mark.usefixtures("own_git")
 def test_dvc_has_the_points_of_a_sweep() -> None:
-    """A repository whose one stage writes metrics, a sweep of two betas beside the committed one, and a queued third."""
+    """A repository whose one stage writes metrics: its commit, a sweep of two more betas, and a fourth that is only queued."""
 
     def run(*command: str) -> None:
         subprocess.run(command, check=True, capture_output=True)

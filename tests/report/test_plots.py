@@ -1,4 +1,4 @@
-"""What `dvc plots` draws: from outputs that there are, with templates that Vega-Lite takes."""
+"""`dvc plots` draws existing outputs with templates that are valid Vega-Lite."""
 
 import json
 from pathlib import Path
@@ -33,7 +33,7 @@ def test_plots_are_drawn_from_outputs(dag: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("path", TEMPLATES, ids=[path.stem for path in TEMPLATES])
-def test_templates_are_vega_lite(path: Path) -> None:
+def test_templates_are_valid_vega_lite(path: Path) -> None:
     altair = pytest.importorskip("altair", reason="altair, which has Vega-Lite's schema, is not installed")
     jsonschema = pytest.importorskip("jsonschema")
     text = path.read_text("utf-8")

@@ -1,8 +1,9 @@
-"""The report and the model card: their content, their safety against hostile data, and that they are self-contained."""
+"""The report and the model card: their content, hostile data, and that they need no other file."""
 
 import hashlib
 import io
 import json
+import math
 import platform
 import re
 import shutil
@@ -57,7 +58,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def here(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the inputs, as the current directory: a test may change them."""
+    """A copy of the inputs that a test may change, as the current directory."""
     shutil.copytree(inputs, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -65,7 +66,7 @@ def here(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="module")
 def built(inputs: Path, params: Params) -> tuple[str, str]:
-    """Page and card of the untouched inputs."""
+    """The page and the card made from the unchanged inputs."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(inputs)
         report.main(params)
@@ -77,7 +78,7 @@ def page(built: tuple[str, str]) -> Page:
     return Page(built[0])
 
 
-def test_page_is_well_formed_and_its_headings_descend(page: Page) -> None:
+def test_the_page_is_well_formed_and_headings_skip_no_level(page: Page) -> None:
     assert page.open == []
     levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch("h[1-6]", tag)]
     assert levels.count(1) == 1
@@ -92,9 +93,9 @@ def test_page_is_well_formed_and_its_headings_descend(page: Page) -> None:
     assert clips <= set(ids)
 
 
-def test_page_asks_nothing_of_the_network_and_runs_nothing_but_its_script(page: Page, built: tuple[str, str]) -> None:
+def test_the_page_requests_nothing_and_runs_only_its_own_script(page: Page, built: tuple[str, str]) -> None:
     assert not {"iframe", "object", "embed", "base"} & {tag for tag, _ in page.tags}
-    # One script, ours to the byte, and a policy that lets no other run.
+    # There is one script, and the policy allows only a script with its hash.
     (source,) = re.findall(r"<script[^>]*>(.*?)</script>", built[0], re.DOTALL)
     (policy,) = (a["content"] or "" for _, a in page.tags if a.get("http-equiv") == "Content-Security-Policy")
     digest = b64encode(hashlib.sha256(source.encode()).digest()).decode()
@@ -108,10 +109,10 @@ def test_page_asks_nothing_of_the_network_and_runs_nothing_but_its_script(page: 
     css = built[0].partition("<style>")[2].partition("</style>")[0]
     assert "url(" not in css
     assert "@import" not in css
-    assert built[0].count("<style") == 1  # a figure's own stylesheet would change the page
+    assert built[0].count("<style") == 1  # the stylesheet of a figure would apply to the whole page
 
 
-def test_page_is_the_same_in_every_build_and_says_nothing_of_the_machine(
+def test_every_build_gives_the_same_page_and_names_nothing_of_the_machine(
     here: Path, params: Params, built: tuple[str, str]
 ) -> None:
     report.main(params)
@@ -121,12 +122,12 @@ def test_page_is_the_same_in_every_build_and_says_nothing_of_the_machine(
         assert secret not in built[0] + built[1]
 
 
-def test_hostile_text_is_shown_and_does_not_run(page: Page, built: tuple[str, str]) -> None:
+def test_hostile_text_is_shown_and_not_run(page: Page, built: tuple[str, str]) -> None:
     assert "<script>alert(1)" not in built[0]
-    assert HOSTILE in page.text  # the parser decodes the escapes: the reader sees the original text
+    assert HOSTILE in page.text  # the parser decodes escapes, as a browser does
 
 
-def test_figures_and_pictures_say_what_they_show(page: Page) -> None:
+def test_figures_and_pictures_have_descriptions(page: Page) -> None:
     svgs = [a for tag, a in page.tags if tag == "svg"]
     assert len(svgs) >= 12
     assert all(a["role"] == "img" and len(a["aria-label"] or "") > 30 for a in svgs)
@@ -137,7 +138,7 @@ def test_figures_and_pictures_say_what_they_show(page: Page) -> None:
     assert Image.open(io.BytesIO(b64decode(first))).size == (28, 28)
 
 
-def test_every_figure_is_a_document_of_its_own(built: tuple[str, str]) -> None:
+def test_every_figure_is_also_an_svg_document(built: tuple[str, str]) -> None:
     documents = figure_files.documents(built[0])
     assert len(documents) == built[0].count("<svg ") > 15
     assert all(name.endswith(".svg") for name in documents)
@@ -147,7 +148,7 @@ def test_every_figure_is_a_document_of_its_own(built: tuple[str, str]) -> None:
         assert "--paper" in (root[0].text or "")
 
 
-def test_numbers_are_those_of_the_metrics(page: Page, built: tuple[str, str], inputs: Path) -> None:
+def test_numbers_come_from_the_metrics(page: Page, built: tuple[str, str], inputs: Path) -> None:
     text = json.loads((inputs / "reports/text/metrics.json").read_text())
     image = json.loads((inputs / "reports/image/metrics.json").read_text())
     rewards = text["heldout"]["rewards"]
@@ -169,7 +170,7 @@ def test_numbers_are_those_of_the_metrics(page: Page, built: tuple[str, str], in
     assert f"n = {N_IMAGES} images" in page.text
 
 
-def test_right_answers_are_counted_with_intervals(page: Page) -> None:
+def test_shares_of_right_answers_have_intervals(page: Page) -> None:
     for line in (
         "TruthfulQA form, MC1" + 3 * " 25.0% 10.0–40.0%" + " 44",
         "TruthfulQA form, MC2" + 3 * " 37.5% 30.0–45.0%" + " 44",
@@ -178,9 +179,7 @@ def test_right_answers_are_counted_with_intervals(page: Page) -> None:
         assert line in page.text
 
 
-def test_comparisons_of_the_classifiers_are_those_of_the_metrics(
-    page: Page, built: tuple[str, str], inputs: Path
-) -> None:
+def test_comparisons_of_the_classifiers_come_from_the_metrics(page: Page, built: tuple[str, str], inputs: Path) -> None:
     image = json.loads((inputs / "reports/image/metrics.json").read_text())
     for other in ("reference", "control"):
         against = image[f"policy_against_{other}"]
@@ -196,20 +195,31 @@ def test_comparisons_of_the_classifiers_are_those_of_the_metrics(
         assert f"{other.capitalize()}: calibration error {image[other]['calibration_error']:.1%}" in page.text
 
 
-def test_classes_and_confusions_are_those_of_the_tables(page: Page, inputs: Path) -> None:
-    """Image 20, a 0, is taken for a 2; images 0, 25, 50, ... for the class after their own. 30 images a class."""
+def test_classes_and_confusions_come_from_the_tables(page: Page, inputs: Path) -> None:
+    """30 images per class. The policy takes image 20, a 0, for a 2, and images 0, 25, 50, ... for the class after their own.
+
+    So six images of class 0 (0, 50, ..., 250) are taken for a 1, one for a 2, and 30 - 6 - 1 = 23 are right.
+    """
     classes = pd.read_csv(inputs / "reports/image/classes.csv")
     figure = next(a["aria-label"] or "" for _, a in page.tags if "Accuracies by class" in (a.get("aria-label") or ""))
     for row in classes.to_dict("records"):
         assert f"{row['model']} {row['accuracy']:.1%} ({row['low']:.1%}"[:-1] in figure
     assert "true 0 1 2 3 4 5 6 7 8 9 images 0 23 6 1 0 0 0 0 0 0 0 30 1 0 30 0 0 0" in page.text
     cells = [attributes for tag, attributes in page.tags if tag == "td"]
-    assert sum(a.get("class") == "right" for a in cells) == 10  # what is right has a frame, not only a colour
-    assert [a["style"] for a in cells if "style" in a] == ["--weight: 45%", "--weight: 8%", "--weight: 45%"]
+    assert (
+        sum(a.get("class") == "right" for a in cells) == 10
+    )  # right cells are marked by a frame too, not only by colour
+    assert [a["style"] for a in cells if "style" in a] == [
+        *(
+            "--weight: 45%",
+            "--weight: 8%",
+            "--weight: 45%",
+        )  # 45% of 6 / 6 (0 as 1), of 1 / 6 (0 as 2), of 6 / 6 (5 as 6)
+    ]
 
 
-def test_of_many_classes_the_worst_are_shown(here: Path, params: Params) -> None:
-    """Also of classes that the test split lacks, of none of which anything is known."""
+def test_of_many_classes_only_the_worst_are_shown(here: Path, params: Params) -> None:
+    """Classes without a test image have no accuracy and are not shown."""
     names = [*map(str, range(10)), *(f"a class without any image {i}" for i in range(25))]
     write_json(Path("data/validated/images/classes.json"), names)
     report.main(params)
@@ -218,8 +228,8 @@ def test_of_many_classes_the_worst_are_shown(here: Path, params: Params) -> None
     assert "a class without any image" not in text
 
 
-def test_figure_by_class_of_long_names() -> None:
-    """Of 25 classes the 20 worst in their order; a name is cut in the figure, but not in its description."""
+def test_long_class_names_are_cut_in_the_figure() -> None:
+    """The 20 worst of 25 classes are shown, in the order of the classes. The description has the full names."""
     names = [f"class number {i:02}" for i in range(25)]
     rows = [
         {"class": c, "model": m, "n": 50, "right": 2 * i, "accuracy": i / 25, "low": 0.0, "high": 1.0}
@@ -230,13 +240,13 @@ def test_figure_by_class_of_long_names() -> None:
     assert image_figures.shown(image) == names[19::-1]
     svg = image_figures.by_class(image, name="x")
     assert ">class number …</text>" in svg
-    assert "class number 19: reference 76.0% (0.0–100.0%), policy 76.0%" in svg
+    assert "class number 19: reference 76.0% (0.0–100.0%), policy 76.0%" in svg  # 19 / 25
     assert "class number 20" not in svg
 
 
-def test_length_and_chance_are_told_apart(page: Page) -> None:
+def test_length_and_sampling_error_are_accounted_for(page: Page) -> None:
     assert "64.1% would be ranked correctly (95% interval 51.2–77.0%)" in page.text
-    assert "−0.0500 −0.0712 to −0.0034" in page.text  # policy minus reference, beside the cross-entropies
+    assert "−0.0500 −0.0712 to −0.0034" in page.text  # policy minus reference, next to the cross-entropies
 
 
 def test_data_gate_is_reported_expectation_by_expectation(page: Page) -> None:
@@ -246,7 +256,7 @@ def test_data_gate_is_reported_expectation_by_expectation(page: Page) -> None:
     assert "prompt 120 2,048 62.5%" in page.text
 
 
-def test_every_expectation_that_fails_links_to_its_rows(page: Page) -> None:
+def test_every_failed_expectation_links_to_its_rows(page: Page) -> None:
     names = ["pairs-2", "files-2", "images-2"]
     targets = {attributes.get("id") for _, attributes in page.tags}
     links = [attributes["href"] for tag, attributes in page.tags if tag == "a"]
@@ -259,7 +269,7 @@ def test_every_expectation_that_fails_links_to_its_rows(page: Page) -> None:
     assert {"validation/pairs/offending.csv", "validation/pairs/data_docs/index.html"} <= set(links)
 
 
-def test_what_the_gate_measured_and_formatting_changed_is_told(page: Page) -> None:
+def test_measures_of_the_gate_and_changes_of_formatting_are_shown(page: Page) -> None:
     for phrase in (
         "Of 1,300 rows, 12 were merged into another row of the same pair (several annotators) and 30 were left out by",
         "left out: rejected, 1 row",
@@ -279,10 +289,10 @@ def test_what_the_gate_measured_and_formatting_changed_is_told(page: Page) -> No
         assert phrase in page.text
 
 
-def test_what_is_scored_is_marked(page: Page) -> None:
+def test_scored_tokens_are_marked(page: Page) -> None:
     marked = [attributes.get("class") for tag, attributes in page.tags if tag == "span"]
     for kind, times in (("read", 2), ("scored", 3), ("not-scored control-token", 1), ("not-scored", 1)):
-        assert marked.count(kind) == times, kind  # in the legend too
+        assert marked.count(kind) == times, kind  # including the legend
 
 
 def test_every_parameter_is_shown(page: Page, root: Path) -> None:
@@ -299,21 +309,21 @@ def test_card_is_a_hub_card(built: tuple[str, str], inputs: Path) -> None:
     rewards = json.loads((inputs / "reports/text/metrics.json").read_text())["heldout"]["rewards"]
     (result,) = matter["model-index"][0]["results"]
     assert result["metrics"][0]["value"] == rewards["accuracy"]
-    data = ModelCard(built[1]).data.to_dict()  # as the hub reads it
+    data = ModelCard(built[1]).data.to_dict()  # as the hub parses it
     assert data["base_model"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
-    assert "datasets" not in data  # a file of a package is none of the hub's
+    assert "datasets" not in data  # the default pairs are not a dataset on the hub
     assert {"pipeline_tag", "library_name", "tags"} <= data.keys()
     for heading in ("How to use it", "Training data", "Evaluation", "Intended use and limits", "Bias and misuse"):
         assert f"## {heading}" in body
     assert "{{" not in body
 
 
-def test_minus_signs_of_numbers_alone() -> None:
+def test_only_the_hyphens_of_numbers_become_minus_signs() -> None:
     sentence = "fell from -0.25 to -9.99 nats (-1), a well-known 95-97 at v1.-2"
     assert minus(sentence) == "fell from −0.25 to −9.99 nats (−1), a well-known 95-97 at v1.-2"
 
 
-def test_health_of_either_run_is_shown(page: Page, built: tuple[str, str]) -> None:
+def test_health_of_both_runs_is_shown(page: Page, built: tuple[str, str]) -> None:
     assert "Health : 1 finding in 2 checks (not checked: length exploitation)." in page.text
     assert "kl out of budget : KL to the reference at the end: 12.5 nats per response" in page.text
     assert "Health : no findings in 2 checks." in page.text
@@ -381,7 +391,7 @@ DECAY = {"kind": "step", "epochs": 6, "factor": 0.9}
     ],
     ids=["weighted-sum-full", "qlora-moving", "prefix"],
 )
-def test_how_it_was_trained_is_said(
+def test_page_and_card_describe_the_training(
     here: Path, root: Path, changes: dict[str, Any], both: tuple[str, ...], in_card: tuple[str, ...]
 ) -> None:
     tree = read_yaml(root / "params.yaml")
@@ -403,7 +413,7 @@ def test_how_it_was_trained_is_said(
         assert phrase in model_card
 
 
-def test_licence_of_a_source_that_is_not_embedded_is_unknown(root: Path) -> None:
+def test_the_licence_of_the_users_own_model_is_unknown(root: Path) -> None:
     tree = read_yaml(root / "params.yaml")
     tree["download_model"]["source"] = {"kind": "path", "path": "/home/me/secret/model", "sha256": "0" * 64}
     source = check_params(tree, Path("params.yaml")).download_model.source
@@ -429,7 +439,7 @@ def heldout(accuracy: float, low: float, high: float, chosen: float = 0.2, rejec
         ((0.39, 0.28, 0.49), "worse", ("worse than chance", "entirely below the chance level of 50%", "below zero")),
     ],
 )
-def test_text_conclusion_says_no_more_than_its_interval(
+def test_the_text_conclusion_follows_the_interval(
     interval: tuple[float, float, float], tone: str, phrases: tuple[str, ...]
 ) -> None:
     conclusion = text_sentences.conclusion(heldout(*interval))
@@ -453,17 +463,18 @@ def test_text_conclusion_says_no_more_than_its_interval(
         (0.0, 0.0, "equally likely"),
     ],
 )
-def test_text_conclusion_says_which_likelihoods_fell(chosen: float, rejected: float, phrase: str) -> None:
+def test_the_text_conclusion_says_which_likelihoods_fell(chosen: float, rejected: float, phrase: str) -> None:
     assert phrase in text_sentences.conclusion(heldout(0.6, 0.55, 0.65, chosen, rejected)).sentences[2]
 
 
 @pytest.mark.parametrize(
     ("alone", "other", "tone", "phrases"),
+    # The difference is (alone - other) / 1000. p is twice the chance of min(alone, other) or fewer heads in alone + other.
     [
         (60, 10, "better", ("more accurate than the reference", "rose from 90.0%", "+5.0 points", "p < 0.001")),
         (30, 20, "unclear", ("No significant change", "rose from 90.0%", "no significant difference", "p = 0.203")),
         (10, 10, "unclear", ("No significant change", "stayed at 90.0%", "+0.0 points", "p = 1.000")),
-        # Here the interval is below zero, but the exact test is not significant: the conclusion needs both.
+        # The interval is below zero, but the exact test is not significant. A significant conclusion needs both.
         (
             6,
             16,
@@ -473,10 +484,10 @@ def test_text_conclusion_says_which_likelihoods_fell(chosen: float, rejected: fl
         (10, 60, "worse", ("less accurate than the reference", "fell from 90.0%", "−5.0 points")),
     ],
 )
-def test_image_conclusion_says_no_more_than_its_interval_and_test(
+def test_the_image_conclusion_follows_interval_and_test(
     alone: int, other: int, tone: str, phrases: tuple[str, ...]
 ) -> None:
-    """1,000 images, of which the reference gets 900 right; the control says what the policy says."""
+    """1,000 images, 900 of them right under the reference. The control predicts what the policy predicts."""
     labels, counts = np.ones(1000, dtype=int), (900 - other, alone, other, 100 - alone)
     reference, policy = np.repeat([1, 0, 1, 0], counts), np.repeat([1, 1, 0, 0], counts)
     table = pd.DataFrame({"label": labels, "reference": reference, "policy": policy, "control": policy})
@@ -492,8 +503,8 @@ def test_image_conclusion_says_no_more_than_its_interval_and_test(
     assert ("no significant difference" in conclusion.sentences[1]) == (tone == "unclear")
 
 
-def test_page_stands_what_other_runs_leave(here: Path, params: Params) -> None:
-    """No changed picture, no sample, one validation, a history without rewards, one held-out pair, a tie."""
+def test_the_page_can_be_made_from_unusual_runs(here: Path, params: Params) -> None:
+    """No changed prediction, no sample answer, one validation, a history without rewards, and one held-out pair, a tie."""
     predictions = pd.read_csv("reports/image/predictions.csv")
     predictions.assign(policy=predictions["reference"]).to_csv("reports/image/predictions.csv", index=False)
     for path in Path("models").glob("*/validation.csv"):
@@ -513,7 +524,7 @@ def test_page_stands_what_other_runs_leave(here: Path, params: Params) -> None:
 
 @pytest.fixture
 def unpaired(here: Path) -> Path:
-    """The inputs as a run on unpaired rows leaves them: three desirable responses to one undesirable."""
+    """The inputs that a run on unpaired rows would give: three desirable responses to one undesirable."""
     chosen = np.arange(N_TEST) % 4 > 0
     heldout = pd.read_csv("reports/text/pairs.csv", dtype={"id": str})
     sides = {"reward_chosen": chosen, "reward_rejected": ~chosen}
@@ -528,7 +539,8 @@ def unpaired(here: Path) -> Path:
     del tree["heldout"]["n_pairs"]
     tree["heldout"] |= {"n_chosen": 30, "n_rejected": 10, "n_rows": 30}
     write_json(Path("reports/text/metrics.json"), tree)
-    for name in ("history.csv", "validation.csv"):  # what is of pairs is not measured, and a step may lack a kind
+    # Metrics of pairs are missing, and a step may lack one kind of response.
+    for name in ("history.csv", "validation.csv"):
         path = Path("models/dpo_text", name)
         history = pd.read_csv(path).drop(columns=["rewards/margin", "rewards/accuracy"])
         history.loc[1, "rewards/rejected"] = np.nan
@@ -537,7 +549,7 @@ def unpaired(here: Path) -> Path:
 
 
 @pytest.mark.usefixtures("unpaired")
-def test_responses_that_stand_alone_are_not_called_pairs(params: Params) -> None:
+def test_unpaired_responses_are_not_called_pairs(params: Params) -> None:
     report.main(params)
     html, model_card = Path("reports/index.html").read_text("utf-8"), Path("reports/model_card.md").read_text("utf-8")
     page = Page(html)
@@ -555,9 +567,9 @@ def test_responses_that_stand_alone_are_not_called_pairs(params: Params) -> None
     ):
         assert phrase in page.text
     assert "Histograms of the rewards of responses: 30 desirable, mean" in html
-    # An example shows the response that there is, and its reward.
+    # An example shows its one response and the reward.
     assert len(re.findall(r'aria-label="Held-out response', html)) == 40
-    shown = html.split('<section id="data"')[0]  # the data section has the examples that show which tokens are scored
+    shown = html.split('<section id="data"')[0]  # the data section has other examples, of scored tokens
     assert len(re.findall(r'class="side (?:chosen|rejected)-side"', shown)) == 40
     text = page.text.lower()
     for wrong in ("held-out pairs", "margin nan", "nan</", "a tie", "preference pairs", "ranked wrong"):
@@ -566,12 +578,12 @@ def test_responses_that_stand_alone_are_not_called_pairs(params: Params) -> None
     assert "nan" not in [word.strip("−+") for word in text.split()]
     matter = YAML(typ="safe").load(model_card.split("---\n", 2)[1])
     (result,) = matter["model-index"][0]["results"]
-    assert result["metrics"][0]["type"] == "roc_auc"  # which this number is, and no accuracy
+    assert result["metrics"][0]["type"] == "roc_auc"  # not an accuracy
     assert "responses for training" in model_card
 
 
-def test_spread_stands_equal_rewards() -> None:
-    """A policy that is its reference: every reward is zero, and a histogram has no width."""
+def test_a_histogram_of_equal_rewards() -> None:
+    """If the policy is the reference, every reward is zero, so that the histogram has no width."""
     pairs = pd.DataFrame({"reward_chosen": [0.0, np.nan, 0.0], "reward_rejected": [np.nan, 0.0, np.nan]})
     assert "2 desirable, mean +0.000; 1 undesirable, mean +0.000" in text_figures.spread(pairs, name="x")
 
@@ -585,13 +597,13 @@ def test_pairs_from_another_run_are_refused(here: Path, params: Params) -> None:
 
 
 @pytest.mark.parametrize("name", ["models/dpo_text/history.csv", "reports/image/health.json"])
-def test_missing_input_is_one_line(here: Path, params: Params, name: str) -> None:
+def test_a_missing_input_is_one_line(here: Path, params: Params, name: str) -> None:
     Path(name).unlink()
     with pytest.raises(DataError, match=f"^{re.escape(name)}: not found; `dvc repro` makes it$"):
         report.main(params)
 
 
-def test_curve_of_a_long_run_stays_small_and_skips_what_is_not_finite() -> None:
+def test_the_curve_of_a_long_run_is_small_and_skips_values_that_are_not_finite() -> None:
     steps = np.arange(20_000)
     long = pd.DataFrame({"step": steps, "loss": np.where(steps == 7, np.inf, 1.0 + steps / 20_000)})
     svg = figures.curves(long, long[:0], [figures.Line("loss", "policy")], name="long")
@@ -600,7 +612,7 @@ def test_curve_of_a_long_run_stays_small_and_skips_what_is_not_finite() -> None:
     assert "inf" not in svg
 
 
-def test_figure_takes_its_colours_from_the_page() -> None:
+def test_a_figure_takes_its_colours_from_the_page() -> None:
     frame = pd.DataFrame({"step": [0, 1], "a": [1.0, 2.0]})
     svg = figures.curves(frame, frame, [figures.Line("a", "policy", "<b>")], name="x", level=(1.5, "ln 2"))
     assert "var(--policy)" in svg
@@ -609,62 +621,70 @@ def test_figure_takes_its_colours_from_the_page() -> None:
     assert "ln 2" in svg
 
 
-def test_excerpt_loses_nothing() -> None:
+def test_an_excerpt_and_its_rest_are_the_text() -> None:
     for text in ("", "short", "word " * 500, "x" * 5000):
         head, rest = excerpt(text)
         assert head + rest == text
         assert len(head) <= 505
 
 
-def test_colour_picture_is_kept_pixel_by_pixel() -> None:
+def test_a_colour_picture_keeps_every_pixel() -> None:
     pixels = np.arange(3 * 4 * 5, dtype=np.uint8).reshape(3, 4, 5)
     decoded = np.asarray(Image.open(io.BytesIO(b64decode(disagreements.picture(pixels).partition(",")[2]))))
     np.testing.assert_array_equal(decoded, np.moveaxis(pixels, 0, -1))
 
 
 def test_calibration_by_hand() -> None:
-    """Eight pairs, two bins of four: margins of 0.1 of which two have the right sign, of 3 of which three have.
+    """Two bins of four pairs: margins of 0.1 with two right signs, and margins of 3 with three.
 
-    sigmoid(0.1) = 0.525, sigmoid(3) = 0.953; a soft label of 0.6 agrees with a positive margin to 60%.
+    A pair with preference 0.6 counts as 60% right if its margin is positive.
     """
+    small, large = (f"{1 / (1 + math.exp(-margin)):.1%}" for margin in (0.1, 3.0))
     margin = pd.Series([0.1, 0.1, -0.1, -0.1, 3.0, 3.0, 3.0, -3.0])
     svg = calibration.of_margins(margin, pd.Series([1.0] * 8), name="c")
-    assert "8 margins in 2 bins: predicted 52.5%, observed 50.0%; predicted 95.3%, observed 75.0%." in svg
+    assert (
+        f"8 margins in 2 bins: predicted {small}, observed {2 / 4:.1%}; predicted {large}, observed {3 / 4:.1%}." in svg
+    )
     svg = calibration.of_margins(pd.Series([3.0] * 4), pd.Series([0.6] * 4), name="c")
-    assert "predicted 95.3%, observed 60.0%." in svg
+    assert f"predicted {large}, observed {0.6:.1%}." in svg
 
 
 # Examples, token by token
 
 
 def test_shaded_tokens_by_hand() -> None:
-    """The full shade is 0.8 nats, a quarter of it 0.2: 0.29 rounds to one, 0.31 to two; two tokens spell one character."""
+    """The full shade is 0.8 nats, in four steps of 0.2. Several tokens may spell one character."""
     texts, ratios = ["a", "", "é", "b", "c", "d", "", ""], [0.31, 0.1, 0.19, -0.09, -0.11, -2.0, 0.5, 0.1]
     tokens = examples.shaded_tokens(texts, ratios, full=0.8)
     assert [(token.text, round(token.logratio, 6), token.shade) for token in tokens] == [
-        ("a", 0.31, "up-2"),
-        ("é", 0.29, "up-1"),
-        ("b", -0.09, ""),
-        ("c", -0.11, "down-1"),
-        ("d", -2.0, "down-4"),
-        ("", 0.6, "up-3"),
+        ("a", 0.31, "up-2"),  # 0.31 / 0.2 = 1.55
+        ("é", 0.29, "up-1"),  # (0.1 + 0.19) / 0.2 = 1.45
+        ("b", -0.09, ""),  # -0.09 / 0.2 = -0.45
+        ("c", -0.11, "down-1"),  # -0.11 / 0.2 = -0.55
+        ("d", -2.0, "down-4"),  # at most 4
+        ("", 0.6, "up-3"),  # (0.5 + 0.1) / 0.2 = 3
     ]
-    assert examples.shaded_tokens(["a"], [0.0], full=0.0) == [
-        ShadedToken("a", 0.0, "")
-    ]  # a policy that is its reference
+    # If the policy is the reference, the full shade is zero.
+    assert examples.shaded_tokens(["a"], [0.0], full=0.0) == [ShadedToken("a", 0.0, "")]
 
 
 @pytest.mark.parametrize(
     ("written", "cut", "texts", "rest", "respelled"),
     [
         ("Bread and salt", True, ["Bread", " and"], " salt", False),
-        ("Bread \N{BREAD}!", True, ["Bread ", "", "\N{REPLACEMENT CHARACTER}"], "\N{BREAD}!", False),  # cut within it
+        (
+            "Bread \N{BREAD}!",
+            True,
+            ["Bread ", "", "\N{REPLACEMENT CHARACTER}"],
+            "\N{BREAD}!",
+            False,
+        ),  # the cut is within a character
         ("Bread", False, ["Bread", "</s>"], "", False),
-        ("Bread", False, ["bread", "</s>"], "Bread", True),  # the tokenizer lowers case
+        ("Bread", False, ["bread", "</s>"], "Bread", True),  # the tokenizer changes the case
         ("Bread and salt", True, ["bread", " and"], "Bread and salt", True),
     ],
 )
-def test_what_is_not_scored_follows_what_is(
+def test_the_text_after_the_scored_tokens_is_shown(
     written: str, cut: bool, texts: list[str], rest: str, respelled: bool
 ) -> None:
     pairs = pd.DataFrame(
@@ -692,10 +712,10 @@ def test_some_of_many_pairs_are_spaced_evenly(here: Path, root: Path) -> None:
     shown = re.findall(
         r"<td>([+−][\d.]+) <small", Path("reports/index.html").read_text("utf-8").split('id="examples"')[1]
     )
-    assert shown[:4] == [signed(margins[i]) for i in (0, 13, 26, 39)]
+    assert shown[:4] == [signed(margins[i * 39 // 3]) for i in range(4)]  # of the places 0 to 39
 
 
-def test_every_scored_token_has_its_number(built: tuple[str, str], inputs: Path) -> None:
+def test_every_scored_token_shows_its_log_ratio(built: tuple[str, str], inputs: Path) -> None:
     tokens = pd.read_parquet(inputs / "reports/text/tokens.parquet")
     shown = re.findall(r'<span(?: class="(?:up|down)-\d")? title="([^"]+)">', built[0])
     expected = [signed(float(value)) for values in tokens["logratios"] for value in values]
@@ -716,10 +736,10 @@ def test_tokens_of_other_pairs_are_refused(here: Path, params: Params) -> None:
 # The copy that is published
 
 
-def test_published_page_has_what_is_true_of_one_run(
+def test_the_published_page_has_details_of_its_run(
     here: Path, root: Path, params: Params, built: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What publish sends; the page that DVC tracks stays as it was."""
+    """`publish` sends a copy with these details. The page that DVC tracks is unchanged."""
     report.main(params)
     shutil.copy(root / "dvc.yaml", here)
     sent: dict[str, Any] = {}
@@ -731,7 +751,12 @@ def test_published_page_has_what_is_true_of_one_run(
     assert Path("reports/index.html").read_text("utf-8") == built[0]
     html = Path("reports/published.html").read_text("utf-8")
     page = Page(html)
-    for phrase in ("Git revision c0ffee", f"DVC experiment {HOSTILE}", "dpo_text 3 min 07 s", "3 min 07 s in total"):
+    for phrase in (
+        "Git revision c0ffee",
+        f"DVC experiment {HOSTILE}",
+        "dpo_text 3 min 07 s",
+        "3 min 07 s in total",
+    ):  # 187 s
         assert phrase in page.text
     assert "sft_ref unknown" in page.text
     assert not page.open
@@ -743,7 +768,7 @@ def test_published_page_has_what_is_true_of_one_run(
 
 
 @pytest.mark.slow
-def test_published_page_has_the_frontier(
+def test_the_published_page_has_the_frontier(
     here: Path, root: Path, params: Params, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     report.main(params)
@@ -760,7 +785,7 @@ def test_published_page_has_the_frontier(
         for _, attributes in page.tags
         if "experiments by KL" in (attributes.get("aria-label") or "")
     ]
-    assert len(drawn) == 3  # accuracy, margin, accuracy of images
+    assert len(drawn) == 3  # accuracy, margin and image accuracy
     assert all("beta 0.1: KL " in label and "beta 0.3: KL " in label for label in drawn)
 
     def dead() -> list[Any]:
@@ -771,7 +796,7 @@ def test_published_page_has_the_frontier(
     assert "MLflow did not answer" in Page(Path("reports/published.html").read_text("utf-8")).text
 
 
-def test_clock() -> None:
+def test_durations_are_written_in_suitable_units() -> None:
     assert [run_details.clock(seconds) for seconds in (0.04, 59.94, 60, 119.6, 3599, 7500)] == [
         *("0.0 s", "59.9 s", "1 min 00 s", "2 min 00 s", "59 min 59 s", "2 h 05 min"),
     ]

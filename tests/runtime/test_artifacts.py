@@ -1,4 +1,4 @@
-"""Files are written completely or not at all, leftovers of killed writers are removed, and hashes match the bytes."""
+"""Files are written completely or not at all, leftovers of killed writers are removed, and hashes match the content."""
 
 import hashlib
 import os
@@ -13,7 +13,7 @@ from prefdag.runtime import artifacts
 from prefdag.runtime.artifacts import sha256, writing
 
 
-def test_a_block_that_raises_leaves_what_was_there(tmp_path: Path) -> None:
+def test_a_block_that_raises_leaves_the_old_file(tmp_path: Path) -> None:
     target = tmp_path / "metrics.json"
     target.write_text("old")
 
@@ -24,10 +24,10 @@ def test_a_block_that_raises_leaves_what_was_there(tmp_path: Path) -> None:
 
     with pytest.raises(RuntimeError):
         fail()
-    assert [(each.name, each.read_text()) for each in tmp_path.iterdir()] == [("metrics.json", "old")]
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("metrics.json", "old")]
 
 
-def test_what_a_killed_writer_left_is_removed_by_the_next_and_nothing_else(tmp_path: Path) -> None:
+def test_only_leftovers_of_killed_writers_are_removed(tmp_path: Path) -> None:
     """The temporary file of a live writer (here our parent) is kept, and so is a file with a similar name."""
     script = (
         "import os, signal, sys; from pathlib import Path; from prefdag.runtime.artifacts import writing\n"
@@ -44,13 +44,13 @@ def test_what_a_killed_writer_left_is_removed_by_the_next_and_nothing_else(tmp_p
     assert {path.name for path in tmp_path.iterdir()} == {"model", alive.name, other.name}
 
 
-def test_a_file_that_settled_is_read_once_and_another_one_always(
+def test_a_settled_file_is_read_once_and_a_fresh_or_new_one_always(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The contents have the same size, and while the file is fresh also the same modification time."""
-    read: list[int] = []
+    reads: list[int] = []
     digest = hashlib.file_digest
-    monkeypatch.setattr(hashlib, "file_digest", lambda *given: (read.append(1), digest(*given))[1])
+    monkeypatch.setattr(hashlib, "file_digest", lambda *arguments: (reads.append(1), digest(*arguments))[1])
     monkeypatch.setattr(artifacts, "SETTLED", 0.2)
     path = tmp_path / "file"
 
@@ -62,10 +62,10 @@ def test_a_file_that_settled_is_read_once_and_another_one_always(
         os.utime(path, (1, 1))
         check(content)
     time.sleep(0.3)
-    del read[:]
+    del reads[:]
     check(b"six")
     check(b"six")
-    assert len(read) == 1
+    assert len(reads) == 1
     path.write_bytes(b"ten")
     time.sleep(0.3)
     check(b"ten")

@@ -26,14 +26,14 @@ def test_beside_another_stage_threads_wait_without_spinning(monkeypatch: pytest.
         other.communicate(b"\n")
 
 
-def test_the_users_own_settings_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_users_settings_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environment, "other_stages", lambda: True)
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
     set_environment()
     assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
 
 
-def test_alone_they_are_left_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stage_on_its_own_sets_no_wait_policy(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in BESIDE_OTHERS:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(environment, "other_stages", lambda: False)
@@ -59,10 +59,10 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("place", [0, 3 * PROBE - 1])
-def test_a_duration_belongs_to_the_outputs_that_lie_there(project: Path, place: int) -> None:
+def test_a_duration_belongs_to_the_current_outputs(project: Path, place: int) -> None:
     assert durations() == {"test_stage": None, "other": None}
     note_duration("test_stage", 12.3456)
-    assert durations() == {"test_stage": 12.346, "other": None}
+    assert durations() == {"test_stage": round(12.3456, 3), "other": None}
     # Another experiment's outputs have their own duration. When the first outputs return, so does their duration.
     weights = bytearray(3 * PROBE)
     weights[place] = 1
@@ -71,12 +71,12 @@ def test_a_duration_belongs_to_the_outputs_that_lie_there(project: Path, place: 
     note_duration("test_stage", 7.0)
     assert durations()["test_stage"] == 7.0
     (project / "model/weights").write_bytes(bytes(3 * PROBE))
-    assert durations()["test_stage"] == 12.346
+    assert durations()["test_stage"] == round(12.3456, 3)
     (project / "m.json").write_text("[]")
     assert durations()["test_stage"] is None
 
 
-def test_experiments_share_what_is_known(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_experiments_share_durations(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     note_duration("test_stage", 2.0)
     monkeypatch.setenv("DVC_ROOT", str(project))
     temporary = shutil.copytree(project, tmp_path / "exp", ignore=shutil.ignore_patterns(".prefdag"))
@@ -87,7 +87,9 @@ def test_experiments_share_what_is_known(project: Path, tmp_path: Path, monkeypa
     assert durations()["other"] is None
 
 
-def test_a_stage_that_ends_well_notes_its_time(project: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_a_stage_that_succeeds_notes_its_duration(
+    project: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shutil.copy(root / "params.yaml", project)
     monkeypatch.setattr(sys, "argv", ["stage"])
     fails = True

@@ -1,4 +1,4 @@
-"""Archives are read and never extracted; a hostile one is refused by the name of its member, and nothing is written."""
+"""Archives are read in memory. A hostile one is refused with the name of the member, and nothing is written."""
 
 import gzip
 import io
@@ -27,7 +27,7 @@ def member(name: str, content: bytes = b"x", **fields: Any) -> Member:
 
 
 def tar(*members: Member) -> bytes:
-    """A tar of members whose headers may say what they like."""
+    """A tar of members with arbitrary headers."""
     blocks = [entry.tobuf(tarfile.PAX_FORMAT) + data + b"\0" * (-len(data) % 512) for entry, data in members]
     return b"".join(blocks) + b"\0" * 1024
 
@@ -35,7 +35,7 @@ def tar(*members: Member) -> bytes:
 ZEROS = b"\0" * 2**21
 PAX_BOMB = member("pax", ZEROS, type=tarfile.XHDTYPE)
 
-# What is in the archive, behind one benign member, and how it is refused.
+# The members after a benign first one, and the error.
 HOSTILE: dict[str, tuple[bytes, str]] = {
     "parent": (tar(member("../evil.png")), r"'\.\./evil\.png' leaves its folder by '\.\.'"),
     "parent-inside": (tar(member("c/../../evil.png")), r"'c/\.\./\.\./evil\.png' leaves its folder"),
@@ -89,8 +89,8 @@ def test_a_hostile_tar_is_refused_by_name(
 
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_a_benign_tar_is_read_whole(form: int, packed: bool, tmp_path: Path) -> None:
-    """Folders, dots in names, long names, an empty file, and megabytes that compress well: nothing of it is refused."""
+def test_a_benign_tar_is_read_completely(form: int, packed: bool, tmp_path: Path) -> None:
+    """Folders, dots in names, long names, an empty file and megabytes that compress well are all accepted."""
     contents = {"./c/1.png": b"one", "c/..2.png": b"", f"d/{'long' * 20}/{'name' * 20}.png": b"two", "d/zeros": ZEROS}
     with tarfile.open(tmp_path / "x.tar", "w:gz" if packed else "w", format=form) as archive:
         for folder in (".", "c", "c/", "d"):
@@ -110,17 +110,17 @@ def test_a_damaged_tar_is_read_or_refused(
         content[place] = byte
     path = tmp_path_factory.mktemp("damaged") / "x.tar"
     path.write_bytes(content[:cut])
-    said = "x.tar: "
+    message = "x.tar: "
     try:
         list(tar_members(path))
     except DataError as error:
-        said = str(error)
-    assert said.startswith("x.tar: ")
-    assert "\n" not in said
+        message = str(error)
+    assert message.startswith("x.tar: ")
+    assert "\n" not in message
 
 
 def test_a_gzip_bomb_is_refused(tmp_path: Path) -> None:
-    """65 MiB of zeros in 64 KiB; without the last of them they may pass."""
+    """65 MiB of zeros, compressed a thousandfold, are refused; 64 MiB are accepted."""
     path = tmp_path / "a.jsonl.gz"
     path.write_bytes(gzip.compress(b"\0" * 65 * 2**20, 1))
     with pytest.raises(DataError, match=r"^a: unpacks to more than 64 MiB, like a zip bomb; pack it again$"):
@@ -147,6 +147,6 @@ def test_a_broken_gzip_is_one_line(content: bytes, tmp_path: Path) -> None:
         unpacked(path, "a")
 
 
-def test_other_files_are_as_they_are(tmp_path: Path) -> None:
+def test_a_file_without_a_gz_suffix_is_not_unpacked(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_bytes(b"\x1f\x8b")
     assert unpacked(tmp_path / "a.json", "a") == b"\x1f\x8b"

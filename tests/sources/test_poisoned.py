@@ -1,4 +1,4 @@
-"""Files that run code when they are loaded in the usual way: refused wherever they turn up, and what they hold never runs."""
+"""Files that run code when loaded in the usual way are refused everywhere, and their code never runs."""
 
 import pickle
 from collections.abc import Callable
@@ -36,7 +36,7 @@ def weights_bin(folder: Path, poison: Poison) -> Callable[[], Any]:
 
 
 def adapter_bin(folder: Path, poison: Poison) -> Callable[[], Any]:
-    """Beside a whole model: transformers would load the adapter with it."""
+    """Next to a complete model: transformers would load the adapter with it."""
     source = model_folder(folder / "model")
     write_json(source / "adapter_config.json", {"peft_type": "LORA", "r": 1, "target_modules": ["q_proj"]})
     torch.save({"base_model.model.lora": poison}, source / "adapter_model.bin")
@@ -78,7 +78,7 @@ POISONED = {
 
 
 @pytest.mark.parametrize("make", POISONED, ids=lambda make: make.__name__)
-def test_it_is_refused_and_does_not_run(make: Any, tmp_path: Path) -> None:
+def test_a_poisoned_file_is_refused_and_does_not_run(make: Any, tmp_path: Path) -> None:
     canary = tmp_path / "ran"
     (tmp_path / "in").mkdir()
     read = make(tmp_path / "in", Poison(canary))
@@ -89,7 +89,7 @@ def test_it_is_refused_and_does_not_run(make: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "resnet18.pt", "adapter_model.bin", "pairs.pkl", "images.npy"])
 def test_the_poison_works(name: str, tmp_path: Path) -> None:
-    """The test above can fail: each of these files, loaded as it is meant to be, runs what it holds."""
+    """The test above can fail: each of these files runs its code if loaded in the usual way."""
     poison = Poison(tmp_path / "ran")
     if name.endswith(".npy"):
         np.save(tmp_path / name, np.array([poison], dtype=object), allow_pickle=True)

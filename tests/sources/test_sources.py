@@ -1,4 +1,4 @@
-"""Sources, against a package index, a hub and an archive server of our own on the loopback interface."""
+"""Sources, against our own package index, hub and archive server on the loopback interface."""
 
 import hashlib
 import io
@@ -35,7 +35,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Site(ThreadingHTTPServer):
-    """Pages by path. `cut` names paths whose transfer breaks off half-way so many times; `fail` those that answer 503."""
+    """Pages by path. `cut` is how often the transfer of a path breaks off half-way, `fail` how often it answers 503."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -123,7 +123,7 @@ def pin(file: str, content: bytes, member: str, version: str = "1.2") -> PypiSou
 
 
 def refusal(source: PypiSource | HubSource | PathSource | Cifar10Source, out: Path) -> str:
-    """The message that fetching ends with, after a check that it is one line and that nothing stays behind."""
+    """The message with which fetching fails. Checks that it is one line and that no file is left."""
     with pytest.raises(SourceError) as caught, artifacts.writing(out) as folder:
         fetch(source, folder, KEY)
     assert not list(out.parent.glob(f"*{out.name}*")), "left something behind"
@@ -145,18 +145,16 @@ WHEEL, SDIST = "toy-1.2-py3-none-any.whl", "toy-1.2.tar.gz"
         (SDIST, sdist(**{"toy/a/pairs.json": CONTENT})),
     ],
 )
-def test_a_member_of_a_wheel_and_of_an_sdist(site: Site, tmp_path: Path, file: str, archive: bytes) -> None:
+def test_a_member_of_a_wheel_or_an_sdist_is_fetched(site: Site, tmp_path: Path, file: str, archive: bytes) -> None:
     site.offer("toy", **{"toy-1.1.tar.gz": b"", file: archive})
     fetch(pin(file, archive, "toy/a/pairs.json"), tmp_path / "out", KEY)
     assert [path.name for path in (tmp_path / "out").iterdir()] == [
         "pairs.json"
-    ]  # base name; no archive, no other member
+    ]  # the base name; neither the archive nor other members
     assert (tmp_path / "out/pairs.json").read_bytes() == CONTENT
 
 
-def test_the_json_form_of_the_index_and_a_named_index(
-    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_index_may_be_json_and_have_a_name(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     archive = wheel(member=CONTENT)
     site.offer("toy", **{WHEEL: archive})
     files = [{"filename": WHEEL, "url": f"/files/{WHEEL}", "hashes": {}}]
@@ -167,7 +165,7 @@ def test_the_json_form_of_the_index_and_a_named_index(
     assert (tmp_path / "member").read_bytes() == CONTENT
 
 
-def test_a_wrong_hash_names_both(site: Site, tmp_path: Path) -> None:
+def test_a_wrong_hash_is_refused_with_both_hashes(site: Site, tmp_path: Path) -> None:
     archive = wheel(member=CONTENT)
     site.offer("toy", **{WHEEL: archive})
     source = pin(WHEEL, b"something else", "member")
@@ -185,7 +183,7 @@ def test_a_hash_that_the_index_contradicts_costs_no_download(site: Site, tmp_pat
     assert site.seen[f"/files/{WHEEL}"] == 0
 
 
-def test_what_the_index_says_of_a_hash_is_not_believed(site: Site, tmp_path: Path) -> None:
+def test_the_hash_on_the_index_is_not_trusted(site: Site, tmp_path: Path) -> None:
     promised, served = wheel(member=CONTENT), wheel(member=CONTENT + b"!")
     site.offer("toy", **{WHEEL: served})
     html = f'<a href="/files/{WHEEL}#sha256={hashlib.sha256(promised).hexdigest()}">{WHEEL}</a>'
@@ -193,7 +191,7 @@ def test_what_the_index_says_of_a_hash_is_not_believed(site: Site, tmp_path: Pat
     assert "has " + hashlib.sha256(served).hexdigest() in refusal(pin(WHEEL, promised, "member"), tmp_path / "out")
 
 
-def test_a_name_that_is_not_there_brings_the_nearest_one(site: Site, tmp_path: Path) -> None:
+def test_an_unknown_name_is_refused_with_the_nearest_one(site: Site, tmp_path: Path) -> None:
     archive, source = wheel(**{"toy/pairs.json": b"1"}), sdist(**{"toy-1.2/pairs.json": b"1"})
     site.offer("toy", **{WHEEL: archive, SDIST: source})
     out = tmp_path / "out"
@@ -226,18 +224,20 @@ def linked_zip() -> bytes:
         (WHEEL, linked_zip(), "folder/"),
     ],
 )
-def test_links_and_folders_are_no_members(site: Site, tmp_path: Path, file: str, archive: bytes, member: str) -> None:
+def test_links_and_folders_are_refused_as_members(
+    site: Site, tmp_path: Path, file: str, archive: bytes, member: str
+) -> None:
     site.offer("toy", **{file: archive})
     assert "a folder or a link, not a file" in refusal(pin(file, archive, member), tmp_path / "out")
 
 
 @pytest.mark.parametrize("file", [WHEEL, SDIST])
-def test_an_archive_that_is_none(site: Site, tmp_path: Path, file: str) -> None:
+def test_a_file_that_is_not_an_archive_is_refused(site: Site, tmp_path: Path, file: str) -> None:
     site.offer("toy", **{file: CONTENT})
     assert f"{file} cannot be unpacked" in refusal(pin(file, CONTENT, "member"), tmp_path / "out")
 
 
-def test_a_transfer_that_always_breaks_off(site: Site, tmp_path: Path) -> None:
+def test_a_transfer_that_always_breaks_off_is_given_up(site: Site, tmp_path: Path) -> None:
     archive = wheel(member=CONTENT)
     site.offer("toy", **{WHEEL: archive})
     site.cut[f"/files/{WHEEL}"] = 99
@@ -245,7 +245,7 @@ def test_a_transfer_that_always_breaks_off(site: Site, tmp_path: Path) -> None:
     assert site.seen[f"/files/{WHEEL}"] == 3
 
 
-def test_a_stumbling_server_is_asked_again(site: Site, tmp_path: Path) -> None:
+def test_a_server_that_fails_once_is_asked_again(site: Site, tmp_path: Path) -> None:
     archive = wheel(member=CONTENT)
     site.offer("toy", **{WHEEL: archive})
     site.cut[f"/files/{WHEEL}"] = site.fail[f"/files/{WHEEL}"] = site.fail["/simple/toy/"] = 1
@@ -253,7 +253,9 @@ def test_a_stumbling_server_is_asked_again(site: Site, tmp_path: Path) -> None:
     assert (tmp_path / "member").read_bytes() == CONTENT
 
 
-def test_a_server_that_is_absent_or_refuses(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_is_absent_or_refuses_is_named(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = pin(WHEEL, b"", "member")
     site.pages["/simple/toy/"] = f'<a href="/files/{WHEEL}">{WHEEL}</a>'.encode(), "text/html"
     assert "127.0.0.1 answers 404" in refusal(source, tmp_path / "out")
@@ -302,7 +304,7 @@ def hub(site: Site, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Site:
 
 
 def listed(content: bytes, large: bool) -> dict[str, Any]:
-    """A file's digests, as the hub's listing has them: Git's own, and of a large one the SHA-256 of what Git points to."""
+    """A file's digests in the hub's listing: Git's own, and for a large file also its SHA-256."""
     oid = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
     if not large:
         return {"oid": oid}
@@ -319,8 +321,8 @@ def test_a_hub_model_and_nothing_else(hub: Site, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
-def test_a_hub_file_that_is_not_what_the_hub_lists(hub: Site, tmp_path: Path, name: str) -> None:
-    """Of the same size: the library compares that alone."""
+def test_a_hub_file_that_differs_from_the_listing_is_refused(hub: Site, tmp_path: Path, name: str) -> None:
+    """The size is the same, and the library compares only sizes."""
     path = f"/some/repo/resolve/{COMMIT}/{name}"
     content, kind = hub.pages[path]
     hub.pages[path] = b"!" + content[1:], kind
@@ -329,7 +331,7 @@ def test_a_hub_file_that_is_not_what_the_hub_lists(hub: Site, tmp_path: Path, na
     assert "fetch it again" in message
 
 
-def test_hub_files_by_their_sha256(hub: Site, tmp_path: Path) -> None:
+def test_hub_files_may_be_pinned_by_sha256(hub: Site, tmp_path: Path) -> None:
     right = {
         "model.safetensors": hashlib.sha256(b"\0" * 100).hexdigest(),
         "config.json": hashlib.sha256(b"{}").hexdigest(),
@@ -348,13 +350,13 @@ def test_a_hub_dataset_keeps_its_folders(hub: Site, tmp_path: Path) -> None:
     assert (tmp_path / "out/a/train.jsonl").read_bytes() == CONTENT
 
 
-def test_hub_files_that_can_run_code_are_refused_before_they_come(hub: Site, tmp_path: Path) -> None:
+def test_hub_files_that_can_run_code_are_refused_before_download(hub: Site, tmp_path: Path) -> None:
     assert "'pytorch_model.bin' of 'some/repo' is refused" in refusal(at("model", "*"), tmp_path / "out")
     assert "'pytorch_model.bin' of 'some/repo' is refused" in refusal(at("dataset", "*.bin"), tmp_path / "out")
     assert not any("resolve" in path for path in hub.seen)
 
 
-def test_hub_names_that_are_not_there(hub: Site, tmp_path: Path) -> None:
+def test_unknown_hub_names_are_refused(hub: Site, tmp_path: Path) -> None:
     message = refusal(at("model", "*.json", "modle.safetensors"), tmp_path / "out")
     assert "'modle.safetensors' in the model repository 'some/repo'" in message
     assert "there is model.safetensors" in message
@@ -362,13 +364,13 @@ def test_hub_names_that_are_not_there(hub: Site, tmp_path: Path) -> None:
     assert "'not a repo'" in refusal(at("model", "*", repo="not a repo"), tmp_path / "out")
 
 
-def test_a_hub_that_is_absent(hub: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_absent_hub_is_one_line(hub: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # nobody listens
     assert "cannot be fetched" in refusal(at("model", "*.json"), tmp_path / "out")
 
 
-def test_a_hub_transfer_that_breaks_off(hub: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_transfer_that_breaks_off_is_one_line(hub: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     hub.cut[f"/some/repo/resolve/{COMMIT}/model.safetensors"] = 99
     assert "cannot be fetched" in refusal(at("model", "model.safetensors"), tmp_path / "out")
@@ -390,7 +392,7 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_file_and_a_folder(folder: Path, tmp_path: Path) -> None:
+def test_a_path_may_be_a_file_or_a_folder(folder: Path, tmp_path: Path) -> None:
     fetch(here(folder / "a.jsonl", hashlib.sha256(CONTENT).hexdigest()), tmp_path / "file", KEY)
     assert (tmp_path / "file/a.jsonl").read_bytes() == CONTENT
     (folder / "link.jsonl").symlink_to("a.jsonl")
@@ -399,7 +401,7 @@ def test_a_file_and_a_folder(folder: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "folder/link.jsonl").is_symlink()
 
 
-def test_relative_paths_start_at_the_main_repository_too(
+def test_relative_paths_may_start_at_the_main_repository(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     workspace = tmp_path / ".dvc/tmp/exps/one"  # where a queued experiment runs
@@ -410,7 +412,7 @@ def test_relative_paths_start_at_the_main_repository_too(
     assert Path("out/a.jsonl").read_bytes() == CONTENT
 
 
-def test_a_changed_file_says_what_to_pin(folder: Path, tmp_path: Path) -> None:
+def test_a_changed_file_is_refused_with_the_hash_to_pin(folder: Path, tmp_path: Path) -> None:
     for path in (folder, folder / "a.jsonl"):
         actual = artifacts.sha256(path)
         message = refusal(here(path, "0" * 64), tmp_path / "out")
@@ -420,7 +422,7 @@ def test_a_changed_file_says_what_to_pin(folder: Path, tmp_path: Path) -> None:
         artifacts.remove(tmp_path / "out")
 
 
-def test_a_path_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_path_is_named(tmp_path: Path) -> None:
     assert "path 'evals/none.csv' not found" in refusal(here("evals/none.csv", "0" * 64), tmp_path / "out")
 
 
@@ -436,7 +438,7 @@ def test_links_out_of_a_folder_are_refused(folder: Path, tmp_path: Path, target:
 
 @pytest.fixture
 def cifar(site: Site, monkeypatch: pytest.MonkeyPatch) -> dict[str, np.ndarray]:
-    """An archive in torchvision's format with three train images and one test image; their pixels and labels."""
+    """Serve an archive in torchvision's format with three train images and one test image. Returns pixels and labels."""
     from torchvision.datasets import CIFAR10
 
     images = np.random.default_rng(0).integers(0, 256, (4, 3, 32, 32), dtype=np.uint8)
@@ -460,14 +462,14 @@ def cifar(site: Site, monkeypatch: pytest.MonkeyPatch) -> dict[str, np.ndarray]:
 def test_cifar10_becomes_one_safetensors_file(cifar: dict[str, np.ndarray], tmp_path: Path) -> None:
     fetch(Cifar10Source(kind="cifar10", archive=None), tmp_path / "out", KEY)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["cifar10.safetensors"]
-    found = load_file(tmp_path / "out/cifar10.safetensors")
-    assert found["images"].dtype == np.uint8
-    assert found["labels"].dtype == np.int64
-    np.testing.assert_array_equal(found["images"], cifar["images"])
-    np.testing.assert_array_equal(found["labels"], cifar["labels"])
+    tensors = load_file(tmp_path / "out/cifar10.safetensors")
+    assert tensors["images"].dtype == np.uint8
+    assert tensors["labels"].dtype == np.int64
+    np.testing.assert_array_equal(tensors["images"], cifar["images"])
+    np.testing.assert_array_equal(tensors["labels"], cifar["labels"])
 
 
-def test_cifar10_that_does_not_come_or_is_another(site: Site, cifar: dict[str, np.ndarray], tmp_path: Path) -> None:
+def test_cifar10_that_cannot_be_fetched_is_one_line(site: Site, cifar: dict[str, np.ndarray], tmp_path: Path) -> None:
     site.cut["/cifar.tar.gz"] = 99
     assert "CIFAR-10 cannot be fetched" in refusal(Cifar10Source(kind="cifar10", archive=None), tmp_path / "out")
     del site.pages["/cifar.tar.gz"]
@@ -486,8 +488,8 @@ def test_a_local_archive_of_cifar10_is_not_downloaded(
         np.testing.assert_array_equal(load_file(tmp_path / "out/cifar10.safetensors")["images"], cifar["images"])
 
 
-def test_another_archive_than_cifar10_is_refused(site: Site, cifar: dict[str, np.ndarray], tmp_path: Path) -> None:
-    """And nothing is downloaded in its place, though it could be."""
+def test_an_archive_other_than_cifar10_is_refused(site: Site, cifar: dict[str, np.ndarray], tmp_path: Path) -> None:
+    """It is not replaced by a download, although the server has one."""
     (tmp_path / "wrong.tar.gz").write_bytes(site.pages["/cifar.tar.gz"][0][:-1])
     wrong = Cifar10Source(kind="cifar10", archive=str(tmp_path / "wrong.tar.gz"))
     assert "does not have the MD5 sum that torchvision expects of cifar-10-python.tar.gz; fetch" in refusal(
@@ -504,12 +506,12 @@ def test_another_archive_than_cifar10_is_refused(site: Site, cifar: dict[str, np
 
 
 @pytest.mark.parametrize("name", ["download_pairs", "download_evals", "download_images", "download_model"])
-def test_download_stages_start_without_torch(name: str) -> None:
+def test_download_stages_import_no_torch(name: str) -> None:
     code = f"import stages.{name}, sys; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
-def test_the_evals_stage_writes_a_folder_a_set_or_nothing(
+def test_the_evals_stage_writes_one_folder_per_set_or_nothing(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from prefdag.config.download_evals import DownloadEvals
@@ -529,7 +531,7 @@ def test_the_evals_stage_writes_a_folder_a_set_or_nothing(
 
 
 @pytest.mark.slow
-def test_the_default_sources_are_where_params_says(tmp_path: Path) -> None:
+def test_the_default_sources_can_be_fetched(tmp_path: Path) -> None:
     params = load_params(ROOT / "params.yaml")
     fetch(params.download_pairs.source, tmp_path / "pairs", "download_pairs.source")
     fetch(params.download_images.source, tmp_path / "images", "download_images.source")

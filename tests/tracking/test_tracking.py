@@ -132,13 +132,13 @@ def fail(key: str, steps: int, error: type[BaseException] = RuntimeError) -> Non
 
 
 @pytest.mark.parametrize(("error", "status"), [(ValueError, "FAILED"), (KeyboardInterrupt, "KILLED")])
-def test_a_run_ends_as_its_stage_did(error: type[BaseException], status: str) -> None:
+def test_a_run_has_the_outcome_of_its_stage(error: type[BaseException], status: str) -> None:
     with pytest.raises(error):
         fail(status, 1, error)
     assert run_of(status).info.status == status
 
 
-def test_a_stage_that_is_run_again_goes_on_in_its_run() -> None:
+def test_a_stage_that_is_run_again_continues_its_run() -> None:
     with pytest.raises(RuntimeError):
         fail("again", 7)
     with tracking.stage_run("dpo_text", {"seed": 0}, "again") as run:
@@ -152,14 +152,14 @@ def test_a_stage_that_is_run_again_goes_on_in_its_run() -> None:
 
 
 def test_two_processes_with_one_key_have_two_runs() -> None:
-    with tracking.stage_run("dpo_text", {}, "twice") as one, tracking.stage_run("dpo_text", {}, "twice") as two:
-        one.log(0, {"loss": 1.0})
-        two.log(0, {"loss": 2.0})
+    with tracking.stage_run("dpo_text", {}, "twice") as first, tracking.stage_run("dpo_text", {}, "twice") as second:
+        first.log(0, {"loss": 1.0})
+        second.log(0, {"loss": 2.0})
     both = runs("tags.`prefdag.key` = 'twice'")
     assert sorted(run.data.metrics["loss"] for run in both) == [1.0, 2.0]
 
 
-def test_what_is_not_finite_is_named_and_not_falsified() -> None:
+def test_values_that_are_not_finite_are_named_and_not_replaced() -> None:
     with tracking.stage_run("dpo_text", {}, "nan") as run:
         run.log(0, {"loss": 1.0, "grad_norm": 2.0})
         run.log(1, {"loss": float("inf"), "grad_norm": 3.0})
@@ -177,7 +177,7 @@ def test_only_the_first_of_several_processes_reports(monkeypatch: pytest.MonkeyP
     assert spool.folders() == []
 
 
-def test_large_requests_are_cut_to_what_mlflow_takes() -> None:
+def test_large_requests_are_split_to_the_size_that_mlflow_accepts() -> None:
     params = {f"p{i}": i for i in range(250)}
     with tracking.stage_run("dpo_text", params, "large") as run:
         run.log(0, {f"m{i}": i for i in range(2500)})
@@ -193,7 +193,7 @@ def test_large_requests_are_cut_to_what_mlflow_takes() -> None:
 
 
 def pipeline(project: Path) -> dict[str, Any]:
-    """The inputs of `publish` in the form in which stages write them."""
+    """The inputs of `publish`, as the stages write them."""
     folder = project / "models" / "dpo_text"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "history.csv").write_text("step,epoch,loss,rewards/margin\n0,0,0.6931471805599453,0\n1,0,0.25,1.5\n")
@@ -239,7 +239,7 @@ def test_publish_writes_one_run_with_everything(project: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("content", ["step,loss\n0,one\n", "loss\n0.5\n", "step,loss\n0,0.5,7\n"])
-def test_a_curve_that_is_no_curve_is_one_line(project: Path, content: str) -> None:
+def test_a_malformed_curve_is_one_line(project: Path, content: str) -> None:
     inputs = pipeline(project)
     (project / "models" / "dpo_text" / "history.csv").write_text(content)
     with pytest.raises(DataError, match=r"^models/dpo_text/history.csv:1: not a row of numbers"):
@@ -255,25 +255,25 @@ def test_a_missing_curve_is_one_line(project: Path) -> None:
 # --- a server that does not answer, and processes that die
 
 
-def test_a_dead_server_costs_a_warning_and_sync_replays_once(
+def test_a_dead_server_causes_warnings_and_sync_sends_everything_once(
     closed_port: str, monkeypatch: pytest.MonkeyPatch, project: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    asked: list[str] = []
+    requests: list[str] = []
     try_twice = store.Store._try_twice
 
     def counted(self: store.Store, request: Any, **options: Any) -> Any:
-        asked.append(self.name)
+        requests.append(self.name)
         return try_twice(self, request, **options)
 
     monkeypatch.setattr(store.Store, "_try_twice", counted)
     with tracking.stage_run("dpo_text", {"beta": 0.1}, "dead") as run:
         for step in range(50):
             run.log(step, {"loss": step / 3})
-    assert len(asked) == 2  # connecting, which needs no network yet, and one request
+    assert len(requests) == 2  # connecting, which needs no network yet, and one request
     assert tracking.sync() == tracking.SyncResult(sent=0, left=1)
-    asked.clear()
+    requests.clear()
     publish(load_params(ROOT / "params.yaml"), **pipeline(project))
-    assert asked == []  # known to be dead
+    assert requests == []  # the server is known to be dead
     (project / "reports" / "index.html").write_text("of a later run")
     warnings = [record.getMessage() for record in caplog.records]
     assert len(warnings) == 3
@@ -281,7 +281,7 @@ def test_a_dead_server_costs_a_warning_and_sync_replays_once(
     assert "secret" not in caplog.text
     assert not any(b"secret" in path.read_bytes() for path in (project / ".prefdag").rglob("*") if path.is_file())
 
-    monkeypatch.delenv("MLFLOW_TRACKING_URI")  # it answers again
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")  # MLflow answers again
     assert tracking.sync() == tracking.SyncResult(sent=2, left=0)
     assert tracking.sync() == tracking.SyncResult(sent=0, left=0)
     finished = run_of("dead")
@@ -291,23 +291,23 @@ def test_a_dead_server_costs_a_warning_and_sync_replays_once(
     assert spool.folders() == []
 
 
-def test_a_server_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "600")  # the stage ends whatever the user has set
+def test_a_server_that_never_answers_is_abandoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "600")  # even so, the stage must end
     monkeypatch.setattr(delivery, "PATIENCE", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{silent.getsockname()[1]}")
         with tracking.stage_run("dpo_text", {}, "silent") as run:
             for step in range(50):
                 run.log(step, {"loss": 1.0})
-        silent.accept()[0].close()  # it had received a request
+        silent.accept()[0].close()  # the server had received a request
     lines = Path(".prefdag/spool/dpo_text-silent/events.jsonl").read_text().splitlines()
     events = [json.loads(line) for line in lines]
     assert [event["kind"] for event in events] == ["start", *["step"] * 50, "status"]
     join_delivery()
 
 
-def test_a_locked_database_holds_no_stage_up(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with tracking.stage_run("dpo_text", {}, "before"):  # makes the database
+def test_a_locked_database_delays_no_stage(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with tracking.stage_run("dpo_text", {}, "before"):  # creates the database
         pass
     monkeypatch.setattr(delivery, "PATIENCE", 0.3)
     holder = sqlite3.connect(project / "mlflow.db")
@@ -349,7 +349,7 @@ def test_a_killed_process_loses_nothing_that_was_logged() -> None:
     assert killed.info.status == "KILLED"
 
 
-def test_a_full_disk_tears_no_event(tmp_path: Path) -> None:
+def test_a_full_disk_leaves_no_partial_event(tmp_path: Path) -> None:
     """A file size limit acts like a full disk: the write that does not fit is cut short."""
     process = child(f"""
         import errno, json, resource
@@ -375,18 +375,18 @@ def test_a_full_disk_tears_no_event(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_what_was_sent_but_not_acknowledged_is_sent_again_without_a_trace(
+def test_unacknowledged_events_are_sent_again_without_duplicates(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(spool.Spool, "acknowledge", lambda self, delivered: None)  # as if killed just before it
+        patch.setattr(spool.Spool, "acknowledge", lambda self, delivered: None)  # as if killed right before it
         with pytest.raises(RuntimeError):
             fail("ambiguous", 20)
     assert tracking.sync() == tracking.SyncResult(sent=1, left=0)
     assert history(run_of("ambiguous"), "loss") == [(step, step / 7) for step in range(20)]
 
 
-def test_a_refused_run_does_not_hold_up_the_others() -> None:
+def test_a_refused_run_does_not_block_the_others() -> None:
     for key in ("gone", "kept"):
         with pytest.raises(RuntimeError):
             fail(key, 1)
@@ -401,7 +401,7 @@ def test_a_refused_run_does_not_hold_up_the_others() -> None:
 
 
 @pytest.mark.slow
-def test_processes_that_start_together_on_a_fresh_store_all_arrive(
+def test_processes_that_start_together_on_a_new_store_are_all_recorded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
@@ -470,6 +470,6 @@ def test_a_server_that_is_killed_midway(project: Path, tmp_path: Path, monkeypat
     assert len(list((tmp_path / "a").rglob("reports/*"))) == 2
 
 
-def test_importing_tracking_costs_neither_mlflow_nor_torch() -> None:
+def test_importing_tracking_imports_neither_mlflow_nor_torch() -> None:
     process = child("import sys; print(*sorted({'mlflow', 'torch', 'pandas', 'numpy'} & set(sys.modules)))")
     assert process.communicate()[0].strip() == ""
