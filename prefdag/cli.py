@@ -42,6 +42,19 @@ app = typer.Typer(
 
 
 @app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="The folder to make.")],
+    profile: Annotated[str, typer.Option(help="Lay this profile over params.yaml, such as tiny.")] = "default",
+) -> None:
+    """Start a project of your own: a Git and DVC repository with the pipeline, its parameters and a CI workflow."""
+    from prefdag.project import init
+
+    for note in init.init(folder, profile):
+        typer.echo(note)
+    typer.echo(f"{folder}: ready; `cd {folder} && dvc repro` runs the pipeline")
+
+
+@app.command()
 def profile(
     name: Annotated[
         str | None, typer.Argument(help="The profile; without it, list all profiles.", show_default=False)

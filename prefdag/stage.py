@@ -84,7 +84,9 @@ class stage:  # noqa: N801 - it is used as a decorator
         logging.getLogger("prefdag").setLevel(logging.INFO)
         with one_line_errors(self.name):
             from prefdag.check_params import check_params
+            from prefdag.lifecycle.version import check_version
 
+            check_version()
             tree = read_yaml(PARAMS)
             check_params(tree, PARAMS)
             with stage_lock(self.name):

@@ -21,6 +21,7 @@ from prefdag.config.params import Params
 from prefdag.runtime.artifacts import writing
 
 DVC, PAGE = Path("dvc.yaml"), Path("docs/pipeline.md")
+LIBRARY = "requirements.txt"  # pins the library in a project that `prefdag init` made, which has only its stages
 CODE = ("prefdag/", "stages/")
 ARTIFACT = re.compile(r"(data|models|reports|evals)/\S+")
 BEGIN, END = "<!-- written by `make dag` -->\n", "<!-- end -->\n"
@@ -35,6 +36,7 @@ EXEMPT: Mapping[str, str] = {
     "prefdag/lifecycle/interruption.py": "ends training after a complete step",
     "prefdag/lifecycle/lock.py": "refuses a second run of a stage and ends a stage whose DVC was killed",
     "prefdag/lifecycle/progress.py": "draws progress bars",
+    "prefdag/lifecycle/version.py": "refuses to run with another version than the one the project pins",
     "prefdag/tracking/delivery.py": "sends spools to MLflow",
     "prefdag/tracking/runs.py": "records runs for MLflow",
     "prefdag/tracking/spool.py": "keeps unsent runs on disk",
@@ -82,9 +84,10 @@ def reached(file: str, root: Path) -> set[str]:
 
 
 def code(stage: str, root: Path) -> list[str]:
-    """The code that a stage depends on, sorted: modules and the template folders that they read."""
+    """The code that a stage depends on, sorted: modules and the template folders that they read, or the library's pin."""
     modules = reached(f"stages/{stage}.py", root)
-    return sorted(modules | {folder for module in modules for folder in _folders(module, root)})
+    library = set() if (root / CODE[0]).is_dir() else {LIBRARY}
+    return sorted(modules | library | {folder for module in modules for folder in _folders(module, root)})
 
 
 def whole_folders(paths: list[str], root: Path) -> list[str]:
@@ -202,12 +205,12 @@ def _yaml() -> YAML:
 
 
 def main(root: Path = Path()) -> None:
-    """Write dvc.yaml and the table in docs/pipeline.md below `root`."""
+    """Write dvc.yaml and, if there is one, the table in docs/pipeline.md below `root`."""
     # Both are computed before either is written. That is safe: the table reads only stage names from dvc.yaml.
-    for path, text in {
-        DVC: dump(written(load(root / DVC), root)),
-        PAGE: page((root / PAGE).read_text("utf-8"), root),
-    }.items():
+    texts = {DVC: dump(written(load(root / DVC), root))}
+    if (root / PAGE).exists():
+        texts[PAGE] = page((root / PAGE).read_text("utf-8"), root)
+    for path, text in texts.items():
         with writing(root / path) as temporary:
             temporary.write_text(text, "utf-8")
 

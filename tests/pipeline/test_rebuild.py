@@ -1,13 +1,17 @@
-"""Two new clones with different hash seeds give the same bytes, and secrets in the environment are not written anywhere."""
+"""A project that `prefdag init` starts from the wheel gives the bytes that the repository gives, with another hash seed.
+
+Secrets in the environment are not written anywhere.
+"""
 
 import os
 import shutil
 import sqlite3
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from clones import Run, clone, run_in, set_params
+from clones import Run, run_in, set_params
 
 from prefdag.runtime.yaml import read_yaml
 
@@ -24,15 +28,22 @@ SECRETS = {
 
 @pytest.fixture(scope="module")
 def again(root: Path, once: Callable[[str, Callable[[Path], None]], Path]) -> Path:
-    """A second clone, made from scratch, in which the tiny profile has run with secrets in the environment."""
+    """A project started from the wheel, in which the tiny profile has run with secrets in the environment.
+
+    uvx makes an environment of the wheel and the locked versions, as a user of the wheel does who has nothing installed.
+    """
 
     def make(folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
-        clone(root, folder)
-        secrets = {**SECRETS, "PYTHONHASHSEED": "2"}
-        run_in(folder, "prefdag", "profile", "tiny", **secrets)
-        log = run_in(folder, "dvc", "repro", **secrets).stdout
-        log += run_in(folder, "prefdag", "sync", check=False, **secrets).stdout
+        wheels = folder.with_name("wheels")
+        shutil.rmtree(wheels, ignore_errors=True)
+        run_in(root, sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(wheels))
+        (wheel,) = wheels.glob("*.whl")
+        uvx = ["uvx", "--quiet", "--constraints", str(root / "requirements.lock"), "--from", str(wheel)]
+        environment = {**SECRETS, "PYTHONHASHSEED": "2", "PYTHONPATH": "", "UV_COMPILE_BYTECODE": "1"}
+        run_in(folder.parent, *uvx, "prefdag", "init", folder.name, "--profile", "tiny", **environment)
+        log = run_in(folder, *uvx, "dvc", "repro", **environment).stdout
+        log += run_in(folder, *uvx, "prefdag", "sync", check=False, **environment).stdout
         (folder / "run.log").write_text(log)
 
     return once("again", make)
