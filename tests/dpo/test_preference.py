@@ -231,7 +231,7 @@ def test_sums_equal_the_naive_twin(data: st.DataObject, beta: float) -> None:
 
 
 def test_ld_alpha_leaves_cross_entropy_alone() -> None:
-    """The cross-entropy of a chosen response of four tokens beside one of two; CPO's term and TRL's behave the same."""
+    """A chosen response of four tokens, a rejected one of two. CPO's cross-entropy and TRL's behave the same."""
     pref = preference({"hinge": 1.0, "sft": 1.0}, ld_alpha=0.0)
     expected = naive.losses({"hinge": 1.0, "sft": 1.0}, [naive.swapped(BY_HAND)], 0.5, {"ld_alpha": 0.0})
     assert losses_of(pref, naive.swapped(BY_HAND)) == pytest.approx(expected)
@@ -362,7 +362,7 @@ def test_swapped_exchanges_the_responses_and_nothing_else() -> None:
 def test_metrics_by_hand() -> None:
     """beta 0.5. The pairs are ranked right, tied and wrong: log-ratios 1 and -1, 2 and 2, 0 and 4.
 
-    Lengths: 2 beside 4 tokens, 1 beside 1, 3 beside 1.
+    Lengths of the chosen and rejected responses: 2 and 4 tokens, 1 and 1, 3 and 1.
     """
     pairs = [
         BY_HAND,

@@ -16,9 +16,7 @@ hh_rlhf_files = pytest.mark.parametrize(
         pytest.param(
             PUBLISHED,
             id="published",
-            marks=pytest.mark.skipif(
-                not PUBLISHED.exists(), reason="the published rows are not beside this repository"
-            ),
+            marks=pytest.mark.skipif(not PUBLISHED.exists(), reason="the published rows are not on this machine"),
         ),
     ],
 )

@@ -25,7 +25,7 @@ cifar10_tars = pytest.mark.parametrize(
             id="published",
             marks=[
                 pytest.mark.slow,
-                pytest.mark.skipif(not PUBLISHED.exists(), reason="the published tars are not beside this repository"),
+                pytest.mark.skipif(not PUBLISHED.exists(), reason="the published tars are not on this machine"),
             ],
         ),
     ],

@@ -550,7 +550,7 @@ def test_the_key_of_checkpoints_is_the_stage_and_its_parameters(
 
 @pytest.mark.parametrize("loss", ["kto", slow("aot"), slow("simpo"), {"sigmoid": 0.8, "bco": 0.2, "sft": 1.0}])
 def test_other_losses_train_the_classifier_too(project: Path, ran: list[tuple[History, nn.Module]], loss: Any) -> None:
-    """In micro-batches of four, so that joint losses are taken over the whole step."""
+    """In micro-batches of four, so joint losses must be taken over all of a step's rows."""
     dpo(loss=loss)
     history, _ = ran[0]
     assert history.train[-1]["loss"] < history.train[0]["loss"]

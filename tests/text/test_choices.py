@@ -240,7 +240,7 @@ def test_sharing_a_prompt_changes_no_score(
 
 @settings(max_examples=25, deadline=None)
 @given(TEXT, WORDS, WORDS, WORDS, st.sampled_from("12"))
-def test_sentences_score_as_one_by_one(
+def test_sentences_score_like_the_naive_twin(
     subject: Subject,
     tmp_path_factory: pytest.TempPathFactory,
     before: str,

@@ -1,4 +1,4 @@
-"""A judge behind a server: its requests, how its replies are read, its failures, and that the key stays secret."""
+"""A judge on a server: its requests, how its replies are read, its failures, and that the key stays secret."""
 
 import json
 import logging
@@ -254,7 +254,7 @@ def test_an_address_with_secrets_or_without_a_scheme_is_refused(url: str, root: 
         load_params(tmp_path / "params.yaml")
 
 
-def test_the_stage_writes_its_verdicts_and_nowhere_the_key(
+def test_the_stage_writes_its_verdicts_but_never_the_key(
     server: Server, root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capfd: Any
 ) -> None:
     """Even if the server repeats the key and urllib3 logs everything."""

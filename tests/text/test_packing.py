@@ -40,7 +40,7 @@ def test_batches_keep_order_and_budget() -> None:
 
 
 @pytest.mark.parametrize("kind", TARGETS)
-def test_packed_equals_one_at_a_time(kind: str, tmp_path: Path) -> None:
+def test_packed_rows_equal_one_response_at_a_time(kind: str, tmp_path: Path) -> None:
     folder = write_model(tmp_path / kind, kind)
     groups = random_groups(12, responses=None, seed=1)
     packed_model, plain = lm.load(folder), AutoModelForCausalLM.from_pretrained(folder).eval()
