@@ -1,7 +1,7 @@
-"""The losses against those of TRL 1.16, values and gradients: its trainers' loss functions, without a trainer and a model.
+"""Values and gradients of the losses against TRL 1.16: its trainers' loss functions, without a trainer or a model.
 
-TRL's names are private and change between releases, so that its version is pinned in the lock of this test alone. What a
-model would say of a batch is made up: log-probabilities of tokens, the leaves of both gradients. Float64 where TRL allows it.
+TRL's names are private and change between releases, so its version is pinned, in a lock for this test alone. The model's
+outputs are made up: log-probabilities of tokens, with respect to which both gradients are taken. Float64 where TRL allows it.
 """
 
 import importlib.metadata
@@ -20,31 +20,31 @@ from torch import Tensor
 from prefdag.config.loss import LossName
 from prefdag.dpo.pair_batch import PairBatch, Response
 
-pytest.importorskip("trl", reason="TRL is the peer that these tests compare with; it is in a lock of its own")
+pytest.importorskip("trl", reason="these tests compare with TRL, which has a lock of its own")
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # that what is experimental may change: see above
+    warnings.simplefilter("ignore")  # a warning that experimental names may change: see above
     from trl.experimental.cpo.cpo_trainer import CPOTrainer
     from trl.experimental.orpo.orpo_trainer import ORPOTrainer
 from trl.trainer.dpo_trainer import DPOTrainer
 from trl.trainer.kto_trainer import KTOTrainer
 
 PROMPT, ROWS = 2, 6
-UNEVEN = ([4, 2, 5, 1, 3, 2], [2, 5, 5, 3, 1, 4])  # tokens of the chosen, the rejected responses
+UNEVEN = ([4, 2, 5, 1, 3, 2], [2, 5, 5, 3, 1, 4])  # tokens per chosen and per rejected response
 EVEN = ([4] * ROWS, [4] * ROWS)
 
 
-def test_the_peer_is_the_release_that_its_private_names_are_of() -> None:
+def test_trl_is_the_release_whose_private_names_are_used() -> None:
     assert importlib.metadata.version("trl").startswith("1.16.")
 
 
 def accelerator() -> SimpleNamespace:
-    """One process: what is gathered is what is there."""
+    """A single process: gathering returns its argument."""
     return SimpleNamespace(device=torch.device("cpu"), gather=lambda t: t, gather_for_metrics=lambda t: t)
 
 
 class Batch:
-    """Log-probabilities (responses, tokens) under policy and reference: the chosen ones, then the rejected ones."""
+    """Log-probabilities (responses, tokens) under policy and reference: chosen responses first, then rejected ones."""
 
     def __init__(
         self, seed: int, lengths: Sequence[Sequence[int]] = UNEVEN, dtype: torch.dtype = torch.float64
@@ -70,7 +70,7 @@ class Batch:
         return self.leaf * self.mask
 
     def model(self, **inputs: Any) -> SimpleNamespace:
-        """What TRL's model says of the batch, a prompt's tokens aside."""
+        """The outputs that TRL expects of a model, without those of the prompt's tokens."""
         zeros = torch.zeros(self.mask.shape)
         return SimpleNamespace(
             log_probs=self.logps,
@@ -100,7 +100,7 @@ def dpo_loss(batch: Batch, losses: Mapping[str, float], **settings: Any) -> Tens
     """TRL's loss of a batch."""
     settings = {"beta": 0.3, "label_smoothing": 0.0, "ld_alpha": None, "use_weighting": False, **settings}
     ref_logps = batch.ref_logps
-    if settings["ld_alpha"] is not None:  # TRL precomputes them with the tokens' weights in
+    if settings["ld_alpha"] is not None:  # TRL precomputes them with the tokens' weights applied
         of: Any = batch.pairs()
         ref_logps = torch.cat(
             [
@@ -132,7 +132,7 @@ def dpo_loss(batch: Batch, losses: Mapping[str, float], **settings: Any) -> Tens
 
 
 def agree(ours: Tensor, trl: Tensor, leaf: Tensor, tolerance: float = 1e-6) -> None:
-    """Losses and gradients. TRL makes its label smoothing, and some other numbers, float32."""
+    """Asserts equal losses and gradients. TRL computes label smoothing, and some other numbers, in float32."""
     torch.testing.assert_close(ours, trl.to(ours), atol=tolerance, rtol=tolerance)
     gradients = [torch.autograd.grad(loss, leaf)[0] for loss in (ours, trl)]
     torch.testing.assert_close(*gradients, atol=tolerance, rtol=tolerance)
@@ -186,7 +186,7 @@ def test_dpo_losses(seed: int, loss: LossName, options: dict[str, Any], trl: str
 @pytest.mark.parametrize("alpha", [0.25, 0.5, 0.9])
 @pytest.mark.parametrize(("loss", "trl"), [("sigmoid", "sigmoid"), ("hinge", "hinge"), ("exo", "exo_pair")])
 def test_alpha_divergences(seed: int, alpha: float, loss: LossName, trl: str) -> None:
-    """TRL's coefficient is 1 - alpha, 1 being the reverse KL. It computes them in float32."""
+    """TRL's coefficient is 1 - alpha, where 1 is the reverse KL. It computes the divergences in float32."""
     batch = Batch(seed, dtype=torch.float32)
     e: dict[str, Any] = {"label_smoothing": 0.1} if loss == "exo" else {}
     ours, _ = preference(loss, 0.3, f_divergence="alpha", f_alpha=alpha, **e)(batch.pairs())
@@ -195,7 +195,7 @@ def test_alpha_divergences(seed: int, alpha: float, loss: LossName, trl: str) ->
 
 
 def without_shift(batch: Batch) -> Batch:
-    """The batch, the reference moved so that chosen and rejected rewards have mean 0 together: TRL's BCO has no shift."""
+    """Shifts the reference so that all rewards of the batch have mean 0, because TRL's BCO has no shift."""
     batch.ref_logps = batch.ref_logps + (batch.logps.sum(1) - batch.ref_logps).mean().detach()
     return batch
 
@@ -214,14 +214,14 @@ def without_shift(batch: Batch) -> Batch:
     ],
 )
 def test_sums_of_losses(seed: int, losses: dict[LossName, float], trl: dict[str, float]) -> None:
-    """TRL's cross-entropy is a mean over the batch's tokens, ours over a response's: the same for equal lengths."""
+    """TRL's cross-entropy is a mean over the batch's tokens, ours over each response's: equal if all lengths are."""
     batch = without_shift(Batch(seed, EVEN))
     ours, _ = preference(losses, 0.3)(batch.pairs())
     agree(ours.mean(), dpo_loss(batch, trl), batch.leaf)
 
 
 def test_bco_shifts_where_trl_does_not() -> None:
-    """TRL's `bco_pair` is the paper's loss without its reward shift: the same loss of rewards that ours has shifted."""
+    """TRL's `bco_pair` is the paper's loss without its reward shift. On shifted rewards, both losses are equal."""
     batch = Batch(0)
     ours, metrics = preference("bco", 0.3)(batch.pairs())
     assert ours.mean().item() != pytest.approx(dpo_loss(batch, {"bco_pair": 1.0}).item(), rel=1e-2)
@@ -231,7 +231,7 @@ def test_bco_shifts_where_trl_does_not() -> None:
 
 
 def test_ld_alpha_beside_cross_entropy() -> None:
-    """The chosen responses are the longer ones, and of equal length."""
+    """The chosen responses are longer than the rejected ones, and of equal length."""
     batch = Batch(0, ([4] * ROWS, [2] * ROWS))
     ours, _ = preference({"sigmoid": 1.0, "sft": 1.0}, 0.3, ld_alpha=0.4)(batch.pairs())
     agree(ours.mean(), dpo_loss(batch, {"sigmoid": 1.0, "sft": 1.0}, ld_alpha=0.4), batch.leaf)
@@ -258,7 +258,7 @@ def test_ld_alpha_beside_cross_entropy() -> None:
 def test_losses_without_a_reference(
     seed: int, loss: LossName, options: dict[str, Any], settings: dict[str, Any]
 ) -> None:
-    """TRL hands averages over tokens to `cpo_loss` for SimPO, and for IPO."""
+    """For SimPO and IPO, TRL passes means over tokens to `cpo_loss`."""
     batch = Batch(seed)
     by_token = loss == "simpo" or "reduction" in options
     logps = batch.logps.sum(1) / (batch.tokens if by_token else 1)
@@ -275,7 +275,7 @@ def test_losses_without_a_reference(
 
 @pytest.mark.parametrize("seed", range(3))
 def test_cdpo(seed: int) -> None:
-    """TRL's DPO ignores label smoothing; its CPO does not, and of log-ratios that is conservative DPO."""
+    """TRL's DPO ignores label smoothing. Its CPO does not, and CPO of log-ratios is conservative DPO."""
     batch = Batch(seed)
     trainer = SimpleNamespace(loss_type="sigmoid", label_smoothing=0.2, beta=0.3, alpha=0.0, accelerator=accelerator())
     losses, *_ = CPOTrainer.cpo_loss(trainer, *(batch.logps.sum(1) - batch.ref_logps).chunk(2))
@@ -294,8 +294,8 @@ def test_orpo(seed: int) -> None:
     ours, metrics = preference("orpo", 0.3, sft_weight=0.0)(batch.pairs())
     assert metrics["rewards/margin"].mean().item() == pytest.approx(log_odds.item(), rel=1e-5)
     agree(ours.mean(), -negative.mean(), batch.leaf, tolerance=1e-5)
-    whole, _ = preference("orpo", 0.3)(batch.pairs())
-    torch.testing.assert_close(whole - ours, -means[0])
+    with_cross_entropy, _ = preference("orpo", 0.3)(batch.pairs())
+    torch.testing.assert_close(with_cross_entropy - ours, -means[0])
 
 
 def kto_loss(batch: Batch, rows: Sequence[int], **settings: Any) -> tuple[Tensor, float]:
@@ -336,7 +336,7 @@ def kto_loss(batch: Batch, rows: Sequence[int], **settings: Any) -> tuple[Tensor
 
 
 def unpaired(batch: Batch, rows: Sequence[int]) -> PairBatch:
-    """The same responses for our losses, one per row: the absent one has log-probability 0 and one token."""
+    """The same responses for our losses, one per row. An absent response has log-probability 0 and one token."""
     index = torch.tensor(rows)
     logps, ref_logps, tokens = batch.logps.sum(1)[index], batch.ref_logps[index], batch.tokens[index]
     chosen, rejected = (
@@ -356,7 +356,7 @@ KTO_OPTIONS: list[dict[str, Any]] = [{}, {"desirable_weight": 0.8, "undesirable_
 @pytest.mark.parametrize("options", KTO_OPTIONS)
 @pytest.mark.parametrize("rows", [PAIRED, SINGLES, [1, 2], [8, 9, 10]], ids=["both", "mixed", "chosen", "rejected"])
 def test_kto_of_rows_with_one_response(seed: int, sign: int, options: dict[str, Any], rows: list[int]) -> None:
-    """Every response with a mismatched one of its own; where their mean log-ratio is negative, the KL is zero."""
+    """Every response has its own mismatched response. If their mean log-ratio is negative, the KL is zero."""
     batch = Batch(seed)
     batch.kl = batch.kl.abs() * sign
     trl, kl = kto_loss(batch, rows, **options)
@@ -369,7 +369,7 @@ def test_kto_of_rows_with_one_response(seed: int, sign: int, options: dict[str, 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("options", KTO_OPTIONS)
 def test_kto_of_pairs(seed: int, options: dict[str, Any]) -> None:
-    """TRL takes a pair for two rows, and the mean over them; a pair of ours says of the KL what they say in the mean."""
+    """TRL counts a pair as two rows and takes the mean over them; so our pair's KL is the mean of those two rows."""
     batch = Batch(seed)
     batch.kl = batch.kl.abs()
     of = batch.pairs()._replace(kl=torch.stack(batch.kl.chunk(2)).mean(0))

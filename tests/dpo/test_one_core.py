@@ -1,4 +1,4 @@
-"""One core for two tracks: a classifier of K classes and a language model that completes with one token are the same."""
+"""One core for two tracks: a classifier of K classes equals a language model that answers with one of K tokens."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -37,7 +37,7 @@ class Classifier(nn.Module):
 
 
 class OneToken(nn.Module):
-    """A language model that answers with one of K tokens; the prompt is one token, the number of an image."""
+    """A language model that answers with one of K tokens. The prompt is a single token, the number of an image."""
 
     def __init__(self, classifier: Classifier) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ def results(batch: PairBatch, preference: Any, policy: Classifier) -> tuple[Tens
 
 @pytest.mark.parametrize("loss", [name for name in LOSSES if name != "sft"])
 def test_a_classifier_is_a_language_model_of_one_token(loss: Any) -> None:
-    """The same losses, metrics and gradients; the KL, exact of classes and an estimate of texts, is set alike."""
+    """The same losses, metrics and gradients. The KL is exact for classes and an estimate for texts; here both get the same."""
     policy, reference = Classifier(0), Classifier(1)
     preference = preference_of(loss, 0.7)
     with torch.no_grad():
@@ -69,7 +69,7 @@ def test_a_classifier_is_a_language_model_of_one_token(loss: Any) -> None:
         under_reference = pair_logps(OneToken(reference), pairs)
     classes = batch_of_classes(class_logps(policy, IMAGES), ref_logps, Y_W, Y_L)
     assert classes.kl is not None
-    classes = classes._replace(exact_kl=classes.kl)  # without gradient: the two backward passes have a graph each
+    classes = classes._replace(exact_kl=classes.kl)  # no gradient: each backward pass has its own graph
     of_classes = results(classes, preference, policy)
     texts = batch_of_texts(pairs, pair_logps(OneToken(policy), pairs, confidence=True), under_reference)
     of_tokens = results(texts._replace(kl=classes.kl, exact_kl=classes.kl), preference, policy)

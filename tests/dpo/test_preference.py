@@ -1,8 +1,8 @@
-"""Everything around a loss: options, soft labels, sums, constraints, metrics; the check of the first step; optima."""
+"""Everything around a loss: options, soft labels, sums, constraints and metrics; the start check; optima."""
 
 import itertools
-import math
 from collections.abc import Callable, Mapping, Sequence
+from math import exp, log, nan
 from typing import Any
 
 import naive_losses as naive
@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from naive_losses import TAKES, Pair, Response, batch, double, preference, smoothed
+from naive_losses import TAKES, Pair, Response, batch, double, preference, s, smoothed
 from torch import Tensor
 
 from prefdag.config.constraints import Constraint
@@ -28,9 +28,9 @@ SORTING: list[LossName] = ["aot", "aot_unpaired"]
 WITHOUT_REFERENCE: list[LossName] = ["cpo", "simpo", "orpo"]
 FAMILIES = [[name for name in LOSS_NAMES if name not in WITHOUT_REFERENCE], *([name] for name in WITHOUT_REFERENCE)]
 
-# Two tokens and four: log-probabilities -1 and -4, -2 and -3 under the reference. The log-ratios are 1 and -1.
-CHOSEN = Response([-0.25, -0.75], [-1.5, -0.5], confidence=math.log(0.5))
-REJECTED = Response([-1.0, -0.5, -2.0, -0.5], [-0.5, -0.5, -1.0, -1.0], confidence=math.log(0.8))
+# Two tokens and four. Log-probabilities: -1 and -4 under the policy, -2 and -3 under the reference. Log-ratios: 1 and -1.
+CHOSEN = Response([-0.25, -0.75], [-1.5, -0.5], confidence=log(0.5))
+REJECTED = Response([-1.0, -0.5, -2.0, -0.5], [-0.5, -0.5, -1.0, -1.0], confidence=log(0.8))
 BY_HAND = Pair(CHOSEN, REJECTED)
 
 
@@ -41,61 +41,62 @@ def losses_of(pref: Preference, *pairs: Pair) -> list[float]:
 @pytest.mark.parametrize(
     ("loss", "options", "expected"),
     [
-        ("sigmoid", {}, 0.313262),  # ln(1 + exp(-1))
-        ("sigmoid", {"reduction": "sum"}, 0.313262),
-        ("sigmoid", {"reduction": "mean"}, 0.523123),  # h = 1/2 + 1/4: ln(1 + exp(-0.375))
-        ("ipo", {"reduction": "mean"}, (0.75 - 1) ** 2),
-        ("sigmoid", {"reference_free": True}, 0.201413),  # h = -1 + 4: ln(1 + exp(-1.5))
-        ("sigmoid", {"reduction": "mean", "reference_free": True}, 0.575939),  # h = -1/2 + 4/4: ln(1 + exp(-0.25))
-        # h = (1 - 1/e) - (1 - e) = 0.632121 + 1.718282: ln(1 + exp(-1.175201))
-        ("sigmoid", {"f_divergence": "forward_kl"}, 0.269078),
-        # h = ln(2e / (1 + e)) - ln(2 / (1 + e)) = 1, since u_w u_l = 1: ln(1 + exp(-0.5))
-        ("sigmoid", {"f_divergence": "js"}, 0.474077),
-        # h = 2 (exp(0.5) - exp(-0.5)) = 2.084381: ln(1 + exp(-1.042191))
-        ("sigmoid", {"f_divergence": "alpha"}, 0.302089),
-        # h = 4 (exp(0.25) - exp(-0.25)) = 2.020899: ln(1 + exp(-1.010449))
-        ("sigmoid", {"f_divergence": "alpha", "f_alpha": 0.25}, 0.310462),
-        # Rejected: the two shared tokens -1.5 + 1 = -0.5, the other two -2.5 + 2 = -0.5.
-        ("hinge", {"ld_alpha": 0.0}, 1 - (1 + 0.5) / 2),
-        ("hinge", {"ld_alpha": 0.5}, 1 - (1 + 0.5 + 0.5 * 0.5) / 2),
-        ("hinge", {"ld_alpha": 1.0}, 1 - (1 + 0.5 + 0.5) / 2),
-        ("sigmoid", {"wpo": True}, 0.5 * 0.8 * 0.313262),
-        ("cpo", {}, 0.201413 + 1 / 2),  # two tokens
-        ("cpo", {"sft_weight": 2.0}, 0.201413 + 2 / 2),
-        ("simpo", {"simpo_gamma": 0.25}, math.log(2)),  # 0.5 (-1/2 + 1) - 0.25 = 0
-        # p_w = exp(-1/2) = 0.606531, p_l = exp(-1) = 0.367879: log-odds 0.432754 and -0.541327, ln(1 + exp(-0.974081))
-        ("orpo", {}, 0.5 * 0.320300 + 1 / 2),
-        ("kto", {"desirable_weight": 2.0, "undesirable_weight": 3.0}, (2 + 3) * 0.377541 / 2),  # z0 = 0, s(-0.5)
+        ("sigmoid", {}, log(1 + exp(-1))),
+        ("sigmoid", {"reduction": "sum"}, log(1 + exp(-1))),
+        ("sigmoid", {"reduction": "mean"}, -log(s(0.5 * (1 / 2 + 1 / 4)))),
+        ("ipo", {"reduction": "mean"}, (1 / 2 + 1 / 4 - 1 / (2 * 0.5)) ** 2),
+        ("sigmoid", {"reference_free": True}, -log(s(0.5 * (-1 + 4)))),
+        ("sigmoid", {"reduction": "mean", "reference_free": True}, -log(s(0.5 * (-1 / 2 + 4 / 4)))),
+        # u = exp(1) and exp(-1): f'(u) is 1 - 1/u, ln(2u / (1 + u)) and (1 - u^-alpha) / alpha.
+        ("sigmoid", {"f_divergence": "forward_kl"}, -log(s(0.5 * ((1 - exp(-1)) - (1 - exp(1)))))),
+        (
+            "sigmoid",
+            {"f_divergence": "js"},
+            -log(s(0.5 * (log(2 * exp(1) / (1 + exp(1))) - log(2 * exp(-1) / (1 + exp(-1)))))),
+        ),
+        ("sigmoid", {"f_divergence": "alpha"}, -log(s(0.5 * ((1 - exp(-0.5)) - (1 - exp(0.5))) / 0.5))),
+        (
+            "sigmoid",
+            {"f_divergence": "alpha", "f_alpha": 0.25},
+            -log(s(0.5 * ((1 - exp(-0.25)) - (1 - exp(0.25))) / 0.25)),
+        ),
+        # The rejected response's log-ratio: -1.5 + 1 for the two shared tokens, -2.5 + 2 for the other two.
+        ("hinge", {"ld_alpha": 0.0}, 1 - 0.5 * (1 + 0.5)),
+        ("hinge", {"ld_alpha": 0.5}, 1 - 0.5 * (1 + 0.5 + 0.5 * 0.5)),
+        ("hinge", {"ld_alpha": 1.0}, 1 - 0.5 * (1 + 0.5 + 0.5)),
+        ("sigmoid", {"wpo": True}, -0.5 * 0.8 * log(s(1))),
+        ("cpo", {}, -log(s(0.5 * (-1 + 4))) + 1 / 2),  # two tokens
+        ("cpo", {"sft_weight": 2.0}, -log(s(0.5 * (-1 + 4))) + 2 * 1 / 2),
+        ("simpo", {"simpo_gamma": 0.25}, -log(s(0.5 * (-1 / 2 + 4 / 4) - 0.25))),
+        # p = exp(-1/2) and exp(-1): the odds p / (1 - p) are 1 / (exp(1/2) - 1) and 1 / (exp(1) - 1).
+        ("orpo", {}, -0.5 * log(s(log((exp(1) - 1) / (exp(1 / 2) - 1)))) + 1 / 2),
+        ("kto", {"desirable_weight": 2.0, "undesirable_weight": 3.0}, (2 + 3) * s(-0.5) / 2),  # z0 = 0
     ],
 )
 def test_options_by_hand(loss: LossName, options: dict[str, Any], expected: float) -> None:
-    """beta 0.5, log-ratios 1 and -1: h = 2, z = 1."""
-    assert losses_of(preference(loss, **options), BY_HAND) == pytest.approx([expected], abs=2e-6)
+    """beta 0.5, log-ratios 1 and -1: h = 2, z = 1; s is the sigmoid."""
+    assert losses_of(preference(loss, **options), BY_HAND) == pytest.approx([expected], rel=1e-9)
 
 
 def test_soft_labels_by_hand() -> None:
-    """z = 1, chosen preferred with probability 0.8: 0.8 * 0.313262 + 0.2 * 1.313262. Hinge: 0.8 * 0 + 0.2 * 2."""
+    """z = 1, and the chosen response is preferred with probability 0.8."""
     soft = Pair(CHOSEN, REJECTED, preference=0.8)
-    assert losses_of(preference("sigmoid"), soft) == pytest.approx([0.513262], abs=1e-6)
-    assert losses_of(preference("hinge"), soft) == pytest.approx([0.4], abs=1e-6)
+    assert losses_of(preference("sigmoid"), soft) == pytest.approx([-0.8 * log(s(1)) - 0.2 * log(s(-1))], rel=1e-9)
+    assert losses_of(preference("hinge"), soft) == pytest.approx([0.8 * (1 - 1) + 0.2 * (1 + 1)], rel=1e-9)
 
 
 def test_weighted_sum_by_hand() -> None:
-    """MPO's sum: 0.8 sigmoid + 0.2 bco + sft, beta 0.5.
-
-    z = 1; the rewards 0.5 and -0.5 have shift 0: 0.8 * 0.313262 + 0.2 * 2 * 0.474077 + 1/2 = 0.250609 + 0.189631 + 0.5
-    """
+    """MPO's sum: 0.8 sigmoid + 0.2 bco + sft. beta 0.5: z = 1, and the rewards 0.5 and -0.5 have shift 0."""
     pref = preference({"sigmoid": 0.8, "bco": 0.2, "sft": 1.0})
-    assert losses_of(pref, BY_HAND) == pytest.approx([0.940240], abs=1e-6)
+    assert losses_of(pref, BY_HAND) == pytest.approx([-0.8 * log(s(1)) - 0.2 * 2 * log(s(0.5)) + 1 / 2], rel=1e-9)
 
 
 def test_constraints_by_hand() -> None:
-    """Chosen log-ratio -3, rejected 1: kl (9 + 1) / 4 = 2.5, chosen_drop 3; hinge, beta 0.5: 1 + 0.5 * 4 = 3.
-
-    Violated: 3 + 0.1 (2.5 - 1) + 2 (3 - 0.5) = 8.15. Held: thresholds of 3 leave the loss alone.
-    """
+    """The log-ratios are -3 and 1; hinge, beta 0.5. Thresholds of 3 are not exceeded and leave the loss as it is."""
     pair = Pair(Response([-5], [-2]), Response([-2], [-3]))
-    for thresholds, loss in (((1.0, 0.5), 8.15), ((3.0, 3.0), 3.0)):
+    hinge, kl, chosen_drop = 1 + 0.5 * (3 + 1), (3**2 + 1**2) / 4, 3.0
+    violated = hinge + 0.1 * (kl - 1) + 2 * (chosen_drop - 0.5)
+    for thresholds, loss in (((1.0, 0.5), violated), ((3.0, 3.0), hinge)):
         pref = preference(
             "hinge",
             constraints={
@@ -105,33 +106,41 @@ def test_constraints_by_hand() -> None:
         )
         losses, metrics = pref(batch([pair]))
         assert losses.tolist() == pytest.approx([loss])
-        assert metrics["constraint/kl"].tolist() == [2.5]
-        assert metrics["constraint/chosen_drop"].tolist() == [3.0]
+        assert metrics["constraint/kl"].tolist() == [kl]
+        assert metrics["constraint/chosen_drop"].tolist() == [chosen_drop]
 
 
 def test_constraints_pass_a_gradient() -> None:
-    """A chosen log-probability 2 nats below the reference's: chosen_drop's is -multiplier, kl's multiplier * r / 2 = -m."""
+    """The chosen log-ratio r is -2: chosen_drop is -r, its gradient -1; this response's part of kl is r^2 / 4, r / 2 = -1."""
     of = batch([Pair(Response([-5], [-3]), Response([-2], [-2]))])
     of.chosen.logps.requires_grad_()
-    for name, gradient in (("chosen_drop", -0.7), ("kl", -0.7)):
+    for name, gradient in (("chosen_drop", 0.7 * -1), ("kl", 0.7 * -2 / 2)):
         pref = preference("hinge", 1e-9, constraints={name: Constraint(threshold=0.0, multiplier=0.7, dual_rate=0.0)})
-        (found,) = torch.autograd.grad(pref(of)[0].sum(), of.chosen.logps)
-        assert found.item() == pytest.approx(gradient, abs=1e-6)
+        (of_chosen,) = torch.autograd.grad(pref(of)[0].sum(), of.chosen.logps)
+        assert of_chosen.item() == pytest.approx(gradient, abs=1e-6)
 
 
 def test_multipliers_climb_while_their_constraint_is_violated() -> None:
-    """Dual ascent, threshold 1, rate 0.5, from 0.1: c = 3 twice: 1.1, 2.1; c = 0: 1.6, 1.1, 0.6, 0.1, then 0, never below."""
+    """Dual ascent with threshold 1 and rate 0.5 from a multiplier of 0.1, which never falls below 0."""
     pref = preference("sigmoid", constraints={"kl": Constraint(threshold=1.0, multiplier=0.1, dual_rate=0.5)})
-    seen = []
-    for c in [3.0, 3.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 3.0]:
-        pref.after_step({"constraint/kl": c}, epoch_ends=False)
-        seen.append(pref.metrics()["multiplier/kl"])
-    assert seen == pytest.approx([1.1, 2.1, 1.6, 1.1, 0.6, 0.1, 0.0, 0.0, 1.0])
+    for kl, multiplier in (
+        (3.0, 0.1 + 0.5 * (3 - 1)),
+        (3.0, 1.1 + 0.5 * (3 - 1)),
+        (0.0, 2.1 + 0.5 * (0 - 1)),
+        (0.0, 1.6 + 0.5 * (0 - 1)),
+        (0.0, 1.1 + 0.5 * (0 - 1)),
+        (0.0, 0.6 + 0.5 * (0 - 1)),
+        (0.0, 0.0),  # 0.1 - 0.5 is negative
+        (0.0, 0.0),
+        (3.0, 0.0 + 0.5 * (3 - 1)),
+    ):
+        pref.after_step({"constraint/kl": kl}, epoch_ends=False)
+        assert pref.metrics()["multiplier/kl"] == pytest.approx(multiplier)
     assert pref.state()["multipliers"].tolist() == pytest.approx([1.0])
 
 
-def test_multipliers_of_two_constraints_are_apart_and_weigh_the_loss() -> None:
-    """chosen_drop alone is violated: its multiplier goes from 0 to 0.5 * 2 = 1, and with it the loss grows by 2."""
+def test_each_constraint_has_its_own_multiplier_which_weighs_the_loss() -> None:
+    """Only chosen_drop is violated, by 2 nats."""
     constraints: dict[str, Constraint] = {
         "kl": Constraint(threshold=10.0, multiplier=0.0, dual_rate=0.5),
         "chosen_drop": Constraint(threshold=0.0, multiplier=0.0, dual_rate=0.5),
@@ -140,11 +149,11 @@ def test_multipliers_of_two_constraints_are_apart_and_weigh_the_loss() -> None:
     of = batch([Pair(Response([-5], [-3]), Response([-2], [-2]))])
     before, metrics = pref(of)
     pref.after_step({name: values.mean().item() for name, values in metrics.items()}, epoch_ends=True)
-    assert pref.metrics() == {"multiplier/kl": 0.0, "multiplier/chosen_drop": 1.0}
-    assert (pref(of)[0] - before).tolist() == pytest.approx([2.0])
+    assert pref.metrics() == {"multiplier/kl": 0.0, "multiplier/chosen_drop": 0.5 * 2}
+    assert (pref(of)[0] - before).tolist() == pytest.approx([1 * 2])
 
 
-def test_a_multiplier_without_rate_stays() -> None:
+def test_a_multiplier_with_dual_rate_zero_stays() -> None:
     pref = preference("sigmoid", constraints={"kl": Constraint(threshold=1.0, multiplier=0.3, dual_rate=0.0)})
     pref.after_step({"constraint/kl": 100.0}, epoch_ends=False)
     assert pref.metrics() == {"multiplier/kl": 0.3}
@@ -183,7 +192,7 @@ VALUES: Mapping[str, st.SearchStrategy[Any]] = {
 
 @st.composite
 def options_of(draw: st.DrawFn, taken: set[str]) -> dict[str, Any]:
-    """Some of the options that a loss takes, but for those that another of them leaves without a use."""
+    """Some of the options that a loss takes, without those that others of them make useless."""
     chosen = draw(st.sets(st.sampled_from(sorted(taken))))
     drawn = {key: draw(VALUES[key]) for key in sorted(chosen)}
     if drawn.get("reduction") == "mean":
@@ -199,7 +208,7 @@ def options_of(draw: st.DrawFn, taken: set[str]) -> dict[str, Any]:
 @given(data=st.data(), beta=st.floats(0.05, 2))
 @settings(deadline=None, max_examples=40)
 def test_any_options_equal_the_naive_twin(loss: LossName, data: st.DataObject, beta: float) -> None:
-    """From the log-probabilities of tokens, over pairs, rows with one response and soft labels."""
+    """From log-probabilities of tokens, for pairs, rows with one response and soft labels."""
     options = data.draw(options_of(TAKES[loss]))
     rows = ROWS if loss in UNPAIRED else CERTAIN_PAIRS if loss in SORTING else PAIRS
     pairs = data.draw(st.lists(rows, min_size=1, max_size=4))
@@ -222,7 +231,7 @@ def test_sums_equal_the_naive_twin(data: st.DataObject, beta: float) -> None:
 
 
 def test_ld_alpha_leaves_cross_entropy_alone() -> None:
-    """As it does CPO's term, and TRL's: 1 - z / 2 = 0.25 for the hinge (see above), and 4/4 of four tokens beside two."""
+    """A chosen response of four tokens, a rejected one of two. CPO's cross-entropy and TRL's behave the same."""
     pref = preference({"hinge": 1.0, "sft": 1.0}, ld_alpha=0.0)
     expected = naive.losses({"hinge": 1.0, "sft": 1.0}, [naive.swapped(BY_HAND)], 0.5, {"ld_alpha": 0.0})
     assert losses_of(pref, naive.swapped(BY_HAND)) == pytest.approx(expected)
@@ -248,7 +257,7 @@ LOSSES_AND_OPTIONS = [(loss, o) for loss in LOSS_NAMES for o in SETS if set(o) <
 
 
 def some_pairs(loss: LossName) -> list[Pair]:
-    """Four pairs of uneven lengths, soft where the loss can weigh them, and rows with one response where it takes them."""
+    """Four pairs of uneven lengths: soft labels if the loss can weigh rows, rows with one response if it accepts them."""
     random = torch.Generator().manual_seed(0)
 
     def response(length: int) -> Response:
@@ -263,17 +272,17 @@ def some_pairs(loss: LossName) -> list[Pair]:
 
 
 def with_logps(of: PairBatch, logps: Sequence[Tensor], shared_logps: Sequence[Tensor]) -> PairBatch:
-    """The batch with other log-probabilities under the policy, those of chosen and of rejected responses."""
+    """The batch with these log-probabilities under the policy, each a tuple of (chosen, rejected)."""
     chosen, rejected = (
-        response._replace(logps=whole, shared_logps=shared)
-        for response, whole, shared in zip((of.chosen, of.rejected), logps, shared_logps, strict=True)
+        response._replace(logps=of_response, shared_logps=of_shared_part)
+        for response, of_response, of_shared_part in zip((of.chosen, of.rejected), logps, shared_logps, strict=True)
     )
     return of._replace(chosen=chosen, rejected=rejected)
 
 
 @pytest.mark.parametrize(("loss", "options"), [(loss, o) for loss, o in LOSSES_AND_OPTIONS if loss != "bco"])
 def test_gradients_equal_finite_differences(loss: LossName, options: dict[str, Any]) -> None:
-    """Of the log-probabilities that have a gradient in training."""
+    """With respect to the log-probabilities that have a gradient in training."""
     of, pref = batch(some_pairs(loss)), preference(loss, 0.3, **options)
 
     def losses(chosen: Tensor, rejected: Tensor, shared_chosen: Tensor, shared_rejected: Tensor) -> Tensor:
@@ -285,16 +294,16 @@ def test_gradients_equal_finite_differences(loss: LossName, options: dict[str, A
 
 @pytest.mark.parametrize(("loss", "options"), LOSSES_AND_OPTIONS)
 def test_gradients_equal_those_of_the_naive_twin(loss: LossName, options: dict[str, Any]) -> None:
-    """Central differences of the naive sum of losses, with the shifts of KTO and BCO held where they are."""
+    """Central differences of the naive sum of losses; the shifts of KTO and BCO stay fixed."""
     pairs = some_pairs(loss)
     of: Any = batch(pairs)
-    # A response's first token is in the length that both share.
+    # A step of a response's first token, which is always in the shared part.
     steps = [torch.zeros(len(pairs), dtype=torch.float64, requires_grad=True) for _ in range(2)]
-    whole, shared = (
+    logps, shared_logps = (
         [getattr(response, name) + step for response, step in zip(of[:2], steps, strict=True)]
         for name in ("logps", "shared_logps")
     )
-    losses = preference(loss, 0.3, **options)(with_logps(of, whole, shared))[0]
+    losses = preference(loss, 0.3, **options)(with_logps(of, logps, shared_logps))[0]
     for side, gradient in zip(("chosen", "rejected"), torch.autograd.grad(losses.sum(), steps), strict=True):
         for i, pair in enumerate(pairs):
             response: Response | None = getattr(pair, side)
@@ -313,7 +322,7 @@ def test_gradients_equal_those_of_the_naive_twin(loss: LossName, options: dict[s
 
 @pytest.mark.parametrize("side", ["chosen", "rejected"])
 def test_confidence_and_kl_pass_no_gradient(side: str) -> None:
-    """They may come from the very tensors that are learned."""
+    """Not even if they are computed from tensors that are trained."""
     leaf = double(-0.3).requires_grad_()
     of = batch([BY_HAND])
     confident = of._replace(**{side: getattr(of, side)._replace(confidence=leaf)})
@@ -328,15 +337,15 @@ def test_confidence_and_kl_pass_no_gradient(side: str) -> None:
 
 @pytest.mark.parametrize("loss", [name for name in LOSS_NAMES if name not in SORTING])
 def test_soft_labels_of_one_are_hard_and_swapped_pairs_agree(loss: LossName) -> None:
-    """A pair preferred with p is the swapped pair preferred with 1 - p, whatever the loss."""
+    """A pair with preference p equals the swapped pair with preference 1 - p, whatever the loss."""
     pairs = some_pairs(loss)
     pref, hard = preference(loss), batch(pairs)._replace(preference=None)
     ones = hard._replace(preference=torch.ones(len(pairs)))
     torch.testing.assert_close(pref(ones)[0], pref(hard)[0])
     for p in (0.0, 0.3, 1.0):
-        here = hard._replace(preference=torch.full((len(pairs),), p))
-        there = hard.swapped()._replace(preference=torch.full((len(pairs),), 1 - p))
-        torch.testing.assert_close(pref(here)[0], pref(there)[0])
+        as_given = hard._replace(preference=torch.full((len(pairs),), p))
+        swapped = hard.swapped()._replace(preference=torch.full((len(pairs),), 1 - p))
+        torch.testing.assert_close(pref(as_given)[0], pref(swapped)[0])
 
 
 def test_swapped_exchanges_the_responses_and_nothing_else() -> None:
@@ -351,10 +360,9 @@ def test_swapped_exchanges_the_responses_and_nothing_else() -> None:
 
 
 def test_metrics_by_hand() -> None:
-    """beta 0.5. Right: rewards 0.5 * 1 and 0.5 * -1, margin 1. Tie: 0.5 * 2 twice, half right. Wrong: 0 and 0.5 * 4.
+    """beta 0.5. The pairs are ranked right, tied and wrong: log-ratios 1 and -1, 2 and 2, 0 and 4.
 
-    Lengths: 2 beside 4, 1 beside 1, 3 beside 1: the margins of longer responses are -1, 0 and -2. kl: (1 + 1) / 4,
-    (4 + 4) / 4, (0 + 16) / 4.
+    Lengths of the chosen and rejected responses: 2 and 4 tokens, 1 and 1, 3 and 1.
     """
     pairs = [
         BY_HAND,
@@ -365,17 +373,17 @@ def test_metrics_by_hand() -> None:
     of.chosen.logps.requires_grad_()
     losses, metrics = preference("sigmoid")(of)
     assert {name: values.tolist() for name, values in metrics.items()} == {
-        "rewards/chosen": [0.5, 1.0, 0.0],
-        "rewards/rejected": [-0.5, 1.0, 2.0],
-        "rewards/margin": [1.0, 0.0, -2.0],
+        "rewards/chosen": [0.5 * 1, 0.5 * 2, 0.5 * 0],
+        "rewards/rejected": [0.5 * -1, 0.5 * 2, 0.5 * 4],
+        "rewards/margin": [0.5 * (1 + 1), 0.5 * (2 - 2), 0.5 * (0 - 4)],
         "rewards/accuracy": [1.0, 0.5, 0.0],
         "rewards/saturated": [0.0, 0.0, 0.0],
-        "rewards/longer": [-1.0, 0.0, -2.0],
+        "rewards/longer": [-1 * 1.0, 0 * 0.0, 1 * -2.0],  # the sign of the length difference times the margin
         "lengths/longer": [-1.0, 0.0, 1.0],
-        "logps/chosen": [-1.0, -3.0, -5.0],
-        "logps/rejected": [-4.0, -1.0, -2.0],
-        "kl": [0.5, 2.0, 4.0],
-        "logratios/square": [1.0, 4.0, 8.0],
+        "logps/chosen": [-0.25 - 0.75, -3.0, -1.0 - 1 - 3],
+        "logps/rejected": [-1.0 - 0.5 - 2 - 0.5, -1.0, -2.0],
+        "kl": [(1 + 1) / 4, (2**2 + 2**2) / 4, (0 + 4**2) / 4],
+        "logratios/square": [(1 + 1) / 2, (2**2 + 2**2) / 2, (0 + 4**2) / 2],
         "gradient/zero": [0.0, 0.0, 0.0],
     }
     assert losses.requires_grad
@@ -387,57 +395,57 @@ def test_accuracy_of_soft_labels_by_hand() -> None:
     right, tie = BY_HAND, Pair(CHOSEN, CHOSEN)
     pairs = [Pair(**vars(pair) | {"preference": 0.8}) for pair in (right, naive.swapped(right), tie)]
     accuracy = preference("sigmoid")(batch(pairs))[1]["rewards/accuracy"]
-    assert accuracy.tolist() == pytest.approx([0.8, 0.2, 0.5])
+    assert accuracy.tolist() == pytest.approx([0.8, 1 - 0.8, 1 / 2])
 
 
 def pair_of(ratio: float) -> Pair:
-    """One token each, the chosen one's log-ratio `ratio`, the rejected one's 0."""
+    """A pair of one-token responses whose log-ratios are `ratio` and 0."""
     return Pair(Response([ratio - 50], [-50]), Response([-1], [-1]))
 
 
 def test_saturated_margins_by_hand() -> None:
-    """Beyond 4.6 nats of reward on either side, where the sigmoid is 0.99; beta 0.5: log-ratios of 9.2."""
+    """A margin beyond 4.6 nats, where the sigmoid is 0.99; with beta 0.5, a log-ratio beyond 9.2."""
     metrics = preference("sigmoid")(batch([pair_of(r) for r in (9.4, 9.0, -9.0, -9.4)]))[1]
     assert metrics["rewards/saturated"].tolist() == [1.0, 0.0, 0.0, 1.0]
 
 
 def test_pairs_without_a_gradient_by_hand() -> None:
-    """Hinge, beta 0.5: flat beyond h = 2. Identical responses teach nothing, though either has a gradient."""
+    """Hinge, beta 0.5: flat beyond h = 2. Identical responses teach nothing: their two gradients cancel."""
     pairs = [pair_of(3), pair_of(1), Pair(CHOSEN, CHOSEN)]
     assert preference("hinge")(batch(pairs))[1]["gradient/zero"].tolist() == [1.0, 0.0, 1.0]
     assert preference("sigmoid")(batch(pairs))[1]["gradient/zero"].tolist() == [0.0, 0.0, 1.0]
-    with torch.no_grad():  # as at a validation
+    with torch.no_grad():  # as in a validation
         assert preference("hinge")(batch(pairs))[1]["gradient/zero"].tolist() == [1.0, 0.0, 1.0]
 
 
 def test_metrics_of_absent_responses_weigh_nothing() -> None:
-    """beta 0.5. Rewards 0.5 * 1 and 0.5 * -1 of the first row; the second has no rejected, the third no chosen response.
+    """Values and weights; beta 0.5. The first row has both responses, the second no rejected, the third no chosen one.
 
-    A mean over rows takes values times weights: the mean chosen reward is (0.5 + 0.5) / 2, the margin that of one row.
+    A mean over rows divides by the sum of the weights: the mean chosen reward is (0.5 + 0.5) / 2, the mean margin 1 / 1.
     """
     of = batch([BY_HAND, Pair(CHOSEN, None), Pair(None, REJECTED)])
     _, metrics = preference("apo_zero")(of)
-    assert metrics["rewards/chosen"].tolist() == [[0.5, 1.0], [0.5, 1.0], [0.0, 0.0]]
-    assert metrics["rewards/rejected"].tolist() == [[-0.5, 1.0], [0.0, 0.0], [-0.5, 1.0]]
-    assert metrics["rewards/margin"].tolist() == [[1.0, 1.0], [0.5, 0.0], [0.5, 0.0]]
-    assert metrics["logps/chosen"][:, 1].tolist() == [1.0, 1.0, 0.0]
-    assert metrics["kl"].tolist() == [0.5, 0.5, 0.5]
+    assert metrics["rewards/chosen"].tolist() == [[0.5 * 1, 1], [0.5 * 1, 1], [0, 0]]
+    assert metrics["rewards/rejected"].tolist() == [[0.5 * -1, 1], [0, 0], [0.5 * -1, 1]]
+    assert metrics["rewards/margin"].tolist() == [[0.5 * (1 + 1), 1], [0.5 * 1, 0], [0.5 * 1, 0]]
+    assert metrics["logps/chosen"][:, 1].tolist() == [1, 1, 0]
+    assert metrics["kl"].tolist() == [(1 + 1) / 4, 1 / 2, 1 / 2]
 
 
 def test_a_row_with_one_response_has_a_gradient() -> None:
-    """Though that of the absent response is zero."""
+    """Even though the gradient of the absent response is zero."""
     rows = [Pair(CHOSEN, None), Pair(None, REJECTED)]
     assert preference("apo_zero")(batch(rows))[1]["gradient/zero"].tolist() == [0.0, 0.0]
 
 
-def test_ipo_is_flat_where_the_margin_is_the_one_it_aims_at() -> None:
-    """h = 1 / (2 * 0.5)."""
+def test_ipo_is_flat_at_its_target_margin() -> None:
+    """The target is h = 1 / (2 * 0.5) = 1."""
     metrics = preference("ipo")(batch([pair_of(1), pair_of(1.5)]))[1]
     assert metrics["gradient/zero"].tolist() == [1.0, 0.0]
 
 
-def test_a_soft_label_is_a_gradient_where_the_hard_one_is_flat() -> None:
-    """Hinge, h = 3: with probability 0.2 the label is the other one, whose hinge is not flat."""
+def test_a_soft_label_has_a_gradient_where_the_hard_one_is_flat() -> None:
+    """Hinge, h = 3: the opposite label has probability 0.2, and its hinge is not flat."""
     of = batch([Pair(**vars(pair_of(3)) | {"preference": 0.8})])
     of.chosen.logps.requires_grad_()
     losses, metrics = preference("hinge")(of)
@@ -446,7 +454,7 @@ def test_a_soft_label_is_a_gradient_where_the_hard_one_is_flat() -> None:
     assert metrics["gradient/zero"].tolist() == [0.0]
 
 
-# What the loss is of the margin m of the rewards that are logged.
+# The loss as a function of the logged margin m of the rewards.
 OF_LOGGED_MARGIN: Mapping[LossName, Callable[[float, float, float], float]] = {
     "sigmoid": lambda m, beta, e: smoothed(m, e),
     "robust": lambda m, beta, e: naive.of_margin("robust", m / beta, beta, e),
@@ -475,8 +483,8 @@ LOGGED: list[dict[str, Any]] = [
 @pytest.mark.parametrize(
     ("loss", "options"), [(loss, o) for loss in OF_LOGGED_MARGIN for o in LOGGED if set(o) <= TAKES[loss]]
 )
-def test_logged_margins_are_those_of_the_loss(loss: LossName, options: dict[str, Any]) -> None:
-    """The loss can be had from them alone: the rewards that are logged are the ones that are learned."""
+def test_the_loss_follows_from_the_logged_margin(loss: LossName, options: dict[str, Any]) -> None:
+    """The logged rewards are the ones that are trained."""
     beta, of = 0.7, batch([Pair(p.chosen, p.rejected) for p in some_pairs(loss)])
     if "sft_weight" in TAKES[loss]:
         options = {**options, "sft_weight": 0.0}
@@ -489,8 +497,8 @@ def test_logged_margins_are_those_of_the_loss(loss: LossName, options: dict[str,
 
 @pytest.mark.parametrize("options", [{}, {"reduction": "mean"}, {"reference_free": True}, {"ld_alpha": 0.3}])
 @pytest.mark.parametrize("loss", ["sppo", "nca", "apo_zero", "apo_down", "bco"])
-def test_logged_rewards_are_those_of_the_loss(loss: LossName, options: dict[str, Any]) -> None:
-    """Of losses of either reward: both are there."""
+def test_the_loss_follows_from_the_logged_rewards(loss: LossName, options: dict[str, Any]) -> None:
+    """For losses of the two rewards rather than of their margin."""
     beta, of = 0.7, batch([Pair(p.chosen, p.rejected) for p in some_pairs(loss)[:4]])
     losses, metrics = preference(loss, beta, **options)(of)
     w, r = metrics["rewards/chosen"].tolist(), metrics["rewards/rejected"].tolist()
@@ -506,29 +514,29 @@ def test_logged_rewards_are_those_of_the_loss(loss: LossName, options: dict[str,
 
 @given(beta=st.floats(1e-3, 1e2), pairs=st.lists(st.builds(Pair, RESPONSES, RESPONSES), min_size=1, max_size=4))
 @settings(deadline=None, max_examples=30)
-def test_a_policy_equal_to_its_reference_scores_one_half(beta: float, pairs: list[Pair]) -> None:
-    """Loss ln 2, rewards and KL zero."""
+def test_a_policy_equal_to_its_reference_has_accuracy_one_half(beta: float, pairs: list[Pair]) -> None:
+    """Its loss is ln 2, its rewards and KL are zero."""
     of = batch(pairs)
     chosen, rejected = (response._replace(ref_logps=response.logps) for response in (of.chosen, of.rejected))
     losses, metrics = preference("sigmoid", beta)(of._replace(chosen=chosen, rejected=rejected))
-    assert losses.tolist() == pytest.approx([math.log(2)] * len(pairs))
+    assert losses.tolist() == pytest.approx([log(2)] * len(pairs))
     assert metrics["rewards/accuracy"].tolist() == [0.5] * len(pairs)
     for name in ("rewards/chosen", "rewards/rejected", "rewards/margin", "kl"):
         assert metrics[name].tolist() == [0.0] * len(pairs)
 
 
-def test_the_kl_of_rows_with_one_response_is_that_response_s() -> None:
-    """Half of 2 squared, and half of 1 squared; both of them: the mean."""
+def test_the_kl_of_a_row_with_one_response_is_that_of_the_response() -> None:
+    """The log-ratios are -2 and -1; a row with both has the mean of the two."""
     rows = [
         Pair(Response([-3], [-1]), None),
         Pair(None, Response([-3], [-2])),
         Pair(Response([-3], [-1]), Response([-3], [-2])),
     ]
-    assert preference("bco")(batch(rows))[1]["kl"].tolist() == [2.0, 0.5, 1.25]
+    assert preference("bco")(batch(rows))[1]["kl"].tolist() == [2**2 / 2, 1**2 / 2, (2**2 + 1**2) / 4]
 
 
 def test_absent_responses_do_not_touch_the_others() -> None:
-    """Rows with one response each are, for APO-zero and BCO, the pairs cut in two; for KTO each half weighs as its whole."""
+    """For APO-zero and BCO, pairs cut in two have the same sum of losses; for KTO, the same mean."""
     pairs = [Pair(p.chosen, p.rejected, kl=0.4) for p in some_pairs("sigmoid")]
     halves = [Pair(p.chosen, None, kl=0.4) for p in pairs] + [Pair(None, p.rejected, kl=0.4) for p in pairs]
     for loss in ("apo_zero", "bco"):
@@ -558,7 +566,7 @@ EXAMPLES: Mapping[str, Any] = {
 @pytest.mark.parametrize("option", EXAMPLES)
 @pytest.mark.parametrize("loss", LOSS_NAMES)
 def test_an_option_changes_the_loss_or_is_refused(loss: LossName, option: str) -> None:
-    """Never is it ignored."""
+    """No option is ignored."""
     if option not in TAKES[loss]:
         with pytest.raises(ParamsError, match=rf"loss_options\.{option}: loss '{loss}' does not use it"):
             preference(loss, **{option: EXAMPLES[option]})
@@ -569,7 +577,7 @@ def test_an_option_changes_the_loss_or_is_refused(loss: LossName, option: str) -
 
 
 @pytest.mark.parametrize("loss", LOSS_NAMES)
-def test_f_alpha_is_of_the_alpha_divergence(loss: LossName) -> None:
+def test_f_alpha_requires_the_alpha_divergence(loss: LossName) -> None:
     for divergence in (None, "js"):
         with pytest.raises(ParamsError, match=r"loss_options\.f_(alpha|divergence): "):
             preference(loss, f_alpha=0.3, f_divergence=divergence)
@@ -598,8 +606,8 @@ def test_f_alpha_is_of_the_alpha_divergence(loss: LossName) -> None:
         ("exo", {"label_smoothing": 0.0}, "label_smoothing"),
     ],
 )
-def test_options_without_a_use_beside_others_are_refused(loss: Any, options: dict[str, Any], key: str) -> None:
-    """A regulariser without a reference, length taken out twice, one loss of a sum that cannot follow the others."""
+def test_options_that_another_makes_useless_are_refused(loss: Any, options: dict[str, Any], key: str) -> None:
+    """A regulariser without a reference, lengths divided out twice, a sum with a loss that cannot use the option."""
     with pytest.raises(ParamsError, match=rf"^params\.yaml: loss_options\.{key}: "):
         preference(loss, **options)
 
@@ -616,13 +624,13 @@ def test_options_without_a_use_beside_others_are_refused(loss: Any, options: dic
         ("sigmoid", {"label_smoothing": 0.0}),
     ],
 )
-def test_options_that_a_loss_of_the_sum_uses_are_taken(loss: Any, options: dict[str, Any]) -> None:
+def test_options_that_a_loss_of_the_sum_uses_are_accepted(loss: Any, options: dict[str, Any]) -> None:
     preference(loss, **options)
 
 
 @pytest.mark.parametrize(("a", "b"), list(itertools.combinations(LOSS_NAMES, 2)))
 def test_losses_can_be_summed_if_they_take_the_same_input(a: LossName, b: LossName) -> None:
-    """Else the logged rewards, and their accuracy, would be those of one of them alone."""
+    """Otherwise the logged rewards and their accuracy would belong to one of the two losses only."""
     if any(a in family and b in family for family in FAMILIES):
         preference({a: 0.5, b: 2.0})
     else:
@@ -631,7 +639,7 @@ def test_losses_can_be_summed_if_they_take_the_same_input(a: LossName, b: LossNa
 
 
 @pytest.mark.parametrize("loss", LOSS_NAMES)
-def test_sft_goes_with_losses_that_have_no_such_term(loss: LossName) -> None:
+def test_sft_can_be_added_to_losses_without_a_cross_entropy(loss: LossName) -> None:
     if loss in ("cpo", "orpo"):
         with pytest.raises(ParamsError, match=r"^params\.yaml: loss: .*sft_weight"):
             preference({loss: 1.0, "sft": 1.0})
@@ -639,9 +647,9 @@ def test_sft_goes_with_losses_that_have_no_such_term(loss: LossName) -> None:
     pairs = [p for p in some_pairs(loss) if p.chosen and p.rejected]
     with_sft = losses_of(preference({"sft": 0.5, loss: 2.0}), *pairs)
     assert with_sft == pytest.approx(naive.losses({"sft": 0.5, loss: 2.0}, pairs, 0.5, {}))
-    for reward in ("rewards/chosen", "rewards/rejected"):  # not those of the cross-entropy, though it comes first
-        found, expected = (preference(x)(batch(pairs))[1][reward] for x in ({"sft": 0.5, loss: 2.0}, loss))
-        torch.testing.assert_close(found, expected)
+    for reward in ("rewards/chosen", "rewards/rejected"):  # not of the cross-entropy, although it comes first
+        rewards, expected = (preference(x)(batch(pairs))[1][reward] for x in ({"sft": 0.5, loss: 2.0}, loss))
+        torch.testing.assert_close(rewards, expected)
 
 
 @pytest.mark.parametrize("loss", ["sft", {"sft": 2.0}])
@@ -651,7 +659,7 @@ def test_sft_alone_learns_no_preference(loss: Any) -> None:
 
 
 @pytest.mark.parametrize("loss", LOSS_NAMES)
-def test_rows_with_one_response_are_for_losses_of_one_response(loss: LossName) -> None:
+def test_only_unpaired_losses_accept_rows_with_one_response(loss: LossName) -> None:
     ones = torch.ones(3)
     pref = preference(loss)
     pref.check_rows(ones, True, "pairs.parquet")
@@ -666,7 +674,7 @@ def test_rows_with_one_response_are_for_losses_of_one_response(loss: LossName) -
 
 @pytest.mark.parametrize("loss", LOSS_NAMES)
 def test_losses_that_sort_rows_cannot_weigh_them(loss: LossName) -> None:
-    """The loss at a place of a sorted batch belongs to no row, so neither does its label."""
+    """A loss at a position of the sorted batch belongs to no single row, so no row's label can weigh it."""
     pref, soft = preference({"sigmoid": 1.0, loss: 1.0} if loss in SORTING else loss), double(1.0, 0.7)
     if loss in SORTING:
         with pytest.raises(DataError, match=rf"^pairs\.parquet: column preference: loss '{loss}' sorts rows"):
@@ -676,17 +684,17 @@ def test_losses_that_sort_rows_cannot_weigh_them(loss: LossName) -> None:
 
 
 @pytest.mark.parametrize("loss", LOSS_NAMES)
-def test_what_a_loss_needs_and_looks_at(loss: LossName) -> None:
-    """What costs a forward pass is computed only if it is used; a joint loss is taken over all rows of a step."""
+def test_a_loss_declares_its_inputs_and_whether_it_is_joint(loss: LossName) -> None:
+    """Inputs that cost a forward pass are computed only if they are used; a joint loss is taken over all rows of a step."""
     assert preference(loss).uses_kl == (loss == "kto")
     assert not preference(loss).uses_confidence
     if "wpo" in TAKES[loss]:
         assert preference(loss, wpo=True).uses_confidence
         assert not preference(loss, wpo=False).uses_confidence
     pairs = [Pair(p.chosen, p.rejected, kl=i) for i, p in enumerate(some_pairs("sigmoid"))]
-    whole = losses_of(preference(loss), *pairs)
+    together = losses_of(preference(loss), *pairs)
     alone = [losses_of(preference(loss), pair)[0] for pair in pairs]
-    assert preference(loss).jointly == (whole != pytest.approx(alone))
+    assert preference(loss).jointly == (together != pytest.approx(alone))
 
 
 # Large differences
@@ -698,12 +706,12 @@ def test_what_a_loss_needs_and_looks_at(loss: LossName) -> None:
     + [(loss, {"f_divergence": d}) for loss in OF_MARGIN for d in ("forward_kl", "js", "alpha")],
 )
 def test_large_differences_stay_finite(loss: LossName, options: dict[str, Any]) -> None:
-    """A million nats, float32: losses, metrics and gradients."""
+    """A million nats in float32: losses, metrics and gradients."""
     check_finite(preference(loss, 0.1, **options))
     check_finite(preference(loss, 10.0, **options))
 
 
-def test_large_differences_stay_finite_where_f_alpha_is_small() -> None:
+def test_large_differences_stay_finite_with_a_small_f_alpha() -> None:
     check_finite(preference("ipo", 0.1, f_divergence="alpha", f_alpha=0.01))
 
 
@@ -724,16 +732,16 @@ def check_finite(pref: Preference) -> None:
 
 
 def start(pref: Preference, chosen: Tensor, rejected: Tensor) -> dict[str, float]:
-    """The metrics of a first step, as the trainer means them, where the reference's log-probabilities are all -9."""
-    nine, one = torch.full_like(chosen, -9), torch.ones_like(chosen)
-    responses = [pair_batch.Response(logratio - 9, nine, one) for logratio in (chosen, rejected)]
+    """The trainer's mean metrics of a first step with these log-ratios; all reference log-probabilities are -9."""
+    ref_logps, tokens = torch.full_like(chosen, -9), torch.ones_like(chosen)
+    responses = [pair_batch.Response(logratio - 9, ref_logps, tokens) for logratio in (chosen, rejected)]
     losses, metrics = pref(PairBatch(*responses, kl=chosen))
     return {name: values.mean().item() for name, values in {"loss": losses, **metrics}.items()}
 
 
 @pytest.mark.parametrize("tolerance", START_TOLERANCE.values(), ids=START_TOLERANCE.keys())
 @pytest.mark.parametrize("loss", LOSS_NAMES)
-def test_the_check_of_the_start_passes_where_policy_is_reference(loss: LossName, tolerance: float) -> None:
+def test_the_start_check_passes_if_the_policy_equals_its_reference(loss: LossName, tolerance: float) -> None:
     pref = preference(loss)
     check = StartCheck(tolerance)
     for off in (0.0, 0.9 * tolerance, -0.9 * tolerance):
@@ -741,8 +749,8 @@ def test_the_check_of_the_start_passes_where_policy_is_reference(loss: LossName,
 
 
 @pytest.mark.parametrize("loss", LOSS_NAMES)
-def test_the_check_of_the_start_stops_a_policy_that_is_not_its_reference(loss: LossName) -> None:
-    """On one side alone, on both alike, where margins and rewards cancel in the mean, and where a number is none."""
+def test_the_start_check_stops_a_policy_that_differs_from_its_reference(loss: LossName) -> None:
+    """In one response only, in both alike, with margins or rewards that cancel in the mean, and with a NaN."""
     pref = preference(loss)
     tolerance = START_TOLERANCE["float32"]
     off = 1.1 * tolerance
@@ -752,27 +760,27 @@ def test_the_check_of_the_start_stops_a_policy_that_is_not_its_reference(loss: L
         ((off, off), (off, off)),
         ((off, -off), (-off, off)),
         ((5, -5), (0, 0)),
-        ((math.nan, 0), (0, 0)),
+        ((nan, 0), (0, 0)),
     ]:
         with pytest.raises(NumericError, match=r"^step 0: the policy differs from its reference: .*ref_logps"):
             StartCheck(tolerance).before_update(0, start(pref, double(*chosen), double(*rejected)))
 
 
-def test_the_check_of_the_start_goes_by_the_root_mean_square() -> None:
-    """Log-ratios 3, 0, 0 and 4: the root of 25 / 4 is 2.5 nats."""
+def test_the_start_check_measures_the_root_mean_square() -> None:
+    """Log-ratios 3, 0, 0 and 4: sqrt((9 + 16) / 4) = 2.5 nats."""
     pref = preference("sigmoid")
     metrics = start(pref, double(3, 0), double(0, 4))
     StartCheck(2.501).before_update(0, metrics)
-    StartCheck(2.499).before_update(1, metrics)  # the first step alone
+    StartCheck(2.499).before_update(1, metrics)  # only the first step is checked
     with pytest.raises(NumericError, match=r"off by 2\.5 nats \(tolerance 2\.499\)"):
         StartCheck(2.499).before_update(0, metrics)
 
 
-# Optima: a policy that is a table of logits, one a response
+# Optima: a policy that is a table of logits, one per response
 
 
 def optimum(pref: Preference, pairs: list[tuple[int, int, float]], reference: Tensor) -> Tensor:
-    """The log-ratios (responses,) of the policy that is best on pairs (chosen, rejected, preference)."""
+    """The log-ratios (responses,) of the policy with the lowest loss on pairs (chosen, rejected, preference)."""
     logits = reference.clone().requires_grad_()
     frozen = reference.log_softmax(0)
     w, r = (torch.tensor([pair[i] for pair in pairs]) for i in (0, 1))
@@ -802,30 +810,30 @@ REFERENCE = double(0.3, -1.0, 0.7)
 def test_dpo_learns_the_preference(beta: float, p: float) -> None:
     """-p log s(z) - (1 - p) log s(-z) is smallest where s(z) = p: h = logit(p) / beta."""
     ratios = optimum(preference("sigmoid", beta), [(0, 1, p)], REFERENCE)
-    assert (ratios[0] - ratios[1]).item() == pytest.approx(math.log(p / (1 - p)) / beta, abs=1e-4)
+    assert (ratios[0] - ratios[1]).item() == pytest.approx(log(p / (1 - p)) / beta, abs=1e-4)
 
 
 @pytest.mark.parametrize("e", [0.05, 0.3])
 @pytest.mark.parametrize("loss", ["sigmoid", "exo"])
 def test_smoothed_losses_learn_the_smoothed_label(loss: LossName, e: float) -> None:
-    """cDPO and EXO are a KL divergence to the label, one way round and the other: h = logit(1 - e) / beta for both."""
+    """cDPO and EXO are KL divergences between policy and label, in opposite directions: h = logit(1 - e) / beta for both."""
     ratios = optimum(preference(loss, 0.5, label_smoothing=e), [(0, 1, 1.0)], REFERENCE)
-    assert (ratios[0] - ratios[1]).item() == pytest.approx(math.log((1 - e) / e) / 0.5, abs=1e-4)
+    assert (ratios[0] - ratios[1]).item() == pytest.approx(log((1 - e) / e) / 0.5, abs=1e-4)
 
 
 @pytest.mark.parametrize("beta", [0.1, 1.0])
 def test_ipo_stops_at_a_margin(beta: float) -> None:
-    """h = 1 / (2 beta), for a label that is certain; with probability p it is (2 p - 1) times that."""
+    """h = 1 / (2 beta) for a certain label; (2 p - 1) times that for a label of probability p."""
     for p in (1.0, 0.8):
         ratios = optimum(preference("ipo", beta), [(0, 1, p)], REFERENCE)
         assert (ratios[0] - ratios[1]).item() == pytest.approx((2 * p - 1) / (2 * beta), abs=1e-5)
 
 
-def test_f_dpo_learns_the_preference_in_its_own_measure() -> None:
+def test_f_dpo_learns_the_preference_in_its_own_rewards() -> None:
     """f'(u_w) - f'(u_l) = logit(p) / beta, with f' = 1 - 1/u for the forward KL."""
     ratios = optimum(preference("sigmoid", 0.5, f_divergence="forward_kl"), [(0, 1, 0.7)], REFERENCE)
     derivatives = 1 - (-ratios).exp()
-    assert (derivatives[0] - derivatives[1]).item() == pytest.approx(math.log(0.7 / 0.3) / 0.5, abs=1e-4)
+    assert (derivatives[0] - derivatives[1]).item() == pytest.approx(log(0.7 / 0.3) / 0.5, abs=1e-4)
 
 
 def test_dpo_finds_the_policy_that_is_optimal_for_its_reward() -> None:

@@ -1,4 +1,4 @@
-"""The verdict on a run: each finding where its numbers say so, and not in the run next to it."""
+"""The verdict on a run: each finding is made where its numbers require it, and not in a slightly better run."""
 
 import re
 import subprocess
@@ -24,12 +24,12 @@ NAMES = get_args(FindingName)
 STEPS = 8
 Columns = dict[str, list[float]]
 
-# A run in which all goes well: eight steps, three validations.
+# A good run: eight steps, three validations.
 HISTORY: Columns = {
     "loss": [0.7, 0.7, 0.7, 0.6, 0.7, 0.5, 0.7, 0.5],  # varies by 0.1 over the last half
     "grad_norm": [1.0] * STEPS,
     "gradient/zero": [0.0] * STEPS,
-    # The longer response is the chosen one half of the time, and gains more; but the shorter gains, too, where it is chosen.
+    # Half of the chosen responses are longer and gain more; but shorter ones gain as well if they are chosen.
     "rewards/longer": [0.4] * STEPS,
     "rewards/margin": [0.5] * STEPS,
     "lengths/longer": [0.0] * STEPS,
@@ -55,25 +55,25 @@ def frame(columns: Columns) -> pd.DataFrame:
 
 
 def judged(history: Columns | None = None, validation: Columns | None = None) -> Verdict:
-    """The verdict on the good run with some columns replaced; log-ratios may be off by 0.1 nats at step 0."""
+    """The verdict on the good run with some columns replaced; the start tolerance is 0.1 nats."""
     return examine(
         frame(HISTORY | (history or {})), frame(VALIDATION | (validation or {})), CONFIG, start_tolerance=0.1
     )
 
 
-def found(verdict: Verdict) -> list[str]:
+def names_in(verdict: Verdict) -> list[str]:
     return [finding.name for finding in verdict.findings]
 
 
 def test_good_run_has_no_finding_in_any_check() -> None:
-    """Several of its numbers lie exactly on a threshold, which is not yet beyond it."""
+    """Several of its numbers are exactly at a threshold, which does not exceed it."""
     assert judged() == Verdict([], list(NAMES), [])
 
 
-# A finding, columns of history and validation that make it, the same a little better, and a pattern of the sentence.
+# A finding; columns of history and validation that cause it; slightly better ones that do not; a pattern of its sentence.
 CASES: list[tuple[str, Columns, Columns, Columns, Columns, str]] = [
-    # sqrt(0.0102) = 0.101; sqrt(0.0098) = 0.099
     (
+        # sqrt(0.0102) = 0.101; sqrt(0.0098) = 0.099
         "not_at_reference",
         {},
         {"logratios/square": [0.0102, 2, 2]},
@@ -89,7 +89,7 @@ CASES: list[tuple[str, Columns, Columns, Columns, Columns, str]] = [
         {},
         {"logps/chosen": [-80.0, -70.0, -80.5]},
         {},
-        {"logps/chosen": [-80.0, -85.0, -80.005]},  # it fell on the way; what remains is less than 1%
+        {"logps/chosen": [-80.0, -85.0, -80.005]},  # it fell on the way, but in the end by less than 1%
         "from -80.00 to -80.50 nats, .* from -90.00 to -92.00 nats",
     ),
     (
@@ -101,8 +101,8 @@ CASES: list[tuple[str, Columns, Columns, Columns, Columns, str]] = [
         "-81.00 nats, .* -90.10",
     ),
     (
-        # Half of the pairs each way. Margins 1.2 where the longer is chosen, -0.2 where the shorter is: mean 0.5, and the
-        # longer gains (1.2 + 0.2) / 2. With 1.0 and 0.0 it gains as much as the chosen, 0.5.
+        # Half of the chosen responses are longer, with margin 1.2, the shorter ones with -0.2: the mean margin is
+        # (1.2 - 0.2) / 2 = 0.5, and the longer response gains (1.2 + 0.2) / 2 = 0.7. With 1.0 and 0.0, both are 0.5.
         "length_exploitation",
         {},
         {"rewards/longer": [0.0, 0.2, 0.7]},
@@ -111,8 +111,8 @@ CASES: list[tuple[str, Columns, Columns, Columns, Columns, str]] = [
         r"\+0.700 more .* explain \+0.000 of .* \+0.500",
     ),
     (
-        # Nine of ten chosen responses are longer, s = 0.8. Margins 1 and -1, of length alone: mean 0.8, the longer gains 1, of
-        # which 0.64 is explained. Margins 0.8 and 0.8: the longer gains 0.64.
+        # Nine of ten chosen responses are longer: lengths/longer is 0.9 - 0.1 = 0.8. Margins 1 and -1 depend on length only:
+        # mean 0.8, the longer response gains 1, and 0.8 * 0.8 = 0.64 is explained. Margins 0.8 and 0.8: it gains 0.64.
         "length_exploitation",
         {},
         {"rewards/longer": [0, 0, 1.0], "rewards/margin": [0, 0, 0.8], "lengths/longer": [0.8] * 3},
@@ -121,7 +121,7 @@ CASES: list[tuple[str, Columns, Columns, Columns, Columns, str]] = [
         r"\+1.000 more .* explain \+0.640 of .* \+0.800",
     ),
     (
-        # A policy that learned the wrong way round, three of four chosen responses longer: -0.2 of it is the preference's.
+        # A policy that learned the opposite; three of four chosen responses are longer: 0.5 * -0.4 = -0.2 is explained.
         "length_exploitation",
         {},
         {"rewards/longer": [0, 0, -0.1], "rewards/margin": [0, 0, -0.4], "lengths/longer": [0.5] * 3},
@@ -151,13 +151,13 @@ CASES: list[tuple[str, Columns, Columns, Columns, Columns, str]] = [
     CASES,
     ids=[f"{i}-{case[0]}" for i, case in enumerate(CASES)],
 )
-def test_finding_is_made_alone_and_not_in_the_nearest_run(
+def test_each_finding_is_made_alone_and_not_in_a_slightly_better_run(
     name: str, history: Columns, validation: Columns, near_history: Columns, near_validation: Columns, pattern: str
 ) -> None:
     verdict = judged(history, validation)
-    assert found(verdict) == [name]
+    assert names_in(verdict) == [name]
     assert re.search(pattern, verdict.findings[0].sentence)
-    assert found(judged(near_history, near_validation)) == []
+    assert names_in(judged(near_history, near_validation)) == []
 
 
 def test_every_finding_has_a_case() -> None:
@@ -165,21 +165,21 @@ def test_every_finding_has_a_case() -> None:
 
 
 def test_length_finding_needs_more_than_a_few_validation_pairs() -> None:
-    """Over the last four steps the excess is 0.6, -0.4, 0.6, -0.4: its mean of 0.1 is nothing beside that spread."""
+    """In the last four steps the excess is 0.6, -0.4, 0.6 and -0.4: its mean of 0.1 is small compared to its spread."""
     unlucky: Columns = {"rewards/longer": [0.0, 0.2, 0.7]}
-    assert found(judged({"rewards/longer": [0.6, -0.4] * 4}, unlucky)) == []
-    assert found(judged({"rewards/longer": [0.6, 0.5] * 4}, unlucky)) == ["length_exploitation"]
-    # All that the longer gains, 0.25, is explained where three of four chosen responses are longer; with 0.3 it is not.
+    assert names_in(judged({"rewards/longer": [0.6, -0.4] * 4}, unlucky)) == []
+    assert names_in(judged({"rewards/longer": [0.6, 0.5] * 4}, unlucky)) == ["length_exploitation"]
+    # If three of four chosen responses are longer, 0.5 * 0.5 = 0.25 is explained: a gain of 0.25 is no finding, 0.3 is.
     explained: Columns = {"rewards/longer": [0.25] * STEPS, "lengths/longer": [0.5] * STEPS}
-    assert found(judged(explained, unlucky)) == []
-    assert found(judged(explained | {"rewards/longer": [0.3] * STEPS}, unlucky)) == ["length_exploitation"]
-    # Batches that differ in their lengths alone do not hide an excess of 0.05 in each.
+    assert names_in(judged(explained, unlucky)) == []
+    assert names_in(judged(explained | {"rewards/longer": [0.3] * STEPS}, unlucky)) == ["length_exploitation"]
+    # Batches that differ only in their lengths do not hide an excess of 0.05 in each.
     mixed: Columns = {"rewards/longer": [0.55, -0.45] * 4, "lengths/longer": [1.0, -1.0] * 4}
-    assert found(judged(mixed, unlucky)) == ["length_exploitation"]
-    # Nor are the steps before the last half, or a single step, evidence.
-    assert found(judged({"rewards/longer": [5.0] * 4 + [0.0] * 4}, unlucky)) == []
+    assert names_in(judged(mixed, unlucky)) == ["length_exploitation"]
+    # Steps before the last half are no evidence, and neither is a single step.
+    assert names_in(judged({"rewards/longer": [5.0] * 4 + [0.0] * 4}, unlucky)) == []
     single = {name: values[-1:] for name, values in HISTORY.items()}
-    assert "length_exploitation" not in found(
+    assert "length_exploitation" not in names_in(
         examine(frame(single), frame(VALIDATION | unlucky), CONFIG, start_tolerance=0.1)
     )
 
@@ -197,19 +197,19 @@ def length_columns(margin: list[float], sign: list[int], steps: int) -> Columns:
 
 
 @given(margins, st.lists(st.sampled_from([-1, 0, 1]), min_size=1, max_size=6))
-def test_policy_indifferent_to_length_is_never_said_to_exploit_it(margin: list[float], sign: list[int]) -> None:
-    """Every margin meets every order of lengths: they are independent, whatever share of chosen responses is longer."""
+def test_policy_indifferent_to_length_has_no_length_finding(margin: list[float], sign: list[int]) -> None:
+    """Every margin is combined with every sign, so they are independent, whatever share of chosen responses is longer."""
     columns = length_columns([m for m in margin for _ in sign], sign * len(margin), STEPS)
     assert columns["rewards/longer"][0] == pytest.approx(np.mean(sign) * np.mean(margin), abs=1e-12)
-    columns["rewards/longer"] = [v - 1e-9 for v in columns["rewards/longer"]]  # more by rounding alone is not more
-    assert found(judged(columns, {name: values[:3] for name, values in columns.items()})) == []
+    columns["rewards/longer"] = [v - 1e-9 for v in columns["rewards/longer"]]  # an excess by rounding is no excess
+    assert names_in(judged(columns, {name: values[:3] for name, values in columns.items()})) == []
 
 
 @given(margins, margins)
-def test_length_is_exploited_just_where_shorter_chosen_responses_lose(
+def test_length_is_exploited_exactly_if_shorter_chosen_responses_lose(
     longer: list[float], shorter: list[float]
 ) -> None:
-    """What the docstring says of pairs without equal lengths, whatever the share of either, in runs that learned something.
+    """As the docstring claims for pairs of unequal lengths, whatever their shares, in runs that learned something.
 
     `longer`: the margins of the pairs whose longer response was chosen; `shorter`: those of the others.
     """
@@ -217,7 +217,7 @@ def test_length_is_exploited_just_where_shorter_chosen_responses_lose(
     assume(abs(np.mean(shorter)) > 1e-6)
     columns = length_columns(longer + shorter, [1] * len(longer) + [-1] * len(shorter), STEPS)
     verdict = judged(columns, {name: values[:3] for name, values in columns.items()})
-    assert found(verdict) == (["length_exploitation"] if np.mean(shorter) < 0 else [])
+    assert names_in(verdict) == (["length_exploitation"] if np.mean(shorter) < 0 else [])
 
 
 @pytest.mark.parametrize(
@@ -229,12 +229,12 @@ def test_length_is_exploited_just_where_shorter_chosen_responses_lose(
         ("lengths/longer", ["length_exploitation"]),
         ("logps/chosen", ["likelihood_displacement"]),
         ("rewards/saturated", ["reward_saturation"]),
-        ("drift/reference", []),  # the other one is still looked at
+        ("drift/reference", []),  # the other one is still checked
         ("drift/", ["drift"]),
         ("grad_norm", ["divergence"]),
     ],
 )
-def test_what_has_no_column_is_listed_as_not_checked(column: str, missing: list[FindingName]) -> None:
+def test_findings_without_their_columns_are_listed_as_not_checked(column: str, missing: list[FindingName]) -> None:
     def without(columns: Columns) -> pd.DataFrame:
         kept = {name: v for name, v in columns.items() if name != column and not (column[-1] == "/" and column in name)}
         return frame(kept)
@@ -243,14 +243,14 @@ def test_what_has_no_column_is_listed_as_not_checked(column: str, missing: list[
     assert verdict == Verdict([], [name for name in NAMES if name not in missing], missing)
 
 
-def test_policy_that_does_not_start_at_its_reference_is_not_asked_to() -> None:
+def test_the_start_is_not_checked_without_a_tolerance() -> None:
     away = frame(VALIDATION | {"logratios/square": [6.0, 4.0, 2.0]})
     verdict = examine(frame(HISTORY), away, CONFIG, start_tolerance=None)
     assert verdict == Verdict([], list(NAMES[1:]), ["not_at_reference"])
 
 
 def test_length_is_not_checked_where_all_responses_are_equally_long() -> None:
-    """A classifier's responses are of one token each; that all went well with their lengths would be empty praise."""
+    """A classifier's responses have one token each; to report their lengths as checked would mean nothing."""
     equal: Columns = {"rewards/longer": [0.0] * STEPS}
     verdict = judged(equal, {"rewards/longer": [0.0] * 3})
     assert verdict.findings == []
@@ -261,7 +261,7 @@ def test_run_of_one_step_and_one_validation_is_judged() -> None:
     history, validation = (
         frame({name: values[:1] for name, values in columns.items()}) for columns in (HISTORY, VALIDATION)
     )
-    assert found(examine(history, validation, CONFIG, start_tolerance=0.1)) == []
+    assert names_in(examine(history, validation, CONFIG, start_tolerance=0.1)) == []
 
 
 def test_fail_on_raises_one_line_with_those_findings_alone() -> None:
@@ -269,28 +269,28 @@ def test_fail_on_raises_one_line_with_those_findings_alone() -> None:
     names: list[FindingName] = ["divergence", "kl_out_of_budget", "drift"]
     with pytest.raises(NumericError) as error:
         verdict_.raise_if_fatal(verdict, Health(kl_budget=10.0, fail_on=names), "params.yaml: health_text")
-    said = str(error.value)
-    assert said.startswith(
+    message = str(error.value)
+    assert message.startswith(
         "params.yaml: health_text.fail_on: kl_out_of_budget: at the end, the KL to the reference is 12.5 nats"
     )
-    assert "; divergence: the validation loss" in said
-    assert "reward_saturation" not in said
-    assert "\n" not in said
+    assert "; divergence: the validation loss" in message
+    assert "reward_saturation" not in message
+    assert "\n" not in message
     verdict_.raise_if_fatal(verdict, Health(kl_budget=10.0, fail_on=["drift"]), "")
     verdict_.raise_if_fatal(verdict, CONFIG, "")
 
 
-def test_metrics_count_what_was_looked_for() -> None:
+def test_metrics_count_the_findings_of_all_checks() -> None:
     verdict = Verdict([Finding("drift", "moved")], ["drift", "divergence"], ["zero_gradient"])
     assert verdict_.metrics(verdict) == {"findings": 1, "drift": 1, "divergence": 0}
 
 
 def test_verdict_is_the_same_from_its_file(tmp_path: Path) -> None:
-    """Also where a value is not finite: JSON has no NaN, the sentence has."""
+    """Even if a value is not finite: JSON has no NaN, but the sentence has."""
     verdict = judged(
         {"grad_norm": [float("nan")] * STEPS}, {"kl": [float("nan")] * 3, "logratios/square": [float("nan")] * 3}
     )
-    assert found(verdict) == ["not_at_reference", "kl_out_of_budget", "divergence"]
+    assert names_in(verdict) == ["not_at_reference", "kl_out_of_budget", "divergence"]
     write_json(tmp_path / "health.json", verdict_.to_json(verdict))
     assert verdict_.read(tmp_path / "health.json") == verdict
 
@@ -302,4 +302,4 @@ def test_torch_is_not_imported() -> None:
 
 def test_docs_list_the_findings_in_their_order(root: Path) -> None:
     rows = re.findall(r"^\| (\w+) \| .* \| .* \|$", (root / "docs" / "health.md").read_text("utf-8"), re.MULTILINE)
-    assert tuple(rows[1:]) == NAMES  # the first is the head
+    assert tuple(rows[1:]) == NAMES  # the first is the header

@@ -1,4 +1,4 @@
-"""Stand-ins for reference and policy in tests of the chat: a real tokenizer of bytes, and answers that are given."""
+"""Stand-ins for reference and policy in tests of the chat: a real byte tokenizer and fixed answers."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,13 +12,13 @@ SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
 
 def byte_tokenizer(folder: Path) -> ChatTokenizer:
-    """A token a byte, but for a few; ChatML."""
+    """A tokenizer with a token per byte, a few merges, and the ChatML template."""
     write_byte_tokenizer(folder, SPECIALS, CHATML, bos_token="<|im_start|>", eos_token="<|im_end|>")
     return ChatTokenizer(folder, "chat")
 
 
 def saying(answer: str | Callable[[str], str], tokenizer: ChatTokenizer, asked: list[str] | None = None) -> Generate:
-    """A model that says `answer`, or what it makes of the prompt, a character a token, up to its bound."""
+    """A model that answers `answer`, or `answer(prompt)`, one character per token, up to `max_new_tokens`."""
 
     def generate(
         prompt_ids: Sequence[int],
@@ -48,4 +48,4 @@ def stand_ins(
 ) -> ChatModels:
     """Models that give these answers, by name."""
     tokenizer = byte_tokenizer(folder)
-    return ChatModels({name: saying(each, tokenizer, asked) for name, each in answers.items()}, tokenizer, window)
+    return ChatModels({name: saying(answer, tokenizer, asked) for name, answer in answers.items()}, tokenizer, window)

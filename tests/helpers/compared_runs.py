@@ -1,4 +1,4 @@
-"""Made-up results of experiments for tests of their comparison, in memory and as a run's outputs."""
+"""Made-up results of experiments for tests of their comparison, in memory and as the output files of a run."""
 
 import io
 import json
@@ -27,7 +27,7 @@ CLASSES = ["cat", HOSTILE]
 
 
 def text_tables(rng: np.random.Generator, better: float) -> dict[str, Any]:
-    """Rewards, log-probabilities and answers of one run, and the metrics that the evaluation makes of them."""
+    """Rewards, log-probabilities and answers of one run, and the metrics that the evaluation computes from them."""
     chosen, rejected = rng.normal(better, 1, 40), rng.normal(0, 1, 40)
     preference = np.ones(40)
     pairs = pd.DataFrame({"id": IDS, "reward_chosen": chosen, "reward_rejected": rejected, "margin": chosen - rejected})
@@ -71,7 +71,7 @@ def text_tables(rng: np.random.Generator, better: float) -> dict[str, Any]:
 
 
 def image_tables(rng: np.random.Generator, accuracy: float) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Predictions of one run on 60 images of two classes, and the metrics that the evaluation makes of them."""
+    """Predictions of one run on 60 images of two classes, and the metrics that the evaluation computes from them."""
     label = np.arange(60) % 2
     predicted = {model: np.where(rng.uniform(size=60) < accuracy, label, 1 - label) for model in evaluate.MODELS}
     probability = {f"{model}_probability": rng.uniform(0.1, 1, 60) for model in evaluate.MODELS}
@@ -85,7 +85,7 @@ def image_tables(rng: np.random.Generator, accuracy: float) -> tuple[pd.DataFram
 
 
 class Kept:
-    """A file system of a few files in memory, at some commit."""
+    """An in-memory file system with a few files, at a made-up commit."""
 
     repo = SimpleNamespace(get_rev=lambda: "c0ffee" * 7)
 
@@ -99,7 +99,7 @@ class Kept:
 
 
 def stored() -> dict[str, bytes]:
-    """What the page shows of the data: conversations and pictures."""
+    """The data that the page shows: conversations and images."""
     messages = pd.DataFrame({"id": IDS, "source": "a.json:1", "prompt": HOSTILE, "chosen": "Yes.", "rejected": HOSTILE})
     images = np.zeros((200, 1, 4, 4), np.uint8)
     return {

@@ -1,4 +1,4 @@
-"""Messages, chat templates, and a tokenizer of bytes to try them with."""
+"""Messages, chat templates, and a byte tokenizer for them."""
 
 import json
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ def write_byte_tokenizer(
     merges: Sequence[tuple[str, str]] = MERGES,
     **config: Any,
 ) -> Path:
-    """A model folder whose tokenizer has the 256 bytes, `merges`, and `specials` behind them."""
+    """Write a model folder whose tokenizer has the 256 bytes, then `merges`, then `specials`."""
     vocab = {token: i for i, token in enumerate([*BYTES, *("".join(pair) for pair in merges)])}
     tokenizer = Tokenizer(models.BPE(vocab, list(merges)))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

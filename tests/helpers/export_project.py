@@ -1,4 +1,4 @@
-"""A repository with a tiny trained pipeline in it: what `prefdag export` reads."""
+"""A repository with a tiny trained pipeline, for `prefdag export` to read."""
 
 import shutil
 from pathlib import Path
@@ -29,7 +29,7 @@ SMALL = resnet.Architecture(arch="resnet18", stem="imagenet", dropout=0.2, chann
 
 
 def write_reference(folder: Path, kind: str = "llama") -> Path:
-    """A tiny model with a byte tokenizer: a llama with ChatML, or a gpt2 whose one control token config.json names."""
+    """A tiny model with a byte tokenizer: a llama with ChatML, or a gpt2 whose only control token is named in config.json."""
     if kind == "llama":
         write_model(folder, kind, vocabulary=263)
         return write_byte_tokenizer(folder, SPECIALS, CHATML, bos_token="<|im_start|>", eos_token="<|im_end|>")
@@ -38,7 +38,7 @@ def write_reference(folder: Path, kind: str = "llama") -> Path:
 
 
 def write_policy(reference: Path, adapter: str, folder: Path) -> lm.Policy:
-    """A policy that lies far from its reference, saved as dpo_text saves it."""
+    """A policy far from its reference, saved as dpo_text saves it."""
     policy = with_adapter(reference, ADAPTERS[adapter])
     disturb(policy)
     folder.mkdir(parents=True)
@@ -75,19 +75,19 @@ def _write_pairs(root: Path, tokenizer: ChatTokenizer) -> None:
     names = [f"row {i}" for i in range(len(DIALOGUES))]
     rows = {
         "id": names,
-        "prompt_ids": [tokenizer.prompt(each, 48).ids for each in DIALOGUES],
+        "prompt_ids": [tokenizer.prompt(dialogue, 48).ids for dialogue in DIALOGUES],
         "chosen_ids": [tokenizer.response(text).ids for text in ("him", "a", "hi hi")],
     }
     pd.DataFrame(rows).to_parquet(root / "data/pairs/test.parquet")
-    # In another order, and with a row that the test split does not have.
-    all_of_them = pd.DataFrame({"id": [*names, "of training"][::-1], "prompt": [*DIALOGUES, user("x")][::-1]})
-    all_of_them.to_parquet(root / "data/validated/pairs.parquet")
+    # In another order, and with a row that is not in the test split.
+    validated = pd.DataFrame({"id": [*names, "of training"][::-1], "prompt": [*DIALOGUES, user("x")][::-1]})
+    validated.to_parquet(root / "data/validated/pairs.parquet")
 
 
 def _write_images(root: Path) -> None:
     torch.manual_seed(0)
     model = resnet.build(SMALL).eval()
-    for p in (*model.parameters(), *model.buffers()):  # batch statistics, too, that are nobody's defaults
+    for p in (*model.parameters(), *model.buffers()):  # so that batch statistics also differ from their defaults
         if p.is_floating_point():
             p.data.mul_(1 + 0.1 * torch.rand_like(p))
     (root / "models/dpo_image").mkdir()

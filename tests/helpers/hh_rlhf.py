@@ -1,4 +1,4 @@
-"""Rows in the form of hh-rlhf: made up, or the published ones where they are."""
+"""Rows in the format of hh-rlhf: made-up ones, and the published ones if this machine has them."""
 
 import json
 import random
@@ -8,7 +8,7 @@ from paths import REAL_DATA
 
 PUBLISHED = REAL_DATA / "hh-rlhf" / "harmless-base.jsonl.gz"  # the first 2,000 rows
 
-# Runs a test on made-up rows, `file` being None, and on the published ones.
+# Runs a test on made-up rows (`file` is None) and on the published ones.
 hh_rlhf_files = pytest.mark.parametrize(
     "file",
     [
@@ -16,19 +16,17 @@ hh_rlhf_files = pytest.mark.parametrize(
         pytest.param(
             PUBLISHED,
             id="published",
-            marks=pytest.mark.skipif(
-                not PUBLISHED.exists(), reason="the published rows are not beside this repository"
-            ),
+            marks=pytest.mark.skipif(not PUBLISHED.exists(), reason="the published rows are not on this machine"),
         ),
     ],
 )
 
 
 def transcripts(n: int) -> str:
-    r"""`n` rows as JSON lines: dialogues of one to four questions, with what the published ones have.
+    r"""`n` rows as JSON lines: dialogues of one to four questions with the peculiarities of the published rows.
 
-    There are typed speakers, "Human:" after spaces; paragraphs, characters that JSON escapes, and responses with spaces in
-    front. Rows 30 and 31 and the last one cannot be read: prompts that differ, a dialogue that ends with the human's turn.
+    These are speakers typed into the text ("Human:" after spaces), paragraphs, characters that JSON escapes, and responses
+    with leading spaces. Rows 30, 31 and the last one are invalid: their prompts differ, or they end with the human's turn.
     """
     draw = random.Random(0)
 

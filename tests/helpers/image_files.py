@@ -1,4 +1,4 @@
-"""Files of images for tests."""
+"""Image files for tests."""
 
 import io
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from prefdag.images.reading import CIFAR10
 PUBLISHED = REAL_DATA / "cifar10"
 rng = np.random.default_rng(0)
 
-# Runs a test on made-up tars of CIFAR-10's form, `tars` being None, and on those of 7,000 published images.
+# Runs a test on made-up tars in the format of CIFAR-10 (`tars` is None) and on tars of 7,000 published images.
 cifar10_tars = pytest.mark.parametrize(
     "tars",
     [
@@ -25,7 +25,7 @@ cifar10_tars = pytest.mark.parametrize(
             id="published",
             marks=[
                 pytest.mark.slow,
-                pytest.mark.skipif(not PUBLISHED.exists(), reason="the published tars are not beside this repository"),
+                pytest.mark.skipif(not PUBLISHED.exists(), reason="the published tars are not on this machine"),
             ],
         ),
     ],
@@ -33,23 +33,23 @@ cifar10_tars = pytest.mark.parametrize(
 
 
 def mnist_csv(labels: list[int], edit: Callable[[list[list[str]]], object] = lambda rows: None) -> bytes:
-    """Rows of 784 random pixels and a label; `edit` may break them."""
+    """A CSV with rows of 784 random pixels and a label, which `edit` may break."""
     rows = [[*map(str, rng.integers(0, 256, 784)), str(label)] for label in labels]
     edit(rows)
     return "".join(",".join(row) + "\n" for row in rows).encode()
 
 
 def picture(size: tuple[int, int] = (4, 3), mode: str = "RGB", kind: str = "PNG") -> bytes:
-    """A random PNG, or another kind of file, of (width, height)."""
+    """A random image of size (width, height), as a PNG or a file of another kind."""
     stream = io.BytesIO()
     Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)).convert(mode).save(stream, kind)
     return stream.getvalue()
 
 
 def write_cifar10_tars(folder: Path, of_each: dict[str, int]) -> None:
-    """SPLIT.tar for each split, with SPLIT/CLASS/0000.jpg and so on: `of_each` random images of every class.
+    """Write SPLIT.tar for each split, with SPLIT/CLASS/0000.jpg and so on: `of_each[split]` random images of every class.
 
-    The first test image is the first training image once more, saved with another quality, as photographs on the web are.
+    The first test image is a copy of the first training image with another JPEG quality, as is common on the web.
     """
     folder.mkdir(parents=True, exist_ok=True)
     files = {

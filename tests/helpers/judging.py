@@ -1,4 +1,4 @@
-"""What tests of judges share: contests by hand."""
+"""Contests for tests of judges."""
 
 import pandas as pd
 
@@ -9,7 +9,7 @@ EOS = 0
 
 
 def contests_of(texts: list[tuple[str, str]], decoding: str = "greedy") -> pd.DataFrame:
-    """Contests of (reference, policy) texts to prompts p0, p1, ...; a text's ids are its characters, from 1 on, and EOS."""
+    """Contests of (reference, policy) texts for prompts p0, p1, ...; a text has one id (from 1) per character, and the EOS."""
     prompts = pd.DataFrame({"id": [f"p{i}" for i in range(len(texts))], "prompt_ids": [[5, 6, 7]] * len(texts)})
 
     def ids(text: str) -> list[int]:

@@ -19,7 +19,7 @@ def linear() -> nn.Linear:
 
 
 def regression(n: int, seed: int = 0) -> Task:
-    """Squared errors of `linear`, each row counted 1, 2 or 3 times over."""
+    """Squared errors of `linear`; each row has weight 1, 2 or 3."""
     generator = torch.Generator().manual_seed(seed)
     x, y = torch.randn(n, 4, generator=generator, dtype=torch.float64).split([3, 1], dim=1)
     weight = [float(1 + i % 3) for i in range(n)]
@@ -32,7 +32,7 @@ def regression(n: int, seed: int = 0) -> Task:
 
 
 def spread(n: int) -> Task:
-    """A joint loss of `linear`: squared distances from the mean of the model's outputs for all rows of a step."""
+    """A joint loss of `linear`: squared distances that depend on the mean of the model's outputs over all rows of a step."""
     x = torch.randn(n, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
     def forward(model: nn.Module, rows: Sequence[int], epoch: int | None) -> Mapping[str, Tensor]:
@@ -48,7 +48,7 @@ def spread(n: int) -> Task:
 
 
 class Shaky(nn.Module):
-    """Dropout, batch statistics and a frozen part in eval mode: what validation could disturb."""
+    """A model that validation could disturb: it has dropout, batch statistics, and a frozen part in eval mode."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Folders of tiny language models with a tokenizer, as a hub has them."""
+"""Folders of tiny language models with a tokenizer, as on a hub."""
 
 from pathlib import Path
 from typing import Any

@@ -9,7 +9,7 @@ from torch import nn
 
 @torch.no_grad()
 def continuation(model: nn.Module, prompt_ids: Sequence[int], max_new_tokens: int, eos_id: int) -> list[int]:
-    """The most probable token after these, the most probable after that, and so on, up to the EOS, which is left out."""
+    """The most probable next token, then the most probable one after it, and so on, up to but without the EOS."""
     ids = torch.tensor([list(prompt_ids)], device=next(model.parameters()).device)
     generator: Any = model
     output = generator.generate(

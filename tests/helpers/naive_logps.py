@@ -1,4 +1,4 @@
-"""Log-probabilities of responses, one forward pass each."""
+"""Log-probabilities of responses, with one forward pass per response."""
 
 import torch
 from torch import Tensor, nn
@@ -7,7 +7,7 @@ from prefdag.text.scoring.packing import Group
 
 
 def naive_logps(model: nn.Module, groups: list[Group]) -> Tensor:
-    """Each response alone behind its prompt, one forward pass each."""
+    """The log-probability of each response after its prompt, one forward pass per response."""
     sums = []
     for prompt, responses in groups:
         for response in responses:

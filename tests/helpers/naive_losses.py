@@ -21,12 +21,12 @@ from prefdag.dpo.preference import Preference
 ALL_OF_MARGIN = {"reduction", "reference_free", "f_divergence", "f_alpha", "ld_alpha", "wpo"}
 ALL_OF_REWARDS = {"reduction", "reference_free", "ld_alpha"}
 
-# The options that each loss takes, as the comments of params.yaml and the papers have it:
-# label smoothing  where the loss is a cross-entropy of the labels, or of sorted ones
-# reduction, reference_free, ld_alpha    where it is one of log-ratios; not KTO's, held against a KL of whole responses
-# ld_alpha         also CPO, whose log-probabilities are whole; SimPO and ORPO have lengths out of them already
-# f_divergence     where the difference of two rewards is all that counts
-# wpo              where a loss belongs to one pair, which has a chosen and a rejected response
+# The options that each loss takes, according to the comments of params.yaml and the papers:
+# label smoothing   losses that are a cross-entropy of the labels, in their own order or sorted
+# reduction, reference_free, ld_alpha   losses of log-ratios, except KTO, which compares them with the KL of full responses
+# ld_alpha          CPO as well, which sums over tokens; SimPO and ORPO have already divided out the lengths
+# f_divergence      losses that depend only on the difference of the two rewards
+# wpo               losses of one pair with a chosen and a rejected response
 TAKES: Mapping[LossName, set[str]] = {
     "sigmoid": {"label_smoothing", *ALL_OF_MARGIN},
     "robust": {"label_smoothing", *ALL_OF_MARGIN},
@@ -50,7 +50,7 @@ TAKES: Mapping[LossName, set[str]] = {
 
 @dataclass(frozen=True)
 class Response:
-    """The log-probabilities of a response's tokens, nats, and WPO's confidence in it."""
+    """The log-probabilities of a response's tokens in nats, and WPO's confidence in it."""
 
     policy: Sequence[float]
     reference: Sequence[float]
@@ -59,7 +59,7 @@ class Response:
 
 @dataclass(frozen=True)
 class Pair:
-    """A row: either response may be absent."""
+    """A row; one of its responses may be absent."""
 
     chosen: Response | None
     rejected: Response | None
@@ -90,7 +90,7 @@ ABSENT = Response([], [])
 
 
 def batch(pairs: Sequence[Pair]) -> PairBatch:
-    """These rows as the trainer passes them on, float64. An absent response has log-probability 0 and one token."""
+    """These rows as the trainer passes them to the loss, in float64. An absent response has log-probability 0 and one token."""
     shared = [min(len(r.policy) for r in (pair.chosen, pair.rejected) if r) for pair in pairs]
     everywhere = all(pair.chosen and pair.rejected for pair in pairs)
 
@@ -127,7 +127,7 @@ def mean(values: Sequence[float]) -> float:
 
 
 def logp(pair: Pair, side: str, which: str, o: Mapping[str, Any]) -> float:
-    """A response's log-probability: LD-DPO's weight for the tokens that the other response has no counterpart of."""
+    """A response's log-probability, with LD-DPO's weight for tokens beyond the length of the other response."""
     response: Response = getattr(pair, side)
     shared = min(len(r.policy) for r in (pair.chosen, pair.rejected) if r)
     weights = [1.0 if t < shared else o.get("ld_alpha", 1.0) for t in range(len(response.policy))]
@@ -140,7 +140,7 @@ def mean_logp(response: Response | None) -> float:
 
 
 def log_ratio(pair: Pair, side: str, o: Mapping[str, Any]) -> float:
-    """log pi / pi_ref, or what an f-divergence or the absence of a reference makes of it; 0 for an absent response."""
+    """log pi / pi_ref, its f-divergence form, or log pi without a reference; 0 for an absent response."""
     if getattr(pair, side) is None:
         return 0.0
     ratio = logp(pair, side, "policy", o)
@@ -163,7 +163,7 @@ def smoothed(z: float, e: float) -> float:
 
 
 def of_margin(name: str, h: float, beta: float, e: float, tau: float = 0.05) -> float:
-    """The losses of the difference h of two scores."""
+    """The losses that depend on the difference h of two scores."""
     z = beta * h
     match name:
         case "sigmoid":
@@ -177,12 +177,14 @@ def of_margin(name: str, h: float, beta: float, e: float, tau: float = 0.05) -> 
         case "ipo":
             return (h - 1 / (2 * beta)) ** 2
         case "discopop":
-            return -s(-z / tau) * log_s(z) + math.exp(log_s(z / tau) - z)  # the product in one: exp(-z) may be infinite
+            return -s(-z / tau) * log_s(z) + math.exp(
+                log_s(z / tau) - z
+            )  # one exponential for the product: exp(-z) alone may overflow
     raise ValueError(name)
 
 
 def of_rewards(name: str, w: float, r: float, beta: float) -> float:
-    """The losses of either score, that of the chosen response w, that of the rejected one r."""
+    """The losses that depend on both scores: w of the chosen response, r of the rejected one."""
     match name:
         case "sppo":
             return (w - 1 / (2 * beta)) ** 2 + (r + 1 / (2 * beta)) ** 2
@@ -196,7 +198,7 @@ def of_rewards(name: str, w: float, r: float, beta: float) -> float:
 def hard_losses(
     name: str, pairs: Sequence[Pair], beta: float, o: Mapping[str, Any], at: Sequence[Pair]
 ) -> Sequence[float]:
-    """The losses of labels that are certain. `at`: the rows that KTO's and BCO's shifts are taken over."""
+    """The losses for certain labels. `at`: the rows over which the shifts of KTO and BCO are taken."""
     e = o.get("label_smoothing", 1e-3 if name == "exo" else 0.0)
     if name in ("sigmoid", "robust", "exo", "hinge", "ipo", "discopop"):
         margins = [log_ratio(p, "chosen", o) - log_ratio(p, "rejected", o) for p in pairs]
@@ -265,7 +267,7 @@ def losses(
     o: Mapping[str, Any],
     at: Sequence[Pair] | None = None,
 ) -> list[float]:
-    """The weighted sum, in expectation over the labels, with WPO's weight: a loss a row."""
+    """One loss per row: the expected weighted sum over the labels, times WPO's weight."""
     at = pairs if at is None else at
     total = [0.0] * len(pairs)
     for name, weight in terms.items():

@@ -1,4 +1,4 @@
-"""Everything that the report reads, small and made up; and a parser of its page."""
+"""Small made-up files for everything that the report reads, and a parser of its page."""
 
 from html.parser import HTMLParser
 from math import log
@@ -24,7 +24,7 @@ HEALTH = health.Verdict(
 
 
 def history(rng: np.random.Generator, steps: int, every: int, *, dpo: bool) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """A plausible run: history.csv's and validation.csv's columns."""
+    """A plausible run: the columns of history.csv and validation.csv."""
 
     def rows(at: np.ndarray, noise: float) -> pd.DataFrame:
         progress, wobble = at / steps, rng.normal(size=len(at)) * noise
@@ -58,7 +58,7 @@ def write_run(folder: Path, rng: np.random.Generator, steps: int, *, dpo: bool) 
 
 
 def write_gate(folder: Path, *tables: str) -> None:
-    """What a stage of the gate leaves: a result for each table, and the rows that fail one."""
+    """The outputs of a gate stage: the results of each table, and the offending rows."""
     results, offending = {}, []
     for table in tables:
         blank = {
@@ -126,7 +126,7 @@ def write_formatted(folder: Path) -> None:
 
 
 def write_answers(folder: Path, ids: list[str], texts: dict[str, list[str]]) -> None:
-    """What answer_text and judge_text leave of two prompts: both answers, whatever the decoding."""
+    """The outputs of answer_text and judge_text for two prompts: both models' answers with both decodings."""
     prompts = pd.DataFrame({"id": ids, "prompt": [f"Bake bread! {HOSTILE}", "plain text"]})
     table = pd.concat(
         [
@@ -147,7 +147,7 @@ def write_answers(folder: Path, ids: list[str], texts: dict[str, list[str]]) -> 
 
 
 def write_tokens(path: Path, validated: pd.DataFrame, rng: np.random.Generator) -> None:
-    """Tokens of five characters: of the even rows, which were cut, the first twelve; of the others all, and an EOS."""
+    """Tokens of five characters: the first twelve in even rows, which were cut; in the others all of them and an EOS."""
     rows = []
     for i, row in enumerate(validated.to_dict("records")):
         for side in ("chosen", "rejected"):

@@ -7,7 +7,7 @@ from typing import Literal
 
 
 def tar(members: Mapping[str, bytes | str], mode: Literal["w", "w:gz"] = "w") -> bytes:
-    """A tar of files; a text instead of bytes makes a link to it."""
+    """A tar of files; a text instead of bytes becomes a symbolic link to that path."""
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode=mode) as archive:
         for name, content in members.items():

@@ -1,4 +1,4 @@
-"""What tests of training share: tasks, preferences, and stages run without tracking."""
+"""Helpers for tests of training: tasks, preferences, and stages that run without tracking."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
@@ -34,7 +34,7 @@ def task_of(objective: Objective, weights: Sequence[float], ids: Sequence[str]) 
 
 
 def objective_of(task: Task) -> Objective:
-    """The losses and metrics of some rows."""
+    """The function from a model and rows to losses and metrics."""
     return lambda model, rows, epoch: task.loss(task.forward(model, rows, epoch))
 
 
@@ -49,7 +49,7 @@ def preference_of(
 
 
 def without_tracking(monkeypatch: pytest.MonkeyPatch, checkpoints: Path) -> list[tuple[History, nn.Module]]:
-    """Let training stages run without MLflow and without dvc.yaml; what each of them trained is found in the list."""
+    """Let training stages run without MLflow and dvc.yaml; the list collects each one's history and trained model."""
     results: list[tuple[History, nn.Module]] = []
 
     @contextmanager
@@ -67,5 +67,5 @@ def without_tracking(monkeypatch: pytest.MonkeyPatch, checkpoints: Path) -> list
 
 
 def slow(value: Any) -> Any:
-    """A parameter that only the slow tests try; another of its kind is tried by the fast ones."""
+    """A parameter for the slow tests only; the fast ones have another of its kind."""
     return pytest.param(value, marks=pytest.mark.slow)

@@ -1,4 +1,4 @@
-"""A project of the text track: pairs of three splits and a tiny model."""
+"""A project of the text track: pairs in three splits and a tiny model."""
 
 from pathlib import Path
 from typing import Any

@@ -21,10 +21,10 @@ TARGETS = {"llama": ["q_proj", "v_proj"], "gpt2": ["c_attn"]}
 
 
 def write_model(folder: Path, kind: str, seed: int = 0, vocabulary: int = VOCABULARY, **tokens: int) -> Path:
-    """A model folder: two layers of width 32, weights large enough that a wrong mask or position shows.
+    """Write a model folder: two layers of width 32 with weights large enough that a wrong mask or position shows.
 
-    "llama" has two query heads a key head and no dropout; "gpt2" has biases, transposed weights and dropout of 0.1.
-    `tokens` are ids that its config names: bos_token_id, eos_token_id.
+    "llama" has two query heads per key head and no dropout; "gpt2" has biases, transposed weights and dropout of 0.1.
+    `tokens` are ids for its config: bos_token_id, eos_token_id.
     """
     torch.manual_seed(seed)
     model: PreTrainedModel
@@ -53,7 +53,7 @@ def write_model(folder: Path, kind: str, seed: int = 0, vocabulary: int = VOCABU
 
 
 def write_tokenizer(folder: Path) -> Path:
-    """A token each small letter and digit, within the vocabulary of `write_model`; all else is a question mark."""
+    """A token per lower-case letter and digit, within the vocabulary of `write_model`; anything else is a question mark."""
     tokens = ["?", "<s>", "</s>", *"abcdefghijklmnopqrstuvwxyz0123456789"]
     tokenizer = Tokenizer(models.WordLevel({token: number for number, token in enumerate(tokens)}, unk_token="?"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
@@ -65,17 +65,17 @@ def write_tokenizer(folder: Path) -> Path:
 
 
 def write_both(folder: Path) -> dict[str, Path]:
-    """A folder of each kind."""
+    """A model folder of each kind."""
     return {kind: write_model(folder / kind, kind) for kind in TARGETS}
 
 
 def lora(**changes: Any) -> Lora:
-    """A small LoRA on the modules that are usual for the architecture."""
+    """A small LoRA on the usual modules of the architecture."""
     default = Lora(kind="lora", rank=2, alpha=4, dropout=0.0, target_modules="auto", rslora=False, dora=False)
     return dataclasses.replace(default, **changes)
 
 
-# alpha / rank is 2: rslora's scale, alpha / sqrt(rank), is another.
+# The scale alpha / rank is 4 / 2; that of rslora, alpha / sqrt(rank), differs.
 ADAPTERS: dict[str, Adapter] = {
     "lora": lora(),
     "rslora": lora(rslora=True),
@@ -97,7 +97,7 @@ def with_lora(folder: Path, seed: int = 0, dropout: float = 0.0, rank: int = 2) 
 
 
 def disturb(model: torch.nn.Module, seed: int = 1) -> None:
-    """Move all that is trained by random amounts: the policy then differs from its reference."""
+    """Move all trained parameters by random amounts, so that the policy differs from its reference."""
     torch.manual_seed(seed)
     with torch.no_grad():
         for p in model.parameters():
@@ -106,7 +106,7 @@ def disturb(model: torch.nn.Module, seed: int = 1) -> None:
 
 
 def random_groups(n: int, responses: int | None = 2, seed: int = 0, longest: int = 6) -> list[Group]:
-    """Groups of random lengths; `responses` of None: one to three responses each."""
+    """Groups of random lengths with `responses` responses each; None: one to three."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(low: int, high: int) -> int:
@@ -119,7 +119,7 @@ def random_groups(n: int, responses: int | None = 2, seed: int = 0, longest: int
 
 
 def training(kind: type[Training] = Training, **changes: Any) -> Any:
-    """Settings that train a tiny model; constant learning rate."""
+    """Settings to train a tiny model with a constant learning rate."""
     default = kind(
         epochs=1,
         batch_size=4,

@@ -1,8 +1,9 @@
-"""The image track: shapes, augmentation as a pure function, the DPO stage from its first step, and its metrics."""
+"""The image track: models, augmentation as a pure function, the DPO stage from its first step, and the metrics."""
 
 import copy
 import dataclasses
 from collections.abc import Mapping
+from math import exp, log, sqrt
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def split_of(n: int) -> ImagePairs:
 
 
 class Brightness(nn.Module):
-    """Logits (m, -m) of an image's mean m in -1..1."""
+    """A model whose logits are (m, -m), where m in -1..1 is the mean of the image."""
 
     def forward(self, images: Tensor) -> Tensor:
         mean = images.mean(dim=(1, 2, 3))
@@ -72,11 +73,12 @@ def test_a_classifier_maps_images_to_classes(stem: Any, channels: int) -> None:
     model.layer4.register_forward_hook(lambda module, args, output: maps.append(output.shape))
     assert class_logps(model, random_images(2, channels, 32)).shape == (2, 7)
     # The imagenet stem divides the size by 4, the cifar stem does not; three stages halve it.
-    assert maps == [(2, 512, 1, 1) if stem == "imagenet" else (2, 512, 4, 4)]
+    size = 32 // 4 // 2**3 if stem == "imagenet" else 32 // 2**3
+    assert maps == [(2, 512, size, size)]
 
 
 @pytest.mark.parametrize(("arch", "blocks"), [("resnet18", 8), ("resnet34", 16), ("resnet50", 16)])
-def test_every_architecture_is_there(arch: Any, blocks: int) -> None:
+def test_every_architecture_can_be_built(arch: Any, blocks: int) -> None:
     model = resnet.build(resnet.Architecture(arch, "cifar", 0.1, 3, 10))
     assert sum(len(layer) for layer in (model.layer1, model.layer2, model.layer3, model.layer4)) == blocks
     head = [(type(m).__name__, getattr(m, "p", None), getattr(m, "out_features", None)) for m in model.fc]
@@ -84,43 +86,43 @@ def test_every_architecture_is_there(arch: Any, blocks: int) -> None:
     assert head == [("Dropout", 0.1, None), ("Linear", None, width), ("Dropout", 0.1, None), ("Linear", None, 10)]
 
 
-def test_a_saved_classifier_comes_back(tmp_path: Path) -> None:
+def test_a_saved_classifier_loads_unchanged(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = resnet.build(SMALL).train()
-    model(normalise(random_images(4)))  # the batch statistics are no longer those of a fresh model
+    model(normalise(random_images(4)))  # changes the batch statistics
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         resnet.save(model, SMALL, tmp_path / name)
-    again, architecture = resnet.load(tmp_path / "a")
+    loaded, architecture = resnet.load(tmp_path / "a")
     assert architecture == SMALL
-    assert not any(module.training for module in again.modules())
-    before, after = weights(model), weights(again)
+    assert not any(module.training for module in loaded.modules())
+    before, after = weights(model), weights(loaded)
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
-    assert torch.equal(class_logps(model.eval(), random_images(3)), class_logps(again, random_images(3)))
+    assert torch.equal(class_logps(model.eval(), random_images(3)), class_logps(loaded, random_images(3)))
     assert sha256(tmp_path / "a") == sha256(tmp_path / "b")
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("kernel", [1, 3, 7])
-def test_a_convolution_is_torchs(kernel: int, stride: int, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Values and gradients, in float64; torch itself is asked where more than one pixel comes out, and only there."""
+def test_our_convolution_equals_torchs(kernel: int, stride: int, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values and gradients in float64. Ours calls torch's if and only if the output has more than one pixel."""
     torch.manual_seed(0)
     plain = nn.Conv2d(3, 5, kernel, stride, kernel // 2, bias=False).double().to(memory_format=torch.channels_last)
     ours = copy.deepcopy(plain)
     ours.__class__ = resnet.Convolution
     images = torch.randn(4, 3, size, size, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
-    found = []
+    results = []
     for convolution in (plain, ours):
         x = images.clone().requires_grad_()
         maps = convolution(x)
         maps.square().sum().backward()
-        found.append((maps, x.grad, convolution.weight.grad))
-    for one, other in zip(*found, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+        results.append((maps, x.grad, convolution.weight.grad))
+    for expected, actual in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
     monkeypatch.setattr(nn.Conv2d, "forward", lambda self, x: None)
-    assert (ours(images) is None) == (found[0][0].shape[2:] != (1, 1))
+    assert (ours(images) is None) == (results[0][0].shape[2:] != (1, 1))
 
 
 def test_every_convolution_of_a_classifier_is_ours() -> None:
@@ -133,10 +135,10 @@ def test_every_convolution_of_a_classifier_is_ours() -> None:
 
 def test_normalise_maps_bytes_to_minus_one_to_one() -> None:
     images = torch.tensor([[[[0, 255, 51]]]], dtype=torch.uint8)
-    torch.testing.assert_close(normalise(images), torch.tensor([[[[-1.0, 1.0, -0.6]]]]))
+    torch.testing.assert_close(normalise(images), torch.tensor([[[[0 / 127.5 - 1, 255 / 127.5 - 1, 51 / 127.5 - 1]]]]))
 
 
-def test_an_augmented_image_depends_on_seed_epoch_and_row_alone() -> None:
+def test_an_augmented_image_depends_only_on_seed_epoch_and_row() -> None:
     images = random_images(9)
     augment = Augmentation(max_shift=3, flip=True, seed=1)
     together = augment(images, range(9), epoch=2)
@@ -154,15 +156,16 @@ def test_no_shift_and_no_flip_is_the_image_itself() -> None:
 
 
 def crops(image: Tensor, flip: bool) -> list[list[int]]:
-    """The nine crops of a 2x2 image [1 2; 3 4] in a border of one zero, and their mirror images."""
+    """The nine crops of the image [1 2; 3 4] with a border of one zero and, with `flip`, their mirror images."""
     padded = [[0, 0, 0, 0], [0, 1, 2, 0], [0, 3, 4, 0], [0, 0, 0, 0]]
-    found = [[padded[t + i][l + j] for i in (0, 1) for j in (0, 1)] for t in range(3) for l in range(3)]  # noqa: E741
-    return found + ([[c[1], c[0], c[3], c[2]] for c in found] if flip else [])
+    corners = [(top, left) for top in range(3) for left in range(3)]
+    cut = [[padded[top + i][left + j] for i in (0, 1) for j in (0, 1)] for top, left in corners]
+    return cut + ([[c[1], c[0], c[3], c[2]] for c in cut] if flip else [])
 
 
 @pytest.mark.parametrize("flip", [False, True])
 def test_shifted_images_are_crops_of_the_padded_one(flip: bool) -> None:
-    """Each of the crops worked out by hand appears, and nothing else: [0 0; 0 1], [0 0; 1 2], ..., [4 0; 0 0]."""
+    """All of the crops [0 0; 0 1], [0 0; 1 2], ..., [4 0; 0 0] appear, and no others."""
     image = torch.tensor([[[1, 2], [3, 4]]], dtype=torch.uint8)
     rows = range(400)
     augmented = Augmentation(max_shift=1, flip=flip, seed=0)(image.expand(400, 1, 2, 2), rows, epoch=0)
@@ -173,7 +176,7 @@ def test_shifted_images_are_crops_of_the_padded_one(flip: bool) -> None:
 def test_half_of_the_images_are_mirrored() -> None:
     image = torch.tensor([[[[1, 2]]]], dtype=torch.uint8).expand(1000, 1, 1, 2)
     mirrored = (Augmentation(0, True, 0)(image, range(1000), epoch=0)[:, 0, 0, 0] == 2).sum()
-    assert 420 <= mirrored <= 580  # five standard deviations of sqrt(250)
+    assert abs(mirrored - 1000 / 2) < 5 * sqrt(1000 * 1 / 2 * 1 / 2)
 
 
 def test_validation_sees_images_as_they_are() -> None:
@@ -184,12 +187,12 @@ def test_validation_sees_images_as_they_are() -> None:
 
 
 def test_classification_by_hand() -> None:
-    """All white, m = 1: logits 1, -1; -log p is ln(1 + exp(-2)) = 0.126928 for class 0, 2.126928 for class 1."""
+    """White images, m = 1: the logits are 1 and -1."""
     white = torch.full((2, 1, 4, 4), 255, dtype=torch.uint8)
     split = ImagePairs([3, 8], white, torch.tensor([0, 1]), torch.tensor([1, 0]))
     task = classification_task(split, IDENTITY)
     losses, metrics = objective_of(task)(Brightness(), [0, 1], None)
-    assert losses.tolist() == pytest.approx([0.126928, 2.126928], abs=1e-5)
+    assert losses.tolist() == pytest.approx([log(1 + exp(-2)), log(1 + exp(2))], abs=1e-5)
     assert metrics["accuracy"].tolist() == [1.0, 0.0]
     assert task.weights == [1.0, 1.0]
     assert task.ids == ["image 3", "image 8"]
@@ -207,7 +210,7 @@ def test_predictions_do_not_depend_on_the_batch() -> None:
 
 
 def striped_images() -> Tensor:
-    """Noise, and a bright stripe whose place tells the class: image 23 - i is of class i % 4."""
+    """Noise with a bright stripe whose position shows the class: image 23 - i has class i % 4."""
     images = random_images(24, size=16) // 4
     for i in range(24):
         images[23 - i, :, 4 * (i % 4) : 4 * (i % 4) + 4] += 150
@@ -219,9 +222,9 @@ IMAGES = striped_images()
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with 24 images in three splits and a reference that has seen them; stages run in it.
+    """A working directory for stages: 24 images in three splits, and a reference with their batch statistics.
 
-    One block where resnet18 has two, since these tests are about what stages do with a classifier.
+    resnet18 gets one block per layer instead of two, because these tests are about the stages, not the classifier.
     """
     monkeypatch.setattr(torchvision.models, "resnet18", lambda weights: ResNet(BasicBlock, [1, 1, 1, 1]))
     monkeypatch.chdir(tmp_path)
@@ -242,7 +245,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def ran(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[History, nn.Module]]:
-    """What each stage trained."""
+    """The history and the model of each training run."""
     return without_tracking(monkeypatch, tmp_path / "checkpoints")
 
 
@@ -257,7 +260,7 @@ OPTIONS = LossOptions(**NO_OPTIONS)
 
 
 def dpo(seed: int = 0, settings: DpoImage = SETTINGS, loss: Any = "sigmoid") -> None:
-    """The DPO stage with beta 0.5."""
+    """Run the DPO stage with beta 0.5."""
     dpo_image.main(0.5, loss, seed, OPTIONS, {}, settings)
 
 
@@ -265,16 +268,16 @@ def test_dpo_starts_at_ln_2_and_learns(project: Path, ran: list[tuple[History, n
     dpo(settings=dataclasses.replace(SETTINGS, training=training(epochs=5, learning_rate=3e-4, batch_size=8)))
     history, _ = ran[0]
     first, last = history.train[0], history.validation[-1]
-    assert first["loss"] == pytest.approx(float(np.log(2)), abs=1e-7)
+    assert first["loss"] == pytest.approx(log(2), abs=1e-7)
     zeros = {name: first[name] for name in ("rewards/chosen", "rewards/rejected", "rewards/margin")}
     assert zeros == dict.fromkeys(zeros, 0.0)
     assert first["rewards/accuracy"] == 0.5
-    assert history.validation[0]["loss"] == pytest.approx(float(np.log(2)), abs=1e-7)
+    assert history.validation[0]["loss"] == pytest.approx(log(2), abs=1e-7)
     assert history.train[-1]["loss"] < 0.6
-    assert last["step"] == 10
+    assert last["step"] == 5 * 16 / 8
 
 
-def test_dpo_leaves_the_reference_and_all_batch_statistics_alone(
+def test_dpo_changes_neither_the_reference_nor_batch_statistics(
     project: Path, ran: list[tuple[History, nn.Module]]
 ) -> None:
     before = sha256(dpo_image.REFERENCE)
@@ -283,11 +286,11 @@ def test_dpo_leaves_the_reference_and_all_batch_statistics_alone(
     assert sha256(dpo_image.REFERENCE) == before
     policy, architecture = resnet.load(dpo_image.POLICY)
     assert architecture == SMALL
-    found = weights(policy)
-    changed = {name for name, t in found.items() if not torch.equal(t, reference[name])}
+    trained = weights(policy)
+    changed = {name for name, t in trained.items() if not torch.equal(t, reference[name])}
     assert changed
     assert changed <= {name for name, _ in policy.named_parameters()}
-    assert all(torch.equal(found[name], t) for name, t in weights(ran[0][1]).items())
+    assert all(torch.equal(trained[name], t) for name, t in weights(ran[0][1]).items())
 
 
 @pytest.mark.slow
@@ -300,7 +303,7 @@ def test_dpo_is_a_function_of_its_seed(project: Path, ran: list[tuple[History, n
 
 
 def test_the_control_starts_where_dpo_does(project: Path, ran: list[tuple[History, nn.Module]]) -> None:
-    """The same rows and shifts in the same order under the cross-entropy of the reference."""
+    """It has the same rows and shifts in the same order, and its first loss is the reference's cross-entropy."""
     control_image.main(0, SETTINGS)
     dpo()
     control, policy = ran[0][0], ran[1][0]
@@ -313,7 +316,7 @@ def test_the_control_starts_where_dpo_does(project: Path, ran: list[tuple[Histor
 def test_what_is_validated_is_the_validation_split(
     project: Path, ran: list[tuple[History, nn.Module]], negatives: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The seed work validated on its training rows. Other validation images change what is measured, never the model."""
+    """The seed project validated on its training rows. Other validation images change the metrics, never the model."""
     dpo(settings=dataclasses.replace(SETTINGS, negatives=negatives))
     dpo_image.POLICY.rename("before")
     pixels = load_file(dpo_image.IMAGES / "images.safetensors")["images"]
@@ -326,8 +329,8 @@ def test_what_is_validated_is_the_validation_split(
 
 
 @pytest.mark.slow
-def test_nothing_is_chosen_by_looking_at_the_test_split(project: Path, ran: list[tuple[History, nn.Module]]) -> None:
-    """Other test images change nothing that training writes: neither models nor what was measured on the way."""
+def test_the_test_split_does_not_influence_training(project: Path, ran: list[tuple[History, nn.Module]]) -> None:
+    """Other test images change nothing that training writes, neither models nor metrics."""
     for name, images in (("a", None), ("b", 255)):
         if images is not None:
             pixels = load_file(dpo_image.IMAGES / "images.safetensors")["images"]
@@ -353,7 +356,7 @@ def test_nothing_is_chosen_by_looking_at_the_test_split(project: Path, ran: list
 def test_a_moving_reference_follows_the_policy(
     project: Path, ran: list[tuple[History, nn.Module]], reference: Reference
 ) -> None:
-    """Its artefact stays as it is, and the rewards shrink towards those of a policy that is its own reference."""
+    """Its artefact does not change, and the policy stays closer to it than to a frozen reference."""
     before = sha256(dpo_image.REFERENCE)
     dpo()
     dpo_image.POLICY.rename("frozen")
@@ -380,8 +383,10 @@ POLYAK = Reference(update="polyak", alpha=0.5, every=None)
     ],
     ids=["still", "shifts", "mirrors", "moves"],
 )
-def test_only_what_does_not_change_is_cached(settings: DpoImage, augment: Augmentation, cached: bool) -> None:
-    """What is asked for twice: another reference and another view give other log-probabilities, or, cached, the same."""
+def test_log_probabilities_are_cached_only_if_they_cannot_change(
+    settings: DpoImage, augment: Augmentation, cached: bool
+) -> None:
+    """With another view or a changed reference, the log-probabilities differ, or stay the same if they are cached."""
     torch.manual_seed(0)
     model, split = resnet.build(SMALL).eval(), split_of(6)
     logps = reference_logps(model, split.images, augment, settings)
@@ -407,20 +412,20 @@ def test_validation_is_cached_under_augmentation_too(
     cached: list[int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The stage caches what the reference says of so many images: of both splits, of four in validation alone, of none."""
-    found: list[int] = []
+    """The stage caches the reference's scores of both splits, of the four validation images only, or of none."""
+    sizes: list[int] = []
 
     def counted(model: nn.Module, images: Tensor, batch_size: int) -> Tensor:
-        found.append(len(images))
+        sizes.append(len(images))
         return predict(model, images, batch_size)
 
     monkeypatch.setattr("prefdag.image.dpo_task.predict", counted)
     dpo(settings=settings)
-    assert found == cached
+    assert sizes == cached
 
 
 def test_cached_log_probabilities_have_the_precision_of_training() -> None:
-    """Or the policy would not start at its reference: in bfloat16 the two lie further apart than rows in other batches."""
+    """Otherwise the policy would not start at its reference: float32 and bfloat16 scores differ too much."""
     torch.manual_seed(0)
     model, split = resnet.build(SMALL).eval(), split_of(6)
     half = dataclasses.replace(STILL, training=training(precision="bfloat16"))
@@ -432,10 +437,10 @@ def test_cached_log_probabilities_have_the_precision_of_training() -> None:
     assert not torch.allclose(full, live, atol=1e-5)
 
 
-def apart(one: tuple[History, nn.Module], other: tuple[History, nn.Module]) -> tuple[float, float]:
-    """The largest difference between two runs, of a loss and of a weight at the end."""
-    losses = [[row["loss"] for row in history.train + history.validation] for history, _ in (one, other)]
-    a, b = (weights(model) for _, model in (one, other))
+def differences(run: tuple[History, nn.Module], other: tuple[History, nn.Module]) -> tuple[float, float]:
+    """The largest differences between the losses and between the final weights of two runs."""
+    losses = [[row["loss"] for row in history.train + history.validation] for history, _ in (run, other)]
+    a, b = (weights(model) for _, model in (run, other))
     return float(np.abs(np.subtract(*losses)).max()), max(float((a[name] - b[name]).abs().max()) for name in a)
 
 
@@ -443,7 +448,7 @@ def apart(one: tuple[History, nn.Module], other: tuple[History, nn.Module]) -> t
 def test_cached_log_probabilities_train_as_live_ones_do(
     project: Path, ran: list[tuple[History, nn.Module]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Over four steps, losses to 1e-5 and weights to 1e-4, a third of one step's change; another row's are far from that."""
+    """Over four steps, losses agree to 1e-5 and weights to 1e-4, a third of one step's change. With wrong rows, they do not."""
     dpo(settings=STILL)
     with monkeypatch.context() as patched:
         patched.setattr(Augmentation, "changes", True)
@@ -452,15 +457,15 @@ def test_cached_log_probabilities_train_as_live_ones_do(
     monkeypatch.setattr("prefdag.dpo.start.START_TOLERANCE", {"float32": np.inf})
     dpo(settings=STILL)
     cached, live, wrong = ran
-    losses, parameters = apart(cached, live)
+    losses, parameters = differences(cached, live)
     assert losses < 1e-5
     assert parameters < 1e-4
-    losses, parameters = apart(cached, wrong)
+    losses, parameters = differences(cached, wrong)
     assert losses > 1e-3
     assert parameters > 1e-3
 
 
-def test_a_reference_that_the_loss_does_not_use_cannot_be_asked_to_move(
+def test_a_reference_that_the_loss_does_not_use_cannot_move(
     project: Path, ran: list[tuple[History, nn.Module]]
 ) -> None:
     """No parameter is silently ignored."""
@@ -472,10 +477,10 @@ def test_a_reference_that_the_loss_does_not_use_cannot_be_asked_to_move(
     assert not ran
 
 
-def test_the_kl_of_a_classifier_is_exact_and_can_be_held_down(
+def test_the_kl_of_a_classifier_is_exact_and_can_be_constrained(
     project: Path, ran: list[tuple[History, nn.Module]]
 ) -> None:
-    """In validation it is the mean over images that evaluation reports, too; as a constraint it passes a gradient."""
+    """In validation it is the same mean over images as in evaluation; as a constraint it passes a gradient."""
     held = {"kl": Constraint(threshold=0.0, multiplier=10.0, dual_rate=0.0)}
     for constraints in ({}, held):
         dpo_image.main(0.5, "sigmoid", 0, OPTIONS, constraints, SETTINGS)
@@ -489,7 +494,7 @@ def test_the_kl_of_a_classifier_is_exact_and_can_be_held_down(
 def test_the_evaluation_writes_tables_that_agree_with_its_metrics(
     project: Path, ran: list[tuple[History, nn.Module]]
 ) -> None:
-    """Four images, one a class, named as numbers are: what is counted in one file is what another says."""
+    """Four images, one per class, whose names look like numbers: the counts of all files agree."""
     write_json(evaluate_image.IMAGES / "classes.json", ["00", "01", "1e3", "a,b"])
     dpo()
     health_image.main(SETTINGS, Health(kl_budget=100.0, fail_on=[]))
@@ -516,7 +521,7 @@ def test_the_evaluation_writes_tables_that_agree_with_its_metrics(
 def test_a_fatal_finding_stops_the_pipeline_and_keeps_the_policy(
     project: Path, ran: list[tuple[History, nn.Module]]
 ) -> None:
-    """The verdict is not written, so nothing after it runs; with the finding no longer fatal, it is."""
+    """The verdict is not written, so no later stage runs. It is written once the finding is no longer fatal."""
     dpo()
     policy = sha256(dpo_image.POLICY)
     with pytest.raises(NumericError, match=r"params.yaml: health_image.fail_on: kl_out_of_budget: at the end"):
@@ -527,7 +532,7 @@ def test_a_fatal_finding_stops_the_pipeline_and_keeps_the_policy(
     assert sha256(dpo_image.POLICY) == policy
 
 
-def test_the_key_of_checkpoints_is_the_stage_and_the_sections_that_it_takes(
+def test_the_key_of_checkpoints_is_the_stage_and_its_parameters(
     project: Path, ran: list[tuple[History, nn.Module]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keys: list[tuple[str, set[str]]] = []
@@ -545,7 +550,7 @@ def test_the_key_of_checkpoints_is_the_stage_and_the_sections_that_it_takes(
 
 @pytest.mark.parametrize("loss", ["kto", slow("aot"), slow("simpo"), {"sigmoid": 0.8, "bco": 0.2, "sft": 1.0}])
 def test_other_losses_train_the_classifier_too(project: Path, ran: list[tuple[History, nn.Module]], loss: Any) -> None:
-    """In micro-batches of four, so that joint losses are taken over the whole step."""
+    """In micro-batches of four, so joint losses must be taken over all of a step's rows."""
     dpo(loss=loss)
     history, _ = ran[0]
     assert history.train[-1]["loss"] < history.train[0]["loss"]
@@ -572,7 +577,7 @@ def test_a_split_without_images_is_named(project: Path) -> None:
 
 # Metrics
 
-# Probabilities of two classes for four images whose true class is 0: right, right, wrong, and a wrong one.
+# Probabilities of two classes for four images whose true class is 0.
 REFERENCE = torch.tensor([[0.5, 0.5], [0.6, 0.4], [0.4, 0.6], [0.2, 0.8]]).log()
 POLICY = torch.tensor([[0.75, 0.25], [0.8, 0.2], [0.6, 0.4], [0.1, 0.9]]).log()
 TEST = ImagePairs([4, 5, 6, 7], random_images(4), torch.zeros(4, dtype=torch.int64), torch.ones(4, dtype=torch.int64))
@@ -580,38 +585,41 @@ LOGPS = {"reference": REFERENCE, "policy": POLICY, "control": REFERENCE.flip(1)}
 
 
 def test_metrics_by_hand() -> None:
-    """Reference right on 2 of 4 (the tie goes to class 0), policy on 3, control, the mirror image, on 3.
-
-    Cross-entropy of the policy -(ln .75 + ln .8 + ln .6 + ln .1) / 4 = 3.324236 / 4
-    KL: .75 ln 1.5 + .25 ln .5 = .130812; .8 ln 4/3 + .2 ln .5 = .091516; .6 ln 1.5 + .4 ln 2/3 = .081093;
-        .1 ln .5 + .9 ln 9/8 = .036690; mean .085028
-    Rewards, beta 2, chosen: ln 1.5, ln 4/3, ln 1.5, ln .5 = .405465 .287682 .405465 -.693147, mean .101366, times 2
-        rejected: ln .5, ln .5, ln 2/3, ln 9/8 = -.693147 -.693147 -.405465 .117783, mean -.418494, times 2
-    """
-    found = evaluate.metrics(TEST, LOGPS, preference_of("sigmoid", 2.0))
-    assert found["n_test"] == 4
-    assert [found[name]["accuracy"] for name in evaluate.MODELS] == [0.5, 0.75, 0.75]
-    assert found["policy"]["cross_entropy"] == pytest.approx(0.831059, abs=1e-5)
-    assert found["kl"] == pytest.approx(0.085028, abs=1e-5)
-    rewards = found["rewards"]
-    assert rewards["chosen"] == pytest.approx(0.202732, abs=1e-5)
-    assert rewards["rejected"] == pytest.approx(-0.836988, abs=1e-5)
-    assert rewards["margin"] == pytest.approx(1.039720, abs=1e-5)
-    assert rewards["accuracy"] == 0.75
-    # The policy alone is right on the third image, the reference on none; the control alone on the last, not on the second.
+    """The reference is right on 2 of 4 (a tie counts for class 0), the policy on 3, the control, its mirror image, on 3."""
+    metrics = evaluate.metrics(TEST, LOGPS, preference_of("sigmoid", 2.0))
+    assert metrics["n_test"] == 4
+    assert [metrics[name]["accuracy"] for name in evaluate.MODELS] == [2 / 4, 3 / 4, 3 / 4]
+    cross_entropy = -(log(0.75) + log(0.8) + log(0.6) + log(0.1)) / 4
+    assert metrics["policy"]["cross_entropy"] == pytest.approx(cross_entropy, rel=1e-5)
+    kls = [
+        0.75 * log(0.75 / 0.5) + 0.25 * log(0.25 / 0.5),
+        0.8 * log(0.8 / 0.6) + 0.2 * log(0.2 / 0.4),
+        0.6 * log(0.6 / 0.4) + 0.4 * log(0.4 / 0.6),
+        0.1 * log(0.1 / 0.2) + 0.9 * log(0.9 / 0.8),
+    ]
+    assert metrics["kl"] == pytest.approx(sum(kls) / 4, rel=1e-5)
+    rewards = metrics["rewards"]
+    chosen = 2 * (log(0.75 / 0.5) + log(0.8 / 0.6) + log(0.6 / 0.4) + log(0.1 / 0.2)) / 4
+    rejected = 2 * (log(0.25 / 0.5) + log(0.2 / 0.4) + log(0.4 / 0.6) + log(0.9 / 0.8)) / 4
+    assert rewards["chosen"] == pytest.approx(chosen, rel=1e-5)
+    assert rewards["rejected"] == pytest.approx(rejected, rel=1e-5)
+    assert rewards["margin"] == pytest.approx(chosen - rejected, rel=1e-5)
+    assert rewards["accuracy"] == 3 / 4
+    # Of policy and reference, only the policy is right on the third image. Of policy and control, only the policy is right
+    # on the second image, and only the control on the last.
     for other, alone in (("reference", 0), ("control", 1)):
-        against = found[f"policy_against_{other}"]
+        against = metrics[f"policy_against_{other}"]
         assert (against["alone_right"], against["other_alone_right"], against["p"]) == (1, alone, 1.0)
         assert against["difference"] == (1 - alone) / 4
-    for part in (*(found[name] for name in evaluate.MODELS), rewards):
+    for part in (*(metrics[name] for name in evaluate.MODELS), rewards):
         assert part["accuracy_low"] < part["accuracy"] < part["accuracy_high"]
 
 
 def test_a_policy_that_is_its_reference_has_no_kl_and_no_reward() -> None:
-    found = evaluate.metrics(TEST, {**LOGPS, "policy": REFERENCE}, preference_of("sigmoid", 2.0))
-    assert found["kl"] == 0
-    assert (found["rewards"]["margin_low"], found["rewards"]["margin_high"]) == (0, 0)
-    against = found["policy_against_reference"]
+    metrics = evaluate.metrics(TEST, {**LOGPS, "policy": REFERENCE}, preference_of("sigmoid", 2.0))
+    assert metrics["kl"] == 0
+    assert (metrics["rewards"]["margin_low"], metrics["rewards"]["margin_high"]) == (0, 0)
+    against = metrics["policy_against_reference"]
     assert (against["alone_right"], against["other_alone_right"], against["difference"], against["p"]) == (0, 0, 0, 1)
 
 

@@ -1,4 +1,4 @@
-"""What DPO learns from on images: the class that is not preferred, the views of an image, the scores of a classifier."""
+"""The inputs of DPO on images: the class that is not preferred, the views of an image, the scores of a classifier."""
 
 import math
 from dataclasses import replace
@@ -23,7 +23,7 @@ KINDS = ["random", "hard", "confusion"]
 
 
 class Table(nn.Module):
-    """A classifier of one-pixel images: the pixel is the row of a table of logits."""
+    """A classifier of one-pixel images: the pixel is a row number in a table of logits."""
 
     def __init__(self, logits: Tensor) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ def world(classes: int, seed: int = 0, n: int = 60) -> tuple[dict[str, ImagePair
     name=st.sampled_from(["train", "val"]),
 )
 def test_y_l_is_another_class(kind: Any, classes: int, seed: int, epoch: int | None, name: str) -> None:
-    """The seed project drew y_l from all classes: one pair in ten said that a class is better than itself."""
+    """The seed project drew y_l from all classes, so one pair in ten preferred a class to itself."""
     splits, reference = world(classes, seed % 7)
     y_l = negatives.negatives(kind, splits, reference, classes, seed)[name](range(60), epoch)
     assert y_l.dtype == torch.int64
@@ -72,7 +72,7 @@ def test_y_l_is_another_class(kind: Any, classes: int, seed: int, epoch: int | N
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("epoch", [0, 7, None])
 def test_y_l_is_a_function_of_seed_epoch_and_row(kind: Any, epoch: int | None) -> None:
-    """Not of the batch, of what was drawn before, or of a global state: the seed project drew at every access."""
+    """Not of the batch, of earlier draws, or of global state: the seed project drew anew at every access."""
     splits, reference = world(5)
     first = negatives.negatives(kind, splits, reference, 5, seed=3)
     together = first["train"](range(60), epoch)
@@ -89,9 +89,9 @@ def test_y_l_changes_between_epochs_and_seeds(kind: Any) -> None:
     splits, reference = world(5)
     draw, other = (negatives.negatives(kind, splits, reference, 5, seed)["train"] for seed in (0, 1))
     drawn = [draw(range(60), 0), draw(range(60), 1), draw(range(60), 2), draw(range(60), None), other(range(60), 0)]
-    for i, one in enumerate(drawn):
-        for two in drawn[:i]:
-            assert (one != two).float().mean() > 0.2  # 3/4 of the draws would differ under equal odds
+    for i, y_l in enumerate(drawn):
+        for other_y_l in drawn[:i]:
+            assert (y_l != other_y_l).float().mean() > 0.2  # with equal odds, 3/4 of the draws would differ
 
 
 def test_random_negatives_are_validated_on_the_label_pairs() -> None:
@@ -105,13 +105,13 @@ def test_random_negatives_are_uniform_over_the_other_classes() -> None:
     y_l = negatives.drawn(negatives.uniform(10), y_w, seed=0)(range(9000), 0)
     counts = torch.bincount(y_l, minlength=10)
     assert counts[3] == 0
-    # Binomial(9000, 1/9): mean 1000, standard deviation 30.
-    assert (counts[counts > 0] - 1000).abs().max() < 5 * 30
+    # Binomial(9000, 1/9): its mean, and five standard deviations.
+    assert (counts[counts > 0] - 9000 / 9).abs().max() < 5 * math.sqrt(9000 * 1 / 9 * 8 / 9)
     assert (counts > 0).sum() == 9
 
 
 def test_hard_negatives_by_hand() -> None:
-    """True classes 0, 0, 2; the reference's order of the classes: 0 2 1, 1 0 2, 2 1 0."""
+    """The true classes are 0, 0 and 2. The reference ranks the classes 0 2 1, 1 0 2 and 2 1 0."""
     logps = torch.tensor([[0.5, 0.1, 0.4], [0.3, 0.6, 0.1], [0.1, 0.2, 0.7]]).log()
     splits = {"train": split_of(torch.tensor([0, 0, 2]), torch.tensor([1, 2, 0]))}
     draw = negatives.negatives("hard", splits, Table(logps), 3, seed=0)["train"]
@@ -120,14 +120,16 @@ def test_hard_negatives_by_hand() -> None:
 
 
 def test_confusion_by_hand() -> None:
-    """Class 0: (.2 + .6) / 2 on class 1 and (.2 + 0) / 2 on class 2, .4 to .1; class 1: all on class 0; class 2: no images."""
+    """The two images of class 0 have mean probabilities 0.4 and 0.1 of classes 1 and 2. Class 2 has no images."""
     logps = torch.tensor([[0.6, 0.2, 0.2], [0.4, 0.6, 0.0], [0.1, 0.9, 0.0]]).clamp(min=1e-30).log()
     odds = negatives.confusion(logps, torch.tensor([0, 0, 1]))
-    assert odds == pytest.approx(np.array([[0, 0.8, 0.2], [1, 0, 0], [0.5, 0.5, 0]]), abs=1e-6)
+    one, two = (0.2 + 0.6) / 2, (0.2 + 0.0) / 2
+    expected = [[0, one / (one + two), two / (one + two)], [0.1 / (0.1 + 0.0), 0, 0], [1 / 2, 1 / 2, 0]]
+    assert odds == pytest.approx(np.array(expected), abs=1e-6)
 
 
 def test_confusion_of_a_certain_model_is_uniform() -> None:
-    """Wrong probabilities of exp(-1000) are 0 in float64: there is nothing to tell the wrong classes apart by."""
+    """Probabilities of exp(-1000) are 0 in float64, so nothing distinguishes the wrong classes."""
     odds = negatives.confusion(torch.tensor([[0.0, -1000.0, -1000.0]]), torch.tensor([0]))
     assert odds[0].tolist() == [0.0, 0.5, 0.5]
 
@@ -144,17 +146,17 @@ def test_confusion_is_a_distribution_over_the_wrong_classes(classes: int, seed: 
 
 
 def test_confusion_negatives_follow_their_odds() -> None:
-    """A class with odds of zero is never drawn, also not the last one, where the cumulative odds have reached 1."""
+    """A class with odds of zero is never drawn, not even the last one, where the cumulative odds have reached 1."""
     odds = np.array([[0, 0.7, 0.3, 0], [0.5, 0, 0, 0.5], [0, 1, 0, 0], [0.1, 0.2, 0.7, 0]])
     y_w = torch.arange(4).repeat_interleave(4000)
     y_l = negatives.drawn(odds, y_w, seed=0)(range(16000), 0)
-    found = torch.stack([torch.bincount(y_l[y_w == c], minlength=4) for c in range(4)]).numpy() / 4000
-    assert np.abs(found - odds).max() < 5 * math.sqrt(0.25 / 4000)
-    assert (found[odds == 0] == 0).all()
+    shares = torch.stack([torch.bincount(y_l[y_w == c], minlength=4) for c in range(4)]).numpy() / 4000
+    assert np.abs(shares - odds).max() < 5 * math.sqrt(0.25 / 4000)
+    assert (shares[odds == 0] == 0).all()
 
 
-def test_confusion_is_learnt_from_training_images_alone() -> None:
-    """The reference takes training images of class 0 for class 1, validation images of class 0 for class 2."""
+def test_confusion_is_learnt_from_training_images_only() -> None:
+    """The reference confuses training images of class 0 with class 1, validation images of class 0 with class 2."""
     certain = torch.tensor([[0.5, 0.5, 0.0]] * 20 + [[0.5, 0.0, 0.5]] * 20).clamp(min=1e-30).log()
     zeros, ones = torch.zeros(20, dtype=torch.int64), torch.ones(20, dtype=torch.int64)
     splits = {"train": split_of(zeros, ones), "val": split_of(zeros, ones, first=20)}
@@ -164,8 +166,8 @@ def test_confusion_is_learnt_from_training_images_alone() -> None:
     assert hard["val"](range(20), None).tolist() == [2] * 20
 
 
-def test_negatives_draw_apart_from_data_order_and_augmentation() -> None:
-    """Under one stream, y_l would tell how an image was shifted, or which came when."""
+def test_negatives_use_other_random_numbers_than_data_order_and_augmentation() -> None:
+    """If they shared a stream, y_l would reveal how an image was shifted, or its place in the order."""
     entropies = [[seed, epoch, *row] for seed in (0, 1) for epoch in range(4) for row in ([], [0], [1], [2])]
     others = {number for entropy in entropies for number in np.random.default_rng(entropy).random(50).tolist()}
     for seed in (0, 1):
@@ -180,7 +182,7 @@ SETTINGS = LabelPairs(max_images=None, val_fraction=0.2, test_fraction=0.2, seed
 
 
 def test_splits_are_a_function_of_their_seed() -> None:
-    """Unseeded, the seed project validated its policy on images that its reference had been trained on."""
+    """The seed project did not seed them, and validated its policy on images that its reference had been trained on."""
     labels = np.arange(200) % 10
     first, again, other = (pair_labels(labels, np.arange(200), 10, replace(SETTINGS, seed=seed)) for seed in (0, 0, 1))
     assert first.equals(again)
@@ -217,19 +219,19 @@ def test_a_batch_is_augmented_as_its_images_one_by_one(shift: int, shape: Any, f
     images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     augment = Augmentation(shift, flip, seed=2)
     rows = list(range(100, 100 + len(images)))[::-1]
-    found = augment(images, rows, epoch=3)
-    assert found.dtype == torch.uint8
-    assert torch.equal(found, one_by_one(augment, images, rows, 3))
+    views = augment(images, rows, epoch=3)
+    assert views.dtype == torch.uint8
+    assert torch.equal(views, one_by_one(augment, images, rows, 3))
 
 
 def test_every_epoch_shows_another_crop() -> None:
-    """The seed project's RandomCrop(32) of a 32x32 image, without padding, had one place to go."""
+    """The seed project's RandomCrop(32) of a 32x32 image without padding had only one possible crop."""
     image = torch.arange(1, 65, dtype=torch.uint8).view(1, 1, 8, 8)
     views = {tuple(Augmentation(2, False, 0)(image, [5], epoch).flatten().tolist()) for epoch in range(200)}
-    assert len(views) == 25  # all of 5 x 5 places
+    assert len(views) == 5 * 5
 
 
-# What DPO takes of a classifier
+# Scores of a classifier
 
 LOGPS = torch.tensor([[0.7, 0.2, 0.1], [0.25, 0.25, 0.5]]).log()
 UNIFORM = torch.full((2, 3), 1 / 3).log()
@@ -237,22 +239,25 @@ CLASSES = torch.tensor([1, 2])
 
 
 def test_log_probability_and_confidence_of_a_class_by_hand() -> None:
-    """Sums of squares: .49 + .04 + .01 = .54; .0625 + .0625 + .25 = .375."""
+    """The confidence is p / sum p^2."""
     assert of_class(LOGPS, CLASSES).exp().tolist() == pytest.approx([0.2, 0.5])
-    assert confidence(LOGPS, CLASSES).exp().tolist() == pytest.approx([0.2 / 0.54, 0.5 / 0.375])
+    expected = [0.2 / (0.7**2 + 0.2**2 + 0.1**2), 0.5 / (0.25**2 + 0.25**2 + 0.5**2)]
+    assert confidence(LOGPS, CLASSES).exp().tolist() == pytest.approx(expected)
     assert correct(LOGPS, CLASSES).tolist() == [0.0, 1.0]
 
 
-def test_confidence_is_zero_without_knowledge_and_with_certainty() -> None:
+def test_log_confidence_is_zero_for_uniform_and_for_certain_models() -> None:
     assert confidence(UNIFORM, CLASSES).tolist() == pytest.approx([0, 0], abs=1e-6)
     assert confidence(torch.tensor([[-200.0, 0.0, -200.0]]), torch.tensor([1])).tolist() == [0]
 
 
 def test_kl_by_hand() -> None:
-    """Against the uniform distribution: ln 3 minus the entropy, .801819 nats and 1.5 ln 2 = 1.039721."""
-    assert kl(LOGPS, UNIFORM).tolist() == pytest.approx(
-        [math.log(3) - 0.801819, math.log(3) - 1.5 * math.log(2)], abs=1e-6
-    )
+    """To the uniform distribution: ln 3 minus the entropy."""
+    entropies = [
+        -0.7 * math.log(0.7) - 0.2 * math.log(0.2) - 0.1 * math.log(0.1),
+        -0.25 * math.log(0.25) - 0.25 * math.log(0.25) - 0.5 * math.log(0.5),
+    ]
+    assert kl(LOGPS, UNIFORM).tolist() == pytest.approx([math.log(3) - entropy for entropy in entropies], abs=1e-6)
     assert kl(LOGPS, LOGPS).tolist() == [0, 0]
 
 
@@ -260,9 +265,9 @@ def test_the_gradient_of_kl() -> None:
     """With logits z: dKL/dz_i = p_i (log p_i - log q_i - KL)."""
     logits = LOGPS.double().requires_grad_()
     policy = logits.log_softmax(1)
-    found = kl(policy, UNIFORM.double())
-    found.sum().backward()
-    by_hand = policy.exp() * (policy - UNIFORM - found[:, None])
+    nats = kl(policy, UNIFORM.double())
+    nats.sum().backward()
+    by_hand = policy.exp() * (policy - UNIFORM - nats[:, None])
     assert logits.grad is not None
     torch.testing.assert_close(logits.grad, by_hand.detach())
 
@@ -270,23 +275,24 @@ def test_the_gradient_of_kl() -> None:
 def test_pair_batch_by_hand() -> None:
     policy = LOGPS.clone().requires_grad_()
     batch = pair_batch(policy, UNIFORM, torch.tensor([0, 2]), torch.tensor([1, 0]))
+    squares = torch.tensor([0.7**2 + 0.2**2 + 0.1**2, 0.25**2 + 0.25**2 + 0.5**2])
     expected = PairBatch(
         Response(
             logps=torch.tensor([0.7, 0.5]).log(),
             ref_logps=UNIFORM[:, 0],
             tokens=torch.ones(2),
-            confidence=torch.tensor([0.7 / 0.54, 0.5 / 0.375]).log(),
+            confidence=(torch.tensor([0.7, 0.5]) / squares).log(),
         ),
         Response(
             logps=torch.tensor([0.2, 0.25]).log(),
             ref_logps=UNIFORM[:, 0],
             tokens=torch.ones(2),
-            confidence=torch.tensor([0.2 / 0.54, 0.25 / 0.375]).log(),
+            confidence=(torch.tensor([0.2, 0.25]) / squares).log(),
         ),
         kl=kl(LOGPS, UNIFORM),
         exact_kl=kl(LOGPS, UNIFORM),
     )
     torch.testing.assert_close(map_tensors(Tensor.detach, batch), expected)
     assert batch.exact_kl is not None
-    learned = [batch.chosen.logps, batch.rejected.logps, batch.exact_kl]
-    assert [any(t is each for each in learned) for t in tensors(batch)] == [t.requires_grad for t in tensors(batch)]
+    trained = [batch.chosen.logps, batch.rejected.logps, batch.exact_kl]
+    assert [any(t is other for other in trained) for t in tensors(batch)] == [t.requires_grad for t in tensors(batch)]

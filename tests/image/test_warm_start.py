@@ -1,4 +1,4 @@
-"""Image classifiers: weights that they start from, the stages that bring them, a reference that stays as it is."""
+"""Image classifiers: their initial weights, the stages that provide these, and a reference that does not change."""
 
 import logging
 from pathlib import Path
@@ -29,7 +29,7 @@ HEAD = ["fc.1.weight", "fc.1.bias", "fc.3.weight", "fc.3.bias"]
 
 
 def published(arch: str, seed: int = 1) -> dict[str, Tensor]:
-    """Weights as torchvision and timm name them, of ImageNet's shapes, with batch statistics of their own."""
+    """Weights with the names of torchvision and timm, the shapes for ImageNet, and non-default batch statistics."""
     torch.manual_seed(seed)
     model = getattr(torchvision.models, arch)(weights=None).eval()
     weights: dict[str, Tensor] = model.state_dict()
@@ -55,7 +55,9 @@ def fresh(stem: Any = "imagenet", channels: int = 3, arch: Any = "resnet18") -> 
     ("stem", "channels", "left"),
     [("imagenet", 3, []), ("cifar", 3, ["conv1.weight"]), ("imagenet", 1, ["conv1.weight"])],
 )
-def test_all_that_fits_is_loaded_and_the_rest_is_named(stem: Any, channels: int, left: list[str], file: Path) -> None:
+def test_tensors_that_fit_are_loaded_and_the_others_are_named(
+    stem: Any, channels: int, left: list[str], file: Path
+) -> None:
     model, before, given = fresh(stem, channels), fresh(stem, channels).state_dict(), load_file(file)
     assert resnet.warm_start(model, file) == left + HEAD
     for name, tensor in model.state_dict().items():
@@ -63,7 +65,7 @@ def test_all_that_fits_is_loaded_and_the_rest_is_named(stem: Any, channels: int,
 
 
 def test_the_body_computes_what_the_published_one_does(file: Path) -> None:
-    """Names and shapes might fit and the network be another, with strides elsewhere, say."""
+    """Names and shapes could match although the network differs, for example in its strides."""
     model, original = fresh().eval(), torchvision.models.resnet18(weights=None).eval()
     resnet.warm_start(model, file)
     original.load_state_dict(load_file(file))
@@ -72,13 +74,13 @@ def test_the_body_computes_what_the_published_one_does(file: Path) -> None:
     torch.testing.assert_close(model(images), original(images))
 
 
-def test_what_stays_fresh_is_logged(file: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_tensors_that_stay_fresh_are_logged(file: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "prefdag.image.model"):
         resnet.warm_start(fresh("cifar"), file)
     assert "fresh: conv1.weight, fc.1.weight" in caplog.text
 
 
-def test_half_precision_without_counters_is_taken(file: Path, tmp_path: Path) -> None:
+def test_half_precision_without_counters_is_accepted(file: Path, tmp_path: Path) -> None:
     weights = {name: t.bfloat16() for name, t in load_file(file).items() if not name.endswith("num_batches_tracked")}
     save_file(weights, tmp_path / "half.safetensors")
     model = fresh()
@@ -88,8 +90,8 @@ def test_half_precision_without_counters_is_taken(file: Path, tmp_path: Path) ->
     assert torch.equal(loaded, weights["layer1.0.conv1.weight"].float())
 
 
-def test_a_head_is_never_taken_over(file: Path, tmp_path: Path) -> None:
-    """One of our own classifiers has a head of the same names and shapes, for other classes."""
+def test_a_head_is_never_loaded(file: Path, tmp_path: Path) -> None:
+    """Another of our classifiers may have a head with the same names and shapes, but for other classes."""
     save_file(published("resnet18") | {"fc.3.weight": torch.zeros(4, 512)}, tmp_path / "ours.safetensors")
     model = fresh()
     assert resnet.warm_start(model, tmp_path / "ours.safetensors") == HEAD
@@ -100,7 +102,7 @@ def test_a_head_is_never_taken_over(file: Path, tmp_path: Path) -> None:
     ("given", "built"), [("resnet50", "resnet18"), ("resnet34", "resnet18"), ("resnet18", "resnet34")]
 )
 def test_weights_of_another_architecture_are_refused(given: str, built: str, tmp_path: Path) -> None:
-    """Every tensor of resnet18 has its like in resnet34, and resnet50 shares norms with both: no mixtures."""
+    """resnet34 has all tensors of resnet18, and resnet50 shares norms with both, but nothing is mixed."""
     path = tmp_path / "model.safetensors"
     save_file({name: t.bfloat16() for name, t in published(given).items()}, path)
     model = fresh(arch=built)
@@ -128,7 +130,7 @@ def test_architectures_are_recognised(arch: str, tmp_path: Path) -> None:
         lambda weights: weights | {"layer1.0.se.weight": torch.zeros(3)},
     ],
 )
-def test_what_is_no_resnet_is_refused(change: Any, file: Path, tmp_path: Path) -> None:
+def test_files_that_are_not_a_resnet_are_refused(change: Any, file: Path, tmp_path: Path) -> None:
     save_file(change(load_file(file)), tmp_path / "odd.safetensors")
     with pytest.raises(DataError, match=r"^odd\.safetensors: contains .*; choose other weights$") as caught:
         resnet.recognise(tmp_path / "odd.safetensors")
@@ -156,13 +158,13 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "workspace"
 
 
-def test_without_a_source_there_is_a_note_and_no_weights(workspace: Path) -> None:
+def test_without_a_source_only_a_note_is_written(workspace: Path) -> None:
     download_resnet.main(DownloadResnet(source=None))
     assert [path.name for path in download_resnet.BASE.iterdir()] == ["base.json"]
     assert read_json(download_resnet.BASE / "base.json") == {"arch": None}
 
 
-def test_weights_are_fetched_whatever_their_name(workspace: Path, file: Path, tmp_path: Path) -> None:
+def test_weights_of_any_name_are_fetched(workspace: Path, file: Path, tmp_path: Path) -> None:
     folder = tmp_path / "from/deeper"
     folder.mkdir(parents=True)
     (folder / "weights.safetensors").write_bytes(file.read_bytes())
@@ -185,7 +187,9 @@ def test_weights_are_fetched_whatever_their_name(workspace: Path, file: Path, tm
         (["a.safetensors"], None),
     ],
 )
-def test_not_one_resnet_leaves_nothing(names: list[str], message: str | None, workspace: Path, tmp_path: Path) -> None:
+def test_a_source_without_exactly_one_resnet_writes_nothing(
+    names: list[str], message: str | None, workspace: Path, tmp_path: Path
+) -> None:
     for name in names:
         (tmp_path / "from" / name).parent.mkdir(parents=True, exist_ok=True)
         save_file({"weight": torch.zeros(1)}, tmp_path / "from" / name)
@@ -196,7 +200,7 @@ def test_not_one_resnet_leaves_nothing(names: list[str], message: str | None, wo
     assert list(Path("models").iterdir()) == []
 
 
-def test_other_bytes_than_pinned_are_refused(workspace: Path, file: Path) -> None:
+def test_bytes_that_differ_from_the_pinned_hash_are_refused(workspace: Path, file: Path) -> None:
     with pytest.raises(SourceError, match=r"^params\.yaml: download_resnet\.source: sha256 is"):
         download_resnet.main(source(file, "0" * 64))
     assert list(Path("models").iterdir()) == []
@@ -207,7 +211,7 @@ def test_other_bytes_than_pinned_are_refused(workspace: Path, file: Path) -> Non
 
 @pytest.fixture
 def trained(workspace: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """What resnet_warmup hands to `train_stage` for 24 colour images of 4 classes, with or without weights."""
+    """The arguments that resnet_warmup passes to `train_stage` for 24 colour images of 4 classes, with or without weights."""
     for folder in (resnet_warmup.IMAGES, resnet_warmup.PAIRS, resnet_warmup.BASE):
         folder.mkdir(parents=True)
     images = torch.randint(0, 256, (24, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -231,13 +235,13 @@ def trained(workspace: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> Any
     return run
 
 
-def test_the_warm_up_starts_from_the_weights_where_there_are_any(trained: Any, file: Path) -> None:
-    alone, warm = trained(None)[0].state_dict(), trained(file)[0].state_dict()
+def test_the_warm_up_starts_from_the_downloaded_weights_if_any(trained: Any, file: Path) -> None:
+    cold, warm = trained(None)[0].state_dict(), trained(file)[0].state_dict()
     for name, tensor in load_file(file).items():
         if not name.startswith("fc."):
             assert torch.equal(warm[name], tensor)
-    assert not torch.equal(alone["layer1.0.conv1.weight"], warm["layer1.0.conv1.weight"])
-    assert all(torch.equal(alone[name], warm[name]) for name in HEAD)  # as seeded, with or without
+    assert not torch.equal(cold["layer1.0.conv1.weight"], warm["layer1.0.conv1.weight"])
+    assert all(torch.equal(cold[name], warm[name]) for name in HEAD)  # the head depends on the seed only
 
 
 def test_the_warm_up_trains_in_train_mode_and_validates_on_other_images(trained: Any) -> None:
@@ -262,14 +266,14 @@ def buffers(model: nn.Module) -> dict[str, Tensor]:
     return {name: t.clone() for name, t in model.named_buffers()}
 
 
-def test_a_loaded_reference_never_moves_and_one_in_train_mode_would(tmp_path: Path) -> None:
-    """The seed project never called eval(): its reference's batch statistics followed the data that DPO showed it."""
+def test_a_loaded_reference_never_changes_but_would_in_train_mode(tmp_path: Path) -> None:
+    """The seed project never called eval(), so its reference's batch statistics followed the data of DPO."""
     resnet.save(fresh(), resnet.Architecture("resnet18", "imagenet", 0.5, 3, 4), tmp_path)
     reference = resnet.load(tmp_path)[0].requires_grad_(False)
     before, images = buffers(reference), torch.randint(0, 256, (6, 3, 32, 32), dtype=torch.uint8)
     first = class_logps(reference, images)
-    assert torch.equal(class_logps(reference, images), first)  # nor does dropout speak
-    torch.testing.assert_close(class_logps(reference, images[:1]), first[:1])  # nor does the company in a batch
+    assert torch.equal(class_logps(reference, images), first)  # dropout is off
+    torch.testing.assert_close(class_logps(reference, images[:1]), first[:1])  # the rest of the batch does not matter
     assert not first.requires_grad
     after = buffers(reference)
     assert len(before) == 60

@@ -1,4 +1,4 @@
-"""Images from every source become the same arrays; a broken one is one line that names it."""
+"""Images from every source become the same arrays; a broken one is reported in one line that names it."""
 
 import gzip
 import io
@@ -35,8 +35,8 @@ def test_image_folder_and_its_tar_are_the_same(tmp_path: Path, top: str) -> None
     files = {f"{top}{name}": picture() for name in ("dog/b.png", "cat/z.PNG", "dog/a.png", "cat/b.png")}
     folder = read_images(write(tmp_path / "folder", files), "image-folder")
     packed = read_images(write(tmp_path / "tar", {"x.tar": tar(dict(files))}), "image-folder")
-    for one, other in zip(folder, packed, strict=True):
-        np.testing.assert_array_equal(one, other)
+    for from_folder, from_tar in zip(folder, packed, strict=True):
+        np.testing.assert_array_equal(from_folder, from_tar)
     assert folder.sources == [f"{top}{name}" for name in ("cat/b.png", "cat/z.PNG", "dog/a.png", "dog/b.png")]
     assert (folder.labels.tolist(), folder.classes) == ([0, 0, 1, 1], ["cat", "dog"])
     assert folder.images.shape == (4, 3, 3, 4)
@@ -82,7 +82,7 @@ BAD_CSV = {
 
 
 @pytest.mark.parametrize("kind", BAD_CSV)
-def test_malformed_mnist_csv_is_one_line(tmp_path: Path, kind: str) -> None:
+def test_malformed_mnist_csv_is_a_one_line_error(tmp_path: Path, kind: str) -> None:
     content, line = BAD_CSV[kind]
     with pytest.raises(DataError) as error:
         read_images(write(tmp_path, {"a.csv": content}), "mnist-csv")
@@ -90,14 +90,14 @@ def test_malformed_mnist_csv_is_one_line(tmp_path: Path, kind: str) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_truncated_gzip_is_one_line(tmp_path: Path) -> None:
+def test_truncated_gzip_is_a_one_line_error(tmp_path: Path) -> None:
     write(tmp_path, {"a.csv.gz": gzip.compress(mnist_csv([1, 2]))[:-40]})
     with pytest.raises(DataError, match=r"^a\.csv\.gz: not a complete gzip file"):
         read_images(tmp_path, "mnist-csv")
 
 
-def test_several_tars_and_several_tops_are_pooled(tmp_path: Path) -> None:
-    """Names may stand in both tars: each has its tar's before it."""
+def test_several_tars_or_top_folders_are_pooled(tmp_path: Path) -> None:
+    """The same name may be in both tars: sources start with the name of the tar."""
     names = ("a/1.png", "b/1.png")
     write(tmp_path / "tars", {f"{top}.tar": tar({name: picture() for name in names}) for top in ("train", "test")})
     write(tmp_path / "tops", {f"{top}/{name}": picture() for name in names for top in ("train", "test")})
@@ -134,7 +134,7 @@ FAULTY: dict[str, tuple[bytes, str, str]] = {
 
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("kind", FAULTY)
-def test_an_image_that_cannot_be_read_is_a_fault_of_its_own(tmp_path: Path, kind: str, packed: bool) -> None:
+def test_each_unreadable_image_is_recorded_as_a_fault(tmp_path: Path, kind: str, packed: bool) -> None:
     content, column, reason = FAULTY[kind]
     files = GOOD | {"c/2.png": content, "d/1.png": content}
     data = read_images(write(tmp_path, {"x.tar": tar(dict(files))} if packed else files), "image-folder")
@@ -172,7 +172,7 @@ BAD_FOLDERS: dict[str, tuple[dict[str, bytes], str]] = {
 
 
 @pytest.mark.parametrize("kind", BAD_FOLDERS)
-def test_malformed_image_folder_is_one_line(tmp_path: Path, kind: str) -> None:
+def test_malformed_image_folder_is_a_one_line_error(tmp_path: Path, kind: str) -> None:
     files, line = BAD_FOLDERS[kind]
     with pytest.raises(DataError, match=line) as error:
         read_images(write(tmp_path, files), "image-folder")
@@ -180,12 +180,12 @@ def test_malformed_image_folder_is_one_line(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("source_format", ["mnist-csv", "image-folder", "cifar10"])
-def test_no_files_is_one_line(tmp_path: Path, source_format: str) -> None:
+def test_a_source_without_files_is_a_one_line_error(tmp_path: Path, source_format: str) -> None:
     with pytest.raises(DataError, match="no files"):
         read_images(tmp_path, source_format)
 
 
-def test_malformed_cifar10_is_one_line(tmp_path: Path) -> None:
+def test_malformed_cifar10_is_a_one_line_error(tmp_path: Path) -> None:
     path = tmp_path / "cifar10.safetensors"
     path.write_bytes(b"x" * 20)
     with pytest.raises(DataError, match="not a complete safetensors"):
@@ -209,22 +209,22 @@ def test_random_bytes_are_a_data_error(tmp_path_factory: pytest.TempPathFactory,
 
 @cifar10_tars
 def test_a_tar_of_cifar10(tmp_path: Path, tars: Path | None) -> None:
-    of_each = 3 if tars is None else 500
+    per_class = 3 if tars is None else 500
     if tars is None:
-        write_cifar10_tars(tmp_path, {"train": of_each})
+        write_cifar10_tars(tmp_path, {"train": per_class})
     else:
         (tmp_path / "train.tar").symlink_to(tars / "train.tar")
     data = read_images(tmp_path, "image-folder")
-    assert data.images.shape == (10 * of_each, 3, 32, 32)
-    assert (data.sources[0], data.sources[-1]) == ("train/airplane/0000.jpg", f"train/truck/{of_each - 1:04}.jpg")
+    assert data.images.shape == (10 * per_class, 3, 32, 32)
+    assert (data.sources[0], data.sources[-1]) == ("train/airplane/0000.jpg", f"train/truck/{per_class - 1:04}.jpg")
 
 
-def test_what_is_written_is_what_was_read_in_any_memory_order(tmp_path: Path) -> None:
-    """A CSV read column by column gives an array in Fortran order, which safetensors would write scrambled."""
+def test_images_of_any_memory_order_are_written_unchanged(tmp_path: Path) -> None:
+    """A CSV read by columns gives an array in Fortran order, which safetensors would write in the wrong order."""
     expected = np.arange(24, dtype=np.uint8).reshape(2, 1, 3, 4)
     labels = np.array([0, 1], dtype=np.int64)
     data = Images(np.asfortranarray(expected), labels, ["a", "b"], ["x:1", "x:2"])
     write_images(tmp_path / "out", data, pd.DataFrame(index=range(2)))
-    found = load_file(tmp_path / "out" / "images.safetensors")
-    assert np.array_equal(found["images"], expected)
-    assert np.array_equal(found["labels"], labels)
+    arrays = load_file(tmp_path / "out" / "images.safetensors")
+    assert np.array_equal(arrays["images"], expected)
+    assert np.array_equal(arrays["labels"], labels)

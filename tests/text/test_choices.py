@@ -1,4 +1,4 @@
-"""Multiple choice, by hand and against a naive twin of lm-evaluation-harness: one row a forward pass."""
+"""Multiple choice, by hand and against a naive twin of lm-evaluation-harness with one row per forward pass."""
 
 import json
 import math
@@ -34,10 +34,11 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 GAP = {"sentence": "Ann helped Ben as _ was kind.", "option1": "Ann", "option2": "Ben", "answer": "1"}
 WINDOW = 512
+Z = 1.959964  # the normal distribution's 97.5% quantile
 
 
 class Subject(NamedTuple):
-    """A model folder, read in our way and in transformers' own."""
+    """A model folder, loaded by us and by transformers."""
 
     folder: Path
     tokenizer: ChatTokenizer
@@ -55,7 +56,7 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer) -> Path:
 
 
 def word_pieces() -> Tokenizer:
-    """Byte pairs within words, as GPT-2 has them."""
+    """Byte pairs within words, as in GPT-2."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -66,7 +67,7 @@ def word_pieces() -> Tokenizer:
 
 
 def across_words() -> Tokenizer:
-    """Characters, and tokens that reach from the prompt's colon into the answer."""
+    """Characters, and tokens that reach across the prompt's colon into the answer."""
     characters = [*sorted({*PRIMER, *"Is it?xy"}), " x", ": x"]
     return Tokenizer(
         models.BPE({text: i for i, text in enumerate(characters)}, [(" ", "x"), (":", " x")], unk_token=" ")
@@ -75,7 +76,7 @@ def across_words() -> Tokenizer:
 
 @pytest.fixture(scope="module", params=["llama", "gpt2"])
 def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Subject:
-    """Two layers of width 32 with weights so large that answers differ, behind a tokenizer of word pieces."""
+    """Two layers of width 32 with a tokenizer of word pieces; the weights are large enough that answers differ."""
     folder = write_tokenizer(tmp_path_factory.mktemp("models") / request.param, word_pieces())
     torch.manual_seed(0)
     vocabulary, width = 512, 32
@@ -125,18 +126,18 @@ def sentences(folder: Path, *rows: dict[str, str]) -> list[EvalRow]:
 
 @torch.no_grad()
 def naive(subject: Subject, context: str, continuation: str) -> float:
-    """log p(continuation | context) as the harness has it: HFLM._encode_pair, then one row alone, no packing."""
+    """log p(continuation | context) as in the harness: HFLM._encode_pair, then a forward pass of this row alone."""
     spaces = len(context) - len(context.rstrip())
     if spaces:
         context, continuation = context[:-spaces], context[-spaces:] + continuation
-    whole = subject.plain_tokenizer.encode(context + continuation)
-    first = subject.plain_tokenizer.encode(context)
-    rest = whole[len(first) :]
-    logits = subject.plain_model(torch.tensor([first + rest])).logits[0].double()
-    return float(logits.log_softmax(-1)[len(first) - 1 : -1].gather(1, torch.tensor(rest)[:, None]).sum())
+    ids = subject.plain_tokenizer.encode(context + continuation)
+    prompt = subject.plain_tokenizer.encode(context)
+    rest = ids[len(prompt) :]
+    logits = subject.plain_model(torch.tensor([prompt + rest])).logits[0].double()
+    return float(logits.log_softmax(-1)[len(prompt) - 1 : -1].gather(1, torch.tensor(rest)[:, None]).sum())
 
 
-# What is scored
+# Texts and tokens
 
 
 def test_a_question_as_the_harness_writes_it(subject: Subject) -> None:
@@ -147,11 +148,11 @@ def test_a_question_as_the_harness_writes_it(subject: Subject) -> None:
     assert text == PRIMER + "\n\nQ: Is it?\nA:"
     assert text.startswith("Q: What is human life expectancy in the United States?\nA: Human life")
     assert text.count("Q: ") == text.count("A:") == 7
-    said = [subject.tokenizer.decode(response) for response in group.responses]
-    assert said == [" No", " It is not", " Yes", " Of course"]  # and no EOS
+    responses = [subject.tokenizer.decode(response) for response in group.responses]
+    assert responses == [" No", " It is not", " Yes", " Of course"]  # without an EOS
 
 
-def test_a_best_answer_that_stands_later_is_scored_first() -> None:
+def test_the_best_answer_is_scored_first_wherever_it_is_listed() -> None:
     row = question("q", ["b", "a"], ["c"])
     swapped = EvalRow(
         source="s", prompt=row.prompt, response="b", right_responses=("a", "b"), wrong_responses=row.wrong_responses
@@ -168,7 +169,7 @@ def test_a_sentence_as_the_harness_writes_it(subject: Subject, tmp_path: Path) -
         ("Ann helped Ben as Ann", [" was kind."]),
         ("Ann helped Ben as Ben", [" was kind."]),
         ("Ann helped Ben as Ben", [" was kind."]),
-        ("Ann helped Ben as Ann", ["  was kind."]),  # the option's space goes to what is scored
+        ("Ann helped Ben as Ann", ["  was kind."]),  # the option's trailing space moves to the scored text
     ]
 
 
@@ -178,18 +179,21 @@ def test_the_sentences_of_the_project_can_be_scored(subject: Subject, tmp_path: 
     assert len(TASKS["winogrande"].groups(rows, subject.tokenizer, WINDOW)) == 2 * len(rows) == 80
 
 
-def test_tokens_across_the_boundary_are_the_prompts(tmp_path: Path) -> None:
-    """Tokenised as one text, and cut where the prompt's own tokens end: what the harness does."""
+def test_tokens_across_the_boundary_belong_to_the_prompt(tmp_path: Path) -> None:
+    """Like the harness: prompt and answer are tokenised as one text and cut after as many tokens as the prompt alone has."""
     tokenizer = ChatTokenizer(write_tokenizer(tmp_path, across_words()), "instruction")
     [group] = TASKS["truthfulqa"].groups([question("Is it?", ["xy"], ["y"])], tokenizer, None)
     assert tokenizer.decode(group.prompt[-2:]).replace(" ", "") == "A:"
-    assert [tokenizer.decode(response) for response in group.responses] == ["y", "  y"]  # ": x" is lost, as there
+    assert [tokenizer.decode(response) for response in group.responses] == [
+        "y",
+        "  y",
+    ]  # ": x" is lost, as in the harness
     message = r"^t/a.json:1: the tokenizer merges a whole answer into the text before it"
     with pytest.raises(DataError, match=message):
         TASKS["truthfulqa"].groups([question("Is it?", ["x"], ["y"])], tokenizer, None)
 
 
-def test_what_the_model_has_no_positions_for_is_refused(subject: Subject, tmp_path: Path) -> None:
+def test_rows_longer_than_the_context_are_refused(subject: Subject, tmp_path: Path) -> None:
     assert positions(subject.folder) == WINDOW
     task, row = TASKS["truthfulqa"], question("Is it?", ["No"], ["Yes", "Of course it is"])
     [group] = task.groups([row], subject.tokenizer, None)
@@ -227,8 +231,8 @@ def test_sharing_a_prompt_changes_no_score(
     groups = TASKS["truthfulqa"].groups(rows, subject.tokenizer, WINDOW)
     logps = group_logps(subject.model, groups, 10_000, "test")
     expected = [
-        naive(subject, f"{PRIMER}\n\nQ: {said}\nA:", f" {answer}")
-        for said, row in zip((text, "Is it?"), rows, strict=True)
+        naive(subject, f"{PRIMER}\n\nQ: {asked}\nA:", f" {answer}")
+        for asked, row in zip((text, "Is it?"), rows, strict=True)
         for answer in answers(row)
     ]
     np.testing.assert_allclose(logps, expected, rtol=1e-5, atol=1e-4)
@@ -236,7 +240,7 @@ def test_sharing_a_prompt_changes_no_score(
 
 @settings(max_examples=25, deadline=None)
 @given(TEXT, WORDS, WORDS, WORDS, st.sampled_from("12"))
-def test_sentences_score_as_one_by_one(
+def test_sentences_score_like_the_naive_twin(
     subject: Subject,
     tmp_path_factory: pytest.TempPathFactory,
     before: str,
@@ -253,8 +257,8 @@ def test_sentences_score_as_one_by_one(
     np.testing.assert_allclose(logps, expected if answer == "1" else expected[::-1], rtol=1e-5, atol=1e-4)
 
 
-def test_a_model_that_says_the_same_of_all_tokens(tmp_path: Path, subject: Subject) -> None:
-    """n tokens of V have probability V^-n each, worked by hand; what is as long is a tie, and lost."""
+def test_a_model_for_which_all_tokens_are_equally_probable(tmp_path: Path, subject: Subject) -> None:
+    """An answer of n tokens has probability V^-n. Answers of equal length tie, and a tie counts as wrong."""
     row = question("Is it?", ["No", "No one"], ["No way at all"])
     tied = question("Is it?", ["No"], ["Na"])
     model = lm.load(subject.folder)
@@ -277,12 +281,11 @@ def test_a_model_that_says_the_same_of_all_tokens(tmp_path: Path, subject: Subje
 
 def test_truthfulqa_by_hand() -> None:
     rows = [
-        question("a", ["best", "right"], ["wrong", "other"], source="t:1"),  # another right one may be likelier
+        question("a", ["best", "right"], ["wrong", "other"], source="t:1"),  # another right answer may be more probable
         question("b", ["best"], ["wrong"], source="t:2"),
         question("c", ["best"], ["wrong"], source="t:3"),  # a tie
-        question(
-            "d", ["best", "right"], ["wrong"], source="t:4"
-        ),  # probabilities below float64; only the other beats it
+        # Probabilities below the range of float64; only the other right answer is more probable than the wrong one.
+        question("d", ["best", "right"], ["wrong"], source="t:4"),
     ]
     logps = np.array([*np.log([0.2, 0.4, 0.1, 0.1]), *np.log([0.1, 0.3]), -2.0, -2.0, -1000.0, -998.0, -999.0])
     task = TASKS["truthfulqa"]
@@ -290,16 +293,19 @@ def test_truthfulqa_by_hand() -> None:
     assert table["source"].tolist() == ["t:1", "t:2", "t:3", "t:4"]
     assert table["mc1"].tolist() == [True, False, False, False]
     last = (1 + math.e**2) / (1 + math.e**2 + math.e)
-    assert table["mc2"].tolist() == pytest.approx([0.75, 0.25, 0.5, last])
-    assert [len(each) for each in table["logps_right"]] == [2, 1, 1, 2]
+    mc2 = [(0.2 + 0.4) / (0.2 + 0.4 + 0.1 + 0.1), 0.1 / (0.1 + 0.3), 1 / (1 + 1), last]
+    assert table["mc2"].tolist() == pytest.approx(mc2)
+    assert [len(logps) for logps in table["logps_right"]] == [2, 1, 1, 2]
     assert table["logps_wrong"][3] == [-999.0]
     metrics = task.metrics(table)
     assert list(metrics) == ["mc1", "mc1_low", "mc1_high", "mc2", "mc2_low", "mc2_high", "n"]
-    assert (metrics["mc1"], metrics["n"]) == (0.25, 4)
-    assert (metrics["mc1_low"], metrics["mc1_high"]) == pytest.approx((0.0456, 0.6994), abs=1e-4)  # Wilson, 1 of 4
-    values = [0.75, 0.25, 0.5, last]
-    error = 3.1824 * float(np.std(values, ddof=1)) / 2  # Student's t of 3 degrees of freedom
-    assert metrics["mc2"] == pytest.approx(float(np.mean(values)))
+    assert (metrics["mc1"], metrics["n"]) == (1 / 4, 4)
+    # Wilson's interval of p = 1/4 for n = 4: (p + z^2 / 2n -+ z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n).
+    center, half = 1 / 4 + Z**2 / 8, Z * math.sqrt(3 / 64 + Z**2 / 64)
+    ends = (center - half) / (1 + Z**2 / 4), (center + half) / (1 + Z**2 / 4)
+    assert (metrics["mc1_low"], metrics["mc1_high"]) == pytest.approx(ends, abs=1e-6)
+    error = 3.1824 * float(np.std(mc2, ddof=1)) / math.sqrt(4)  # Student's t with 3 degrees of freedom
+    assert metrics["mc2"] == pytest.approx(sum(mc2) / 4)
     assert metrics["mc2_high"] - metrics["mc2"] == pytest.approx(error, rel=1e-4)
     assert metrics["mc2"] - metrics["mc2_low"] == pytest.approx(error, rel=1e-4)
 
@@ -313,10 +319,13 @@ def test_winogrande_by_hand(tmp_path: Path) -> None:
     metrics = task.metrics(table)
     assert list(metrics) == ["accuracy", "accuracy_low", "accuracy_high", "n"]
     assert (metrics["accuracy"], metrics["n"]) == (pytest.approx(1 / 3), 3)
-    assert (metrics["accuracy_low"], metrics["accuracy_high"]) == pytest.approx((0.0615, 0.7923), abs=1e-4)
+    # Wilson's interval of p = 1/3 for n = 3.
+    center, half = 1 / 3 + Z**2 / 6, Z * math.sqrt(2 / 27 + Z**2 / 36)
+    ends = (center - half) / (1 + Z**2 / 3), (center + half) / (1 + Z**2 / 3)
+    assert (metrics["accuracy_low"], metrics["accuracy_high"]) == pytest.approx(ends, abs=1e-6)
 
 
-def test_tables_can_be_kept_as_parquet(tmp_path: Path) -> None:
+def test_tables_can_be_saved_as_parquet(tmp_path: Path) -> None:
     import pandas as pd
 
     table = TASKS["truthfulqa"].table([question("a", ["b"], ["c", "d"])], np.array([-1.0, -2.0, -3.0]))
@@ -326,7 +335,7 @@ def test_tables_can_be_kept_as_parquet(tmp_path: Path) -> None:
 
 
 def test_the_benchmark_puts_our_scores_in_the_harness_order(tmp_path: Path) -> None:
-    """There a question's choices stand as in the file, ours right ones first."""
+    """The harness keeps the order of the file; ours puts the right answers first."""
     raw = {
         "question": "q",
         "mc1_targets": {"w": 0, "best": 1, "v": 0},

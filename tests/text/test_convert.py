@@ -1,4 +1,4 @@
-"""Conversion of a fetched model: tiny random ones, made here."""
+"""Conversion of a fetched model, on tiny random models."""
 
 import json
 import shutil
@@ -31,7 +31,7 @@ def load(folder: Path) -> PreTrainedModel:
 
 
 @pytest.mark.parametrize("architecture", ["llama", "llama-tied", "gpt2"])
-def test_a_folder_keeps_its_function(architecture: str, tmp_path: Path) -> None:
+def test_a_converted_folder_computes_the_same_function(architecture: str, tmp_path: Path) -> None:
     convert(model_folder(tmp_path / "in", architecture), tmp_path / "out")
     torch.testing.assert_close(logits(load(tmp_path / "out")), logits(tiny(architecture)), rtol=0, atol=0)
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
@@ -52,7 +52,7 @@ def test_half_precision_becomes_float32(tmp_path: Path) -> None:
     assert read_json(tmp_path / "out/config.json")["dtype"] == "float32"
 
 
-def test_the_same_source_gives_the_same_bytes_wherever_it_lies(tmp_path: Path) -> None:
+def test_the_same_source_gives_the_same_bytes_in_any_place(tmp_path: Path) -> None:
     first, second = model_folder(tmp_path / "here/in"), tmp_path / "somewhere/else"
     shutil.copytree(first, second)
     convert(first, tmp_path / "a")
@@ -63,7 +63,7 @@ def test_the_same_source_gives_the_same_bytes_wherever_it_lies(tmp_path: Path) -
 
 
 def test_tokenizer_json_is_kept_whatever_class_claims_it(tmp_path: Path) -> None:
-    """transformers rebuilds a GPT2Tokenizer from its vocabulary, which would lose the normaliser."""
+    """transformers would rebuild a GPT2Tokenizer from its vocabulary and lose the normaliser."""
     source = model_folder(tmp_path / "in", "gpt2")
     write_json(source / "tokenizer_config.json", {"tokenizer_class": "GPT2Tokenizer", "eos_token": "</s>"})
     assert AutoTokenizer.from_pretrained(source)("Hello").input_ids != tokenizer().encode("Hello").ids
@@ -76,7 +76,7 @@ def test_tokenizer_json_is_kept_whatever_class_claims_it(tmp_path: Path) -> None
 
 
 def write_gguf(path: Path, model: PreTrainedModel) -> None:
-    """A tied llama and the tokenizer as one GGUF file with float32 tensors."""
+    """Write a tied llama and its tokenizer as one GGUF file with float32 tensors."""
     config, weights = model.config, model.state_dict()
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name("tiny")
@@ -102,7 +102,7 @@ def write_gguf(path: Path, model: PreTrainedModel) -> None:
         if name == "lm_head.weight":
             continue
         heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(name.split(".")[-2])
-        if heads:  # GGUF interleaves the halves that the rotary embedding turns
+        if heads:  # GGUF interleaves the halves that the rotary embedding rotates
             weight = weight.view(heads, 2, -1, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
         base, _, suffix = name.rpartition(".")
         writer.add_tensor(f"{names.get_name(base)}.{suffix}", weight.numpy())
@@ -137,7 +137,7 @@ def refusal(source: Path, tmp_path: Path) -> str:
     return message
 
 
-def test_missing_weights_are_not_made_up(tmp_path: Path) -> None:
+def test_missing_weights_are_refused(tmp_path: Path) -> None:
     source = model_folder(tmp_path / "in")
     weights = load_file(source / "model.safetensors")
     del weights["model.layers.1.mlp.up_proj.weight"]
@@ -145,7 +145,7 @@ def test_missing_weights_are_not_made_up(tmp_path: Path) -> None:
     assert "1 weights are missing, for example 'model.layers.1.mlp.up_proj.weight'" in refusal(source, tmp_path)
 
 
-def test_no_eos_token(tmp_path: Path) -> None:
+def test_a_model_without_an_eos_token_is_refused(tmp_path: Path) -> None:
     source = model_folder(tmp_path / "in")
     for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
         content = {key: value for key, value in read_json(source / name).items() if not key.startswith("eos_token")}
@@ -153,7 +153,7 @@ def test_no_eos_token(tmp_path: Path) -> None:
     assert "no EOS token" in refusal(source, tmp_path)
 
 
-def test_a_tokenizer_of_another_model(tmp_path: Path) -> None:
+def test_a_tokenizer_larger_than_the_embedding_is_refused(tmp_path: Path) -> None:
     source = model_folder(tmp_path / "in")
     larger = tokenizer()
     larger.add_tokens(["<one>", "<more>"])
@@ -173,13 +173,13 @@ def test_a_tokenizer_of_another_model(tmp_path: Path) -> None:
     }.items(),
     ids=lambda item: item[0],
 )
-def test_a_damaged_folder(damage: Any, tmp_path: Path) -> None:
+def test_a_damaged_folder_is_refused(damage: Any, tmp_path: Path) -> None:
     source = model_folder(tmp_path / "in")
     damage[1](source)
     assert refusal(source, tmp_path).startswith("config.json: ")
 
 
-def test_what_is_no_model_at_all(tmp_path: Path) -> None:
+def test_a_source_without_a_model_is_refused(tmp_path: Path) -> None:
     source = tmp_path / "in"
     source.mkdir()
     assert "the source has no file" in refusal(source, tmp_path)

@@ -1,4 +1,4 @@
-"""A judge behind a server, good and bad: what it is asked, what is made of its replies, and that nobody learns the key."""
+"""A judge on a server: its requests, how its replies are read, its failures, and that the key stays secret."""
 
 import json
 import logging
@@ -28,22 +28,22 @@ PAIRS = contests_of([("a stone", "a rose"), ("x", "y"), ("same", "same")])
 Reply = Callable[[dict[str, Any]], tuple[int, Any]]
 
 
-def said(text: str | None) -> tuple[int, Any]:
+def completion(text: str | None) -> tuple[int, Any]:
     return 200, {"choices": [{"message": {"role": "assistant", "content": text}}]}
 
 
 def prefers(word: str) -> Reply:
-    """A judge that likes the answer with this word, and ties without it."""
+    """A judge that prefers the answer with this word; if neither has it, it is a tie."""
 
     def reply(body: dict[str, Any]) -> tuple[int, Any]:
         first, second = body["messages"][-1]["content"].split("[Start of Assistant B's response]")
-        return said(f"I think ... [[{'A' if word in first else 'B' if word in second else 'C'}]]")
+        return completion(f"I think ... [[{'A' if word in first else 'B' if word in second else 'C'}]]")
 
     return reply
 
 
 class Server:
-    """A fake server: `reply` answers; `asked` are the bodies, `headers` and `paths` what came with them."""
+    """A fake server that answers with `reply`; `asked`, `headers` and `paths` record the requests."""
 
     def __init__(self) -> None:
         self.reply: Reply = prefers("rose")
@@ -75,17 +75,17 @@ class Server:
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    """A running server; the project is an empty folder, retries are at once."""
+    """A running server. The project is an empty folder, and retries follow almost immediately."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DVC_ROOT", raising=False)
     monkeypatch.setattr(endpoint, "BACKOFF", 0.01)
     monkeypatch.setattr(endpoint, "RETRIES", 2)
-    found = Server()
-    thread = Thread(target=found.http.serve_forever, args=(0.05,), daemon=True)
+    running = Server()
+    thread = Thread(target=running.http.serve_forever, args=(0.05,), daemon=True)
     thread.start()
-    yield found
-    found.http.shutdown()
-    found.http.server_close()
+    yield running
+    running.http.shutdown()
+    running.http.server_close()
 
 
 def at(server: Server, key: str | None = None, **changes: Any) -> Endpoint:
@@ -93,21 +93,21 @@ def at(server: Server, key: str | None = None, **changes: Any) -> Endpoint:
     return Endpoint(EndpointJudge(kind="endpoint", **options), key)
 
 
-def test_both_orders_are_asked_and_equal_answers_are_not(server: Server) -> None:
-    found = judge_all(server)
-    assert found["outcome"].tolist() == ["win", "tie", "tie"]
-    assert found["policy_first"].tolist() == ["policy", "tie", "tie"]
-    assert found["reference_first"].tolist() == ["policy", "tie", "tie"]
-    assert found["policy_first_reply"][0] == "I think ... [[A]]"
-    assert found["reference_first_reply"][0] == "I think ... [[B]]"
+def test_both_orders_are_judged_and_equal_answers_are_not_sent(server: Server) -> None:
+    verdicts = judge_all(server)
+    assert verdicts["outcome"].tolist() == ["win", "tie", "tie"]
+    assert verdicts["policy_first"].tolist() == ["policy", "tie", "tie"]
+    assert verdicts["reference_first"].tolist() == ["policy", "tie", "tie"]
+    assert verdicts["policy_first_reply"][0] == "I think ... [[A]]"
+    assert verdicts["reference_first_reply"][0] == "I think ... [[B]]"
     assert len(server.asked) == 4
     assert set(server.paths) == {"/v1/chat/completions"}
     body = server.asked[0]
     assert (body["model"], body["temperature"], body["max_tokens"]) == ("m", 0, 32)
-    read = [each["messages"][-1]["content"] for each in server.asked[:2]]
-    assert "user: Say p0" in read[0]
-    assert read[0].index("a rose") < read[0].index("a stone")
-    assert read[1].index("a stone") < read[1].index("a rose")
+    prompts = [request["messages"][-1]["content"] for request in server.asked[:2]]
+    assert "user: Say p0" in prompts[0]
+    assert prompts[0].index("a rose") < prompts[0].index("a stone")
+    assert prompts[1].index("a stone") < prompts[1].index("a rose")
     assert "Authorization" not in server.headers[0]
 
 
@@ -115,16 +115,16 @@ def judge_all(server: Server, **options: Any) -> pd.DataFrame:
     return endpoint.judge(PAIRS, at(server, **options))
 
 
-def test_a_judge_that_goes_by_place_sees_no_winner(server: Server) -> None:
-    server.reply = lambda body: said("[[A]]")
-    found = judge_all(server)
-    assert found["outcome"].tolist() == ["tie"] * 3
-    assert found["reference_first"].tolist()[:2] == ["reference", "reference"]
-    assert judge.win_rates(PAIRS, found)["greedy"]["win_rate"] == 0.5
+def test_a_judge_that_prefers_a_position_gives_only_ties(server: Server) -> None:
+    server.reply = lambda body: completion("[[A]]")
+    verdicts = judge_all(server)
+    assert verdicts["outcome"].tolist() == ["tie"] * 3
+    assert verdicts["reference_first"].tolist()[:2] == ["reference", "reference"]
+    assert judge.win_rates(PAIRS, verdicts)["greedy"]["win_rate"] == 0.5
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "expected"),
+    ("policy_first", "reference_first", "expected"),
     [
         ("policy", "policy", "win"),
         ("reference", "reference", "loss"),
@@ -137,8 +137,8 @@ def test_a_judge_that_goes_by_place_sees_no_winner(server: Server) -> None:
         ("unread", "unread", "unread"),
     ],
 )
-def test_two_orders_make_one_outcome(one: str, other: str, expected: str) -> None:
-    assert endpoint.outcome(one, other) == expected
+def test_the_verdicts_of_both_orders_make_one_outcome(policy_first: str, reference_first: str, expected: str) -> None:
+    assert endpoint.outcome(policy_first, reference_first) == expected
 
 
 def test_the_last_verdict_counts() -> None:
@@ -146,30 +146,40 @@ def test_the_last_verdict_counts() -> None:
     assert [endpoint.verdict(text, "x", "y") for text in ("", "[A]", "[[D]]", "both")] == ["unread"] * 4
 
 
-def test_what_cannot_be_read_is_counted_and_kept(server: Server) -> None:
-    answers = iter([said("I like both."), said(None), said("[[A]]"), said("[[B]]")])
+def test_unreadable_replies_are_counted_and_kept(server: Server) -> None:
+    answers = iter([completion("I like both."), completion(None), completion("[[A]]"), completion("[[B]]")])
     server.reply = lambda body: next(answers)
-    found = judge_all(server)
-    assert found["outcome"].tolist() == ["unread", "win", "tie"]
-    assert found["policy_first_reply"].tolist()[:2] == ["I like both.", "[[A]]"]
-    rates = judge.win_rates(PAIRS, found)["greedy"]
-    assert (rates["n"], rates["unread"], rates["win_rate"]) == (2, 1, 0.75)
+    verdicts = judge_all(server)
+    assert verdicts["outcome"].tolist() == ["unread", "win", "tie"]
+    assert verdicts["policy_first_reply"].tolist()[:2] == ["I like both.", "[[A]]"]
+    rates = judge.win_rates(PAIRS, verdicts)["greedy"]
+    assert (rates["n"], rates["unread"], rates["win_rate"]) == (2, 1, (1 + 1 / 2) / 2)
 
 
 def test_a_busy_server_is_asked_again(server: Server) -> None:
-    answers = iter([(429, {}), (503, {}), said("[[A]]"), (500, {}), said("[[B]]"), said("[[C]]"), said("[[C]]")])
+    answers = iter(
+        [
+            (429, {}),
+            (503, {}),
+            completion("[[A]]"),
+            (500, {}),
+            completion("[[B]]"),
+            completion("[[C]]"),
+            completion("[[C]]"),
+        ]
+    )
     server.reply = lambda body: next(answers)
     assert judge_all(server)["outcome"].tolist() == ["win", "tie", "tie"]
     assert len(server.asked) == 7
 
 
-def test_nothing_is_asked_twice_after_a_failure(server: Server) -> None:
-    answers = iter([said("[[A]]"), said("[[B]]"), said("[[A]]")])
+def test_no_verdict_is_requested_twice_after_a_failure(server: Server) -> None:
+    answers = iter([completion("[[A]]"), completion("[[B]]"), completion("[[A]]")])
     server.reply = lambda body: next(answers, (400, {}))
     with pytest.raises(SourceError, match=r"answers with status 400; check url and model.* are kept for the next run"):
         judge_all(server)
     assert len(server.asked) == 4
-    server.reply = lambda body: said("[[A]]")
+    server.reply = lambda body: completion("[[A]]")
     assert judge_all(server)["outcome"].tolist() == ["win", "tie", "tie"]
     assert len(server.asked) == 5
     judge_all(server)
@@ -193,7 +203,7 @@ def test_nothing_is_asked_twice_after_a_failure(server: Server) -> None:
         ((200, b"\xff\xfe"), "does not answer in the form"),
     ],
 )
-def test_a_bad_server_is_one_line(reply: tuple[int, Any], message: str, server: Server) -> None:
+def test_a_bad_server_is_a_one_line_error(reply: tuple[int, Any], message: str, server: Server) -> None:
     server.reply = lambda body: reply
     with pytest.raises(SourceError, match=message) as caught:
         endpoint.judge(PAIRS, at(server, CANARY))
@@ -204,7 +214,7 @@ def test_a_bad_server_is_one_line(reply: tuple[int, Any], message: str, server: 
     assert not list(Path(".prefdag").rglob("*.json"))
 
 
-def test_a_dead_server_is_one_line(server: Server) -> None:
+def test_a_dead_server_is_a_one_line_error(server: Server) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
@@ -212,15 +222,15 @@ def test_a_dead_server_is_one_line(server: Server) -> None:
         judge_all(server, url=url)
 
 
-def test_a_server_that_hangs_is_given_up(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_hangs_times_out(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(endpoint, "RETRIES", 1)
-    server.reply = lambda body: time.sleep(1) or said("[[A]]")
+    server.reply = lambda body: time.sleep(1) or completion("[[A]]")
     with pytest.raises(SourceError, match=r"cannot be reached \(timed out\)"):
         judge_all(server, timeout=0.2)
 
 
 @pytest.mark.parametrize("key", ["sk a", "sk\nX-Other: 1", "schlüssel", "sk\x00"])
-def test_a_key_that_is_none_is_refused_without_showing_it(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_key_is_refused_without_showing_it(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if "\x00" in key:
         monkeypatch.setattr(endpoint.os, "environ", {endpoint.KEY: key})
     else:
@@ -244,10 +254,10 @@ def test_an_address_with_secrets_or_without_a_scheme_is_refused(url: str, root: 
         load_params(tmp_path / "params.yaml")
 
 
-def test_the_stage_writes_what_was_judged_and_the_key_is_nowhere(
+def test_the_stage_writes_its_verdicts_but_never_the_key(
     server: Server, root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capfd: Any
 ) -> None:
-    """Also where a server repeats the key, and with urllib3 at its most talkative."""
+    """Even if the server repeats the key and urllib3 logs everything."""
     monkeypatch.setenv(endpoint.KEY, f"{CANARY}\n")
     Path(".netrc").write_text("machine 127.0.0.1 login other password wrong\n")
     monkeypatch.setenv("NETRC", ".netrc")
@@ -265,8 +275,10 @@ def test_the_stage_writes_what_was_judged_and_the_key_is_nowhere(
     table.to_parquet(judge_text.ANSWERS)
     prompts = [[{"role": "user", "content": "Name one"}]] * 2
     pd.DataFrame({"id": ["p1", "p0"], "prompt": prompts}).to_parquet(judge_text.MESSAGES)
-    good = prefers("rose")
-    server.reply = lambda body: said(f"You are {CANARY}. {good(body)[1]['choices'][0]['message']['content']}")
+    judge_reply = prefers("rose")
+    server.reply = lambda body: completion(
+        f"You are {CANARY}. {judge_reply(body)[1]['choices'][0]['message']['content']}"
+    )
     config: Any = load_params(root / "params.yaml").judge_text
     options: LossOptions = load_params(root / "params.yaml").loss_options
     from dataclasses import replace
@@ -285,5 +297,5 @@ def test_the_stage_writes_what_was_judged_and_the_key_is_nowhere(
     files = [path for path in Path().rglob("*") if path.is_file()]
     assert len(files) > 6
     assert not [path for path in files if CANARY.encode() in path.read_bytes()]
-    write_json(Path("control.json"), {"key": CANARY})  # what is looked for would be found
+    write_json(Path("control.json"), {"key": CANARY})  # control: the search above finds a key that is there
     assert CANARY.encode() in Path("control.json").read_bytes()

@@ -1,4 +1,4 @@
-"""Verdicts by rewards, and the win rate: by hand, against the models, and with reward models that are none."""
+"""Verdicts by rewards, and the win rate: by hand, against the models, and with invalid reward models."""
 
 import json
 import math
@@ -37,70 +37,70 @@ def verdicts_of(outcomes: list[str], decoding: str = "greedy") -> pd.DataFrame:
 
 
 def test_win_rate_by_hand() -> None:
-    """Five wins, two ties, one loss, one unread: 6 of 8. Half of Tango's interval of 5 - 1 of 8, and one half."""
+    """Five wins, two ties, one loss, one unread. The interval is (1 + d) / 2 for the ends d of Tango's, for 5 and 1 of 8."""
     outcomes = ["win"] * 5 + ["tie", "tie", "loss", "unread"]
     pairs = contests_of([("a", "ab")] * 4 + [("ab", "a")] * 3 + [("a", "b")] * 2)
-    found = judge.win_rates(pairs, verdicts_of(outcomes))["greedy"]
-    counts = {name: found[name] for name in ("n", "wins", "ties", "losses", "unread")}
+    rates = judge.win_rates(pairs, verdicts_of(outcomes))["greedy"]
+    counts = {name: rates[name] for name in ("n", "wins", "ties", "losses", "unread")}
     assert counts == {"n": 8, "wins": 5, "ties": 2, "losses": 1, "unread": 1}
-    assert found["win_rate"] == 0.75
+    assert rates["win_rate"] == (5 + 2 / 2) / 8
     low, high = paired_difference(5, 1, 8)
-    assert (found["win_rate_low"], found["win_rate_high"]) == ((1 + low) / 2, (1 + high) / 2)
-    assert 0.4 < found["win_rate_low"] < 0.75 < found["win_rate_high"] < 1
-    # Longer in four (all won), shorter in three (1, 0.5, 0.5), as long in one that was read (lost).
-    assert found["length_controlled"] == pytest.approx(7 / 8 * (1 + 2 / 3) / 2 + 1 / 8 * 0)
+    assert (rates["win_rate_low"], rates["win_rate_high"]) == ((1 + low) / 2, (1 + high) / 2)
+    assert 0.4 < rates["win_rate_low"] < 0.75 < rates["win_rate_high"] < 1
+    # The policy's answer is longer in four (all won), shorter in three (1, 1/2, 1/2), equally long in one (lost).
+    assert rates["length_controlled"] == pytest.approx(7 / 8 * (4 / 4 + (1 + 1 / 2 + 1 / 2) / 3) / 2 + 1 / 8 * 0)
 
 
-@pytest.mark.parametrize("swap", [{"win": "loss", "loss": "win", "tie": "tie"}])
-def test_the_other_way_round_it_is_one_minus(swap: dict[str, str]) -> None:
+def test_swapping_policy_and_reference_mirrors_the_win_rate() -> None:
+    swap = {"win": "loss", "loss": "win", "tie": "tie"}
     outcomes = ["win", "win", "tie", "loss", "win"]
     texts = [("a", "ab"), ("ab", "a"), ("a", "b"), ("a", "abc"), ("abc", "a")]
-    one = judge.win_rates(contests_of(texts), verdicts_of(outcomes))["greedy"]
-    other = judge.win_rates(contests_of([t[::-1] for t in texts]), verdicts_of([swap[o] for o in outcomes]))["greedy"]
+    rates = judge.win_rates(contests_of(texts), verdicts_of(outcomes))["greedy"]
+    swapped = judge.win_rates(contests_of([t[::-1] for t in texts]), verdicts_of([swap[o] for o in outcomes]))["greedy"]
     for name, mirror in (("win_rate", "win_rate"), ("win_rate_low", "win_rate_high"), ("length_controlled",) * 2):
-        assert one[name] == pytest.approx(1 - other[mirror])
+        assert rates[name] == pytest.approx(1 - swapped[mirror])
 
 
-def test_a_clean_sweep_is_no_certainty() -> None:
+def test_ten_equal_outcomes_leave_the_win_rate_uncertain() -> None:
     for outcome, ends in (("win", (0.6, 1.0)), ("loss", (0.0, 0.4)), ("tie", (0.3, 0.7))):
-        found = judge.win_rates(contests_of([("a", "b")] * 10), verdicts_of([outcome] * 10))["greedy"]
-        assert ends[0] <= found["win_rate_low"] < found["win_rate_high"] <= ends[1]
-        assert "length_controlled" not in found
+        rates = judge.win_rates(contests_of([("a", "b")] * 10), verdicts_of([outcome] * 10))["greedy"]
+        assert ends[0] <= rates["win_rate_low"] < rates["win_rate_high"] <= ends[1]
+        assert "length_controlled" not in rates
 
 
-def test_decodings_are_counted_apart() -> None:
+def test_decodings_are_counted_separately() -> None:
     pairs = pd.concat([contests_of([("a", "b")] * 2), contests_of([("a", "b")] * 3, "sampled")])
-    said = pd.concat([verdicts_of(["win", "win"]), verdicts_of(["loss", "loss", "tie"], "sampled")])
-    found = judge.win_rates(pairs, said)
-    assert {name: (rate["n"], rate["win_rate"]) for name, rate in found.items()} == {
+    verdicts = pd.concat([verdicts_of(["win", "win"]), verdicts_of(["loss", "loss", "tie"], "sampled")])
+    rates = judge.win_rates(pairs, verdicts)
+    assert {name: (rate["n"], rate["win_rate"]) for name, rate in rates.items()} == {
         "greedy": (2, 1.0),
-        "sampled": (3, pytest.approx(1 / 6)),
+        "sampled": (3, pytest.approx((0 + 0 + 1 / 2) / 3)),
     }
 
 
-def test_a_judge_that_nobody_can_read_is_an_error() -> None:
+def test_a_judge_without_a_readable_verdict_is_an_error() -> None:
     with pytest.raises(PrefdagError, match=r"none of 2 verdicts on greedy answers can be read; choose another model"):
         judge.win_rates(contests_of([("a", "b")] * 2), verdicts_of(["unread"] * 2))
 
 
 def test_the_higher_reward_wins_and_the_same_answer_ties() -> None:
     pairs = contests_of([("a", "b"), ("a", "b"), ("a", "b"), ("a", "a")])
-    found = judge.by_rewards(pairs, np.array([0.0, 1.0, 2.0, 1.0]), np.array([0.5, -1.0, 2.0, 1.0 + 1e-7]))
-    assert found["outcome"].tolist() == ["win", "loss", "tie", "tie"]
-    assert found["id"].tolist() == ["p0", "p1", "p2", "p3"]
+    verdicts = judge.by_rewards(pairs, np.array([0.0, 1.0, 2.0, 1.0]), np.array([0.5, -1.0, 2.0, 1.0 + 1e-7]))
+    assert verdicts["outcome"].tolist() == ["win", "loss", "tie", "tie"]
+    assert verdicts["id"].tolist() == ["p0", "p1", "p2", "p3"]
 
 
 # Implicit rewards
 
 
 def test_implicit_rewards_are_beta_times_the_log_ratio(tmp_path: Path) -> None:
-    """From `group_logps`, one response at a time; and the mean over tokens where the loss takes that."""
+    """Against `group_logps`; a mean over tokens if the loss takes one."""
     folder = write_model(tmp_path / "llama", "llama")
     policy = with_lora(folder)
     disturb(policy)
     both = lm.ReferenceAndPolicy(lm.Unadapted(policy), policy)
     pairs = contests_of([("ab", "c"), ("d", "efg"), ("hh", "hh")])
-    found = judge.implicit(pairs, both, preference_of("sigmoid", beta=0.5), 40)
+    verdicts = judge.implicit(pairs, both, preference_of("sigmoid", beta=0.5), 40)
     mean = judge.implicit(pairs, both, preference_of("sigmoid", beta=0.5, reduction="mean"), 40)
     for side in ("reference", "policy"):
         groups = [
@@ -108,18 +108,18 @@ def test_implicit_rewards_are_beta_times_the_log_ratio(tmp_path: Path) -> None:
             for prompt, ids in zip(pairs["prompt_ids"], pairs[f"ids_{side}"], strict=True)
         ]
         ratio = 0.5 * (group_logps(policy, groups, 100, "") - group_logps(both.reference, groups, 100, ""))
-        assert found[f"reward_{side}"].tolist() == pytest.approx(ratio.tolist(), abs=1e-5)
+        assert verdicts[f"reward_{side}"].tolist() == pytest.approx(ratio.tolist(), abs=1e-5)
         lengths = pairs[f"ids_{side}"].map(len).to_numpy()
         assert mean[f"reward_{side}"].tolist() == pytest.approx((ratio / lengths).tolist(), abs=1e-5)
-    higher = np.sign(found["reward_policy"] - found["reward_reference"])[:2]
-    assert found["outcome"].tolist() == [*({1.0: "win", -1.0: "loss"}[sign] for sign in higher), "tie"]
+    higher = np.sign(verdicts["reward_policy"] - verdicts["reward_reference"])[:2]
+    assert verdicts["outcome"].tolist() == [*({1.0: "win", -1.0: "loss"}[sign] for sign in higher), "tie"]
 
 
 # A reward model
 
 
 def write_reward_model(folder: Path, labels: int = 1, *, template: str | None = TEMPLATE, positions: int = 64) -> Path:
-    """One whose score of a dialogue is that of its last word: "good" 2, "bad" -1, everything else 0."""
+    """A reward model that scores a dialogue by its last word: "good" 2, "bad" -1, everything else 0."""
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.add_special_tokens([AddedToken("</s>", special=True)])
@@ -157,10 +157,10 @@ def folder(tmp_path: Path) -> Path:
 
 def test_a_reward_model_reads_the_dialogue_in_its_template(folder: Path) -> None:
     pairs = contests_of([("bad", "good"), ("a good", "a bad"), ("a", "b"), ("good", "good")])
-    found = judge.reward_model(pairs, folder)
-    assert found["outcome"].tolist() == ["win", "loss", "tie", "tie"]
-    assert found["reward_policy"].tolist() == pytest.approx([2, -1, 0, 2], abs=1e-4)
-    assert found["reward_reference"].tolist() == pytest.approx([-1, 2, 0, 2], abs=1e-4)
+    verdicts = judge.reward_model(pairs, folder)
+    assert verdicts["outcome"].tolist() == ["win", "loss", "tie", "tie"]
+    assert verdicts["reward_policy"].tolist() == pytest.approx([2, -1, 0, 2], abs=1e-4)
+    assert verdicts["reward_reference"].tolist() == pytest.approx([-1, 2, 0, 2], abs=1e-4)
 
 
 def test_folders_that_hold_no_reward_model_are_refused_in_one_line(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Our linear and gated layers, and log-probabilities a part of the tokens at a time: torch's own values and gradients."""
+"""Our layers, and log-probabilities computed in parts of the tokens, against torch's own values and gradients."""
 
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -23,7 +23,7 @@ def naive(states: Tensor, head: nn.Linear, targets: Tensor) -> Tensor:
 
 @pytest.fixture
 def parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Seven tokens at a time: three whole parts and the rest."""
+    """Seven tokens at a time: three full parts and a remainder."""
     monkeypatch.setattr(vocabulary, "MAX_LOGITS", 7 * V)
 
 
@@ -35,14 +35,14 @@ def example(bias: bool = False, seed: int = 0) -> tuple[Tensor, nn.Linear, Tenso
 @pytest.mark.usefixtures("parts")
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("trained", [False, True])
-def test_parts_are_the_whole(trained: bool, bias: bool) -> None:
+def test_parts_give_the_values_and_gradients_of_the_whole(trained: bool, bias: bool) -> None:
     states, head, targets = example(bias)
     head.requires_grad_(trained)
     upstream = torch.randn(S)
     inputs = [states, *(head.parameters() if trained else [])]
-    found, expected = vocabulary.token_logps(states, head, targets), naive(states, head, targets)
-    torch.testing.assert_close(found, expected)
-    gradients = (torch.autograd.grad(logps, inputs, upstream) for logps in (found, expected))
+    logps, expected = vocabulary.token_logps(states, head, targets), naive(states, head, targets)
+    torch.testing.assert_close(logps, expected)
+    gradients = (torch.autograd.grad(output, inputs, upstream) for output in (logps, expected))
     for a, b in zip(*gradients, strict=True):
         torch.testing.assert_close(a, b)
 
@@ -51,23 +51,23 @@ def test_parts_are_the_whole(trained: bool, bias: bool) -> None:
 def test_states_may_be_logits() -> None:
     logits = torch.randn(S, V, requires_grad=True)
     targets = torch.randint(0, V, (S,))
-    found = vocabulary.token_logps(logits, None, targets)
+    logps = vocabulary.token_logps(logits, None, targets)
     expected = -nn.functional.cross_entropy(logits, targets, reduction="none")
-    torch.testing.assert_close(found, expected)
-    a, b = (torch.autograd.grad(logps.sum(), logits)[0] for logps in (found, expected))
+    torch.testing.assert_close(logps, expected)
+    a, b = (torch.autograd.grad(output.sum(), logits)[0] for output in (logps, expected))
     torch.testing.assert_close(a, b)
 
 
-def test_a_head_in_bfloat16_is_read_as_it_is_and_summed_in_float32() -> None:
+def test_a_head_in_bfloat16_gives_log_probabilities_in_float32() -> None:
     states, head, targets = example()
-    low, kept = head.to(torch.bfloat16).requires_grad_(False), states.detach().bfloat16().requires_grad_()
-    found = vocabulary.token_logps(kept, low, targets)
-    logits = (kept @ low.weight.t()).float()  # rounded to bfloat16 once
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found, logits.log_softmax(-1).gather(1, targets[:, None])[:, 0])
-    found.sum().backward()
+    low_head, low_states = head.to(torch.bfloat16).requires_grad_(False), states.detach().bfloat16().requires_grad_()
+    logps = vocabulary.token_logps(low_states, low_head, targets)
+    logits = (low_states @ low_head.weight.t()).float()  # rounded to bfloat16 once
+    assert logps.dtype == torch.float32
+    torch.testing.assert_close(logps, logits.log_softmax(-1).gather(1, targets[:, None])[:, 0])
+    logps.sum().backward()
     exact = torch.autograd.grad(naive(states, head.float(), targets).sum(), states)[0]
-    torch.testing.assert_close(kept.grad, exact, rtol=0.05, atol=0.05, check_dtype=False)
+    torch.testing.assert_close(low_states.grad, exact, rtol=0.05, atol=0.05, check_dtype=False)
 
 
 @pytest.mark.usefixtures("parts")
@@ -76,14 +76,14 @@ def test_collisions_and_kl_are_sums_over_the_vocabulary() -> None:
     other, other_head, _ = example(seed=1)
     p, q = head(states).softmax(-1), other_head(other).softmax(-1)
     torch.testing.assert_close(vocabulary.log_collisions(states, head), (p**2).sum(-1).log())
-    found = vocabulary.logps_and_kl(states, head, other, other_head, targets)
-    torch.testing.assert_close(found.kl, (p * (p / q).log()).sum(-1))
-    torch.testing.assert_close(found.policy, p.log().gather(1, targets[:, None])[:, 0])
-    torch.testing.assert_close(found.reference, q.log().gather(1, targets[:, None])[:, 0])
+    outputs = vocabulary.logps_and_kl(states, head, other, other_head, targets)
+    torch.testing.assert_close(outputs.kl, (p * (p / q).log()).sum(-1))
+    torch.testing.assert_close(outputs.policy, p.log().gather(1, targets[:, None])[:, 0])
+    torch.testing.assert_close(outputs.reference, q.log().gather(1, targets[:, None])[:, 0])
 
 
-def test_the_logits_of_a_batch_never_exist_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of all that the two passes make, nothing is larger than the parts that `MAX_LOGITS` allows."""
+def test_the_logits_of_a_batch_are_never_in_memory_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No tensor of the two passes is larger than the parts that `MAX_LOGITS` allows."""
     monkeypatch.setattr(vocabulary, "MAX_LOGITS", 4 * V)
     states, head, targets = example()
     head.requires_grad_(False)
@@ -110,7 +110,7 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
 @pytest.mark.parametrize("layer", LAYERS)
 @pytest.mark.parametrize("trained", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_our_linear_layers_are_torchs(layer: str, trained: bool, dtype: torch.dtype) -> None:
+def test_our_linear_layers_equal_torchs(layer: str, trained: bool, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     plain = LAYERS[layer]().to(dtype).requires_grad_(trained)
     ours = LAYERS[layer]().to(dtype).requires_grad_(trained)
@@ -124,11 +124,11 @@ def test_our_linear_layers_are_torchs(layer: str, trained: bool, dtype: torch.dt
     for module in (ours, plain):
         out = module(x)
         results.append((out, *torch.autograd.grad(out, [x, *(module.parameters() if trained else [])], upstream)))
-    for found, expected in zip(*results, strict=True):
-        torch.testing.assert_close(found, expected, **tolerance)
+    for ours_output, expected in zip(*results, strict=True):
+        torch.testing.assert_close(ours_output, expected, **tolerance)
 
 
-def test_autocast_reaches_our_linear_layers() -> None:
+def test_our_linear_layers_follow_autocast() -> None:
     layer = nn.Linear(D, V)
     speed_up(layer)
     with torch.autocast("cpu", torch.bfloat16):
@@ -136,7 +136,7 @@ def test_autocast_reaches_our_linear_layers() -> None:
 
 
 class Feed(nn.Module):
-    """A gated layer under the usual names."""
+    """A gated layer with the usual attribute names."""
 
     def __init__(self, act_fn: nn.Module, scale: float = 1.0) -> None:
         super().__init__()
@@ -147,12 +147,12 @@ class Feed(nn.Module):
         return self.scale * self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
 
 
-def test_a_gated_layer_is_the_same_function_that_keeps_less() -> None:
+def test_our_gated_layer_computes_the_same_and_keeps_less() -> None:
     torch.manual_seed(0)
     layer, x = Feed(nn.SiLU()).double(), torch.randn(5, D, dtype=torch.float64, requires_grad=True)
     upstream = torch.randn(5, D, dtype=torch.float64)
 
-    def run(made: nn.Module) -> tuple[int, list[Tensor]]:
+    def run(module: nn.Module) -> tuple[int, list[Tensor]]:
         kept: dict[int, int] = {}
 
         def pack(t: Tensor) -> Tensor:
@@ -160,19 +160,19 @@ def test_a_gated_layer_is_the_same_function_that_keeps_less() -> None:
             return t
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-            out = made(x)
-        return sum(kept.values()), [out, *torch.autograd.grad(out, [x, *made.parameters()], upstream)]
+            out = module(x)
+        return sum(kept.values()), [out, *torch.autograd.grad(out, [x, *module.parameters()], upstream)]
 
     before, expected = run(layer)
     speed_up(layer)
-    after, found = run(layer)
-    for a, b in zip(found, expected, strict=True):
+    after, outputs = run(layer)
+    for a, b in zip(outputs, expected, strict=True):
         torch.testing.assert_close(a, b)
     assert after < before
 
 
 @pytest.mark.parametrize("layer", [Feed(nn.GELU()), Feed(nn.SiLU(), scale=2.0)])
-def test_a_layer_that_only_has_the_names_is_left_alone(layer: Feed) -> None:
+def test_a_layer_with_the_same_names_but_another_function_is_left_unchanged(layer: Feed) -> None:
     x = torch.randn(5, D)
     expected = layer(x)
     speed_up(layer)
@@ -194,7 +194,7 @@ class Norm(nn.Module):
 
 @pytest.mark.parametrize("trained", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_our_norm_is_transformers_norm(dtype: torch.dtype, trained: bool) -> None:
+def test_our_norm_equals_transformers_norm(dtype: torch.dtype, trained: bool) -> None:
     torch.manual_seed(0)
     norm = Norm().to(dtype).requires_grad_(trained)
     x = torch.randn(3, 5, D, dtype=dtype, requires_grad=True)
@@ -206,12 +206,12 @@ def test_our_norm_is_transformers_norm(dtype: torch.dtype, trained: bool) -> Non
         speed_up(norm)
     assert "forward" in vars(norm)
     tolerance = {"rtol": 0.02, "atol": 0.05} if dtype == torch.bfloat16 else {}
-    for found, expected in zip(results[1], results[0], strict=True):
-        torch.testing.assert_close(found, expected, **tolerance)
+    for output, expected in zip(results[1], results[0], strict=True):
+        torch.testing.assert_close(output, expected, **tolerance)
 
 
 def rotate_halves(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, ...]:
-    """Rotary positions as most of transformers' models have them; of the first channels alone, where cos is shorter."""
+    """Rotary positions as in most models of transformers; only the first channels are rotated if cos is shorter."""
     cos, sin, n = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim), cos.shape[-1]
 
     def rotate(x: Tensor) -> Tensor:
@@ -221,7 +221,7 @@ def rotate_halves(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim:
     return rotate(q), rotate(k)
 
 
-def test_our_rotation_is_transformers_rotation() -> None:
+def test_our_rotation_equals_transformers_rotation() -> None:
     code = SimpleNamespace(apply_rotary_pos_emb=rotate_halves)
     speed_up_rotary(code)
     ours = code.apply_rotary_pos_emb
@@ -231,18 +231,18 @@ def test_our_rotation_is_transformers_rotation() -> None:
     q, k = (torch.randn(1, heads, 7, 8, dtype=torch.float64, requires_grad=True) for heads in (6, 2))
     cos, sin = torch.randn(2, 1, 7, 8, dtype=torch.float64)
     upstream = [torch.randn_like(q), torch.randn_like(k)]
-    found, expected = ours(q, k, cos, sin), rotate_halves(q, k, cos, sin)
-    of_found, of_expected = (torch.autograd.grad(out, [q, k], upstream) for out in (found, expected))
-    for a, b in zip([*found, *of_found], [*expected, *of_expected], strict=True):
+    rotated, expected = ours(q, k, cos, sin), rotate_halves(q, k, cos, sin)
+    gradients, of_expected = (torch.autograd.grad(out, [q, k], upstream) for out in (rotated, expected))
+    for a, b in zip([*rotated, *gradients], [*expected, *of_expected], strict=True):
         torch.testing.assert_close(a, b)
-    # What ours does not do goes to theirs: another place of the heads, a part of the channels, a mixture of dtypes.
-    apart = [t.transpose(1, 2) for t in (q, k)]
-    for arguments in ([*apart, cos, sin, 2], [q, k, cos[..., :4], sin[..., :4]], [q.float(), k.float(), cos, sin]):
+    # Ours calls theirs for the rest: another axis of heads, only a part of the channels, mixed dtypes.
+    transposed = [t.transpose(1, 2) for t in (q, k)]
+    for arguments in ([*transposed, cos, sin, 2], [q, k, cos[..., :4], sin[..., :4]], [q.float(), k.float(), cos, sin]):
         for a, b in zip(ours(*arguments), rotate_halves(*arguments), strict=True):
             torch.testing.assert_close(a, b)
 
 
-def test_a_rotation_of_neighbours_is_left_alone() -> None:
+def test_a_rotation_of_neighbouring_channels_is_left_unchanged() -> None:
     original = modeling_cohere.apply_rotary_pos_emb
     code = SimpleNamespace(apply_rotary_pos_emb=original)
     speed_up_rotary(code)
@@ -251,7 +251,7 @@ def test_a_rotation_of_neighbours_is_left_alone() -> None:
 
 @pytest.mark.parametrize("base", [lambda: nn.Linear(D, V), lambda: Conv1D(V, D)])
 @pytest.mark.parametrize("of_x", [False, True])
-def test_an_adapted_layer_is_peft_s(base: Callable[[], nn.Module], of_x: bool) -> None:
+def test_our_adapted_layer_equals_that_of_peft(base: Callable[[], nn.Module], of_x: bool) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(base()).double()
     speed_up(model)
@@ -271,12 +271,12 @@ def test_an_adapted_layer_is_peft_s(base: Callable[[], nn.Module], of_x: bool) -
             results[-1] = (*results[-1], layer(x))
         speed_up_adapters([layer])
     assert "forward" in vars(layer)
-    for found, expected in zip(results[1], results[0], strict=True):
-        torch.testing.assert_close(found, expected)
+    for output, expected in zip(results[1], results[0], strict=True):
+        torch.testing.assert_close(output, expected)
 
 
 @pytest.mark.parametrize("changes", [{"lora_dropout": 0.5}, {"use_dora": True}])
-def test_an_adapter_that_does_more_is_left_to_peft(changes: dict[str, Any]) -> None:
+def test_an_adapter_with_dropout_or_dora_is_left_to_peft(changes: dict[str, Any]) -> None:
     model = nn.Sequential(nn.Linear(D, V))
     speed_up(model)
     policy = get_peft_model(model, LoraConfig(r=3, target_modules=["0"], **changes))  # type: ignore[arg-type]

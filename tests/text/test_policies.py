@@ -1,4 +1,4 @@
-"""Policies of every kind: where they start, what of them is trained, and that they mean the same merged, copied and saved."""
+"""Policies of every kind: their start, their trained parameters, and that merging, copying and saving keep their outputs."""
 
 import importlib.util
 from pathlib import Path
@@ -32,11 +32,11 @@ each_lora = pytest.mark.parametrize("adapter", LORAS)
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A model folder of each kind, with something in the place of a tokenizer."""
-    found = write_both(tmp_path_factory.mktemp("models"))
-    for folder in found.values():
+    """A model folder of each kind, with a placeholder for the tokenizer."""
+    by_kind = write_both(tmp_path_factory.mktemp("models"))
+    for folder in by_kind.values():
         (folder / "tokenizer.json").write_text("{}")
-    return found
+    return by_kind
 
 
 @torch.no_grad()
@@ -44,12 +44,12 @@ def logps(model: nn.Module) -> Tensor:
     return response_logps(model, PACKED)
 
 
-def close(found: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+def close(actual: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
 
 
-def differ(found: Tensor, other: Tensor) -> None:
-    assert (found - other).abs().max() > 0.1
+def differ(actual: Tensor, other: Tensor) -> None:
+    assert (actual - other).abs().max() > 0.1
 
 
 def save(policy: lm.Policy, folder: Path, reference: Path) -> Path:
@@ -58,7 +58,7 @@ def save(policy: lm.Policy, folder: Path, reference: Path) -> Path:
     return folder
 
 
-# Where a policy starts, and what is trained
+# The start of a policy, and its trained parameters
 
 
 @each_model
@@ -75,8 +75,8 @@ def test_a_fresh_prefix_is_a_function_of_its_seed(folders: dict[str, Path]) -> N
 
 @each_model
 @each_adapter
-def test_training_changes_what_is_trained_alone(kind: str, adapter: str, folders: dict[str, Path]) -> None:
-    """Bit for bit; and two forward passes give the same bits."""
+def test_training_changes_only_the_trained_parameters(kind: str, adapter: str, folders: dict[str, Path]) -> None:
+    """The others keep their bits; and two forward passes give the same bits."""
     policy = with_adapter(folders[kind], ADAPTERS[adapter])
     assert torch.equal(logps(policy), logps(policy))
     parameters = dict(policy.named_parameters())
@@ -95,16 +95,14 @@ def test_training_changes_what_is_trained_alone(kind: str, adapter: str, folders
 
 @each_model
 @each_adapter
-def test_no_dropout_but_that_of_adapters_where_it_is_asked_for(
-    kind: str, adapter: str, folders: dict[str, Path]
-) -> None:
-    """GPT-2's own is 0.1: `reference` was scored without, so must the policy."""
+def test_only_the_dropout_of_adapters_is_on(kind: str, adapter: str, folders: dict[str, Path]) -> None:
+    """GPT-2's own dropout is 0.1: the reference was scored without it, so the policy must be too."""
     config = lora(dropout=0.5, dora=adapter == "dora") if adapter in LORAS else ADAPTERS[adapter]
     policy = with_adapter(folders[kind], config)
     disturb(policy)
     on = {name for name, m in policy.named_modules() if isinstance(m, nn.Dropout) and m.training}
     assert all("lora_dropout" in name for name in on)
-    # Not of the modules alone: DoRA asks its layer, not its dropout, whether it is in training.
+    # The modules' modes do not tell: DoRA asks its layer, not its dropout, whether it is in training.
     assert torch.equal(logps(policy), logps(policy)) == (adapter not in LORAS)
 
 
@@ -114,22 +112,22 @@ def targets(policy: lm.Policy) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("kind", "asked", "found"),
+    ("kind", "setting", "expected"),
     [
         ("llama", "auto", {"q_proj", "v_proj"}),
         ("gpt2", "auto", {"c_attn"}),
-        # Every linear layer but the head.
+        # Every linear layer except the head.
         ("llama", "all-linear", {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}),
         ("gpt2", "all-linear", {"c_attn", "c_proj", "c_fc"}),
         ("llama", ["k_proj", "up_proj"], {"k_proj", "up_proj"}),
     ],
 )
-def test_target_modules(kind: str, asked: Any, found: set[str], folders: dict[str, Path]) -> None:
-    assert targets(with_adapter(folders[kind], lora(target_modules=asked))) == found
+def test_target_modules(kind: str, setting: Any, expected: set[str], folders: dict[str, Path]) -> None:
+    assert targets(with_adapter(folders[kind], lora(target_modules=setting))) == expected
 
 
 @pytest.mark.parametrize("name", ["c_attn", "lm_head", "embed_tokens"])
-def test_an_unknown_target_is_answered_with_the_known_ones(name: str, folders: dict[str, Path]) -> None:
+def test_an_unknown_target_is_refused_with_a_list_of_the_known_ones(name: str, folders: dict[str, Path]) -> None:
     key = "params.yaml: dpo_text.adapter.target_modules"
     line = rf"^{key}: this model has no module '{name}'; choose from \['down_proj', .*"
     with pytest.raises(ParamsError, match=line) as error:
@@ -137,7 +135,7 @@ def test_an_unknown_target_is_answered_with_the_known_ones(name: str, folders: d
     assert "lm_head'," not in str(error.value)
 
 
-def test_auto_says_which_modules_there_are_where_it_knows_none(folders: dict[str, Path]) -> None:
+def test_auto_lists_the_modules_of_an_unknown_architecture(folders: dict[str, Path]) -> None:
     model: Any = lm.load(folders["gpt2"])
     model.config.model_type = "newest"
     line = r"params.yaml: sft_ref.adapter.target_modules: auto does not know newest models; .*\['c_attn', 'c_fc', 'c_proj'\]"
@@ -153,7 +151,7 @@ def test_auto_says_which_modules_there_are_where_it_knows_none(folders: dict[str
         ("cuda", True, "gpt2", "qlora does not support gpt2 models; set it to lora"),
     ],
 )
-def test_qlora_says_what_is_missing(
+def test_qlora_names_what_is_missing(
     device: str, package: bool, kind: str, line: str, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     find = importlib.util.find_spec
@@ -168,10 +166,10 @@ def test_qlora_says_what_is_missing(
 # Merged
 
 
-@pytest.mark.parametrize(("rslora", "scale"), [(False, 2.0), (True, 4.0)])
+@pytest.mark.parametrize(("rslora", "scale"), [(False, 8 / 4), (True, 8 / 4**0.5)])
 @each_model
 def test_the_merged_weight_by_hand(kind: str, rslora: bool, scale: float, folders: dict[str, Path]) -> None:
-    """Rank 4, alpha 8, B A = 4 * 0.5 * 0.25 = 0.5 everywhere: 8 / 4 of that is added, or 8 / sqrt(4) under rslora."""
+    """Rank 4, alpha 8: every entry of B A is 4 * 0.5 * 0.25, and is scaled by 8 / 4, or by 8 / sqrt(4) under rslora."""
     policy = with_adapter(folders[kind], lora(rank=4, alpha=8, rslora=rslora))
     with torch.no_grad():
         for name, p in policy.named_parameters():
@@ -179,12 +177,12 @@ def test_the_merged_weight_by_hand(kind: str, rslora: bool, scale: float, folder
                 p.fill_(0.5 if "lora_A" in name else 0.25)
     base = dict(lm.load(folders[kind]).named_parameters())
     for name, weight in trainable.effective_tensors(policy).items():
-        close(weight - base[name], torch.full_like(weight, 0.5 * scale))
+        close(weight - base[name], torch.full_like(weight, 4 * 0.5 * 0.25 * scale))
 
 
 @each_model
-def test_under_dora_a_trained_vector_is_the_length_of_the_weights(kind: str, folders: dict[str, Path]) -> None:
-    """||V|| = |m| for the weights of each output, whatever A and B: GPT-2 keeps them in columns, Llama in rows."""
+def test_under_dora_a_trained_vector_is_the_norm_of_the_weights(kind: str, folders: dict[str, Path]) -> None:
+    """||V|| = |m| for the weights of each output, whatever A and B: in GPT-2 these are columns, in Llama rows."""
     policy = with_adapter(folders[kind], lora(dora=True))
     disturb(policy)
     parameters = dict(policy.named_parameters())
@@ -204,7 +202,7 @@ def test_merged_equals_adapted_and_differs_from_base(
     trainable.save_merged(policy, tmp_path)
     close(logps(lm.load(tmp_path)), adapted)
     differ(adapted, logps(lm.load(folders[kind])))
-    assert torch.equal(logps(policy), adapted)  # it is not used up
+    assert torch.equal(logps(policy), adapted)  # merging leaves the policy as it is
 
 
 # Copied
@@ -212,7 +210,7 @@ def test_merged_equals_adapted_and_differs_from_base(
 
 @each_model
 @each_adapter
-def test_a_frozen_copy_stands_still_until_it_is_told(kind: str, adapter: str, folders: dict[str, Path]) -> None:
+def test_a_frozen_copy_changes_only_when_it_is_updated(kind: str, adapter: str, folders: dict[str, Path]) -> None:
     policy = with_adapter(folders[kind], ADAPTERS[adapter])
     frozen_weights = {name: p.detach().clone() for name, p in policy.named_parameters() if not p.requires_grad}
     fresh = logps(policy)
@@ -234,7 +232,7 @@ def test_a_frozen_copy_stands_still_until_it_is_told(kind: str, adapter: str, fo
 
 @each_model
 @each_adapter
-def test_a_frozen_copy_costs_what_can_differ(kind: str, adapter: str, folders: dict[str, Path]) -> None:
+def test_a_frozen_copy_owns_only_the_tensors_that_can_differ(kind: str, adapter: str, folders: dict[str, Path]) -> None:
     policy = with_adapter(folders[kind], ADAPTERS[adapter])
     copy = trainable.frozen_copy(policy)
     moving = trainable.effective_tensors(policy)
@@ -246,8 +244,8 @@ def test_a_frozen_copy_costs_what_can_differ(kind: str, adapter: str, folders: d
 
 @each_model
 @each_adapter
-def test_the_untrained_model_is_there_during_training(kind: str, adapter: str, folders: dict[str, Path]) -> None:
-    """Also between the policy's forward and backward pass, whose gradient it leaves as it is."""
+def test_the_untrained_model_can_be_used_during_training(kind: str, adapter: str, folders: dict[str, Path]) -> None:
+    """Even between the policy's forward and backward pass, without changing its gradient."""
     policy = with_adapter(folders[kind], ADAPTERS[adapter])
     untrained = trainable.untrained(policy)
     disturb(policy)
@@ -267,7 +265,7 @@ def test_the_untrained_model_is_there_during_training(kind: str, adapter: str, f
 
 @each_model
 @each_adapter
-def test_a_saved_policy_comes_back_beside_its_reference(
+def test_a_saved_policy_loads_together_with_its_reference(
     kind: str, adapter: str, folders: dict[str, Path], tmp_path: Path
 ) -> None:
     policy = with_adapter(folders[kind], ADAPTERS[adapter])
@@ -279,7 +277,7 @@ def test_a_saved_policy_comes_back_beside_its_reference(
     assert sha256(saved) == sha256(save(policy, tmp_path / "again", folders[kind]))
 
 
-def test_a_whole_model_loads_without_its_reference(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_a_fully_fine_tuned_model_loads_without_its_reference(folders: dict[str, Path], tmp_path: Path) -> None:
     policy = with_adapter(folders["gpt2"], Full(kind="full"))
     disturb(policy)
     saved = save(policy, tmp_path / "policy", folders["gpt2"])
@@ -289,12 +287,12 @@ def test_a_whole_model_loads_without_its_reference(folders: dict[str, Path], tmp
 
 @each_model
 @pytest.mark.parametrize("adapter", [*LORAS, "prefix"])
-def test_packed_rows_mean_what_peft_means_by_the_saved_adapter(
+def test_packed_rows_agree_with_peft_on_the_saved_adapter(
     kind: str, adapter: str, folders: dict[str, Path], tmp_path: Path
 ) -> None:
-    """peft, transformers' own attention, one response at a time: the same values and the same gradients.
+    """The same values and gradients as peft under transformers' own attention, one response at a time.
 
-    For a prefix this holds positions, which peft shifts by the number of its tokens, and the mask of packed rows.
+    For a prefix this tests positions, which peft shifts by the number of its tokens, and the mask of packed rows.
     """
     policy = with_adapter(folders[kind], ADAPTERS[adapter])
     disturb(policy)
@@ -309,22 +307,22 @@ def test_packed_rows_mean_what_peft_means_by_the_saved_adapter(
         return torch.stack([line[token] for line, token in zip(lines, response, strict=True)]).sum()
 
     expected = torch.stack([alone(list(g.prompt), list(response)) for g in GROUPS for response in g.responses])
-    found = response_logps(policy, PACKED)
-    close(found, expected)
-    signs = torch.arange(len(found)).cos()  # a gradient that differs from response to response
-    (found * signs).sum().backward()
-    (expected * signs).sum().backward()
+    packed = response_logps(policy, PACKED)
+    close(packed, expected)
+    upstream = torch.arange(len(packed)).cos()  # a different gradient for each response
+    (packed * upstream).sum().backward()
+    (expected * upstream).sum().backward()
     ours, theirs = ({n: p.grad for n, p in model.named_parameters() if n in trained} for model in (policy, plain))
     torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
 
 
 @each_model
 def test_a_prefix_can_be_trained_in_mixed_precision(kind: str, folders: dict[str, Path]) -> None:
-    """Keys and values of the prefix are float32, those of the row bfloat16."""
+    """The keys and values of the prefix are float32, those of the row are bfloat16."""
     policy = with_adapter(folders[kind], Prefix(kind="prefix", tokens=3))
     with torch.autocast("cpu", torch.bfloat16):
-        found = response_logps(policy, PACKED)
-    torch.testing.assert_close(found, logps(policy), rtol=0.1, atol=0.5)
+        mixed = response_logps(policy, PACKED)
+    torch.testing.assert_close(mixed, logps(policy), rtol=0.1, atol=0.5)
 
 
 # Generated
@@ -332,14 +330,14 @@ def test_a_prefix_can_be_trained_in_mixed_precision(kind: str, folders: dict[str
 
 @torch.no_grad()
 def stepwise(model: nn.Module, prompt: list[int], n: int) -> list[int]:
-    """The most probable tokens one after the other, each from a whole pass of the scoring path."""
-    said: list[int] = []
+    """The most probable tokens one after the other, each from a forward pass of the scoring path over the whole text."""
+    answer: list[int] = []
     for _ in range(n):
-        states = response_states(model, pack([Group([*prompt, *said], ([0],))]))
+        states = response_states(model, pack([Group([*prompt, *answer], ([0],))]))
         layer = head(model)
         assert layer is not None
-        said.append(int(layer(states)[0].argmax()))
-    return said
+        answer.append(int(layer(states)[0].argmax()))
+    return answer
 
 
 @each_model
@@ -355,11 +353,11 @@ def test_answers_are_the_most_probable_tokens_of_the_scoring_path(
     assert expected[0] != expected[1]
     models = lm.load_models(folders[kind], saved, packed=False)
     assert [continuation(model, prompt, 8, never) for model in models] == expected
-    # The EOS ends an answer, and is no part of it.
+    # The EOS ends an answer and is not part of it.
     eos = expected[1][4]
     assert continuation(models.policy, prompt, 8, eos) == expected[1][: expected[1].index(eos)]
 
 
-def test_what_was_not_made_yet_is_named(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_a_missing_policy_is_named(folders: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"policy: not found; run `dvc repro` first"):
         lm.load_for_generation(folders["llama"], tmp_path / "policy")

@@ -35,7 +35,7 @@ SYNC = TextReference(logps="live", update="sync", alpha=1.0, every=2)
 def ran(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> list[tuple[History, nn.Module]]:
-    """In a project of eight pairs a split; what each run of the stage trained."""
+    """What each run of the stage trained, in a project of eight pairs per split."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models").mkdir()
     write_text_project(tmp_path, request.param)
@@ -43,7 +43,7 @@ def ran(
 
 
 def dpo(loss: Any = "sigmoid", constraints: Any = None, options: Any = None, **changes: Any) -> None:
-    """The stage with beta 0.5, two epochs of four steps."""
+    """Run the stage with beta 0.5 for two epochs of four steps."""
     base = dpo_settings(epochs=2, batch_size=2, micro_batch_size=1)
     config: DpoText = dataclasses.replace(base, **changes)
     given = LossOptions(**{**NO_OPTIONS, **(options or {})})
@@ -51,7 +51,7 @@ def dpo(loss: Any = "sigmoid", constraints: Any = None, options: Any = None, **c
 
 
 def close(a: History, b: History) -> bool:
-    """Equal but for the rounding of log-probabilities that were computed in other batches."""
+    """Equal except for rounding: the log-probabilities were computed in different batches."""
     return all(
         x[name] == pytest.approx(y[name], abs=2e-3)
         for rows in ((a.train, b.train), (a.validation, b.validation))
@@ -60,8 +60,8 @@ def close(a: History, b: History) -> bool:
     )
 
 
-def test_live_references_are_the_cached_ones(ran: list[tuple[History, nn.Module]]) -> None:
-    """Adapters off, in the same model, what ref_logps computed from the artefact; neither is changed by training."""
+def test_live_references_equal_cached_ones(ran: list[tuple[History, nn.Module]]) -> None:
+    """The policy without its adapters gives what ref_logps computed from the artefact. Training changes neither."""
     ref_logps.main(RefLogps(dtype="float32", tokens_per_batch=30))
     before = sha256(dpo_text.REFERENCE)
     for reference in (CACHED, LIVE):
@@ -72,13 +72,13 @@ def test_live_references_are_the_cached_ones(ran: list[tuple[History, nn.Module]
 
 
 def test_a_live_reference_needs_no_cache(ran: list[tuple[History, nn.Module]]) -> None:
-    """There is no data/ref_logps here."""
+    """This project has no data/ref_logps."""
     dpo(reference=LIVE)
     assert abs(ran[0][0].train[0]["rewards/margin"]) < 1e-4
 
 
 def test_a_copied_reference_under_lora_is_the_policy_at_each_epochs_end(ran: list[tuple[History, nn.Module]]) -> None:
-    """Eight steps, copied after the fourth and the last: rewards are zero in the fifth and in the last validation."""
+    """It is copied after steps 4 and 8 of 8: rewards are zero in the fifth step and in the last validation."""
     dpo(reference=COPY)
     history, _ = ran[0]
     reward = [abs(row["rewards/chosen"]) + abs(row["rewards/rejected"]) for row in history.train]
@@ -87,24 +87,26 @@ def test_a_copied_reference_under_lora_is_the_policy_at_each_epochs_end(ran: lis
 
 
 @pytest.mark.parametrize("reference", [POLYAK, SYNC], ids=lambda r: r.update)
-def test_a_reference_that_follows_is_nearer_to_the_policy(
+def test_a_moving_reference_stays_closer_to_the_policy(
     ran: list[tuple[History, nn.Module]], reference: TextReference
 ) -> None:
-    """Its artefact and the weights below the adapters stay, bit for bit."""
+    """Its artefact and the weights under the adapters stay the same, bit for bit."""
     before, base = sha256(dpo_text.REFERENCE), weights(lm.load(dpo_text.REFERENCE))
-    for each in (LIVE, reference):
-        dpo(reference=each)
+    for setting in (LIVE, reference):
+        dpo(reference=setting)
     frozen, moving = ran[0][0], ran[1][0]
     assert moving.train[0] == frozen.train[0]
     assert moving.validation[-1]["kl"] < 0.8 * frozen.validation[-1]["kl"]
     assert sha256(dpo_text.REFERENCE) == before
     trained: Any = ran[1][1]
-    found = weights(trained.unload())
-    assert all(torch.equal(found[name], t) for name, t in base.items())
+    under_adapters = weights(trained.unload())
+    assert all(torch.equal(under_adapters[name], t) for name, t in base.items())
 
 
 @pytest.mark.parametrize("reference", [LIVE, POLYAK], ids=lambda r: r.update)
-def test_full_fine_tuning(ran: list[tuple[History, nn.Module]], reference: TextReference) -> None:
+def test_full_fine_tuning_starts_at_its_reference_and_learns(
+    ran: list[tuple[History, nn.Module]], reference: TextReference
+) -> None:
     dpo(adapter=Full(kind="full"), reference=reference)
     assert abs(ran[0][0].train[0]["rewards/margin"]) < 1e-4
     models = lm.load_models(dpo_text.REFERENCE, dpo_text.POLICY)
@@ -112,8 +114,8 @@ def test_full_fine_tuning(ran: list[tuple[History, nn.Module]], reference: TextR
     assert any(not torch.equal(before[name], after[name]) for name in before)
 
 
-def test_prefix_tuning_starts_elsewhere_and_says_so(ran: list[tuple[History, nn.Module]]) -> None:
-    """The stage does not stop at step 0, and the health page lists the finding as not checked."""
+def test_prefix_tuning_does_not_start_at_its_reference(ran: list[tuple[History, nn.Module]]) -> None:
+    """The stage does not stop at step 0, and the health verdict lists the finding as not checked."""
     dpo(adapter=Prefix(kind="prefix", tokens=3), reference=LIVE)
     assert abs(ran[0][0].train[0]["rewards/chosen"]) > 1e-3
     config = dataclasses.replace(dpo_settings(), adapter=Prefix(kind="prefix", tokens=3), reference=LIVE)
@@ -138,7 +140,7 @@ def test_prefix_tuning_starts_elsewhere_and_says_so(ran: list[tuple[History, nn.
 def test_every_kind_of_loss_runs_on_cached_references(
     ran: list[tuple[History, nn.Module]], loss: Any, options: dict[str, Any]
 ) -> None:
-    """KTO needs mismatched responses under the reference, which no cache holds; LD-DPO parts of responses, which it does."""
+    """KTO needs mismatched responses, which are not in the cache; LD-DPO needs parts of responses, which are."""
     ref_logps.main(RefLogps(dtype="float32", tokens_per_batch=30))
     dpo(loss, options=options, reference=CACHED, training=dpo_settings(epochs=6, micro_batch_size=2).training)
     history, _ = ran[0]
@@ -146,7 +148,7 @@ def test_every_kind_of_loss_runs_on_cached_references(
 
 
 def test_a_constraint_holds_the_policy_back(ran: list[tuple[History, nn.Module]]) -> None:
-    """A strong penalty on the KL, adapted: the policy ends nearer to its reference, and the multiplier has grown."""
+    """With a strong, adapted penalty on the KL, the policy ends closer to its reference, and the multiplier has grown."""
     strict = {"kl": Constraint(threshold=0.0, multiplier=5.0, dual_rate=1.0)}
     for constraints in ({}, strict):
         dpo(constraints=constraints, reference=LIVE)

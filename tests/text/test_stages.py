@@ -1,4 +1,4 @@
-"""The text track between files and figures: what is scored, stale references, the stages' first step, the metrics."""
+"""The text track from files to metrics: scored tokens, stale references, the stages' first step, and the metrics."""
 
 import json
 import math
@@ -63,10 +63,10 @@ from stages import (
     sft_ref,
 )
 
-# What is scored
+# Scored tokens
 
 
-def test_the_eos_behind_a_cut_is_not_scored() -> None:
+def test_the_eos_after_a_cut_is_not_scored() -> None:
     frame = pd.DataFrame(
         {
             "prompt_ids": [np.array([5]), np.array([6, 7])],
@@ -83,8 +83,8 @@ def test_the_eos_behind_a_cut_is_not_scored() -> None:
     assert rows.chosen_groups(frame) == [Group([5], ([1, 2],)), Group([6, 7], ([3, EOS],))]
 
 
-def test_an_absent_response_is_scored_nowhere() -> None:
-    """The middle row is undesirable: nothing to imitate. What a row is mismatched with is any response of the row below."""
+def test_an_absent_response_is_never_scored() -> None:
+    """The middle row is undesirable: nothing to imitate. A row's mismatched response is any response of the next row."""
     nothing = np.array([], dtype=np.int32)
     frame = pd.DataFrame(
         {
@@ -107,8 +107,8 @@ def test_an_absent_response_is_scored_nowhere() -> None:
     assert present[0].dtype == torch.float32
 
 
-def test_eval_rows_are_scored_as_they_say(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A question's answer ends; a sentence that was filled in, or cut, does not."""
+def test_eval_rows_are_scored_with_an_eos_only_if_they_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer to a question ends; a filled-in sentence does not, nor does a response that was cut."""
     encoded = iter([EncodedRow([1], [2, EOS], True), EncodedRow([1], [3, 4, EOS], False)])
     limits: list[Any] = []
 
@@ -138,10 +138,10 @@ def test_eval_rows_are_scored_as_they_say(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize("kind", TARGETS)
 @pytest.mark.parametrize("dtype", PRECISIONS)
 @pytest.mark.parametrize("seed", range(4))
-def test_a_cut_dialogue_is_scored_as_it_would_be_alone(kind: str, dtype: Any, seed: int, tmp_path: Path) -> None:
-    """Dialogues of one to five turns, from their text, prompts and responses cut: values and gradients of a plain model.
+def test_a_cut_dialogue_is_scored_as_if_alone(kind: str, dtype: Any, seed: int, tmp_path: Path) -> None:
+    """Dialogues of one to five turns, encoded from text, with prompts and responses cut: values and gradients.
 
-    Shared prompts and padded rows against each response by itself, whose tokens are cut here by hand.
+    Shared prompts and padded rows against a plain model of each response alone, whose tokens are cut here by hand.
     """
     draw = np.random.default_rng(seed)
     folder = write_model(tmp_path / kind, kind, seed)
@@ -159,11 +159,11 @@ def test_a_cut_dialogue_is_scored_as_it_would_be_alone(kind: str, dtype: Any, se
         answers = {"chosen": words(), "rejected": words()}
         row = {"id": f"{number}", "source": "rows.jsonl:1", "prompt": prompt, "preference": 1.0} | answers
         records.append(columns_of(encode_pair(row, tokenizer, most_prompt, most_response)))
-        whole = tokenizer.prompt(prompt).ids
+        prompt_ids = tokenizer.prompt(prompt).ids
         encoded = [[WORDS.index(word) for word in answer.split()] + [EOS] for answer in answers.values()]
         scored = (ids if len(ids) <= most_response else ids[: most_response - 1] for ids in encoded)
-        alone.append(Group(whole[-most_prompt:], tuple(scored)))
-        cut += [len(whole) > most_prompt, *(len(ids) > most_response for ids in encoded)]
+        alone.append(Group(prompt_ids[-most_prompt:], tuple(scored)))
+        cut += [len(prompt_ids) > most_prompt, *(len(ids) > most_response for ids in encoded)]
     assert set(cut) == {True, False}
     pairs = rows.pair_rows(pa.Table.from_pylist(records, schema=PAIRS_SCHEMA).to_pandas())
     plain = AutoModelForCausalLM.from_pretrained(folder).eval()
@@ -173,11 +173,10 @@ def test_a_cut_dialogue_is_scored_as_it_would_be_alone(kind: str, dtype: Any, se
     for shared in (True, False):
         model = lm.load(folder, dtype, packed=shared)
         logps = pair_logps(model, pairs)
-        found = torch.stack([logps.chosen.logps, logps.rejected.logps], dim=1).flatten()
-        torch.testing.assert_close(found, expected, rtol=0, atol=off)
-        assert_close(
-            gradients(found, model), of_expected, 2 * relative
-        )  # in 20 draws 0.21 in bfloat16, 4e-6 in float32
+        scores = torch.stack([logps.chosen.logps, logps.rejected.logps], dim=1).flatten()
+        torch.testing.assert_close(scores, expected, rtol=0, atol=off)
+        # The largest error in 20 draws was 0.21 in bfloat16 and 4e-6 in float32.
+        assert_close(gradients(scores, model), of_expected, 2 * relative)
 
 
 # The stages: a project of three splits and a tiny model
@@ -185,7 +184,7 @@ def test_a_cut_dialogue_is_scored_as_it_would_be_alone(kind: str, dtype: Any, se
 
 @pytest.fixture(params=list(TARGETS))
 def project(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The kind of model that is the reference in the working directory."""
+    """The kind of model that is the reference, in a project in the working directory."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models").mkdir()
     write_text_project(tmp_path, request.param)
@@ -194,7 +193,7 @@ def project(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
 
 @pytest.fixture
 def histories(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[History, nn.Module]]:
-    """What a training stage measured, and the model that it trained."""
+    """The history of each training stage and the model that it trained."""
     return without_tracking(monkeypatch, tmp_path / "checkpoints")
 
 
@@ -202,12 +201,12 @@ OPTIONS = LossOptions(**NO_OPTIONS)
 
 
 def train(loss: Any = "sigmoid", seed: int = 0, **changes: Any) -> None:
-    """Stage dpo_text with beta 0.5."""
+    """Run stage dpo_text with beta 0.5."""
     dpo_text.main(0.5, loss, seed, OPTIONS, {}, dpo_settings(**changes))
 
 
-def test_cached_references_are_those_of_each_pair(project: str) -> None:
-    """Whatever the batches: a budget of 30 tokens cuts them elsewhere than one of 1000."""
+def test_cached_references_do_not_depend_on_batches(project: str) -> None:
+    """A budget of 30 tokens makes other batches than one of 1000."""
     ref_logps.main(RefLogps(dtype="float32", tokens_per_batch=30))
     model = lm.load(dpo_text.REFERENCE)
     for split in SPLITS:
@@ -215,8 +214,8 @@ def test_cached_references_are_those_of_each_pair(project: str) -> None:
         cached = rows.read_ref_logps(dpo_text.REF_LOGPS, split, frame, dpo_text.PAIRS, dpo_text.REFERENCE)
         groups = [pair.group for pair in rows.pair_rows(frame)]
         expected = torch.tensor(group_logps(model, groups, 1000, split).reshape(-1, 2), dtype=torch.float32)
-        found = torch.stack([cached.chosen.logps, cached.rejected.logps], dim=1)
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
+        logps = torch.stack([cached.chosen.logps, cached.rejected.logps], dim=1)
+        torch.testing.assert_close(logps, expected, rtol=1e-5, atol=1e-4)
 
 
 def test_dpo_starts_at_ln_2_and_learns(project: str, histories: list[tuple[History, nn.Module]]) -> None:
@@ -230,7 +229,7 @@ def test_dpo_starts_at_ln_2_and_learns(project: str, histories: list[tuple[Histo
     assert last["loss"] < 0.5 * first["loss"]
     assert last["rewards/accuracy"] == 1.0
     assert sha256(dpo_text.REFERENCE) == before
-    # What was saved is what was trained: its reward on the training rows goes on from the last step.
+    # The saved policy is the trained one: on the training rows its rewards prefer the chosen responses.
     frame = rows.read_split(dpo_text.PAIRS, "train")
     models = lm.load_models(dpo_text.REFERENCE, dpo_text.POLICY)
     batch = evaluate.compare_heldout(models, rows.pair_rows(frame), 1000).batch
@@ -249,7 +248,7 @@ def test_dpo_is_a_function_of_its_seed() -> None:
 
 @pytest.mark.usefixtures("project", "histories")
 def test_wrong_references_stop_dpo_before_or_at_its_first_step() -> None:
-    """Before, where a row that is scored once more is wrong; at the first step, where another one of it is."""
+    """Before the first step if one of the rows that are scored again is wrong, at the first step if only others are."""
     ref_logps.main(RefLogps(dtype="float32", tokens_per_batch=30))
     path = dpo_text.REF_LOGPS / "train.parquet"
     frame = pd.read_parquet(path)
@@ -271,7 +270,7 @@ def read() -> PairLogps:
 
 @pytest.fixture
 def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pairs, a reference that is one file, and log-probabilities that belong to both."""
+    """Pairs, a reference of one file, and log-probabilities with a key that matches both."""
     monkeypatch.chdir(tmp_path)
     for folder in (dpo_text.PAIRS, dpo_text.REFERENCE, dpo_text.REF_LOGPS):
         folder.mkdir(parents=True)
@@ -291,7 +290,7 @@ def test_references_of_the_same_pairs_and_model_are_used() -> None:
 
 @pytest.mark.usefixtures("cached")
 def test_references_of_other_pairs_are_refused() -> None:
-    """The same ids, another truncation."""
+    """They have the same ids, but were truncated differently."""
     frame_of(5).assign(chosen_truncated=False).to_parquet(dpo_text.PAIRS / "train.parquet")
     with pytest.raises(DataError, match=r"key.json: pairs_sha256 is .*; run ref_logps again"):
         read()
@@ -304,8 +303,8 @@ def test_references_of_another_model_are_refused() -> None:
         read()
 
 
-def test_log_probabilities_that_are_not_the_reference_s_are_refused(tmp_path: Path) -> None:
-    """As where the key fits and the file does not: both numbers are named. The first, the middle and the last row count."""
+def test_log_probabilities_of_another_reference_are_refused(tmp_path: Path) -> None:
+    """In the first, the middle or the last row, for a file that does not match its key. The error names both numbers."""
     model = lm.load(write_model(tmp_path / "llama", "llama"))
     pairs = [Pair(prompt, *responses) for prompt, responses in random_groups(9, 2, seed=4)]
     path = tmp_path / "train.parquet"
@@ -344,7 +343,7 @@ WORDS = ["</s>", "<s>", "<unk>", "good", "bad", "Is", "it", *map(str, range(40))
 
 
 def write_tokenizer(folder: Path) -> None:
-    """One token a word; ids are below the tiny models' 64, and 1 is BOS, as their config says."""
+    """One token per word. All ids are below the tiny models' 64; 1 is the BOS, as in their config."""
     tokenizer = Tokenizer(tokenizer_models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.add_special_tokens([AddedToken("</s>", special=True)])
@@ -366,7 +365,7 @@ FORMAT = FormatPairs(
 
 @pytest.fixture(scope="module")
 def unpaired(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project up to ref_logps: 40 prompts; where desirable, "good" is said, else "bad"; prompt 3 has two responses."""
+    """A project up to ref_logps: 40 prompts; desirable responses say "good", others "bad"; prompt 3 has one of each."""
     folder = tmp_path_factory.mktemp("unpaired")
     raw = folder / "raw"
     raw.mkdir()
@@ -397,7 +396,7 @@ def unpaired(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def unpaired_project(unpaired: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A copy of it, as the working directory."""
+    """A copy of the unpaired project as the working directory."""
     shutil.copytree(unpaired, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
 
@@ -406,7 +405,7 @@ def test_every_response_is_in_one_split_and_scored_once(unpaired: Path) -> None:
     frames = {split: pd.read_parquet(unpaired / dpo_text.PAIRS / f"{split}.parquet") for split in SPLITS}
     assert sum(map(len, frames.values())) == 41
     homes = [{split for split, frame in frames.items() if f" {i} " in " ".join(frame["prompt"])} for i in range(40)]
-    assert all(len(home) == 1 for home in homes)  # prompt 3, too
+    assert all(len(home) == 1 for home in homes)  # prompt 3 included
     for split, frame in frames.items():
         logps = pd.read_parquet(unpaired / dpo_text.REF_LOGPS / f"{split}.parquet")
         assert ((logps["chosen_logps"] < 0) == frame["chosen"].notna()).all()
@@ -415,25 +414,26 @@ def test_every_response_is_in_one_split_and_scored_once(unpaired: Path) -> None:
 
 
 def check_tokens(tokens: pd.DataFrame, table: pd.DataFrame, test: pd.DataFrame) -> None:
-    """Every scored token of every response that there is stands there, and its log-ratios are those of the response."""
-    by = {(row["id"], row["side"]): row for row in tokens.to_dict("records")}
-    assert len(by) == len(tokens) == test["chosen"].notna().sum() + test["rejected"].notna().sum()
-    assert by
-    for (name, side), row in by.items():
-        (said,), (split,) = table[table["id"] == name].to_dict("records"), test[test["id"] == name].to_dict("records")
-        ids = split[f"{side}_ids"].tolist()
-        assert row["tokens"].tolist() == (ids[:-1] if split[f"{side}_truncated"] else ids)
-        ratio = said[f"policy_{side}_logps"] - said[f"ref_{side}_logps"]
+    """Asserts that the table has all scored tokens of all responses, and that their log-ratios sum to the response's."""
+    by_response = {(row["id"], row["side"]): row for row in tokens.to_dict("records")}
+    assert len(by_response) == len(tokens) == test["chosen"].notna().sum() + test["rejected"].notna().sum()
+    assert by_response
+    for (name, side), row in by_response.items():
+        (scores,) = table[table["id"] == name].to_dict("records")
+        (pair,) = test[test["id"] == name].to_dict("records")
+        ids = pair[f"{side}_ids"].tolist()
+        assert row["tokens"].tolist() == (ids[:-1] if pair[f"{side}_truncated"] else ids)
+        ratio = scores[f"policy_{side}_logps"] - scores[f"ref_{side}_logps"]
         assert row["logratios"].sum() == pytest.approx(ratio, abs=1e-4)
         assert abs(ratio) > 0.01
         words = "".join(row["texts"]).replace("</s>", "").split()
-        assert "".join(words) == "".join(split[side].split())  # the tiny vocabulary is of words, apart by a space
+        assert "".join(words) == "".join(pair[side].split())  # the tiny vocabulary has words without their spaces
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("unpaired_project")
 @pytest.mark.parametrize("loss", ["kto", slow("bco"), slow("apo_zero")])
-def test_unpaired_responses_are_learnt_from_and_evaluated(
+def test_dpo_learns_from_unpaired_responses_and_evaluates_them(
     loss: Any, root: Path, histories: list[tuple[History, nn.Module]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(loss)
@@ -452,14 +452,14 @@ def test_unpaired_responses_are_learnt_from_and_evaluated(
 
     sampling = AnswerText(prompts=None, max_new_tokens=4, temperature=1.0, top_p=0.9, batch_size=3, seed=0)
     answer_text.main(FORMAT, sampling)
-    said = pd.read_parquet(answer_text.ANSWERS)
+    answers = pd.read_parquet(answer_text.ANSWERS)
     distinct = pd.read_parquet(dpo_text.PAIRS / "test.parquet")["prompt_ids"].map(tuple).nunique()
-    assert said["id"].nunique() == said["prompt_ids"].map(tuple).nunique() == distinct
-    assert len(said) == 4 * distinct
+    assert answers["id"].nunique() == answers["prompt_ids"].map(tuple).nunique() == distinct
+    assert len(answers) == 4 * distinct  # two models, two decodings
     assert read_json(answer_text.STATISTICS)["n_prompts"] == distinct
     judge_text.main(0.5, loss, OPTIONS, JudgeText(judge=ImplicitJudge(kind="implicit"), tokens_per_batch=200))
     keys = pd.read_parquet(judge_text.VERDICTS)[["id", "decoding"]]
-    assert set(map(tuple, keys.to_numpy())) == set(map(tuple, said[["id", "decoding"]].to_numpy()))
+    assert set(map(tuple, keys.to_numpy())) == set(map(tuple, answers[["id", "decoding"]].to_numpy()))
     assert len(keys) == 2 * distinct
     assert read_json(judge_text.WIN_RATE)["implicit"]["sampled"]["n"] == distinct
 
@@ -470,7 +470,7 @@ def test_unpaired_responses_are_learnt_from_and_evaluated(
     assert heldout["n_rows"] == n_chosen
     assert heldout["rewards"]["accuracy"] > 0.9  # one word tells good from bad
     assert heldout["rewards"]["margin"] > 0
-    assert [found["policy"]["n"] for found in read_json(evaluate_text.METRICS)["choices"].values()] == [2, 2]
+    assert [models["policy"]["n"] for models in read_json(evaluate_text.METRICS)["choices"].values()] == [2, 2]
     scored = pd.read_parquet(evaluate_text.ROWS)
     fillings = {"winogrande": 2, "winogrande_wrong": 2, "winogrande_sentence": 2}
     assert scored["set"].value_counts().to_dict() == {"heldout": n_chosen, "truthfulqa": 2, **fillings}
@@ -495,7 +495,7 @@ def test_without_supervised_steps_the_base_is_the_reference(tmp_path: Path, monk
     assert all(torch.equal(base[name], reference[name]) for name in base)
     run = read_histories(sft_ref.REFERENCE)
     assert (len(run.history), len(run.validation)) == (0, 1)
-    assert has(run.history, run.validation, [Line("loss", "reference")])  # one dot: what the base itself says
+    assert has(run.history, run.validation, [Line("loss", "reference")])  # a single point, the loss of the base model
 
 
 @pytest.mark.usefixtures("unpaired_project", "histories")
@@ -510,13 +510,10 @@ GROUPS = [Group([1], ([2, 3, 4],)), Group([5, 6], ([7],))]
 
 
 def test_cross_entropy_is_weighted_by_tokens() -> None:
-    """-(-6 - 2) / (3 + 1) = 2 nats a token; not the mean over rows, (6 / 3 + 2 / 1) / 2 = 2, hence the second case.
-
-    -(-3 - 5) / 4 = 2, where the mean over rows is (1 + 5) / 2 = 3. Prompts do not count.
-    """
-    expected = {"cross_entropy": 2.0, "perplexity": pytest.approx(math.exp(2))}
-    assert evaluate.cross_entropy(np.array([-6.0, -2.0]), GROUPS) == expected
-    assert evaluate.cross_entropy(np.array([-3.0, -5.0]), GROUPS) == expected
+    """Responses of 3 and 1 tokens; prompts do not count. In the second case, the mean over rows is (3 / 3 + 5 / 1) / 2 = 3."""
+    for logps, nats in (([-6.0, -2.0], (6 + 2) / (3 + 1)), ([-3.0, -5.0], (3 + 5) / (3 + 1))):
+        expected = {"cross_entropy": nats, "perplexity": pytest.approx(math.exp(nats))}
+        assert evaluate.cross_entropy(np.array(logps), GROUPS) == expected
     assert evaluate.n_tokens(GROUPS) == 4
 
 
@@ -528,7 +525,7 @@ def test_set_metrics_and_their_table() -> None:
     columns = ["set", "model", "cross_entropy", "perplexity", "n_tokens", "n_rows"]
     assert list(table.columns) == columns
     assert table["model"].tolist() == ["base", "reference", "policy"]
-    assert table["cross_entropy"].tolist() == [3.0, 2.0, 1.0]
+    assert table["cross_entropy"].tolist() == [(8 + 4) / 4, (4 + 4) / 4, (2 + 2) / 4]
     assert set(table["set"]) == {"winogrande"}
 
 
@@ -546,12 +543,12 @@ PAIRED = PairBatch(
 
 
 def test_rewards_by_hand() -> None:
-    """beta 0.5: 0.5 * (-1 - -3) = 1 and 0.5 * (-4 - -2) = -1: margin 2."""
+    """beta 0.5, the first pair of two."""
     table = evaluate.heldout_table(PAIRED, preference_of("sigmoid").rewards(PAIRED))
     assert table.iloc[0].to_dict() == {
-        "reward_chosen": 1.0,
-        "reward_rejected": -1.0,
-        "margin": 2.0,
+        "reward_chosen": 0.5 * (-1 + 3),
+        "reward_rejected": 0.5 * (-4 + 2),
+        "margin": 0.5 * (-1 + 3) - 0.5 * (-4 + 2),
         "policy_chosen_logps": -1.0,
         "policy_rejected_logps": -4.0,
         "ref_chosen_logps": -3.0,
@@ -559,22 +556,22 @@ def test_rewards_by_hand() -> None:
     }
 
 
-def test_heldout_metrics_take_each_model_from_its_place() -> None:
+def test_heldout_metrics_by_hand() -> None:
     rewards = preference_of("sigmoid").rewards(PAIRED)
     logps = evaluate.chosen_logps(PAIRED, np.array([-6.0, -6.0]))
-    found = evaluate.heldout_metrics(PAIRED, rewards, np.ones(2), 0.25, logps, GROUPS)
-    assert [found[name]["cross_entropy"] for name in ("base", "reference", "policy")] == [3.0, 2.0, 1.0]
-    assert (found["n_pairs"], found["n_rows"], found["n_tokens"], found["kl"]) == (2, 2, 4, 0.25)
-    # Rewards 1 and 1 against -1 and 1: margins 2 and 0.
-    rewards = found["rewards"]
-    assert (rewards["chosen"], rewards["rejected"], rewards["margin"], rewards["accuracy"]) == (1, 0, 1, 0.5)
+    metrics = evaluate.heldout_metrics(PAIRED, rewards, np.ones(2), 0.25, logps, GROUPS)
+    nats = [metrics[name]["cross_entropy"] for name in ("base", "reference", "policy")]
+    assert nats == [(6 + 6) / 4, (3 + 5) / 4, (1 + 3) / 4]
+    assert (metrics["n_pairs"], metrics["n_rows"], metrics["n_tokens"], metrics["kl"]) == (2, 2, 4, 0.25)
+    # Chosen rewards 1 and 1, rejected rewards -1 and 1.
+    means = [metrics["rewards"][key] for key in ("chosen", "rejected", "margin", "accuracy")]
+    assert means == [(1 + 1) / 2, (-1 + 1) / 2, ((1 + 1) + (1 - 1)) / 2, (1 + 0) / 2]
 
 
 def test_heldout_metrics_of_unpaired_rows_by_hand() -> None:
-    """Desirable rewards 1 and 3, undesirable 1: of the two pairs one is right, one a tie: 3/4; the means differ by 1.
+    """Desirable rewards 1 and 3, undesirable reward 1: of the two combinations one is a tie, one is ranked right.
 
-    Absent responses, with log-probability 0 and one token, do not count: the two chosen responses have a cross-entropy of
-    (1 + 3) / 4 tokens.
+    Absent responses, with log-probability 0 and one token, do not count.
     """
     batch = PairBatch(
         responses_of([-1.0, 0.0, -3.0], [-3.0, 0.0, -9.0], [1, 0, 1]),
@@ -582,13 +579,14 @@ def test_heldout_metrics_of_unpaired_rows_by_hand() -> None:
     )
     rewards = preference_of("kto").rewards(batch)
     logps = evaluate.chosen_logps(batch, np.array([-6.0, -6.0]))
-    found = evaluate.heldout_metrics(batch, rewards, np.ones(3), 0.25, logps, GROUPS)
-    assert "n_pairs" not in found
-    assert (found["n_chosen"], found["n_rejected"], found["n_rows"], found["n_tokens"]) == (2, 1, 2, 4)
-    assert [found[name]["cross_entropy"] for name in ("base", "reference", "policy")] == [3.0, 3.0, 1.0]
-    means = [found["rewards"][key] for key in ("chosen", "rejected", "margin", "accuracy")]
-    assert means == [2.0, 1.0, 1.0, 0.75]
-    assert not {"log_loss", "brier", "calibration_error"} & set(found["rewards"])  # they are of pairs
+    metrics = evaluate.heldout_metrics(batch, rewards, np.ones(3), 0.25, logps, GROUPS)
+    assert "n_pairs" not in metrics
+    assert (metrics["n_chosen"], metrics["n_rejected"], metrics["n_rows"], metrics["n_tokens"]) == (2, 1, 2, 4)
+    nats = [metrics[name]["cross_entropy"] for name in ("base", "reference", "policy")]
+    assert nats == [(6 + 6) / 4, (3 + 9) / 4, (1 + 3) / 4]
+    means = [metrics["rewards"][key] for key in ("chosen", "rejected", "margin", "accuracy")]
+    assert means == [(1 + 3) / 2, 1 / 1, (1 + 3) / 2 - 1, (1 / 2 + 1) / 2]
+    assert not {"log_loss", "brier", "calibration_error"} & set(metrics["rewards"])  # defined for pairs only
     table = evaluate.heldout_table(batch, rewards)
     assert table["reward_chosen"].isna().tolist() == [False, True, False]
     assert table["reward_rejected"].isna().tolist() == [True, False, True]
@@ -596,16 +594,16 @@ def test_heldout_metrics_of_unpaired_rows_by_hand() -> None:
     assert table.filter(like="_logps").isna().sum().tolist() == [1, 2, 1, 2]
 
 
-def test_differences_of_models_are_paired_and_by_token() -> None:
-    """Rows of 2 and 4 tokens: the policy saves 1 and 1 nat on the reference, (1 + 1) / 6, rows 1/2 and 1/4."""
+def test_differences_of_models_are_paired_and_per_token() -> None:
+    """Rows of 2 and 4 tokens. In each, the policy needs 1 nat less than the reference: 1/2 and 1/4 nats per token."""
     groups = [Group([5], ([1, 2],)), Group([5], ([1, 2, 3, 4],))]
     logps = {"base": np.array([-8.0, -9.0]), "reference": np.array([-4.0, -6.0]), "policy": np.array([-3.0, -5.0])}
-    found = evaluate.set_metrics(logps, groups)["differences"]
-    assert found["policy_reference"] == pytest.approx(
-        {"difference": -1 / 3, "difference_low": -1 / 2, "difference_high": -1 / 4}
+    differences = evaluate.set_metrics(logps, groups)["differences"]
+    assert differences["policy_reference"] == pytest.approx(
+        {"difference": -(1 + 1) / (2 + 4), "difference_low": -1 / 2, "difference_high": -1 / 4}
     )
-    assert found["policy_base"]["difference"] == pytest.approx(-9 / 6)
-    assert found["reference_base"]["difference"] == pytest.approx(-7 / 6)
+    assert differences["policy_base"]["difference"] == pytest.approx(-((8 - 3) + (9 - 5)) / (2 + 4))
+    assert differences["reference_base"]["difference"] == pytest.approx(-((8 - 4) + (9 - 6)) / (2 + 4))
     table = evaluate.rows_table("heldout", ["a", "b"], logps, groups)
     assert table.to_dict("records")[1] == {
         "set": "heldout",
@@ -618,39 +616,39 @@ def test_differences_of_models_are_paired_and_by_token() -> None:
 
 
 def test_length_controlled_accuracy_by_hand() -> None:
-    """Six pairs prefer the longer response, five ranked right; of two that do not none; two, right, are of equal length.
+    """Of ten pairs, six prefer the longer response (five ranked right), two the shorter (none), two are equally long (both).
 
-    Longer and shorter count alike, (5/6 + 0) / 2, as 8 of 10 pairs; the equal ones as 2 of 10. One who goes by length alone
-    gets one half of the others.
+    Longer and shorter count alike and together as 8 of 10 pairs, the equal ones as 2 of 10. A ranking by length alone gets
+    one half of the eight.
     """
     margin = torch.tensor([1.0, 1, 1, 1, 1, -1, -1, -1, 1, 1])
     longer = torch.tensor([1.0, 2, 3, 1, 1, 1, -1, -5, 0, 0])
-    found = reward_metrics(margin, torch.zeros(10), None, longer)
-    assert found["accuracy"] == pytest.approx(0.7)
-    assert found["length_controlled"] == pytest.approx(0.8 * 5 / 12 + 0.2)
-    assert found["length_controlled_low"] < found["length_controlled"] < found["length_controlled_high"]
+    metrics = reward_metrics(margin, torch.zeros(10), None, longer)
+    assert metrics["accuracy"] == pytest.approx((5 + 0 + 2) / 10)
+    assert metrics["length_controlled"] == pytest.approx(8 / 10 * (5 / 6 + 0 / 2) / 2 + 2 / 10 * 2 / 2)
+    assert metrics["length_controlled_low"] < metrics["length_controlled"] < metrics["length_controlled_high"]
     by_length = reward_metrics(longer, torch.zeros(10), None, longer)
-    assert by_length["length_controlled"] == pytest.approx(0.8 * 0.5)
-    # Where the rejected response is the more probable one, it is that one's length.
-    turned = reward_metrics(-margin, torch.zeros(10), torch.zeros(10), -longer)
-    assert turned["length_controlled"] == pytest.approx(found["length_controlled"])
+    assert by_length["length_controlled"] == pytest.approx(8 / 10 * (6 / 6 + 0 / 2) / 2 + 2 / 10 * 0 / 2)
+    # With preference 0, the rejected response is the preferred one, and its length counts.
+    swapped = reward_metrics(-margin, torch.zeros(10), torch.zeros(10), -longer)
+    assert swapped["length_controlled"] == pytest.approx(metrics["length_controlled"])
     assert "length_controlled" not in reward_metrics(margin, torch.zeros(10), None, longer.abs())
 
 
 def test_roc_area_and_welch_agree_with_scipy() -> None:
     rng = np.random.default_rng(0)
-    chosen, rejected = rng.normal(0.8, 1, 23).round(1), rng.normal(0, 2, 17).round(1)  # rounded: with ties
-    found = unpaired_reward_metrics(torch.tensor(chosen), torch.tensor(rejected))
-    assert found["accuracy"] == pytest.approx(stats.mannwhitneyu(chosen, rejected).statistic / (23 * 17))
+    chosen, rejected = rng.normal(0.8, 1, 23).round(1), rng.normal(0, 2, 17).round(1)  # rounded, so that there are ties
+    metrics = unpaired_reward_metrics(torch.tensor(chosen), torch.tensor(rejected))
+    assert metrics["accuracy"] == pytest.approx(stats.mannwhitneyu(chosen, rejected).statistic / (23 * 17))
     interval = stats.ttest_ind(chosen, rejected, equal_var=False).confidence_interval(0.95)
-    assert (found["margin_low"], found["margin_high"]) == pytest.approx(tuple(interval))
-    assert found["margin"] == pytest.approx(chosen.mean() - rejected.mean())
+    assert (metrics["margin_low"], metrics["margin_high"]) == pytest.approx(tuple(interval))
+    assert metrics["margin"] == pytest.approx(chosen.mean() - rejected.mean())
 
 
-def test_interval_of_a_roc_area_keeps_its_promise() -> None:
-    """Over 400 draws of 12 desirable and 30 undesirable rewards it misses the true area about 20 times (4.4 is one sigma).
+def test_interval_of_a_roc_area_covers_the_true_area() -> None:
+    """In 400 draws of 12 desirable and 30 undesirable rewards, it misses the true area about 20 times (sigma 4.4).
 
-    And mirrored for the mirrored area, honest where all is ranked right, and never outside 0..1.
+    It is mirrored for the mirrored area, has a width even if all rewards are ranked right, and stays within 0..1.
     """
     rng = np.random.default_rng(0)
     chosen, rejected = rng.normal(1, 1, (400, 12)), rng.normal(0, 1, (400, 30))
@@ -667,11 +665,11 @@ def test_interval_of_a_roc_area_keeps_its_promise() -> None:
 
 
 def test_difference_of_single_or_equal_values_is_a_number() -> None:
-    """scipy's interval is NaN there, which JSON does not have."""
-    assert difference([1.0], [3.0]) == (-2.0, -2.0)
-    assert difference([1.0, 1.0], [3.0, 3.0]) == (-2.0, -2.0)
+    """scipy's interval would be NaN, which JSON does not have."""
+    assert difference([1.0], [3.0]) == (1 - 3, 1 - 3)
+    assert difference([1.0, 1.0], [3.0, 3.0]) == (1 - 3, 1 - 3)
     low, high = difference([1.0], [2.0, 3.0, 4.0])
-    assert low < -2.0 < high
+    assert low < 1 - (2 + 3 + 4) / 3 < high
 
 
 @pytest.mark.parametrize("kind", TARGETS)
@@ -690,10 +688,10 @@ def test_heldout_log_probabilities_equal_a_naive_loop(tmp_path: Path, kind: str)
         for prompt, responses in (pair.group for pair in pairs):
             for response in responses:
                 ids = torch.tensor([[*prompt, *response]])
-                whole = {"input_ids": ids, "segments": ((0, len(prompt), (len(response),)),)}
-                p = policy(**whole).logits[0, len(prompt) - 1 : -1].double().log_softmax(-1)
+                inputs = {"input_ids": ids, "segments": ((0, len(prompt), (len(response),)),)}
+                p = policy(**inputs).logits[0, len(prompt) - 1 : -1].double().log_softmax(-1)
                 with policy.disable_adapter():
-                    q = policy(**whole).logits[0, len(prompt) - 1 : -1].double().log_softmax(-1)
+                    q = policy(**inputs).logits[0, len(prompt) - 1 : -1].double().log_softmax(-1)
                 for name, values in (("logps", p), ("ref_logps", q)):
                     logps[name].append(sum(float(row[token]) for row, token in zip(values, response, strict=True)))
                 kls += (p.exp() * (p - q)).sum(-1).tolist()
@@ -706,27 +704,27 @@ def test_heldout_log_probabilities_equal_a_naive_loop(tmp_path: Path, kind: str)
         assert getattr(batch.rejected, name).tolist() == pytest.approx(values[1::2], abs=1e-4)
     assert [len(of_response) for of_response in logratios] == [len(of_response) for of_response in ratios]
     np.testing.assert_allclose(np.concatenate(logratios), np.concatenate(ratios), atol=1e-4)
-    # Half of each pair alone: the same numbers, and zeros for absent responses.
+    # One response of each pair alone: the same numbers, and zeros for absent responses.
     lone = [Pair(p, c if i % 2 else None, None if i % 2 else r) for i, (p, c, r, _) in enumerate(pairs)]
     halves, _, of_lone = evaluate.compare_heldout(models, lone, max_tokens=40)
     assert [len(values) for values in of_lone] == [len(logratios[2 * i + 1 - i % 2]) for i in range(len(pairs))]
     for i in range(len(pairs)):
-        here, absent = (halves.chosen, halves.rejected) if i % 2 else (halves.rejected, halves.chosen)
-        whole = batch.chosen if i % 2 else batch.rejected
-        assert float(here.logps[i]) == pytest.approx(float(whole.logps[i]), abs=1e-4)
-        assert here.present is not None
+        present, absent = (halves.chosen, halves.rejected) if i % 2 else (halves.rejected, halves.chosen)
+        expected = batch.chosen if i % 2 else batch.rejected
+        assert float(present.logps[i]) == pytest.approx(float(expected.logps[i]), abs=1e-4)
+        assert present.present is not None
         assert absent.present is not None
-        assert (absent.logps[i], here.present[i], absent.present[i]) == (0, 1, 0)
+        assert (absent.logps[i], present.present[i], absent.present[i]) == (0, 1, 0)
 
 
-def test_what_each_model_says_is_kept_apart(tmp_path: Path) -> None:
+def test_log_probabilities_are_saved_by_model_and_set(tmp_path: Path) -> None:
     folder = write_model(tmp_path / "llama", "llama")
     policy = with_lora(folder).eval()
     disturb(policy)
-    asked = {"heldout": GROUPS, "a set": GROUPS[:1]}
+    sets = {"heldout": GROUPS, "a set": GROUPS[:1]}
     for role, model in (("reference", trainable.untrained(policy)), ("policy", policy)):
-        eval_logps.to_frame(eval_logps.compute_logps(model, asked, 100, role)).to_parquet(tmp_path / role)
-    reference, tuned = (eval_logps.read_logps(tmp_path / role, asked) for role in ("reference", "policy"))
+        eval_logps.to_frame(eval_logps.compute_logps(model, sets, 100, role)).to_parquet(tmp_path / role)
+    reference, tuned = (eval_logps.read_logps(tmp_path / role, sets) for role in ("reference", "policy"))
     assert np.array_equal(reference["heldout"], group_logps(lm.load(folder), GROUPS, 100, "test"))
     assert np.array_equal(tuned["heldout"], group_logps(policy, GROUPS, 100, "test"))
     assert np.array_equal(tuned["a set"], tuned["heldout"][:1])

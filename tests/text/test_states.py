@@ -1,4 +1,4 @@
-"""Shared prompts, padded rows and one response at a time: the same log-probabilities and gradients, whatever the model."""
+"""Shared prompts, padded rows and single responses give the same log-probabilities and gradients in any model."""
 
 import logging
 from pathlib import Path
@@ -30,7 +30,7 @@ from prefdag.text.scoring.logps import response_logps
 from prefdag.text.scoring.packing import Group, Pack, pack
 from prefdag.text.scoring.states import ForwardMode, forward_mode
 
-# (prompt, responses) lengths: a dialogue, one longer than a piece of attention, a word.
+# Lengths (prompt, responses), from one longer than an attention chunk to a single token.
 LENGTHS = [(97, (3, 20)), (5, (100, 1)), (1, (1,)), (30, (7, 8, 9)), (2, (2, 2))]
 
 
@@ -45,7 +45,7 @@ def groups(seed: int = 0) -> list[Group]:
 
 @pytest.mark.parametrize("kind", TARGETS)
 @pytest.mark.parametrize("dtype", PRECISIONS)
-def test_shared_is_padded_is_one_at_a_time(kind: str, dtype: Any, tmp_path: Path) -> None:
+def test_shared_prompts_padded_rows_and_single_responses_agree(kind: str, dtype: Any, tmp_path: Path) -> None:
     folder = write_model(tmp_path / kind, kind)
     plain = AutoModelForCausalLM.from_pretrained(folder).eval()
     packed = pack(groups())
@@ -55,13 +55,13 @@ def test_shared_is_padded_is_one_at_a_time(kind: str, dtype: Any, tmp_path: Path
     for shared in (True, False):
         model = lm.load(folder, dtype, packed=shared)
         assert forward_mode(model) == ForwardMode(packed=shared, headless=True)
-        found = response_logps(model, packed)
-        torch.testing.assert_close(found, expected, rtol=0, atol=off)
-        assert_close(gradients(found, model), of_expected, relative)
+        logps = response_logps(model, packed)
+        torch.testing.assert_close(logps, expected, rtol=0, atol=off)
+        assert_close(gradients(logps, model), of_expected, relative)
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_random_lengths(seed: int, tmp_path: Path) -> None:
+def test_groups_of_random_lengths_agree(seed: int, tmp_path: Path) -> None:
     folder = write_model(tmp_path / "llama", "llama", seed)
     many = random_groups(9, responses=None, seed=seed, longest=40)
     expected = naive_logps(AutoModelForCausalLM.from_pretrained(folder).eval(), many)
@@ -92,7 +92,7 @@ def write(folder: Path, model: Any, **generation: Any) -> Path:
     return folder
 
 
-def test_a_model_without_positions_is_scored_padded_and_says_so(
+def test_a_model_without_positions_is_scored_in_padded_rows_with_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = write(tmp_path, MambaForCausalLM(MambaConfig(**SMALL, state_size=4)))
@@ -108,7 +108,7 @@ def test_a_model_without_positions_is_scored_padded_and_says_so(
 
 
 def test_a_head_that_is_more_than_a_layer_is_left_to_the_model(tmp_path: Path) -> None:
-    """Gemma 2 bends its logits: c tanh(z / c)."""
+    """Gemma 2 caps its logits: c tanh(z / c)."""
     config = Gemma2Config(**SMALL, **HEADS, final_logit_softcapping=5.0, attn_logit_softcapping=None)
     folder = write(tmp_path, Gemma2ForCausalLM(config))
     model = lm.load(folder)
@@ -128,14 +128,14 @@ def test_a_sliding_window_slides_over_prompt_and_response(tmp_path: Path) -> Non
     config = AutoConfig.from_pretrained(folder)
     config.sliding_window = None
     everywhere = AutoModelForCausalLM.from_pretrained(folder, config=config).eval()
-    assert (naive_logps(everywhere, groups()) - naive_logps(plain, groups())).abs().max() > 0.1  # the window is felt
+    assert (naive_logps(everywhere, groups()) - naive_logps(plain, groups())).abs().max() > 0.1  # the window matters
 
 
 # Attention
 
 
 def dense(packed: Pack, prefix: int, window: int | None) -> Tensor:
-    """Who sees whom, (T, P + T), by asking each pair of tokens."""
+    """The mask (T, P + T) of which token sees which, decided for each pair of tokens."""
     of: list[tuple[int, int, int]] = []
     for number, (_, prompt, responses) in enumerate(packed.segments):
         of += [(number, 0, i) for i in range(prompt)]
@@ -156,7 +156,7 @@ def dense(packed: Pack, prefix: int, window: int | None) -> Tensor:
 def test_attention_is_that_of_a_dense_mask(
     prefix: int, window: int | None, longest: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Values and gradients, with two query heads a key head, in float64; and the mask of FlexAttention is the same mask."""
+    """Values and gradients in float64, with two query heads per key head; and FlexAttention's mask is the same."""
     monkeypatch.setattr(attention, "CHUNK_TOKENS", longest)
     attention._chunks.cache_clear()
     torch.manual_seed(0)
@@ -167,15 +167,15 @@ def test_attention_is_that_of_a_dense_mask(
         for heads, length in ((4, n), (2, prefix + n), (2, prefix + n))
     )
     mask = dense(packed, prefix, window)
-    found = chunked_attention(q, k, v, packed.segments, scaling=0.3, sliding_window=window)
+    by_kernel = chunked_attention(q, k, v, packed.segments, scaling=0.3, sliding_window=window)
     expected = torch.nn.functional.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, scale=0.3, enable_gqa=True
     ).transpose(1, 2)
-    # The kernel with a gradient of ours; torch's own, as GPUs without FlexAttention have it.
+    # `by_kernel` has our own gradient; `by_torch` has torch's, as on GPUs without FlexAttention.
     by_torch = chunked_attention(q, k, v, packed.segments, scaling=0.3, dropout=1e-12, sliding_window=window)
     upstream = torch.randn_like(expected)
     of_expected = torch.autograd.grad(expected, (q, k, v), upstream)
-    for out in (found, by_torch):
+    for out in (by_kernel, by_torch):
         torch.testing.assert_close(out, expected)
         for a, b in zip(torch.autograd.grad(out, (q, k, v), upstream), of_expected, strict=True):
             torch.testing.assert_close(a, b)
@@ -183,7 +183,7 @@ def test_attention_is_that_of_a_dense_mask(
     rows, columns = torch.arange(n)[:, None], torch.arange(prefix + n)[None]
     assert torch.equal(visible(torch.tensor(0), torch.tensor(0), rows, columns), mask)
     attention._chunks.cache_clear()
-    if longest == 96:  # interpreted, on a CPU; compiled, it is what a GPU runs
+    if longest == 96:  # interpreted, as this is a CPU; a GPU runs it compiled
         block_mask = flex_mask(packed.segments, prefix, window, torch.device("cpu"))
         by_flex = flex_attention(
             *(t.detach().float() for t in (q, k, v)), block_mask=block_mask, scale=0.3, enable_gqa=True
@@ -191,7 +191,7 @@ def test_attention_is_that_of_a_dense_mask(
         torch.testing.assert_close(by_flex.transpose(1, 2).double(), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_where_flex_attention_cannot_be_compiled_pieces_take_its_place(
+def test_chunked_attention_replaces_flex_attention_that_cannot_be_compiled(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(*args: Any, **kwargs: Any) -> Any:
@@ -205,7 +205,7 @@ def test_where_flex_attention_cannot_be_compiled_pieces_take_its_place(
     attention.compiled_flex_attention.cache_clear()
 
 
-# Activations computed twice
+# Gradient checkpointing
 
 
 @pytest.mark.parametrize("kind", TARGETS)
@@ -228,10 +228,10 @@ def test_checkpointed_gradients_are_the_same(kind: str, adapter: str, tmp_path: 
 def test_dropout_is_the_same_in_both_computations(tmp_path: Path) -> None:
     policy = with_adapter(write_model(tmp_path / "llama", "llama"), lora(dropout=0.5))
     disturb(policy)
-    found = []
+    results = []
     for checkpointed in (False, True):
         if checkpointed:
             trainable.checkpoint_gradients(policy)
         torch.manual_seed(0)
-        found.append(gradients(response_logps(policy, pack(groups())), policy))
-    assert_close(found[1], found[0], 1e-5)
+        results.append(gradients(response_logps(policy, pack(groups())), policy))
+    assert_close(results[1], results[0], 1e-5)

@@ -1,4 +1,4 @@
-"""Answers piece by piece: the pieces are the greedy answer of the naive twin, and end where the listener wants no more."""
+"""Streamed answers: their pieces form the greedy answer of the naive twin, and a listener can stop them."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +16,7 @@ from prefdag.text.generation.stream import stream
 NEVER = 10**6
 PROMPT = [5, 6, 7]
 GREEDY: dict[str, Any] = {"temperature": 0.0, "seed": 0}
-# Ids to bytes: whole characters, and characters of which most tokens are only a part.
+# Ids to bytes: some tokens are whole characters, most are parts of one.
 BYTES = ["€".encode()[:1], "€".encode()[1:2], "€".encode()[2:], "é".encode()[:1], "é".encode()[1:], b"a", b"\xff", b" "]
 
 
@@ -39,7 +39,7 @@ def models(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return lm.load_models(folder, saved, packed=False)
 
 
-def said(model: torch.nn.Module, eos_id: int = NEVER, n: int = 24, **options: Any) -> tuple[list[str], int, bool]:
+def streamed(model: torch.nn.Module, eos_id: int = NEVER, n: int = 24, **options: Any) -> tuple[list[str], int, bool]:
     pieces: list[str] = []
 
     def listen(piece: str) -> bool:
@@ -54,14 +54,14 @@ def test_the_pieces_are_the_greedy_answer(models: lm.ReferenceAndPolicy) -> None
     answers = [decode(continuation(model, PROMPT, 24, NEVER)) for model in models]
     assert len({*answers}) == 2
     for model, answer in zip(models, answers, strict=True):
-        pieces, tokens, ended = said(model)
+        pieces, tokens, ended = streamed(model)
         assert "".join(pieces) == answer
         assert (tokens, ended) == (24, False)
-        assert len(pieces) == 25  # one a token, and what was held back
+        assert len(pieces) == 25  # one per token, and the remainder that was held back
 
 
-def test_a_character_of_several_tokens_comes_whole() -> None:
-    """ids 0, 1, 2 spell "€": nothing is told of it before the third, and what never gets whole is told at the end."""
+def test_a_character_of_several_tokens_arrives_in_one_piece() -> None:
+    """Ids 0, 1, 2 spell "€", which arrives with the third; an incomplete character arrives at the end."""
 
     class Scripted(torch.nn.Module):
         def __init__(self, script: list[int]) -> None:
@@ -76,20 +76,20 @@ def test_a_character_of_several_tokens_comes_whole() -> None:
                     break
             return input_ids
 
-    assert said(Scripted([5, 0, 1, 2, 5]))[0] == ["a", "", "", "€", "a", ""]
-    assert said(Scripted([5, 3]))[0] == ["a", "", "\ufffd"]
-    assert said(Scripted([6, 5]))[0] == ["", "\ufffda", ""]
+    assert streamed(Scripted([5, 0, 1, 2, 5]))[0] == ["a", "", "", "€", "a", ""]
+    assert streamed(Scripted([5, 3]))[0] == ["a", "", "\ufffd"]
+    assert streamed(Scripted([6, 5]))[0] == ["", "\ufffda", ""]
 
 
-def test_the_eos_ends_an_answer_and_is_no_part_of_it(models: lm.ReferenceAndPolicy) -> None:
+def test_the_eos_ends_an_answer_and_is_not_part_of_it(models: lm.ReferenceAndPolicy) -> None:
     greedy = continuation(models.policy, PROMPT, 24, NEVER)
     eos = next(token for token in greedy[3:] if greedy.index(token) >= 3)
-    pieces, tokens, ended = said(models.policy, eos)
+    pieces, tokens, ended = streamed(models.policy, eos)
     assert (tokens, ended) == (greedy.index(eos), True)
     assert "".join(pieces) == decode(greedy[: greedy.index(eos)])
 
 
-def test_a_listener_ends_the_answer_in_the_middle(models: lm.ReferenceAndPolicy) -> None:
+def test_a_listener_can_stop_an_answer(models: lm.ReferenceAndPolicy) -> None:
     heard: list[str] = []
 
     def listen(piece: str) -> bool:
@@ -98,21 +98,21 @@ def test_a_listener_ends_the_answer_in_the_middle(models: lm.ReferenceAndPolicy)
 
     tokens, ended = stream(models.policy, tokenizer(), PROMPT, listen, max_new_tokens=24, **GREEDY)
     assert (len(heard), tokens, ended) == (5, 5, False)
-    whole = "".join(said(models.policy)[0])
-    assert whole.startswith("".join(heard))
-    assert "".join(said(models.policy)[0]) == whole, "a stopped answer left something behind"
+    answer = "".join(streamed(models.policy)[0])
+    assert answer.startswith("".join(heard))
+    assert "".join(streamed(models.policy)[0]) == answer, "a stopped answer changes the next one"
 
 
-def test_a_seed_draws_the_same_answer_again_and_another_one_another(models: lm.ReferenceAndPolicy) -> None:
-    first, again, other = (said(models.policy, temperature=1.5, seed=seed)[0] for seed in (1, 1, 2))
+def test_a_seed_repeats_its_answer_and_another_seed_gives_another(models: lm.ReferenceAndPolicy) -> None:
+    first, again, other = (streamed(models.policy, temperature=1.5, seed=seed)[0] for seed in (1, 1, 2))
     assert first == again
     assert first != other
-    assert said(models.policy, temperature=1e-4)[0] == said(models.policy)[0]
+    assert streamed(models.policy, temperature=1e-4)[0] == streamed(models.policy)[0]
 
 
 @pytest.mark.slow
 def test_sampling_draws_from_the_whole_vocabulary(models: lm.ReferenceAndPolicy) -> None:
-    """At a high temperature each of 64 tokens comes up as the first one; the libraries' 50 candidates would leave 14 out."""
+    """At a high temperature, each of 64 tokens is drawn as the first; the library's default of 50 candidates would miss 14."""
     drawn: list[int] = []
     spy: Any = SimpleNamespace(eos_id=NEVER, decode=lambda ids: drawn.extend(ids) or "")
     for seed in range(600):

@@ -1,7 +1,7 @@
 """A step does not depend on how its rows are split into forward passes, whatever the loss: 8 = 4 + 4 = 2 + ... = 1 + ...
 
-The best-known peer differs by 36 to 75% with rows of unequal length. Losses of a whole batch (KTO's KL, BCO's shift, AOT's
-sorting) are split as exactly as the others.
+The best-known library differs by 36 to 75% with rows of unequal length. Joint losses (KTO's KL, BCO's shift, AOT's sorting)
+are split as exactly as the others.
 """
 
 from collections.abc import Mapping, Sequence
@@ -43,13 +43,13 @@ N = 8
 
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory: pytest.TempPathFactory) -> nn.Module:
-    """In double precision but for the logits, so that only mistakes differ."""
+    """In float64 except for the logits, so that differences come from mistakes, not from rounding."""
     return with_lora(write_model(tmp_path_factory.mktemp("models") / "llama", "llama")).double().eval()
 
 
 @pytest.fixture(scope="module")
 def task_for(policy: nn.Module) -> Any:
-    """The task of a preference over pairs of lengths 1 to 12, soft labels where the loss takes them; the policy has moved."""
+    """The task of a preference over pairs of lengths 1 to 12, with soft labels if the loss takes them; the policy has moved."""
     groups = random_groups(N, longest=12)
     pairs = [Pair(g.prompt, *g.responses, groups[i - 1].responses[0]) for i, g in enumerate(groups)]
     reference = all_pair_logps(policy, pairs, 1000, "reference")
@@ -81,29 +81,29 @@ def test_a_step_does_not_depend_on_the_micro_batch(
     policy: nn.Module, task_for: Any, loss: Any, options: dict[str, Any]
 ) -> None:
     task = task_for(preference_of(loss, 0.3, **options))
-    metrics, whole = step(policy, task, N)
-    assert max(g.abs().max() for g in whole.values()) > 1e-4
+    metrics, expected = step(policy, task, N)
+    assert max(g.abs().max() for g in expected.values()) > 1e-4
     for micro_batch_size in (4, 2, 1):
-        cut_metrics, cut = step(policy, task, micro_batch_size)
-        assert cut_metrics == pytest.approx(metrics, rel=1e-5, abs=1e-7)
-        torch.testing.assert_close(cut, whole, rtol=1e-4, atol=1e-6)
+        split_metrics, gradients = step(policy, task, micro_batch_size)
+        assert split_metrics == pytest.approx(metrics, rel=1e-5, abs=1e-7)
+        torch.testing.assert_close(gradients, expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("loss", [name for name in EVERY_LOSS if LOSSES[name].jointly])
 def test_joint_losses_would_differ_if_each_micro_batch_were_taken_alone(
     policy: nn.Module, task_for: Any, loss: Any
 ) -> None:
-    """The test above can fail: this is what a trainer does that knows nothing of joint losses."""
+    """So the test above can fail: a trainer unaware of joint losses takes each micro-batch alone."""
     task = task_for(preference_of(loss, 0.3))
-    _, whole = step(policy, task, N)
+    _, joint = step(policy, task, N)
     _, alone = step(policy, Task(task.forward, task.loss, task.weights, task.ids), 2)
-    assert any(not torch.allclose(alone[name], whole[name], rtol=1e-2, atol=1e-5) for name in whole)
+    assert any(not torch.allclose(alone[name], joint[name], rtol=1e-2, atol=1e-5) for name in joint)
 
 
 def test_random_numbers_are_the_same_in_both_passes_of_a_joint_loss(tmp_path: Path) -> None:
     """With dropout, both passes must see the same model outputs: those at which the loss's gradient was taken.
 
-    Both passes in micro-batches of one draw the same numbers only if the state of the generator is restored.
+    In micro-batches of one, both passes draw the same numbers only if the state of the generator is restored.
     """
     model = with_lora(write_model(tmp_path / "llama", "llama"), dropout=0.5)
     disturb(model)

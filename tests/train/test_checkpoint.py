@@ -1,4 +1,4 @@
-"""Exact resume: a run killed anywhere and run again ends in the same bits as one that was left alone."""
+"""Exact resume: a run that is killed anywhere and run again ends in the same bits as an uninterrupted run."""
 
 import dataclasses
 import os
@@ -70,7 +70,7 @@ def start(
     task: Task | None = None,
     how: Callable[[], None] = killing,
 ) -> Result:
-    """What a new process does: build the model, then fit; killed when `kill` is logged, before its step is saved."""
+    """What a new process does: it builds the model and fits it. It is killed when step `kill` is logged, before it is saved."""
 
     def log(step: int, metrics: Mapping[str, float]) -> None:
         if step == kill and "learning_rate" in metrics:
@@ -87,7 +87,7 @@ def killed(folder: Path, step: int, **options: Any) -> None:
 
 
 def same(a: Result, b: Result) -> bool:
-    """Bit for bit: weights, buffers and all that was measured, its columns in the same order."""
+    """Bit for bit: weights, buffers and all metrics, with their columns in the same order."""
     histories = [[list(row.items()) for row in (*result[1].train, *result[1].validation)] for result in (a, b)]
     return histories[0] == histories[1] and all(
         torch.equal(a[0][name], b[0][name]) for name in a[0].keys() | b[0].keys()
@@ -99,53 +99,52 @@ def names(folder: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Result:
-    """The result of the run that nobody interrupts."""
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Result:
+    """The result of an uninterrupted run."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    result = start(tmp_path_factory.mktemp("whole"))
+    result = start(tmp_path_factory.mktemp("uninterrupted"))
     torch.set_num_threads(threads)
     return result
 
 
-def test_the_run_is_deterministic(tmp_path: Path, whole: Result) -> None:
-    assert same(start(tmp_path), whole)
-    assert [row["step"] for row in whole[1].train] == list(range(STEPS))
+def test_the_run_is_deterministic(tmp_path: Path, uninterrupted: Result) -> None:
+    assert same(start(tmp_path), uninterrupted)
+    assert [row["step"] for row in uninterrupted[1].train] == list(range(STEPS))
 
 
 @pytest.mark.parametrize("step", range(STEPS))
-def test_killed_once(tmp_path: Path, whole: Result, step: int) -> None:
+def test_killed_once(tmp_path: Path, uninterrupted: Result, step: int) -> None:
     killed(tmp_path, step)
-    assert same(start(tmp_path), whole)
+    assert same(start(tmp_path), uninterrupted)
 
 
-def test_killed_again_and_again(tmp_path: Path, whole: Result) -> None:
+def test_killed_again_and_again(tmp_path: Path, uninterrupted: Result) -> None:
     for step in (2, 3, 3, 7, 8, 11):
         killed(tmp_path, step)
-    assert same(start(tmp_path), whole)
+    assert same(start(tmp_path), uninterrupted)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("step", [0, 4, STEPS - 1])
-def test_a_signal_ends_a_run_after_its_step(tmp_path: Path, whole: Result, number: int, step: int) -> None:
+def test_a_signal_ends_a_run_after_its_step(tmp_path: Path, uninterrupted: Result, number: int, step: int) -> None:
     before = signal.getsignal(number)
     with pytest.raises(Interrupted):
         start(tmp_path, step, how=lambda: os.kill(os.getpid(), number))
     assert signal.getsignal(number) is before
-    assert f"step-{step + 1:08d}" in names(
-        tmp_path
-    )  # with `checkpoint_every` 2, that of an odd number comes of the signal
-    assert same(start(tmp_path), whole)
+    # `checkpoint_every` is 2: a checkpoint of an odd number is written because of the signal.
+    assert f"step-{step + 1:08d}" in names(tmp_path)
+    assert same(start(tmp_path), uninterrupted)
 
 
-def test_a_signal_ends_a_validation_at_once(tmp_path: Path, whole: Result) -> None:
+def test_a_signal_ends_a_validation_at_once(tmp_path: Path, uninterrupted: Result) -> None:
     task = classification()
     validations: list[int] = []
 
     def objective(model: nn.Module, rows: Sequence[int], epoch: int | None) -> LossAndMetrics:
         if epoch is None:
             validations.append(len(validations))
-            if len(validations) == 6:  # three passes of four rows each a validation: the second of them, before step 3
+            if len(validations) == 6:  # a validation has three passes of four rows: the second one ends before step 3
                 os.kill(os.getpid(), signal.SIGTERM)
         return objective_of(task)(model, rows, epoch)
 
@@ -153,10 +152,10 @@ def test_a_signal_ends_a_validation_at_once(tmp_path: Path, whole: Result) -> No
         start(tmp_path, task=task_of(objective, task.weights, task.ids))
     assert len(validations) == 6
     assert names(tmp_path)[-1] == "step-00000003"
-    assert same(start(tmp_path), whole)
+    assert same(start(tmp_path), uninterrupted)
 
 
-def test_a_second_signal_leaves_the_step_and_saves_nothing_of_it(tmp_path: Path, whole: Result) -> None:
+def test_a_second_signal_ends_the_run_without_saving_the_step(tmp_path: Path, uninterrupted: Result) -> None:
     def twice() -> None:
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
@@ -164,7 +163,7 @@ def test_a_second_signal_leaves_the_step_and_saves_nothing_of_it(tmp_path: Path,
     with pytest.raises(SystemExit, match="130"):
         start(tmp_path, 4, how=twice)
     assert names(tmp_path)[-1] == "step-00000004"
-    assert same(start(tmp_path), whole)
+    assert same(start(tmp_path), uninterrupted)
 
 
 def test_a_resumed_run_does_only_what_is_left(tmp_path: Path) -> None:
@@ -177,23 +176,23 @@ def test_a_resumed_run_does_only_what_is_left(tmp_path: Path) -> None:
         return objective_of(task)(model, rows, epoch)
 
     start(tmp_path, task=task_of(objective, task.weights, task.ids))
-    assert steps == [2, 3, 3, 3]  # the epochs of steps 8 to 11: the checkpoint before step 9 is that of step 8
+    assert steps == [2, 3, 3, 3]  # the epochs of steps 8 to 11: the last checkpoint was taken before step 8
 
 
-def test_weights_that_lie_otherwise_in_memory_resume_exactly(tmp_path: Path) -> None:
-    """Channels last, as the ResNets: a fused optimiser goes through weights and moments in the order of their memory."""
+def test_weights_in_channels_last_order_resume_exactly(tmp_path: Path) -> None:
+    """As in the ResNets: a fused optimiser goes through weights and moments in the order of their memory."""
 
     def model() -> nn.Module:
         return convolutional().to(memory_format=torch.channels_last)
 
-    expected = start(tmp_path / "whole", model=model())
+    expected = start(tmp_path / "uninterrupted", model=model())
     killed(tmp_path / "killed", 7, model=model())
     assert same(start(tmp_path / "killed", model=model()), expected)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_adapters_with_dropout_resume_exactly(tmp_path: Path, kind: str) -> None:
-    """Killed where no validation follows at once, which would hide a difference of mode (GPT-2 has dropout of its own)."""
+    """Killed where no validation follows immediately: one would hide a wrong train or eval mode (GPT-2 has its own dropout)."""
     folder = write_model(tmp_path / kind, kind)
     groups = random_groups(12, 1)
     task = sft_task(groups, [f"row {i}" for i in range(12)])
@@ -201,7 +200,7 @@ def test_adapters_with_dropout_resume_exactly(tmp_path: Path, kind: str) -> None
     def model() -> nn.Module:
         return with_lora(folder, dropout=0.2)
 
-    expected = start(tmp_path / "whole", model=model(), task=task)
+    expected = start(tmp_path / "uninterrupted", model=model(), task=task)
     killed(tmp_path / "killed", 5, model=model(), task=task)
     assert same(start(tmp_path / "killed", model=model(), task=task), expected)
 
@@ -210,11 +209,11 @@ def test_adapters_with_dropout_resume_exactly(tmp_path: Path, kind: str) -> None
     "optimizer", ["adam", "sgd", Momentum(kind="sgd", momentum=0.9), Momentum(kind="rmsprop", momentum=0.9)], ids=str
 )
 def test_every_optimiser_resumes_exactly(tmp_path: Path, optimizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each has a state of its own, plain SGD none; the steps of its schedule go on, too."""
+    """Each has its own state, plain SGD has none; the step schedule goes on as well."""
     schedule = StepDecay(kind="step", epochs=1, factor=0.7)
     config = dataclasses.replace(CONFIG, optimizer=optimizer, schedule=schedule)
     monkeypatch.setattr(sys.modules[__name__], "CONFIG", config)
-    expected = start(tmp_path / "whole")
+    expected = start(tmp_path / "uninterrupted")
     killed(tmp_path / "killed", 7)
     assert same(start(tmp_path / "killed"), expected)
 
@@ -223,7 +222,7 @@ def test_every_optimiser_resumes_exactly(tmp_path: Path, optimizer: Any, monkeyp
 
 
 def tamper(folder: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:
-    """Alter the tensors of the newest checkpoint under a manifest that fits."""
+    """Change the tensors of the newest checkpoint and update its manifest to match."""
     newest = max(folder.glob("step-*"))
     path, manifest = newest / "state.safetensors", newest / "sha256.json"
     before = sha256(path)
@@ -232,8 +231,8 @@ def tamper(folder: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]
 
 
 @pytest.mark.parametrize("kind", ["model", "buffer", "optimizer", "rng"])
-def test_everything_in_a_checkpoint_is_needed(tmp_path: Path, whole: Result, kind: str) -> None:
-    """Weights, batch statistics, AdamW's moments or random numbers of a new run give another result, or no resume."""
+def test_everything_in_a_checkpoint_is_needed(tmp_path: Path, uninterrupted: Result, kind: str) -> None:
+    """With the weights, batch statistics, AdamW moments or random state of a new run, the result differs."""
     other = convolutional()
     fresh = TrainState(other, torch.optim.AdamW(other.parameters())).tensors()
 
@@ -244,27 +243,27 @@ def test_everything_in_a_checkpoint_is_needed(tmp_path: Path, whole: Result, kin
 
     killed(tmp_path, 7)
     tamper(tmp_path, without)
-    assert not same(start(tmp_path), whole)
+    assert not same(start(tmp_path), uninterrupted)
 
 
 @pytest.mark.parametrize("lost", ["learning_rate", "batch_order"])
 def test_the_place_in_schedule_and_data_order_is_needed(
-    tmp_path: Path, whole: Result, lost: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, uninterrupted: Result, lost: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither stands in a checkpoint: both follow from the step. A resumed run that lost its place has another result."""
+    """Neither is in a checkpoint: both follow from the step. A resumed run that lost its place has another result."""
     killed(tmp_path, 7)
     original = getattr(trainer, lost)
     if lost == "learning_rate":
         monkeypatch.setattr(trainer, lost, lambda step, *others: original(step - 6, *others))
     else:
         monkeypatch.setattr(trainer, lost, lambda n, config, seed: original(n, config, seed + 1))
-    assert not same(start(tmp_path), whole)
+    assert not same(start(tmp_path), uninterrupted)
 
 
-def test_tampering_alone_changes_nothing(tmp_path: Path, whole: Result) -> None:
+def test_tampering_alone_changes_nothing(tmp_path: Path, uninterrupted: Result) -> None:
     killed(tmp_path, 7)
     tamper(tmp_path, lambda tensors: tensors)
-    assert same(start(tmp_path), whole)
+    assert same(start(tmp_path), uninterrupted)
 
 
 # Damage
@@ -303,34 +302,34 @@ DAMAGE: dict[str, Callable[[Path], None]] = {
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
 def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(
-    tmp_path: Path, whole: Result, damage: Callable[[Path], None]
+    tmp_path: Path, uninterrupted: Result, damage: Callable[[Path], None]
 ) -> None:
     killed(tmp_path, 9)
     assert names(tmp_path) == ["step-00000006", "step-00000008"]
     damage(tmp_path / "step-00000008")
-    assert same(start(tmp_path), whole)
+    assert same(start(tmp_path), uninterrupted)
     assert "damaged-step-00000008" in names(tmp_path)
 
 
-def test_where_every_checkpoint_is_damaged_the_run_starts_anew(tmp_path: Path, whole: Result) -> None:
+def test_the_run_starts_over_if_every_checkpoint_is_damaged(tmp_path: Path, uninterrupted: Result) -> None:
     killed(tmp_path, 9)
     for folder in tmp_path.iterdir():
         flip(folder / "state.safetensors")
-    assert same(start(tmp_path), whole)
+    assert same(start(tmp_path), uninterrupted)
 
 
-def test_a_checkpoint_that_was_half_written_is_not_seen(tmp_path: Path, whole: Result) -> None:
+def test_a_half_written_checkpoint_is_ignored(tmp_path: Path, uninterrupted: Result) -> None:
     killed(tmp_path, 5)
     half = tmp_path / ".step-00000006.123.tmp"
     half.mkdir()
     (half / "state.safetensors").write_bytes(b"")
-    assert same(start(tmp_path), whole)
+    assert same(start(tmp_path), uninterrupted)
 
 
 # Housekeeping
 
 
-def test_the_newest_are_kept(tmp_path: Path) -> None:
+def test_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
     start(tmp_path)
     assert names(tmp_path) == ["step-00000008", "step-00000010"]
     assert len(names(tmp_path)) == KEEP
@@ -359,7 +358,7 @@ PARAMS: dict[str, Any] = {"beta": 0.1, "loss": "sigmoid", "seed": 0}
 def test_another_parameter_has_other_checkpoints(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
 ) -> None:
-    """As does another input; the same of both has the same."""
+    """So does other code. The same parameters and code have the same checkpoints."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     (tmp_path / "dvc.yaml").write_text("stages: {dpo_text: {deps: [code.py]}}\n")

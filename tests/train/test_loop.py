@@ -1,4 +1,4 @@
-"""The training loop: what a step is must not depend on how its rows are cut, watched or interrupted."""
+"""The training loop: a step must not depend on how its rows are split, validated or interrupted."""
 
 import math
 import os
@@ -90,37 +90,40 @@ def test_the_order_is_a_function_of_seed_and_epoch_alone() -> None:
 @pytest.mark.parametrize(
     ("schedule", "expected"),
     [
-        ("constant", [0.5, 1.0, 1.0, 1.0, 1.0, 1.0]),
-        ("linear", [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]),
-        ("cosine", [0.5, 1.0, 1.0, 0.853553, 0.5, 0.146447]),
+        ("constant", [1 / 2, 2 / 2, 1.0, 1.0, 1.0, 1.0]),
+        ("linear", [1 / 2, 2 / 2, 1.0, 1 - 1 / 4, 1 - 2 / 4, 1 - 3 / 4]),
+        (
+            "cosine",
+            [1 / 2, 2 / 2, 1.0, *((1 + math.cos(math.pi * progress)) / 2 for progress in (1 / 4, 2 / 4, 3 / 4))],
+        ),
     ],
 )
 def test_learning_rates_by_hand(schedule: str, expected: list[float]) -> None:
-    """6 steps, warm-up ceil(0.3 * 6) = 2: 1/2, 2/2. Then progress 0, 1/4, 1/2, 3/4: cosine (1 + cos(pi / 4)) / 2."""
+    """6 steps, of which ceil(0.3 * 6) = 2 are warm-up; the progress of the others is 0, 1/4, 2/4 and 3/4."""
     config = training(learning_rate=2.0, warmup_fraction=0.3, schedule=schedule)
     rates = [learning_rate(step, 6, 0, config) / 2 for step in range(6)]
-    assert rates == pytest.approx(expected, abs=1e-6)
+    assert rates == pytest.approx(expected, rel=1e-9)
 
 
 def test_step_decay_by_hand() -> None:
-    """Two warm-up steps, then the rate times 0.5 after every two epochs; the epochs of the warm-up count, too."""
+    """Two warm-up steps, then the rate times 0.5 after every two epochs of two steps, counting those of the warm-up."""
     decay = StepDecay(kind="step", epochs=2, factor=0.5)
     config = training(learning_rate=2.0, warmup_fraction=0.2, schedule=decay)
     rates = [learning_rate(step, 10, step // 2, config) for step in range(10)]
-    assert rates == [1.0, 2.0, 2.0, 2.0, 1.0, 1.0, 1.0, 1.0, 0.5, 0.5]
+    assert rates == [2 * 1 / 2, 2 * 2 / 2, 2, 2, *[2 * 0.5] * 4, *[2 * 0.5**2] * 2]
 
 
-def test_without_warm_up_the_first_step_has_the_whole_rate() -> None:
+def test_without_warm_up_the_first_step_has_the_full_rate() -> None:
     assert learning_rate(0, 1, 0, training(schedule="cosine")) == training().learning_rate
 
 
-# What a step is
+# A step
 
 
 def test_a_step_by_hand(tmp_path: Path) -> None:
-    """Two rows, w = 2, losses 1 * w and 3 * w, weights 1 and 3: loss 8 / 4 = 2, gradient 4 / 4 = 1.
+    """Two rows with weights 1 and 3; w = 2, and the weighted losses are 1 * w and 3 * w.
 
-    AdamW's first step is rate * g / |g| = 0.1 after the decay of 0.1 * 0.5 of w: 2 - 0.1 - 0.1 = 1.8.
+    AdamW's first step is rate * g / |g|, after a decay of rate * 0.5 * w.
     """
     model = nn.Linear(1, 1, bias=False).double()
     nn.init.constant_(model.weight, 2)
@@ -131,19 +134,20 @@ def test_a_step_by_hand(tmp_path: Path) -> None:
 
     task = task_of(objective, [1.0, 3.0], ["a", "b"])
     history = train(model, task, tmp_path, learning_rate=0.1, weight_decay=0.5, max_grad_norm=10.0)
-    first = {"step": 0, "epoch": 0, "learning_rate": 0.1, "loss": 2.0, "grad_norm": 1.0, "factor": 2.0}
-    assert history.train == [pytest.approx(first)]
-    assert model.weight.item() == pytest.approx(1.8, abs=1e-6)
-    assert [row["loss"] for row in history.validation] == pytest.approx([2.0, 1.8], abs=1e-6)
+    loss, grad_norm, after = (1 * 2 + 3 * 2) / (1 + 3), (1 + 3) / (1 + 3), 2 - 0.1 * 0.5 * 2 - 0.1
+    first = {"loss": loss, "grad_norm": grad_norm, "factor": (1 + 3) / 2}
+    assert history.train == [pytest.approx({"step": 0, "epoch": 0, "learning_rate": 0.1, **first})]
+    assert model.weight.item() == pytest.approx(after, abs=1e-6)
+    assert [row["loss"] for row in history.validation] == pytest.approx([loss, after], abs=1e-6)
 
 
 @pytest.mark.parametrize(
     ("optimizer", "expected"),
     [
-        ("adamw", [2 - 0.1 - 0.1]),
-        ("adam", [2 - 0.1]),
+        ("adamw", [2 - 0.1 * 0.5 * 2 - 0.1 * 1 / 1]),
+        ("adam", [2 - 0.1 * 2 / 2]),
         ("sgd", [2 - 0.1 * 2]),
-        ({"kind": "sgd", "momentum": 0.5}, [2 - 0.2, 1.8 - 0.1 * (1 + 0.9 + 0.5 * 2)]),
+        ({"kind": "sgd", "momentum": 0.5}, [2 - 0.1 * 2, 1.8 - 0.1 * (1 + 0.5 * 1.8 + 0.5 * 2)]),
         ("rmsprop", [2 - 0.1 * 2 / (0.01**0.5 * 2)]),
         ({"kind": "rmsprop", "momentum": 0.5}, [2 - 0.1 * 2 / (0.01**0.5 * 2)]),
     ],
@@ -152,8 +156,8 @@ def test_a_step_by_hand(tmp_path: Path) -> None:
 def test_optimisers_by_hand(optimizer: Any, expected: list[float], tmp_path: Path) -> None:
     """w = 2, loss w, gradient 1, weight decay 0.5, rate 0.1.
 
-    adamw: decay 0.1 * 0.5 * 2, then 0.1 * g / |g|. All others add the decay to the gradient, 1 + 0.5 * 2 = 2: adam 0.1 * 2 / 2,
-    sgd 0.1 * 2; with momentum the second step moves by 0.1 * (1 + 0.5 * 1.8 + 0.5 * 2); rmsprop divides by sqrt(0.01 * 2^2).
+    AdamW decays the weight, then moves it by rate * g / |g|. All others add the decay to the gradient: g = 1 + 0.5 * 2 = 2.
+    With momentum, the second step adds half of the first step's g. RMSprop divides by sqrt(0.01 * g^2).
     """
     model = nn.Linear(1, 1, bias=False).double()
     nn.init.constant_(model.weight, 2)
@@ -169,10 +173,10 @@ def test_optimisers_by_hand(optimizer: Any, expected: list[float], tmp_path: Pat
 
 
 def test_gradients_are_scaled_down_to_the_norm_and_reported_before(tmp_path: Path) -> None:
-    """AdamW's first step does not depend on the gradient's scale, so the gradient itself is looked at."""
-    model, seen = linear(), []
+    """AdamW's first step does not depend on the gradient's scale, so the gradient itself is measured."""
+    model, norms = linear(), []
     handle = register_optimizer_step_pre_hook(
-        lambda optimizer, args, kwargs: seen.append(torch.cat([p.grad.flatten() for p in model.parameters()]).norm())
+        lambda optimizer, args, kwargs: norms.append(torch.cat([p.grad.flatten() for p in model.parameters()]).norm())
     )
     try:
         history = fit(
@@ -186,18 +190,18 @@ def test_gradients_are_scaled_down_to_the_norm_and_reported_before(tmp_path: Pat
     finally:
         handle.remove()
     assert history.train[0]["grad_norm"] > 0.1
-    assert float(seen[0]) == pytest.approx(0.01, rel=1e-3)
+    assert float(norms[0]) == pytest.approx(0.01, rel=1e-3)
 
 
 @pytest.mark.parametrize("micro_batch_size", [1, 2, 3, 5, 8])
 def test_weights_do_not_depend_on_the_micro_batch(micro_batch_size: int, tmp_path: Path) -> None:
-    """Float64, 19 rows of unequal weight in batches of 8: 8 = 5 + 3 = 3 + 3 + 2, and a last batch that is smaller."""
-    whole, cut = linear(), linear()
+    """In float64: 19 rows of unequal weight in batches of 8 = 5 + 3 = 3 + 3 + 2, and a smaller last batch."""
+    unsplit, split = linear(), linear()
     config = {"batch_size": 8, "epochs": 3}
-    expected = train(whole, regression(19), tmp_path / "a", micro_batch_size=8, **config)
-    found = train(cut, regression(19), tmp_path / "b", micro_batch_size=micro_batch_size, **config)
-    torch.testing.assert_close(cut.state_dict(), whole.state_dict(), rtol=1e-9, atol=1e-12)
-    assert found.train == [pytest.approx(row, rel=1e-6) for row in expected.train]
+    expected = train(unsplit, regression(19), tmp_path / "a", micro_batch_size=8, **config)
+    history = train(split, regression(19), tmp_path / "b", micro_batch_size=micro_batch_size, **config)
+    torch.testing.assert_close(split.state_dict(), unsplit.state_dict(), rtol=1e-9, atol=1e-12)
+    assert history.train == [pytest.approx(row, rel=1e-6) for row in expected.train]
 
 
 def gradients(model: nn.Module, task: Task, micro_batch_size: int) -> tuple[dict[str, float], dict[str, Tensor]]:
@@ -212,21 +216,21 @@ def gradients(model: nn.Module, task: Task, micro_batch_size: int) -> tuple[dict
 def test_gradients_of_language_models_do_not_depend_on_the_micro_batch(
     models: dict[str, Path], kind: str, objective: str
 ) -> None:
-    """8 = 4 + 4 = 2 + 2 + 2 + 2 = eight of one, lengths from 1 to 12, in double precision but for the logits."""
+    """8 = 4 + 4 = 2 + 2 + 2 + 2 = 1 + ..., lengths from 1 to 12, in float64 except for the logits."""
     groups = random_groups(8, longest=12)
     policy = with_lora(models[kind]).double().eval()
     task = sft_task(groups, [""] * 8) if objective == "sft" else dpo(policy, groups)
     disturb(policy)
-    expected, whole = gradients(policy, task, 8)
-    assert max(g.abs().max() for g in whole.values()) > 1e-2
+    metrics, expected = gradients(policy, task, 8)
+    assert max(g.abs().max() for g in expected.values()) > 1e-2
     for micro_batch_size in (4, 2, 1):
-        metrics, cut = gradients(policy, task, micro_batch_size)
-        assert metrics == pytest.approx(expected, rel=1e-5)
-        torch.testing.assert_close(cut, whole, rtol=1e-5, atol=1e-6)
+        split_metrics, split = gradients(policy, task, micro_batch_size)
+        assert split_metrics == pytest.approx(metrics, rel=1e-5)
+        torch.testing.assert_close(split, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_the_loss_of_fine_tuning_is_a_mean_over_tokens(models: dict[str, Path]) -> None:
-    """Not a mean over rows, nor over micro-batches: a row of 9 tokens counts nine times a row of one."""
+    """Not a mean over rows or micro-batches: a row of 9 tokens counts nine times as much as a row of one."""
     groups = [Group([1], ([2] * 9,)), Group([3, 4], ([5],))]
     model = with_lora(models["llama"]).eval()
     a, b = group_logps(model, groups, 100, "test")
@@ -237,7 +241,7 @@ def test_the_loss_of_fine_tuning_is_a_mean_over_tokens(models: dict[str, Path]) 
 
 
 def test_the_launcher_cannot_change_the_scale_of_the_gradient(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """`accelerate launch` passes a user's gradient_accumulation_steps on; the batch is params.yaml's alone."""
+    """`accelerate launch` passes on a user's gradient_accumulation_steps; only params.yaml sets the batch."""
     plain = train(linear(), regression(8), tmp_path / "a")
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
     assert train(linear(), regression(8), tmp_path / "b").train == plain.train
@@ -245,7 +249,7 @@ def test_the_launcher_cannot_change_the_scale_of_the_gradient(monkeypatch: pytes
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_a_policy_starts_at_its_reference(models: dict[str, Path], kind: str, tmp_path: Path) -> None:
-    """Also where the base model has dropout of its own (GPT-2: 0.1): the reference was scored without, so must the policy."""
+    """Even if the base model has its own dropout (GPT-2: 0.1): the reference was scored without, so the policy must be too."""
     policy = with_lora(models[kind])
     first = train(policy, dpo(policy, random_groups(8)), tmp_path).train[0]
     assert first["loss"] == pytest.approx(math.log(2), abs=1e-5)
@@ -264,7 +268,7 @@ def test_overfits_eight_pairs(models: dict[str, Path], tmp_path: Path) -> None:
     assert last["rewards/margin"] > 2
 
 
-# What is recorded
+# Records
 
 
 def test_history_numbers_steps_and_measures_before_the_update(tmp_path: Path) -> None:
@@ -282,11 +286,11 @@ def test_history_numbers_steps_and_measures_before_the_update(tmp_path: Path) ->
     assert [row["step"] for row in history.validation] == [0, 4, 6]
     names = {"learning_rate", "grad_norm", "loss", "error"}
     assert all(set(row) == {"step", "epoch", *names} for row in history.train)
-    assert [step for step, found in logged if found == names] == [0, 1, 2, 3, 4, 5]
-    assert [step for step, found in logged if found == {"val/loss", "val/error"}] == [0, 4, 6]
+    assert [step for step, metrics in logged if metrics == names] == [0, 1, 2, 3, 4, 5]
+    assert [step for step, metrics in logged if metrics == {"val/loss", "val/error"}] == [0, 4, 6]
 
 
-def test_a_whole_batch_measured_twice_is_the_same_before_the_update(tmp_path: Path) -> None:
+def test_training_and_validation_agree_on_the_loss_before_an_update(tmp_path: Path) -> None:
     history = train(linear(), regression(8), tmp_path, batch_size=8, epochs=3, validate_every=1)
     assert [row["loss"] for row in history.train] == pytest.approx([row["loss"] for row in history.validation[:3]])
 
@@ -300,7 +304,7 @@ def test_validation_does_not_change_training(tmp_path: Path) -> None:
 
 
 def test_every_part_of_the_model_keeps_its_mode(tmp_path: Path) -> None:
-    """A base model stays in eval mode under adapters whose dropout is on."""
+    """For example, a base model in eval mode under adapters with dropout."""
     model = Shaky()
     modes: list[bool] = []
     model.body.register_forward_pre_hook(lambda module, args: modes.append(module.training))
@@ -312,7 +316,7 @@ def test_every_part_of_the_model_keeps_its_mode(tmp_path: Path) -> None:
 
 
 def test_a_model_in_eval_mode_is_trained_in_eval_mode(tmp_path: Path) -> None:
-    """As the image policy is: its batch statistics stay the reference's."""
+    """Like the image policy, whose batch statistics stay those of the reference."""
     model = Shaky().eval()
     before = weights(model)
     train(model, regression(8), tmp_path, epochs=2)
@@ -321,7 +325,7 @@ def test_a_model_in_eval_mode_is_trained_in_eval_mode(tmp_path: Path) -> None:
     assert changed == {name for name, _ in model.named_parameters()}
 
 
-# What stops it
+# Errors
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient", "metric"])
@@ -355,7 +359,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_names_its_rows(where: str
 
 
 def test_a_first_step_that_is_not_finite_names_its_rows(tmp_path: Path) -> None:
-    """Rather than advise to compute the reference again."""
+    """Instead of advising to compute the reference again."""
     task = regression(4)
 
     def objective(model: nn.Module, rows: Sequence[int], epoch: int | None) -> LossAndMetrics:
@@ -379,8 +383,8 @@ def test_a_first_step_that_is_not_finite_names_its_rows(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["loss", "error"])
-def test_the_row_that_is_not_finite_is_named_and_no_other(tmp_path: Path, name: str) -> None:
-    """Whichever micro-batch it is in, and where only a metric shows it."""
+def test_only_the_row_that_is_not_finite_is_named(tmp_path: Path, name: str) -> None:
+    """In any micro-batch, and even if only a metric shows it."""
     task = regression(9)
 
     def objective(model: nn.Module, rows: Sequence[int], epoch: int | None) -> LossAndMetrics:
@@ -392,8 +396,8 @@ def test_the_row_that_is_not_finite_is_named_and_no_other(tmp_path: Path, name: 
         train(linear(), task_of(objective, task.weights, task.ids), tmp_path, validation=task, micro_batch_size=2)
 
 
-def test_a_model_that_is_not_finite_at_the_end_is_no_result(tmp_path: Path) -> None:
-    """The last update can break a model that every step before measured as whole."""
+def test_a_model_that_is_not_finite_at_the_end_is_an_error(tmp_path: Path) -> None:
+    """The last update can break a model whose every training step was finite."""
     task = regression(4)
 
     def objective(model: nn.Module, rows: Sequence[int], epoch: int | None) -> LossAndMetrics:
@@ -405,12 +409,12 @@ def test_a_model_that_is_not_finite_at_the_end_is_no_result(tmp_path: Path) -> N
 
 
 def test_a_hook_sees_every_step_before_its_update(tmp_path: Path) -> None:
-    model, seen = linear(), []
+    model, losses = linear(), []
     before = weights(model)
 
     class Check(StepHook):
         def before_update(self, step: int, metrics: Mapping[str, float]) -> None:
-            seen.append(metrics["loss"])
+            losses.append(metrics["loss"])
             assert all(torch.equal(t, before[name]) for name, t in weights(model).items()) == (step == 0)
 
     history = fit(
@@ -422,15 +426,15 @@ def test_a_hook_sees_every_step_before_its_update(tmp_path: Path) -> None:
         log=ignore,
         hooks=[Check()],
     )
-    assert seen == [row["loss"] for row in history.train]
-    assert len(seen) > 1
+    assert losses == [row["loss"] for row in history.train]
+    assert len(losses) > 1
 
 
 # Batch statistics
 
 
-def test_no_batch_of_one_row_where_others_have_more() -> None:
-    """Batch normalisation in train mode refuses a batch of one at 1x1 pixels: 65 rows are 33 + 32, not 64 + 1."""
+def test_no_batch_has_a_single_row_if_others_have_more() -> None:
+    """In train mode, batch normalisation refuses a single row of 1x1 pixels: 65 rows are 33 + 32, not 64 + 1."""
     sizes = [len(rows) for _, rows in batch_order(65, training(batch_size=64), seed=0)]
     assert sorted(sizes) == [32, 33]
 
@@ -481,9 +485,8 @@ except ParamsError as error:
 
 @pytest.mark.slow
 def test_two_processes_make_the_same_model_as_one(tmp_path: Path, root: Path) -> None:
-    """Also with fewer rows than processes, in a batch (n = 1, 9) and an unequal number of micro-batches (13 rows
-    of validation); and
-    for a loss that looks at all rows of all processes."""
+    """Also if a batch has fewer rows than processes (n = 1, 9), if processes have unequal numbers of micro-batches (13
+    validation rows), and for a loss that depends on all rows of all processes."""
     from safetensors.torch import load_file
 
     script = tmp_path / "script.py"

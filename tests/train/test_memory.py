@@ -1,4 +1,4 @@
-"""Memory: flat over the steps of a long training, and over the rows of a large file."""
+"""Memory stays flat over the steps of a long training and over the rows of a large file."""
 
 import json
 import subprocess
@@ -25,13 +25,13 @@ def peak():
 
 
 def measured(code: str, folder: Path, **values: Any) -> Any:
-    """What a process of its own prints last, as JSON; its peak memory is its own, whatever this one holds."""
+    """Runs the code in a separate process, whose peak memory is its own; returns its last line of output, parsed as JSON."""
     head = "".join(f"{name} = {value!r}\n" for name, value in values.items())
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", PEAK + head + textwrap.dedent(code)], cwd=folder, text=True, capture_output=True
     )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    assert process.returncode == 0, process.stderr
+    return json.loads(process.stdout.splitlines()[-1])
 
 
 # A long training
@@ -67,7 +67,7 @@ print(json.dumps([used[step] for step in range(0, 500)]))
 
 @pytest.mark.parametrize("leak", [0, 250_000])
 def test_five_hundred_steps(leak: int, tmp_path: Path) -> None:
-    """The last 400 steps need hardly more than the first 100, in which libraries fill their caches; a leak would be seen."""
+    """The last 400 steps need hardly more than the first 100, which fill the libraries' caches; a leak would show."""
     model = write_model(tmp_path / "model", "llama")
     used = measured(TRAINING, tmp_path, model=str(model), helpers=str(HELPERS), leak=leak)
     grown = max(used[100:]) - max(used[:100])
@@ -76,7 +76,7 @@ def test_five_hundred_steps(leak: int, tmp_path: Path) -> None:
 
 # A large file
 
-# A long path makes a row wide without adding tokens, so that few rows show whether they are kept.
+# A long path makes a row wide without adding tokens, so a few rows suffice to show whether they are kept.
 ROWS = """
 import pyarrow as pa, pyarrow.parquet as pq
 schema = None
@@ -94,7 +94,7 @@ for first in range(0, n, 500):
 writer.close()
 print(n)
 """
-# The stages read 2,000 and 4,096 rows at a time; here a tenth of that, since the file is smaller, too.
+# The stages read 2,000 and 4,096 rows at a time; here a tenth of that, because the file is smaller as well.
 STAGE = """
 import importlib
 from prefdag.check_params import load_params
@@ -122,7 +122,7 @@ WIDTH = 16_000
 
 
 def peaks(folder: Path, root: Path, n: int, keep: bool) -> dict[str, float]:
-    """The peak memory of each stage on `n` rows, in bytes; with `keep`, of one that keeps every row it reads."""
+    """The peak memory of each stage on `n` rows, in bytes; with `keep`, the stage keeps every row it reads."""
     write_tokenizer(write_model(folder / "models" / "base", "llama"))
     (folder / "models" / "reference").symlink_to("base")
     (folder / "data" / "validated").mkdir(parents=True)
@@ -134,7 +134,7 @@ def peaks(folder: Path, root: Path, n: int, keep: bool) -> dict[str, float]:
 
 
 def test_sixteen_times_the_rows(tmp_path: Path, root: Path) -> None:
-    """500 rows and 8,000: 7,500 more rows of 16 kB, kept, would be 120 MB. What libraries cache is less than half of that."""
+    """8,000 rows instead of 500: keeping 7,500 rows of 16 kB would take 120 MB. Libraries cache less than half of that."""
     few, many, kept = (
         peaks(tmp_path / name, root, n, keep)
         for name, n, keep in (("few", 500, False), ("many", 8_000, False), ("kept", 8_000, True))
