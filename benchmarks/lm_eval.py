@@ -98,7 +98,7 @@ def ours(sets: Mapping[str, Sequence[EvalRow]], folder: Path, dtype: str) -> dic
     from prefdag.text import model as lm
     from prefdag.text.evaluation import choices
     from prefdag.text.scoring.logps import group_logps
-    from prefdag.text.scoring.states import set_forward_mode
+    from prefdag.text.scoring.trial import set_forward_mode
 
     if dtype == "float32":
         model = lm.load(folder)

@@ -17,7 +17,7 @@ from transformers.utils.logging import disable_progress_bar
 from prefdag.distributed.process import process
 from prefdag.lifecycle.errors import DataError
 from prefdag.text.scoring.layers import speed_up, speed_up_adapters
-from prefdag.text.scoring.states import set_forward_mode
+from prefdag.text.scoring.trial import set_forward_mode
 
 if TYPE_CHECKING:
     from prefdag.runtime.types import Dtype

@@ -79,7 +79,7 @@ def files_with(folder: Path, text: str) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in files(folder) if text.encode() in path.read_bytes())
 
 
-def test_a_secret_is_in_no_file_and_no_message(again: Path) -> None:
+def test_no_secret_is_in_a_file_a_message_or_mlflow(again: Path, tmp_path: Path) -> None:
     log = (again / "run.log").read_text()
     assert "MLflow at http://127.0.0.1:9" in log
     assert list((again / ".prefdag" / "spool").glob("pipeline-*/events.jsonl"))
@@ -88,10 +88,7 @@ def test_a_secret_is_in_no_file_and_no_message(again: Path) -> None:
     (again / "reports" / "leak.txt").write_text(f"key: {CANARY}")
     assert files_with(again, CANARY) == ["reports/leak.txt"]
     (again / "reports" / "leak.txt").unlink()
-
-
-def test_no_secret_is_in_mlflow(again: Path, tmp_path: Path) -> None:
-    """Send the runs that the dead server did not accept to a database."""
+    # Send the runs that the dead server did not accept to a database.
     database = f"sqlite:///{tmp_path}/mlflow.db"
     run_in(again, "prefdag", "sync", **{**SECRETS, "MLFLOW_TRACKING_URI": database, "DVC_ROOT": str(again)})
     with sqlite3.connect(tmp_path / "mlflow.db") as connection:

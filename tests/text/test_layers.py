@@ -8,7 +8,9 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
+from transformers.models.bamba.modeling_bamba import BambaRMSNormGated
 from transformers.models.cohere import modeling_cohere
+from transformers.models.deepseek_v4.modeling_deepseek_v4 import DeepseekV4Config, DeepseekV4MLP
 from transformers.pytorch_utils import Conv1D
 
 from prefdag.text.scoring import vocabulary
@@ -190,6 +192,25 @@ class Norm(nn.Module):
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
         return self.weight * wide.to(x.dtype)
+
+
+@pytest.mark.parametrize("limits", [(10.0, 10.0), (1e9, 10.0)])
+def test_a_layer_that_limits_large_values_is_left_alone(limits: tuple[float, float]) -> None:
+    """By layer: the first of two may have a limit that is never reached."""
+    config = DeepseekV4Config(hidden_size=D, intermediate_size=32)
+    layers = nn.ModuleList([DeepseekV4MLP(config) for _ in limits])
+    for layer, limit in zip(layers, limits, strict=True):
+        layer.limit = limit
+    speed_up(layers)
+    assert ["forward" in vars(layer) for layer in layers] == [limit > 1e6 for limit in limits]
+
+
+def test_a_norm_with_a_gate_is_left_alone() -> None:
+    norm = BambaRMSNormGated(D, group_size=D)
+    x, gate = torch.randn(2, S, D)
+    expected = norm(x, gate)
+    speed_up(norm)
+    torch.testing.assert_close(norm(x, gate), expected)
 
 
 @pytest.mark.parametrize("trained", [False, True])

@@ -24,8 +24,9 @@ from transformers import (
 
 from prefdag.text import model as lm
 from prefdag.text import trainable
-from prefdag.text.scoring import attention
-from prefdag.text.scoring.attention import chunked_attention, flex_mask
+from prefdag.text.scoring import chunked, flex, trial
+from prefdag.text.scoring.chunked import chunked_attention
+from prefdag.text.scoring.flex import flex_mask
 from prefdag.text.scoring.logps import response_logps
 from prefdag.text.scoring.packing import Group, Pack, pack
 from prefdag.text.scoring.states import ForwardMode, forward_mode
@@ -96,10 +97,12 @@ def test_a_model_without_positions_is_scored_in_padded_rows_with_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = write(tmp_path, MambaForCausalLM(MambaConfig(**SMALL, state_size=4)))
+    trial._warn_once.cache_clear()
     with caplog.at_level(logging.WARNING, "prefdag"):
         model = lm.load(folder)
     assert [record.getMessage() for record in caplog.records if record.name.startswith("prefdag")] == [
-        "mamba models do not support packed rows; using one padded row per response, which is slower"
+        "mamba models do not support packed rows (they do not use transformers' attention interface); "
+        "using one padded row per response, which is slower"
     ]
     assert not forward_mode(model).packed
     few = random_groups(5, responses=None, seed=1)
@@ -157,8 +160,8 @@ def test_attention_is_that_of_a_dense_mask(
     prefix: int, window: int | None, longest: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Values and gradients in float64, with two query heads per key head; and FlexAttention's mask is the same."""
-    monkeypatch.setattr(attention, "CHUNK_TOKENS", longest)
-    attention._chunks.cache_clear()
+    monkeypatch.setattr(chunked, "CHUNK_TOKENS", longest)
+    chunked._chunks.cache_clear()
     torch.manual_seed(0)
     packed = pack(random_groups(4, responses=None, seed=2))
     n = len(packed.input_ids)
@@ -182,7 +185,7 @@ def test_attention_is_that_of_a_dense_mask(
     visible = flex_mask(packed.segments, prefix, window, torch.device("cpu")).mask_mod
     rows, columns = torch.arange(n)[:, None], torch.arange(prefix + n)[None]
     assert torch.equal(visible(torch.tensor(0), torch.tensor(0), rows, columns), mask)
-    attention._chunks.cache_clear()
+    chunked._chunks.cache_clear()
     if longest == 96:  # interpreted, as this is a CPU; a GPU runs it compiled
         block_mask = flex_mask(packed.segments, prefix, window, torch.device("cpu"))
         by_flex = flex_attention(
@@ -198,11 +201,11 @@ def test_chunked_attention_replaces_flex_attention_that_cannot_be_compiled(
         raise RuntimeError("no compiler")
 
     monkeypatch.setattr(torch, "compile", lambda *args, **kwargs: fail)
-    attention.compiled_flex_attention.cache_clear()
+    flex.compiled_flex_attention.cache_clear()
     with caplog.at_level(logging.WARNING, "prefdag"):
-        assert attention.compiled_flex_attention(torch.device("cpu")) is None
+        assert flex.compiled_flex_attention(torch.device("cpu")) is None
     assert "no compiler" in caplog.text
-    attention.compiled_flex_attention.cache_clear()
+    flex.compiled_flex_attention.cache_clear()
 
 
 # Gradient checkpointing

@@ -2,26 +2,19 @@
 
 In a packed row, a prompt is computed once for all its responses, next to other groups and without padding. The model must
 accept position ids and a choice of attention implementation. Other models (state-space models, for instance) get one row
-per response, padded to the longest: the same numbers, more slowly. `set_forward_mode` finds out which when a model is loaded.
+per response, padded to the longest: the same numbers, more slowly. `trial.py` finds out which when a model is loaded.
 """
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
-from prefdag.text.scoring.attention import NAME as PACKED
-from prefdag.text.scoring.packing import Group, Pack, pack
 from prefdag.text.scoring.vocabulary import token_logps
 
-# Short groups. A wrong mask, position or order changes their log-probabilities.
-TRIAL = [Group([5, 3, 8], ([2, 9], [7, 1, 4, 6])), Group([6], ([3, 5],))]
-TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.3}  # nats per token in the trial; a mix-up is off by far more
-
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from prefdag.text.scoring.packing import Pack
 
 
 class ForwardMode(NamedTuple):
@@ -34,7 +27,7 @@ class ForwardMode(NamedTuple):
 
 
 def forward_mode(model: nn.Module) -> ForwardMode:
-    """The mode that `set_forward_mode` stored. Also works for a policy around the model, or a copy of it."""
+    """The mode that `trial.set_forward_mode` stored. Also works for a policy around the model, or a copy of it."""
     return _inner(model).prefdag_forward_mode
 
 
@@ -43,7 +36,7 @@ def head(model: nn.Module) -> nn.Linear | None:
     return _inner(model).get_output_embeddings() if forward_mode(model).headless else None
 
 
-def response_states(model: nn.Module, packed: Pack) -> Tensor:
+def response_states(model: nn.Module, packed: "Pack") -> Tensor:
     """The hidden states that predict the scored tokens, (S, d), for `vocabulary.token_logps`; logits if `head` is None."""
     with _skip(head(model)):
         if forward_mode(model).packed:
@@ -58,45 +51,9 @@ def response_states(model: nn.Module, packed: Pack) -> Tensor:
         return model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits[rows, columns]
 
 
-def response_token_logps(model: nn.Module, packed: Pack) -> Tensor:
+def response_token_logps(model: nn.Module, packed: "Pack") -> Tensor:
     """log pi(target | prompt, response so far) of each scored token: (S,), float32, in nats."""
     return token_logps(response_states(model, packed), head(model), packed.targets)
-
-
-@torch.no_grad()
-def set_forward_mode(model: Any, *, packed: bool = True) -> None:
-    """Find the fastest way to call `model` by a trial on a few tokens, and store it in `model.prefdag_forward_mode`.
-
-    Each mode is compared with the plain model on padded rows. The model keeps the attention implementation that it was
-    loaded with unless packed rows are asked for and work. If they do not work, a warning is logged.
-    """
-    trial = pack(TRIAL).to(next(model.parameters()).device)
-    original = model.config._attn_implementation
-
-    def logps(mode: ForwardMode) -> Tensor:
-        model.prefdag_forward_mode = mode
-        return response_token_logps(model, trial)
-
-    def agrees(mode: ForwardMode) -> bool:
-        try:
-            return bool((logps(mode) - expected).abs().max() <= TOLERANCE.get(model.dtype, 1e-3))
-        except (TypeError, ValueError, AttributeError) as error:  # an argument that the model does not accept
-            logger.debug("%s: %r", mode, error)
-            return False
-
-    expected = logps(ForwardMode(packed=False, headless=False))
-    mode = ForwardMode(packed=False, headless=agrees(ForwardMode(packed=False, headless=True)))
-    if packed:
-        model.set_attn_implementation(PACKED)
-        if agrees(mode._replace(packed=True)):
-            mode = mode._replace(packed=True)
-        else:
-            model.set_attn_implementation(original)
-            logger.warning(
-                "%s models do not support packed rows; using one padded row per response, which is slower",
-                model.config.model_type,
-            )
-    model.prefdag_forward_mode = mode
 
 
 def _inner(model: nn.Module) -> Any:
