@@ -75,7 +75,7 @@ def _text(target: Path, params: "Params", echo: Callable[[str], None]) -> None:
     from prefdag.report.page.card import licence
     from prefdag.text.model import ADAPTER_CONFIG, load_models
 
-    template, card = params.format_pairs.template, CARD.read_text("utf-8")
+    card = CARD.read_text("utf-8")
     heldout = text.read_heldout(PAIRS, DIALOGUES)
     policy = load_models(REFERENCE, POLICY, packed=False).policy
     expected, merged = text.logits(policy, heldout.ids), text.merge(policy)
@@ -83,8 +83,9 @@ def _text(target: Path, params: "Params", echo: Callable[[str], None]) -> None:
         echo(f"{TEXT}: not exported, since a prefix cannot be merged into weights; use {ADAPTER} with {REFERENCE}")
     else:
         folder = target / TEXT
-        text.write_merged(merged, REFERENCE, template, folder)
-        text.check_template(folder, ChatTokenizer(REFERENCE, template), heldout.dialogues)
+        tokenizer = ChatTokenizer(REFERENCE, params.format_pairs.template, params.format_pairs.template_options)
+        text.write_merged(merged, REFERENCE, tokenizer, folder)
+        text.check_template(folder, tokenizer, heldout.dialogues)
         echo(f"{TEXT}: {text.check_merged(folder, merged, expected, heldout.ids)}")
         (folder / "README.md").write_text(cards.policy_card(card, params.dpo_text.adapter.kind), "utf-8")
         if licence(params.download_model.source) == "apache-2.0":

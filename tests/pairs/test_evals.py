@@ -52,11 +52,11 @@ def test_truthfulqa_row(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
     assert row.prompt == [{"role": "user", "content": "Is it,\nreally?"}]
     assert row.response == "No"
     assert row.wrong_responses == ("Yes", "Of course")
-    prompt_ids, response_ids, eos_scored = encode_row(row, tokenizer, 100, 100)
+    prompt_ids, response_ids, end_scored = encode_row(row, tokenizer, 100, 100)
     assert tokenizer.decode(prompt_ids) == "[Is it,\nreally?]"
     assert tokenizer.decode(response_ids) == "No</s>"
-    assert eos_scored
-    assert not encode_row(row, tokenizer, 100, 2).eos_scored  # cut
+    assert end_scored
+    assert not encode_row(row, tokenizer, 100, 2).end_scored  # cut
     assert tokenizer.decode(encode_row(row, tokenizer, 100, 100, row.wrong_responses[0]).response_ids) == "Yes</s>"
 
 
@@ -164,9 +164,9 @@ def test_winogrande_row(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
     )
     assert (second.response, second.wrong_responses) == (" Ben was kind.", (" Ann was kind.",))
     assert first.rest == second.rest == " was kind."
-    prompt_ids, response_ids, eos_scored = encode_row(first, tokenizer, 100, 100)
+    prompt_ids, response_ids, end_scored = encode_row(first, tokenizer, 100, 100)
     assert tokenizer.decode(prompt_ids + response_ids) == "Ann helped Ben as Ann was kind.</s>"  # without a template
-    assert not eos_scored
+    assert not end_scored
 
 
 def test_a_sentence_is_in_three_sets(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
@@ -176,8 +176,8 @@ def test_a_sentence_is_in_three_sets(tmp_path: Path, tokenizer: ChatTokenizer) -
     assert sets["winogrande"] == rows
     (wrong,), (sentence,) = sets["winogrande_wrong"], sets["winogrande_sentence"]
     assert (wrong.prompt, wrong.response, wrong.source) == ("Ann helped Ben as", " Ben was kind.", rows[0].source)
-    prompt_ids, response_ids, eos_scored = encode_row(sentence, tokenizer, 100, 100)
-    assert (tokenizer.decode(prompt_ids), eos_scored) == ("</s>", False)
+    prompt_ids, response_ids, end_scored = encode_row(sentence, tokenizer, 100, 100)
+    assert (tokenizer.decode(prompt_ids), end_scored) == ("</s>", False)
     assert tokenizer.decode(response_ids) == "Ann helped Ben as Ann was kind.</s>"
 
 
