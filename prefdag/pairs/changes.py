@@ -26,7 +26,7 @@ def formatting_changes(
 
     Args:
         row: as validated; its prompt is a list of turns.
-        encoded: the same row from `formatting.encode_pair`.
+        encoded: the same row from `encoding.encode_pair`.
     """
     source, parts = row["source"], {part: encoded[part] for part in ("prompt", *SIDES)}
     if encoded["chosen"].ids == encoded["rejected"].ids:
@@ -61,7 +61,7 @@ def example(row: Mapping[str, Any], tokenizer: "ChatTokenizer") -> dict[str, Any
     token.
 
     Args:
-        row: of `formatting.PAIRS_SCHEMA`.
+        row: of `encoding.PAIRS_SCHEMA`.
     """
     shown = {"source": row["source"], "prompt": _pieces(row["prompt_ids"], "read", tokenizer)}
     for side in SIDES:

@@ -21,38 +21,20 @@ import pyarrow.parquet as pq
 from prefdag.lifecycle.errors import DataError
 from prefdag.pairs import limits, turns
 from prefdag.pairs.changes import FormattingChange, boundary_joins, example, formatting_changes
+from prefdag.pairs.encoding import PAIRS_SCHEMA, PARTS, columns_of, encode_pair
 from prefdag.pairs.ngrams import normalised
-from prefdag.pairs.observations import Observations
+from prefdag.pairs.observations import Observations, cut_lines, template_lines
 from prefdag.pairs.splits import LEFT_OUT, SPLITS, check_fractions, digest, split_by_prompt
-from prefdag.pairs.tokenizer import ChatTokenizer, Encoded
 
 if TYPE_CHECKING:
     from prefdag.config.format_pairs import FormatPairs
     from prefdag.pairs.limits import Limits
+    from prefdag.pairs.tokenizer import ChatTokenizer, Encoded
 
 logger = logging.getLogger(__name__)
 
-IDS = pa.list_(pa.int32())
-PAIRS_SCHEMA = pa.schema(
-    {
-        "id": pa.string(),
-        "source": pa.string(),  # "FILE:ROW"
-        "prompt": pa.string(),  # in its template, before the cut
-        "chosen": pa.string(),  # null, with empty ids, if the row has no such response: unpaired rows have one of the two
-        "rejected": pa.string(),
-        "preference": pa.float64(),  # probability that chosen is preferred
-        "prompt_ids": IDS,
-        "chosen_ids": IDS,  # ends with the end of the turn, which is not scored if the response was cut
-        "rejected_ids": IDS,
-        "chosen_truncated": pa.bool_(),
-        "rejected_truncated": pa.bool_(),
-    }
-)
-PLURALS = {"prompt": "prompts", "chosen": "chosen responses", "rejected": "rejected responses"}
-PARTS = ("prompt", "chosen", "rejected")
 BATCH = 2_000  # rows in memory at once
 BOUNDARIES = 2_000  # rows whose boundary is checked, evenly spaced; enough to estimate the share
-NO_RESPONSE = Encoded([], "", 0)  # an actual response has at least its end
 
 
 class FormattingReport(NamedTuple):
@@ -79,7 +61,7 @@ def format_pairs(
     source: Path,
     out: Path,
     changed: Path,
-    tokenizer: ChatTokenizer,
+    tokenizer: "ChatTokenizer",
     params: "FormatPairs",
     window: int | None = None,
 ) -> FormattingReport:
@@ -142,21 +124,10 @@ def format_pairs(
         **first_pass.observations.summary(),
         **parts,
     }
-    _warn(tokenizer, lengths, first_pass.observations, {part: numbers["truncated"] for part, numbers in parts.items()})
-    return FormattingReport(summary, [shown[row] for row in picked])
-
-
-def _warn(tokenizer: ChatTokenizer, lengths: "Limits", observations: Observations, cut: dict[str, float]) -> None:
-    """The lines in the terminal about what a user may not expect."""
-    for line in (*tokenizer.warnings, *observations.lines()):
+    cut = {part: numbers["truncated"] for part, numbers in parts.items()}
+    for line in (*template_lines(tokenizer), *first_pass.observations.lines(), *cut_lines(cut, lengths)):
         logger.warning("%s", line)
-    if any(cut.values()):
-        shares = ", ".join(f"{cut[part]:.1%} of the {name}" for part, name in PLURALS.items())
-        logger.warning(
-            "cut: %s (limits: %d tokens for a prompt, %d for a response); for longer texts, raise "
-            "format_pairs.max_prompt_tokens and max_response_tokens, or set them to auto",
-            *(shares, *lengths),
-        )
+    return FormattingReport(summary, [shown[row] for row in picked])
 
 
 def _list_leaks(leaks: list[FormattingChange], changed: Path, counts: Counter[tuple[str, str]]) -> None:
@@ -192,7 +163,7 @@ def _first_rows(source: Path, max_pairs: int | None) -> Iterator[list[dict[str, 
 
 
 def _measure(
-    source: Path, tokenizer: ChatTokenizer, params: "FormatPairs"
+    source: Path, tokenizer: "ChatTokenizer", params: "FormatPairs"
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
     """The lengths in tokens of all prompts and of all responses, before any cut."""
     prompts, responses = array("i"), array("i")
@@ -205,7 +176,7 @@ def _measure(
 
 
 def _encode(
-    source: Path, out: Path, changed: Path, tokenizer: ChatTokenizer, params: "FormatPairs", lengths: "Limits"
+    source: Path, out: Path, changed: Path, tokenizer: "ChatTokenizer", params: "FormatPairs", lengths: "Limits"
 ) -> FirstPass:
     """The first pass: write every row that is kept, encoded, to `out`, and all changes to `changed`."""
     keys: list[npt.NDArray[np.uint64]] = []
@@ -251,7 +222,7 @@ def _encode(
     )
 
 
-def _keys(prompt: Encoded, seed: int) -> tuple[int, int, int]:
+def _keys(prompt: "Encoded", seed: int) -> tuple[int, int, int]:
     """Two keys that must not be in more than one split, and the digest of the exact prompt.
 
     The first key is the `normalised` text, the second the tokens after the cut, since what the model reads must not leak
@@ -261,7 +232,7 @@ def _keys(prompt: Encoded, seed: int) -> tuple[int, int, int]:
 
 
 def _write_splits(
-    everything: Path, out: Path, splits: npt.NDArray[np.str_], picked: list[int], tokenizer: ChatTokenizer
+    everything: Path, out: Path, splits: npt.NDArray[np.str_], picked: list[int], tokenizer: "ChatTokenizer"
 ) -> tuple[list[FormattingChange], dict[int, dict[str, Any]], list[bool]]:
     """The second pass: write every row to its split. Returns the rows left out, those `picked`, and some `boundary_joins`."""
     leaks: list[FormattingChange] = []
@@ -323,43 +294,6 @@ def _leaked(folder: Path) -> dict[str, int]:
     }
     train = prompts.pop("train")
     return {name: int(np.isin(texts, train).sum()) for name, texts in prompts.items()}
-
-
-def encode_pair(
-    row: dict[str, Any],
-    tokenizer: ChatTokenizer,
-    max_prompt_tokens: int | None = None,
-    max_response_tokens: int | None = None,
-) -> dict[str, Any]:
-    """A validated row with its prompt, chosen and rejected `Encoded`, and `unclosed`, the blocks that responses leave open.
-
-    Raises:
-        DataError: the template rejects or ignores a part of the row. The error names the row and the column.
-    """
-    column = ""
-    try:
-        dialogue = tokenizer.dialogue(turns.messages(row["prompt"]), turns.tools(row))
-        encoded = row | {"prompt": dialogue.prompt(max_prompt_tokens), "unclosed": []}
-        for side in turns.SIDES:
-            column = f" {side}:"
-            turn = turns.response(row, side)
-            encoded[side] = NO_RESPONSE if turn is None else dialogue.response(turn, max_response_tokens)
-            if turn is not None and (block := dialogue.unclosed(encoded[side])):
-                encoded["unclosed"].append(block)
-    except DataError as error:
-        raise DataError(f"{row['source']}:{column} {error}") from None
-    return encoded
-
-
-def columns_of(row: dict[str, Any]) -> dict[str, Any]:
-    """An encoded row with the columns of `PAIRS_SCHEMA`."""
-    parts: dict[str, Encoded] = {part: row[part] for part in ("prompt", "chosen", "rejected")}
-    return (
-        {name: row[name] for name in ("id", "source", "preference")}
-        | {part: encoded.text if encoded.ids else None for part, encoded in parts.items()}
-        | {f"{part}_ids": encoded.ids for part, encoded in parts.items()}
-        | {f"{part}_truncated": parts[part].truncated for part in ("chosen", "rejected")}
-    )
 
 
 def _lengths(kept: npt.NDArray[np.int32], lengths: npt.NDArray[np.int32]) -> dict[str, float]:

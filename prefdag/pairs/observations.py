@@ -1,13 +1,17 @@
-"""What a pass over the rows finds that a user may not expect: rows that were rendered already, blocks that are never closed."""
+"""What a user may not expect of formatted pairs, one line of the terminal each, and counts for summary.json."""
 
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefdag.lifecycle.errors import DataError
 from prefdag.pairs import turns
 from prefdag.pairs.rendering import any_of
+
+if TYPE_CHECKING:
+    from prefdag.pairs.limits import Limits
+    from prefdag.pairs.tokenizer import ChatTokenizer
 
 FILE = "data/validated/pairs.parquet"
 
@@ -24,7 +28,7 @@ class Observations:
         self.altered: Counter[str] = Counter()
 
     def add(self, row: Mapping[str, Any], encoded: Mapping[str, Any]) -> None:
-        """Count a validated row and what `formatting.encode_pair` made of it."""
+        """Count a validated row and what `encoding.encode_pair` made of it."""
         self.rows += 1
         texts = [turn["content"] for turn in row["prompt"]] + [row[side] or "" for side in turns.SIDES]
         match = next(filter(None, map(self.marks.search, texts)), None)
@@ -72,3 +76,31 @@ class Observations:
             f"{self.rendered} of {self.rows} rows have the marks of a chat template, as if they were rendered already "
             f"(the first: {self.first_rendered})"
         )
+
+
+def template_lines(tokenizer: "ChatTokenizer") -> list[str]:
+    """What is unusual about a chat template."""
+    affixes = tokenizer.renderer.affixes
+    if affixes.header:
+        return [
+            f"the chat template never marks where an answer starts: it writes {affixes.header!r} before an answer, but not "
+            "at the end of a prompt; let it do so if add_generation_prompt is set"
+        ]
+    if affixes.before.strip():
+        return [
+            f"the chat template writes {affixes.before!r} before every response, so it is trained and scored; an option in "
+            "format_pairs.template_options may move it into the prompt"
+        ]
+    return []
+
+
+def cut_lines(cut: Mapping[str, float], limits: "Limits") -> list[str]:
+    """How much was cut; `cut` has the share of the texts by part."""
+    if not any(cut.values()):
+        return []
+    names = {"prompt": "prompts", "chosen": "chosen responses", "rejected": "rejected responses"}
+    shares = ", ".join(f"{cut[part]:.1%} of the {name}" for part, name in names.items())
+    return [
+        f"cut: {shares} (limits: {limits.max_prompt_tokens} tokens for a prompt, {limits.max_response_tokens} for a "
+        "response); to keep more, raise format_pairs.max_prompt_tokens and max_response_tokens, or set them to auto"
+    ]

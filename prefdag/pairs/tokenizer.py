@@ -153,23 +153,6 @@ class ChatTokenizer:
         affixes = self.renderer.affixes
         return {"before": affixes.before, "after": affixes.after, "end": self.decode([self.end_id])}
 
-    @property
-    def warnings(self) -> list[str]:
-        """What is unusual about the template, one line each."""
-        affixes = self.renderer.affixes
-        lines = []
-        if affixes.header:
-            lines.append(
-                f"the chat template never marks where an answer starts: it writes {affixes.header!r} before an answer, but "
-                "not at the end of a prompt; let it do so if add_generation_prompt is set"
-            )
-        if affixes.before.strip():
-            lines.append(
-                f"the chat template writes {affixes.before!r} before every response, so it is trained and scored; an option "
-                "in format_pairs.template_options may move it into the prompt"
-            )
-        return lines
-
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, including control tokens."""
         return self._plain.decode(list(ids), skip_special_tokens=False)

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from prefdag.config.format_pairs import FormatPairs
 from prefdag.lifecycle.errors import DataError, ParamsError
 from prefdag.pairs import formatting as pairs
-from prefdag.pairs.formatting import PAIRS_SCHEMA, FormattingReport, format_pairs
+from prefdag.pairs.encoding import PAIRS_SCHEMA
+from prefdag.pairs.formatting import FormattingReport, format_pairs
 from prefdag.pairs.splits import SPLITS, Keys, digest, group_rows, split_by_prompt
 from prefdag.pairs.tokenizer import ChatTokenizer
 

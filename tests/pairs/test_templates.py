@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from prefdag.lifecycle.errors import DataError, ParamsError
+from prefdag.pairs.observations import template_lines
 from prefdag.pairs.rendering import CLOSE, OPEN
 from prefdag.pairs.tokenizer import ChatTokenizer
 
@@ -122,7 +123,7 @@ def test_a_template_without_a_generation_prompt(tmp_path: Path) -> None:
     assert tokenizer.decode(pair(tokenizer, user("hi"), answer("Blue."))) == (
         "<|im_start|>user\nhi<|im_end|>\nBlue.<|im_end|>"
     )
-    assert tokenizer.warnings[0].startswith(
+    assert template_lines(tokenizer)[0].startswith(
         "the chat template never marks where an answer starts: it writes '<|im_start|>"
     )
 
@@ -295,11 +296,11 @@ def test_an_option_of_the_template(tmp_path: Path) -> None:
     assert thinking.dialogue(user("hi")).response(answer("Blue.")).text == f"{empty}Blue."
     assert off.dialogue(user("hi")).response(answer("Blue.")).text == "Blue."
     assert pair(thinking, user("hi"), answer("Blue.")) == pair(off, user("hi"), answer("Blue."))
-    assert thinking.warnings == [
+    assert template_lines(thinking) == [
         "the chat template writes '<think>\\n\\n</think>\\n\\n' before every response, so it is trained and scored; an "
         "option in format_pairs.template_options may move it into the prompt"
     ]
-    assert off.warnings == []
+    assert template_lines(off) == []
 
 
 @pytest.mark.parametrize(

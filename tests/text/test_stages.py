@@ -34,7 +34,7 @@ from prefdag.config.ref_logps import RefLogps
 from prefdag.config.sft_ref import SftRef, SupervisedTraining
 from prefdag.dpo.pair_batch import PairBatch, Response
 from prefdag.lifecycle.errors import DataError, NumericError
-from prefdag.pairs.formatting import PAIRS_SCHEMA, columns_of, encode_pair
+from prefdag.pairs.encoding import PAIRS_SCHEMA, columns_of, encode_pair
 from prefdag.pairs.limits import Limits
 from prefdag.pairs.schema import read_pairs, write_pairs
 from prefdag.pairs.tokenizer import ChatTokenizer
