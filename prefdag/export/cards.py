@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 WHOLE = """\
 This folder holds the whole policy, {how}. It loads with transformers and does not need the reference. Its chat template
-gives the same token ids as in training.
+gives the same token ids as in training.{options}
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -46,10 +46,19 @@ model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{referen
 """
 
 
-def policy_card(card: str, adapter_kind: str) -> str:
-    """The model card of the policy as a whole model."""
+def policy_card(card: str, adapter_kind: str, template_options: Mapping[str, Any]) -> str:
+    """The model card of the policy as a whole model.
+
+    Args:
+        template_options: the variables of the chat template in training, its defaults in this folder.
+    """
+    options = ", ".join(f"`{name}={value!r}`" for name, value in template_options.items())
     how = "with all weights trained" if adapter_kind == "full" else "with its adapter merged into the reference"
-    return _with_note(card, "transformers", WHOLE.format(how=how))
+    return _with_note(
+        card,
+        "transformers",
+        WHOLE.format(how=how, options=f" By default it has the options of training: {options}." if options else ""),
+    )
 
 
 def adapter_card(card: str, reference: Path, sha256: str, folder: str) -> str:

@@ -87,7 +87,9 @@ def _text(target: Path, params: "Params", echo: Callable[[str], None]) -> None:
         text.write_merged(merged, REFERENCE, tokenizer, folder)
         text.check_template(folder, tokenizer, heldout.dialogues)
         echo(f"{TEXT}: {text.check_merged(folder, merged, expected, heldout.ids)}")
-        (folder / "README.md").write_text(cards.policy_card(card, params.dpo_text.adapter.kind), "utf-8")
+        (folder / "README.md").write_text(
+            cards.policy_card(card, params.dpo_text.adapter.kind, params.format_pairs.template_options), "utf-8"
+        )
         if licence(params.download_model.source) == "apache-2.0":
             shutil.copyfile(LICENCE, folder / "LICENSE")
     if not (POLICY / ADAPTER_CONFIG).exists():
