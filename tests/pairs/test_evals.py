@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+from chat_templates import tokenizer_of
 from dialogues import write_byte_tokenizer
 from paths import REAL_DATA, ROOT
 
@@ -153,6 +154,31 @@ def test_preferences_in_any_format(tmp_path: Path, caplog: pytest.LogCaptureFixt
     jsonl_file(tmp_path, {"prompt": "Hi", "completion": "a", "label": True})
     with pytest.raises(DataError, match=r"/set.jsonl:1: not two responses; an eval set of preferences needs pairs"):
         read_preferences(tmp_path)
+
+
+def test_an_eval_row_with_tools_and_reasoning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As pairs are read: an extra field per turn and per response, and the tools beside them."""
+    tools = [{"type": "function", "function": {"name": "find", "parameters": {}}}]
+    call = {"type": "function", "function": {"name": "find", "arguments": {"q": "x"}}}
+    pair = {
+        "source": "set.jsonl:1",
+        "prompt": [{"role": "user", "content": "hi", "extra": None}],
+        "chosen": "a",
+        "chosen_extra": json.dumps({"reasoning_content": "Look."}),
+        "rejected": "",
+        "rejected_extra": json.dumps({"tool_calls": [call]}),
+        "tools": json.dumps(tools),
+        "preference": 0.2,
+        "fault": None,
+    }
+    monkeypatch.setattr("prefdag.pairs.eval_sets.read_pairs", lambda *_: pd.DataFrame([pair]))
+    [row] = read_preferences(tmp_path)
+    assert (row.response, row.wrong_responses, row.tools) == ("", ("a",), tools)
+    model = tokenizer_of(tmp_path / "model", "qwen 3")
+    prompt_ids, response_ids, end_scored = encode_row(row, model, 500, 500)
+    assert '"name": "find"' in model.decode(prompt_ids)
+    assert model.decode(response_ids).endswith('{"name": "find", "arguments": {"q": "x"}}\n</tool_call><|im_end|>')
+    assert end_scored
 
 
 def test_winogrande_row(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
