@@ -18,6 +18,8 @@ from prefdag.runtime.yaml import read_yaml
 _PARAMS = TypeAdapter(Params)
 MOVED = {"dpo_text.health": "health_text", "dpo_image.health": "health_image"}  # old key: its section now
 
+PINS = {"sha256", "revision"}  # of a source
+
 
 def load_params(path: Path = Path("params.yaml")) -> Params:
     """Read and check the whole file.
@@ -51,7 +53,8 @@ def _one_line(error: ValidationError, tree: Mapping[str, Any]) -> str:
         guess = difflib.get_close_matches(keys[-1], [*missing, *(k for k in parent if k != keys[-1])], n=1)
         return f"{dotted}: unknown key; " + (f"did you mean '{guess[0]}'?" if guess else "remove it")
     if first["type"] == "missing":
-        return f"{dotted}: missing; every key is required"
+        pin = "; `prefdag pin` writes it" if keys[-1] in PINS and "kind" in parent else ""
+        return f"{dotted}: missing; every key is required{pin}"
     given = "" if isinstance(first["input"], Mapping) else f", not {first['input']!r}"
     if first["type"] == "value_error":  # raised by one of our validators
         return f"{dotted}: {first['ctx']['error']}"

@@ -41,6 +41,23 @@ app = typer.Typer(
 )
 
 
+def _show_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"prefdag {version('prefdag')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[  # typer reads it
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """The options before the command."""
+
+
 @app.command()
 def init(
     folder: Annotated[Path, typer.Argument(help="The folder to make.")],
@@ -57,8 +74,14 @@ def init(
 @app.command()
 def profile(
     name: Annotated[
-        str | None, typer.Argument(help="The profile; without it, list all profiles.", show_default=False)
+        str | None,
+        typer.Argument(
+            help="The profile, or the path of a .yaml file; without it, list all profiles.", show_default=False
+        ),
     ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Undo edits of params.yaml that are not committed; keeps a copy of them.")
+    ] = False,
 ) -> None:
     """Lay profiles/NAME.yaml over the committed params.yaml; `default` restores the committed file."""
     from prefdag.project import profiles
@@ -69,11 +92,43 @@ def profile(
         for each, summary in known.items():
             typer.echo(f"{each:<{width}}  {summary}")
         return
-    changes = profiles.apply(name)
+    changes, backup = profiles.apply(name, force=force)
+    if backup:
+        typer.echo(f"{profiles.PARAMS} as it was: {backup}")
     for change in changes:
         note = "" if change.of_profile or name == profiles.DEFAULT else "   (back to the committed value)"
         typer.echo(f"{change.key}: {_shown(change.old)} -> {_shown(change.new)}{note}")
     typer.echo(f"{profiles.PARAMS}: {len(changes)} values changed; `dvc repro` runs what depends on them")
+
+
+@app.command()
+def pin(
+    only: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY]...",
+            help="Pin these only, such as download_pairs, and fetch again what is pinned already.",
+            show_default=False,
+        ),
+    ] = None,
+    check: Annotated[bool, typer.Option("--check", help="Change nothing; exit with 1 if a pin would change.")] = False,
+) -> None:
+    """Write the hashes and commits of the sources into params.yaml: the missing ones, and those of changed local files."""
+    from prefdag.project import pin
+
+    result = pin.pin(only or [], check=check)
+    for change in result.changes:
+        typer.echo(f"{'.'.join(change.keys)}: {_shown(change.old)} -> {change.new}")
+    for error in result.errors[1:]:
+        typer.echo(f"error: {error}", err=True)
+    if result.errors:
+        raise result.errors[0]
+    if not result.changes:
+        typer.echo("every source is pinned")
+    elif check:
+        raise PrefdagError(f"{pin.PARAMS}: {len(result.changes)} pins differ; `prefdag pin` writes them")
+    else:
+        typer.echo(f"{pin.PARAMS}: {len(result.changes)} pins written; `dvc repro` runs what depends on them")
 
 
 class Records(StrEnum):

@@ -176,21 +176,54 @@ def test_a_mistake_is_one_line_that_names_the_key(edit: Edit, message: str) -> N
     assert "\n" not in line
 
 
+URL = {"kind": "url", "sha256": None}
+DVC = {"kind": "dvc", "path": "data.csv", "revision": "0" * 40}
 HUB = {"kind": "hub", "repo": "a/b", "repo_type": "dataset", "revision": "0" * 40, "files": ["*.jsonl"]}
 
 
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        (HUB | {"revision": "main"}, ".revision: string should match pattern '^[0-9a-f]{40}$', not 'main'"),
         (HUB | {"fils": 1}, ".fils: unknown key; did you mean 'files'?"),
-        ({"kind": "path", "path": "x"}, ".sha256: missing; every key is required"),
-        ({"kind": "path", "path": "x", "sha256": "abc"}, ".sha256: string should match pattern '^[0-9a-f]{64}$'"),
+        ({"kind": "path", "path": "x"}, ".sha256: missing; every key is required; `prefdag pin` writes it"),
+        ({"kind": "path", "path": "x", "sha256": [1]}, ".sha256: input should be a valid string, not [1]"),
+        ({"kind": "path", "path": "${HOME}/x", "sha256": None}, ".path: write $NAME instead of ${NAME}"),
+        (URL | {"url": "data/rows.jsonl"}, ".url: not a URL, such as https://HOST/FILE; a local file or folder is"),
+        (URL | {"url": "https://me:hunter2@host/x"}, ".url: it has a password or a token; put it into an environment"),
+        (URL | {"url": "https://hunter2@host/x"}, ".url: it has a password or a token; put it into an environment"),
+        (URL | {"url": "https://host/x?X-Amz-Signature=hunter2"}, ".url: its query may have credentials; put it into"),
+        (URL | {"url": f"https://host/x?v={'hunter2' * 4}"}, ".url: its query may have credentials; put it into"),
+        (
+            DVC | {"repo": "https://me:hunter2@host/x"},
+            ".repo: it has a password or a token; put it into an environment",
+        ),
         ({"kind": "cifar10"}, ": input tag 'cifar10' found using 'kind' does not match any of the expected tags"),
     ],
 )
 def test_a_mistake_in_a_source_names_the_key_without_the_kind(source: dict[str, Any], message: str) -> None:
-    assert error(put("download_pairs.source", source)).startswith(f"params.yaml: download_pairs.source{message}")
+    line = error(put("download_pairs.source", source))
+    assert line.startswith(f"params.yaml: download_pairs.source{message}")
+    assert "hunter2" not in line
+
+
+URLS = ["https://host/a?download=1", "https://$USER:$TOKEN@host/a", "https://me:$TOKEN@host/a", "s3://b/a", "$URL"]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        *({"kind": "path", "path": "x", "sha256": pin} for pin in (None, "...", "abc", 0, "F" * 64)),
+        *(URL | {"url": url} for url in URLS),
+        DVC | {"repo": "git@host:team/data.git"},
+        DVC | {"repo": "ssh://git@host/team/data.git"},
+        HUB | {"revision": None},
+        HUB | {"revision": "main", "files": {"a.jsonl": None}},
+    ],
+)
+def test_a_pin_may_be_missing_until_the_stage_runs(source: dict[str, Any]) -> None:
+    tree = copy.deepcopy(TREE)
+    put("download_pairs.source", source)(tree)
+    check_params(tree, PARAMS)
 
 
 @pytest.mark.parametrize("source", [HUB, {"kind": "path", "path": "x", "sha256": "0" * 64}])

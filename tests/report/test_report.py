@@ -421,6 +421,20 @@ def test_the_licence_of_the_users_own_model_is_unknown(root: Path) -> None:
     assert card.source_name(source) == "model"
 
 
+@pytest.mark.parametrize(
+    "source",
+    [
+        {"kind": "url", "url": "https://$USER:$TOKEN@host/a/rows.jsonl?v=1", "sha256": None},
+        {"kind": "url", "url": "https://host/files/99?v=1#rows.jsonl", "sha256": None},
+        {"kind": "dvc", "repo": "/home/me/secret", "path": "data/rows.jsonl", "revision": "0" * 40},
+    ],
+)
+def test_the_name_of_a_source_has_no_host_and_no_query(source: dict[str, Any], root: Path) -> None:
+    tree = read_yaml(root / "params.yaml")
+    tree["download_pairs"]["source"] = source
+    assert card.source_name(check_params(tree, Path("params.yaml")).download_pairs.source) == "rows.jsonl"
+
+
 def heldout(accuracy: float, low: float, high: float, chosen: float = 0.2, rejected: float = -0.3) -> dict[str, Any]:
     rewards = {"accuracy": accuracy, "accuracy_low": low, "accuracy_high": high, "chosen": chosen, "rejected": rejected}
     rewards |= {"margin": 2 * accuracy - 1, "margin_low": 2 * low - 1, "margin_high": 2 * high - 1}
