@@ -4,8 +4,9 @@ from pathlib import Path
 
 from prefdag.config.validate_pairs import ValidatePairs
 from prefdag.gate.contamination import find_overlaps
+from prefdag.pairs.eval_sets import ignored_columns as set_ignored
 from prefdag.pairs.eval_sets import read_eval_sets
-from prefdag.pairs.schema import read_pairs, write_pairs
+from prefdag.pairs.schema import ignored_columns, read_pairs, write_pairs
 from prefdag.runtime.artifacts import scratch, write_json, writing
 from prefdag.stage import stage
 
@@ -23,9 +24,20 @@ def main(validate_pairs: ValidatePairs) -> None:
     from prefdag.gate.pair_expectations import pairs_table, shares_table
     from prefdag.pairs.annotators import merge_annotators
 
-    read = read_pairs(RAW, validate_pairs.format)
+    read = read_pairs(
+        RAW, validate_pairs.format, columns=validate_pairs.columns, score_scale=validate_pairs.score_scale
+    )
     pairs, merged = merge_annotators(read)
     sets = read_eval_sets(EVALS)
+    for name, ignored in {
+        "pairs": ignored_columns(read),
+        **{key: set_ignored(rows) for key, rows in sets.items()},
+    }.items():
+        if ignored:
+            counts = ", ".join(
+                f"{column} ({rows:,} {'row' if rows == 1 else 'rows'})" for column, rows in ignored.items()
+            )
+            print(f"validate_pairs: columns of {name} that are not read: {counts}")
     overlaps = find_overlaps(pairs, sets)
     shares = measure_shares(pairs[pairs["fault"].isna()])
     tables = [

@@ -66,6 +66,7 @@ def levels(level: Any = "error", **others: Any) -> PairLevels:
         "duplicate": level,
         "near_duplicate": "warn",
         "conflict": "warn",
+        "score_order": "warn",
         "encoding": "warn",
         "contamination": "warn",
     }
@@ -82,6 +83,8 @@ def run(
     validate_pairs.main(
         ValidatePairs(
             format=row_format,
+            columns=None,
+            score_scale=None,
             levels=levels(level, **others),
             shares=shares,
             similarity=0.8,
