@@ -29,15 +29,9 @@ def main(validate_pairs: ValidatePairs) -> None:
     )
     pairs, merged = merge_annotators(read)
     sets = read_eval_sets(EVALS)
-    for name, ignored in {
-        "pairs": ignored_columns(read),
-        **{key: set_ignored(rows) for key, rows in sets.items()},
-    }.items():
-        if ignored:
-            counts = ", ".join(
-                f"{column} ({rows:,} {'row' if rows == 1 else 'rows'})" for column, rows in ignored.items()
-            )
-            print(f"validate_pairs: columns of {name} that are not read: {counts}")
+    tell_ignored("pairs", ignored_columns(read))
+    for name, rows in sets.items():
+        tell_ignored(name, set_ignored(rows))
     overlaps = find_overlaps(pairs, sets)
     shares = measure_shares(pairs[pairs["fault"].isna()])
     tables = [
@@ -56,7 +50,17 @@ def main(validate_pairs: ValidatePairs) -> None:
             raise refuse(offending, report, scratch("validation", "pairs"), why)
         write_pairs(parquet, pairs[~bad])
     joined = f", {len(merged)} merged into other rows of the same pair" if len(merged) else ""
-    print(f"validate_pairs: {len(read)} rows read{joined}, {bad.sum()} dropped, {(~bad).sum()} written to {PAIRS}")
+    formats = " and ".join(read["format"].unique())
+    print(
+        f"validate_pairs: {len(read)} rows read as {formats}{joined}, {bad.sum()} dropped, {(~bad).sum()} written to {PAIRS}"
+    )
+
+
+def tell_ignored(name: str, columns: dict[str, int]) -> None:
+    """Print the columns that are not read, with the number of rows of each."""
+    counts = ", ".join(f"{column} ({rows:,} {'row' if rows == 1 else 'rows'})" for column, rows in columns.items())
+    if counts:
+        print(f"validate_pairs: columns of {name} that are not read: {counts}")
 
 
 if __name__ == "__main__":

@@ -172,10 +172,10 @@ class Row(Field):
         return None if path is None else self.at(path)
 
     def unread(self) -> Iterator[Field]:
-        """See `Field.unread`; also of the other rows."""
-        yield from super().unread()
-        for other in self.others:
-            yield from other.unread()
+        """See `Field.unread`; column by column, also of the other rows."""
+        for row in (self, *self.others):
+            for key in row.value:
+                yield from row._child(key).unread()
 
     def names(self) -> list[str]:
         """The names that a parser can read."""

@@ -2,10 +2,12 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from prefdag.formats.context import tools_of, with_history, with_system
+from prefdag.formats.dialogues import dialogue
 from prefdag.formats.faults import EXCERPT, Fault
 from prefdag.formats.judgements import preference, scores
 from prefdag.formats.paired import hh_rlhf, instructed, labelled_dialogue, openai, paired, single
@@ -37,10 +39,12 @@ def _is_dialogue(value: object) -> bool:
     return isinstance(value, list) or (isinstance(value, str) and re.match(r"\s*\[\s*\{", value) is not None)
 
 
-def _last_is_reply(value: object) -> bool:
-    """Whether a list of turns, perhaps as text, ends with the assistant's."""
-    last = value[-1] if isinstance(value, list) and value else None
-    return isinstance(last, dict) and last.get("role", last.get("from")) in ("assistant", "gpt")
+def _ends_with_user(field: "Field") -> bool:
+    """Whether a list of turns, perhaps stored as text, has any and does not end with the assistant's."""
+    with suppress(Fault):
+        turns = dialogue(field, "user")
+        return bool(turns) and turns[-1]["role"] != "assistant"
+    return True  # its parser names the fault
 
 
 # Formats with more specific keys come first: `detect_format` takes the first of those that fit most of the first rows.
@@ -49,7 +53,7 @@ ROW_FORMATS: Mapping[str, RowFormat] = {
     "axolotl": RowFormat(
         ("messages", "chosen", "rejected"),
         partial(paired, prompt="messages"),
-        like=lambda row: not _last_is_reply(row["messages"].value),
+        like=lambda row: _ends_with_user(row["messages"]),
     ),
     "openai": RowFormat(("input", "preferred_output", "non_preferred_output"), openai),
     "argilla": RowFormat(
@@ -66,7 +70,7 @@ ROW_FORMATS: Mapping[str, RowFormat] = {
     "pku": RowFormat(
         ("context", "chosen", "rejected"),
         partial(paired, prompt="context"),
-        like=lambda row: not isinstance(row["context"].value, str),
+        like=lambda row: _is_dialogue(row["context"].value),
     ),
     "plain": RowFormat(("prompt", "chosen", "rejected"), paired),
     "alpaca": RowFormat(("instruction", "chosen|output", "rejected"), instructed),
@@ -127,7 +131,7 @@ def detect_format(rows: Sequence["Row"]) -> str:
     best = max(fits, key=lambda name: fits[name])
     if fits[best]:
         return best
-    nearest = min(ROW_FORMATS, key=lambda name: (_distance(rows[0], ROW_FORMATS[name]), name not in FIRST_SUGGESTED))
+    nearest = min(ROW_FORMATS, key=lambda name: _distance(rows[0], name))
     lacks = missing(rows[0], ROW_FORMATS[nearest])
     what = (
         f"which also needs {' and '.join(key.replace('|', ' or ') for key in lacks)}"
@@ -157,10 +161,10 @@ def _fits(row: "Row", row_format: RowFormat) -> bool:
     return there and row_format.like(row)
 
 
-def _distance(row: "Row", row_format: RowFormat) -> tuple[float, int]:
-    """The share of a format's keys that a row lacks, and minus the number that it has."""
-    lacks = len(missing(row, row_format))
-    return lacks / len(row_format.keys), lacks - len(row_format.keys)
+def _distance(row: "Row", name: str) -> tuple[int, bool, int]:
+    """How far a row is from a format: the more keys it has, the nearer; then common formats, and those that need less."""
+    lacks = len(missing(row, ROW_FORMATS[name]))
+    return lacks - len(ROW_FORMATS[name].keys), name not in FIRST_SUGGESTED, lacks
 
 
 def _keys(row: "Row") -> str:

@@ -178,6 +178,7 @@ def summary(
             "dropped": int(dropped.sum()),
             "kept": int((~dropped).sum()),
         },
+        "formats": _counts(pairs["format"]),
         "ignored_columns": ignored_columns(pairs),
         "splits": _counts(kept["split"].dropna()),
         "kinds": kinds(kept),

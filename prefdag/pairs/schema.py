@@ -6,7 +6,6 @@
 
 import hashlib
 import json
-import logging
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -29,8 +28,6 @@ from prefdag.lifecycle.errors import DataError
 if TYPE_CHECKING:
     from prefdag.formats.dialogues import Message
     from prefdag.formats.pair import Pair
-
-logger = logging.getLogger(__name__)
 
 # Validated pairs. `prompt` ends with a user turn, or with the result of a tool. `preference` is the probability that chosen is
 # preferred to rejected. `source` is FILE:ROW, with rows counted from 1 (lines in JSON lines, rows below the header in CSV); in
@@ -71,8 +68,8 @@ def read_pairs(
 ) -> pd.DataFrame:
     """All rows of all files in `folder`, in the order of file names, then rows.
 
-    The columns are those of `PAIRS`, `ATTRIBUTION`, `SCORES` and `FAULT`, and `ignored`: the names of what was not read, a
-    tuple. An unreadable row only has `source`, `origin` and the columns of `FAULT`.
+    The columns are those of `PAIRS`, `ATTRIBUTION`, `SCORES` and `FAULT`, the `format`, and `ignored`: the names of what was
+    not read, a tuple. An unreadable row only has `source`, `origin`, `split`, `format` and the columns of `FAULT`.
 
     Args:
         row_format: a name in `ROW_FORMATS`, or auto: detected in each file from its first rows.
@@ -87,7 +84,6 @@ def read_pairs(
     """
     columns = columns or {}
     rows: list[dict[str, Any]] = []
-    formats: Counter[str] = Counter()
     for path, plain_name in data_files(folder, named_by):
         name = prefix + plain_name
         records = read_records(path, name)
@@ -96,19 +92,18 @@ def read_pairs(
             raise DataError(f"{name}: has no rows; fetch it again or remove it from {named_by}")
         _check_columns(first, columns, name)
         known = _format(first, columns, name) if row_format == "auto" else row_format
-        formats[known] += 1
         pooled = "split" in columns and columns["split"] is None
         for place, record in _grouped(chain(first, records), ROW_FORMATS[known].several, columns):
             part = split_of_name(place.rpartition(":")[0]) if isinstance(place, str) else None
             split = None if pooled else part or split_of_name(plain_name)
-            rows.append({"origin": name, "split": split} | _row(f"{name}:{place}", record, known, score_scale))
-    if row_format == "auto":
-        counts = ", ".join(f"{known} ({count} {'file' if count == 1 else 'files'})" for known, count in formats.items())
-        logger.info("%s: format %s", named_by, counts)
+            given = {"format": known, "origin": name, "split": split}
+            rows.append(given | _row(f"{name}:{place}", record, known, score_scale))
     # Explicit, since a column may be all null.
     texts = ["id", "source", "chosen", "rejected", "chosen_extra", "rejected_extra", "tools", "split"]
-    pairs = pd.DataFrame(rows, columns=[*PAIRS.names, *ATTRIBUTION, *SCORES, *FAULT, "ignored"])
-    types = dict.fromkeys([*texts, *ATTRIBUTION, *FAULT], "str") | dict.fromkeys(["preference", *SCORES], "float64")
+    pairs = pd.DataFrame(rows, columns=[*PAIRS.names, *ATTRIBUTION, *SCORES, *FAULT, "format", "ignored"])
+    types = dict.fromkeys([*texts, *ATTRIBUTION, *FAULT, "format"], "str") | dict.fromkeys(
+        ["preference", *SCORES], "float64"
+    )
     return pairs.astype({"prompt": "object", "ignored": "object"} | types)
 
 

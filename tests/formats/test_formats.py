@@ -209,6 +209,9 @@ CASES = {
     "messages-beside": Case(
         "plain", [{"prompt": "p", "messages": ULTRA["chosen"], **ULTRA}], said("p"), ignored=("messages",)
     ),
+    "messages-beside-as-json": Case(
+        "plain", [{"prompt": "p", "messages": json.dumps(ULTRA["chosen"]), **ULTRA}], said("p"), ignored=("messages",)
+    ),
     "messages-as-json": Case("messages", [{key: json.dumps(turns) for key, turns in ULTRA.items()}], said("p")),
     "messages-as-python": Case("messages", [{key: repr(turns) for key, turns in ULTRA.items()}], said("p")),
     "messages-as-numpy": Case(
