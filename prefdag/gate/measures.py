@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pandas as pd
 
 from prefdag.pairs.ngrams import normalised, words
+from prefdag.pairs.schema import ignored_columns
 from prefdag.stats import intervals
 
 if TYPE_CHECKING:
@@ -65,7 +66,9 @@ def disagreement(pairs: pd.DataFrame) -> Share | None:
 
 def repeated_prompts(pairs: pd.DataFrame) -> Share | None:
     """Rows whose whole prompt, ignoring letter case and white space, is also the prompt of an earlier row."""
-    prompts = ["\n".join(normalised(turn["content"]) for turn in prompt) for prompt in pairs["prompt"]]
+    prompts = [
+        "\n".join(normalised(text) for turn in prompt for text in turn_texts(turn)) for prompt in pairs["prompt"]
+    ]
     return _count(len(prompts) - len(set(prompts)), len(prompts))
 
 
@@ -175,6 +178,9 @@ def summary(
             "dropped": int(dropped.sum()),
             "kept": int((~dropped).sum()),
         },
+        "formats": _counts(pairs["format"]),
+        "ignored_columns": ignored_columns(pairs),
+        "splits": _counts(kept["split"].dropna()),
         "kinds": kinds(kept),
         "origins": _counts(kept["origin"]),
         "scripts": _counts(scripts(kept)),
@@ -220,14 +226,27 @@ def kinds(pairs: pd.DataFrame) -> dict[str, int]:
 
 
 def row_texts(pairs: pd.DataFrame) -> "pd.Series[str]":
-    """All text of each row, its turns and its responses, one per line; null for an unreadable row."""
+    """All text of each row, its turns and its responses, one per line; null for an unreadable row.
+
+    Tool calls and reasoning in the turns are part of it.
+    """
     texts = [
-        "\n".join([*(turn["content"] for turn in prompt), *(side for side in sides if isinstance(side, str))])
+        "\n".join(
+            [
+                *(text for turn in prompt for text in turn_texts(turn)),
+                *(side for side in sides if isinstance(side, str)),
+            ]
+        )
         if isinstance(prompt, list)
         else None
         for prompt, *sides in pairs[["prompt", "chosen", "rejected"]].itertuples(index=False)
     ]
     return pd.Series(texts, pairs.index, "str")
+
+
+def turn_texts(turn: Mapping[str, str]) -> list[str]:
+    """The content of a turn, and its tool calls and reasoning as JSON."""
+    return [turn["content"], *([turn["extra"]] if turn.get("extra") else [])]
 
 
 def scripts(pairs: pd.DataFrame) -> "pd.Series[str]":

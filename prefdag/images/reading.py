@@ -14,8 +14,9 @@ from PIL import Image, UnidentifiedImageError
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from prefdag.formats.faults import Fault
+from prefdag.formats.files import file_name, printable
 from prefdag.lifecycle.errors import DataError
-from prefdag.pairs.records import Fault, file_name, printable
 from prefdag.runtime.artifacts import write_json
 from prefdag.sources.archives import tar_members, unpacked
 

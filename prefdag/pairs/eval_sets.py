@@ -10,19 +10,25 @@ pku         Preference pairs in any format of training pairs, such as PKU's proc
 """
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import BaseModel
+
+from prefdag.formats.faults import Fault
+from prefdag.formats.files import data_files
+from prefdag.formats.records import read_records
+from prefdag.formats.values import needs_object
 from prefdag.lifecycle.errors import DataError
-from prefdag.pairs.eval_records import MultipleChoiceRecord, TruthfulQARecord, WinoGrandeRecord, parse
-from prefdag.pairs.records import Fault, file_name, read_records
+from prefdag.pairs.eval_records import MultipleChoiceRecord, TruthfulQARecord, WinoGrandeRecord, parse, unread
 from prefdag.pairs.schema import read_pairs
-from prefdag.pairs.values import needs_object
 
 if TYPE_CHECKING:
-    from prefdag.pairs.formats import Message
+    from prefdag.formats.dialogues import Message
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +43,7 @@ class EvalRow:
     right_responses: tuple[str, ...]  # includes `response`
     wrong_responses: tuple[str, ...]
     rest: str = ""  # the text after a gap, with which every response ends
+    ignored: tuple[str, ...] = ()  # the names of what was not read
 
 
 def read_eval_sets(folder: Path, max_rows: int | None = None) -> dict[str, list[EvalRow]]:
@@ -45,6 +52,11 @@ def read_eval_sets(folder: Path, max_rows: int | None = None) -> dict[str, list[
     Sets that were not downloaded are left out.
     """
     return {name: read(folder / name)[:max_rows] for name, read in READERS.items() if (folder / name).is_dir()}
+
+
+def ignored_columns(rows: Sequence[EvalRow]) -> dict[str, int]:
+    """The number of rows per name of a column that was not read, the most frequent first."""
+    return dict(Counter(chain.from_iterable(row.ignored for row in rows)).most_common())
 
 
 def cross_entropy_sets(sets: Mapping[str, Sequence[EvalRow]]) -> dict[str, Sequence[EvalRow]]:
@@ -79,6 +91,7 @@ def read_truthfulqa(folder: Path) -> list[EvalRow]:
             fields = parse(source, TruthfulQARecord, record)
             right = tuple(dict.fromkeys([fields.best, *fields.right]))
             row = _question(source, fields.question, right, tuple(fields.wrong))
+        row = replace(row, ignored=unread(source, MODELS["mc1_targets" in record], record))
         question = str(row.prompt)
         if question in rows:
             raise DataError(f"{source}: repeats the question of {rows[question].source}; keep one of them")
@@ -111,6 +124,7 @@ def read_winogrande(folder: Path) -> list[EvalRow]:
                 right_responses=(right,),
                 wrong_responses=tuple(filled),
                 rest=after,
+                ignored=unread(source, WinoGrandeRecord, record),
             )
         )
     return rows
@@ -138,6 +152,11 @@ def read_preferences(folder: Path) -> list[EvalRow]:
         if not all(isinstance(side, str) and side.strip() for side in sides):
             left_out.append(DataError(f"{source}: not two responses; an eval set of preferences needs pairs"))
             continue
+        more = [pair["tools"], pair["chosen_extra"], pair["rejected_extra"], *(t.get("extra") for t in pair["prompt"])]
+        if any(isinstance(text, str) for text in more):
+            reason = "has tools, tool calls or reasoning, which eval sets of preferences do not support"
+            left_out.append(DataError(f"{source}: {reason}"))
+            continue
         chosen, rejected = sides if pair["preference"] >= 0.5 else sides[::-1]
         rows.append(
             EvalRow(
@@ -146,6 +165,7 @@ def read_preferences(folder: Path) -> list[EvalRow]:
                 response=chosen,
                 right_responses=(chosen,),
                 wrong_responses=(rejected,),
+                ignored=pair["ignored"],
             )
         )
     if left_out and not rows:
@@ -155,6 +175,8 @@ def read_preferences(folder: Path) -> list[EvalRow]:
     return rows
 
 
+# Of TruthfulQA, by whether a row has mc1_targets.
+MODELS: Mapping[bool, type[BaseModel]] = {True: MultipleChoiceRecord, False: TruthfulQARecord}
 READERS: dict[str, Callable[[Path], list[EvalRow]]] = {
     "truthfulqa": read_truthfulqa,
     "winogrande": read_winogrande,
@@ -191,12 +213,9 @@ def _question(source: str, question: str, right: Sequence[str], wrong: Sequence[
 
 def _records(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The source ("SET/FILE:ROW") and the object of each row of each file."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    if not files:
-        raise DataError(f"{folder}: no files; check download_evals.{folder.name} in params.yaml")
-    for path in files:
-        name = f"{folder.name}/{file_name(path, folder)}"
-        number = 0
+    for path, plain_name in data_files(folder, f"download_evals.{folder.name}"):
+        name = f"{folder.name}/{plain_name}"
+        number: int | str = 0
         for number, record in read_records(path, name):
             try:
                 if isinstance(record, Fault):

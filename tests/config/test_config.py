@@ -152,6 +152,16 @@ def test_the_default_is_valid_and_complete() -> None:
             "validate_images.levels.invalid: input should be 'error' or 'drop', not 'warn'",
         ),
         (
+            put("validate_pairs.columns", {"promt": "question"}),
+            "validate_pairs.columns: unknown name 'promt'; did you mean 'prompt'?",
+        ),
+        (
+            put("validate_pairs.columns", {"zzz": "question"}),
+            "validate_pairs.columns: unknown name 'zzz'; use prompt, chosen, ",
+        ),
+        (put("validate_pairs.columns", {"prompt": 3}), "validate_pairs.columns.prompt: input should be a valid string"),
+        (put("validate_pairs.score_scale", 0), "validate_pairs.score_scale: input should be greater than 0, not 0"),
+        (
             put("validate_pairs.levels.invalid", "warn"),  # a row without a prompt, for example, cannot be kept
             "validate_pairs.levels.invalid: input should be 'error' or 'drop', not 'warn'",
         ),

@@ -15,7 +15,13 @@ from stages import validate_pairs
 
 LOW = 0.4  # the lower end of every measure's interval, which is what the levels are compared with
 LEVELS = PairLevels(
-    invalid="error", duplicate="warn", near_duplicate="warn", conflict="warn", encoding="warn", contamination="warn"
+    invalid="error",
+    duplicate="warn",
+    near_duplicate="warn",
+    conflict="warn",
+    encoding="warn",
+    contamination="warn",
+    score_order="warn",
 )
 
 

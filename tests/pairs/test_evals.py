@@ -15,6 +15,7 @@ from prefdag.lifecycle.errors import DataError
 from prefdag.pairs.eval_sets import (
     EvalRow,
     cross_entropy_sets,
+    ignored_columns,
     read_eval_sets,
     read_preferences,
     read_truthfulqa,
@@ -137,13 +138,13 @@ def test_preferences_in_any_format(tmp_path: Path, caplog: pytest.LogCaptureFixt
         {"prompt": "Hi", "chosen": "a", "rejected": " "},
     )
     assert [row.source for row in read_preferences(tmp_path)] == [f"{tmp_path.name}/set.jsonl:1"]
-    [message] = caplog.messages
+    message = caplog.messages[-1]
     assert message.startswith(f"{tmp_path.name}: left out 2 of 3 rows; {tmp_path.name}/set.jsonl:2:rejected: missing; ")
     jsonl_file(tmp_path, {"prompt": "Hi", "chosen": "a", "rejected": " "})
     with pytest.raises(DataError, match=r"/set.jsonl:1: not two responses"):
         read_preferences(tmp_path)
     jsonl_file(tmp_path, {"question": "Hi"})
-    with pytest.raises(DataError, match=rf"^{tmp_path.name}/set.jsonl:1: unknown format"):
+    with pytest.raises(DataError, match=rf"^{tmp_path.name}/set.jsonl:1: no known format"):
         read_preferences(tmp_path)
     jsonl_file(tmp_path)
     with pytest.raises(
@@ -153,6 +154,24 @@ def test_preferences_in_any_format(tmp_path: Path, caplog: pytest.LogCaptureFixt
     jsonl_file(tmp_path, {"prompt": "Hi", "completion": "a", "label": True})
     with pytest.raises(DataError, match=r"/set.jsonl:1: not two responses; an eval set of preferences needs pairs"):
         read_preferences(tmp_path)
+
+
+def test_what_a_set_does_not_read_is_listed_or_refused(tmp_path: Path) -> None:
+    rows = [GAP | {"qID": "a", "note": None}, GAP | {"qID": "b", "note": "x"}]
+    assert ignored_columns(read_winogrande(jsonl_file(tmp_path, *rows))) == {"qID": 2, "note": 1}
+    pairs = [{"prompt": "Hi", "chosen": "a", "rejected": "b", "id": 1}]
+    assert ignored_columns(read_preferences(jsonl_file(tmp_path, *pairs))) == {"id": 1}
+    with pytest.raises(DataError, match=r"/set.jsonl:1:images: this set does not read it"):
+        read_winogrande(jsonl_file(tmp_path, GAP | {"images": ["a.jpg"]}))
+
+
+def test_preferences_with_tools_or_calls_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    row = {"prompt": "Hi", "chosen": "a", "rejected": "b"}
+    reply = {"role": "assistant", "content": "a", "reasoning_content": "hm"}
+    rows = [row, row | {"tools": [{"name": "f"}]}, row | {"chosen": [reply]}]
+    assert len(read_preferences(jsonl_file(tmp_path, *rows))) == 1
+    assert "left out 2 of 3 rows" in caplog.messages[-1]
+    assert "/set.jsonl:2: has tools, tool calls or reasoning" in caplog.messages[-1]
 
 
 def test_winogrande_row(tmp_path: Path, tokenizer: ChatTokenizer) -> None:

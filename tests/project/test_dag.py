@@ -216,6 +216,7 @@ FLOORS = [
         "runtime",
         "config",
         "check_params sources stats tracking",
+        "formats",
         "pairs train",
         "images dpo health",
         "gate text image",
@@ -266,6 +267,7 @@ def test_imports_go_one_way() -> None:
         ("prefdag/check_params.py", "prefdag/lifecycle/errors.py", True),
         ("prefdag/lifecycle/errors.py", "prefdag/check_params.py", False),
         ("prefdag/pairs/schema.py", "prefdag/gate/checks.py", False),
+        ("prefdag/formats/records.py", "prefdag/pairs/schema.py", False),
     ],
 )
 def test_the_import_rule(importer: str, imported: str, allowed: bool) -> None:

@@ -127,6 +127,11 @@ def test_hostile_text_is_shown_and_not_run(page: Page, built: tuple[str, str]) -
     assert HOSTILE in page.text  # the parser decodes escapes, as a browser does
 
 
+def test_columns_that_were_not_read_are_listed(page: Page) -> None:
+    assert "Columns that were not read, with the rows that have them:" in page.text
+    assert f"{HOSTILE} 1,300." in " ".join(page.text.split())
+
+
 def test_figures_and_pictures_have_descriptions(page: Page) -> None:
     svgs = [a for tag, a in page.tags if tag == "svg"]
     assert len(svgs) >= 12

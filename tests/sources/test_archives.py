@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from prefdag.formats.records import read_records
 from prefdag.lifecycle.errors import DataError
-from prefdag.pairs.records import read_records
 from prefdag.sources import archives
 from prefdag.sources.archives import tar_members, unpacked
 
