@@ -43,7 +43,17 @@ def warnings(measure: MeasureName, warn: float | None, error: float | None) -> l
     """Run the stage with levels for one measure only, and return the rows that it lists: source, column and level."""
     shares = dict.fromkeys(get_args(MeasureName), ShareLevels(warn=None, error=None))
     shares[measure] = ShareLevels(warn=warn, error=error)
-    validate_pairs.main(ValidatePairs(format="plain", levels=LEVELS, shares=shares, similarity=0.8, max_dropped=0.0))
+    validate_pairs.main(
+        ValidatePairs(
+            format="plain",
+            columns=None,
+            score_scale=None,
+            levels=LEVELS,
+            shares=shares,
+            similarity=0.8,
+            max_dropped=0.0,
+        )
+    )
     listed = pd.read_csv(validate_pairs.REPORT / "offending.csv")
     return listed[["source", "column", "level"]].to_numpy().tolist()
 
