@@ -123,6 +123,54 @@ def test_a_stage_run_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
     assert spool.folders() == []
 
 
+HIVE = {f"lang=en/split=train/part-{i} (1).parquet": "0" * 64 for i in range(3)}
+
+
+def test_names_that_mlflow_refuses_are_rewritten() -> None:
+    params = {"source": {"files": HIVE, "": "", "a//b": "x" * 9000}, "k" * 300: 1}
+    with tracking.stage_run("download_pairs", params, "refused") as run:
+        run.log(0, {"accuracy@1 (%)": 0.5, "accuracy_1 ___": 0.25, "": 1.0, "m" * 260: 2.0})
+        run.log(1, {"accuracy@1 (%)": 0.75})
+    finished = run_of("refused")
+    assert finished.info.status == "FINISHED"
+    assert len(finished.data.params) == 6
+    for i in range(3):
+        assert finished.data.params[f"source.files.lang_en/split_train/part-{i} _1_.parquet"] == "0" * 64
+    assert history(finished, "accuracy_1 ___") == [(0, 0.5), (1, 0.75)]
+    assert sorted(finished.data.metrics.values()) == [0.25, 0.75, 1.0, 2.0]
+    assert tracking.sync() == tracking.SyncResult(0, 0)
+
+
+def test_a_spool_with_refused_names_from_an_earlier_version_is_sent() -> None:
+    folder = spool.claim_any("old")
+    tags = {"kind": "stage", "prefdag.key": "old spool", "prefdag.spool": "f00d"}
+    folder.append({"kind": "start", "time": 1, "name": "n" * 300, "tags": tags, "params": {"files.a=b": "1"}})
+    folder.append({"kind": "step", "time": 2, "step": 0, "metrics": {"a?": 1.0}})
+    folder.append({"kind": "status", "time": 3, "status": "FINISHED"})
+    folder.release()
+    assert tracking.sync() == tracking.SyncResult(1, 0)
+    sent = run_of("old spool")
+    assert (sent.data.params, sent.data.metrics, sent.info.status) == ({"files.a_b": "1"}, {"a_": 1.0}, "FINISHED")
+
+
+def test_names_stay_the_same_when_another_process_sends_the_rest() -> None:
+    def killed() -> None:
+        with tracking.stage_run("dpo_text", {}, "renamed") as run:
+            run.log(0, {"a?": 1.0, "a!": 2.0})
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        killed()
+    with tracking.stage_run("dpo_text", {}, "renamed") as run:
+        run.log(0, {"a?": 1.0, "a!": 2.0})
+        run.log(1, {"a!": 4.0})
+        run.log(2, {"a?": 3.0})
+    finished = run_of("renamed")
+    (other,) = set(finished.data.metrics) - {"a_"}
+    assert history(finished, "a_") == [(0, 1.0), (2, 3.0)]
+    assert history(finished, other) == [(0, 2.0), (1, 4.0)]
+
+
 def fail(key: str, steps: int, error: type[BaseException] = RuntimeError) -> None:
     """A stage that logs a loss of step / 7 for some steps, then fails."""
     with tracking.stage_run("dpo_text", {"seed": 0}, key) as run:
