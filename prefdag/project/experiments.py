@@ -1,7 +1,7 @@
 """`prefdag experiments`: `dvc exp show` with the columns that matter.
 
-DVC has a column for every parameter and every dependency, some 400 here, and no setting for it but `--drop`. This leaves the main
-metrics, β, loss and seed, and the parameters that differ between the experiments.
+DVC has a column for every parameter and every dependency, some 400 here, and no setting for it but `--drop`. This leaves the
+main metrics, β, loss and seed, and the parameters that differ between the experiments.
 """
 
 import csv
