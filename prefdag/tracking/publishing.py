@@ -49,13 +49,23 @@ def publish(
     ]
     main = numbers(main_metrics)
     lasted = sum(value for value in seconds.values() if value is not None)
-    with pipeline_run(params, lasted, view.tags(SHOWN_PARAMS, main)) as run:
+    with pipeline_run(params, lasted, view.tags(columns(main), SHOWN_PARAMS) if main else {}) as run:
         run.log(0, main | numbers(metrics) | numbers({"seconds": seconds}))
         # In order of the steps: Weights & Biases drops what comes later with an earlier step.
         for step, values in sorted(steps, key=itemgetter(0)):
             run.log(step, values)
         for path in files:
             run.file(path)
+
+
+def columns(main: Iterable[str]) -> list[str]:
+    """Main metrics in the order of MLflow's list of runs: the language model first, what has an interval first, findings last.
+
+    The ends of intervals are left out.
+    """
+    keys = set(main)
+    shown = sorted(key for key in keys if not key.endswith(("_low", "_high")))
+    return sorted(shown, key=lambda key: (key[:5] != "text/", f"{key}_low" not in keys, key.endswith("findings")))
 
 
 def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:

@@ -9,23 +9,24 @@ from collections.abc import Iterable
 
 KEY = "prefdag"  # in the address
 TAG = f"mlflow.sharedViewState.{KEY}"
-WIDTH = 140  # pixels of a column, enough for the longest of the main metrics
+FIRST = {"attributes.`Run Name`": 200, "runDateAndNestInfo": 150, "duration": 80}  # columns, with their pixels
+WIDTH = 145  # of a metric
 
 
-def tags(params: Iterable[str], metrics: Iterable[str]) -> dict[str, str]:
-    """The experiment's tag with the view: pipeline runs, the latest first, with these parameters and metrics as columns."""
-    columns = [f"{kind}.`{key}`" for kind, keys in (("params", params), ("metrics", metrics)) for key in keys]
+def tags(metrics: Iterable[str], params: Iterable[str]) -> dict[str, str]:
+    """The experiment's tag with the view: pipeline runs, the latest first, with these metrics and parameters as columns."""
+    columns = [f"{kind}.`{key}`" for kind, keys in (("metrics", metrics), ("params", params)) for key in keys]
     view = {
         "searchFilter": 'tags.kind = "pipeline"',
-        "orderByKey": "attributes.end_time",
+        "orderByKey": "attributes.start_time",
         "orderByAsc": False,
         "startTime": "ALL",
         "lifecycleFilter": "Active",
         "modelVersionFilter": "All Runs",
         "datasetsFilter": [],
         "selectedColumns": columns,
-        "columnOrder": [],
-        "columnWidths": dict.fromkeys(columns, WIDTH),
+        "columnOrder": [*FIRST, *columns],
+        "columnWidths": FIRST | dict.fromkeys(columns, WIDTH),
         "runsExpanded": {},
         "runsPinned": [],
         "runsHidden": [],
