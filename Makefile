@@ -10,8 +10,9 @@ INSTALLED := $(VENV)/.installed
 ORACLE := $(VENV)/.oracle
 LOCK := $(UV) pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11
 
-# MLflow opens with an empty overview; this address lists the pipeline runs of the first experiment in the store.
-RUNS := \#/experiments/1/runs?searchFilter=tags.kind%20%3D%20%22pipeline%22
+# MLflow opens with an empty overview; this address lists the pipeline runs of the first experiment in the store, with the main
+# metrics as columns (prefdag/tracking/view.py).
+RUNS := \#/experiments/1/runs?viewStateShareKey=prefdag
 
 # A ZIP of the repository has no .git.
 START := git init && git add -A && git commit -m Start
@@ -40,9 +41,10 @@ repository:
 repro: repository setup ## run the whole pipeline with params.yaml; stages that are up to date are skipped
 	@$(ACTIVATE) && dvc repro
 	@echo
-	@echo "Report:       reports/index.html (opens offline)"
 	@echo "Experiments:  make ui, then open http://127.0.0.1:5000/$(RUNS)"
 	@echo "Next:         . $(VENV)/bin/activate && dvc exp run -S beta=0.3"
+	@echo
+	@$(ACTIVATE) && prefdag summary
 
 sweep: repository setup ## run one experiment per beta (BETAS=0.1,0.3,0.5) and plot the frontier
 	@test -n "$(ASCII)" || { echo "$(QUEUE)"; exit 1; }

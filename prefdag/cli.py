@@ -18,6 +18,8 @@ POLICY = Path("models/dpo_text")
 EXPORT = Path("export")
 FRONTIER = Path("reports/frontier")  # .html and .csv
 COMPARISON = Path("reports/comparison")  # .html and .csv
+REPORT = Path("reports/index.html")
+TEXT_METRICS, IMAGE_METRICS = Path("reports/text/metrics.json"), Path("reports/image/metrics.json")
 
 
 class OneLineErrors(TyperGroup):
@@ -129,6 +131,29 @@ def pin(
         raise PrefdagError(f"{pin.PARAMS}: {len(result.changes)} pins differ; `prefdag pin` writes them")
     else:
         typer.echo(f"{pin.PARAMS}: {len(result.changes)} pins written; `dvc repro` runs what depends on them")
+
+
+@app.command()
+def summary() -> None:
+    """Print what DPO changed in five lines: rankings, KL, perplexity, accuracy of the classifier, where the report is."""
+    from prefdag.report.page.summary import lines
+    from prefdag.runtime.artifacts import read_json
+
+    for line in lines(read_json(TEXT_METRICS), read_json(IMAGE_METRICS), f"{REPORT} (opens offline)"):
+        typer.echo(line)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def experiments(
+    options: Annotated[
+        list[str] | None, typer.Argument(metavar="[OPTIONS]", help="The options of `dvc exp show`.", show_default=False)
+    ] = None,
+) -> None:
+    """List the experiments like `dvc exp show`, with at most 40 columns: the main metrics and what differs."""
+    from prefdag.project.experiments import show
+
+    if left_out := show(options or ()):
+        typer.echo(f"{left_out} more parameters differ; `prefdag compare A B` lists those of two experiments", err=True)
 
 
 class Records(StrEnum):

@@ -38,9 +38,11 @@ EXEMPT: Mapping[str, str] = {
     "prefdag/lifecycle/progress.py": "draws progress bars",
     "prefdag/lifecycle/version.py": "refuses to run with another version than the one the project pins",
     "prefdag/tracking/delivery.py": "sends spools to MLflow",
+    "prefdag/tracking/keys.py": "rewrites the names that MLflow refuses",
     "prefdag/tracking/runs.py": "records runs for MLflow",
     "prefdag/tracking/spool.py": "keeps unsent runs on disk",
     "prefdag/tracking/store.py": "talks to MLflow",
+    "prefdag/tracking/trackers.py": "reports runs to TensorBoard and Weights & Biases",
 }
 
 

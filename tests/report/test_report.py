@@ -762,7 +762,9 @@ def test_the_published_page_has_details_of_its_run(
     report.main(params)
     shutil.copy(root / "dvc.yaml", here)
     sent: dict[str, Any] = {}
-    monkeypatch.setattr(publish, "publish", lambda params, metrics, curves, files: sent.update(metrics, files=files))
+    monkeypatch.setattr(
+        publish, "publish", lambda params, metrics, curves, files, **others: sent.update(metrics, files=files, **others)
+    )
     monkeypatch.setattr(publish, "pipelines", list)
     monkeypatch.setattr(publish, "durations", lambda: {"dpo_text": 187.4, "sft_ref": None, "publish": 1.0})
     monkeypatch.setattr(publish, "revision", lambda: {"mlflow.source.git.commit": "c0ffee", "dvc.exp_name": HOSTILE})
@@ -782,6 +784,7 @@ def test_the_published_page_has_details_of_its_run(
     assert "<script>alert(1)" not in html
     assert 'href="published.html"' not in html
     assert sent["seconds"] == {"dpo_text": 187.4, "sft_ref": None}
+    assert sent["main_metrics"] == read_json(publish.MAIN_METRICS)
     assert Path("reports/published.html") in sent["files"]
     assert "There is no other experiment yet" in page.text
 
@@ -792,8 +795,8 @@ def test_the_published_page_has_the_frontier(
 ) -> None:
     report.main(params)
     shutil.copy(root / "dvc.yaml", here)
-    monkeypatch.setattr(publish, "publish", lambda *arguments: None)
-    metrics = {track: read_json(Path(f"reports/{track}/metrics.json")) for track in ("text", "image")}
+    monkeypatch.setattr(publish, "publish", lambda *arguments, **others: None)
+    metrics = {track: read_json(publish.METRICS[track]) for track in ("text", "image", "win_rate")}
     metrics["text"]["heldout"]["kl"] += 1.0
     other = {"beta": "0.3", "loss.sigmoid": "0.8", "loss.sft": "1.0"}
     monkeypatch.setattr(publish, "pipelines", lambda: [("another", other, numbers(metrics))])
@@ -804,7 +807,7 @@ def test_the_published_page_has_the_frontier(
         for _, attributes in page.tags
         if "experiments by KL" in (attributes.get("aria-label") or "")
     ]
-    assert len(drawn) == 3  # accuracy, margin and image accuracy
+    assert len(drawn) == 3  # accuracy, win rate, accuracy of images
     assert all("beta 0.1: KL " in label and "beta 0.3: KL " in label for label in drawn)
 
     def dead() -> list[Any]:
