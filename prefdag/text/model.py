@@ -50,6 +50,7 @@ def load(folder: Path, dtype: "Dtype" = "float32", *, packed: bool = True, **opt
         **options,
     )
     model.eval().to(process().device)
+    model.prefdag_attention = model.config._attn_implementation
     speed_up(model)
     set_forward_mode(model, packed=packed)
     return model
@@ -97,6 +98,16 @@ def load_models(reference: Path, policy: Path, *, packed: bool = True) -> Refere
     with_adapter = PeftModel.from_pretrained(load(reference, packed=packed), str(policy)).eval()
     speed_up_adapters(lora_layers(with_adapter).values())
     return ReferenceAndPolicy(Unadapted(with_adapter), with_adapter)
+
+
+def prepare_generation(policy: Policy) -> None:
+    """Make a policy that was trained, on packed rows, ready to `generate`: in eval mode, with transformers' own attention."""
+    model: Any = policy.get_base_model() if isinstance(policy, PeftModel) else policy
+    if model.supports_gradient_checkpointing:
+        model.gradient_checkpointing_disable()
+    model.set_attn_implementation(model.prefdag_attention)
+    policy.eval()
+    set_forward_mode(model, packed=False)
 
 
 def lora_layers(policy: Policy) -> dict[str, Any]:
