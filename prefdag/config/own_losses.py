@@ -28,7 +28,7 @@ def own_losses(path: Path = OWN_LOSSES) -> dict[str, Keywords]:
     except FileNotFoundError:
         return {}
     except (SyntaxError, ValueError) as error:
-        line = f":{error.lineno}" if isinstance(error, SyntaxError) else ""
+        line = f":{error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
         raise ValueError(f"{path}{line}: not Python ({getattr(error, 'msg', error)}); fix the file") from None
     functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
     losses: dict[str, Keywords] = {}

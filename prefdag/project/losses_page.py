@@ -20,6 +20,8 @@ sigmoid, e the `label_smoothing`. `loss` in `params.yaml` is a name, or a weight
 dvc exp run -S loss=ipo -S loss_options.reduction=mean
 dvc exp run -S 'loss={sigmoid: 0.8, bco: 0.2, sft: 1.0}'
 ```
+
+[notebook.md](notebook.md#losses-of-your-own) explains how to add a loss of your own.
 """
 OPTIONS = """
 ## Options

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from accelerate.utils import extract_model_from_parallel
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import nn
@@ -101,9 +102,13 @@ def load_models(reference: Path, policy: Path, *, packed: bool = True) -> Refere
 
 
 def prepare_generation(policy: Policy) -> None:
-    """Make a policy that was trained, on packed rows, ready to `generate`: in eval mode, with transformers' own attention."""
+    """Make a policy that was trained, on packed rows, ready to `generate`.
+
+    In eval mode and float32, with transformers' own attention.
+    """
     model: Any = policy.get_base_model() if isinstance(policy, PeftModel) else policy
-    if model.supports_gradient_checkpointing:
+    extract_model_from_parallel(policy, keep_fp32_wrapper=False)  # takes off accelerate's autocast
+    if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
         model.gradient_checkpointing_disable()
     model.set_attn_implementation(model.prefdag_attention)
     policy.eval()
