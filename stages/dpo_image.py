@@ -33,8 +33,9 @@ def main(
     from prefdag.image.negatives import negatives
     from prefdag.train.session import Output, train_stage
     from prefdag.train.task import Task, Tasks
+    from stages.losses import LOSSES
 
-    preference = Preference(loss, beta, loss_options, constraints)
+    preference = Preference(loss, beta, loss_options, constraints, LOSSES)
     preference.check_reference(dpo_image.reference, "dpo_image.reference")
     augment = {"train": Augmentation(dpo_image.max_shift, dpo_image.flip, seed), "val": Augmentation(0, False, seed)}
     # Both in eval mode: the policy keeps the batch statistics of the reference, and so starts at the reference.

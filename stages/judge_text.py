@@ -25,13 +25,14 @@ def main(beta: Positive, loss: Loss, loss_options: LossOptions, judge_text: Judg
     from prefdag.dpo.preference import Preference
     from prefdag.text.evaluation import endpoint, judge
     from prefdag.text.model import load_models
+    from stages.losses import LOSSES
 
     dialogues = pd.read_parquet(MESSAGES, columns=["id", "prompt"])
     messages = dict(zip(dialogues["id"], dialogues["prompt"], strict=True))
     pairs = judge.contests(pd.read_parquet(ANSWERS), messages)
     match judge_text.judge:
         case ImplicitJudge():
-            preference = Preference(loss, beta, loss_options, {})
+            preference = Preference(loss, beta, loss_options, {}, LOSSES)
             verdicts = judge.implicit(pairs, load_models(REFERENCE, POLICY), preference, judge_text.tokens_per_batch)
         case RewardModelJudge(source=source):
             pinned = hashlib.sha256(repr(source).encode()).hexdigest()[:16]

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class History:
-    """Metrics: one row per optimiser step, taken before its update, and one row per validation."""
+    """Metrics: one row per optimiser step, taken before its update, and one row per validation, if any."""
 
     train: list[Row]
     validation: list[Row]
@@ -86,6 +86,8 @@ def fit(
     prepared = PreparedModel(accelerator, model, config.micro_batch_size)
 
     def validate(step: int) -> None:
+        if validation is None:
+            return
         modes = [(module, module.training) for module in model.modules()]
         model.eval()
         with torch.no_grad():

@@ -78,9 +78,9 @@ def test_the_default_is_valid_and_complete() -> None:
         (put("seed", True), "seed: input should be a valid integer, not True"),
         (put("seed", -1), "seed: input should be greater than or equal to 0, not -1"),
         (
-            put("loss", "dpo"),
-            "loss: input should be 'sigmoid', 'robust', 'exo', 'hinge', 'ipo', 'discopop', 'sppo', 'nca', 'apo_zero', "
-            "'apo_down', 'kto', 'bco', 'aot', 'aot_unpaired', 'cpo', 'simpo', 'orpo' or 'sft', not 'dpo'",
+            put("loss", "xyz"),
+            "loss: no loss 'xyz'; choose from sigmoid, robust, exo, hinge, ipo, discopop, sppo, nca, apo_zero, "
+            "apo_down, kto, bco, aot, aot_unpaired, cpo, simpo, orpo, sft, or add it to stages/losses.py",
         ),
         (
             put("dpo_text.training.epochs", 0),
@@ -89,7 +89,12 @@ def test_the_default_is_valid_and_complete() -> None:
         (put("dpo_image.flip", "yes"), "dpo_image.flip: input should be a valid boolean, not 'yes'"),
         (put("format_pairs.max_pairs", 0), "format_pairs.max_pairs: input should be greater than or equal to 1, not 0"),
         (put("loss", {"sigmoid": -1.0}), "loss.sigmoid: input should be greater than 0, not -1.0"),
-        (put("loss", {"dpo": 1.0}), "loss.dpo: input should be 'sigmoid', "),
+        (put("loss", "sigmiod"), "loss: no loss 'sigmiod'; did you mean 'sigmoid'?"),
+        (put("loss", {"sigmiod": 1.0}), "loss.sigmiod: no loss 'sigmiod'; did you mean 'sigmoid'?"),
+        (
+            put("loss_options.own", {"margin": 1.0}),
+            "loss_options.own: margin: no loss in stages/losses.py has this option",
+        ),
         (put("loss", {}), "loss: dictionary should have at least 1 item"),
         (
             put("loss_options.label_smoothing", 0.5),

@@ -29,7 +29,8 @@ def mine(own_git: None, tmp_path: Path) -> Path:
 
 
 def test_a_new_project(mine: Path, root: Path) -> None:
-    """It is committed, has the repository's files, and its stages depend on their script and on the library's version."""
+    """It is committed, has the repository's files, and its stages depend on their script, on losses of the user's own if
+    they use them, and on the library's version."""
     assert git(mine, "log", "--format=%s") == "mine: a project of prefdag\n"
     assert (
         git(mine, "status", "--porcelain") == " M params.yaml\n"
@@ -42,7 +43,8 @@ def test_a_new_project(mine: Path, root: Path) -> None:
     assert list(ours["stages"]) == list(theirs["stages"])
     for name, stage in ours["stages"].items():
         code = [dep for dep in stage["deps"] if not re.match(r"(data|models|reports|evals)/", dep)]
-        assert code == ["requirements.txt", f"stages/{name}.py"]
+        own = ["stages/losses.py"] if "stages/losses.py" in theirs["stages"][name]["deps"] else []
+        assert code == ["requirements.txt", *sorted([f"stages/{name}.py", *own])]
         assert {**stage, "deps": []} == {**theirs["stages"][name], "deps": []}
 
 
