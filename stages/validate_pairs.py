@@ -20,8 +20,9 @@ REPORT = Path("reports/validation/pairs")
 def main(validate_pairs: ValidatePairs) -> None:
     # These imports take seconds, which --help should not.
     from prefdag.gate.checks import check, refuse
-    from prefdag.gate.measures import measure_shares, summary
+    from prefdag.gate.measures import measure_shares
     from prefdag.gate.pair_expectations import pairs_table, shares_table
+    from prefdag.gate.summary import summary
     from prefdag.pairs.annotators import merge_annotators
 
     read = read_pairs(

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from prefdag.dpo.hook import StepHook
 from prefdag.dpo.loss_checks import check_loss
 from prefdag.dpo.losses import Loss, LossInput, f_derivative, log_odds
 from prefdag.dpo.options import check_options, with_own
 from prefdag.lifecycle.errors import DataError, ParamsError
-from prefdag.train.hook import StepHook
 from prefdag.train.outputs import map_tensors
 
 if TYPE_CHECKING:

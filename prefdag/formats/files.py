@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
+from prefdag.formats.archives import unpacked
 from prefdag.formats.faults import shown
 from prefdag.lifecycle.errors import DataError
-from prefdag.sources.archives import unpacked
 
 logger = logging.getLogger(__name__)
 

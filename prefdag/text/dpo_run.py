@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from prefdag.config.dpo_text import DpoText
+    from prefdag.dpo.hook import StepHook
     from prefdag.dpo.preference import Preference
     from prefdag.text.model import Policy
     from prefdag.text.scoring.logps import Pair, PairLogps
-    from prefdag.train.hook import StepHook
 
 KEY = "dpo_text.adapter"  # in params.yaml, for error messages
 # The reference's log-probabilities of a split's pairs, in their order; given the split, its rows and its pairs.

@@ -26,7 +26,7 @@ from prefdag.train.step import PreparedModel, Row, forward_backward, not_finite
 
 if TYPE_CHECKING:
     from prefdag.config.training import Training
-    from prefdag.train.hook import StepHook
+    from prefdag.dpo.hook import StepHook
     from prefdag.train.task import Tasks
 
 
