@@ -7,8 +7,8 @@ from prefdag.config.judge_text import EndpointJudge, ImplicitJudge, JudgeText, R
 from prefdag.config.loss import Loss
 from prefdag.config.loss_options import LossOptions
 from prefdag.runtime.artifacts import scratch, write_json, writing
+from prefdag.runtime.stage import stage
 from prefdag.runtime.types import Positive
-from prefdag.stage import stage
 
 MESSAGES = Path("data/validated/pairs.parquet")
 REFERENCE = Path("models/reference")
