@@ -299,14 +299,34 @@ def _chat_models() -> "ChatModels":
     return ChatModels(generate, tokenizer, positions(REFERENCE))
 
 
+class Part(StrEnum):
+    """The folders of an export."""
+
+    text = "text"
+    text_adapter = "text_adapter"
+    image = "image"
+
+
 @app.command()
 def export(
     to: Annotated[Path, typer.Option(help="The folder to write; replaces an earlier export in it.")] = EXPORT,
     register: Annotated[
         bool, typer.Option("--register", help="Also create a version of each model in MLflow's registry.")
     ] = False,
+    push: Annotated[
+        str | None,
+        typer.Option(metavar="OWNER/NAME", help="Also upload one part to this hub repository.", show_default=False),
+    ] = None,
+    part: Annotated[Part, typer.Option(help="The part to upload.")] = Part.text,
+    public: Annotated[
+        bool, typer.Option("--public", help="Let anybody see the repository; without it, it is private.")
+    ] = False,
 ) -> None:
     """Write the models in formats that other programs load; each is read back and compared with the pipeline's own."""
+    if push is not None:
+        from prefdag.export.push import check
+
+        check(push)
     from prefdag.check_params import load_params
     from prefdag.export import pipeline
     from prefdag.lifecycle.environment import set_environment
@@ -320,6 +340,10 @@ def export(
 
         for version in registry.register(to, params):
             typer.echo(f"registered {version}")
+    if push is not None:
+        from prefdag.export.push import push as upload
+
+        typer.echo(f"pushed {part} to {upload(to / part, push, public=public)}")
 
 
 def _shown(value: Any) -> str:
