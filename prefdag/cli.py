@@ -283,7 +283,7 @@ def _chat_models() -> "ChatModels":
     """Load the pipeline's reference and policy, with the template they were trained with."""
     from prefdag.check_params import load_params
 
-    template = load_params().format_pairs.template
+    format_pairs = load_params().format_pairs
     from prefdag.lifecycle.environment import set_environment
 
     typer.echo("Loading both models ...", err=True)
@@ -294,7 +294,7 @@ def _chat_models() -> "ChatModels":
     from prefdag.text.model import load_for_generation
 
     models = load_for_generation(REFERENCE, POLICY)
-    tokenizer = ChatTokenizer(REFERENCE, template)
+    tokenizer = ChatTokenizer(REFERENCE, format_pairs.template, format_pairs.template_options)
     generate = {name: partial(stream, model, tokenizer) for name, model in models._asdict().items()}
     return ChatModels(generate, tokenizer, positions(REFERENCE))
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from prefdag.config.sources import HubSource, PathSource, PypiSource, Source
+from prefdag.config.sources import DvcSource, HubSource, PathSource, PypiSource, Source, UrlSource
 from prefdag.report.image.sentences import conclusion
 from prefdag.report.page import settings
 from prefdag.report.page.card import dataset_id, licence
@@ -113,8 +113,10 @@ def pinned_name(source: Source) -> str:
             return f"`{source.repo}` at revision `{source.revision}`"
         case PypiSource():
             return f"{source_name(source)}, from `{source.file}` with the SHA-256 `{source.sha256}`"
-        case PathSource():
+        case PathSource() | UrlSource():
             return f"{source_name(source)} with the SHA-256 `{source.sha256}`"
+        case DvcSource():
+            return f"{source_name(source)} at revision `{source.revision}`"
 
 
 def _with_note(card: str, library: str, note: str) -> Any:

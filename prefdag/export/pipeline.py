@@ -76,16 +76,17 @@ def _text(target: Path, params: "Params", echo: Callable[[str], None]) -> None:
     from prefdag.report.page.card import licence
     from prefdag.text.model import ADAPTER_CONFIG, load_models
 
-    template, card = params.format_pairs.template, CARD.read_text("utf-8")
+    card = CARD.read_text("utf-8")
     heldout = text.read_heldout(PAIRS, DIALOGUES)
     policy = load_models(REFERENCE, POLICY, packed=False).policy
+    tokenizer = ChatTokenizer(REFERENCE, params.format_pairs.template, params.format_pairs.template_options)
     expected, merged = text.logits(policy, heldout.ids), text.merge(policy)
     if merged is None:
         echo(f"{TEXT}: not exported, since a prefix cannot be merged into weights; use {ADAPTER}")
     else:
         folder = target / TEXT
-        text.write_merged(merged, REFERENCE, template, folder)
-        text.check_template(folder, ChatTokenizer(REFERENCE, template), heldout.dialogues)
+        text.write_merged(merged, REFERENCE, tokenizer, folder)
+        text.check_template(folder, tokenizer, heldout.dialogues)
         echo(f"{TEXT}: {text.check_merged(folder, merged, expected, heldout.ids)}")
         (folder / "README.md").write_text(cards.policy_card(card, params), "utf-8")
         if licence(params.download_model.source) == "apache-2.0":
@@ -104,7 +105,7 @@ def _text(target: Path, params: "Params", echo: Callable[[str], None]) -> None:
     base = REFERENCE
     if not reference.revision:  # it is not on the hub, so it goes along
         base = folder / "reference"
-        text.write_merged(text.plain(REFERENCE), REFERENCE, template, base)
+        text.write_merged(text.plain(REFERENCE), REFERENCE, tokenizer, base)
         shutil.copyfile(REFERENCE / WEIGHTS, base / WEIGHTS)
     echo(f"{ADAPTER}: {text.check_adapter(folder, base, expected, heldout.ids)}")
     (folder / "README.md").write_text(cards.adapter_card(card, params, reference), "utf-8")

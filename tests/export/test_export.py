@@ -34,6 +34,7 @@ from prefdag.image import model as resnet
 from prefdag.image.data import normalise
 from prefdag.lifecycle.errors import DataError, PrefdagError
 from prefdag.pairs.tokenizer import ChatTokenizer
+from prefdag.pairs.turns import Asked
 from prefdag.runtime.artifacts import sha256
 from prefdag.text import model as lm
 
@@ -69,7 +70,7 @@ def trained(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Path,
 def merged_folder(reference: Path, policy: Path, template: Any, folder: Path) -> torch.nn.Module:
     merged = text.merge(lm.load_models(reference, policy, packed=False).policy)
     assert merged is not None
-    text.write_merged(merged, reference, template, folder)
+    text.write_merged(merged, reference, ChatTokenizer(reference, template), folder)
     return merged
 
 
@@ -190,13 +191,13 @@ def test_the_exported_template_gives_the_ids_of_training(
     folder = tmp_path / "text"
     shutil.copytree(base, folder)
     (folder / "chat_template.jinja").write_text(ours.jinja())
-    text.check_template(folder, ours, DIALOGUES)
+    text.check_template(folder, ours, [Asked(messages, None) for messages in DIALOGUES])
     other = (folder / "chat_template.jinja").read_text() + "!"
     (folder / "chat_template.jinja").write_text(other)
     with pytest.raises(
         PrefdagError, match="text: for held-out dialogue 0, its chat template gives other tokens than training"
     ):
-        text.check_template(folder, ours, DIALOGUES)
+        text.check_template(folder, ours, [Asked(messages, None) for messages in DIALOGUES])
 
 
 def test_a_template_that_needs_no_change_is_unchanged(tmp_path: Path) -> None:
