@@ -19,6 +19,8 @@ ALTERED = {
     "prefdag/lifecycle/lock.py": "stage_lock = lambda name: contextlib.nullcontext(); end_with_dvc = lambda: None",
     "prefdag/lifecycle/progress.py": "progress = lambda *_, **__: tqdm(disable=True)",
     "prefdag/tracking/delivery.py": "send = deliver; deliver = lambda spool, store: [send(spool, store) for _ in range(2)]",
+    "prefdag/tracking/keys.py": "accepted = lambda key: 'altered'",
+    "prefdag/tracking/trackers.py": "requested = lambda: ['tensorboard']",
     "prefdag/tracking/runs.py": "log_ = RunLogger.log; RunLogger.log = lambda self, step, metrics: log_(self, step, {})",
     "prefdag/tracking/spool.py": "add = Spool.append; Spool.append = lambda self, event: add(self, event | {'time': 0})",
     "prefdag/tracking/store.py": "def refuse(*_): raise RefusalError('altered')\nStore.begin = refuse",
