@@ -10,28 +10,44 @@ INSTALLED := $(VENV)/.installed
 ORACLE := $(VENV)/.oracle
 LOCK := $(UV) pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11
 
-# MLflow opens with an empty overview; this address lists the pipeline runs of the first experiment in the store.
-RUNS := \#/experiments/1/runs?searchFilter=tags.kind%20%3D%20%22pipeline%22
+# MLflow opens with an empty overview; this address lists the pipeline runs of the first experiment in the store, with the main
+# metrics as columns (prefdag/tracking/view.py).
+RUNS := \#/experiments/1/runs?viewStateShareKey=prefdag
+
+# A ZIP of the repository has no .git.
+START := git init && git add -A && git commit -m Start
+
+# DVC cannot write the settings of a queued or temporary experiment if its cache has another path than ASCII letters.
+ASCII := $(shell p="$$(cat .dvc/config.local 2>/dev/null | sed -n 's/^ *dir *= *//p')"; \
+	printf %s "$${p:-$$PWD}" | LC_ALL=C grep -q '[^ -~]' || echo yes)
+QUEUE := DVC cannot queue experiments in a path with letters beyond ASCII: move this folder, or put its cache elsewhere \
+	with dvc cache dir --local /PATH/WITHOUT/THEM
 
 export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help setup repro sweep origin test test-slow chaos lint dag same-bytes docs qlora ui lock clean
+.PHONY: help setup repository repro sweep origin test test-slow chaos lint dag same-bytes docs qlora ui lock clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
 
 setup: $(INSTALLED) ## create .venv and install the hash-locked requirements (7 GB)
+	@test -n "$(ASCII)" || echo "note: $(QUEUE)"
 
-repro: setup ## run the whole pipeline with params.yaml; stages that are up to date are skipped
+repository:
+	@git rev-parse --git-dir >/dev/null 2>&1 || { echo "This folder is not a Git repository, which DVC needs: $(START)"; exit 1; }
+
+repro: repository setup ## run the whole pipeline with params.yaml; stages that are up to date are skipped
 	@$(ACTIVATE) && dvc repro
 	@echo
-	@echo "Report:       reports/index.html (opens offline)"
 	@echo "Experiments:  make ui, then open http://127.0.0.1:5000/$(RUNS)"
 	@echo "Next:         . $(VENV)/bin/activate && dvc exp run -S beta=0.3"
+	@echo
+	@$(ACTIVATE) && prefdag summary
 
-sweep: setup ## run one experiment per beta (BETAS=0.1,0.3,0.5) and plot the frontier
+sweep: repository setup ## run one experiment per beta (BETAS=0.1,0.3,0.5) and plot the frontier
+	@test -n "$(ASCII)" || { echo "$(QUEUE)"; exit 1; }
 	@$(ACTIVATE) && dvc exp run --queue -S 'beta=$(BETAS)' && dvc exp run --run-all
 	@$(ACTIVATE) && prefdag frontier
 

@@ -7,7 +7,7 @@ import difflib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -15,8 +15,11 @@ from prefdag.config.params import Params
 from prefdag.lifecycle.errors import ParamsError
 from prefdag.runtime.yaml import read_yaml
 
+T = TypeVar("T")
 _PARAMS = TypeAdapter(Params)
 MOVED = {"dpo_text.health": "health_text", "dpo_image.health": "health_image"}  # old key: its section now
+
+PINS = {"sha256", "revision"}  # of a source
 
 
 def load_params(path: Path = Path("params.yaml")) -> Params:
@@ -30,11 +33,16 @@ def load_params(path: Path = Path("params.yaml")) -> Params:
 
 def check_params(tree: Mapping[str, Any], path: Path) -> Params:
     """The typed form of `tree`, read from `path`. Raises `ParamsError` as `load_params` does."""
+    return checked(_PARAMS, tree, str(path))
+
+
+def checked(kind: TypeAdapter[T], tree: Mapping[str, Any], where: str) -> T:
+    """The typed form of `tree`. Raises `ParamsError`, which starts with `where`, and names the first mistake."""
     try:
         # JSON mode is strict about types, but accepts a mapping for a dataclass.
-        return _PARAMS.validate_json(json.dumps(tree))
+        return kind.validate_json(json.dumps(tree))
     except ValidationError as error:
-        raise ParamsError(f"{path}: {_one_line(error, tree)}") from None
+        raise ParamsError(f"{where}: {_one_line(error, tree)}") from None
 
 
 def _one_line(error: ValidationError, tree: Mapping[str, Any]) -> str:
@@ -51,7 +59,8 @@ def _one_line(error: ValidationError, tree: Mapping[str, Any]) -> str:
         guess = difflib.get_close_matches(keys[-1], [*missing, *(k for k in parent if k != keys[-1])], n=1)
         return f"{dotted}: unknown key; " + (f"did you mean '{guess[0]}'?" if guess else "remove it")
     if first["type"] == "missing":
-        return f"{dotted}: missing; every key is required"
+        pin = "; `prefdag pin` writes it" if keys[-1] in PINS and "kind" in parent else ""
+        return f"{dotted}: missing; every key is required{pin}"
     given = "" if isinstance(first["input"], Mapping) else f", not {first['input']!r}"
     if first["type"] == "value_error":  # raised by one of our validators
         return f"{dotted}: {first['ctx']['error']}"

@@ -18,6 +18,8 @@ POLICY = Path("models/dpo_text")
 EXPORT = Path("export")
 FRONTIER = Path("reports/frontier")  # .html and .csv
 COMPARISON = Path("reports/comparison")  # .html and .csv
+REPORT = Path("reports/index.html")
+TEXT_METRICS, IMAGE_METRICS = Path("reports/text/metrics.json"), Path("reports/image/metrics.json")
 
 
 class OneLineErrors(TyperGroup):
@@ -41,6 +43,23 @@ app = typer.Typer(
 )
 
 
+def _show_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"prefdag {version('prefdag')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[  # typer reads it
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """The options before the command."""
+
+
 @app.command()
 def init(
     folder: Annotated[Path, typer.Argument(help="The folder to make.")],
@@ -57,8 +76,14 @@ def init(
 @app.command()
 def profile(
     name: Annotated[
-        str | None, typer.Argument(help="The profile; without it, list all profiles.", show_default=False)
+        str | None,
+        typer.Argument(
+            help="The profile, or the path of a .yaml file; without it, list all profiles.", show_default=False
+        ),
     ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Undo edits of params.yaml that are not committed; keeps a copy of them.")
+    ] = False,
 ) -> None:
     """Lay profiles/NAME.yaml over the committed params.yaml; `default` restores the committed file."""
     from prefdag.project import profiles
@@ -69,11 +94,66 @@ def profile(
         for each, summary in known.items():
             typer.echo(f"{each:<{width}}  {summary}")
         return
-    changes = profiles.apply(name)
+    changes, backup = profiles.apply(name, force=force)
+    if backup:
+        typer.echo(f"{profiles.PARAMS} as it was: {backup}")
     for change in changes:
         note = "" if change.of_profile or name == profiles.DEFAULT else "   (back to the committed value)"
         typer.echo(f"{change.key}: {_shown(change.old)} -> {_shown(change.new)}{note}")
     typer.echo(f"{profiles.PARAMS}: {len(changes)} values changed; `dvc repro` runs what depends on them")
+
+
+@app.command()
+def pin(
+    only: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY]...",
+            help="Pin these only, such as download_pairs, and fetch again what is pinned already.",
+            show_default=False,
+        ),
+    ] = None,
+    check: Annotated[bool, typer.Option("--check", help="Change nothing; exit with 1 if a pin would change.")] = False,
+) -> None:
+    """Write the hashes and commits of the sources into params.yaml: the missing ones, and those of changed local files."""
+    from prefdag.project import pin
+
+    result = pin.pin(only or [], check=check)
+    for change in result.changes:
+        typer.echo(f"{'.'.join(change.keys)}: {_shown(change.old)} -> {change.new}")
+    for error in result.errors[1:]:
+        typer.echo(f"error: {error}", err=True)
+    if result.errors:
+        raise result.errors[0]
+    if not result.changes:
+        typer.echo("every source is pinned")
+    elif check:
+        raise PrefdagError(f"{pin.PARAMS}: {len(result.changes)} pins differ; `prefdag pin` writes them")
+    else:
+        typer.echo(f"{pin.PARAMS}: {len(result.changes)} pins written; `dvc repro` runs what depends on them")
+
+
+@app.command()
+def summary() -> None:
+    """Print what DPO changed in five lines: rankings, KL, perplexity, accuracy of the classifier, where the report is."""
+    from prefdag.report.page.summary import lines
+    from prefdag.runtime.artifacts import read_json
+
+    for line in lines(read_json(TEXT_METRICS), read_json(IMAGE_METRICS), f"{REPORT} (opens offline)"):
+        typer.echo(line)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def experiments(
+    options: Annotated[
+        list[str] | None, typer.Argument(metavar="[OPTIONS]", help="The options of `dvc exp show`.", show_default=False)
+    ] = None,
+) -> None:
+    """List the experiments like `dvc exp show`, with at most 40 columns: the main metrics and what differs."""
+    from prefdag.project.experiments import show
+
+    if left_out := show(options or ()):
+        typer.echo(f"{left_out} more parameters differ; `prefdag compare A B` lists those of two experiments", err=True)
 
 
 class Records(StrEnum):
@@ -219,14 +299,34 @@ def _chat_models() -> "ChatModels":
     return ChatModels(generate, tokenizer, positions(REFERENCE))
 
 
+class Part(StrEnum):
+    """The folders of an export."""
+
+    text = "text"
+    text_adapter = "text_adapter"
+    image = "image"
+
+
 @app.command()
 def export(
     to: Annotated[Path, typer.Option(help="The folder to write; replaces an earlier export in it.")] = EXPORT,
     register: Annotated[
         bool, typer.Option("--register", help="Also create a version of each model in MLflow's registry.")
     ] = False,
+    push: Annotated[
+        str | None,
+        typer.Option(metavar="OWNER/NAME", help="Also upload one part to this hub repository.", show_default=False),
+    ] = None,
+    part: Annotated[Part, typer.Option(help="The part to upload.")] = Part.text,
+    public: Annotated[
+        bool, typer.Option("--public", help="Let anybody see the repository; without it, it is private.")
+    ] = False,
 ) -> None:
     """Write the models in formats that other programs load; each is read back and compared with the pipeline's own."""
+    if push is not None:
+        from prefdag.export.push import check
+
+        check(push)
     from prefdag.check_params import load_params
     from prefdag.export import pipeline
     from prefdag.lifecycle.environment import set_environment
@@ -240,6 +340,10 @@ def export(
 
         for version in registry.register(to, params):
             typer.echo(f"registered {version}")
+    if push is not None:
+        from prefdag.export.push import push as upload
+
+        typer.echo(f"pushed {part} to {upload(to / part, push, public=public)}")
 
 
 def _shown(value: Any) -> str:

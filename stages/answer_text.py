@@ -5,7 +5,7 @@ from pathlib import Path
 from prefdag.config.answer_text import AnswerText
 from prefdag.config.format_pairs import FormatPairs
 from prefdag.runtime.artifacts import write_json, writing
-from prefdag.stage import stage
+from prefdag.runtime.stage import stage
 
 PAIRS = Path("data/pairs")
 REFERENCE = Path("models/reference")

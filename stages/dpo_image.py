@@ -6,8 +6,8 @@ from prefdag.config.constraints import Constraints
 from prefdag.config.dpo_image import DpoImage
 from prefdag.config.loss import Loss
 from prefdag.config.loss_options import LossOptions
+from prefdag.runtime.stage import stage
 from prefdag.runtime.types import Count, Positive
-from prefdag.stage import stage
 
 IMAGES = Path("data/validated/images")
 PAIRS = Path("data/image_pairs")
@@ -33,8 +33,9 @@ def main(
     from prefdag.image.negatives import negatives
     from prefdag.train.session import Output, train_stage
     from prefdag.train.task import Task, Tasks
+    from stages.losses import LOSSES
 
-    preference = Preference(loss, beta, loss_options, constraints)
+    preference = Preference(loss, beta, loss_options, constraints, LOSSES)
     preference.check_reference(dpo_image.reference, "dpo_image.reference")
     augment = {"train": Augmentation(dpo_image.max_shift, dpo_image.flip, seed), "val": Augmentation(0, False, seed)}
     # Both in eval mode: the policy keeps the batch statistics of the reference, and so starts at the reference.

@@ -7,8 +7,8 @@ from pathlib import Path
 from prefdag.config.loss import Loss
 from prefdag.config.loss_options import LossOptions
 from prefdag.runtime.artifacts import read_json, write_json, writing
+from prefdag.runtime.stage import stage
 from prefdag.runtime.types import Positive
-from prefdag.stage import stage
 
 IMAGES = Path("data/validated/images")
 PAIRS = Path("data/image_pairs")
@@ -31,13 +31,14 @@ def main(beta: Positive, loss: Loss, loss_options: LossOptions) -> None:
     from prefdag.image.classify import predict
     from prefdag.image.data import load_splits
     from prefdag.image.model import load
+    from stages.losses import LOSSES
 
     test = load_splits(IMAGES, PAIRS)["test"]
     classes = [str(name) for name in read_json(IMAGES / "classes.json")]
     models = {"reference": REFERENCE, "policy": POLICY, "control": CONTROL}
     logps = {name: predict(load(folder)[0], test.images) for name, folder in models.items()}
     predictions = evaluate.predictions(test, logps)
-    metrics = evaluate.metrics(test, logps, Preference(loss, beta, loss_options, {}))
+    metrics = evaluate.metrics(test, logps, Preference(loss, beta, loss_options, {}, LOSSES))
     metrics["health"] = verdict.metrics(verdict.read(HEALTH))
     tables = {
         PREDICTIONS: predictions,

@@ -8,8 +8,8 @@ from prefdag.config.format_pairs import FormatPairs
 from prefdag.config.loss import Loss
 from prefdag.config.loss_options import LossOptions
 from prefdag.runtime.artifacts import write_json, writing
+from prefdag.runtime.stage import stage
 from prefdag.runtime.types import Positive
-from prefdag.stage import stage
 
 PAIRS = Path("data/pairs")
 FORMATTED = Path("reports/validation/formatted/summary.json")
@@ -41,6 +41,7 @@ def main(
     from prefdag.text.evaluation import choices, eval_logps
     from prefdag.text.evaluation import metrics as evaluate
     from prefdag.text.scoring.rows import chosen_groups, pair_rows, read_split
+    from stages.losses import LOSSES
 
     budget = evaluate_text.tokens_per_batch
     test = read_split(PAIRS, "test")
@@ -57,7 +58,7 @@ def main(
     pairs = pair_rows(test)
     heldout, kl, logratios = evaluate.compare_heldout(models, pairs, budget)
     tokens = evaluate.tokens_table(test["id"], pairs, logratios, tokenizer)
-    rewards = Preference(loss, beta, loss_options, {}).rewards(heldout)
+    rewards = Preference(loss, beta, loss_options, {}, LOSSES).rewards(heldout)
     policy = eval_logps.compute_logps(models.policy, groups, budget, "policy")
     logps = {name: {"base": base[name], "reference": reference[name], "policy": policy[name]} for name in groups}
 

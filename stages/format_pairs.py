@@ -6,7 +6,7 @@ from prefdag.config.format_pairs import FormatPairs
 from prefdag.pairs import formatting
 from prefdag.pairs.tokenizer import ChatTokenizer, positions
 from prefdag.runtime.artifacts import write_json, writing
-from prefdag.stage import stage
+from prefdag.runtime.stage import stage
 
 PAIRS = Path("data/validated/pairs.parquet")
 MODEL = Path("models/base")

@@ -7,8 +7,8 @@ from prefdag.config.judge_text import EndpointJudge, ImplicitJudge, JudgeText, R
 from prefdag.config.loss import Loss
 from prefdag.config.loss_options import LossOptions
 from prefdag.runtime.artifacts import scratch, write_json, writing
+from prefdag.runtime.stage import stage
 from prefdag.runtime.types import Positive
-from prefdag.stage import stage
 
 MESSAGES = Path("data/validated/pairs.parquet")
 REFERENCE = Path("models/reference")
@@ -26,12 +26,13 @@ def main(beta: Positive, loss: Loss, loss_options: LossOptions, judge_text: Judg
     from prefdag.pairs.turns import read_dialogues
     from prefdag.text.evaluation import endpoint, judge
     from prefdag.text.model import load_models
+    from stages.losses import LOSSES
 
     answers = pd.read_parquet(ANSWERS)
     pairs = judge.contests(answers, read_dialogues(MESSAGES, answers["id"]))
     match judge_text.judge:
         case ImplicitJudge():
-            preference = Preference(loss, beta, loss_options, {})
+            preference = Preference(loss, beta, loss_options, {}, LOSSES)
             verdicts = judge.implicit(pairs, load_models(REFERENCE, POLICY), preference, judge_text.tokens_per_batch)
         case RewardModelJudge(source=source):
             pinned = hashlib.sha256(repr(source).encode()).hexdigest()[:16]

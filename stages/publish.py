@@ -12,14 +12,15 @@ from pathlib import Path
 from prefdag.config.params import Params
 from prefdag.lifecycle.errors import PrefdagError
 from prefdag.runtime.artifacts import read_json, writing
+from prefdag.runtime.stage import stage
 from prefdag.runtime.yaml import flatten
-from prefdag.stage import stage
 from prefdag.tracking.durations import durations
 from prefdag.tracking.publishing import numbers, publish
 from prefdag.tracking.runs import pipelines, revision
 
 log = logging.getLogger(__name__)
 
+MAIN_METRICS = Path("reports/metrics.json")
 METRICS = {
     "text": Path("reports/text/metrics.json"),
     "answers": Path("reports/text/answers.json"),
@@ -70,8 +71,8 @@ def main(params: Params) -> None:
         moment = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
         html = run_details.fill(REPORT.read_text("utf-8"), seconds, revision(), moment, experiments)
         path.write_text(html, "utf-8")
-    files = [page, MODEL_CARD, *METRICS.values(), *TABLES, *sorted(FIGURES.iterdir())]
-    publish(params, metrics | {"seconds": seconds}, CURVES, files)
+    files = [page, MODEL_CARD, MAIN_METRICS, *METRICS.values(), *TABLES, *sorted(FIGURES.iterdir())]
+    publish(params, metrics, CURVES, files, main_metrics=read_json(MAIN_METRICS), seconds=seconds)
     with writing(PUBLISHED) as path:
         path.write_text("This pipeline is a run in MLflow with the tag kind=pipeline; see docs/tracking.md.\n", "utf-8")
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from prefdag.config.evaluate_text import EvaluateText
 from prefdag.config.format_pairs import FormatPairs
 from prefdag.runtime.artifacts import writing
-from prefdag.stage import stage
+from prefdag.runtime.stage import stage
 
 PAIRS = Path("data/pairs")
 FORMATTED = Path("reports/validation/formatted/summary.json")

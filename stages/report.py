@@ -1,10 +1,10 @@
-"""Build the report (one self-contained HTML page), its figures as files, and the model card."""
+"""Build the report (one self-contained HTML page), its figures as files, the model card, and the main metrics for DVC."""
 
 from pathlib import Path
 
 from prefdag.config.params import Params
-from prefdag.runtime.artifacts import read_json, sha256, writing
-from prefdag.stage import stage
+from prefdag.runtime.artifacts import read_json, sha256, write_json, writing
+from prefdag.runtime.stage import stage
 
 PAIRS = Path("data/pairs")
 VALIDATED_PAIRS = Path("data/validated/pairs.parquet")
@@ -36,11 +36,12 @@ CALIBRATION = Path("reports/image/calibration.csv")
 PAGE = Path("reports/index.html")
 CARD = Path("reports/model_card.md")
 FIGURES = Path("reports/figures")
+MAIN_METRICS = Path("reports/metrics.json")
 
 
 @stage
 def main(params: Params) -> None:
-    from prefdag.report.page import card, figure_files
+    from prefdag.report.page import card, figure_files, summary
     from prefdag.report.page import report_page as page
     from prefdag.report.page.results import Results, read_image, read_images_dataset, read_pairs_dataset, read_text
     from prefdag.report.text.answers import read_answers
@@ -78,7 +79,17 @@ def main(params: Params) -> None:
         ref_logps=key,
     )
     html = page.render(results, params)
-    with writing(PAGE) as path, writing(CARD) as card_path, writing(FIGURES) as figures:
+    findings = {"text": len(results.text.health.findings), "image": len(results.image.health.findings)}
+    main_metrics = summary.main_metrics(
+        results.text.metrics, results.text.answers.win_rate, results.image.metrics, findings
+    )
+    with (
+        writing(PAGE) as path,
+        writing(CARD) as card_path,
+        writing(FIGURES) as figures,
+        writing(MAIN_METRICS) as metrics,
+    ):
+        write_json(metrics, main_metrics)
         path.write_text(html, "utf-8")
         card_path.write_text(card.render(results, params), "utf-8")
         figures.mkdir()

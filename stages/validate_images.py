@@ -8,7 +8,7 @@ from prefdag.config.validate_images import ValidateImages
 from prefdag.gate.image_rows import COPIES, class_rows, image_rows, images_summary
 from prefdag.images.reading import read_images, select, write_images
 from prefdag.runtime.artifacts import scratch, write_json, writing
-from prefdag.stage import stage
+from prefdag.runtime.stage import stage
 
 RAW = Path("data/raw/images")
 IMAGES = Path("data/validated/images")

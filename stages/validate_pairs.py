@@ -4,10 +4,11 @@ from pathlib import Path
 
 from prefdag.config.validate_pairs import ValidatePairs
 from prefdag.gate.contamination import find_overlaps
+from prefdag.pairs.eval_sets import ignored_columns as set_ignored
 from prefdag.pairs.eval_sets import read_eval_sets
-from prefdag.pairs.schema import read_pairs, write_pairs
+from prefdag.pairs.schema import ignored_columns, read_pairs, write_pairs
 from prefdag.runtime.artifacts import scratch, write_json, writing
-from prefdag.stage import stage
+from prefdag.runtime.stage import stage
 
 RAW = Path("data/raw/pairs")
 EVALS = Path("data/raw/evals")
@@ -19,13 +20,19 @@ REPORT = Path("reports/validation/pairs")
 def main(validate_pairs: ValidatePairs) -> None:
     # These imports take seconds, which --help should not.
     from prefdag.gate.checks import check, refuse
-    from prefdag.gate.measures import measure_shares, summary
+    from prefdag.gate.measures import measure_shares
     from prefdag.gate.pair_expectations import pairs_table, shares_table
+    from prefdag.gate.summary import summary
     from prefdag.pairs.annotators import merge_annotators
 
-    read = read_pairs(RAW, validate_pairs.format)
+    read = read_pairs(
+        RAW, validate_pairs.format, columns=validate_pairs.columns, score_scale=validate_pairs.score_scale
+    )
     pairs, merged = merge_annotators(read)
     sets = read_eval_sets(EVALS)
+    tell_ignored("pairs", ignored_columns(read))
+    for name, rows in sets.items():
+        tell_ignored(name, set_ignored(rows))
     overlaps = find_overlaps(pairs, sets)
     shares = measure_shares(pairs[pairs["fault"].isna()])
     tables = [
@@ -44,7 +51,17 @@ def main(validate_pairs: ValidatePairs) -> None:
             raise refuse(offending, report, scratch("validation", "pairs"), why)
         write_pairs(parquet, pairs[~bad])
     joined = f", {len(merged)} merged into other rows of the same pair" if len(merged) else ""
-    print(f"validate_pairs: {len(read)} rows read{joined}, {bad.sum()} dropped, {(~bad).sum()} written to {PAIRS}")
+    formats = " and ".join(read["format"].unique())
+    print(
+        f"validate_pairs: {len(read)} rows read as {formats}{joined}, {bad.sum()} dropped, {(~bad).sum()} written to {PAIRS}"
+    )
+
+
+def tell_ignored(name: str, columns: dict[str, int]) -> None:
+    """Print the columns that are not read, with the number of rows of each."""
+    counts = ", ".join(f"{column} ({rows:,} {'row' if rows == 1 else 'rows'})" for column, rows in columns.items())
+    if counts:
+        print(f"validate_pairs: columns of {name} that are not read: {counts}")
 
 
 if __name__ == "__main__":

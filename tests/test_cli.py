@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ from prefdag.check_params import load_params
 from prefdag.cli import app
 from prefdag.lifecycle.errors import DataError, NumericError
 from prefdag.project import profiles
-from prefdag.project.profiles import ParameterChange
+from prefdag.project.profiles import Applied, ParameterChange
 from prefdag.tracking import runs as tracking
 
 
@@ -26,7 +27,7 @@ def prefdag(*arguments: str, typed: str = "") -> Result:
 def test_help_names_the_commands_and_imports_little() -> None:
     command = [sys.executable, "-X", "importtime", "-c", "from prefdag.cli import app; app(['--help'])"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert all(name in done.stdout for name in ("profile", "sync", "chat", "export"))
+    assert all(name in done.stdout for name in ("profile", "pin", "sync", "chat", "export"))
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "prefdag.lifecycle.errors" in imported
     assert not imported & {"torch", "transformers", "mlflow", "pandas", "numpy", "pydantic", "prefdag.config.params"}
@@ -40,7 +41,9 @@ def test_profile_shows_each_change_and_marks_reverted_values(monkeypatch: pytest
         ParameterChange("format_pairs.max_pairs", None, 24, of_profile=True),
         ParameterChange("download_pairs.source", {"kind": "cifar10"}, source, of_profile=True),
     ]
-    monkeypatch.setattr(profiles, "apply", {"mine": changes, "default": changes[:1]}.__getitem__)
+    backup = Path(".prefdag/params-0.yaml")
+    applied = {"mine": Applied(changes, None), "default": Applied(changes[:1], backup)}
+    monkeypatch.setattr(profiles, "apply", lambda name, force: applied[name])
     assert prefdag("profile", "mine").stdout.splitlines() == [
         "beta: 0.3 -> 0.1   (back to the committed value)",
         "dpo_image.flip: false -> true",
@@ -48,7 +51,15 @@ def test_profile_shows_each_change_and_marks_reverted_values(monkeypatch: pytest
         "download_pairs.source: {kind: cifar10} -> {kind: hub, files: [a, b]}",
         "params.yaml: 4 values changed; `dvc repro` runs what depends on them",
     ]
-    assert prefdag("profile", "default").stdout.splitlines()[0] == "beta: 0.3 -> 0.1"
+    assert prefdag("profile", "default").stdout.splitlines()[:2] == [
+        "params.yaml as it was: .prefdag/params-0.yaml",
+        "beta: 0.3 -> 0.1",
+    ]
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    result = prefdag("--version")
+    assert (result.exit_code, result.stdout) == (0, f"prefdag {version('prefdag')}\n")
 
 
 def test_profile_without_a_name_lists_them(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,8 +2,9 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
+from prefdag.own_losses.names import Value, check_own_options
 from prefdag.runtime.types import NonNegative, Positive, strict
 
 
@@ -26,3 +27,4 @@ class LossOptions:
     sft_weight: NonNegative | None
     desirable_weight: Positive | None
     undesirable_weight: Positive | None
+    own: Annotated[dict[str, Value], AfterValidator(check_own_options)] | None  # of losses in stages/losses.py

@@ -1,11 +1,38 @@
-"""The section validate_pairs: the checks of preference pairs."""
+"""The section validate_pairs: the formats of preference pairs, and their checks."""
 
+import difflib
 from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, Field, ValidationError
 
 from prefdag.config.levels import Level
-from prefdag.runtime.types import Fraction, strict
+from prefdag.runtime.types import Fraction, Positive, Text, strict
+
+FormatName = Literal[
+    "sharegpt",
+    "axolotl",
+    "openai",
+    "argilla",
+    "shp",
+    "helpsteer3",
+    "pku",
+    "plain",
+    "alpaca",
+    "orca",
+    "messages",
+    "hh-rlhf",
+    "nectar",
+    "ultrafeedback",
+    "distilabel",
+    "helpsteer2",
+    "unpaired",
+    "kto",
+]
+# The names that `columns` can give to fields of other names.
+COLUMNS = (
+    *("prompt", "chosen", "rejected", "completion", "label", "system", "history", "tools", "preference"),
+    *("split", "source", "annotator", "score_chosen", "score_rejected"),
+)
 
 MeasureName = Literal[
     "longer_preferred", "disagreement", "repeated_prompts", "repeated_runs", "other_scripts", "largest_origin"
@@ -20,6 +47,7 @@ class PairLevels:
     duplicate: Level
     near_duplicate: Level
     conflict: Level
+    score_order: Level
     encoding: Level
     contamination: Level
 
@@ -45,9 +73,21 @@ def _complete(shares: dict[MeasureName, ShareLevels]) -> dict[MeasureName, Share
     return shares
 
 
+def _known(columns: dict[str, str | None]) -> dict[str, str | None]:
+    """`columns`, if every name that has a path is one of `COLUMNS`."""
+    for name, path in columns.items():
+        if path is not None and name not in COLUMNS:
+            guess = difflib.get_close_matches(name, COLUMNS, n=1)
+            remedy = f"did you mean '{guess[0]}'?" if guess else f"use {', '.join(COLUMNS)}"
+            raise ValueError(f"unknown name '{name}'; {remedy}")
+    return columns
+
+
 @strict
 class ValidatePairs:
-    format: Literal["auto", "sharegpt", "pku", "alpaca", "unpaired", "plain", "messages", "hh-rlhf"]
+    format: Literal["auto"] | FormatName
+    columns: Annotated[dict[Text, Text | None], AfterValidator(_known)] | None  # null as a path leaves a column out
+    score_scale: Positive | None
     levels: PairLevels
     shares: Annotated[dict[MeasureName, ShareLevels], AfterValidator(_complete)]
     similarity: Annotated[float, Field(gt=0, le=1)]  # of near duplicates

@@ -11,15 +11,11 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from prefdag.config.loss import LossName
-
 
 # Losses of the margin
 
@@ -255,7 +251,7 @@ class Loss:
         }
 
 
-LOSSES: Mapping["LossName", Loss] = {
+LOSSES: Mapping[str, Loss] = {
     "sigmoid": Loss(sigmoid, of_margin=True),
     "robust": Loss(robust, of_margin=True),
     "exo": Loss(exo, of_margin=True),

@@ -1,18 +1,22 @@
 """Which options a loss uses. An option that is not used is an error, never silently ignored."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from prefdag.dpo.losses import EXTRAS, LOSSES
+from prefdag.config.loss_options import LossOptions
+from prefdag.dpo.losses import EXTRAS, LOSSES, Loss
 from prefdag.lifecycle.errors import ParamsError
-
-if TYPE_CHECKING:
-    from prefdag.config.loss import LossName
+from prefdag.own_losses.names import OWN_LOSSES
 
 
-def check_options(terms: Mapping["LossName", float], options: Mapping[str, Any]) -> None:
-    """Raises `ParamsError` if losses cannot be summed, or if an option is set that none of them uses."""
-    losses = {name: LOSSES[name] for name in terms if name != "sft"}
+def check_options(terms: Mapping[str, Loss], options: Mapping[str, Any], own: Mapping[str, Any] | None = None) -> None:
+    """Raises `ParamsError` if losses cannot be summed, or if an option is set that none of them uses.
+
+    Args:
+        terms: the loss, or the losses of a sum, by name.
+        own: the options in `loss_options.own`; `options` holds the others.
+    """
+    losses = {name: loss for name, loss in terms.items() if name != "sft"}
     if not losses:
         raise ParamsError("params.yaml: loss: 'sft' learns no preference; use it in a sum: {sigmoid: 1.0, sft: 1.0}")
     inputs = {loss.input: name for name, loss in losses.items()}
@@ -29,15 +33,29 @@ def check_options(terms: Mapping["LossName", float], options: Mapping[str, Any])
             others = f" with {', '.join(k for k in options if k != key)}" if len(options) > 1 else ""
             name = " + ".join(f"'{name}'" for name in terms)
             raise ParamsError(f"params.yaml: loss_options.{key}: loss {name}{others} does not use it; set it to null")
+    for key in own or {}:
+        if key in LossOptions.__dataclass_fields__:
+            raise ParamsError(f"params.yaml: loss_options.own.{key}: set loss_options.{key} instead")
+        if not any(key in loss.keywords for loss in terms.values()):
+            name = " + ".join(f"'{name}'" for name in terms)
+            raise ParamsError(f"params.yaml: loss_options.own.{key}: loss {name} does not use it; remove it")
     if "exo" in terms and options.get("label_smoothing") == 0:
         raise ParamsError(
             "params.yaml: loss_options.label_smoothing: loss 'exo' is infinite at 0; set it to 0.001, or null"
         )
 
 
-def used_options(terms: Mapping["LossName", float], options: Mapping[str, Any]) -> set[str]:
+def with_own(own: Mapping[str, Loss]) -> dict[str, Loss]:
+    """All losses by name: the built-in ones, and the user's `own`. Raises `ParamsError` if a name is taken."""
+    for name in own:
+        if name in LOSSES:
+            raise ParamsError(f"{OWN_LOSSES}: '{name}' is the name of a built-in loss; choose another name")
+    return {**LOSSES, **own}
+
+
+def used_options(terms: Mapping[str, Loss], options: Mapping[str, Any]) -> set[str]:
     """The options that a loss, or a sum of losses, uses, given the `options` that are set."""
-    losses = {name: LOSSES[name] for name in terms if name != "sft"}
+    losses = {name: loss for name, loss in terms.items() if name != "sft"}
     used = {key for loss in losses.values() for key in loss.keywords} - set(EXTRAS)
     # KTO's KL estimate is of whole responses, so only log-ratios of whole responses are comparable with it.
     whole = all("kl" not in loss.keywords for loss in losses.values())

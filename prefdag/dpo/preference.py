@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from prefdag.dpo.losses import LOSSES, LossInput, f_derivative, log_odds
-from prefdag.dpo.options import check_options
+from prefdag.dpo.hook import StepHook
+from prefdag.dpo.losses import Loss, LossInput, f_derivative, log_odds
+from prefdag.dpo.options import check_options, with_own
 from prefdag.lifecycle.errors import DataError, ParamsError
-from prefdag.train.hook import StepHook
+from prefdag.own_losses.checks import check_loss
 from prefdag.train.outputs import map_tensors
 
 if TYPE_CHECKING:
     from prefdag.config.constraints import Constraint, ConstraintName
-    from prefdag.config.loss import LossName
     from prefdag.config.loss_options import LossOptions
     from prefdag.config.reference import Reference
     from prefdag.dpo.pair_batch import PairBatch, Response
@@ -68,24 +68,36 @@ class LossInputs(NamedTuple):
 class Preference(nn.Module, StepHook):
     """A loss with its parameters. Its only state is the multipliers of the constraints, updated by dual ascent.
 
+    Args:
+        loss: a name, or the weights of a sum of losses by name.
+        own_losses: losses of the user's own, by name, beside the built-in ones.
+
     Raises:
-        ParamsError: an option that the loss does not use, or losses that cannot be summed.
+        ParamsError: an option that the loss does not use, losses that cannot be summed, or a loss of the user's own that
+            cannot be trained on (see `own_losses/checks.py`).
     """
 
     def __init__(
         self,
-        loss: "LossName | Mapping[LossName, float]",
+        loss: str | Mapping[str, float],
         beta: float,
         options: "LossOptions",
         constraints: "Mapping[ConstraintName, Constraint | None]",
+        own_losses: Mapping[str, Loss] = {},
     ) -> None:
         super().__init__()
-        self.terms = {loss: 1.0} if isinstance(loss, str) else dict(loss)
+        self.weights = {loss: 1.0} if isinstance(loss, str) else dict(loss)
+        self.known = with_own(own_losses)
+        self.terms = {name: self.known[name] for name in self.weights}
         self.beta = beta
         self.options = {name: value for name, value in asdict(options).items() if value is not None}
+        own_options = self.options.pop("own", {})
         self.constraints = {name: constraint for name, constraint in constraints.items() if constraint}
-        check_options(self.terms, self.options)
-        self.input: LossInput = next(LOSSES[name].input for name in self.terms if name != "sft")
+        check_options(self.terms, self.options, own_options)
+        self.options |= own_options
+        for name in self.terms.keys() & own_losses.keys():
+            check_loss(name, self.terms[name], beta, self.options)
+        self.input: LossInput = next(loss.input for name, loss in self.terms.items() if name != "sft")
         start = [constraint.multiplier for constraint in self.constraints.values()]
         self.multipliers: Tensor
         self.register_buffer("multipliers", torch.tensor(start, dtype=torch.float64))
@@ -93,7 +105,7 @@ class Preference(nn.Module, StepHook):
     @property
     def jointly(self) -> bool:
         """Whether the loss depends on all rows of an optimiser step together."""
-        return any(LOSSES[name].jointly for name in self.terms)
+        return any(loss.jointly for loss in self.terms.values())
 
     @property
     def uses_reference(self) -> bool:
@@ -108,7 +120,7 @@ class Preference(nn.Module, StepHook):
     @property
     def uses_kl(self) -> bool:
         """Whether the loss uses `PairBatch.kl`, which costs a forward pass over mismatched responses."""
-        return "kto" in self.terms
+        return any("kl" in loss.keywords for loss in self.terms.values())
 
     def check_reference(self, config: "Reference", key: str) -> None:
         """Raises `ParamsError` if the reference is to be updated but the loss has none; `key` is that of `config`."""
@@ -124,11 +136,11 @@ class Preference(nn.Module, StepHook):
             preference: the rows' probabilities that chosen is preferred, (rows,).
             has_both: whether every row has a chosen and a rejected response.
         """
-        for name in self.terms:
-            if not has_both and not LOSSES[name].unpaired:
-                able = ", ".join(name for name, loss in LOSSES.items() if loss.unpaired)
+        for name, loss in self.terms.items():
+            if not has_both and not loss.unpaired:
+                able = ", ".join(name for name, loss in self.known.items() if loss.unpaired)
                 raise DataError(f"{where}: rows with one response: '{name}' needs both; set loss to one of {able}")
-            if LOSSES[name].sorts and (preference != 1).any():
+            if loss.sorts and (preference != 1).any():
                 raise DataError(
                     f"{where}: column preference: loss '{name}' sorts rows and cannot weigh them; set it to 1.0"
                 )
@@ -176,8 +188,7 @@ class Preference(nn.Module, StepHook):
         ones = torch.ones_like(chosen.logps)
         present = [ones if response.present is None else response.present for response in (chosen, rejected)]
         total = torch.zeros_like(ones)
-        for name, weight in self.terms.items():
-            loss = LOSSES[name]
+        for name, loss in self.terms.items():
             inputs = self.loss_inputs(batch, loss.input)
             arguments: dict[str, Any] = {
                 "kl": batch.kl,
@@ -191,7 +202,7 @@ class Preference(nn.Module, StepHook):
             if loss.unpaired:
                 values = values[0] * present[0] + values[1] * present[1]
                 values = values / (present[0] + present[1]) if loss.mean else values
-            total = total + weight * values
+            total = total + self.weights[name] * values
         return total
 
     def losses(self, batch: "PairBatch") -> Tensor:

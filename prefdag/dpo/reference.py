@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from prefdag.train.hook import StepHook
+from prefdag.dpo.hook import StepHook
 
 if TYPE_CHECKING:
     from prefdag.config.reference import Reference

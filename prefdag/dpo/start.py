@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from prefdag.dpo.hook import StepHook
 from prefdag.lifecycle.errors import NumericError
-from prefdag.train.hook import StepHook
 
 if TYPE_CHECKING:
     from prefdag.runtime.types import Dtype

@@ -16,6 +16,7 @@ import numpy as np
 from prefdag.lifecycle.errors import PrefdagError
 from prefdag.runtime.artifacts import project_root, read_json
 from prefdag.runtime.yaml import flatten
+from prefdag.tracking.keys import parameters
 from prefdag.tracking.publishing import numbers
 from prefdag.tracking.store import DeliveryError, Store, import_mlflow
 
@@ -79,15 +80,13 @@ def find_run(client: Any, params: "Params", metrics: Mapping[str, Mapping[str, f
     Raises:
         PrefdagError: there is none.
     """
-    expected_params = {
-        key: value if isinstance(value, str) else json.dumps(value) for key, value in flatten(params).items()
-    }
+    expected_params = parameters(flatten(params))
     expected = {f"{track}/{key}": value for track, values in metrics.items() for key, value in values.items()}
     ids = [experiment.experiment_id for experiment in client.search_experiments()]
     token = None
     while True:
         page = client.search_runs(
-            ids, "tags.kind = 'pipeline'", order_by=["attributes.start_time DESC"], page_token=token
+            ids, "tags.kind = 'pipeline'", order_by=["attributes.end_time DESC"], page_token=token
         )
         for run in page:
             same_metrics = all(run.data.metrics.get(key) == value for key, value in expected.items())

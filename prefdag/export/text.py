@@ -82,14 +82,14 @@ def check_merged(folder: Path, merged: nn.Module, expected: Tensor, rows: Iterab
     Raises:
         PrefdagError: a tensor is not bit-identical, or the logits differ.
     """
-    model = _plain(folder)
+    model = plain(folder)
     check_tensors(folder.name, model.state_dict(), merged.state_dict())
     return check_logits(folder.name, logits(model, rows), expected)
 
 
 def check_adapter(folder: Path, reference: Path, expected: Tensor, rows: Iterable[Sequence[int]]) -> LogitDeviation:
     """Apply the adapter in `folder` to the reference, and compare its logits with the policy's. Raises `PrefdagError`."""
-    model = PeftModel.from_pretrained(_plain(reference), str(folder)).eval()
+    model = PeftModel.from_pretrained(plain(reference), str(folder)).eval()
     return check_logits(folder.name, logits(model, rows), expected)
 
 
@@ -111,7 +111,7 @@ def check_template(folder: Path, ours: "ChatTokenizer", dialogues: Iterable[turn
             )
 
 
-def _plain(folder: Path) -> nn.Module:
+def plain(folder: Path) -> nn.Module:
     """A model loaded by transformers alone, in eval mode, on the pipeline's device."""
     model: Any = AutoModelForCausalLM.from_pretrained(
         folder, use_safetensors=True, local_files_only=True, trust_remote_code=False

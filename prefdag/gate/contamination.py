@@ -26,6 +26,7 @@ CHUNK = 1000  # pairs per batch
 # The hash of a run is the sum of its words' numbers times these weights, modulo 2^64. Matches are then compared word by word.
 WEIGHTS = np.random.default_rng(0).integers(1, 2**63, RUN, dtype=np.uint64) | np.uint64(1)
 
+TEXTS = ["prompt", "chosen", "rejected", "chosen_extra", "rejected_extra"]  # tool calls and reasoning are JSON
 COLUMNS = ["set", "row", "pair", "how", "words"]
 
 
@@ -51,7 +52,7 @@ def find_overlaps(pairs: pd.DataFrame, sets: Mapping[str, Sequence["EvalRow"]]) 
     readable = pairs[pairs["prompt"].notna()]
     for start in range(0, len(readable), CHUNK):
         part = readable.iloc[start : start + CHUNK]
-        texts = [list(_texts(*row)) for row in part[["prompt", "chosen", "rejected"]].itertuples(index=False)]
+        texts = [list(_texts(*row)) for row in part.reindex(columns=TEXTS).itertuples(index=False)]
         runs = index.runs_in(texts)
         for source, own, shared in zip(part["source"], texts, runs, strict=True):
             exact = {key: ("exact", text) for text in own for key in index.exact.get(text, ())}
@@ -61,12 +62,13 @@ def find_overlaps(pairs: pd.DataFrame, sets: Mapping[str, Sequence["EvalRow"]]) 
 
 
 def _texts(prompt: Sequence[Mapping[str, str]], *responses: str | None) -> Iterator[str]:
-    """The words of each turn, of the whole dialogue, and of each response."""
+    """The words of each turn, of the whole dialogue, of each response, and of tool calls and reasoning."""
     turns = [" ".join(words(turn["content"])) for turn in prompt]
     yield from turns
     if len(turns) > 1:
         yield " ".join(turns)
-    yield from (" ".join(words(response)) for response in responses if isinstance(response, str))
+    others = [*responses, *(turn.get("extra") for turn in prompt)]
+    yield from (" ".join(words(text)) for text in others if isinstance(text, str))
 
 
 def _asked(row: "EvalRow") -> list[str]:

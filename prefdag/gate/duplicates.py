@@ -10,7 +10,7 @@ from prefdag.pairs.ngrams import normalised, runs
 RUN = 5  # words
 PERMUTATIONS = 128  # bounds the standard error of an estimated similarity by 0.045
 
-COLUMNS = ["source", "prompt", "chosen", "rejected", "preference"]
+COLUMNS = ["source", "prompt", "tools", "chosen", "rejected", "preference"]
 
 
 def copy_of(sources: "pd.Series[str]", content: "pd.Series[str]") -> "pd.Series[str]":
@@ -49,19 +49,23 @@ def conflict_with(pairs: pd.DataFrame) -> "pd.Series[str]":
     labels. A preference of 0.5, or one that is not a probability, contradicts nothing.
 
     Args:
-        pairs: from `schema.read_pairs`.
+        pairs: from `schema.read_pairs`. If responses have tool calls or reasoning, they are part of the texts.
     """
     judgements = []  # the prompt and the responses in a fixed order, and the preferred one: 1, -1, or 0 for neither
     first: dict[tuple[str, int], str] = {}
-    for source, prompt, *sides, preference in pairs[COLUMNS].itertuples(index=False):
+    for source, prompt, tools, *sides, preference in pairs[COLUMNS].itertuples(index=False):
         chosen, rejected = (normalised(side) if isinstance(side, str) else None for side in sides)
         sign = (0.5 < preference <= 1) - (0 <= preference < 0.5) if chosen != rejected else 0
         responses = [chosen, rejected]
         if chosen is None or (rejected is not None and rejected < chosen):
             responses.reverse()
             sign = -sign
-        turns = [(turn["role"], normalised(turn["content"])) for turn in prompt] if isinstance(prompt, list) else None
-        subject = json.dumps([turns, responses])
+        turns = (
+            [(turn["role"], normalised(turn["content"]), turn.get("extra")) for turn in prompt]
+            if isinstance(prompt, list)
+            else None
+        )
+        subject = json.dumps([turns, tools if isinstance(tools, str) else None, responses])
         judgements.append((subject, sign))
         first.setdefault((subject, sign), source)
     conflicts = [first.get((subject, -sign)) if sign else None for subject, sign in judgements]

@@ -6,9 +6,9 @@ the names in config/validate_pairs.py, the comments in params.yaml and the table
 
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import pandas as pd
 
@@ -17,7 +17,6 @@ from prefdag.stats import intervals
 
 if TYPE_CHECKING:
     from prefdag.config.validate_pairs import MeasureName
-    from prefdag.pairs.eval_sets import EvalRow
 
 RUN = 4  # words
 SAMPLE = 2_000  # responses whose runs are counted; a limit, because the share grows with the number of responses
@@ -65,7 +64,9 @@ def disagreement(pairs: pd.DataFrame) -> Share | None:
 
 def repeated_prompts(pairs: pd.DataFrame) -> Share | None:
     """Rows whose whole prompt, ignoring letter case and white space, is also the prompt of an earlier row."""
-    prompts = ["\n".join(normalised(turn["content"]) for turn in prompt) for prompt in pairs["prompt"]]
+    prompts = [
+        "\n".join(normalised(text) for turn in prompt for text in turn_texts(turn)) for prompt in pairs["prompt"]
+    ]
     return _count(len(prompts) - len(set(prompts)), len(prompts))
 
 
@@ -153,81 +154,28 @@ def measure_shares(pairs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def summary(
-    pairs: pd.DataFrame,
-    dropped: "pd.Series[bool]",
-    merged: pd.DataFrame,
-    overlaps: pd.DataFrame,
-    sets: Mapping[str, Sequence["EvalRow"]],
-) -> dict[str, Any]:
-    """What the gate read, dropped and kept, for the report.
-
-    Args:
-        pairs: the rows that were checked; `dropped` marks those that are dropped.
-        merged: rows that were merged into others before the checks, from `annotators.merge_annotators`.
-        overlaps: with the eval sets `sets`, from `contamination.find_overlaps`.
-    """
-    kept = pairs[~dropped & pairs["fault"].isna()]
-    return {
-        "rows": {
-            "read": len(pairs) + len(merged),
-            "merged": len(merged),
-            "dropped": int(dropped.sum()),
-            "kept": int((~dropped).sum()),
-        },
-        "kinds": kinds(kept),
-        "origins": _counts(kept["origin"]),
-        "scripts": _counts(scripts(kept)),
-        "evals": {name: _overlap_counts(rows, overlaps[overlaps["set"] == name], kept) for name, rows in sets.items()},
-    }
-
-
-def _counts(values: "pd.Series[str]") -> dict[str, int]:
-    """The number of rows per value, the most frequent value first."""
-    return {str(value): int(count) for value, count in values.value_counts().items()}
-
-
-def _overlap_counts(rows: Sequence["EvalRow"], overlaps: pd.DataFrame, kept: pd.DataFrame) -> dict[str, int]:
-    """How many rows of an eval set overlap with a pair, how many exactly, and how many with a pair that is kept."""
-    exact = overlaps[overlaps["how"] == "exact"]
-    with_kept = overlaps[overlaps["pair"].isin(kept["source"])]
-    return {
-        "rows": len(rows),
-        "met": overlaps["row"].nunique(),
-        "met_exactly": exact["row"].nunique(),
-        "pairs": overlaps["pair"].nunique(),
-        "met_by_kept": with_kept["row"].nunique(),
-    }
-
-
-def kinds(pairs: pd.DataFrame) -> dict[str, int]:
-    """The number of rows per kind of preference.
-
-    The kinds are sure (1), leaning (above 0.5), tied (0.5) and reversed (below 0.5); for single responses, desirable and
-    undesirable. Kinds without rows are left out.
-    """
-    single = pairs["chosen"].isna() | pairs["rejected"].isna()
-    preference = pairs["preference"]
-    counts = {
-        "sure": ~single & (preference == 1),
-        "leaning": ~single & (preference < 1) & (preference > 0.5),
-        "tied": ~single & (preference == 0.5),
-        "reversed": ~single & (preference < 0.5),
-        "desirable": single & pairs["chosen"].notna(),
-        "undesirable": single & pairs["rejected"].notna(),
-    }
-    return {kind: int(rows.sum()) for kind, rows in counts.items() if rows.any()}
-
-
 def row_texts(pairs: pd.DataFrame) -> "pd.Series[str]":
-    """All text of each row, its turns and its responses, one per line; null for an unreadable row."""
+    """All text of each row, its turns and its responses, one per line; null for an unreadable row.
+
+    Tool calls and reasoning in the turns are part of it.
+    """
     texts = [
-        "\n".join([*(turn["content"] for turn in prompt), *(side for side in sides if isinstance(side, str))])
+        "\n".join(
+            [
+                *(text for turn in prompt for text in turn_texts(turn)),
+                *(side for side in sides if isinstance(side, str)),
+            ]
+        )
         if isinstance(prompt, list)
         else None
         for prompt, *sides in pairs[["prompt", "chosen", "rejected"]].itertuples(index=False)
     ]
     return pd.Series(texts, pairs.index, "str")
+
+
+def turn_texts(turn: Mapping[str, str]) -> list[str]:
+    """The content of a turn, and its tool calls and reasoning as JSON."""
+    return [turn["content"], *([turn["extra"]] if turn.get("extra") else [])]
 
 
 def scripts(pairs: pd.DataFrame) -> "pd.Series[str]":

@@ -65,14 +65,18 @@ BROKEN_TEXT = "\ufffd|[ÂÃ][\u0080-\u00bf]|â€[\u0080-\u00bf˜™œž“”¢
 def pairs_table(pairs: pd.DataFrame, overlaps: pd.DataFrame, levels: "PairLevels", similarity: float) -> Table:
     """The pairs of `schema.read_pairs` as a table of texts. Its `prompt` is the last turn, its `response` either response.
 
+    A response is its text with its tool calls and reasoning, as JSON.
+
     Expectations apply to the responses that a row has: an unpaired row has one.
 
     Args:
         overlaps: with rows of eval sets, from `contamination.find_overlaps`.
     """
+    pairs = pairs.assign(**{side: whole_response(pairs, side) for side in ("chosen", "rejected")})
     copies, conflicts = copy_of(pairs["source"], pairs["id"]), conflict_with(pairs)
     rows = pairs.assign(
         prompt=pairs["prompt"].map(lambda turns: turns[-1]["content"], na_action="ignore"),
+        score_order=score_order(pairs),
         # An unreadable row already has a fault; it does not need a second one.
         response=pairs["chosen"].fillna(pairs["rejected"]).where(pairs["fault"].isna(), ""),
         copy_of=copies,
@@ -139,6 +143,12 @@ def pairs_table(pairs: pd.DataFrame, overlaps: pd.DataFrame, levels: "PairLevels
             "no row contains a row of an eval set",
             "contains text of an eval set, which makes its score meaningless; remove the row",
         ),
+        none_in(
+            "score_order",
+            levels.score_order,
+            "the chosen response has the higher score",
+            "chosen has no higher score than rejected; remove the row, or set score_scale to train on the scores",
+        ),
         *(
             gxe.ExpectColumnValuesToNotMatchRegex(
                 column=column,
@@ -151,6 +161,25 @@ def pairs_table(pairs: pd.DataFrame, overlaps: pd.DataFrame, levels: "PairLevels
         ),
     ]
     return Table("pairs", rows, expectations)
+
+
+def whole_response(pairs: pd.DataFrame, side: str) -> "pd.Series[str]":
+    """The text of a response, and its tool calls and reasoning below it."""
+    extra = pairs[f"{side}_extra"]
+    return pairs[side].where(extra.isna(), pairs[side] + "\n" + extra)
+
+
+def score_order(pairs: pd.DataFrame) -> "pd.Series[str]":
+    """What is wrong with the scores of a row, null if chosen has the higher one.
+
+    If the preference is below 0.5, rejected has to have the higher one.
+    """
+    faults = []
+    for chosen, rejected, preference in pairs[["score_chosen", "score_rejected", "preference"]].itertuples(index=False):
+        higher = chosen - rejected if preference >= 0.5 else rejected - chosen
+        order = "tie" if higher == 0 else "inversion" if higher < 0 else None  # both scores are NaN without any
+        faults.append(order and f"{order}: chosen {chosen:g}, rejected {rejected:g}")
+    return pd.Series(faults, pairs.index, "str")
 
 
 def shares_table(shares: pd.DataFrame, levels: Mapping["MeasureName", "ShareLevels"]) -> Table:

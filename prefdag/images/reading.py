@@ -14,10 +14,11 @@ from PIL import Image, UnidentifiedImageError
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from prefdag.formats.archives import tar_members, unpacked
+from prefdag.formats.faults import Fault
+from prefdag.formats.files import file_name, printable
 from prefdag.lifecycle.errors import DataError
-from prefdag.pairs.records import Fault, file_name, printable
 from prefdag.runtime.artifacts import write_json
-from prefdag.sources.archives import tar_members, unpacked
 
 CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 DIGITS = [str(digit) for digit in range(10)]

@@ -3,9 +3,11 @@
 import errno
 import os
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from prefdag.lifecycle.errors import PrefdagError
 
@@ -19,7 +21,7 @@ def one_line_errors(name: str) -> Iterator[None]:
     try:
         yield
     except PrefdagError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error}{how_to_restore(str(error))}", file=sys.stderr)
         sys.exit(error.exit_code)
     except Exception as error:
         number = system_error(error)
@@ -30,6 +32,24 @@ def one_line_errors(name: str) -> Iterator[None]:
     except KeyboardInterrupt:
         print(f"{name}: interrupted; run it again to continue", file=sys.stderr)
         sys.exit(130)
+
+
+def how_to_restore(message: str) -> str:
+    """What to add to an error about params.yaml, under DVC: `dvc exp run -S` leaves its values there if a stage fails.
+
+    An experiment from the queue has a params.yaml of its own, in a temporary folder.
+    """
+    root = os.environ.get("DVC_ROOT")
+    if not (message.startswith("params.yaml") and root and Path(root).resolve() == Path.cwd()):
+        return ""
+    differs = ["git", "diff", "--quiet", "HEAD", "--", "params.yaml"]
+    try:
+        if subprocess.run(differs, capture_output=True, check=False).returncode != 1:
+            return ""
+    except OSError:  # no Git
+        return ""
+    left = "`dvc exp run` leaves its values in params.yaml" if "DVC_EXP_NAME" in os.environ else "params.yaml has edits"
+    return f"; {left}: `git diff params.yaml` shows them, `git restore params.yaml` undoes all that is not committed"
 
 
 def system_error(error: Exception) -> int | None:

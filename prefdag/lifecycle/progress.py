@@ -7,8 +7,8 @@ from tqdm import tqdm
 
 
 def progress(total: int, unit: str, name: str = "", initial: int = 0, **options: Any) -> tqdm:
-    """A progress bar on stderr: live on a terminal, otherwise one line every ten seconds."""
-    live = sys.stderr.isatty()
+    """A progress bar on stderr: live on a terminal or in a notebook, otherwise one line every ten seconds."""
+    live = sys.stderr.isatty() or "ipykernel" in sys.modules
     return tqdm(
         total=total,
         initial=initial,

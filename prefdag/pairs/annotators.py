@@ -17,7 +17,7 @@ def merge_annotators(pairs: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
 
     The responses to each prompt get strengths (see `bradley_terry`). The preference of a pair is sigmoid(difference), with
     the stronger response as chosen. An annotator who judged a pair twice has one vote, the mean. The merged row takes the
-    place of the first judgement.
+    place of the first judgement, without scores. Responses with different tool calls or reasoning are different.
 
     Args:
         pairs: from `schema.read_pairs`.
@@ -27,9 +27,11 @@ def merge_annotators(pairs: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
         `judgements`, the number of annotators who judged the pair.
     """
     judged = pairs[pairs["annotator"].notna() & pairs["chosen"].notna() & pairs["rejected"].notna()]
-    judged = judged[judged["preference"].between(0, 1) & (judged["chosen"] != judged["rejected"])]
+    sides = {side: _responses(judged, side) for side in ("chosen", "rejected")}
+    judged = judged.assign(**sides)[judged["preference"].between(0, 1) & (sides["chosen"] != sides["rejected"])]
     kept, merged = {}, []
-    for _, group in judged.groupby(judged["prompt"].map(json.dumps), sort=False):
+    asked = judged["prompt"].map(json.dumps) + judged["tools"].fillna("")
+    for _, group in judged.groupby(asked, sort=False):
         responses = list(dict.fromkeys([*group["chosen"], *group["rejected"]]))
         number = {response: i for i, response in enumerate(responses)}
         votes: dict[tuple[int, int], dict[str, list[float]]] = {}  # by pair (lower number first) and annotator
@@ -48,12 +50,23 @@ def merge_annotators(pairs: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
         preferences = bradley_terry(wins)
         for (a, b), (first, *others) in rows.items():
             better, worse = (a, b) if preferences[a, b] >= 0.5 else (b, a)
-            kept[first] = (responses[better], responses[worse], float(preferences[better, worse]))
+            kept[first] = (*responses[better], *responses[worse], float(preferences[better, worse]), np.nan, np.nan)
             merged += [(pairs["source"][row], pairs["source"][first], len(votes[a, b])) for row in others]
     together = pairs.drop(index=judged.index.difference(list(kept)))
     if kept:
-        together.loc[list(kept), ["chosen", "rejected", "preference"]] = list(kept.values())
+        texts = ["chosen", "chosen_extra", "rejected", "rejected_extra"]
+        changed = pd.DataFrame(
+            list(kept.values()), list(kept), [*texts, "preference", "score_chosen", "score_rejected"]
+        )
+        for column in changed:
+            together.loc[changed.index, column] = changed[column].astype(together[column].dtype)
     return together, pd.DataFrame(merged, columns=["source", "into", "judgements"])
+
+
+def _responses(pairs: pd.DataFrame, side: str) -> pd.Series:
+    """The text of each response with its tool calls and reasoning, None without any."""
+    extras = [extra if isinstance(extra, str) else None for extra in pairs[f"{side}_extra"]]
+    return pd.Series(list(zip(pairs[side], extras, strict=True)), pairs.index, dtype="object")
 
 
 def bradley_terry(wins: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

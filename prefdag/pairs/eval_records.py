@@ -4,9 +4,10 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from prefdag.formats.faults import Fault
+from prefdag.formats.fields import meaningful
+from prefdag.formats.values import holds, needs_text
 from prefdag.lifecycle.errors import DataError
-from prefdag.pairs.records import Fault
-from prefdag.pairs.values import needs_text
 
 
 def _utf8(text: str) -> str:
@@ -90,6 +91,16 @@ class WinoGrandeRecord(BaseModel):
 
 
 Parsed = TypeVar("Parsed", bound=BaseModel)
+
+
+def unread(source: str, model: type[BaseModel], record: dict[str, Any]) -> tuple[str, ...]:
+    """The keys of a record that a model does not read. Raises `DataError` for content that changes what the row means."""
+    aliases = [field.validation_alias for field in model.model_fields.values()]
+    known = {choice for alias in aliases if isinstance(alias, AliasChoices) for choice in alias.choices}
+    names = [key for key in record if key not in known | model.model_fields.keys() and holds(record[key])]
+    for name in filter(meaningful, names):
+        raise DataError(f"{source}:{name}: this set does not read it, and scores without it would be wrong; remove it")
+    return tuple(names)
 
 
 def parse(source: str, model: type[Parsed], record: Any) -> Parsed:

@@ -10,17 +10,23 @@ pku         Preference pairs in any format of training pairs, such as PKU's proc
 """
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import BaseModel
+
+from prefdag.formats.faults import Fault
+from prefdag.formats.files import data_files
+from prefdag.formats.records import read_records
+from prefdag.formats.values import needs_object
 from prefdag.lifecycle.errors import DataError
 from prefdag.pairs import turns
-from prefdag.pairs.eval_records import MultipleChoiceRecord, TruthfulQARecord, WinoGrandeRecord, parse
-from prefdag.pairs.records import Fault, file_name, read_records
+from prefdag.pairs.eval_records import MultipleChoiceRecord, TruthfulQARecord, WinoGrandeRecord, parse, unread
 from prefdag.pairs.schema import read_pairs
-from prefdag.pairs.values import needs_object
 
 if TYPE_CHECKING:
     from prefdag.pairs.template import Tools
@@ -41,6 +47,7 @@ class EvalRow:
     rest: str = ""  # the text after a gap, with which every response ends
     extra: Mapping[str, Any] = field(default_factory=dict)  # reasoning and calls of `response`
     tools: "Tools" = None  # those that the dialogue offers
+    ignored: tuple[str, ...] = ()  # the names of what was not read
 
 
 def read_eval_sets(folder: Path, max_rows: int | None = None) -> dict[str, list[EvalRow]]:
@@ -49,6 +56,11 @@ def read_eval_sets(folder: Path, max_rows: int | None = None) -> dict[str, list[
     Sets that were not downloaded are left out.
     """
     return {name: read(folder / name)[:max_rows] for name, read in READERS.items() if (folder / name).is_dir()}
+
+
+def ignored_columns(rows: Sequence[EvalRow]) -> dict[str, int]:
+    """The number of rows per name of a column that was not read, the most frequent first."""
+    return dict(Counter(chain.from_iterable(row.ignored for row in rows)).most_common())
 
 
 def cross_entropy_sets(sets: Mapping[str, Sequence[EvalRow]]) -> dict[str, Sequence[EvalRow]]:
@@ -83,6 +95,7 @@ def read_truthfulqa(folder: Path) -> list[EvalRow]:
             fields = parse(source, TruthfulQARecord, record)
             right = tuple(dict.fromkeys([fields.best, *fields.right]))
             row = _question(source, fields.question, right, tuple(fields.wrong))
+        row = replace(row, ignored=unread(source, MODELS["mc1_targets" in record], record))
         question = str(row.prompt)
         if question in rows:
             raise DataError(f"{source}: repeats the question of {rows[question].source}; keep one of them")
@@ -115,6 +128,7 @@ def read_winogrande(folder: Path) -> list[EvalRow]:
                 right_responses=(right,),
                 wrong_responses=tuple(filled),
                 rest=after,
+                ignored=unread(source, WinoGrandeRecord, record),
             )
         )
     return rows
@@ -152,6 +166,7 @@ def read_preferences(folder: Path) -> list[EvalRow]:
                 wrong_responses=(rejected["content"],),
                 extra={key: value for key, value in chosen.items() if key not in ("role", "content")},
                 tools=turns.tools(pair),
+                ignored=pair["ignored"],
             )
         )
     if left_out and not rows:
@@ -161,6 +176,8 @@ def read_preferences(folder: Path) -> list[EvalRow]:
     return rows
 
 
+# Of TruthfulQA, by whether a row has mc1_targets.
+MODELS: Mapping[bool, type[BaseModel]] = {True: MultipleChoiceRecord, False: TruthfulQARecord}
 READERS: dict[str, Callable[[Path], list[EvalRow]]] = {
     "truthfulqa": read_truthfulqa,
     "winogrande": read_winogrande,
@@ -197,12 +214,9 @@ def _question(source: str, question: str, right: Sequence[str], wrong: Sequence[
 
 def _records(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The source ("SET/FILE:ROW") and the object of each row of each file."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    if not files:
-        raise DataError(f"{folder}: no files; check download_evals.{folder.name} in params.yaml")
-    for path in files:
-        name = f"{folder.name}/{file_name(path, folder)}"
-        number = 0
+    for path, plain_name in data_files(folder, f"download_evals.{folder.name}"):
+        name = f"{folder.name}/{plain_name}"
+        number: int | str = 0
         for number, record in read_records(path, name):
             try:
                 if isinstance(record, Fault):

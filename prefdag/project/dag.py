@@ -29,6 +29,8 @@ BEGIN, END = "<!-- written by `make dag` -->\n", "<!-- end -->\n"
 # Modules that cannot change an output (see docs/pipeline.md), with the reason.
 EXEMPT: Mapping[str, str] = {
     "prefdag/check_params.py": "accepts or rejects params.yaml",
+    "prefdag/own_losses/names.py": "accepts or rejects names of losses and options",
+    "prefdag/own_losses/checks.py": "accepts or rejects a loss of the user's own",
     "prefdag/tracking/durations.py": "records how long a stage took, outside its outputs",
     "prefdag/lifecycle/environment.py": "turns telemetry off and lets waiting threads sleep",
     "prefdag/lifecycle/errors.py": "defines errors; a stage that fails writes nothing",
@@ -38,9 +40,11 @@ EXEMPT: Mapping[str, str] = {
     "prefdag/lifecycle/progress.py": "draws progress bars",
     "prefdag/lifecycle/version.py": "refuses to run with another version than the one the project pins",
     "prefdag/tracking/delivery.py": "sends spools to MLflow",
+    "prefdag/tracking/keys.py": "rewrites the names that MLflow refuses",
     "prefdag/tracking/runs.py": "records runs for MLflow",
     "prefdag/tracking/spool.py": "keeps unsent runs on disk",
     "prefdag/tracking/store.py": "talks to MLflow",
+    "prefdag/tracking/trackers.py": "reports runs to TensorBoard and Weights & Biases",
 }
 
 

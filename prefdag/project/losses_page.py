@@ -2,14 +2,10 @@
 
 import inspect
 import re
-from typing import TYPE_CHECKING
 
 from prefdag.config.loss_options import LossOptions
 from prefdag.dpo.losses import EXTRAS, LOSSES, Loss
 from prefdag.dpo.options import used_options
-
-if TYPE_CHECKING:
-    from prefdag.config.loss import LossName
 
 INTRO = """# Losses
 
@@ -24,6 +20,8 @@ sigmoid, e the `label_smoothing`. `loss` in `params.yaml` is a name, or a weight
 dvc exp run -S loss=ipo -S loss_options.reduction=mean
 dvc exp run -S 'loss={sigmoid: 0.8, bco: 0.2, sft: 1.0}'
 ```
+
+[notebook.md](notebook.md#losses-of-your-own) explains how to add a loss of your own.
 """
 OPTIONS = """
 ## Options
@@ -52,7 +50,7 @@ def page() -> str:
     return INTRO + head + rows + OPTIONS + listed + NOTES
 
 
-def row(name: "LossName", loss: Loss) -> str:
+def row(name: str, loss: Loss) -> str:
     """One loss as a row of the table."""
     text = inspect.getdoc(loss.function) or ""
     formula = re.split(r"\n\s*\n", text)[0].replace("\n", " ").replace("|", "\\|")
@@ -64,14 +62,15 @@ def row(name: "LossName", loss: Loss) -> str:
 
 
 def options() -> list[str]:
-    """All options, in the order of params.yaml."""
-    return list(LossOptions.__dataclass_fields__)
+    """All options of the built-in losses, in the order of params.yaml."""
+    return [name for name in LossOptions.__dataclass_fields__ if name != "own"]
 
 
-def taken(name: "LossName") -> set[str]:
+def taken(name: str) -> set[str]:
     """The options that a loss takes, including f_alpha, which needs another option."""
-    used = used_options({name: 1.0}, {})
-    return used | (used_options({name: 1.0}, {"f_divergence": "alpha"}) if "f_divergence" in used else set())
+    term = {name: LOSSES[name]}
+    used = used_options(term, {})
+    return used | (used_options(term, {"f_divergence": "alpha"}) if "f_divergence" in used else set())
 
 
 if __name__ == "__main__":

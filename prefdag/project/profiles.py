@@ -3,12 +3,17 @@
 A profile is applied to the *committed* params.yaml (`git show HEAD:params.yaml`), not to the file in the working tree. So
 `tiny` followed by `cifar10` gives cifar10 and not a mixture, and `default` is an empty overlay. Git already stores the
 default: a copy in profiles/ would duplicate it, and would be wrong for users who commit their own values. The price is that
-uncommitted edits are undone; `apply` returns every value that it changes, so that the command can show them.
+uncommitted edits are undone. So `apply` refuses if there are any, unless it is forced to; it then keeps a copy of the file.
+It returns every value that it changes, so that the command can show them.
+
+Profiles are in the folder `profiles` of the project. Those that come with prefdag are known too, unless the project has one of
+the same name. A profile may also be any .yaml file, named by its path.
 
 A mapping is merged with the one it overlays, unless it has a `kind`. A source is one value and is replaced as a whole,
 since its kind decides which other keys it has.
 """
 
+import hashlib
 import io
 import re
 import subprocess
@@ -16,19 +21,22 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 
 from prefdag.check_params import check_params
 from prefdag.lifecycle.errors import ParamsError
-from prefdag.runtime.artifacts import writing
+from prefdag.runtime.artifacts import scratch, writing
 from prefdag.runtime.yaml import read_yaml
 
 PARAMS = Path("params.yaml")
 FOLDER = Path("profiles")
+# The profiles of prefdag itself: inside the package if it was installed from a wheel, beside it in a checkout.
+INCLUDED = [Path(__file__).parents[2] / "profiles", Path(__file__).with_name("files") / "profiles"]
 DEFAULT = "default"
+APPLIED = "profile.sha256"  # in the scratch folder: the hash of params.yaml as `apply` wrote it last
 
 
 @dataclass(frozen=True)
@@ -41,40 +49,124 @@ class ParameterChange:
     of_profile: bool  # False: the value returns to the committed one
 
 
+class Applied(NamedTuple):
+    """What `apply` changed, and the copy that it made of params.yaml as it was, if that had edits of its own."""
+
+    changes: list[ParameterChange]
+    backup: Path | None
+
+
 def list_profiles() -> dict[str, str]:
     """The first line of every profile by name: `default` first, the others sorted."""
-    firsts = {path.stem: path.read_text("utf-8").partition("\n")[0] for path in FOLDER.glob("*.yaml")}
+    firsts = {name: path.read_text("utf-8").partition("\n")[0] for name, path in _files().items()}
     return {DEFAULT: "the committed params.yaml"} | {name: firsts[name].lstrip("# ") for name in sorted(firsts)}
 
 
-def apply(name: str) -> list[ParameterChange]:
-    """Apply profile `name` to the committed parameters, write the result to params.yaml, and return what changed.
+def apply(name: str, *, force: bool = False) -> Applied:
+    """Apply profile `name` to the committed parameters, and write the result to params.yaml.
+
+    Args:
+        force: whether to undo edits that are neither committed nor of a profile.
 
     Raises:
-        ParamsError: there is no such profile, one of its keys or values is wrong, or Git has no params.yaml.
+        ParamsError: there is no such profile, one of its keys or values is wrong, params.yaml has edits, or Git has no
+            params.yaml.
     """
-    before, overlay, text = values(read_yaml(PARAMS)), load(name), committed(PARAMS)
+    overlay, text = load(name), committed(PARAMS)
     base = _round_trip().load(text)
     check_params(base, Path(f"{PARAMS} (committed)"))
-    check_params(merge(base, overlay), FOLDER / f"{name}.yaml")
+    check_params(merge(base, overlay), _path(name))
+    written = render(text, overlay) if overlay else text
+    before, backup = _before(), None
+    if _has_edits(text, written):
+        if not force:
+            keys = [key for key, value in values(base).items() if before.get(key) != value]
+            named = ", ".join(keys[:3]) + (", ..." if len(keys) > 3 else "") if before else "not valid YAML"
+            raise ParamsError(
+                f"{PARAMS}: has edits that are not committed ({named or 'comments'}); commit them, or undo them with "
+                f"`prefdag profile {name} --force`, which keeps a copy"
+            )
+        backup = _back_up()
     with writing(PARAMS) as temporary:
-        temporary.write_text(render(text, overlay) if overlay else text, "utf-8")
+        temporary.write_text(written, "utf-8")
+    record = scratch(APPLIED)
+    record.parent.mkdir(exist_ok=True)
+    record.write_text(_digest(PARAMS.read_bytes()), "utf-8")
     after, chosen = values(read_yaml(PARAMS)), values(overlay)
     keys = [key for key in before | after if before.get(key) != after.get(key)]
-    return [ParameterChange(key, before.get(key), after.get(key), of_profile=key in chosen) for key in keys]
+    changes = [ParameterChange(key, before.get(key), after.get(key), of_profile=key in chosen) for key in keys]
+    return Applied(changes, backup)
 
 
 def load(name: str) -> CommentedMap:
     """The overlay of a profile; empty for `default`. Raises `ParamsError` if it does not exist or is not a mapping."""
     if name == DEFAULT:
         return CommentedMap()
-    path = FOLDER / f"{name}.yaml"
-    if name not in (known := list_profiles()):
+    path = _path(name)
+    if not path.is_file():
+        known = list_profiles()
         guess = get_close_matches(name, known, n=1)
         hint = f"did you mean '{guess[0]}'?" if guess else f"choose from {', '.join(known)}"
-        raise ParamsError(f"{path}: no such profile; {hint}")
+        raise ParamsError(f"{path}: no such {'file' if _is_path(name) else 'profile'}; {hint}")
     read_yaml(path)  # reports a broken file in one line; the next line reads it again with its formatting
     return _round_trip().load(path.read_text("utf-8"))
+
+
+def _files() -> dict[str, Path]:
+    """The profiles by name. The project's own come before those of prefdag."""
+    folders = [*INCLUDED, FOLDER]
+    return {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}
+
+
+def _is_path(name: str) -> bool:
+    return name.endswith((".yaml", ".yml")) or "/" in name
+
+
+def _path(name: str) -> Path:
+    """The file of a profile, which need not exist."""
+    if _is_path(name):
+        return Path(name).expanduser()
+    return _files().get(name, FOLDER / f"{name}.yaml")
+
+
+def _before() -> dict[str, Any]:
+    """The values in params.yaml; none if it is missing or broken."""
+    try:
+        return values(read_yaml(PARAMS))
+    except ParamsError:
+        return {}
+
+
+def _has_edits(text: str, written: str) -> bool:
+    """Whether params.yaml is neither missing, nor as committed (`text`), nor as `apply` wrote it or would write it."""
+    if not PARAMS.exists():
+        return False
+    now = PARAMS.read_bytes()
+    record = scratch(APPLIED)
+    if now in (text.encode(), written.encode()) or (record.exists() and record.read_text("utf-8") == _digest(now)):
+        return False
+    return all(now != _rendered(text, name) for name in _files())
+
+
+def _rendered(text: str, name: str) -> bytes | None:
+    """params.yaml under a profile; None if it does not fit."""
+    try:
+        return render(text, load(name)).encode()
+    except (ParamsError, KeyError, TypeError):
+        return None
+
+
+def _back_up() -> Path:
+    """Copy params.yaml to the scratch folder, under its hash. Returns the copy's path."""
+    content = PARAMS.read_bytes()
+    path = Path(".prefdag", f"params-{_digest(content)[:12]}.yaml")
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def committed(path: Path) -> str:
@@ -82,7 +174,9 @@ def committed(path: Path) -> str:
     command = ["git", "show", f"HEAD:./{path.as_posix()}"]
     shown = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
     if shown.returncode:
-        raise ParamsError(f"{path}: Git has no committed version to apply a profile to; commit {path} first")
+        repository = subprocess.run(["git", "rev-parse"], capture_output=True, check=False).returncode == 0
+        remedy = f"commit {path} first" if repository else "first run `git init && git add -A && git commit -m Start`"
+        raise ParamsError(f"{path}: Git has no committed version to apply a profile to; {remedy}")
     return shown.stdout
 
 

@@ -11,8 +11,6 @@ Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
-Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-CommitHash = Annotated[str, Field(pattern="^[0-9a-f]{40}$")]
 Text = Annotated[str, Field(min_length=1)]
 Dtype = Literal["float32", "bfloat16"]
 

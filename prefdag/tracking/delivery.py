@@ -77,6 +77,7 @@ def deliver(spool: Spool, store: Store) -> None:
     delivered = spool.delivered
     if delivered is None or delivered.store != store.name:
         delivered = Delivered(store.name, "", 0)
+    spool.name_metrics(delivered.offset)
     for batch, end in _batches(spool.events(delivered.offset)):
         delivered = Delivered(store.name, _send(batch, spool, store, delivered.run_id), end)
         spool.acknowledge(delivered)
@@ -104,7 +105,7 @@ def _send(batch: list[Event], spool: Spool, store: Store, run_id: str) -> str:
         case "start":
             return store.begin(event)
         case "step":
-            store.log_steps(run_id, batch)
+            store.log_steps(run_id, batch, spool.names)
         case "file":
             path = Path(event["path"])
             store.ask(lambda c: c.log_artifact(run_id, str(spool.copy_of(path)), path.parent.as_posix()))

@@ -5,26 +5,39 @@ This is a module of its own so that a change to what is published does not rerun
 
 import csv
 from collections.abc import Iterable, Iterator, Mapping
+from operator import itemgetter
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from prefdag.lifecycle.errors import DataError
 from prefdag.runtime.yaml import flatten
+from prefdag.tracking import view
 from prefdag.tracking.runs import pipeline_run
 
 if TYPE_CHECKING:
     from prefdag.config.params import Params
 
+SHOWN_PARAMS = ("beta", "loss", "seed")  # in MLflow's list of runs
+
 
 def publish(
-    params: "Params", metrics: Mapping[str, Any], curves: Mapping[str, tuple[Path, Path]], files: Iterable[Path]
+    params: "Params",
+    metrics: Mapping[str, Any],
+    curves: Mapping[str, tuple[Path, Path]],
+    files: Iterable[Path],
+    *,
+    main_metrics: Mapping[str, Any] = MappingProxyType({}),
+    seconds: Mapping[str, float | None] = MappingProxyType({}),
 ) -> None:
-    """Publish one flat run with all results of the pipeline.
+    """Publish one flat run with all results of the pipeline. It lasts as long as its stages took together.
 
     Args:
         metrics: nested; keys are joined by "/". Values that are not numbers are skipped.
         curves: history.csv (`STAGE/loss`, ...) and validation.csv (`STAGE/val/loss`, ...) by stage.
         files: logged as artifacts under the same paths.
+        main_metrics: nested, as `metrics`; the columns of MLflow's list of runs.
+        seconds: how long each stage took, logged as `seconds/STAGE`; None if unknown.
 
     Raises:
         DataError: a CSV file is missing, or a cell is not a number.
@@ -34,12 +47,25 @@ def publish(
         for stage, (history, validation) in curves.items()
         for row in (*_rows(history, stage), *_rows(validation, f"{stage}/val"))
     ]
-    with pipeline_run(params) as run:
-        run.log(0, numbers(metrics))
-        for step, values in steps:
+    main = numbers(main_metrics)
+    lasted = sum(value for value in seconds.values() if value is not None)
+    with pipeline_run(params, lasted, view.tags(columns(main), SHOWN_PARAMS) if main else {}) as run:
+        run.log(0, main | numbers(metrics) | numbers({"seconds": seconds}))
+        # In order of the steps: Weights & Biases drops what comes later with an earlier step.
+        for step, values in sorted(steps, key=itemgetter(0)):
             run.log(step, values)
         for path in files:
             run.file(path)
+
+
+def columns(main: Iterable[str]) -> list[str]:
+    """Main metrics in the order of MLflow's list of runs: the language model first, what has an interval first, findings last.
+
+    The ends of intervals are left out.
+    """
+    keys = set(main)
+    shown = sorted(key for key in keys if not key.endswith(("_low", "_high")))
+    return sorted(shown, key=lambda key: (key[:5] != "text/", f"{key}_low" not in keys, key.endswith("findings")))
 
 
 def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:

@@ -9,7 +9,6 @@ MLflow run. Metrics that the run already has are not logged twice: a resumed tra
 in between closes that run for good, and the stage then opens a new one.
 """
 
-import json
 import os
 import shutil
 import subprocess
@@ -17,7 +16,7 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +25,9 @@ from prefdag.runtime.artifacts import stage_key
 from prefdag.runtime.yaml import flatten
 from prefdag.tracking import spool as spools
 from prefdag.tracking.delivery import deliver, log, sending
+from prefdag.tracking.keys import parameters
 from prefdag.tracking.store import DeliveryError, OutageError, RefusalError, Store
+from prefdag.tracking.trackers import Trackers, requested, trackers
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -48,6 +49,7 @@ class RunLogger:
     """Logs a run's metrics and files. Without a spool it logs nothing: only the first of several processes has one."""
 
     spool: "Spool | None"
+    trackers: Trackers = field(default_factory=Trackers)
     known: frozenset[tuple[int, str]] = frozenset()  # (step, metric) logged before the stage was resumed
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -55,6 +57,7 @@ class RunLogger:
         new = {key: float(value) for key, value in metrics.items() if (step, key) not in self.known}
         if self.spool and new:
             self.spool.append({"kind": "step", "time": _now(), "step": step, "metrics": new})
+            self.trackers.log(step, new)
 
     def file(self, path: Path) -> None:
         """Log a file, in its current state, as an artifact of the same path. `path` is relative to the repository root."""
@@ -78,15 +81,23 @@ def stage_run(stage: str, params: Mapping[str, Any], key: str | None = None) -> 
         return
     flat = flatten(params)
     key = key or stage_key(stage, flat)
-    tags = {"kind": "stage", "prefdag.stage": stage, "prefdag.key": key}
+    tags = {"kind": "stage", "prefdag.runtime.stage": stage, "prefdag.key": key}
     with _reporting(f"{stage}-{key}", _start(f"{stage} {_experiment()}", stage, tags, flat)) as run:
         yield run
 
 
 @contextmanager
-def pipeline_run(params: "Params") -> Iterator[RunLogger]:
-    """A run of the whole pipeline, tagged kind=pipeline, with all parameters. Its name gives beta and the experiment."""
+def pipeline_run(
+    params: "Params", seconds: float = 0.0, experiment_tags: Mapping[str, str] | None = None
+) -> Iterator[RunLogger]:
+    """A run of the whole pipeline, tagged kind=pipeline, with all parameters. Its name gives beta and the experiment.
+
+    Args:
+        seconds: how long the pipeline took; the run starts so long ago.
+        experiment_tags: set on MLflow's experiment.
+    """
     start = _start(f"beta={params.beta} {_experiment()}", "publish", {"kind": "pipeline"}, flatten(params))
+    start |= {"time": start["time"] - round(1000 * seconds), "experiment_tags": dict(experiment_tags or {})}
     with _reporting(f"pipeline-{uuid.uuid4().hex[:8]}", start) as run:
         yield run
 
@@ -125,7 +136,7 @@ def sync() -> SyncResult:
 
 
 def pipelines() -> list[tuple[str, dict[str, str], dict[str, float]]]:
-    """Name, parameters and metrics of every finished run tagged kind=pipeline, oldest first.
+    """Name, parameters and metrics of every finished run tagged kind=pipeline, in the order in which they were published.
 
     Raises:
         PrefdagError: MLflow does not answer.
@@ -141,12 +152,13 @@ def pipelines() -> list[tuple[str, dict[str, str], dict[str, float]]]:
 def _finished(client: "MlflowClient") -> list[Any]:
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     finished = "tags.kind = 'pipeline' and attributes.status = 'FINISHED'"
-    return list(client.search_runs(experiments, finished, max_results=1000, order_by=["attributes.start_time ASC"]))
+    return list(client.search_runs(experiments, finished, max_results=1000, order_by=["attributes.end_time ASC"]))
 
 
 @contextmanager
 def _reporting(name: str, start: "Event") -> Iterator[RunLogger]:
     """Start or continue the run in the spool of this name, and send it while the block runs."""
+    others = requested()
     spool = spools.claim_any(name)
     known: frozenset[tuple[int, str]] = frozenset()
     if spool.status is None:
@@ -155,9 +167,10 @@ def _reporting(name: str, start: "Event") -> Iterator[RunLogger]:
         steps = (event for event, _ in spool.events() if event["kind"] == "step")
         known = frozenset((event["step"], metric) for event in steps for metric in event["metrics"])
         spool.append(_status("RUNNING"))
-    with sending(spool):
+    first, _ = next(spool.events())
+    with sending(spool), trackers(others, first) as opened:
         try:
-            yield RunLogger(spool, known)
+            yield RunLogger(spool, opened, known)
         except KeyboardInterrupt:
             spool.append(_status("KILLED"))
             raise
@@ -180,7 +193,7 @@ def _start(name: str, stage: str, tags: Mapping[str, str], params: Mapping[str, 
             "mlflow.source.type": "LOCAL",
             "prefdag.spool": uuid.uuid4().hex,
         },
-        "params": {key: value if isinstance(value, str) else json.dumps(value) for key, value in params.items()},
+        "params": parameters(params),
     }
 
 

@@ -21,6 +21,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from prefdag.runtime.artifacts import read_json, remove, scratch, write_json, writing
+from prefdag.tracking.keys import Names
 
 # "kind" (start, step, file or status), "time" (milliseconds since 1970), and the keys of that kind.
 Event = dict[str, Any]
@@ -41,6 +42,7 @@ class Spool:
 
     folder: Path
     lock: FileLock = field(repr=False)
+    names: Names = field(repr=False, compare=False, default_factory=Names)  # of the metrics, for MLflow
 
     @property
     def log(self) -> Path:
@@ -67,6 +69,14 @@ class Spool:
                     return
                 offset += len(line)
                 yield json.loads(line), offset
+
+    def name_metrics(self, offset: int) -> None:
+        """Name the metrics before `offset`, which another process sent, so that later ones get other names than these."""
+        for event, end in self.events() if offset and not self.names else ():
+            if end > offset:
+                return
+            for key in event.get("metrics", ()):
+                self.names(key)
 
     def copy_of(self, path: Path) -> Path:
         """The path of an artifact's copy. `path` is relative to the repository root."""

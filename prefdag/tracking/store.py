@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from filelock import FileLock, Timeout
 
 from prefdag.runtime.artifacts import project_root, read_json, scratch, write_json
+from prefdag.tracking.keys import NAME_LENGTH, parameters
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -85,19 +86,22 @@ class Store:
         from mlflow.entities import Param
 
         experiment = self._experiment()
+        for key, value in start.get("experiment_tags", {}).items():
+            self.ask(methodcaller("set_experiment_tag", experiment, key, value))
         same_spool = f"tags.`prefdag.spool` = '{start['tags']['prefdag.spool']}'"
 
         def find_or_create(client: "MlflowClient") -> str:
             if runs := client.search_runs([experiment], same_spool, max_results=1):
                 return str(runs[0].info.run_id)
-            return str(client.create_run(experiment, start["time"], start["tags"], start["name"]).info.run_id)
+            name = start["name"][:NAME_LENGTH]
+            return str(client.create_run(experiment, start["time"], start["tags"], name).info.run_id)
 
         run_id = self.ask(find_or_create)
-        self._log(run_id, "params", [Param(key, value) for key, value in start["params"].items()])
+        self._log(run_id, "params", [Param(key, value) for key, value in parameters(start["params"]).items()])
         return run_id
 
-    def log_steps(self, run_id: str, steps: "Iterable[Event]") -> None:
-        """Log the metrics of several steps."""
+    def log_steps(self, run_id: str, steps: "Iterable[Event]", name: Callable[[str], str]) -> None:
+        """Log the metrics of several steps; `name` gives the key in MLflow for each."""
         from mlflow.entities import Metric, RunTag
 
         metrics: list[Any] = []
@@ -105,7 +109,7 @@ class Store:
         for event in steps:
             for key, value in event["metrics"].items():
                 if math.isfinite(value):
-                    metrics.append(Metric(key, value, event["time"], event["step"]))
+                    metrics.append(Metric(name(key), value, event["time"], event["step"]))
                 else:
                     tags = [RunTag("prefdag.nonfinite", f"{key} is {value} at step {event['step']}")]
         self._log(run_id, "metrics", metrics)

@@ -26,13 +26,13 @@ from prefdag.train.step import PreparedModel, Row, forward_backward, not_finite
 
 if TYPE_CHECKING:
     from prefdag.config.training import Training
-    from prefdag.train.hook import StepHook
+    from prefdag.dpo.hook import StepHook
     from prefdag.train.task import Tasks
 
 
 @dataclass(frozen=True)
 class History:
-    """Metrics: one row per optimiser step, taken before its update, and one row per validation."""
+    """Metrics: one row per optimiser step, taken before its update, and one row per validation, if any."""
 
     train: list[Row]
     validation: list[Row]
@@ -86,6 +86,8 @@ def fit(
     prepared = PreparedModel(accelerator, model, config.micro_batch_size)
 
     def validate(step: int) -> None:
+        if validation is None:
+            return
         modes = [(module, module.training) for module in model.modules()]
         model.eval()
         with torch.no_grad():

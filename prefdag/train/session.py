@@ -16,7 +16,7 @@ from prefdag.train.loop import fit
 
 if TYPE_CHECKING:
     from prefdag.config.training import Training
-    from prefdag.train.hook import StepHook
+    from prefdag.dpo.hook import StepHook
     from prefdag.train.task import Tasks
 
 NO_STEP = ["step", "loss"]  # the header of an empty table

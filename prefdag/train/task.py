@@ -29,10 +29,10 @@ class Task:
 
 
 class Tasks(NamedTuple):
-    """What a run trains on, and what it validates on."""
+    """What a run trains on, and what it validates on; None: it does not validate."""
 
     train: Task
-    validation: Task
+    validation: Task | None
 
 
 def split_evenly(rows: Sequence[int] | np.ndarray, size: int) -> list[list[int]]:

@@ -78,9 +78,9 @@ def test_the_default_is_valid_and_complete() -> None:
         (put("seed", True), "seed: input should be a valid integer, not True"),
         (put("seed", -1), "seed: input should be greater than or equal to 0, not -1"),
         (
-            put("loss", "dpo"),
-            "loss: input should be 'sigmoid', 'robust', 'exo', 'hinge', 'ipo', 'discopop', 'sppo', 'nca', 'apo_zero', "
-            "'apo_down', 'kto', 'bco', 'aot', 'aot_unpaired', 'cpo', 'simpo', 'orpo' or 'sft', not 'dpo'",
+            put("loss", "xyz"),
+            "loss: no loss 'xyz'; choose from sigmoid, robust, exo, hinge, ipo, discopop, sppo, nca, apo_zero, "
+            "apo_down, kto, bco, aot, aot_unpaired, cpo, simpo, orpo, sft, or add it to stages/losses.py",
         ),
         (
             put("dpo_text.training.epochs", 0),
@@ -89,7 +89,12 @@ def test_the_default_is_valid_and_complete() -> None:
         (put("dpo_image.flip", "yes"), "dpo_image.flip: input should be a valid boolean, not 'yes'"),
         (put("format_pairs.max_pairs", 0), "format_pairs.max_pairs: input should be greater than or equal to 1, not 0"),
         (put("loss", {"sigmoid": -1.0}), "loss.sigmoid: input should be greater than 0, not -1.0"),
-        (put("loss", {"dpo": 1.0}), "loss.dpo: input should be 'sigmoid', "),
+        (put("loss", "sigmiod"), "loss: no loss 'sigmiod'; did you mean 'sigmoid'?"),
+        (put("loss", {"sigmiod": 1.0}), "loss.sigmiod: no loss 'sigmiod'; did you mean 'sigmoid'?"),
+        (
+            put("loss_options.own", {"margin": 1.0}),
+            "loss_options.own: margin: no loss in stages/losses.py has this option",
+        ),
         (put("loss", {}), "loss: dictionary should have at least 1 item"),
         (
             put("loss_options.label_smoothing", 0.5),
@@ -152,6 +157,16 @@ def test_the_default_is_valid_and_complete() -> None:
             "validate_images.levels.invalid: input should be 'error' or 'drop', not 'warn'",
         ),
         (
+            put("validate_pairs.columns", {"promt": "question"}),
+            "validate_pairs.columns: unknown name 'promt'; did you mean 'prompt'?",
+        ),
+        (
+            put("validate_pairs.columns", {"zzz": "question"}),
+            "validate_pairs.columns: unknown name 'zzz'; use prompt, chosen, ",
+        ),
+        (put("validate_pairs.columns", {"prompt": 3}), "validate_pairs.columns.prompt: input should be a valid string"),
+        (put("validate_pairs.score_scale", 0), "validate_pairs.score_scale: input should be greater than 0, not 0"),
+        (
             put("validate_pairs.levels.invalid", "warn"),  # a row without a prompt, for example, cannot be kept
             "validate_pairs.levels.invalid: input should be 'error' or 'drop', not 'warn'",
         ),
@@ -176,21 +191,54 @@ def test_a_mistake_is_one_line_that_names_the_key(edit: Edit, message: str) -> N
     assert "\n" not in line
 
 
+URL = {"kind": "url", "sha256": None}
+DVC = {"kind": "dvc", "path": "data.csv", "revision": "0" * 40}
 HUB = {"kind": "hub", "repo": "a/b", "repo_type": "dataset", "revision": "0" * 40, "files": ["*.jsonl"]}
 
 
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        (HUB | {"revision": "main"}, ".revision: string should match pattern '^[0-9a-f]{40}$', not 'main'"),
         (HUB | {"fils": 1}, ".fils: unknown key; did you mean 'files'?"),
-        ({"kind": "path", "path": "x"}, ".sha256: missing; every key is required"),
-        ({"kind": "path", "path": "x", "sha256": "abc"}, ".sha256: string should match pattern '^[0-9a-f]{64}$'"),
+        ({"kind": "path", "path": "x"}, ".sha256: missing; every key is required; `prefdag pin` writes it"),
+        ({"kind": "path", "path": "x", "sha256": [1]}, ".sha256: input should be a valid string, not [1]"),
+        ({"kind": "path", "path": "${HOME}/x", "sha256": None}, ".path: write $NAME instead of ${NAME}"),
+        (URL | {"url": "data/rows.jsonl"}, ".url: not a URL, such as https://HOST/FILE; a local file or folder is"),
+        (URL | {"url": "https://me:hunter2@host/x"}, ".url: it has a password or a token; put it into an environment"),
+        (URL | {"url": "https://hunter2@host/x"}, ".url: it has a password or a token; put it into an environment"),
+        (URL | {"url": "https://host/x?X-Amz-Signature=hunter2"}, ".url: its query may have credentials; put it into"),
+        (URL | {"url": f"https://host/x?v={'hunter2' * 4}"}, ".url: its query may have credentials; put it into"),
+        (
+            DVC | {"repo": "https://me:hunter2@host/x"},
+            ".repo: it has a password or a token; put it into an environment",
+        ),
         ({"kind": "cifar10"}, ": input tag 'cifar10' found using 'kind' does not match any of the expected tags"),
     ],
 )
 def test_a_mistake_in_a_source_names_the_key_without_the_kind(source: dict[str, Any], message: str) -> None:
-    assert error(put("download_pairs.source", source)).startswith(f"params.yaml: download_pairs.source{message}")
+    line = error(put("download_pairs.source", source))
+    assert line.startswith(f"params.yaml: download_pairs.source{message}")
+    assert "hunter2" not in line
+
+
+URLS = ["https://host/a?download=1", "https://$USER:$TOKEN@host/a", "https://me:$TOKEN@host/a", "s3://b/a", "$URL"]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        *({"kind": "path", "path": "x", "sha256": pin} for pin in (None, "...", "abc", 0, "F" * 64)),
+        *(URL | {"url": url} for url in URLS),
+        DVC | {"repo": "git@host:team/data.git"},
+        DVC | {"repo": "ssh://git@host/team/data.git"},
+        HUB | {"revision": None},
+        HUB | {"revision": "main", "files": {"a.jsonl": None}},
+    ],
+)
+def test_a_pin_may_be_missing_until_the_stage_runs(source: dict[str, Any]) -> None:
+    tree = copy.deepcopy(TREE)
+    put("download_pairs.source", source)(tree)
+    check_params(tree, PARAMS)
 
 
 @pytest.mark.parametrize("source", [HUB, {"kind": "path", "path": "x", "sha256": "0" * 64}])

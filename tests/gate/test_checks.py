@@ -18,7 +18,7 @@ from prefdag.gate.checks import EXCERPT, SHOWN, Table, check
 from prefdag.gate.contamination import COLUMNS
 from prefdag.gate.pair_expectations import pairs_table
 from prefdag.lifecycle.errors import DataError
-from prefdag.pairs.schema import PAIRS, read_pairs
+from prefdag.pairs.schema import PAIRS, SCORES, read_pairs
 from prefdag.runtime.artifacts import read_json, sha256
 from stages import validate_pairs
 
@@ -66,6 +66,7 @@ def levels(level: Any = "error", **others: Any) -> PairLevels:
         "duplicate": level,
         "near_duplicate": "warn",
         "conflict": "warn",
+        "score_order": "warn",
         "encoding": "warn",
         "contamination": "warn",
     }
@@ -77,11 +78,14 @@ def run(
     max_dropped: float = 0.0,
     row_format: Any = "plain",
     shares: dict[MeasureName, ShareLevels] = NO_SHARES,
+    score_scale: float | None = None,
     **others: Any,
 ) -> None:
     validate_pairs.main(
         ValidatePairs(
             format=row_format,
+            columns=None,
+            score_scale=score_scale,
             levels=levels(level, **others),
             shares=shares,
             similarity=0.8,
@@ -167,7 +171,7 @@ def test_level_drop_removes_lists_and_counts_rows(raw: Path, capsys: pytest.Capt
     listed = pd.read_csv(validate_pairs.REPORT / "offending.csv")
     listed = listed[listed["level"] == "drop"]  # some rows are also near duplicates, which only warn
     assert listed["source"].tolist() == [f"a.jsonl:{2 + number}" for number in range(len(BAD))]
-    assert f"{1 + len(BAD) + 20} rows read, {len(BAD)} dropped, {1 + 20} written" in capsys.readouterr().out
+    assert f"{1 + len(BAD) + 20} rows read as plain, {len(BAD)} dropped, {1 + 20} written" in capsys.readouterr().out
     results = read_json(validate_pairs.REPORT / "results.json")["pairs"]["results"]
     counts = {(r["expectation"], r["kwargs"].get("column")): r["result"]["unexpected_count"] for r in results}
     assert counts["expect_column_values_to_be_null", "fault"] == 1  # unreadable
@@ -312,7 +316,10 @@ def test_rows_of_annotators_who_disagree_become_one_pair(raw: Path, capsys: pyte
     table = pq.read_table(validate_pairs.PAIRS)
     assert table.schema.equals(PAIRS)
     assert table["preference"].to_pylist() == pytest.approx([1.0, 2 / 3])
-    assert "4 rows read, 2 merged into other rows of the same pair, 0 dropped, 2 written" in capsys.readouterr().out
+    assert (
+        "4 rows read as plain, 2 merged into other rows of the same pair, 0 dropped, 2 written"
+        in capsys.readouterr().out
+    )
     assert pd.read_csv(validate_pairs.REPORT / "merged.csv")["into"].tolist() == ["a.jsonl:2"] * 2
     assert read_json(validate_pairs.REPORT / "summary.json")["rows"] == {
         "read": 4,
@@ -409,7 +416,9 @@ def test_characters_that_cannot_be_printed_are_escaped(raw: Path, caplog: pytest
 
 def test_an_expectation_that_cannot_be_evaluated_is_an_error(tmp_path: Path) -> None:
     rows = pd.DataFrame({"source": ["a:1"], "chosen": [3]})
-    table = pairs_table(pd.DataFrame(columns=[*PAIRS.names, "fault"]).assign(source=[]), NO_OVERLAPS, levels(), 0.8)
+    table = pairs_table(
+        pd.DataFrame(columns=[*PAIRS.names, *SCORES, "fault"]).assign(source=[]), NO_OVERLAPS, levels(), 0.8
+    )
     with pytest.raises(RuntimeError, match="could not be evaluated"):
         check([Table("pairs", rows, table.expectations)], tmp_path / "report")
 
@@ -452,7 +461,7 @@ def test_a_malformed_file_stops_dvc_with_one_line_and_keeps_its_lock(
     for content, line in (
         (
             b'{"question": "q"}\n',
-            "error: a.jsonl:1: unknown format: the keys are question; rename them to those ",
+            "error: a.jsonl:1: no known format: the keys are question; the nearest is orca ",
         ),
         (good + b'{"prompt": "p"\n', "error: a.jsonl:5:15: not JSON ("),  # 14 characters before the line ends
         (b"", "error: a.jsonl: has no rows; "),
@@ -469,3 +478,53 @@ def test_a_malformed_file_stops_dvc_with_one_line_and_keeps_its_lock(
         assert not validate_pairs.PAIRS.exists()
         assert dvc("checkout").returncode == 0
         assert {path: sha256(path) for path in before} == before
+
+
+def test_scores_that_contradict_the_preference_are_listed(raw: Path) -> None:
+    scores = [(2, 1), (1, 1), (1, 2), (None, 2)]
+    rows = [row(i, score_chosen=a, score_rejected=b) for i, (a, b) in enumerate(scores)]
+    write(raw, *rows, row(9, score_chosen=1, score_rejected=2, preference=0.2))
+    run()
+    listed = pd.read_csv(validate_pairs.REPORT / "offending.csv")
+    assert listed[["source", "column", "level", "excerpt"]].to_numpy().tolist() == [
+        ["a.jsonl:2", "score_order", "warn", "tie: chosen 1, rejected 1"],
+        ["a.jsonl:3", "score_order", "warn", "inversion: chosen 1, rejected 2"],
+    ]
+    run(score_order="drop", max_dropped=0.5)
+    assert pq.read_table(validate_pairs.PAIRS)["source"].to_pylist() == ["a.jsonl:1", "a.jsonl:4", "a.jsonl:5"]
+    write(raw, *rows)
+    run(score_order="error", score_scale=1.0)
+    preferences = pq.read_table(validate_pairs.PAIRS)["preference"].to_pylist()
+    assert preferences[1] == 0.5
+    assert preferences[0] == 1 - preferences[2] > 0.7
+
+
+def test_responses_are_judged_with_their_tool_calls(raw: Path) -> None:
+    """Two calls differ, and neither is blank; the same call twice is no preference."""
+    calls = [[{"role": "assistant", "content": None, "tool_calls": [{"name": name}]}] for name in ("f", "g")]
+    write(raw, row(0, chosen=calls[0], rejected=calls[1]), row(1, chosen=calls[0], rejected=calls[0]), row(2))
+    run("drop", max_dropped=0.5)
+    listed = pd.read_csv(validate_pairs.REPORT / "offending.csv")
+    assert listed[["source", "column"]].to_numpy().tolist() == [["a.jsonl:2", "rejected"]]
+    table = pq.read_table(validate_pairs.PAIRS)
+    assert table["chosen"].to_pylist() == ["", "c2"]
+    assert "f" in table["chosen_extra"].to_pylist()[0]
+
+
+def test_what_is_not_read_is_said_and_counted(raw: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    evals = raw.parents[2] / validate_pairs.EVALS / "truthfulqa"
+    evals.mkdir(parents=True)
+    (evals / "a.csv").write_text("Type,Question,Best Answer,Incorrect Answers\nx,q?,no,yes\n")
+    write(raw, row(0, id=1, note="x"), row(1, id=2))
+    run()
+    assert "columns of pairs that are not read: id (2 rows), note (1 row)\n" in (shown := capsys.readouterr().out)
+    assert "columns of truthfulqa that are not read: Type (1 row)\n" in shown
+    assert read_json(validate_pairs.REPORT / "summary.json")["ignored_columns"] == {"id": 2, "note": 1}
+
+
+def test_published_splits_are_counted(raw: Path) -> None:
+    (raw / "test.jsonl").write_text(json.dumps(row(7)))
+    write(raw, row(0), row(1, split="train"))
+    run()
+    assert read_json(validate_pairs.REPORT / "summary.json")["splits"] == {"train": 1, "test": 1}
+    assert pq.read_table(validate_pairs.PAIRS)["split"].to_pylist() == [None, "train", "test"]

@@ -13,7 +13,7 @@ from prefdag.pairs.ngrams import normalised, runs
 def frame(*rows: tuple[str, str | None, str | None, float]) -> pd.DataFrame:
     pairs = [([{"role": "user", "content": prompt}], *others) for prompt, *others in rows]
     made = pd.DataFrame(pairs, columns=["prompt", "chosen", "rejected", "preference"])
-    return made.assign(source=[f"a:{i}" for i in range(1, len(rows) + 1)])
+    return made.assign(tools=None, source=[f"a:{i}" for i in range(1, len(rows) + 1)])
 
 
 def as_list(values: "pd.Series[Any]") -> list[str | None]:
@@ -81,9 +81,24 @@ def test_conflicts_by_hand() -> None:
 
 def test_unreadable_rows_conflict_with_none() -> None:
     pairs = frame(("p", "a", "b", 1.0), ("p", "b", "a", 1.0))
-    nothing = {"source": "a:3", "prompt": None, "chosen": None, "rejected": None, "preference": float("nan")}
+    nothing = {
+        "source": "a:3",
+        "prompt": None,
+        "tools": None,
+        "chosen": None,
+        "rejected": None,
+        "preference": float("nan"),
+    }
     pairs = pd.concat([pairs, pd.DataFrame([nothing, nothing | {"source": "a:4"}])], ignore_index=True)
     assert as_list(conflict_with(pairs)) == ["a:2", "a:1", None, None]
+
+
+def test_other_tool_calls_or_tools_are_no_contradiction() -> None:
+    pairs = frame(("p", "a", "b", 1.0), ("p", "b", "a", 1.0))
+    assert as_list(conflict_with(pairs.assign(tools=["[1]", "[2]"]))) == [None, None]
+    assert as_list(conflict_with(pairs.assign(tools=["[1]", "[1]"]))) == ["a:2", "a:1"]
+    pairs["prompt"] = [[{"role": "user", "content": "p", "extra": extra}] for extra in ("{}", "[]")]
+    assert as_list(conflict_with(pairs)) == [None, None]
 
 
 texts = st.sampled_from(["a", "b", "A ", "c"])

@@ -15,7 +15,13 @@ from stages import validate_pairs
 
 LOW = 0.4  # the lower end of every measure's interval, which is what the levels are compared with
 LEVELS = PairLevels(
-    invalid="error", duplicate="warn", near_duplicate="warn", conflict="warn", encoding="warn", contamination="warn"
+    invalid="error",
+    duplicate="warn",
+    near_duplicate="warn",
+    conflict="warn",
+    encoding="warn",
+    contamination="warn",
+    score_order="warn",
 )
 
 
@@ -37,7 +43,17 @@ def warnings(measure: MeasureName, warn: float | None, error: float | None) -> l
     """Run the stage with levels for one measure only, and return the rows that it lists: source, column and level."""
     shares = dict.fromkeys(get_args(MeasureName), ShareLevels(warn=None, error=None))
     shares[measure] = ShareLevels(warn=warn, error=error)
-    validate_pairs.main(ValidatePairs(format="plain", levels=LEVELS, shares=shares, similarity=0.8, max_dropped=0.0))
+    validate_pairs.main(
+        ValidatePairs(
+            format="plain",
+            columns=None,
+            score_scale=None,
+            levels=LEVELS,
+            shares=shares,
+            similarity=0.8,
+            max_dropped=0.0,
+        )
+    )
     listed = pd.read_csv(validate_pairs.REPORT / "offending.csv")
     return listed[["source", "column", "level"]].to_numpy().tolist()
 

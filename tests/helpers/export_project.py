@@ -2,12 +2,14 @@
 
 import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pandas as pd
 import torch
 from dialogues import CHATML, user, write_byte_tokenizer
 from paths import ROOT
+from report_inputs import write_inputs
 from ruamel.yaml import YAML
 from safetensors.torch import save_file
 from tiny_models import ADAPTERS, disturb, with_adapter, write_model
@@ -52,9 +54,11 @@ def write_project(root: Path, adapter: str = "lora") -> Path:
     write_policy(reference, adapter, root / "models/dpo_text")
     _write_pairs(root, ChatTokenizer(reference, "chat"))
     _write_images(root)
-    for track in ("text", "image"):
-        (root / "reports" / track).mkdir(parents=True)
-        shutil.copyfile(ROOT / f"reports/{track}/metrics.json", root / f"reports/{track}/metrics.json")
+    with TemporaryDirectory() as inputs:
+        write_inputs(Path(inputs))
+        for track in ("text", "image"):
+            (root / "reports" / track).mkdir(parents=True)
+            shutil.copyfile(Path(inputs, f"reports/{track}/metrics.json"), root / f"reports/{track}/metrics.json")
     card = "---\nlibrary_name: peft\nlicense: apache-2.0\n---\n\n# An adapter\n\nIt ranks 63.5% right.\n"
     (root / "reports/model_card.md").write_text(card)
     shutil.copyfile(ROOT / "LICENSE", root / "LICENSE")

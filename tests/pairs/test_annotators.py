@@ -14,6 +14,8 @@ from prefdag.gate.duplicates import copy_of
 from prefdag.pairs.annotators import PRIOR, bradley_terry, merge_annotators
 from prefdag.pairs.schema import read_pairs
 
+SIDES = ("chosen", "rejected")
+
 
 def read(folder: Path, *rows: dict[str, Any]) -> pd.DataFrame:
     (folder / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -54,6 +56,19 @@ def test_votes_by_hand(tmp_path: Path) -> None:
         ["a.jsonl:8", "a.jsonl:7", 2],
     ]
     assert pairs["chosen"][0] == "a"  # the input is unchanged
+
+
+def test_responses_with_other_calls_are_others_and_keep_theirs(tmp_path: Path) -> None:
+    """Two of three annotators prefer g to f; the tools of a row are part of its prompt."""
+    f, g = ([{"role": "assistant", "content": None, "tool_calls": [{"name": name}]}] for name in "fg")
+    votes: list[tuple[Any, Any, str]] = [(f, g, "ann"), (g, f, "bob"), (g, f, "eve")]
+    rows = [{"prompt": "p", "chosen": c, "rejected": r, "annotator": who, "score_chosen": 1} for c, r, who in votes]
+    rows += [{"prompt": "p", "chosen": f, "rejected": g, "annotator": "ann", "tools": [{"name": "f"}]}]
+    together, merged = merge_annotators(read(tmp_path, *rows))
+    assert merged["source"].tolist() == ["a.jsonl:2", "a.jsonl:3"]
+    names = [[json.loads(e)["tool_calls"][0]["function"]["name"] for e in together[f"{s}_extra"]] for s in SIDES]
+    assert names == [["g", "f"], ["f", "g"]]
+    assert together["preference"].tolist() == pytest.approx([2 / 3, 1.0])
 
 
 def test_judgements_out_of_range_and_single_responses_are_left_for_the_gate(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from prefdag.lifecycle.errors import DataError
 from prefdag.pairs.eval_sets import (
     EvalRow,
     cross_entropy_sets,
+    ignored_columns,
     read_eval_sets,
     read_preferences,
     read_truthfulqa,
@@ -138,13 +139,13 @@ def test_preferences_in_any_format(tmp_path: Path, caplog: pytest.LogCaptureFixt
         {"prompt": "Hi", "chosen": "a", "rejected": " "},
     )
     assert [row.source for row in read_preferences(tmp_path)] == [f"{tmp_path.name}/set.jsonl:1"]
-    [message] = caplog.messages
+    message = caplog.messages[-1]
     assert message.startswith(f"{tmp_path.name}: left out 2 of 3 rows; {tmp_path.name}/set.jsonl:2:rejected: missing; ")
     jsonl_file(tmp_path, {"prompt": "Hi", "chosen": "a", "rejected": " "})
     with pytest.raises(DataError, match=r"/set.jsonl:1: not two responses"):
         read_preferences(tmp_path)
     jsonl_file(tmp_path, {"question": "Hi"})
-    with pytest.raises(DataError, match=rf"^{tmp_path.name}/set.jsonl:1: unknown format"):
+    with pytest.raises(DataError, match=rf"^{tmp_path.name}/set.jsonl:1: no known format"):
         read_preferences(tmp_path)
     jsonl_file(tmp_path)
     with pytest.raises(
@@ -156,29 +157,41 @@ def test_preferences_in_any_format(tmp_path: Path, caplog: pytest.LogCaptureFixt
         read_preferences(tmp_path)
 
 
-def test_an_eval_row_with_tools_and_reasoning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As pairs are read: an extra field per turn and per response, and the tools beside them."""
+def test_what_a_set_does_not_read_is_listed_or_refused(tmp_path: Path) -> None:
+    rows = [GAP | {"qID": "a", "note": None}, GAP | {"qID": "b", "note": "x"}]
+    assert ignored_columns(read_winogrande(jsonl_file(tmp_path, *rows))) == {"qID": 2, "note": 1}
+    pairs = [{"prompt": "Hi", "chosen": "a", "rejected": "b", "id": 1}]
+    assert ignored_columns(read_preferences(jsonl_file(tmp_path, *pairs))) == {"id": 1}
+    with pytest.raises(DataError, match=r"/set.jsonl:1:images: this set does not read it"):
+        read_winogrande(jsonl_file(tmp_path, GAP | {"images": ["a.jpg"]}))
+
+
+def test_preferences_keep_tools_and_reasoning(tmp_path: Path) -> None:
+    row = {"prompt": "Hi", "chosen": "a", "rejected": "b"}
+    reply = {"role": "assistant", "content": "a", "reasoning_content": "hm"}
+    rows = [row, row | {"tools": [{"name": "f"}]}, row | {"chosen": [reply]}]
+    read = read_preferences(jsonl_file(tmp_path, *rows))
+    assert [each.tools for each in read] == [None, [{"name": "f"}], None]
+    assert [dict(each.extra) for each in read] == [{}, {}, {"reasoning_content": "hm"}]
+
+
+def test_preferences_with_tools_calls_and_reasoning(tmp_path: Path) -> None:
     tools = [{"type": "function", "function": {"name": "find", "parameters": {}}}]
-    call = {"type": "function", "function": {"name": "find", "arguments": {"q": "x"}}}
-    pair = {
-        "source": "set.jsonl:1",
-        "prompt": [{"role": "user", "content": "hi", "extra": None}],
-        "chosen": "a",
-        "chosen_extra": json.dumps({"reasoning_content": "Look."}),
-        "rejected": "",
-        "rejected_extra": json.dumps({"tool_calls": [call]}),
-        "tools": json.dumps(tools),
-        "preference": 0.2,
-        "fault": None,
-    }
-    monkeypatch.setattr("prefdag.pairs.eval_sets.read_pairs", lambda *_: pd.DataFrame([pair]))
-    [row] = read_preferences(tmp_path)
-    assert (row.response, row.wrong_responses, row.tools) == ("", ("a",), tools)
+    call = {"type": "function", "function": {"name": "find", "arguments": '{"q": "x"}'}}
+    question = {"role": "user", "content": "Hi"}
+    thought = {"role": "assistant", "content": "a", "reasoning_content": "Look."}
+    called = {"role": "assistant", "content": None, "tool_calls": [call]}
+    pair = {"chosen": [question, thought], "rejected": [question, called], "tools": tools}
+    first, second = read_preferences(
+        jsonl_file(tmp_path, pair, pair | {"chosen": [question, called], "rejected": [question, thought]})
+    )
+    assert (first.response, first.wrong_responses, first.tools) == ("a", ("",), tools)
     model = tokenizer_of(tmp_path / "model", "qwen 3")
-    prompt_ids, response_ids, end_scored = encode_row(row, model, 500, 500)
+    prompt_ids, response_ids, end_scored = encode_row(first, model, 500, 500)
     assert '"name": "find"' in model.decode(prompt_ids)
-    assert model.decode(response_ids).endswith('{"name": "find", "arguments": {"q": "x"}}\n</tool_call><|im_end|>')
-    assert end_scored
+    assert (model.decode(response_ids), end_scored) == ("<think>\nLook.\n</think>\n\na<|im_end|>", True)
+    response = model.decode(encode_row(second, model, 500, 500).response_ids)
+    assert response.endswith('{"name": "find", "arguments": {"q": "x"}}\n</tool_call><|im_end|>')
 
 
 def test_winogrande_row(tmp_path: Path, tokenizer: ChatTokenizer) -> None:

@@ -12,10 +12,9 @@ import pytest
 from hh_rlhf import hh_rlhf_files, transcripts
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from paths import ROOT
 
+from prefdag.formats.registry import ROW_FORMATS
 from prefdag.lifecycle.errors import DataError
-from prefdag.pairs.formats import ROW_FORMATS
 from prefdag.pairs.schema import FAULT, PAIRS, read_pairs, write_pairs
 
 GOOD = {"prompt": "p", "chosen": "c", "rejected": "r"}
@@ -82,33 +81,7 @@ GOOD_ROWS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("row_format", ROW_FORMATS)
-def test_a_format_is_recognised_by_its_keys(tmp_path: Path, row_format: str) -> None:
-    content = lines(GOOD_ROWS[row_format])
-    named, recognised = (read(tmp_path, content, name) for name in (row_format, "auto"))
-    assert faults(named) == []
-    pd.testing.assert_frame_equal(named, recognised)
-
-
-def test_docs_list_the_formats_with_their_keys() -> None:
-    parts = (ROOT / "docs/data.md").read_text("utf-8").split("\n## ")
-    page = next(part for part in parts if part.startswith("Formats\n"))
-    cells = [[cell.strip() for cell in line.split("|")[1:3]] for line in page.splitlines() if line.startswith("| ")]
-    listed = {name: tuple(keys.split(", ")) for name, keys in cells if name in ROW_FORMATS}
-    assert listed == {name: known.keys for name, known in ROW_FORMATS.items()}
-
-
-def test_an_unknown_format_is_refused_with_its_keys_and_all_formats(tmp_path: Path) -> None:
-    with pytest.raises(DataError) as error:
-        read(tmp_path, "no json\n" + lines({"question": "p", "answer": "c"}), "auto")
-    line = str(error.value)
-    assert line.startswith(
-        "a.jsonl:2: unknown format: the keys are question, answer; rename them to those of one format: sharegpt (conv"
-    )
-    assert all(f"{name} ({', '.join(known.keys)})" in line for name, known in ROW_FORMATS.items())
-
-
-def test_auto_takes_the_format_of_the_first_object(tmp_path: Path) -> None:
+def test_auto_goes_by_the_first_objects(tmp_path: Path) -> None:
     pairs = read(tmp_path, "3\n[]\n" + lines(GOOD, LONE), "auto")
     assert pairs["chosen"].notna().tolist() == [False, False, True, False]
     assert [line.split(": ")[1].split(";")[0] for line in faults(pairs)] == [
@@ -131,7 +104,7 @@ def test_messages_may_include_the_prompt_or_not(tmp_path: Path) -> None:
         {"chosen": system + turns("a", "b", "d", "c"), "rejected": system + turns("a", "b", "d", "r")},
         reply | {"prompt": "p"},
         reply | {"prompt": turns("a", "b", "d")},
-        ULTRA | {"prompt": "what the messages begin with"},
+        ULTRA,
     ]
     pairs = read(tmp_path, lines(*rows), "messages")
     assert faults(pairs) == []
@@ -158,7 +131,7 @@ def test_alpaca_joins_instruction_and_input(tmp_path: Path) -> None:
         ({"ratings_chosen": [5, 3, 2, 4], "ratings_rejected": [1, 3, 4, 2]}, (1 + 0.5 + 0 + 1) / 4),
     ],
 )
-@pytest.mark.parametrize("row_format", [name for name in ROW_FORMATS if name != "unpaired"])
+@pytest.mark.parametrize("row_format", [name for name in GOOD_ROWS if name != "unpaired"])
 def test_a_preference_from_its_own_column_votes_or_ratings(
     tmp_path: Path, row_format: str, columns: dict[str, Any], preference: float
 ) -> None:
@@ -327,7 +300,7 @@ MALFORMED_ROWS: dict[str, tuple[str, bytes | str, str]] = {
     "null": ("plain", lines(GOOD | {"chosen": None}), "chosen: null where text"),
     "number": ("plain", lines(GOOD | {"chosen": 3}), "chosen: a number where text"),
     "boolean": ("plain", lines(GOOD | {"rejected": True}), "rejected: a boolean where text"),
-    "list": ("plain", lines(GOOD | {"rejected": ["r"]}), "rejected: a list where text"),
+    "list": ("plain", lines(GOOD | {"rejected": ["r"]}), "rejected[0]: text where an object"),
     "nan": ("plain", '{"prompt":"p","chosen":NaN,"rejected":"r"}', "chosen: a number where text"),
     "missing": ("plain", lines({"prompt": "p", "chosen": "c"}), "rejected: missing; format plain needs prompt,"),
     "misspelt": ("plain", lines({"prompt": "p", "chosen": "c", "reject": "r"}), "rejected: missing; format plain"),
@@ -354,9 +327,8 @@ MALFORMED_ROWS: dict[str, tuple[str, bytes | str, str]] = {
     "preference-huge": ("plain", lines(GOOD | {"preference": 10**400}), "preference: not a finite number"),
     "annotator-boolean": ("plain", lines(GOOD | {"annotator": True}), "annotator: a boolean where text is needed"),
     "annotator-half": ("plain", lines(GOOD | {"annotator": 1.5}), "annotator: a number where text is needed"),
-    "source-list": ("plain", lines(GOOD | {"source": ["a"]}), "source: a list where text is needed"),
     "empty-prompt": ("plain", lines(GOOD | {"prompt": []}), "prompt: the prompt ends with no turn"),
-    "bad-role": ("plain", lines(GOOD | {"prompt": [{"role": "tool", "content": "p"}]}), "prompt[0].role: unknown role"),
+    "bad-role": ("plain", lines(GOOD | {"prompt": [{"role": "bot", "content": "p"}]}), "prompt[0].role: unknown role"),
     "no-content": ("plain", lines(GOOD | {"prompt": [{"role": "user"}]}), "prompt[0].content: missing"),
     "turn-text": ("plain", lines(GOOD | {"prompt": ["p"]}), "prompt[0]: text where an object"),
     "two-preferences": (
@@ -384,9 +356,8 @@ MALFORMED_ROWS: dict[str, tuple[str, bytes | str, str]] = {
         lines(GOOD | {"ratings_chosen": ["high"], "ratings_rejected": [1]}),
         "ratings_chosen[0]: not a finite number",
     ),
-    "pku-roles": ("pku", lines(pku(("user", "p"))), "context[0].role: unknown role 'user'; use human, assistant"),
-    "pku-reply": ("pku", lines(pku(("human", "p")) | {"chosen": "c"}), "chosen: text where an object"),
-    "messages-text": ("messages", lines(ULTRA | {"rejected": "r"}), "rejected: text where a list of turns"),
+    "pku-roles": ("pku", lines(pku(("bot", "p"))), "context[0].role: unknown role 'bot'; use system, developer, user"),
+    "messages-text": ("messages", lines(ULTRA | {"rejected": "r"}), "rejected: not the same prompt as chosen"),
     "messages-empty": ("messages", lines(ULTRA | {"chosen": []}), "chosen: ends with no turn; the last"),
     "messages-user": ("messages", lines(ULTRA | {"chosen": turns("p")}), "chosen: ends with a user turn; the last"),
     "messages-prompts": ("messages", lines(ULTRA | {"rejected": turns("q", "r")}), "rejected: not the same prompt as"),
@@ -402,9 +373,13 @@ MALFORMED_ROWS: dict[str, tuple[str, bytes | str, str]] = {
         "conversations: the prompt ends with",
     ),
     "unknown-from": ("sharegpt", lines(sharegpt(("bot", "p"))), "conversations[0].from: unknown role 'bot'"),
-    "human-reply": ("sharegpt", lines(sharegpt(("human", "p"), chosen=("human", "c"))), "chosen.from: unknown role"),
+    "human-reply": (
+        "sharegpt",
+        lines(sharegpt(("human", "p"), chosen=("human", "c"))),
+        "chosen: ends with a user turn",
+    ),
     "value-number": ("sharegpt", lines(sharegpt(("human", 1))), "conversations[0].value: a number where text"),
-    "not-turns": ("sharegpt", lines(sharegpt() | {"conversations": "p"}), "conversations: text where a list"),
+    "not-turns": ("sharegpt", lines(sharegpt() | {"conversations": 3}), "conversations: a number where text"),
     "repeated-in-turn": (
         "sharegpt",
         lines(sharegpt(("human", "p"))).replace('"value": "c"', '"value": "c", "value": "d"'),
@@ -426,7 +401,7 @@ MALFORMED_ROWS: dict[str, tuple[str, bytes | str, str]] = {
     "label-list": ("unpaired", lines(LONE | {"label": [1]}), "label: a list where true or false"),
     "label-repeated": ("unpaired", lines(LONE)[:-2] + ',"label":true}', "label: a repeated key"),
     "completion-null": ("unpaired", lines(LONE | {"completion": None}), "completion: null where text"),
-    "pair-as-unpaired": ("unpaired", lines(GOOD), "completion: missing; format unpaired needs prompt, completion,"),
+    "pair-as-unpaired": ("unpaired", lines(GOOD), "completion: missing; format unpaired needs prompt or"),
     "unpaired-as-plain": (
         "plain",
         lines({"prompt": "p", "chosen": "c", "rejected": None}),
@@ -588,9 +563,9 @@ def test_any_bytes_give_rows_of_the_schema_or_a_data_error(
     write_pairs(folder / "out.parquet", good)
     for row in pq.read_table(folder / "out.parquet").to_pylist():
         sides = [row.pop("chosen"), row.pop("rejected")]
-        assert sum(side is None for side in sides) == 0 or row_format in ("auto", "unpaired")
-        assert all(value is not None for value in row.values())
-        assert row["prompt"][-1]["role"] == "user"
+        assert sum(side is None for side in sides) == 0 or row_format in ("auto", "unpaired", "kto")
+        assert all(row[name] is not None for name in ("id", "source", "prompt", "preference"))
+        assert row["prompt"][-1]["role"] in ("user", "tool")
     assert all(line.startswith(f"a.{suffix}:") and "\n" not in line for line in faults(pairs))
 
 

@@ -29,7 +29,8 @@ def mine(own_git: None, tmp_path: Path) -> Path:
 
 
 def test_a_new_project(mine: Path, root: Path) -> None:
-    """It is committed, has the repository's files, and its stages depend on their script and on the library's version."""
+    """It is committed, has the repository's files, and its stages depend on their script, on losses of the user's own if
+    they use them, and on the library's version."""
     assert git(mine, "log", "--format=%s") == "mine: a project of prefdag\n"
     assert (
         git(mine, "status", "--porcelain") == " M params.yaml\n"
@@ -42,7 +43,8 @@ def test_a_new_project(mine: Path, root: Path) -> None:
     assert list(ours["stages"]) == list(theirs["stages"])
     for name, stage in ours["stages"].items():
         code = [dep for dep in stage["deps"] if not re.match(r"(data|models|reports|evals)/", dep)]
-        assert code == ["requirements.txt", f"stages/{name}.py"]
+        own = ["stages/losses.py"] if "stages/losses.py" in theirs["stages"][name]["deps"] else []
+        assert code == ["requirements.txt", *sorted([f"stages/{name}.py", *own])]
         assert {**stage, "deps": []} == {**theirs["stages"][name], "deps": []}
 
 
@@ -62,7 +64,9 @@ def test_the_dag_of_a_project_is_written_from_its_scripts(mine: Path, monkeypatc
     (mine / "stages" / "own.py").write_text("X = 1\n")
     script = mine / "stages" / "report.py"
     script.write_text(
-        script.read_text().replace("from prefdag.stage", "from stages.own import X\nfrom prefdag.stage", 1)
+        script.read_text().replace(
+            "from prefdag.runtime.stage", "from stages.own import X\nfrom prefdag.runtime.stage", 1
+        )
     )
     subprocess.run([sys.executable, "-m", "prefdag.project.dag"], check=True)
     assert {"stages/own.py", "stages/report.py"} < set(read_yaml(mine / "dvc.yaml")["stages"]["report"]["deps"])

@@ -1,5 +1,6 @@
 """A profile changes only values in params.yaml. A wrong profile is reported in one line and changes nothing."""
 
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -97,7 +98,7 @@ def test_merge_replaces_a_whole_source_and_merges_other_mappings_by_key() -> Non
 @pytest.mark.parametrize("name", NAMES)
 def test_every_profile_is_valid_and_keeps_every_comment(name: str, repo: Path) -> None:
     before = Path("params.yaml").read_text()
-    changes = profiles.apply(name)
+    changes = profiles.apply(name).changes
     after = Path("params.yaml").read_text()
     load_params()
     assert read_yaml(Path("params.yaml")) == profiles.merge(plain(before), read_yaml(Path("profiles", f"{name}.yaml")))
@@ -115,16 +116,83 @@ def test_profiles_do_not_add_up_and_default_restores_every_byte(repo: Path) -> N
     assert Path("params.yaml").read_bytes() == cifar10
     profiles.apply("default")
     assert Path("params.yaml").read_bytes() == committed
-    assert profiles.apply("default") == []
+    assert profiles.apply("default") == ([], None)
 
 
-def test_the_users_own_edits_are_undone_and_listed(repo: Path) -> None:
-    profiles.apply("default")
-    text = Path("params.yaml").read_text()
-    Path("params.yaml").write_text(profiles.render(text, {"beta": 0.3125}))
-    (change,) = profiles.apply("default")
-    assert (change.key, change.old, change.of_profile) == ("beta", 0.3125, False)
-    assert load_params().beta == change.new != 0.3125
+@pytest.mark.parametrize("first", [None, "tiny"])
+def test_the_users_own_edits_are_kept_unless_forced(first: str | None, repo: Path) -> None:
+    if first:
+        profiles.apply(first)
+    edited = profiles.render(Path("params.yaml").read_text(), {"beta": 0.3125, "seed": 7})
+    Path("params.yaml").write_text(edited)
+    for name in ("default", "cifar10"):
+        with pytest.raises(ParamsError) as caught:
+            profiles.apply(name)
+        message = str(caught.value)
+        assert message.startswith("params.yaml: has edits that are not committed (beta, seed")
+        assert f"`prefdag profile {name} --force`, which keeps a copy" in message
+        assert Path("params.yaml").read_text() == edited
+    changes, backup = profiles.apply("default", force=True)
+    assert changes[0] == profiles.ParameterChange("beta", 0.3125, 0.1, of_profile=False)
+    assert backup is not None
+    assert backup.parent == Path(".prefdag")
+    assert backup.read_text() == edited
+    assert load_params().beta == 0.1
+
+
+@pytest.mark.parametrize("content", ["beta: [", "# my comment", "beta: 0.1\r\n"])
+def test_an_edit_of_any_kind_counts(content: str, repo: Path) -> None:
+    """A file that is broken half-way, and a change of comments or line ends alone."""
+    whole = Path("params.yaml").read_bytes()
+    edited = content.encode() + whole if content.startswith("#") else content.encode()
+    Path("params.yaml").write_bytes(edited)
+    with pytest.raises(ParamsError, match="has edits that are not committed"):
+        profiles.apply("tiny")
+    _, backup = profiles.apply("tiny", force=True)
+    assert backup is not None
+    assert backup.read_bytes() == edited
+    assert profiles.apply("default").backup is None
+    assert Path("params.yaml").read_bytes() == whole
+
+
+def test_what_a_profile_wrote_is_no_edit(repo: Path) -> None:
+    """Not even if the profile, the commit or the scratch folder has changed since."""
+    Path("profiles/mine.yaml").write_text("beta: 0.3\n")
+    assert profiles.apply("mine").backup is None
+    Path("profiles/mine.yaml").write_text("beta: 0.4\n")
+    assert profiles.apply("mine").backup is None
+    shutil.rmtree(".prefdag")
+    assert profiles.apply("tiny").backup is None
+    Path("params.yaml").unlink()
+    assert profiles.apply("default").backup is None
+
+
+def test_a_file_anywhere_is_a_profile(repo: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (elsewhere / "mine.yaml").write_text("beta: 0.3\n")
+    (change,) = profiles.apply(str(elsewhere / "mine.yaml")).changes
+    assert (change.key, change.new, change.of_profile) == ("beta", 0.3, True)
+    assert profiles.apply("default").backup is None
+    Path("own.yml").write_text("bta: 0.3\n")
+    with pytest.raises(ParamsError, match=r"^own\.yml: bta: unknown key; did you mean 'beta'\?"):
+        profiles.apply("own.yml")
+    with pytest.raises(ParamsError, match=r"^nowhere/mine\.yaml: no such file; choose from default, "):
+        profiles.apply("nowhere/mine.yaml")
+
+
+def test_the_projects_own_profile_comes_first(
+    repo: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    included = tmp_path_factory.mktemp("included")
+    for name, beta in (("tiny", 0.7), ("other", 0.8)):
+        (included / f"{name}.yaml").write_text(f"# Included.\nbeta: {beta}\n")
+    monkeypatch.setattr(profiles, "INCLUDED", [included])
+    Path("profiles/tiny.yaml").write_text("# Mine.\nbeta: 0.3\n")
+    profiles.apply("tiny")
+    assert load_params().beta == 0.3
+    profiles.apply("other")
+    assert load_params().beta == 0.8
+    assert profiles.list_profiles()["tiny"] == "Mine."
 
 
 @pytest.mark.parametrize(
@@ -166,6 +234,15 @@ def test_without_a_committed_file_there_is_no_default(tmp_path: Path, monkeypatc
     Path("params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
     with pytest.raises(ParamsError, match=r"^params\.yaml: Git has no committed version"):
         profiles.apply("default")
+
+
+def test_without_a_repository_it_says_how_to_start_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a ZIP of this repository."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    Path("params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+    with pytest.raises(ParamsError, match=r"first run `git init && git add -A && git commit -m Start`$"):
+        profiles.apply("tiny")
 
 
 def test_the_list_has_the_first_line_of_each_profile(repo: Path) -> None:

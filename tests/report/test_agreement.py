@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 import pytest
-from report_inputs import write_inputs
+from report_inputs import HEALTH, write_inputs
 from ruamel.yaml import YAML
 
 from prefdag.check_params import load_params
@@ -84,6 +84,12 @@ def metrics_of(project: Path) -> dict[str, float]:
     return {key.replace(".", "/"): value for key, value in flatten(tree).items()}
 
 
+def main_metrics_of(project: Path) -> dict[str, float]:
+    """The small file of metrics as one level, keys as MLflow has them."""
+    tree = json.loads((project / publish.MAIN_METRICS).read_text("utf-8"))
+    return {key.replace(".", "/"): value for key, value in flatten(tree).items()}
+
+
 # The same metrics everywhere
 
 
@@ -91,22 +97,43 @@ def test_mlflow_has_every_metric(project: Path, run: Any) -> None:
     curves = tuple(f"{stage}/" for stage in publish.CURVES)
     assert {
         key: value for key, value in run.metrics.items() if not key.startswith((*curves, "seconds/"))
-    } == metrics_of(project)
+    } == main_metrics_of(project) | metrics_of(project)
+
+
+def test_the_main_metrics_are_those_of_the_evaluations(project: Path) -> None:
+    """A dozen numbers, each of which is one of a larger file; and the number of findings."""
+    main, metrics = main_metrics_of(project), metrics_of(project)
+    names = {
+        **{f"text/rewards/accuracies{end}": f"text/heldout/rewards/accuracy{end}" for end in ("", "_low", "_high")},
+        "text/kl": "text/heldout/kl",
+        "text/perplexity": "text/heldout/policy/perplexity",
+        "text/perplexity_before": "text/heldout/reference/perplexity",
+        "text/win_rate_implicit": "win_rate/implicit/greedy/win_rate",
+        **{f"image/accuracy{end}": f"image/policy/accuracy{end}" for end in ("", "_low", "_high")},
+        "image/accuracy_before": "image/reference/accuracy",
+        "image/kl": "image/kl",
+    }
+    findings = {f"{track}/findings": len(HEALTH.findings) if track == "text" else 0 for track in ("text", "image")}
+    assert main == {name: metrics[key] for name, key in names.items()} | findings
+    assert len(main) <= 14
 
 
 def test_dvc_has_every_metric(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(project / ".site"))
-    stage = {"cmd": "true", "metrics": [{str(path): {"cache": False}} for path in METRICS.values()]}
+    files = [publish.MAIN_METRICS, *METRICS.values()]
+    stage = {"cmd": "true", "metrics": [{str(path): {"cache": False}} for path in files]}
     (project / "dvc.yaml").write_text(json.dumps({"stages": {"evaluate": stage}}))
     subprocess.run((sys.executable, "-m", "dvc", "init", "--no-scm", "--quiet"), cwd=project, check=True)
     import dvc.api
 
     shown = {track: dvc.api.metrics_show(str(path)) for track, path in METRICS.items()}
     assert {key.replace(".", "/"): value for key, value in flatten(shown).items()} == metrics_of(project)
+    main = dvc.api.metrics_show(str(publish.MAIN_METRICS))
+    assert {key.replace(".", "/"): value for key, value in flatten(main).items()} == main_metrics_of(project)
 
 
 def test_mlflow_has_the_same_page_card_and_tables(project: Path, run: Any) -> None:
-    for path in (PUBLISHED, publish.MODEL_CARD, *publish.TABLES, *METRICS.values()):
+    for path in (PUBLISHED, publish.MODEL_CARD, publish.MAIN_METRICS, *publish.TABLES, *METRICS.values()):
         assert run.artifact(path.as_posix()) == (project / path).read_bytes()
 
 

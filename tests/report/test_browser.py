@@ -262,6 +262,46 @@ def test_examples_filter_by_kind_and_by_text(open_page: Open) -> None:
     assert numbers(page, 1) == margins
 
 
+PAGE = 20  # examples
+
+
+def shown(page: Page) -> list[float]:
+    """The margins of the examples on the page of the table that is open."""
+    cells = page.locator("#examples tbody:visible > tr:first-child > td:nth-child(2)").all_text_contents()
+    return [float(cell.split()[0].replace("−", "-")) for cell in cells]
+
+
+def test_examples_are_paged(open_page: Open) -> None:
+    page = open_page("report")
+    margins = numbers(page, 1)
+    pager = page.get_by_role("group", name="Pages of the examples")
+    position, back, on = (
+        pager.locator("output"),
+        pager.get_by_role("button", name="Previous"),
+        pager.get_by_role("button", name="Next"),
+    )
+    assert N_TEST == 2 * PAGE
+    assert (shown(page), position.text_content()) == (margins[:PAGE], f"1–{PAGE} of {N_TEST}")
+    assert (back.is_disabled(), on.is_disabled()) == (True, False)
+    on.click()
+    assert (shown(page), position.text_content()) == (margins[PAGE:], f"{PAGE + 1}–{N_TEST} of {N_TEST}")
+    assert (back.is_disabled(), on.is_disabled()) == (False, True)
+    page.click("#examples th:nth-child(2) button")  # another order begins at its first page
+    assert shown(page) == sorted(margins)[:PAGE]
+    on.click()
+    page.get_by_label("Show").select_option("wrong")  # so does a filter
+    wrong = sorted(margin for margin in margins if margin < 0)
+    assert (shown(page), position.text_content()) == (wrong[:PAGE], f"1–{PAGE} of {len(wrong)}")
+    page.get_by_label("containing").fill("EIN LÄNGERER satz")  # one page needs no pager
+    assert 0 < len(shown(page)) < PAGE
+    assert set(shown(page)) < set(wrong)
+    assert not pager.is_visible()
+    page.get_by_label("containing").fill("")
+    page.get_by_label("Show").select_option("")
+    assert shown(page) == sorted(margins)[:PAGE]
+    assert pager.is_visible()
+
+
 def test_without_javascript_the_examples_are_a_plain_list(open_page: Open) -> None:
     page = open_page("report", java_script_enabled=False)
     assert page.locator("#examples tbody").count() == N_TEST
@@ -269,6 +309,8 @@ def test_without_javascript_the_examples_are_a_plain_list(open_page: Open) -> No
     assert not page.locator(".filters").is_visible()
     page.locator("#examples summary").nth(5).click()
     assert page.locator("#examples article:visible").count() >= 1
+    assert page.locator("#examples tbody:visible").count() == N_TEST
+    assert not page.locator(".pager").is_visible()
 
 
 def test_experiments_on_the_frontier_can_be_sorted(open_page: Open) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -19,13 +20,17 @@ from prefdag.lifecycle.errors import DataError
 from prefdag.report.compare import frontier
 from prefdag.runtime.yaml import flatten
 
-
-def flat(beta: float) -> dict[str, float]:
-    return {key.replace(".", "/"): value for key, value in flatten(metrics(beta)).items()}
+WIN_RATE = "win_rate/{}/greedy/win_rate"
 
 
-def experiment(name: str, beta: float, **others: Any) -> tuple[str, Mapping[str, Any], Mapping[str, Any]]:
-    return name, {"beta": beta, "loss": "sigmoid"} | others, flat(beta)
+def flat(beta: float, judge: str = "implicit") -> dict[str, float]:
+    return {key.replace(".", "/"): value for key, value in flatten(metrics(beta, judge)).items()}
+
+
+def experiment(
+    name: str, beta: float, judge: str = "implicit", **others: Any
+) -> tuple[str, Mapping[str, Any], Mapping[str, Any]]:
+    return name, {"beta": beta, "loss": "sigmoid"} | others, flat(beta, judge)
 
 
 def test_experiments_with_equal_metrics_are_one_point() -> None:
@@ -44,7 +49,8 @@ def test_experiments_with_equal_metrics_are_one_point() -> None:
     )
     assert table["name"].tolist() == ["workspace", "two"]
     assert table["text/heldout/rewards/margin"].tolist() == pytest.approx([0.1 + 0.1, 0.1 + 0.3])  # 0.1 + beta
-    assert list(table) == ["name", "beta", "loss", *frontier.KEYS]
+    win_rate = [f"{WIN_RATE.format('implicit')}{end}" for end in ("", "_low", "_high")]
+    assert list(table) == ["name", "beta", "loss", *frontier.KEYS, *win_rate]
     with pytest.raises(DataError, match=r"^no finished experiment found; `make sweep"):
         frontier.points([])
 
@@ -55,9 +61,37 @@ def test_the_page_names_every_experiment_with_its_intervals() -> None:
     assert "&lt;b&gt;one&lt;/b&gt; <small>sigmoid</small>" in html
     # KL 0.02 / beta: 0.02 / 0.4 and 0.02 / 0.1; accuracy 0.7 - beta / 4: 0.7 - 0.4 / 4 and 0.7 - 0.1 / 4.
     assert "2 experiments by KL: beta 0.4: KL 0.05, 60.0%; beta 0.1: KL 0.2, 67.5%." in html
-    assert "67.5% <small>57.5–77.5%</small>" in html  # 67.5 - 10 and 67.5 + 10
-    assert "+0.500 <small>+0.400 to +0.600</small>" in html  # margin 0.1 + beta, 0.5 - 0.1 and 0.5 + 0.1
+    assert "67.5% <small>57.5–77.5%</small>" in html
+    assert "60.0% <small>50.0–70.0%</small>" in html
+    assert "2 experiments by KL: beta 0.4: KL 0.05, 60.0%; beta 0.1: KL 0.2, 75.0%." in html
     assert not re.search("https?:", html.replace("http://www.w3.org", ""))
+
+
+def test_no_axis_has_rewards() -> None:
+    """Rewards of different betas are on different scales; only rates are drawn or listed on the page."""
+    table = frontier.points([experiment("one", 0.1), experiment("two", 0.4)])
+    drawn = [key for _, measures in frontier.tracks(table).values() for key in measures.values()]
+    assert drawn == ["text/heldout/rewards/accuracy", WIN_RATE.format("implicit"), "image/policy/accuracy"]
+    assert "margin" not in re.sub(r"<style>.*?</style>", "", frontier.render(table), flags=re.DOTALL)
+
+
+def test_win_rates_of_different_judges_are_never_joined() -> None:
+    table = frontier.points([experiment("one", 0.1), experiment("two", 0.4, "reward_model"), experiment("three", 0.2)])
+    titles = {figure["title"]: str(figure["svg"]) for figure in frontier.figures(table)}
+    assert len(titles) == 4
+    implicit = titles["Language model: win rate (implicit judge) against KL, nats per token"]
+    assert "2 experiments by KL: beta 0.2: KL 0.1, 70.0%; beta 0.1: KL 0.2, 75.0%." in implicit
+    other = titles["Language model: win rate (reward model judge) against KL, nats per token"]
+    assert "1 experiment by KL: beta 0.4: KL 0.05, 60.0%." in other
+    assert frontier.render(table).count("<td>–</td>") == 3
+
+
+def test_runs_without_a_win_rate_are_points_too() -> None:
+    name, params, values = experiment("old", 0.1)
+    old = {key: value for key, value in values.items() if not key.startswith("win_rate/")}
+    table = frontier.points([(name, params, old)])
+    assert list(table) == ["name", "beta", "loss", *frontier.KEYS]
+    assert frontier.render(table).count("<svg") == 2
 
 
 @pytest.mark.slow
@@ -92,25 +126,26 @@ from pathlib import Path
 from ruamel.yaml import YAML
 from frontier_metrics import metrics
 tree = metrics(YAML(typ="safe").load(Path("params.yaml"))["beta"])
-for track, values in tree.items():
-    Path("reports", track).mkdir(parents=True, exist_ok=True)
-    Path("reports", track, "metrics.json").write_text(json.dumps(values))
+for track, path in {paths!r}.items():
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(json.dumps(tree[track]))
 """
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("own_git")
-def test_dvc_has_the_points_of_a_sweep() -> None:
-    """A repository whose one stage writes metrics: its commit, a sweep of two more betas, and a fourth that is only queued."""
+@pytest.mark.parametrize("cached", [True, False])
+def test_dvc_has_the_points_of_a_sweep(cached: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """A repository whose one stage writes metrics, a sweep of two betas beside the committed one, and a queued third."""
 
     def run(*command: str) -> None:
         subprocess.run(command, check=True, capture_output=True)
 
     dvc = (sys.executable, "-m", "dvc")
-    Path("write.py").write_text(WRITE.format(helpers=str(HELPERS)))
+    Path("write.py").write_text(WRITE.format(helpers=str(HELPERS), paths=frontier.METRICS))
     Path("params.yaml").write_text("beta: 0.1\nloss: sigmoid\n")
-    outs = [{path: {"cache": False}} for path in frontier.METRICS.values()]
-    stage = {"cmd": f"{sys.executable} write.py", "params": ["beta"], "metrics": outs}
+    outs = [{path: {"cache": cached}} for path in frontier.METRICS.values()]
+    stage = {"cmd": f"{sys.executable} write.py", "params": ["beta"], "outs": outs}
     Path("dvc.yaml").write_text(json.dumps({"stages": {"write": stage}}))
     Path(".gitignore").write_text(".site\n")
     run("git", "init", "--quiet")
@@ -125,3 +160,8 @@ def test_dvc_has_the_points_of_a_sweep() -> None:
     assert sorted(table["beta"]) == [0.1, 0.3, 0.5]
     expected = frontier.points([experiment(row.name, row.beta) for row in table.itertuples(index=False)])
     pd.testing.assert_frame_equal(table, expected)
+    if cached:  # lost: the experiments are named, and the workspace is left
+        shutil.rmtree(".dvc/cache")
+        assert frontier.from_dvc()["name"].tolist() == ["workspace"]
+        left_out = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
+        assert len(left_out) == 3

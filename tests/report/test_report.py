@@ -127,6 +127,11 @@ def test_hostile_text_is_shown_and_not_run(page: Page, built: tuple[str, str]) -
     assert HOSTILE in page.text  # the parser decodes escapes, as a browser does
 
 
+def test_columns_that_were_not_read_are_listed(page: Page) -> None:
+    assert "Columns that were not read, with the rows that have them:" in page.text
+    assert f"{HOSTILE} 1,300." in " ".join(page.text.split())
+
+
 def test_figures_and_pictures_have_descriptions(page: Page) -> None:
     svgs = [a for tag, a in page.tags if tag == "svg"]
     assert len(svgs) >= 12
@@ -419,6 +424,20 @@ def test_the_licence_of_the_users_own_model_is_unknown(root: Path) -> None:
     source = check_params(tree, Path("params.yaml")).download_model.source
     assert card.licence(source) == "unknown"
     assert card.source_name(source) == "model"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        {"kind": "url", "url": "https://$USER:$TOKEN@host/a/rows.jsonl?v=1", "sha256": None},
+        {"kind": "url", "url": "https://host/files/99?v=1#rows.jsonl", "sha256": None},
+        {"kind": "dvc", "repo": "/home/me/secret", "path": "data/rows.jsonl", "revision": "0" * 40},
+    ],
+)
+def test_the_name_of_a_source_has_no_host_and_no_query(source: dict[str, Any], root: Path) -> None:
+    tree = read_yaml(root / "params.yaml")
+    tree["download_pairs"]["source"] = source
+    assert card.source_name(check_params(tree, Path("params.yaml")).download_pairs.source) == "rows.jsonl"
 
 
 def heldout(accuracy: float, low: float, high: float, chosen: float = 0.2, rejected: float = -0.3) -> dict[str, Any]:
@@ -760,7 +779,9 @@ def test_the_published_page_has_details_of_its_run(
     report.main(params)
     shutil.copy(root / "dvc.yaml", here)
     sent: dict[str, Any] = {}
-    monkeypatch.setattr(publish, "publish", lambda params, metrics, curves, files: sent.update(metrics, files=files))
+    monkeypatch.setattr(
+        publish, "publish", lambda params, metrics, curves, files, **others: sent.update(metrics, files=files, **others)
+    )
     monkeypatch.setattr(publish, "pipelines", list)
     monkeypatch.setattr(publish, "durations", lambda: {"dpo_text": 187.4, "sft_ref": None, "publish": 1.0})
     monkeypatch.setattr(publish, "revision", lambda: {"mlflow.source.git.commit": "c0ffee", "dvc.exp_name": HOSTILE})
@@ -780,6 +801,7 @@ def test_the_published_page_has_details_of_its_run(
     assert "<script>alert(1)" not in html
     assert 'href="published.html"' not in html
     assert sent["seconds"] == {"dpo_text": 187.4, "sft_ref": None}
+    assert sent["main_metrics"] == read_json(publish.MAIN_METRICS)
     assert Path("reports/published.html") in sent["files"]
     assert "There is no other experiment yet" in page.text
 
@@ -790,8 +812,8 @@ def test_the_published_page_has_the_frontier(
 ) -> None:
     report.main(params)
     shutil.copy(root / "dvc.yaml", here)
-    monkeypatch.setattr(publish, "publish", lambda *arguments: None)
-    metrics = {track: read_json(Path(f"reports/{track}/metrics.json")) for track in ("text", "image")}
+    monkeypatch.setattr(publish, "publish", lambda *arguments, **others: None)
+    metrics = {track: read_json(publish.METRICS[track]) for track in ("text", "image", "win_rate")}
     metrics["text"]["heldout"]["kl"] += 1.0
     other = {"beta": "0.3", "loss.sigmoid": "0.8", "loss.sft": "1.0"}
     monkeypatch.setattr(publish, "pipelines", lambda: [("another", other, numbers(metrics))])
@@ -802,7 +824,7 @@ def test_the_published_page_has_the_frontier(
         for _, attributes in page.tags
         if "experiments by KL" in (attributes.get("aria-label") or "")
     ]
-    assert len(drawn) == 3  # accuracy, margin and image accuracy
+    assert len(drawn) == 3  # accuracy, win rate, accuracy of images
     assert all("beta 0.1: KL " in label and "beta 0.3: KL " in label for label in drawn)
 
     def dead() -> list[Any]:

@@ -10,10 +10,10 @@ import pytest
 import torch
 from model_folders import model_folder
 
+from prefdag.formats.records import read_records
 from prefdag.image.model import weights_in
 from prefdag.images.reading import read_images
 from prefdag.lifecycle.errors import PrefdagError
-from prefdag.pairs.records import read_records
 from prefdag.runtime.artifacts import read_json, write_json
 from prefdag.text.convert import convert
 

@@ -1,107 +1,48 @@
 """Sources, against our own package index, hub and archive server on the loopback interface."""
 
+import errno
 import hashlib
 import io
 import json
+import os
 import pickle
+import shutil
 import subprocess
 import sys
-import threading
 import zipfile
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pytest
 from paths import ROOT
 from safetensors.numpy import load_file
+from sites import COMMIT, Site, serving
 from tars import tar
 
 from prefdag.check_params import load_params
 from prefdag.config.sources import Cifar10Source, HubSource, PathSource, PypiSource
 from prefdag.lifecycle.errors import SourceError
+from prefdag.project.pinning import pins
 from prefdag.runtime import artifacts
 from prefdag.sources import pypi
 from prefdag.sources.fetching import fetch
 
 KEY = "download_pairs.source"
 CONTENT = b'{"prompt": "2 + 2?", "chosen": "4", "rejected": "5"}\n' * 4000
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-
-
-class Site(ThreadingHTTPServer):
-    """Pages by path. `cut` is how often the transfer of a path breaks off half-way, `fail` how often it answers 503."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.pages: dict[str, tuple[bytes, str]] = {}
-        self.cut: Counter[str] = Counter()
-        self.fail: Counter[str] = Counter()
-        self.seen: Counter[str] = Counter()
-
-    @property
-    def address(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
-    def offer(self, package: str, **files: bytes) -> None:
-        """A project page in the HTML form of the simple API, without hashes, and its files."""
-        links = ""
-        for name, content in files.items():
-            self.pages[f"/files/{name}"] = content, "application/octet-stream"
-            links += f'<a href="/files/{name}">{name}</a>'
-        self.pages[f"/simple/{package}/"] = f"<!DOCTYPE html><html><body>{links}</body></html>".encode(), "text/html"
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: Site
-
-    def do_GET(self) -> None:
-        path = unquote(urlsplit(self.path).path)
-        self.server.seen[path] += 1
-        if path not in self.server.pages:
-            return self.send_error(404)
-        if self.server.fail[path] > 0:
-            self.server.fail[path] -= 1
-            return self.send_error(503)
-        content, kind = self.server.pages[path]
-        self.send_response(200)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(content)))
-        self.send_header("ETag", f'"{hashlib.sha1(content).hexdigest()}"')
-        self.send_header("X-Repo-Commit", COMMIT)
-        self.end_headers()
-        if self.command == "HEAD":
-            return None
-        if self.server.cut[path] > 0:
-            self.server.cut[path] -= 1
-            content = content[: len(content) // 2]
-        self.wfile.write(content)
-        return None
-
-    do_HEAD = do_GET  # noqa: N815 - http.server calls it so
-
-    def log_message(self, *_: object) -> None:
-        """Quiet."""
 
 
 @pytest.fixture
 def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
-    server = Site()
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    for name in pypi.INDEX_VARIABLES:
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setenv("UV_DEFAULT_INDEX", f"{server.address}/simple")
-    monkeypatch.setattr(pypi, "PAUSES", (0.0, 0.0))
-    yield server
-    server.shutdown()
-    server.server_close()
+    with serving() as server:
+        for name in pypi.INDEX_VARIABLES:
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        monkeypatch.setenv("UV_DEFAULT_INDEX", f"{server.address}/simple")
+        monkeypatch.setattr(pypi, "PAUSES", (0.0, 0.0))
+        yield server
 
 
 def wheel(**members: bytes) -> bytes:
@@ -170,8 +111,14 @@ def test_a_wrong_hash_is_refused_with_both_hashes(site: Site, tmp_path: Path) ->
     site.offer("toy", **{WHEEL: archive})
     source = pin(WHEEL, b"something else", "member")
     message = refusal(source, tmp_path / "out")
-    assert source.sha256 in message
+    assert str(source.sha256) in message
     assert hashlib.sha256(archive).hexdigest() in message
+    for placeholder in (None, "..."):
+        message = refusal(replace(source, sha256=placeholder), tmp_path / "out")
+        assert f"but {WHEEL} has sha256: {hashlib.sha256(archive).hexdigest()}; write that, or run" in message
+        assert pins(replace(source, sha256=placeholder)) == {"sha256": hashlib.sha256(archive).hexdigest()}
+    assert pins(source) == {}
+    assert pins(source, again=True) == {"sha256": hashlib.sha256(archive).hexdigest()}
 
 
 def test_a_hash_that_the_index_contradicts_costs_no_download(site: Site, tmp_path: Path) -> None:
@@ -179,7 +126,7 @@ def test_a_hash_that_the_index_contradicts_costs_no_download(site: Site, tmp_pat
     site.offer("toy", **{WHEEL: archive})
     html = f'<a href="/files/{WHEEL}#sha256={hashlib.sha256(archive).hexdigest()}">{WHEEL}</a>'
     site.pages["/simple/toy/"] = html.encode(), "text/html"
-    assert "has " + hashlib.sha256(archive).hexdigest() in refusal(pin(WHEEL, b"", "member"), tmp_path / "out")
+    assert "has sha256: " + hashlib.sha256(archive).hexdigest() in refusal(pin(WHEEL, b"", "member"), tmp_path / "out")
     assert site.seen[f"/files/{WHEEL}"] == 0
 
 
@@ -188,7 +135,9 @@ def test_the_hash_on_the_index_is_not_trusted(site: Site, tmp_path: Path) -> Non
     site.offer("toy", **{WHEEL: served})
     html = f'<a href="/files/{WHEEL}#sha256={hashlib.sha256(promised).hexdigest()}">{WHEEL}</a>'
     site.pages["/simple/toy/"] = html.encode(), "text/html"
-    assert "has " + hashlib.sha256(served).hexdigest() in refusal(pin(WHEEL, promised, "member"), tmp_path / "out")
+    assert "has sha256: " + hashlib.sha256(served).hexdigest() in refusal(
+        pin(WHEEL, promised, "member"), tmp_path / "out"
+    )
 
 
 def test_an_unknown_name_is_refused_with_the_nearest_one(site: Site, tmp_path: Path) -> None:
@@ -341,7 +290,46 @@ def test_hub_files_may_be_pinned_by_sha256(hub: Site, tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["config.json", "model.safetensors"]
     wrong = right | {"config.json": "0" * 64}
     message = refusal(replace(source, files=wrong), tmp_path / "again")
-    assert f"sha256 is {'0' * 64}, but 'config.json' has {right['config.json']}" in message
+    assert f"files: the hash of 'config.json' is {'0' * 64}, but it has config.json: {right['config.json']}" in message
+    right["model.safetensors"] = None  # type: ignore[assignment]
+    assert "has model.safetensors: " in refusal(replace(source, files=right), tmp_path / "again")
+
+
+@pytest.mark.parametrize("revision", [None, "...", "main"])
+def test_a_hub_source_without_a_commit_says_which_it_is(hub: Site, tmp_path: Path, revision: str | None) -> None:
+    path = "/api/models/some/repo" + ("/revision/main" if revision == "main" else "")
+    hub.pages[path] = json.dumps({"id": "some/repo", "sha": COMMIT}).encode(), "application/json"
+    source = replace(at("model", "*.json"), revision=revision)
+    message = refusal(source, tmp_path / "out")
+    assert (
+        f"revision is {revision or 'null'}, but model 'some/repo' has revision: {COMMIT}; write that, or run" in message
+    )
+    assert message.endswith(f"`prefdag pin {KEY}`")
+    assert pins(source) == {"revision": COMMIT}
+    hashed = replace(source, files={"config.json": None, "model.safetensors": "0" * 64})
+    assert pins(hashed)["files"] == {
+        "config.json": hashlib.sha256(b"{}").hexdigest(),
+        "model.safetensors": hashlib.sha256(b"\0" * 100).hexdigest(),
+    }
+    hub.pages.clear()
+    assert "some/repo" in refusal(source, tmp_path / "out")
+
+
+def test_pins_of_the_hub_offline_are_one_line(hub: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    message = refusal(replace(at("model", "*.json"), revision=None), tmp_path / "out")
+    assert "model repository 'some/repo' at its newest commit: cannot be fetched: " in message
+
+
+def test_a_hub_model_with_an_adapter_is_refused_before_it_comes(hub: Site, tmp_path: Path) -> None:
+    tree = json.loads(hub.pages[f"/api/models/some/repo/tree/{COMMIT}"][0])
+    tree += [{"type": "file", "path": "adapter_config.json", "size": 2, **listed(b"{}", large=False)}]
+    hub.pages[f"/api/models/some/repo/tree/{COMMIT}"] = json.dumps(tree).encode(), "application/json"
+    message = refusal(at("model", "*.json", "*.safetensors"), tmp_path / "out")
+    assert "adapter_config.json: an adapter beside a whole model (model.safetensors)" in message
+    assert message.endswith("narrow `files`")
+    assert not any("resolve" in path for path in hub.seen)
+    fetch(at("model", "config.json", "*.safetensors"), tmp_path / "out", KEY)
 
 
 def test_a_hub_dataset_keeps_its_folders(hub: Site, tmp_path: Path) -> None:
@@ -379,7 +367,7 @@ def test_a_hub_transfer_that_breaks_off_is_one_line(hub: Site, tmp_path: Path, m
 # --- path -------------------------------------------------------------------------------------------------------------
 
 
-def here(path: Path | str, sha256: str) -> PathSource:
+def here(path: Path | str, sha256: str | None) -> PathSource:
     return PathSource(kind="path", path=str(path), sha256=sha256)
 
 
@@ -416,14 +404,94 @@ def test_a_changed_file_is_refused_with_the_hash_to_pin(folder: Path, tmp_path: 
     for path in (folder, folder / "a.jsonl"):
         actual = artifacts.sha256(path)
         message = refusal(here(path, "0" * 64), tmp_path / "out")
-        assert message.endswith(f"sha256 is {'0' * 64}, but '{path}' has {actual}; pin that if the change is intended")
+        assert message.endswith(
+            f"sha256 is {'0' * 64}, but '{path}' has sha256: {actual}; write that if the change is intended, "
+            f"or run `prefdag pin {KEY}`"
+        )
+        placeholder = refusal(here(path, "..."), tmp_path / "out")
+        assert placeholder.endswith(
+            f"sha256 is ..., but '{path}' has sha256: {actual}; write that, or run `prefdag pin {KEY}`"
+        )
         with artifacts.writing(tmp_path / "out") as out:  # the advice works
             fetch(here(path, actual), out, KEY)
         artifacts.remove(tmp_path / "out")
 
 
-def test_a_missing_path_is_named(tmp_path: Path) -> None:
-    assert "path 'evals/none.csv' not found" in refusal(here("evals/none.csv", "0" * 64), tmp_path / "out")
+def test_a_local_path_may_stay_without_a_pin(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for path in (folder, folder / "a.jsonl"):
+        caplog.clear()
+        fetch(here(path, None), tmp_path / f"copy of {path.name}", KEY)
+        (note,) = [record.getMessage() for record in caplog.records]
+        assert note.startswith(f"{KEY}: sha256 is null, so a later change of '{path}' goes unnoticed")
+        assert artifacts.sha256(path) in note
+        assert "`dvc repro --force download_pairs`" in note
+        caplog.clear()
+        fetch(here(path, artifacts.sha256(path)), tmp_path / f"{path.name}-pinned", KEY)
+        assert not caplog.records
+
+
+def test_a_path_that_is_not_there_says_what_is(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    out = tmp_path / "out"
+    for name, advice in {
+        "mine/a.json": f"not found; in {folder} there is a.jsonl",
+        "mien/a.jsonl": f"not found; relative paths start at {tmp_path}, where there is mine/; a repository on the hub is",
+        "mine/sub/": None,
+        "mine/sub/c.txt": f"in {folder}/sub there is b.jsonl",
+        "mine/a.jsonl/train.jsonl": f"{folder}/a.jsonl is a file, not a folder",
+        "https://127.0.0.1/a.jsonl": "is a URL; a source of kind url fetches it",
+        "hf://datasets/some/repo": "is a URL; a source of kind hub fetches it",
+        "$NO_SUCH_PLACE/a": "the environment variable NO_SUCH_PLACE is not set",
+        "~no-such-user/a": "there is no such user",
+        "mine/broken": "it is a link to elsewhere, which does not exist",
+        "mine/empty": "is a folder without files",
+        "mine/pipe": "is neither a file nor a folder",
+    }.items():
+        if name == "mine/broken":
+            (folder / "broken").symlink_to("elsewhere")
+        if name == "mine/empty":
+            (folder / "empty/inside").mkdir(parents=True)
+        if name == "mine/pipe":
+            os.mkfifo(folder / "pipe")
+        if advice:
+            message = refusal(here(name, None), out)
+            assert f"path '{name}'" in message or "NO_SUCH" in message
+            assert advice in message
+
+
+@pytest.mark.parametrize("name", ["$HERE/mine/a.jsonl", "~/mine/a.jsonl", "mine/a.jsonl/", "mine/link.jsonl"])
+def test_other_ways_to_write_a_path(name: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HERE", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (folder / "link.jsonl").symlink_to("a.jsonl")
+    fetch(here(name, hashlib.sha256(CONTENT).hexdigest()), tmp_path / "out", KEY)
+    assert [path.read_bytes() for path in (tmp_path / "out").iterdir()] == [CONTENT]
+
+
+def test_a_folder_with_a_trailing_slash(folder: Path, tmp_path: Path) -> None:
+    fetch(here(f"{folder}/", artifacts.sha256(folder)), tmp_path / "out", KEY)
+    assert artifacts.sha256(tmp_path / "out") == artifacts.sha256(folder)
+
+
+@pytest.mark.parametrize("unreadable", ["a.jsonl", "sub"])
+def test_what_cannot_be_read_is_never_left_out(
+    unreadable: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a folder inside, too. Root may read all, so the refusal of the system is stood in for."""
+
+    def denied(real: Any) -> Any:
+        def call(path: Any, *rest: Any, **named: Any) -> Any:
+            if str(path) == str(folder / unreadable):
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            return real(path, *rest, **named)
+
+        return call
+
+    monkeypatch.setattr(shutil, "copyfile", denied(shutil.copyfile))
+    monkeypatch.setattr(os, "scandir", denied(os.scandir))
+    message = refusal(here(folder, None), tmp_path / "out")
+    assert f"'{folder / unreadable}' cannot be read: permission denied" in message
 
 
 @pytest.mark.parametrize("target", ["../secret", "/etc", "sub", "nowhere"])
@@ -497,7 +565,7 @@ def test_an_archive_other_than_cifar10_is_refused(site: Site, cifar: dict[str, n
     )
     (tmp_path / "folder").mkdir()
     folder = Cifar10Source(kind="cifar10", archive=str(tmp_path / "folder"))
-    assert "folder' does not have the MD5 sum" in refusal(folder, tmp_path / "out")
+    assert "folder' is a folder; name the file cifar-10-python.tar.gz in it" in refusal(folder, tmp_path / "out")
     absent = Cifar10Source(kind="cifar10", archive="absent.tar.gz")
     assert "path 'absent.tar.gz' not found; relative paths start at " in refusal(absent, tmp_path / "out")
 

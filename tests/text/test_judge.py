@@ -202,3 +202,20 @@ def test_a_source_is_fetched_once_and_checked(folder: Path, tmp_path: Path) -> N
     with pytest.raises(SourceError, match=r"^params.yaml: judge_text.judge.source: sha256 is "):
         judge.fetch_reward_model(source, tmp_path / "scratch" / "other")
     assert not (tmp_path / "scratch" / "other").exists()
+
+
+def test_a_source_without_a_pin_is_fetched_each_time(folder: Path, tmp_path: Path) -> None:
+    source = PathSource(kind="path", path=str(folder), sha256=None)
+    into = tmp_path / "scratch" / "model"
+    judge.fetch_reward_model(source, into)
+    (folder / "config.json").write_text("{}")
+    assert (judge.fetch_reward_model(source, into) / "config.json").read_text() == "{}"
+
+
+def test_an_adapter_is_no_reward_model(folder: Path, tmp_path: Path) -> None:
+    (folder / "adapter_config.json").write_text("{}")
+    source = PathSource(kind="path", path=str(folder), sha256=None)
+    with pytest.raises(
+        ParamsError, match=r"^params.yaml: judge_text.judge.source: adapter_config.json: an adapter beside"
+    ):
+        judge.fetch_reward_model(source, tmp_path / "scratch" / "model")

@@ -23,7 +23,7 @@ from paths import ROOT
 
 from prefdag.check_params import load_params
 from prefdag.lifecycle.errors import DataError
-from prefdag.tracking import delivery, spool, store
+from prefdag.tracking import delivery, spool, store, view
 from prefdag.tracking import runs as tracking
 from prefdag.tracking.publishing import publish
 
@@ -118,9 +118,57 @@ def test_a_stage_run_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
     assert finished.info.status == "FINISHED"
     assert finished.info.run_name == "dpo_text lurid-oxen"
     tags = finished.data.tags
-    assert (tags["kind"], tags["prefdag.stage"], tags["dvc.exp_name"]) == ("stage", "dpo_text", "lurid-oxen")
+    assert (tags["kind"], tags["prefdag.runtime.stage"], tags["dvc.exp_name"]) == ("stage", "dpo_text", "lurid-oxen")
     assert tags["dvc.exp_baseline_rev"] == tags["mlflow.source.git.commit"] == "f" * 40
     assert spool.folders() == []
+
+
+HIVE = {f"lang=en/split=train/part-{i} (1).parquet": "0" * 64 for i in range(3)}
+
+
+def test_names_that_mlflow_refuses_are_rewritten() -> None:
+    params = {"source": {"files": HIVE, "": "", "a//b": "x" * 9000}, "k" * 300: 1}
+    with tracking.stage_run("download_pairs", params, "refused") as run:
+        run.log(0, {"accuracy@1 (%)": 0.5, "accuracy_1 ___": 0.25, "": 1.0, "m" * 260: 2.0})
+        run.log(1, {"accuracy@1 (%)": 0.75})
+    finished = run_of("refused")
+    assert finished.info.status == "FINISHED"
+    assert len(finished.data.params) == 6
+    for i in range(3):
+        assert finished.data.params[f"source.files.lang_en/split_train/part-{i} _1_.parquet"] == "0" * 64
+    assert history(finished, "accuracy_1 ___") == [(0, 0.5), (1, 0.75)]
+    assert sorted(finished.data.metrics.values()) == [0.25, 0.75, 1.0, 2.0]
+    assert tracking.sync() == tracking.SyncResult(0, 0)
+
+
+def test_a_spool_with_refused_names_from_an_earlier_version_is_sent() -> None:
+    folder = spool.claim_any("old")
+    tags = {"kind": "stage", "prefdag.key": "old spool", "prefdag.spool": "f00d"}
+    folder.append({"kind": "start", "time": 1, "name": "n" * 300, "tags": tags, "params": {"files.a=b": "1"}})
+    folder.append({"kind": "step", "time": 2, "step": 0, "metrics": {"a?": 1.0}})
+    folder.append({"kind": "status", "time": 3, "status": "FINISHED"})
+    folder.release()
+    assert tracking.sync() == tracking.SyncResult(1, 0)
+    sent = run_of("old spool")
+    assert (sent.data.params, sent.data.metrics, sent.info.status) == ({"files.a_b": "1"}, {"a_": 1.0}, "FINISHED")
+
+
+def test_names_stay_the_same_when_another_process_sends_the_rest() -> None:
+    def killed() -> None:
+        with tracking.stage_run("dpo_text", {}, "renamed") as run:
+            run.log(0, {"a?": 1.0, "a!": 2.0})
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        killed()
+    with tracking.stage_run("dpo_text", {}, "renamed") as run:
+        run.log(0, {"a?": 1.0, "a!": 2.0})
+        run.log(1, {"a!": 4.0})
+        run.log(2, {"a?": 3.0})
+    finished = run_of("renamed")
+    (other,) = set(finished.data.metrics) - {"a_"}
+    assert history(finished, "a_") == [(0, 1.0), (2, 3.0)]
+    assert history(finished, other) == [(0, 2.0), (1, 4.0)]
 
 
 def fail(key: str, steps: int, error: type[BaseException] = RuntimeError) -> None:
@@ -236,6 +284,42 @@ def test_publish_writes_one_run_with_everything(project: Path, monkeypatch: pyte
     assert json.loads(run.data.params["health_text.fail_on"]) == params.health_text.fail_on
     assert {key.partition(".")[0] for key in run.data.params} == set(params.__dataclass_fields__)
     check_pipeline(run)
+
+
+def test_the_pipelines_run_lasts_as_long_as_its_stages(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DVC_EXP_NAME", "long-one")
+    start = time.time()
+    publish(load_params(ROOT / "params.yaml"), **pipeline(project), seconds={"a": 90.5, "b": None, "c": 3600.0})
+    (run,) = runs("tags.`dvc.exp_name` = 'long-one'")
+    assert 3690.5 <= (run.info.end_time - run.info.start_time) / 1000 < 3690.6 + time.time() - start
+    assert abs(run.info.end_time / 1000 - time.time()) < 60
+    assert (run.data.metrics["seconds/a"], run.data.metrics["seconds/c"]) == (90.5, 3600)
+    assert "seconds/b" not in run.data.metrics
+    monkeypatch.setenv("DVC_EXP_NAME", "later-but-longer")  # it starts earlier, and is published later
+    publish(load_params(ROOT / "params.yaml"), **pipeline(project), seconds={"a": 9000.0})
+    names = [name.partition(" ")[2] for name, *_ in tracking.pipelines()]
+    assert names.index("long-one") < names.index("later-but-longer")
+
+
+def test_the_list_of_runs_shows_the_main_metrics(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow reads the view from a tag of the experiment. Every column is a metric or a parameter of the run."""
+    monkeypatch.setenv("DVC_EXP_NAME", "seen")
+    interval = {"rewards/accuracies_low": 0.5, "rewards/accuracies": 0.6, "rewards/accuracies_high": 0.7}
+    main = {"image": {"kl": 0.5, "accuracy": 0.9}, "text": {"findings": 1, "kl": 0.1, **interval}}
+    publish(load_params(ROOT / "params.yaml"), **pipeline(project), main_metrics=main)
+    (run,) = runs("tags.`dvc.exp_name` = 'seen'")
+    tags = client_of_database().get_experiment_by_name("prefdag").tags
+    shown = json.loads(tags[view.TAG])
+    assert shown["selectedColumns"] == [
+        *(f"metrics.`{key}`" for key in ("text/rewards/accuracies", "text/kl", "text/findings")),
+        *(f"metrics.`{key}`" for key in ("image/accuracy", "image/kl")),
+        *(f"params.`{key}`" for key in ("beta", "loss", "seed")),
+    ]
+    known = {f"metrics.`{key}`" for key in run.data.metrics} | {f"params.`{key}`" for key in run.data.params}
+    assert set(shown["selectedColumns"]) <= known
+    assert run.data.metrics["text/rewards/accuracies_high"] == 0.7
+    address = f"viewStateShareKey={view.TAG.removeprefix('mlflow.sharedViewState.')}"
+    assert address in (ROOT / "Makefile").read_text("utf-8")
 
 
 @pytest.mark.parametrize("content", ["step,loss\n0,one\n", "loss\n0.5\n", "step,loss\n0,0.5,7\n"])

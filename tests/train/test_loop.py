@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from prefdag.config.training import Momentum, StepDecay
+from prefdag.dpo.hook import StepHook
 from prefdag.dpo.pair_batch import PairBatch
 from prefdag.dpo.preference import Preference
 from prefdag.lifecycle.errors import NumericError
@@ -27,7 +28,6 @@ from prefdag.text.scoring.logps import Pair, all_pair_logps, group_logps, pair_l
 from prefdag.text.scoring.packing import Group
 from prefdag.text.sft_task import sft_task
 from prefdag.train.checkpoint import Checkpoints
-from prefdag.train.hook import StepHook
 from prefdag.train.loop import History, fit
 from prefdag.train.optimizer import batch_order, learning_rate
 from prefdag.train.outputs import map_tensors

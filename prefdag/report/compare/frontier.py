@@ -1,12 +1,16 @@
-"""The frontier: what each experiment gained, plotted against its KL to the reference.
+"""The frontier: how well each experiment does, plotted against its KL to the reference.
 
     points = from_dvc()          # or from_mlflow(), which gives the same numbers
     html = render(points)
 
 DPO trades divergence for reward: a smaller beta lets the policy move further from the reference (arXiv:2305.18290,
-section 6.1). A run is one point of this trade-off; a sweep shows its shape.
+section 6.1). A run is one point of this trade-off; a sweep shows its shape. The y axes have rates, which mean the same for
+every beta. Rewards do not: they are beta times a log-ratio, so those of different betas are never on one axis.
 """
 
+import logging
+import math
+import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +20,7 @@ from markupsafe import Markup
 from prefdag.lifecycle.errors import DataError
 from prefdag.report.page.environment import environment
 from prefdag.report.page.figures import COLOR, svg
-from prefdag.report.page.numbers import Estimate, number, percent, signed
+from prefdag.report.page.numbers import Estimate, number, percent, plural, spaced
 from prefdag.report.page.settings import loss_name
 from prefdag.runtime.yaml import flatten
 from prefdag.tracking.runs import pipelines
@@ -24,22 +28,30 @@ from prefdag.tracking.runs import pipelines
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-METRICS = {"text": "reports/text/metrics.json", "image": "reports/image/metrics.json"}
+log = logging.getLogger(__name__)
+
+METRICS = {
+    "text": "reports/text/metrics.json",
+    "image": "reports/image/metrics.json",
+    "win_rate": "reports/text/win_rate.json",
+}
 # For each track, the metric on the x axis with its unit, and the metrics on the y axis by title. Keys as in MLflow.
 TRACKS = {
     "Language model": (
         ("text/heldout/kl", "nats per token"),
-        {
-            "Pairs ranked correctly": "text/heldout/rewards/accuracy",
-            "Mean reward margin": "text/heldout/rewards/margin",
-        },
+        {"Pairs ranked correctly": "text/heldout/rewards/accuracy"},
     ),
     "Image classifier": (("image/kl", "nats per image"), {"Accuracy": "image/policy/accuracy"}),
 }
+ENDS = ("", "_low", "_high")
+MARGIN = "text/heldout/rewards/margin"  # only in the table of numbers, frontier.csv
+# An experiment has one of these, by its kind of judge. Rates of different judges are not comparable: each has its own figure.
+WIN_RATE = re.compile(r"win_rate/(\w+)/greedy/win_rate")
 UNFINISHED = ("Queued", "Running", "Failed")
 KEYS = [
     *(kl for (kl, _), _ in TRACKS.values()),
-    *(f"{key}{end}" for _, measures in TRACKS.values() for key in measures.values() for end in ("", "_low", "_high")),
+    *(f"{key}{end}" for _, measures in TRACKS.values() for key in measures.values() for end in ENDS),
+    *(f"{MARGIN}{end}" for end in ENDS),
 ]
 
 
@@ -52,14 +64,27 @@ def from_dvc() -> pd.DataFrame:
         if row.get("State") in UNFINISHED:  # such an experiment has the metrics of the commit
             continue
         rev = None if row["rev"] == "workspace" else row["rev"]
-        try:
-            metrics = {track: dvc.api.metrics_show(path, rev=rev) for track, path in METRICS.items()}
-        except FileNotFoundError:  # a commit from before the pipeline ran
-            continue
-        if all(metrics.values()):
+        name = row.get("Experiment") or row["rev"]
+        metrics = {track: _metrics(path, rev) for track, path in METRICS.items()}
+        if metrics["text"] and metrics["image"]:
             values = {key.replace(".", "/"): value for key, value in flatten(metrics).items()}
-            experiments.append((row.get("Experiment") or row["rev"], dvc.api.params_show(rev=rev), values))
+            experiments.append((name, dvc.api.params_show(rev=rev), values))
+        else:
+            log.warning(
+                "%s: left out: it has no metrics, or they are not in DVC's cache (`dvc exp pull`, `dvc pull`)", name
+            )
     return points(experiments)
+
+
+def _metrics(path: str, rev: str | None) -> Mapping[str, Any]:
+    """A file of metrics of a revision; empty if it is neither in Git nor in DVC's cache."""
+    import dvc.api
+
+    try:
+        metrics: Mapping[str, Any] = dvc.api.metrics_show(path, rev=rev)
+    except FileNotFoundError:
+        return {}
+    return metrics
 
 
 def from_mlflow() -> pd.DataFrame:
@@ -68,7 +93,7 @@ def from_mlflow() -> pd.DataFrame:
 
 
 def points(experiments: Iterable[tuple[str, Mapping[str, Any], Mapping[str, Any]]]) -> pd.DataFrame:
-    """One row per experiment: `name`, `beta`, `loss` and `KEYS`.
+    """One row per experiment: `name`, `beta`, `loss`, `KEYS`, and the win rates of every judge, missing for another judge.
 
     If several experiments have the same numbers to four digits, only the first is kept.
 
@@ -84,6 +109,7 @@ def points(experiments: Iterable[tuple[str, Mapping[str, Any], Mapping[str, Any]
             "beta": float(params["beta"]),
             "loss": _loss(params),
             **{key: metrics[key] for key in KEYS},
+            **{f"{key}{end}": metrics[f"{key}{end}"] for key in metrics if WIN_RATE.fullmatch(key) for end in ENDS},
         }
         for name, params, metrics in experiments
         if all(key in metrics for key in KEYS)
@@ -92,8 +118,18 @@ def points(experiments: Iterable[tuple[str, Mapping[str, Any], Mapping[str, Any]
         raise DataError("no finished experiment found; `make sweep BETAS=0.1,0.3,0.5` runs some")
     table = pd.DataFrame(rows)
     # A repeated run gives the same numbers, except for rounding on other hardware. As printed, the runs are one point.
-    printed = table.assign(**{key: table[key].map("{:.4g}".format) for key in KEYS})
-    return table[~printed.duplicated(["beta", "loss", *KEYS])].reset_index(drop=True)
+    numbers = [str(key) for key in table if key not in ("name", "beta", "loss")]
+    printed = table.assign(**{key: table[key].map("{:.4g}".format) for key in numbers})
+    return table[~printed.duplicated(["beta", "loss", *numbers])].reset_index(drop=True)
+
+
+def tracks(table: pd.DataFrame) -> dict[str, tuple[tuple[str, str], dict[str, str]]]:
+    """`TRACKS` with the win rates of the table's judges."""
+    judges = {match[1]: match[0] for key in map(str, table) if (match := WIN_RATE.fullmatch(key))}
+    rates = {f"Win rate ({spaced(judge)} judge)": key for judge, key in sorted(judges.items())}
+    return {
+        name: (kl, measures | (rates if kl[0].startswith("text/") else {})) for name, (kl, measures) in TRACKS.items()
+    }
 
 
 def _loss(params: Mapping[str, Any]) -> str:
@@ -104,19 +140,23 @@ def _loss(params: Mapping[str, Any]) -> str:
 
 def render(table: pd.DataFrame) -> str:
     """The page: one figure per metric, and the points as a table."""
+    known = tracks(table)
     rows = [
         {
             "name": row["name"],
             "beta": row["beta"],
             "loss": row["loss"],
             "cells": [
-                (number(float(row[kl]), 4), [(Estimate.of(row, key), "accuracy" in key) for key in measures.values()])
-                for (kl, _), measures in TRACKS.values()
+                (
+                    number(float(row[kl]), 4),
+                    [None if math.isnan(row[key]) else Estimate.of(row, key) for key in measures.values()],
+                )
+                for (kl, _), measures in known.values()
             ],
         }
         for row in ({str(key): value for key, value in each.items()} for each in table.to_dict("records"))
     ]
-    heads = [(track, list(measures)) for track, (_, measures) in TRACKS.items()]
+    heads = [(track, list(measures)) for track, (_, measures) in known.items()]
     return (
         environment(autoescape=True)
         .get_template("frontier.html.j2")
@@ -133,17 +173,17 @@ def figures(table: pd.DataFrame) -> list[dict[str, Any]]:
     """One figure per metric, with its title."""
     return [
         {
-            "title": f"{track}: {title.lower()} against KL, {unit}",
-            "svg": Markup(figure(table, kl, key, percentage="accuracy" in key, name=key.replace("/", "-"))),
+            "title": f"{track}: {title[0].lower()}{title[1:]} against KL, {unit}",
+            "svg": Markup(figure(table, kl, key, name=key.replace("/", "-"))),
         }
-        for track, ((kl, unit), measures) in TRACKS.items()
+        for track, ((kl, unit), measures) in tracks(table).items()
         for title, key in measures.items()
     ]
 
 
-def figure(table: pd.DataFrame, kl: str, key: str, *, percentage: bool, name: str) -> str:
-    """One dot per experiment, labelled with its beta: x is the column `kl`, y is `key` with its 95% interval."""
-    ordered = table.sort_values(kl)
+def figure(table: pd.DataFrame, kl: str, key: str, *, name: str) -> str:
+    """One dot per experiment that has `key`, labelled with its beta: x is the column `kl`, y is `key` with its 95% interval."""
+    ordered = table[table[key].notna()].sort_values(kl)
 
     def draw(axes: "Axes") -> None:
         from matplotlib.ticker import FuncFormatter, MaxNLocator
@@ -160,11 +200,15 @@ def figure(table: pd.DataFrame, kl: str, key: str, *, percentage: bool, name: st
         axes.set_xmargin(0.12)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
         axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
-        if percentage:
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.3g}%"))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.3g}%"))
 
-    write = percent if percentage else signed
     described = "; ".join(
-        f"beta {beta:g}: KL {at:.4g}, {write(value)}" for beta, at, value in ordered[["beta", kl, key]].to_numpy()
+        f"beta {beta:g}: KL {at:.4g}, {percent(value)}" for beta, at, value in ordered[["beta", kl, key]].to_numpy()
     )
-    return svg(draw, (420, 260), (48, 24, 26, 10), name, f"{len(ordered)} experiments by KL: {described}.")
+    return svg(
+        draw,
+        (420, 260),
+        (48, 24, 26, 10),
+        name,
+        f"{len(ordered)} {plural('experiment', len(ordered))} by KL: {described}.",
+    )

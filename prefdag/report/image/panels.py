@@ -7,7 +7,7 @@ from markupsafe import Markup
 from prefdag.report.page import calibration
 from prefdag.report.page.figures import Line
 from prefdag.report.page.numbers import Estimate, number, percent, percent_span
-from prefdag.report.page.panels import KeyNumber, Panel, dpo_curves, panel
+from prefdag.report.page.panels import RANKED, KeyNumber, Panel, dpo_curves, panel
 
 if TYPE_CHECKING:
     from prefdag.report.page.results import ImageTrack
@@ -18,7 +18,7 @@ def key_numbers(image: "ImageTrack") -> list[KeyNumber]:
     count = f"n = {number(image.metrics['n_test'])} images"
     models = {"policy": "Accuracy, policy", "reference": "Accuracy, reference", "control": "Accuracy, control"}
     shares = {label: Estimate.of(image.metrics[model], "accuracy") for model, label in models.items()}
-    shares["Pairs ranked correctly"] = Estimate.of(image.metrics["rewards"], "accuracy")
+    shares[RANKED] = Estimate.of(image.metrics["rewards"], "accuracy")
     return [KeyNumber(label, percent(e.value), percent_span(e), count, e) for label, e in shares.items()]
 
 

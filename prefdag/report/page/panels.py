@@ -14,6 +14,8 @@ from prefdag.report.page.numbers import Estimate, number
 if TYPE_CHECKING:
     from prefdag.report.page.results import Histories
 
+RANKED = "Pairs ranked correctly (rewards/accuracies)"  # with the name that trainers log it under
+
 
 @dataclass(frozen=True)
 class Panel:
@@ -61,7 +63,7 @@ def dpo_curves(run: "Histories", name: str) -> list[Panel]:
         *panel(run, "Loss", [Line("loss", "policy")], f"{name}-loss", level=start),
         *panel(run, "Rewards", chosen_and_rejected("rewards"), f"{name}-rewards", level=(0.0, "")),
         *panel(run, "Reward margin", [Line("rewards/margin", "policy")], f"{name}-margin", level=(0.0, "")),
-        *panel(run, "Pairs ranked correctly", accuracy, f"{name}-accuracy", (0.5, "chance"), as_percent=True),
+        *panel(run, RANKED, accuracy, f"{name}-accuracy", (0.5, "chance"), as_percent=True),
     ]
 
 

@@ -9,7 +9,7 @@ import platform
 from importlib import metadata
 from pathlib import Path, PurePosixPath
 
-from prefdag.config.sources import HubSource, ImageSource, PathSource, PypiSource
+from prefdag.config.sources import DvcSource, HubSource, ImageSource, PathSource, PypiSource, UrlSource
 
 # Packages whose version can change a number or a figure. Importing them to read the version would take seconds.
 PACKAGES = (
@@ -47,9 +47,12 @@ def source_name(source: ImageSource) -> str:
         case PypiSource():
             return f"{PurePosixPath(source.member).name} ({source.package} {source.version})"
         case HubSource():
-            return f"{source.repo} at {source.revision[:12]}"
-        case PathSource():
+            return f"{source.repo} at {str(source.revision)[:12]}"
+        case PathSource() | DvcSource():
             return PurePosixPath(source.path).name
+        case UrlSource():
+            address, _, label = source.url.partition("#")
+            return label or PurePosixPath(address.partition("?")[0]).name
         case _:
             return "CIFAR-10"
 

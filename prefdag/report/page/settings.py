@@ -22,7 +22,9 @@ def loss_name(loss: "Loss") -> str:
 
 def loss_settings(params: "Params") -> str:
     """The options of the loss and the constraints, separated by "; "; empty if none is set."""
-    options = {name: value for name, value in asdict(params.loss_options).items() if value not in (None, False)}
+    options = asdict(params.loss_options)
+    options |= options.pop("own") or {}
+    options = {name: value for name, value in options.items() if value not in (None, False)}
     phrases = [spaced(name) if value is True else f"{spaced(name)} {value}" for name, value in options.items()]
     phrases += [
         f"{spaced(name)} kept below {c.threshold:g} (multiplier {c.multiplier:g}, "

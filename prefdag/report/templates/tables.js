@@ -1,5 +1,5 @@
 "use strict";
-// Sorts and filters tables. Without this script the page is complete, with the rows in their original order.
+// Sorts, filters and pages tables. Without this script the page is complete, with the rows in their original order.
 
 const order = new Intl.Collator("en", { numeric: true });
 
@@ -25,6 +25,37 @@ function sort(table, column, direction) {
   parent.append(...keyed.map(([, unit]) => unit));
 }
 
+// Shows the units of a table that no filter hides a page at a time. Paper gets all of them: see `.elsewhere` in style.css.
+const pagers = new Map();
+
+function page(table) {
+  const bar = document.querySelector(`[data-pager="${table.id}"]`);
+  const size = Number(bar.dataset.size);
+  const [previous, next] = bar.querySelectorAll("button");
+  const position = bar.querySelector("output");
+  let first = 0;
+  const show = () => {
+    const units = [...table.tBodies].filter((unit) => !unit.hidden);
+    for (const [i, unit] of units.entries()) unit.classList.toggle("elsewhere", i < first || i >= first + size);
+    bar.hidden = units.length <= size;
+    previous.disabled = first === 0;
+    next.disabled = first + size >= units.length;
+    position.textContent = `${first + 1}\u2013${Math.min(first + size, units.length)} of ${units.length}`;
+  };
+  const turn = (pages) => {
+    first += pages * size;
+    show();
+    table.scrollIntoView();
+  };
+  previous.addEventListener("click", () => turn(-1));
+  next.addEventListener("click", () => turn(1));
+  pagers.set(table, () => {
+    first = 0;
+    show();
+  });
+  show();
+}
+
 for (const table of document.querySelectorAll("table[data-sortable]")) {
   const heads = [...table.tHead.rows[0].cells];
   for (const [column, head] of heads.entries()) {
@@ -37,12 +68,15 @@ for (const table of document.querySelectorAll("table[data-sortable]")) {
       for (const other of heads) other.removeAttribute("aria-sort");
       head.setAttribute("aria-sort", ascending ? "ascending" : "descending");
       sort(table, column, ascending ? 1 : -1);
+      pagers.get(table)?.();
     });
   }
+  if (table.hasAttribute("data-paged")) page(table);
 }
 
 for (const bar of document.querySelectorAll("[data-filters]")) {
-  const bodies = [...document.getElementById(bar.dataset.filters).tBodies];
+  const table = document.getElementById(bar.dataset.filters);
+  const bodies = [...table.tBodies];
   const kind = bar.querySelector("select");
   const words = bar.querySelector("input");
   const counter = bar.querySelector("output");
@@ -59,6 +93,7 @@ for (const bar of document.querySelectorAll("[data-filters]")) {
       body.hidden = !(isKind && (!sought || textOf(body).includes(sought)));
     }
     counter.textContent = `${bodies.filter((body) => !body.hidden).length} of ${bodies.length}`;
+    pagers.get(table)?.();
   };
   kind.addEventListener("change", filter);
   words.addEventListener("input", filter);

@@ -7,7 +7,7 @@ from markupsafe import Markup
 from prefdag.report.page import calibration
 from prefdag.report.page.figures import Line
 from prefdag.report.page.numbers import Estimate, number, percent, percent_span, signed, signed_span
-from prefdag.report.page.panels import KeyNumber, Panel, chosen_and_rejected, dpo_curves, panel
+from prefdag.report.page.panels import RANKED, KeyNumber, Panel, chosen_and_rejected, dpo_curves, panel
 from prefdag.report.text import figures
 from prefdag.report.text.sentences import is_paired
 
@@ -20,12 +20,13 @@ def key_numbers(text: "TextTrack") -> list[KeyNumber]:
     heldout = text.metrics["heldout"]
     accuracy, margin = Estimate.of(heldout["rewards"], "accuracy"), Estimate.of(heldout["rewards"], "margin")
     if is_paired(text.metrics):
-        difference, rows = "Mean reward margin", f"n = {number(heldout['n_pairs'])} pairs"
-    else:
-        difference = "Difference of mean rewards"
+        ranked, difference = RANKED, "Mean reward margin"
+        rows = f"n = {number(heldout['n_pairs'])} pairs"
+    else:  # an area under a curve
+        ranked, difference = "Pairs ranked correctly", "Difference of mean rewards"
         rows = f"n = {number(heldout['n_chosen'])} and {number(heldout['n_rejected'])} responses"
     return [
-        KeyNumber("Pairs ranked correctly", percent(accuracy.value), percent_span(accuracy), rows, accuracy),
+        KeyNumber(ranked, percent(accuracy.value), percent_span(accuracy), rows, accuracy),
         KeyNumber(difference, signed(margin.value), signed_span(margin), rows),
         KeyNumber("KL to the reference", number(heldout["kl"], 4), "nats per token", rows),
         KeyNumber(

@@ -85,12 +85,19 @@ def implicit(
 
 def fetch_reward_model(source: "ModelSource", into: Path) -> Path:
     """The folder of a reward model, downloaded into the scratch folder `into` if it is not there. Raises `SourceError`."""
+    from prefdag.config.sources import PathSource
     from prefdag.runtime.artifacts import writing
     from prefdag.sources.fetching import fetch
+    from prefdag.sources.model_files import adapter_fault
 
-    if not into.is_dir():
+    if not into.is_dir() or (
+        isinstance(source, PathSource) and source.sha256 is None
+    ):  # without a pin, it may have changed
         with writing(into) as folder:
             fetch(source, folder, "judge_text.judge.source")
+            # transformers would look for the adapter's base model, or load the adapter with the model
+            if fault := adapter_fault(path.name for path in folder.iterdir()):
+                raise ParamsError(f"params.yaml: judge_text.judge.source: {fault}")
     return into
 
 

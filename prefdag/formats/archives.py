@@ -13,6 +13,8 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+import pyarrow as pa
+
 from prefdag.lifecycle.errors import DataError
 
 # A small file that unpacks to gigabytes is a bomb. Images and text compress to a tenth at best, zeros to a thousandth.
@@ -28,20 +30,21 @@ KINDS = {
 
 
 def unpacked(path: Path, name: str) -> bytes:
-    """The content of a file, unpacked if its name ends in .gz; `name` is its name in error messages.
+    """The content of a file, unpacked if its name ends in .gz or .zst; `name` is its name in error messages.
 
     Raises:
-        DataError: the file is not a complete gzip file, or is a bomb.
+        DataError: the file is not a complete gzip or Zstandard file, or is a bomb.
     """
-    if path.suffix.lower() != ".gz":
+    packing = {".gz": "gzip", ".zst": "Zstandard"}.get(path.suffix.lower())
+    if packing is None:
         return path.read_bytes()
     whole = io.BytesIO()
     try:
-        with gzip.open(path) as stream:
+        with gzip.open(path) if packing == "gzip" else pa.CompressedInputStream(path.open("rb"), "zstd") as stream:
             # In pieces, since a single read of the limit would allocate that much memory.
             shutil.copyfileobj(_Bounded(stream, path, name), whole, 2**20)
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{name}: not a complete gzip file ({error}); fetch it again") from None
+        raise DataError(f"{name}: not a complete {packing} file ({error}); fetch it again") from None
     return whole.getvalue()
 
 

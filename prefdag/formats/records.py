@@ -1,4 +1,4 @@
-"""File formats: read a raw file (JSON, JSON lines, CSV, parquet) as numbered records, each of them any JSON value.
+"""Read a raw file (JSON, JSON lines, CSV, TSV, parquet) as numbered records, each of them any JSON value.
 
 A record that cannot be read is replaced by a `Fault`, and reading goes on. If the rest of a file cannot be read, so that it is
 unknown how many rows are lost, a `DataError` is raised.
@@ -16,73 +16,62 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from prefdag.formats.faults import EXCERPT, Fault
+from prefdag.formats.files import delimiter, read_text, split_of_name
+from prefdag.formats.values import JSON
 from prefdag.lifecycle.errors import DataError
-from prefdag.sources.archives import unpacked
 
-EXCERPT = 120  # characters
-REPEATED = object()  # the value of a key that occurs more than once in a JSON object
+Record = tuple[int | str, Any]  # row number from 1, or SPLIT:NUMBER; and any JSON value or a Fault
 
-
-class Fault(Exception):  # noqa: N818 - a fault of the row, not of the program
-    """Why a row cannot be read: the column (or the character, if a line is not JSON), and the reason with its remedy."""
-
-    def __init__(self, column: str | None, reason: str) -> None:
-        super().__init__(reason)
-        self.column = column
-        self.reason = reason
-
-
-Record = tuple[int, Any]  # row number from 1, and any JSON value or a Fault
-
-
-def file_name(path: Path, folder: Path) -> str:
-    """The name of a file in `folder` for errors and sources. Raises `DataError` if it cannot be printed on one line."""
-    return printable(path.relative_to(folder).as_posix())
-
-
-def printable(name: str) -> str:
-    """`name`, the name of a file. Raises `DataError` if it has characters such as line breaks, or bytes that are not UTF-8."""
-    if not name.isprintable():
-        raise DataError(f"{name!r}: the name has characters that cannot be printed; rename the file")
-    return name
+# Keys of an object that holds the rows of a whole file, beside the names of splits.
+LISTS_OF_ROWS = {"data", "rows", "examples", "instances"}
 
 
 def read_records(path: Path, name: str) -> Iterator[Record]:
-    """The rows of a .json, .jsonl, .csv (each also .gz) or .parquet file; `name` is its name in error messages.
+    """The rows of a .json, .jsonl, .csv or .tsv (each also .gz or .zst) or .parquet file; `name` is its name in messages.
+
+    A JSON file is a list, one object per line, or an object of splits: {"train": [...], "test": [...]}.
 
     Bytes that are not UTF-8 become lone surrogates, so that an error can name their row and column.
 
     Raises:
         DataError: the file is of another kind, empty or broken, or ends inside a list or a quoted cell.
     """
-    kind = Path(path.name.lower().removesuffix(".gz")).suffix
-    if kind in {".json", ".jsonl"}:
-        text = read_text(path, name)
-        return _json_list(text, name) if text.lstrip(" \t\r\n").startswith("[") else _json_lines(text)
-    if kind == ".csv":
-        return _csv_rows(read_text(path, name), name)
+    kind = Path(re.sub(r"\.(gz|zst)$", "", path.name.lower())).suffix
+    if kind in {".json", ".jsonl", ".ndjson"}:
+        return _json(read_text(path, name), name)
+    if kind in {".csv", ".tsv"}:
+        return _csv_rows(read_text(path, name), name, "\t" if kind == ".tsv" else None)
     if kind == ".parquet" and path.suffix.lower() == kind:
         return _parquet_rows(path, name)
     raise DataError(
-        f"{name}: not .json, .jsonl, .csv (or one of these with .gz) or .parquet; remove it from the source"
+        f"{name}: not .json, .jsonl, .csv, .tsv (or one of these with .gz or .zst) or .parquet; remove it from the source"
     )
 
 
-def read_text(path: Path, name: str) -> str:
-    """A file's text, unpacked, without a byte order mark. Bytes that are not UTF-8 become lone surrogates."""
-    return unpacked(path, name).decode("utf-8", errors="surrogateescape").removeprefix("\ufeff")
-
-
-def _mark_repeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object. A repeated key gets the value `REPEATED`, since it is unclear which of its values is meant."""
-    row = dict(pairs)
-    if len(row) < len(pairs):
-        row |= {key: REPEATED for key, times in Counter(key for key, _ in pairs).items() if times > 1}
-    return row
-
-
-_JSON = json.JSONDecoder(object_pairs_hook=_mark_repeated)
 _SPACE = re.compile(r"[ \t\r\n]*")
+
+
+def _json(text: str, name: str) -> Iterator[Record]:
+    start = text.lstrip(" \t\r\n")
+    if start.startswith("["):
+        return _json_list(text, name)
+    if start.startswith("{"):
+        try:
+            whole, end = JSON.raw_decode(start)
+        except (ValueError, RecursionError):
+            return _json_lines(text)  # which names the line
+        if not start[end:].strip(" \t\r\n"):
+            if all(
+                isinstance(rows, list) and (split_of_name(key) or key in LISTS_OF_ROWS) for key, rows in whole.items()
+            ):
+                return ((f"{key}:{number}", row) for key, rows in whole.items() for number, row in enumerate(rows, 1))
+            if "\n" in start[:end]:
+                keys = ascii(", ".join(whole))[1:-1][:EXCERPT]
+                raise DataError(
+                    f"{name}: one object with the keys {keys}; write a list, one object per line, or splits"
+                )
+    return _json_lines(text)
 
 
 def _json_lines(text: str) -> Iterator[Record]:
@@ -90,7 +79,7 @@ def _json_lines(text: str) -> Iterator[Record]:
         if not line.strip(" \t\r"):
             continue
         try:
-            yield number, _JSON.decode(line)
+            yield number, JSON.decode(line)
         except json.JSONDecodeError as error:
             yield number, Fault(str(error.pos + 1), f"not JSON ({error.msg}); fix or remove the line")
         except (ValueError, RecursionError) as error:  # thousands of digits or brackets
@@ -107,7 +96,7 @@ def _json_list(text: str, name: str) -> Iterator[Record]:
     try:
         # Stop at the end of an empty list; after a comma, an end is an error.
         while not text.startswith("]", position) or number > 1:
-            record, position = _JSON.raw_decode(text, position)
+            record, position = JSON.raw_decode(text, position)
             yield number, record
             position = skip(position)
             if text.startswith("]", position):
@@ -124,9 +113,11 @@ def _json_list(text: str, name: str) -> Iterator[Record]:
         raise DataError(f"{name}:{number}: not usable JSON ({str(error).split(';')[0]}); fix the file") from None
 
 
-def _csv_rows(text: str, name: str) -> Iterator[Record]:
+def _csv_rows(text: str, name: str, divided_by: str | None) -> Iterator[Record]:
+    """The rows below a header. `divided_by` is found from the header if it is None."""
     csv.field_size_limit(2**31 - 1)  # long responses are valid
-    lines = csv.reader(io.StringIO(text, newline=""), strict=True)
+    between = divided_by or delimiter(text.partition("\n")[0].rstrip("\r"), name)
+    lines = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=between)
     number = 0
     try:
         header = next(lines, [])
@@ -137,7 +128,8 @@ def _csv_rows(text: str, name: str) -> Iterator[Record]:
             if len(cells) == len(header):
                 yield number, dict(zip(header, cells, strict=True))
             elif cells:
-                advice = "quote cells that contain commas or line breaks"
+                marks = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}[between]
+                advice = f"quote cells that contain {marks} or line breaks"
                 yield number, Fault(None, f"{len(cells)} cells under a header of {len(header)}; {advice}")
     except csv.Error as error:
         raise DataError(f"{name}:{number + 1}: not CSV ({error}); fix the file or fetch it again") from None
@@ -148,7 +140,14 @@ def _parquet_rows(path: Path, name: str) -> Iterator[Record]:
     try:
         for batch in pq.ParquetFile(path).iter_batches():
             for number, record in enumerate(batch.to_pylist(), number + 1):  # noqa: B020 - continues the count
-                yield number, record
+                yield number, {key: _without_nulls(value) for key, value in record.items()}
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         reason = " ".join(str(error).split())[:EXCERPT]
         raise DataError(f"{name}:{number + 1}: not readable parquet ({reason}); fetch it again") from None
+
+
+def _without_nulls(value: Any) -> Any:
+    """`value` without the keys of inner objects that are null: parquet gives every object the keys of all of them."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value

@@ -1,0 +1,171 @@
+"""`ROW_FORMATS`, the formats of rows: their keys and parsers, and how a file's format is detected."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+from prefdag.formats.context import tools_of, with_history, with_system
+from prefdag.formats.dialogues import dialogue
+from prefdag.formats.faults import EXCERPT, Fault
+from prefdag.formats.judgements import preference, scores
+from prefdag.formats.paired import hh_rlhf, instructed, labelled_dialogue, openai, paired, single
+from prefdag.formats.scored import distilabel, helpsteer, nectar, shp, strength, ultrafeedback
+
+if TYPE_CHECKING:
+    from prefdag.formats.fields import Field, Row
+    from prefdag.formats.pair import Pair
+
+SIDES = ("chosen", "rejected")
+
+FIRST_SUGGESTED = {"plain", "sharegpt", "alpaca", "orca", "messages", "unpaired"}
+
+
+class RowFormat(NamedTuple):
+    """The keys of a record in this format ("a|b": either), and the function that parses it, which raises `Fault`."""
+
+    keys: tuple[str, ...]
+    parse: Callable[["Row"], "Pair"]
+    like: Callable[["Row"], bool] = lambda row: True  # for `detect_format`, if other formats have the same keys
+    several: bool = False  # consecutive rows with the same prompt are one record: a row and its `others`
+
+
+def _is_transcript(field: "Field") -> bool:
+    return isinstance(field.value, str) and "\n\nAssistant:" in field.value
+
+
+def _is_dialogue(value: object) -> bool:
+    return isinstance(value, list) or (isinstance(value, str) and re.match(r"\s*\[\s*\{", value) is not None)
+
+
+def _ends_with_user(field: "Field") -> bool:
+    """Whether a list of turns, perhaps stored as text, has any and does not end with the assistant's."""
+    with suppress(Fault):
+        turns = dialogue(field, "user")
+        return bool(turns) and turns[-1]["role"] != "assistant"
+    return True  # its parser names the fault
+
+
+# Formats with more specific keys come first: `detect_format` takes the first of those that fit most of the first rows.
+ROW_FORMATS: Mapping[str, RowFormat] = {
+    "sharegpt": RowFormat(("conversations", "chosen", "rejected"), partial(paired, prompt="conversations")),
+    "axolotl": RowFormat(
+        ("messages", "chosen", "rejected"),
+        partial(paired, prompt="messages"),
+        like=lambda row: _ends_with_user(row["messages"]),
+    ),
+    "openai": RowFormat(("input", "preferred_output", "non_preferred_output"), openai),
+    "argilla": RowFormat(
+        ("prompt|instruction|question", "chosen_response", "rejected_response"),
+        partial(
+            instructed, prompt="prompt|instruction|question", chosen="chosen_response", rejected="rejected_response"
+        ),
+    ),
+    "shp": RowFormat(("history", "human_ref_A", "human_ref_B", "labels"), shp),
+    "helpsteer3": RowFormat(
+        ("prompt|context", "response1|response_1", "response2|response_2", "overall_preference|preference_strength"),
+        strength,
+    ),
+    "pku": RowFormat(
+        ("context", "chosen", "rejected"),
+        partial(paired, prompt="context"),
+        like=lambda row: _is_dialogue(row["context"].value),
+    ),
+    "plain": RowFormat(("prompt", "chosen", "rejected"), paired),
+    "alpaca": RowFormat(("instruction", "chosen|output", "rejected"), instructed),
+    "orca": RowFormat(("question|input|query", "chosen", "rejected"), partial(paired, prompt="question|input|query")),
+    "messages": RowFormat(
+        ("chosen", "rejected"), paired, like=lambda row: all(_is_dialogue(row[key].value) for key in SIDES)
+    ),
+    "hh-rlhf": RowFormat(
+        ("chosen", "rejected"), hh_rlhf, like=lambda row: all(_is_transcript(row[key]) for key in SIDES)
+    ),
+    "nectar": RowFormat(("prompt", "answers"), nectar),
+    "ultrafeedback": RowFormat(("instruction|prompt", "completions"), ultrafeedback),
+    "distilabel": RowFormat(("instruction|prompt|input", "generations", "ratings|rating"), distilabel),
+    "helpsteer2": RowFormat(("prompt", "response", "helpfulness"), helpsteer, several=True),
+    "unpaired": RowFormat(
+        ("prompt|instruction|question", "completion|output|response", "label|kto_tag"),
+        partial(
+            single, prompt="prompt|instruction|question", completion="completion|output|response", label="label|kto_tag"
+        ),
+    ),
+    "kto": RowFormat(("messages|conversations", "label|kto_tag"), labelled_dialogue),
+}
+
+# Why a row with all keys of a format is not in it.
+DIFFERENT = {
+    "axolotl": "whose messages end with the user's turn",
+    "pku": "whose context is a list of turns",
+    "messages": "whose chosen and rejected are lists of turns; rows with two texts need a prompt too",
+    "hh-rlhf": r"whose chosen and rejected have '\n\nAssistant:'",
+}
+
+
+def parse_row(row: "Row", name: str) -> "Pair":
+    """The pair in a row of the format `name`, with its system text, history and tools."""
+    row_format = ROW_FORMATS[name]
+    for keys in missing(row, row_format):
+        expected = f"format {name} needs {', '.join(spelled(row_format))}, and the row has {_keys(row)}"
+        raise Fault(keys.split("|")[0], f"missing; {expected}; fix the row or set validate_pairs.format")
+    pair = row_format.parse(row)
+    prompt = with_system(row, with_history(row, pair.prompt))
+    tools = tools_of(row["tools"]) if row.has("tools") else pair.tools
+    if pair.tools not in (None, tools):
+        raise Fault("tools", "the row has input.tools too; keep one of them")
+    if pair.chosen is None or pair.rejected is None:
+        return pair._replace(prompt=prompt, tools=tools)
+    stated = preference(row)
+    return pair._replace(
+        prompt=prompt,
+        tools=tools,
+        preference=pair.preference if stated is None else stated,
+        scores=pair.scores or scores(row),
+    )
+
+
+def detect_format(rows: Sequence["Row"]) -> str:
+    """The format that fits most of the first rows of a file. Raises `Fault` if none fits any, with the nearest one."""
+    fits = {name: sum(_fits(row, row_format) for row in rows) for name, row_format in ROW_FORMATS.items()}
+    best = max(fits, key=lambda name: fits[name])
+    if fits[best]:
+        return best
+    nearest = min(ROW_FORMATS, key=lambda name: _distance(rows[0], name))
+    lacks = missing(rows[0], ROW_FORMATS[nearest])
+    what = (
+        f"which also needs {' and '.join(key.replace('|', ' or ') for key in lacks)}"
+        if lacks
+        else DIFFERENT.get(nearest, "of which one is null here")
+    )
+    keys = ", ".join(spelled(ROW_FORMATS[nearest]))
+    raise Fault(
+        None,
+        f"no known format: the keys are {_keys(rows[0])}; the nearest is {nearest} ({keys}), {what}; "
+        "map other names with validate_pairs.columns (docs/data.md)",
+    )
+
+
+def missing(row: "Row", row_format: RowFormat) -> list[str]:
+    """The keys of a format that a row lacks."""
+    return [keys for keys in row_format.keys if not any(key in row for key in keys.split("|"))]
+
+
+def spelled(row_format: RowFormat) -> list[str]:
+    """The keys of a format as people read them."""
+    return [key.replace("|", " or ") for key in row_format.keys]
+
+
+def _fits(row: "Row", row_format: RowFormat) -> bool:
+    there = all(any(key in row and row[key].value is not None for key in keys.split("|")) for keys in row_format.keys)
+    return there and row_format.like(row)
+
+
+def _distance(row: "Row", name: str) -> tuple[int, bool, int]:
+    """How far a row is from a format: the more keys it has, the nearer; then common formats, and those that need less."""
+    lacks = len(missing(row, ROW_FORMATS[name]))
+    return lacks - len(ROW_FORMATS[name].keys), name not in FIRST_SUGGESTED, lacks
+
+
+def _keys(row: "Row") -> str:
+    return ascii(", ".join(row.names()) or "none")[1:-1][: 2 * EXCERPT]

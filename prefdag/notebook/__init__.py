@@ -1,0 +1,1 @@
+"""DPO without the pipeline, in a notebook: losses on arrays, and training on a dataframe."""

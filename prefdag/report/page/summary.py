@@ -1,0 +1,86 @@
+"""The numbers that matter most: `reports/metrics.json` for `dvc exp show` and MLflow, and the five lines after `make repro`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from prefdag.report.image.sentences import compared
+from prefdag.report.page.numbers import Estimate, number, percent, percent_span, points, signed, signed_span
+from prefdag.report.text.sentences import is_paired
+
+Metrics = Mapping[str, Any]
+
+
+def main_metrics(
+    text: Metrics, win_rate: Metrics, image: Metrics, findings: Mapping[str, int]
+) -> dict[str, dict[str, float]]:
+    """A dozen metrics by track, named as trainers usually name them. An interval has the endings _low and _high.
+
+    Args:
+        text: from evaluate_text.
+        win_rate: from judge_text, by kind of judge. Rates of different judges are not comparable, so the name has the kind.
+        image: from evaluate_image.
+        findings: number of findings about the health of the DPO run, by track.
+    """
+    heldout = text["heldout"]
+    ranking = "rewards/accuracies" if is_paired(text) else "rewards/auc"
+    accuracy = Estimate.of(heldout["rewards"], "accuracy")
+    classified = Estimate.of(image["policy"], "accuracy")
+    return {
+        "text": {
+            ranking: accuracy.value,
+            f"{ranking}_low": accuracy.low,
+            f"{ranking}_high": accuracy.high,
+            "kl": heldout["kl"],
+            "perplexity": heldout["policy"]["perplexity"],
+            "perplexity_before": heldout["reference"]["perplexity"],
+            **{f"win_rate_{judge}": rates["greedy"]["win_rate"] for judge, rates in win_rate.items()},
+            "findings": findings["text"],
+        },
+        "image": {
+            "accuracy": classified.value,
+            "accuracy_low": classified.low,
+            "accuracy_high": classified.high,
+            "accuracy_before": image["reference"]["accuracy"],
+            "kl": image["kl"],
+            "findings": findings["image"],
+        },
+    }
+
+
+def lines(text: Metrics, image: Metrics, report: str) -> list[str]:
+    """What DPO changed, in five lines for a terminal. An interval that includes no change is called no significant difference.
+
+    Args:
+        report: the address of the report.
+    """
+    heldout, n_images = text["heldout"], image["n_test"]
+    accuracy = Estimate.of(heldout["rewards"], "accuracy")
+    change = Estimate.of(heldout["differences"]["policy_reference"], "difference")
+    classified, against = Estimate.of(image["policy"], "accuracy"), image["policy_against_reference"]
+    if is_paired(text):
+        ranked, rows = "pairs ranked right", f"n = {number(heldout['n_pairs'])}"
+    else:
+        ranked = "responses ranked right"
+        rows = f"n = {number(heldout['n_chosen'])} and {number(heldout['n_rejected'])}"
+    chance = {"better": "better than chance", "unclear": "not significantly better than chance"}
+    nats = {"better": "higher", "unclear": "no significant difference", "worse": "lower"}[change.against(0.0)]
+    perplexity = [number(heldout[model]["perplexity"], 2) for model in ("reference", "policy")]
+    shown = {
+        f"Text, {ranked}": (
+            f"50% before DPO (chance), {percent(accuracy.value)} after (95% interval {percent_span(accuracy)}, {rows}): "
+            f"{chance.get(accuracy.against(0.5), 'worse than chance')}"
+        ),
+        "Text, KL to the reference": f"{number(heldout['kl'], 4)} nats per token",
+        "Text, perplexity": (
+            f"{perplexity[0]} before DPO, {perplexity[1]} after; cross-entropy {signed(change.value, 4)} nats per token "
+            f"(95% interval {signed_span(change, 4)}): {nats}"
+        ),
+        "Images, accuracy": (
+            f"{percent(image['reference']['accuracy'])} before DPO, {percent(classified.value)} after (95% interval "
+            f"{percent_span(classified)}, n = {number(n_images)}); difference {points(against['difference'])} points: "
+            f"{compared(against, 'reference')}"
+        ),
+        "Report": report,
+    }
+    width = max(map(len, shown))
+    return [f"{title:<{width}}  {line}" for title, line in shown.items()]

@@ -1,0 +1,158 @@
+"""Fetch a file at a URL, through the file system that DVC or fsspec has for its scheme. Credentials are never shown."""
+
+import logging
+import shutil
+import time
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
+
+from prefdag.lifecycle.errors import SourceError
+from prefdag.lifecycle.exits import FIXABLE, system_error
+from prefdag.lifecycle.progress import progress
+from prefdag.runtime.artifacts import sha256
+from prefdag.sources.pins import check_hash, expanded, is_pin, masked, one_line
+
+if TYPE_CHECKING:
+    from prefdag.config.sources import UrlSource
+
+PAUSES = (1.0, 4.0)  # seconds before the second and the third attempt after a transfer that breaks off
+WEB = {"http", "https"}
+# remote://NAME/FILE is a file on one of DVC's remotes, with the credentials in DVC's own configuration.
+OF_DVC = WEB | {"s3", "gs", "azure", "oss", "ssh", "hdfs", "webhdfs", "webdav", "webdavs", "gdrive", "remote"}
+ELSEWHERE = {"hf": "hub", "file": "path", "local": "path", "": "path"}
+
+logger = logging.getLogger(__name__)
+
+
+def fetch_url(source: "UrlSource", into: Path) -> None:
+    """Fetch the file and check its SHA-256."""
+    file = download(source, into)
+    actual = sha256(file)
+    if not is_pin(source.sha256) or source.sha256 != actual:
+        reject_page(source, file)
+    check_hash(f"'{file.name}'", actual=actual, pinned=source.sha256)
+
+
+def download(source: "UrlSource", into: Path) -> Path:
+    """Fetch the file into the folder `into`, unchecked. Returns its path there.
+
+    Raises:
+        SourceError: it is not there, the server does not answer or refuses, or the disk is too small for it.
+    """
+    address, _, label = expanded(source.url).partition("#")
+    shown = masked(source.url)
+    target = into / _name(address, label, shown)
+    files, path = _file_system(address, shown, source)
+    # Otherwise a server may pack the file for the transfer, and aiohttp would unpack a .gz file on arrival.
+    web = urlsplit(address).scheme in WEB
+    options = {"headers": {"Accept-Encoding": "identity"}} if web else {}
+    logger.info("fetching %s from %s", target.name, shown)
+    pauses = iter(PAUSES)
+    while True:
+        try:
+            if not web and files.isdir(path):
+                raise SourceError(f"'{shown}' is a folder; name one file, such as a .tar of the folder")
+            with progress(0, "B", target.name, unit_scale=True) as bar:
+                files.get_file(path, str(target), callback=_callback(bar, into, shown), **options)
+            return target
+        except SourceError:
+            raise
+        except Exception as error:  # the many file systems share no narrower class
+            if system_error(error) in FIXABLE and not isinstance(error, PermissionError):
+                raise
+            pause = next(pauses, None)
+            if pause is None or not _broke_off(error):
+                raise SourceError(_reason(error, shown, source.url)) from None
+        time.sleep(pause)
+
+
+def _name(address: str, label: str, shown: str) -> str:
+    """The file's name: what follows #, or else the last part of the path."""
+    name = unquote(label) or unquote(PurePosixPath(urlsplit(address).path).name)
+    if not name or name in {".", ".."} or "/" in name or "\0" in name:
+        raise SourceError(f"'{shown}' does not end with the name of a file; append one, as in {shown}#rows.jsonl")
+    return name
+
+
+def _file_system(address: str, shown: str, source: "UrlSource") -> tuple[Any, str]:
+    """The fsspec file system of a URL's scheme, DVC's own if it has one, and the file's path in it."""
+    import fsspec
+    from dvc.config import Config
+    from dvc.fs import parse_external_url
+    from dvc_objects.fs.errors import RemoteMissingDepsError
+
+    scheme = urlsplit(address).scheme
+    if scheme in ELSEWHERE:
+        raise SourceError(f"'{shown}': a source of kind {ELSEWHERE[scheme]} fetches it")
+    try:
+        if scheme in OF_DVC:
+            files, path = parse_external_url(address, config=Config.from_cwd() if scheme == "remote" else None)
+            return files.fs, path
+        files, path = fsspec.core.url_to_fs(address)
+        return files, path
+    except (ImportError, RemoteMissingDepsError) as error:
+        missing = f"dvc-{scheme}; install it: pip install dvc-{scheme}" if scheme in OF_DVC else one_line(error)
+        raise SourceError(f"'{shown}': {scheme}:// needs {missing}") from None
+    except Exception as error:  # of the many file systems
+        raise SourceError(f"'{shown}' cannot be opened: {masked(one_line(error), source.url)}") from None
+
+
+def _callback(bar: Any, into: Path, shown: str) -> Any:
+    """Shows the progress on `bar`, and refuses a file that the disk has no room for."""
+    from fsspec.callbacks import Callback
+
+    class Progress(Callback):
+        def set_size(self, size: int | None) -> None:
+            free = shutil.disk_usage(into).free
+            if size and size > free:
+                raise SourceError(
+                    f"'{shown}' has {size / 1e6:,.0f} MB, but the disk has only {free / 1e6:,.0f} MB left"
+                )
+            bar.total = size
+            super().set_size(size)
+
+        def relative_update(self, inc: int = 1) -> None:
+            bar.update(inc)
+            super().relative_update(inc)
+
+    return Progress()
+
+
+def _broke_off(error: Exception) -> bool:
+    """Whether the transfer broke off. A refusal is final, and the client has already tried a failed connection again."""
+    import aiohttp
+
+    return isinstance(
+        error, aiohttp.ClientPayloadError | aiohttp.ServerDisconnectedError | TimeoutError | ConnectionResetError
+    )
+
+
+def _reason(error: Exception, shown: str, url: str) -> str:
+    import aiohttp
+
+    match error:
+        case aiohttp.ClientResponseError():
+            return f"'{shown}': the server answers {error.status} {error.message}"
+        case FileNotFoundError():
+            return f"'{shown}' is not there; check the address"
+        case PermissionError():
+            return f"'{shown}': permission denied; check the credentials of this machine"
+        case aiohttp.ClientPayloadError() | aiohttp.ServerDisconnectedError() | ConnectionResetError():
+            return f"'{shown}': the server interrupted the transfer; try again"
+        case aiohttp.ClientSSLError():
+            return f"'{shown}': the server has no certificate that this machine trusts"
+        case aiohttp.ClientConnectionError() | TimeoutError():
+            return f"'{shown}': the server cannot be reached; check the address and the network"
+        case _:
+            return f"'{shown}' cannot be fetched: {masked(one_line(error), url)}"
+
+
+def reject_page(source: "UrlSource", file: Path) -> None:
+    """Refuse a web page that was sent in place of a file: a sign-in form, or the page around a download."""
+    with file.open("rb") as stream:
+        start = stream.read(512).lstrip().lower()
+    if start.startswith((b"<!doctype html", b"<html")) and file.suffix.lower() not in {".html", ".htm"}:
+        raise SourceError(
+            f"'{masked(source.url)}' answers with a web page, not a file; find the address of the file itself"
+        )

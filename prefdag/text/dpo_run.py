@@ -1,0 +1,84 @@
+"""A DPO run of a language model: its policy, and what the training loop takes. Shared by the stage and by notebooks."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from prefdag.dpo.reference import FrozenCheck, MovingReference
+from prefdag.dpo.start import START_TOLERANCE, StartCheck
+from prefdag.text import trainable
+from prefdag.text.dpo_task import cached_logps, dpo_task, live_logps
+from prefdag.text.scoring.rows import pair_rows, presence, soft_labels
+from prefdag.train.task import Task, Tasks
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from prefdag.config.dpo_text import DpoText
+    from prefdag.dpo.hook import StepHook
+    from prefdag.dpo.preference import Preference
+    from prefdag.text.model import Policy
+    from prefdag.text.scoring.logps import Pair, PairLogps
+
+KEY = "dpo_text.adapter"  # in params.yaml, for error messages
+# The reference's log-probabilities of a split's pairs, in their order; given the split, its rows and its pairs.
+CachedLogps = Callable[[str, "pd.DataFrame", Sequence["Pair"]], "PairLogps"]
+
+
+class DpoRun(NamedTuple):
+    """What the training loop takes besides the policy and its settings."""
+
+    tasks: Tasks
+    hooks: list["StepHook"]
+
+
+def new_policy(reference: Path, config: "DpoText", seed: int) -> "Policy":
+    """The model in `reference` with a new adapter, or to be trained as a whole. Raises `ParamsError`."""
+    model = trainable.load_for_training(reference, config.adapter, KEY)
+    policy = trainable.add_adapter(model, config.adapter, seed, KEY)
+    if config.gradient_checkpointing:
+        trainable.checkpoint_gradients(policy)
+    return policy
+
+
+def dpo_run(
+    policy: "Policy",
+    frames: Mapping[str, "pd.DataFrame"],
+    preference: "Preference",
+    config: "DpoText",
+    cached: CachedLogps,
+    where: Callable[[str], str],
+) -> DpoRun:
+    """Train `policy`, from `new_policy`, on the formatted pairs in `frames`: "train" and, if there is one, "val".
+
+    Args:
+        cached: called once per split if `config.reference.logps` is cached.
+        where: names a split in error messages.
+
+    Raises:
+        DataError: the loss cannot take these rows.
+    """
+    frozen = [p for p in policy.parameters() if not p.requires_grad]
+    moving = None
+    if config.reference.update != "none":
+        moving = MovingReference(
+            trainable.frozen_copy(policy), lambda: trainable.effective_tensors(policy), config.reference
+        )
+    looked_up = config.reference.logps == "cached"
+    live = not looked_up or preference.uses_kl
+    # Only if needed: with a fully trained policy, `untrained` is a copy.
+    reference = moving.model if moving else trainable.untrained(policy) if live else None
+
+    def task(split: str, frame: "pd.DataFrame") -> Task:
+        pairs = pair_rows(frame, mismatched=preference.uses_kl)
+        labels, present = soft_labels(frame), presence(frame)
+        preference.check_rows(frame["preference"], present is None, where(split))
+        live = live_logps(reference, pairs) if reference else None
+        ref_logps = live if live and not looked_up else cached_logps(cached(split, frame, pairs), live)
+        return dpo_task(pairs, frame["id"].tolist(), preference, ref_logps, labels=labels, present=present)
+
+    hooks: list[StepHook] = [preference, moving or FrozenCheck(frozen)]
+    if config.adapter.kind != "prefix":  # a new prefix does not start at the reference
+        hooks.append(StartCheck(START_TOLERANCE[config.training.precision]))
+    tasks = {split: task(split, frame) for split, frame in frames.items()}
+    return DpoRun(Tasks(tasks["train"], tasks.get("val")), hooks)

@@ -1,0 +1,97 @@
+"""Files of another DVC project, in a repository made here."""
+
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from prefdag.config.sources import DvcSource
+from prefdag.lifecycle.errors import SourceError
+from prefdag.project.pinning import pins
+from prefdag.runtime import artifacts
+from prefdag.sources.fetching import fetch
+
+KEY = "download_pairs.source"
+ROWS = "a,b\n1,2\n"
+
+
+@pytest.fixture
+def run(own_git: None) -> Callable[..., str]:
+    """Runs a command in the other project, which is made here."""
+    other = Path("other")
+    (other / "data/images/cats").mkdir(parents=True)
+    (other / "data/rows.csv").write_text(ROWS)
+    (other / "data/images/cats/one.png").write_bytes(b"1")
+    (other / "notes.txt").write_text("by Git")
+
+    def run(*command: str) -> str:
+        return subprocess.run(command, cwd=other, check=True, capture_output=True, text=True).stdout.strip()
+
+    for command in (
+        "git init -q",
+        "dvc init -q",
+        "dvc remote add -d store ../store",
+        "dvc add -q data/rows.csv data/images",
+        "dvc push -q",
+        "git add .",
+        "git commit -q -m first",
+    ):
+        run(*command.split())
+    shutil.rmtree(other / ".dvc/cache")
+    return run
+
+
+def source(path: str, revision: str | None, repo: str = "other") -> DvcSource:
+    return DvcSource(kind="dvc", repo=repo, path=path, revision=revision)
+
+
+def refusal(source: DvcSource) -> str:
+    with pytest.raises(SourceError) as caught, artifacts.writing(Path("out")) as folder:
+        fetch(source, folder, KEY)
+    assert not list(Path().glob("*out*")), "left something behind"
+    message = str(caught.value)
+    assert message.startswith(f"params.yaml: {KEY}: ")
+    assert "\n" not in message
+    return message
+
+
+def test_a_file_a_folder_and_what_git_tracks_at_a_commit(run: Callable[..., str], tmp_path: Path) -> None:
+    commit = run("git", "rev-parse", "HEAD")
+    (tmp_path / "other/data/rows.csv").write_text("later")
+    fetch(source("data/rows.csv", commit), Path("file"), KEY)
+    assert Path("file/rows.csv").read_text() == ROWS
+    fetch(source("data/images", commit, str(tmp_path / "other")), Path("folder"), KEY)
+    assert [p.relative_to("folder").as_posix() for p in Path("folder").rglob("*.png")] == ["cats/one.png"]
+    fetch(source("notes.txt", commit, f"file://{tmp_path}/other"), Path("git"), KEY)
+    assert Path("git/notes.txt").read_text() == "by Git"
+
+
+def test_without_a_commit_it_says_which_that_is(run: Callable[..., str]) -> None:
+    commit = run("git", "rev-parse", "HEAD")
+    run("git", "branch", "stable")
+    run("git", "commit", "-q", "--allow-empty", "-m", "second")
+    newest = run("git", "rev-parse", "HEAD")
+    for revision, right in ((None, newest), ("...", newest), ("stable", commit), (commit[:7], commit)):
+        assert f"but 'other' has revision: {right}; write that" in refusal(source("data/rows.csv", revision))
+        assert pins(source("data/rows.csv", revision)) == {"revision": right}
+    assert pins(source("data/rows.csv", commit)) == {}
+
+
+def test_what_is_not_there(run: Callable[..., str]) -> None:
+    commit = run("git", "rev-parse", "HEAD")
+    assert "there is rows.csv" in refusal(source("data/row.csv", commit))
+    assert "cannot be fetched: " in refusal(source("data/rows.csv", "0" * 40))
+    assert "cannot be fetched: " in refusal(source("data/rows.csv", commit, "nowhere"))
+    assert "cannot be fetched: " in refusal(source("data/rows.csv", None, "nowhere"))
+    shutil.rmtree("store")
+    assert "cannot be fetched: " in refusal(source("data/rows.csv", commit))
+
+
+def test_what_the_storage_damaged_is_refused(run: Callable[..., str]) -> None:
+    commit = run("git", "rev-parse", "HEAD")
+    (stored,) = (path for path in Path("store").rglob("*") if path.is_file() and path.read_bytes() == ROWS.encode())
+    stored.chmod(0o644)
+    stored.write_text("a,b\n1,3\n")
+    assert "rows.csv is damaged in the storage of 'other'" in refusal(source("data/rows.csv", commit))
