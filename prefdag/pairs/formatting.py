@@ -23,7 +23,7 @@ from prefdag.pairs import limits, turns
 from prefdag.pairs.changes import FormattingChange, boundary_joins, example, formatting_changes
 from prefdag.pairs.encoding import PAIRS_SCHEMA, PARTS, columns_of, encode_pair
 from prefdag.pairs.ngrams import normalised
-from prefdag.pairs.observations import Observations, cut_lines, template_lines
+from prefdag.pairs.observations import Observations, cut_lines, template_lines, template_writes
 from prefdag.pairs.splits import LEFT_OUT, SPLITS, check_fractions, digest, split_by_prompt
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def format_pairs(
             "joined": sum(joined),
             "share": round(sum(joined) / max(1, len(joined)), 4),
         },
-        "template_writes": tokenizer.template_writes,
+        "template_writes": template_writes(tokenizer),
         **first_pass.observations.summary(),
         **parts,
     }

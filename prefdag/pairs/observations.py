@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefdag.lifecycle.errors import DataError
 from prefdag.pairs import turns
-from prefdag.pairs.rendering import any_of
+from prefdag.pairs.marks import any_of
 
 if TYPE_CHECKING:
     from prefdag.pairs.limits import Limits
@@ -76,6 +76,12 @@ class Observations:
             f"{self.rendered} of {self.rows} rows have the marks of a chat template, as if they were rendered already "
             f"(the first: {self.first_rendered})"
         )
+
+
+def template_writes(tokenizer: "ChatTokenizer") -> dict[str, str]:
+    """What a chat template writes around every answer, as text: `before`, `after`, and the `end` of the turn."""
+    affixes = tokenizer.renderer.affixes
+    return {"before": affixes.before, "after": affixes.after, "end": tokenizer.decode([tokenizer.end_id])}
 
 
 def template_lines(tokenizer: "ChatTokenizer") -> list[str]:

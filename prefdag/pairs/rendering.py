@@ -4,22 +4,17 @@ All texts are marked: control tokens that somebody typed stand between two marks
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from prefdag.lifecycle.errors import DataError
+from prefdag.pairs.marks import MARKED, marked
 from prefdag.pairs.template import ChatTemplate, Tools, with_text_arguments, without_content
 
 if TYPE_CHECKING:
     from prefdag.pairs.turns import Messages
-
-# Unicode noncharacters, which are reserved for a program's internal use. Texts should not have them; if so, they are removed.
-OPEN, CLOSE = "\ufdd0", "\ufdd1"
-NO_MARKS = str.maketrans("", "", OPEN + CLOSE)
-# Splitting by it gives text, control token, text, ...; or None for a mark whose partner the template removed.
-MARKED = re.compile(f"{OPEN}([^{OPEN}{CLOSE}]*){CLOSE}|[{OPEN}{CLOSE}]")
 
 # Texts that no template changes or writes itself.
 QUESTION, ANSWER = "prefdagquestion", "prefdaganswer"
@@ -65,14 +60,7 @@ class Renderer:
 
     def mark(self, value: Any) -> Any:
         """A value with marks around the control tokens in its texts."""
-        match value:
-            case str():
-                return self.controls.sub(f"{OPEN}\\g<0>{CLOSE}", value.translate(NO_MARKS))
-            case Mapping():
-                return {self.mark(key): self.mark(each) for key, each in value.items()}
-            case list() | tuple():
-                return [self.mark(each) for each in value]
-        return value
+        return marked(value, self.controls)
 
     def prompt(self, messages: "Messages", tools: Tools) -> tuple[str, str]:
         """A dialogue up to the start of the answer, marked, and what the template leaves out of it on purpose, in words.
@@ -127,15 +115,9 @@ class Renderer:
         for key in extras:
             if whole is not None and whole == self._tried([*turns, _without(answer, key)], marked_tools):
                 raise _ignores(key)
-        texts = [answer["content"], answer.get("reasoning_content") or ""]
-        # A template may write an answer in another way if the dialogue before it has, for example, a system message.
-        for start, text in (
-            (prompt, whole),
-            *(
-                (self._tried(ASKED, offered, generation_prompt=True), self._tried([*ASKED, answer], offered))
-                for offered in ([marked_tools, None] if marked_tools else [None])
-            ),
-        ):
+        content = self._once(prompt, answer["content"])
+        texts = [content, answer.get("reasoning_content") or ""]
+        for start, text in self._attempts(prompt, whole, answer, marked_tools):
             if start is None or text is None or not text.startswith(start):
                 continue
             written = text[len(start) :].removeprefix(self.affixes.header)
@@ -146,15 +128,16 @@ class Renderer:
                 "the chat template loses a part of it, or starts it in another way than its generation prompt "
                 f"({self.start!r}); change the row, or set format_pairs.template_options"
             )
-        text = self._once(prompt, answer["content"])
-        return Written(f"{self.affixes.before}{text}{self.affixes.after}", self.affixes.end)
+        # What the template writes before a text may be the end of the block, which this text has itself.
+        before = "" if self.open_block and _closing(self.open_block) in content else self.affixes.before
+        return Written(f"{before}{content}{self.affixes.after}", self.affixes.end)
 
     def unclosed(self, prompt: str, response: str) -> str | None:
         """The opening tag of a block in which a whole response stands, since it never closes it."""
         match = OPEN_BLOCK.search(prompt) if self.open_block else None
         if match is None and (own := re.match(r"\s*(<[A-Za-z]\w*>)", response)) and own[1] in self.template.source:
             match = own
-        return None if match is None or f"{match[1][0]}/{match[1][1:]}" in response else match[1]
+        return None if match is None or _closing(match[1]) in response else match[1]
 
     @cached_property
     def affixes(self) -> Affixes:
@@ -202,6 +185,17 @@ class Renderer:
         if len(re.findall(r"\w", self.start)) >= 4:  # "### Response:" or "[/INST]", but not "]"
             own.append(self.start.strip())
         return list(dict.fromkeys([*own, *FOREIGN_MARKS]))
+
+    def _attempts(
+        self, prompt: str, whole: str | None, answer: Mapping[str, Any], tools: Tools
+    ) -> Iterator[tuple[str | None, str | None]]:
+        """Prompts and dialogues that start with them: the row's own, then short ones.
+
+        A template may write an answer in another way if the dialogue before it has, for example, a system message.
+        """
+        yield prompt, whole
+        for offered in [tools, None] if tools else [None]:
+            yield self._tried(ASKED, offered, generation_prompt=True), self._tried([*ASKED, answer], offered)
 
     def _to_end(self, written: str, turn: Mapping[str, Any]) -> Written:
         """Cut before the first token after the text at which the model stops."""
@@ -263,13 +257,13 @@ class Renderer:
         return texts[0]
 
 
-def any_of(tokens: Iterable[str]) -> re.Pattern[str]:
-    """Matches any of these texts, the longest first; nothing if there are none."""
-    return re.compile("|".join(map(re.escape, sorted(tokens, key=lambda token: (-len(token), token)))) or r"(?!)")
-
-
 def _answer(text: str) -> dict[str, Any]:
     return {"role": "assistant", "content": text}
+
+
+def _closing(tag: str) -> str:
+    """</think> for <think>, [/THINK] for [THINK]."""
+    return f"{tag[0]}/{tag[1:]}"
 
 
 def _replaced(messages: "Messages", number: int, turn: Mapping[str, Any]) -> list[Mapping[str, Any]]:

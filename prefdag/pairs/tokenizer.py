@@ -13,6 +13,7 @@ has exactly one end of turn, at its end. It is the token that the template write
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,8 @@ from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
 from prefdag.lifecycle.errors import DataError
-from prefdag.pairs.rendering import MARKED, Renderer, any_of
+from prefdag.pairs.marks import MARKED, any_of
+from prefdag.pairs.rendering import Renderer
 from prefdag.pairs.template import INSTRUCTION_TEMPLATE, ChatTemplate, TemplateName, Tools, read_template
 from prefdag.pairs.tokenizer_files import control_token, read_tokenizer, stop_ids_of, token_id
 from prefdag.runtime.artifacts import read_json
@@ -103,6 +105,10 @@ class ChatTokenizer:
         self._control_tokens = self._added(special=True)
         self._controls = any_of(self._control_tokens)
         self.renderer = replace(renderer, controls=self._controls)
+        # Both responses of a row follow the same text, which is often the same in all rows.
+        self._context_ids = lru_cache(maxsize=2)(
+            lambda text: self._tokenizer.encode(text, add_special_tokens=False).ids
+        )
 
     def dialogue(self, messages: "Messages", tools: Tools = None) -> "Dialogue":
         """A dialogue that waits for an answer. Raises `DataError` as `Renderer.prompt`."""
@@ -146,12 +152,6 @@ class ChatTokenizer:
         If it is too long, the first `max_tokens - 1` tokens are kept, then the end.
         """
         return self.cut_response(self._text_ids(text), text, self.end_id, max_tokens)
-
-    @property
-    def template_writes(self) -> dict[str, str]:
-        """What the template writes around every answer, as text: `before`, `after`, and the `end` of the turn."""
-        affixes = self.renderer.affixes
-        return {"before": affixes.before, "after": affixes.after, "end": self.decode([self.end_id])}
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, including control tokens."""
@@ -218,7 +218,7 @@ class ChatTokenizer:
             has_controls = self._controls.search(MARKED.sub("", marked))
             return self.prompt_ids(marked) if has_controls else self._text_ids(MARKED.sub(r"\1", marked))
         context = self._tail(prompt)
-        before = self._tokenizer.encode(context, add_special_tokens=False).ids
+        before = self._context_ids(context)
         joined = self._tokenizer.encode(context + marked, add_special_tokens=False).ids
         return list(joined[len(before) :]) if joined[: len(before)] == before else self.prompt_ids(marked)
 

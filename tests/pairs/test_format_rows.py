@@ -197,6 +197,7 @@ def test_auto_limits_hold_95_percent_of_the_rows(tmp_path: Path, caplog: pytest.
         "cut: 5.0% of the prompts, 10.0% of the chosen responses, 0.0% of the rejected responses (limits: "
         in caplog.text
     )
+    assert "to keep more, raise format_pairs.max_auto_tokens, or set numbers instead of auto" in caplog.text
 
 
 def test_nothing_is_said_of_cuts_if_there_are_none(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

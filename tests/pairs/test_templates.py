@@ -13,8 +13,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from prefdag.lifecycle.errors import DataError, ParamsError
+from prefdag.pairs.marks import CLOSE, OPEN
 from prefdag.pairs.observations import template_lines
-from prefdag.pairs.rendering import CLOSE, OPEN
 from prefdag.pairs.tokenizer import ChatTokenizer
 
 EARLIER = [*user("Name a colour."), {"role": "assistant", "content": "Red."}, *user("And another?")]
@@ -355,6 +355,30 @@ def test_a_block_that_the_prompt_opens_is_opened_once(tmp_path: Path, text: str)
     row = tokenizer.decode(dialogue.prompt().ids + response.ids)
     assert row == "<s><｜User｜>hi<｜Assistant｜><think>\nSky.\n</think>\n\nBlue.<｜end｜>"
     assert dialogue.unclosed(response) is None
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [
+        answer("Blue.", reasoning_content="Sky."),
+        answer("<think>\nSky.\n</think>\n\nBlue."),
+        answer("Sky.\n</think>\n\nBlue."),
+    ],
+)
+def test_a_prompt_that_opens_the_block_of_a_template_that_closes_it(tmp_path: Path, turn: dict[str, Any]) -> None:
+    """As in Qwen3's models that always think."""
+    write_model_tokenizer(tmp_path, "qwen 3")
+    template = MODELS["qwen 3"].template.replace(
+        "{{- '<|im_start|>assistant\\n' }}\n    {%- if", "{{- '<|im_start|>assistant\\n<think>\\n' }}\n    {%- if"
+    )
+    assert template != MODELS["qwen 3"].template
+    (tmp_path / "chat_template.jinja").write_text(template)
+    tokenizer = ChatTokenizer(tmp_path, "chat")
+    row = tokenizer.decode(pair(tokenizer, user("hi"), turn))
+    start = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n<think>\n"
+    assert row == f"{start}Sky.\n</think>\n\nBlue.<|im_end|>"
+    plain = tokenizer.dialogue(user("hi")).response(answer("Blue."))
+    assert plain.text == "\n</think>\n\nBlue."  # the template closes the block
 
 
 @pytest.mark.parametrize(
