@@ -73,6 +73,13 @@ def test_stage_writes_images_classes_and_report(raw: Path) -> None:
         "conflicting_copies": 0,
         "suspected_labels": 0,
         "label_noise": {"estimate": 1.0, "judge_accuracy": 0.0},  # ten images, each the only one of its class
+        "format": "mnist-csv",
+        "turned_upright": 0,
+        "unreadable_exif": 0,
+        "converted": {},
+        "files_not_read": {"count": 0, "first": []},
+        "files_skipped": {"count": 0, "first": []},
+        "published_splits": {},
     }
 
 
@@ -112,8 +119,8 @@ def test_copies_are_dropped_or_kept_with_their_labels_and_sources(raw: Path, lev
 
 def test_images_that_cannot_be_read_are_dropped_or_stop_the_stage(raw: Path) -> None:
     folder_of(raw)
-    write(raw, {"a/0.png": b"x", "b/3.png": picture((16, 17)), "c/4.png": picture((16, 16), "P")})
-    with pytest.raises(DataError, match=r"^a/0\.png:content: not a complete .* \(2 more\); all are listed in "):
+    write(raw, {"a/0.png": b"x", "b/3.png": picture((16, 17)), "c/4.png": picture((16, 16), "I;16")})
+    with pytest.raises(DataError, match=r"^a/0\.png:content: not an image; .* \(2 more\); all are listed in "):
         run(format="image-folder")
     assert not validate_images.IMAGES.exists()
     listed = run({"invalid": "drop"}, format="image-folder")
