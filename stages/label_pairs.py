@@ -37,7 +37,7 @@ def main(label_pairs: LabelPairs) -> None:
             kept = ", ".join(f"{number:,} {split}" for split, number in counts["published"].items())
             print(f"label_pairs: published splits kept: {kept}")
             if counts["left_out"]:
-                print(f"label_pairs: {counts['left_out']:,} images left out: copies of images in test or val")
+                print(f"label_pairs: left out as copies of images that are held out further: {counts['left_out']:,}")
         write_json(folder / "summary.json", summary)
 
 

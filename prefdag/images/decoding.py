@@ -129,6 +129,8 @@ def _orientation(image: Image.Image) -> tuple[Image.Transpose | None, bool]:
         try:
             value = image.getexif().get(ExifTags.Base.Orientation)
             turn = None if value is None else TURNS.get(value)
+            if value is None and "exif" in image.info:
+                Image.Exif().load(image.info["exif"])  # once more, since opening a JPEG hides what is wrong
         except Exception:  # a dozen classes of errors
             return None, True
     if value is None:

@@ -5,24 +5,27 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
+import numpy.typing as npt
 
 from prefdag.formats.archives import tar_members
 from prefdag.formats.faults import Fault
 from prefdag.formats.files import printable
-from prefdag.images.decoding import Shape, decode, shape
+from prefdag.images.decoding import Decoded, Shape, decode, shape
 from prefdag.images.kinds import TARS, role
 from prefdag.images.labelled import ImageFault, Images, Notes, select
 from prefdag.images.published import splits_of_folders
 from prefdag.lifecycle.errors import DataError
 
 Size = tuple[int, int, int]  # (C, H, W)
+TO_FOLDERS = "put each image into the folder of its class"
 
 
 def read_folder(folder: Path, files: list[Path], notes: Notes) -> Images:
     """The images of `files`, or of the tars among them, which are pooled. What was done besides is added to `notes`.
 
     All files are read twice, so that only the array is in memory: first the headers, to find the most common size, then the
-    pixels of the images of that size. Grey images among coloured ones become coloured.
+    pixels of the images of that size. If most images are RGB, grey ones become RGB; if most are grey, RGB ones without colours
+    become grey.
 
     Raises:
         DataError: there are no images, or none can be read; they are not in folders of classes, or not equally deep; or the
@@ -43,20 +46,18 @@ def read_folder(folder: Path, files: list[Path], notes: Notes) -> Images:
     _check_places(names, len(tars) > 1, faults, notes)
     usual = _usual_size(shapes)
     row = {
-        name: i for i, name in enumerate(name for name in names if name in shapes and _fits(shapes[name].size, usual))
+        name: i
+        for i, name in enumerate(name for name in names if name in shapes and shapes[name].size[1:] == usual[1:])
     }
     images = np.zeros((len(row), *usual), dtype=np.uint8)
     for name, image in _members(folder, files):
         try:
             if name in row:
                 decoded = decode(name, image)
-                if not _fits(size := decoded.size, usual):  # the header was wrong
-                    raise _other_size(Shape(size, decoded.turned), usual)
-                images[row[name]] = decoded.pixels  # a grey image is broadcast to all channels
+                images[row[name]], change = _alike(decoded, usual)
                 notes.turned += decoded.turned
                 notes.unreadable_exif += [name] * decoded.unreadable_exif
-                changes = [decoded.converted, "grey among RGB" if len(decoded.pixels) < usual[0] else None]
-                notes.converted.update(change for change in changes if change)
+                notes.converted.update(change for change in (decoded.converted, change) if change)
             elif name in shapes:
                 raise _other_size(shapes[name], usual)
         except Fault as fault:
@@ -76,9 +77,6 @@ def read_folder(folder: Path, files: list[Path], notes: Notes) -> Images:
         )
     split = [split_of[name] for name in row] if split_of else None
     return select(Images(images, labels, classes, list(row), split=split, notes=notes), read)._replace(faults=in_order)
-
-
-TO_FOLDERS = "put each image into the folder of its class"
 
 
 def _members(folder: Path, files: list[Path], notes: Notes | None = None) -> Iterator[tuple[str, bytes]]:
@@ -134,9 +132,16 @@ def _usual_size(shapes: Mapping[str, Shape]) -> Size:
     return max(sizes, key=lambda size: (sizes[size], size[0]), default=(1, 0, 0))
 
 
-def _fits(size: Size, usual: Size) -> bool:
-    """Whether an image has the usual size, or would if it had three times its one channel."""
-    return size == usual or (size[0] == 1 and size[1:] == usual[1:])
+def _alike(decoded: Decoded, usual: Size) -> tuple[npt.NDArray[np.uint8], str | None]:
+    """An image's pixels with the usual channels, and what was changed. Raises `Fault` if that would lose colours."""
+    pixels = decoded.pixels
+    if decoded.size == usual:
+        return pixels, None
+    if decoded.size[1:] == usual[1:] and len(pixels) == 1:
+        return np.broadcast_to(pixels, usual), "grey among RGB"
+    if decoded.size[1:] == usual[1:] and (pixels == pixels[0]).all():
+        return pixels[:1], "RGB without colours among grey"
+    raise _other_size(Shape(decoded.size, decoded.turned), usual)
 
 
 def _other_size(shape: Shape, usual: Size) -> Fault:

@@ -152,7 +152,10 @@ BAD_FOLDERS: dict[str, tuple[dict[str, bytes], str]] = {
         r"^c/1\.png:content: not an image; .* \(1 more; no image can be read\)$",
     ),
     "no-class": ({"1.png": picture()}, r"^1\.png: not in a folder CLASS/"),
-    "no-class-in-a-tar": ({f"{n}.tar": tar({"1.png": picture()}) for n in "ab"}, r"^a\.tar/1\.png: not in a folder CLASS/"),
+    "no-class-in-a-tar": (
+        {f"{n}.tar": tar({"1.png": picture()}) for n in "ab"},
+        r"^a\.tar/1\.png: not in a folder CLASS/",
+    ),
     "deeper": (GOOD | {"sub/c/1.png": picture()}, r"^sub/c/1\.png: not in CLASS/ like most images"),
     "less-deep": (
         {f"a/{name}": GOOD[name] for name in GOOD} | GOOD,
@@ -201,7 +204,10 @@ def test_malformed_cifar10_is_a_one_line_error(tmp_path: Path) -> None:
 @settings(max_examples=100, deadline=None)
 def test_random_bytes_are_a_data_error(tmp_path_factory: pytest.TempPathFactory, name: str, content: bytes) -> None:
     folder = write(tmp_path_factory.mktemp("fuzz"), {name: content})
-    for source_format in ("auto", "mnist-csv" if ".csv" in name else "cifar10" if "cifar10" in name else "image-folder"):
+    for source_format in (
+        "auto",
+        "mnist-csv" if ".csv" in name else "cifar10" if "cifar10" in name else "image-folder",
+    ):
         with pytest.raises(DataError) as error:  # random bytes of this length hold no image
             read_images(folder, source_format)
         assert "\n" not in str(error.value)
