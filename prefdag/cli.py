@@ -283,7 +283,7 @@ def _chat_models() -> "ChatModels":
     """Load the pipeline's reference and policy, with the template they were trained with."""
     from prefdag.check_params import load_params
 
-    template = load_params().format_pairs.template
+    format_pairs = load_params().format_pairs
     from prefdag.lifecycle.environment import set_environment
 
     typer.echo("Loading both models ...", err=True)
@@ -294,9 +294,17 @@ def _chat_models() -> "ChatModels":
     from prefdag.text.model import load_for_generation
 
     models = load_for_generation(REFERENCE, POLICY)
-    tokenizer = ChatTokenizer(REFERENCE, template)
+    tokenizer = ChatTokenizer(REFERENCE, format_pairs.template, format_pairs.template_options)
     generate = {name: partial(stream, model, tokenizer) for name, model in models._asdict().items()}
     return ChatModels(generate, tokenizer, positions(REFERENCE))
+
+
+class Part(StrEnum):
+    """The folders of an export."""
+
+    text = "text"
+    text_adapter = "text_adapter"
+    image = "image"
 
 
 @app.command()
@@ -305,8 +313,20 @@ def export(
     register: Annotated[
         bool, typer.Option("--register", help="Also create a version of each model in MLflow's registry.")
     ] = False,
+    push: Annotated[
+        str | None,
+        typer.Option(metavar="OWNER/NAME", help="Also upload one part to this hub repository.", show_default=False),
+    ] = None,
+    part: Annotated[Part, typer.Option(help="The part to upload.")] = Part.text,
+    public: Annotated[
+        bool, typer.Option("--public", help="Let anybody see the repository; without it, it is private.")
+    ] = False,
 ) -> None:
     """Write the models in formats that other programs load; each is read back and compared with the pipeline's own."""
+    if push is not None:
+        from prefdag.export.push import check
+
+        check(push)
     from prefdag.check_params import load_params
     from prefdag.export import pipeline
     from prefdag.lifecycle.environment import set_environment
@@ -320,6 +340,10 @@ def export(
 
         for version in registry.register(to, params):
             typer.echo(f"registered {version}")
+    if push is not None:
+        from prefdag.export.push import push as upload
+
+        typer.echo(f"pushed {part} to {upload(to / part, push, public=public)}")
 
 
 def _shown(value: Any) -> str:

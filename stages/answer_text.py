@@ -5,7 +5,7 @@ from pathlib import Path
 from prefdag.config.answer_text import AnswerText
 from prefdag.config.format_pairs import FormatPairs
 from prefdag.runtime.artifacts import write_json, writing
-from prefdag.stage import stage
+from prefdag.runtime.stage import stage
 
 PAIRS = Path("data/pairs")
 REFERENCE = Path("models/reference")
@@ -25,8 +25,8 @@ def main(format_pairs: FormatPairs, answer_text: AnswerText) -> None:
     from prefdag.text.scoring.rows import read_split
 
     models = load_for_generation(REFERENCE, POLICY)
-    tokenizer = ChatTokenizer(REFERENCE, format_pairs.template)
-    eos_id = tokenizer.eos_id
+    tokenizer = ChatTokenizer(REFERENCE, format_pairs.template, format_pairs.template_options)
+    stop_ids = tokenizer.stop_ids
     test = read_split(PAIRS, "test")
     # Several pairs can share a prompt, which is answered once.
     prompts = test[~test["prompt_ids"].map(tuple).duplicated()][["id", "prompt_ids"]][: answer_text.prompts]
@@ -40,15 +40,15 @@ def main(format_pairs: FormatPairs, answer_text: AnswerText) -> None:
                 model,
                 ids,
                 max_new_tokens=answer_text.max_new_tokens,
-                eos_id=eos_id,
+                stop_ids=stop_ids,
                 batch_size=answer_text.batch_size,
                 name=f"{decoding}, {name}",
                 sampling=sampling,
                 # Both models sample with the same noise, so an unchanged policy gives the same answers, and noise cancels out.
                 seeds=[[answer_text.seed, *key.encode()] for key in prompts["id"]],
             )
-            texts = [tokenizer.decode(each[:-1] if each[-1] == eos_id else each) for each in generated]
-            parts.append(answers.rows(prompts.assign(decoding=decoding, model=name), texts, generated, eos_id))
+            texts = [tokenizer.decode(each[:-1] if each[-1] in stop_ids else each) for each in generated]
+            parts.append(answers.rows(prompts.assign(decoding=decoding, model=name), texts, generated, stop_ids))
     table = pd.concat(parts, ignore_index=True)
 
     with writing(ANSWERS) as rows, writing(STATISTICS) as statistics:

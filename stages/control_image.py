@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from prefdag.config.dpo_image import DpoImage
+from prefdag.runtime.stage import stage
 from prefdag.runtime.types import Count
-from prefdag.stage import stage
 
 IMAGES = Path("data/validated/images")
 PAIRS = Path("data/image_pairs")

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from prefdag.config.download_evals import DownloadEvals
 from prefdag.runtime import artifacts
+from prefdag.runtime.stage import stage
 from prefdag.sources.fetching import fetch
-from prefdag.stage import stage
 
 EVALS = Path("data/raw/evals")
 

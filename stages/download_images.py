@@ -4,8 +4,8 @@ from pathlib import Path
 
 from prefdag.config.download_images import DownloadImages
 from prefdag.runtime import artifacts
+from prefdag.runtime.stage import stage
 from prefdag.sources.fetching import fetch
-from prefdag.stage import stage
 
 IMAGES = Path("data/raw/images")
 

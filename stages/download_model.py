@@ -5,8 +5,8 @@ from tempfile import TemporaryDirectory
 
 from prefdag.config.download_model import DownloadModel
 from prefdag.runtime import artifacts
+from prefdag.runtime.stage import stage
 from prefdag.sources.fetching import fetch
-from prefdag.stage import stage
 from prefdag.text.convert import convert
 
 MODEL = Path("models/base")

@@ -5,8 +5,8 @@ from tempfile import TemporaryDirectory
 
 from prefdag.config.download_resnet import DownloadResnet
 from prefdag.runtime import artifacts
+from prefdag.runtime.stage import stage
 from prefdag.sources.fetching import fetch
-from prefdag.stage import stage
 
 BASE = Path("models/resnet_base")
 

@@ -6,8 +6,8 @@ from prefdag.config.constraints import Constraints
 from prefdag.config.dpo_image import DpoImage
 from prefdag.config.loss import Loss
 from prefdag.config.loss_options import LossOptions
+from prefdag.runtime.stage import stage
 from prefdag.runtime.types import Count, Positive
-from prefdag.stage import stage
 
 IMAGES = Path("data/validated/images")
 PAIRS = Path("data/image_pairs")

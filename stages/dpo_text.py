@@ -7,8 +7,8 @@ from prefdag.config.constraints import Constraints
 from prefdag.config.dpo_text import DpoText
 from prefdag.config.loss import Loss
 from prefdag.config.loss_options import LossOptions
+from prefdag.runtime.stage import stage
 from prefdag.runtime.types import Count, Positive
-from prefdag.stage import stage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -7,8 +7,8 @@ from pathlib import Path
 from prefdag.config.loss import Loss
 from prefdag.config.loss_options import LossOptions
 from prefdag.runtime.artifacts import read_json, write_json, writing
+from prefdag.runtime.stage import stage
 from prefdag.runtime.types import Positive
-from prefdag.stage import stage
 
 IMAGES = Path("data/validated/images")
 PAIRS = Path("data/image_pairs")

@@ -8,10 +8,11 @@ from prefdag.config.format_pairs import FormatPairs
 from prefdag.config.loss import Loss
 from prefdag.config.loss_options import LossOptions
 from prefdag.runtime.artifacts import write_json, writing
+from prefdag.runtime.stage import stage
 from prefdag.runtime.types import Positive
-from prefdag.stage import stage
 
 PAIRS = Path("data/pairs")
+FORMATTED = Path("reports/validation/formatted/summary.json")
 EVALS = Path("data/raw/evals")
 REF_EVALS = Path("data/ref_evals")
 REFERENCE = Path("models/reference")
@@ -33,6 +34,7 @@ def main(
 
     from prefdag.dpo.preference import Preference
     from prefdag.health import verdict
+    from prefdag.pairs import limits
     from prefdag.pairs.eval_sets import cross_entropy_sets, read_eval_sets
     from prefdag.pairs.tokenizer import ChatTokenizer, positions
     from prefdag.text import model as lm
@@ -44,9 +46,11 @@ def main(
     budget = evaluate_text.tokens_per_batch
     test = read_split(PAIRS, "test")
     chosen = chosen_groups(test)
-    tokenizer = ChatTokenizer(REFERENCE, format_pairs.template)
+    tokenizer = ChatTokenizer(REFERENCE, format_pairs.template, format_pairs.template_options)
     questions = read_eval_sets(EVALS, evaluate_text.max_eval_rows)
-    groups = eval_logps.groups_by_set(questions, tokenizer, format_pairs, positions(REFERENCE))
+    groups = eval_logps.groups_by_set(
+        questions, tokenizer, limits.resolved(format_pairs, FORMATTED), positions(REFERENCE)
+    )
     base = eval_logps.read_logps(REF_EVALS / "base.parquet", {eval_logps.HELDOUT: chosen, **groups})
     reference = eval_logps.read_logps(REF_EVALS / "reference.parquet", groups)
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 from prefdag.config.format_pairs import FormatPairs
 from prefdag.pairs import formatting
-from prefdag.pairs.tokenizer import ChatTokenizer, check_window
+from prefdag.pairs.tokenizer import ChatTokenizer, positions
 from prefdag.runtime.artifacts import write_json, writing
-from prefdag.stage import stage
+from prefdag.runtime.stage import stage
 
 PAIRS = Path("data/validated/pairs.parquet")
 MODEL = Path("models/base")
@@ -16,12 +16,13 @@ REPORT = Path("reports/validation/formatted")
 
 @stage
 def main(format_pairs: FormatPairs) -> None:
-    tokenizer = ChatTokenizer(MODEL, format_pairs.template)
-    check_window(MODEL, format_pairs.max_prompt_tokens, format_pairs.max_response_tokens)
+    tokenizer = ChatTokenizer(MODEL, format_pairs.template, format_pairs.template_options)
     with writing(REPORT) as report, writing(OUT) as folder:
         report.mkdir()
         folder.mkdir()
-        formatted = formatting.format_pairs(PAIRS, folder, report / "changes.csv", tokenizer, format_pairs)
+        formatted = formatting.format_pairs(
+            PAIRS, folder, report / "changes.csv", tokenizer, format_pairs, positions(MODEL)
+        )
         write_json(report / "summary.json", formatted.summary)
         write_json(report / "examples.json", formatted.examples)
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from prefdag.config.dpo_image import DpoImage
 from prefdag.config.health import Health
-from prefdag.stage import stage
+from prefdag.runtime.stage import stage
 
 HISTORY = Path("models/dpo_image/history.csv")
 VALIDATION = Path("models/dpo_image/validation.csv")

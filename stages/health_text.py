@@ -4,7 +4,7 @@ from pathlib import Path
 
 from prefdag.config.dpo_text import DpoText
 from prefdag.config.health import Health
-from prefdag.stage import stage
+from prefdag.runtime.stage import stage
 
 HISTORY = Path("models/dpo_text/history.csv")
 VALIDATION = Path("models/dpo_text/validation.csv")

@@ -7,8 +7,8 @@ from prefdag.config.judge_text import EndpointJudge, ImplicitJudge, JudgeText, R
 from prefdag.config.loss import Loss
 from prefdag.config.loss_options import LossOptions
 from prefdag.runtime.artifacts import scratch, write_json, writing
+from prefdag.runtime.stage import stage
 from prefdag.runtime.types import Positive
-from prefdag.stage import stage
 
 MESSAGES = Path("data/validated/pairs.parquet")
 REFERENCE = Path("models/reference")
@@ -23,13 +23,13 @@ def main(beta: Positive, loss: Loss, loss_options: LossOptions, judge_text: Judg
     import pandas as pd
 
     from prefdag.dpo.preference import Preference
+    from prefdag.pairs.turns import read_dialogues
     from prefdag.text.evaluation import endpoint, judge
     from prefdag.text.model import load_models
     from stages.losses import LOSSES
 
-    dialogues = pd.read_parquet(MESSAGES, columns=["id", "prompt"])
-    messages = dict(zip(dialogues["id"], dialogues["prompt"], strict=True))
-    pairs = judge.contests(pd.read_parquet(ANSWERS), messages)
+    answers = pd.read_parquet(ANSWERS)
+    pairs = judge.contests(answers, read_dialogues(MESSAGES, answers["id"]))
     match judge_text.judge:
         case ImplicitJudge():
             preference = Preference(loss, beta, loss_options, {}, LOSSES)

@@ -10,7 +10,7 @@ from prefdag.config.label_pairs import LabelPairs
 from prefdag.images.label_pairs import check_published, published_summary, split_summary
 from prefdag.images.label_pairs import label_pairs as pair_labels
 from prefdag.runtime.artifacts import read_json, write_json, writing
-from prefdag.stage import stage
+from prefdag.runtime.stage import stage
 
 IMAGES = Path("data/validated/images")
 OUT = Path("data/image_pairs")

@@ -12,8 +12,8 @@ from pathlib import Path
 from prefdag.config.params import Params
 from prefdag.lifecycle.errors import PrefdagError
 from prefdag.runtime.artifacts import read_json, writing
+from prefdag.runtime.stage import stage
 from prefdag.runtime.yaml import flatten
-from prefdag.stage import stage
 from prefdag.tracking.durations import durations
 from prefdag.tracking.publishing import numbers, publish
 from prefdag.tracking.runs import pipelines, revision

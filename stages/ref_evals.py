@@ -5,9 +5,10 @@ from pathlib import Path
 from prefdag.config.evaluate_text import EvaluateText
 from prefdag.config.format_pairs import FormatPairs
 from prefdag.runtime.artifacts import writing
-from prefdag.stage import stage
+from prefdag.runtime.stage import stage
 
 PAIRS = Path("data/pairs")
+FORMATTED = Path("reports/validation/formatted/summary.json")
 EVALS = Path("data/raw/evals")
 BASE = Path("models/base")
 REFERENCE = Path("models/reference")
@@ -16,15 +17,18 @@ REF_EVALS = Path("data/ref_evals")
 
 @stage
 def main(format_pairs: FormatPairs, evaluate_text: EvaluateText) -> None:
+    from prefdag.pairs import limits
     from prefdag.pairs.eval_sets import read_eval_sets
     from prefdag.pairs.tokenizer import ChatTokenizer, positions
     from prefdag.text import model as lm
     from prefdag.text.evaluation import eval_logps
     from prefdag.text.scoring.rows import chosen_groups, read_split
 
-    tokenizer = ChatTokenizer(REFERENCE, format_pairs.template)
+    tokenizer = ChatTokenizer(REFERENCE, format_pairs.template, format_pairs.template_options)
     questions = read_eval_sets(EVALS, evaluate_text.max_eval_rows)
-    groups = eval_logps.groups_by_set(questions, tokenizer, format_pairs, positions(REFERENCE))
+    groups = eval_logps.groups_by_set(
+        questions, tokenizer, limits.resolved(format_pairs, FORMATTED), positions(REFERENCE)
+    )
     # Not the reference's: evaluate_text computes these per token, beside the policy.
     heldout = {eval_logps.HELDOUT: chosen_groups(read_split(PAIRS, "test"))}
     with writing(REF_EVALS) as folder:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from prefdag.config.ref_logps import RefLogps
 from prefdag.runtime.artifacts import write_json, writing
-from prefdag.stage import stage
+from prefdag.runtime.stage import stage
 
 PAIRS = Path("data/pairs")
 REFERENCE = Path("models/reference")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from prefdag.config.params import Params
 from prefdag.runtime.artifacts import read_json, sha256, write_json, writing
-from prefdag.stage import stage
+from prefdag.runtime.stage import stage
 
 PAIRS = Path("data/pairs")
 VALIDATED_PAIRS = Path("data/validated/pairs.parquet")

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from prefdag.config.resnet_warmup import ResnetWarmup
-from prefdag.stage import stage
+from prefdag.runtime.stage import stage
 
 IMAGES = Path("data/validated/images")
 PAIRS = Path("data/image_pairs")

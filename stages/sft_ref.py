@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from prefdag.config.sft_ref import SftRef
-from prefdag.stage import stage
+from prefdag.runtime.stage import stage
 
 PAIRS = Path("data/pairs")
 BASE = Path("models/base")

@@ -9,7 +9,7 @@ from prefdag.gate.image_rows import COPIES, class_rows, image_rows, images_summa
 from prefdag.images.labelled import select
 from prefdag.images.reading import read_images, write_images
 from prefdag.runtime.artifacts import scratch, write_json, writing
-from prefdag.stage import stage
+from prefdag.runtime.stage import stage
 
 RAW = Path("data/raw/images")
 IMAGES = Path("data/validated/images")

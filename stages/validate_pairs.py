@@ -8,7 +8,7 @@ from prefdag.pairs.eval_sets import ignored_columns as set_ignored
 from prefdag.pairs.eval_sets import read_eval_sets
 from prefdag.pairs.schema import ignored_columns, read_pairs, write_pairs
 from prefdag.runtime.artifacts import scratch, write_json, writing
-from prefdag.stage import stage
+from prefdag.runtime.stage import stage
 
 RAW = Path("data/raw/pairs")
 EVALS = Path("data/raw/evals")

@@ -121,8 +121,8 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
             listener(piece)
         return len(model), True
 
-    def load_tokenizer(folder: Path, template: str) -> Any:
-        calls[0] += (template,)
+    def load_tokenizer(folder: Path, template: str, options: dict[str, Any]) -> Any:
+        calls[0] += (template, options)
         return tokenizer
 
     monkeypatch.setattr("prefdag.pairs.tokenizer.ChatTokenizer", load_tokenizer)
@@ -141,8 +141,8 @@ def chatml(*turns: str) -> str:
 def test_chat_asks_both_models_and_escapes_their_answers(trained: list[Any]) -> None:
     """Brackets are not taken for markup, and escape sequences are spelled out."""
     result = prefdag("chat", "--prompt", "blue?", "--max-new-tokens", "7")
-    template = load_params(ROOT / "params.yaml").format_pairs.template
-    assert trained[0] == (Path("models/reference"), Path("models/dpo_text"), template)
+    params = load_params(ROOT / "params.yaml").format_pairs
+    assert trained[0] == (Path("models/reference"), Path("models/dpo_text"), params.template, params.template_options)
     assert trained[1:] == [(chatml("blue?"), {"max_new_tokens": 7, "temperature": 0.0, "seed": 0})] * 2
     header, _, answers = (line for line in result.stdout.splitlines() if line.strip())
     assert header.split() == ["reference", "policy"]

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from prefdag.own_losses import Value, check_own_options
+from prefdag.own_losses.names import Value, check_own_options
 from prefdag.runtime.types import NonNegative, Positive, strict
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from prefdag.config.loss_options import LossOptions
 from prefdag.dpo.losses import EXTRAS, LOSSES, Loss
 from prefdag.lifecycle.errors import ParamsError
-from prefdag.own_losses import OWN_LOSSES
+from prefdag.own_losses.names import OWN_LOSSES
 
 
 def check_options(terms: Mapping[str, Loss], options: Mapping[str, Any], own: Mapping[str, Any] | None = None) -> None:

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from prefdag.dpo.hook import StepHook
-from prefdag.dpo.loss_checks import check_loss
 from prefdag.dpo.losses import Loss, LossInput, f_derivative, log_odds
 from prefdag.dpo.options import check_options, with_own
 from prefdag.lifecycle.errors import DataError, ParamsError
+from prefdag.own_losses.checks import check_loss
 from prefdag.train.outputs import map_tensors
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class Preference(nn.Module, StepHook):
 
     Raises:
         ParamsError: an option that the loss does not use, losses that cannot be summed, or a loss of the user's own that
-            cannot be trained on (see `loss_checks.py`).
+            cannot be trained on (see `own_losses/checks.py`).
     """
 
     def __init__(

@@ -1,12 +1,15 @@
 """The README.md of each exported folder: a model card, and how to load the folder."""
 
+import re
 from collections.abc import Mapping
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from prefdag.config.sources import DvcSource, HubSource, PathSource, PypiSource, Source, UrlSource
 from prefdag.report.image.sentences import conclusion
+from prefdag.report.page import settings
 from prefdag.report.page.card import dataset_id, licence
 from prefdag.report.page.environment import environment
 from prefdag.report.page.numbers import Estimate
@@ -34,36 +37,96 @@ print(tokenizer.decode(model.generate(**ids, do_sample=False, max_new_tokens=32)
 ```
 """
 ADAPTER = """\
-This folder holds the adapter that DPO trained. It works only with the pipeline's reference, `{reference}`, whose
-model.safetensors has the SHA-256 `{sha256}`. `base_model_name_or_path` is its path in the repository.
+This folder holds the adapter that DPO trained. {base}
 
 ```python
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{reference}"), "{folder}")
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({load}), ".")
 ```
 """
+OWN_REFERENCE = """\
+It works only with the reference in the folder `reference`, whose model.safetensors has the SHA-256 `{sha256}`.
+The reference is {reference}; the base model is {base}. `base_model_name_or_path` names the
+reference by its hash, because it is on no hub."""
+HUB_REFERENCE = """\
+It works only with `{repo}` at revision `{revision}`, which is the reference of this run: it was not fine-tuned before DPO. In
+this run, its model.safetensors has the SHA-256 `{sha256}`."""
+USE = "How to use it"  # a section of the card about what `prefdag export` writes
+ONLY_WITH = "The trained weights work only with the reference"  # a paragraph of the card
 
 
-def policy_card(card: str, adapter_kind: str) -> str:
+@dataclass(frozen=True)
+class Reference:
+    """The model that an adapter belongs to: how the adapter's configuration names it, and how to load it.
+
+    `name` is a hub id, with the commit in `revision`; or "sha256:" and the hash of its weights, which is no valid id.
+    """
+
+    name: str
+    revision: str | None
+    sha256: str
+
+    @classmethod
+    def of(cls, params: "Params", sha256: str) -> "Reference":
+        """The reference whose model.safetensors has this hash. It is the hub's model only if it was not fine-tuned."""
+        source = params.download_model.source
+        if isinstance(source, HubSource) and params.sft_ref.training.epochs == 0:
+            return cls(source.repo, source.revision, sha256)
+        return cls(f"sha256:{sha256}", None, sha256)
+
+
+def policy_card(card: str, params: "Params") -> str:
     """The model card of the policy as a whole model."""
-    how = "with all weights trained" if adapter_kind == "full" else "with its adapter merged into the reference"
-    return _with_note(card, "transformers", WHOLE.format(how=how))
+    full = params.dpo_text.adapter.kind == "full"
+    how = "with all weights trained" if full else "with its adapter merged into the reference"
+    new = _with_note(card, "transformers", WHOLE.format(how=how))
+    if not full:
+        new.text = re.sub(r"(?m)^# .*? trained with ", "# A language model trained with ", new.text, count=1)
+    new.text = re.sub(rf"(?ms)^{ONLY_WITH}.*?\n\n", "", new.text)
+    new.data.tags = [tag for tag in new.data.tags or [] if tag != params.dpo_text.adapter.kind]
+    if new.data.base_model:
+        new.data.base_model_relation = "finetune"
+    return str(new)
 
 
-def adapter_card(card: str, reference: Path, sha256: str, folder: str) -> str:
+def adapter_card(card: str, params: "Params", reference: Reference) -> str:
     """The model card of the adapter alone."""
-    return _with_note(card, "peft", ADAPTER.format(reference=reference.as_posix(), sha256=sha256, folder=folder))
+    source, fine_tuned = params.download_model.source, settings.supervised(params.sft_ref)
+    if reference.revision:
+        base = HUB_REFERENCE.format(repo=reference.name, revision=reference.revision, sha256=reference.sha256)
+        load = f'"{reference.name}", revision="{reference.revision}"'
+    else:
+        base = OWN_REFERENCE.format(sha256=reference.sha256, reference=fine_tuned, base=pinned_name(source))
+        load = '"./reference"'
+    new = _with_note(card, "peft", ADAPTER.format(base=base, load=load))
+    if new.data.base_model:  # a hub that took it for the adapter's own base would load the adapter on the wrong weights
+        new.data.base_model_relation = "adapter" if reference.revision else "finetune"
+    return str(new)
 
 
-def _with_note(card: str, library: str, note: str) -> str:
-    """Set the card's library, and insert the note below its title."""
+def pinned_name(source: Source) -> str:
+    """A source with its pin: hub id and commit, or hash."""
+    match source:
+        case HubSource():
+            return f"`{source.repo}` at revision `{source.revision}`"
+        case PypiSource():
+            return f"{source_name(source)}, from `{source.file}` with the SHA-256 `{source.sha256}`"
+        case PathSource() | UrlSource():
+            return f"{source_name(source)} with the SHA-256 `{source.sha256}`"
+        case DvcSource():
+            return f"{source_name(source)} at revision `{source.revision}`"
+
+
+def _with_note(card: str, library: str, note: str) -> Any:
+    """The card for a library, with the note in place of its section on how to use it, below the title."""
     new: Any = ModelCard(card)
     new.data.library_name = library
     title, _, rest = new.text.lstrip("\n").partition("\n")
+    rest = re.sub(rf"(?ms)^## {USE}\n.*?(?=^## )", "", rest)
     new.text = f"\n{title}\n\n{note}{rest}"
-    return str(new)
+    return new
 
 
 def image_card(metrics: Mapping[str, Any], config: Mapping[str, Any], params: "Params") -> str:

@@ -27,6 +27,8 @@ class Policy(PythonModel):
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, **only)
         model: Any = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, **only)
         self.model = model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+        stops = model.generation_config.eos_token_id  # one id or a list
+        self.stop_ids = set(stops if isinstance(stops, list) else [stops])
         self.window = getattr(model.config, "max_position_embeddings", None)
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -82,7 +84,7 @@ class Policy(PythonModel):
 
     @torch.no_grad()
     def _answer(self, prompt: list[int], request: dict[str, Any]) -> tuple[list[int], bool]:
-        """The token ids of an answer without EOS, and whether the model ended it with EOS."""
+        """The token ids of an answer without its end, and whether the model ended it."""
         wanted = int(request.get("max_tokens", MAX_TOKENS))
         if wanted < 1:
             raise _bad_request(f"max_tokens: {wanted}; ask for 1 or more")
@@ -98,7 +100,7 @@ class Policy(PythonModel):
             input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=limit, **options
         )
         new = output[0, len(prompt) :].tolist()
-        ended = new[-1] == self.tokenizer.eos_token_id
+        ended = new[-1] in self.stop_ids
         return new[:-1] if ended else new, ended
 
 

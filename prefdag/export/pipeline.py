@@ -23,6 +23,7 @@ IMAGE_METRICS = Path("reports/image/metrics.json")
 CARD = Path("reports/model_card.md")
 LICENCE = Path("LICENSE")
 LOCK = Path("dvc.lock")
+WEIGHTS = "model.safetensors"
 TEXT, ADAPTER, IMAGE, FILES = "text", "text_adapter", "image", "export.json"
 N_IMAGES = 64  # test images to compare on
 
@@ -75,18 +76,19 @@ def _text(target: Path, params: "Params", echo: Callable[[str], None]) -> None:
     from prefdag.report.page.card import licence
     from prefdag.text.model import ADAPTER_CONFIG, load_models
 
-    template, card = params.format_pairs.template, CARD.read_text("utf-8")
+    card = CARD.read_text("utf-8")
     heldout = text.read_heldout(PAIRS, DIALOGUES)
     policy = load_models(REFERENCE, POLICY, packed=False).policy
+    tokenizer = ChatTokenizer(REFERENCE, params.format_pairs.template, params.format_pairs.template_options)
     expected, merged = text.logits(policy, heldout.ids), text.merge(policy)
     if merged is None:
-        echo(f"{TEXT}: not exported, since a prefix cannot be merged into weights; use {ADAPTER} with {REFERENCE}")
+        echo(f"{TEXT}: not exported, since a prefix cannot be merged into weights; use {ADAPTER}")
     else:
         folder = target / TEXT
-        text.write_merged(merged, REFERENCE, template, folder)
-        text.check_template(folder, ChatTokenizer(REFERENCE, template), heldout.dialogues)
+        text.write_merged(merged, REFERENCE, tokenizer, folder)
+        text.check_template(folder, tokenizer, heldout.dialogues)
         echo(f"{TEXT}: {text.check_merged(folder, merged, expected, heldout.ids)}")
-        (folder / "README.md").write_text(cards.policy_card(card, params.dpo_text.adapter.kind), "utf-8")
+        (folder / "README.md").write_text(cards.policy_card(card, params), "utf-8")
         if licence(params.download_model.source) == "apache-2.0":
             shutil.copyfile(LICENCE, folder / "LICENSE")
     if not (POLICY / ADAPTER_CONFIG).exists():
@@ -94,11 +96,19 @@ def _text(target: Path, params: "Params", echo: Callable[[str], None]) -> None:
         return
     folder = target / ADAPTER
     folder.mkdir()
-    for name in (ADAPTER_CONFIG, "adapter_model.safetensors"):
-        shutil.copyfile(POLICY / name, folder / name)
-    echo(f"{ADAPTER}: {text.check_adapter(folder, REFERENCE, expected, heldout.ids)}")
-    digest = sha256(REFERENCE / "model.safetensors")
-    (folder / "README.md").write_text(cards.adapter_card(card, REFERENCE, digest, ADAPTER), "utf-8")
+    reference = cards.Reference.of(params, sha256(REFERENCE / WEIGHTS))
+    shutil.copyfile(POLICY / "adapter_model.safetensors", folder / "adapter_model.safetensors")
+    config = read_json(POLICY / ADAPTER_CONFIG)
+    # Here it is a path in this project, which elsewhere would be the id of somebody's repository on the hub.
+    config |= {"base_model_name_or_path": reference.name, "revision": reference.revision}
+    write_json(folder / ADAPTER_CONFIG, config)
+    base = REFERENCE
+    if not reference.revision:  # it is not on the hub, so it goes along
+        base = folder / "reference"
+        text.write_merged(text.plain(REFERENCE), REFERENCE, tokenizer, base)
+        shutil.copyfile(REFERENCE / WEIGHTS, base / WEIGHTS)
+    echo(f"{ADAPTER}: {text.check_adapter(folder, base, expected, heldout.ids)}")
+    (folder / "README.md").write_text(cards.adapter_card(card, params, reference), "utf-8")
 
 
 def _image(target: Path, params: "Params", echo: Callable[[str], None]) -> None:

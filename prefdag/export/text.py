@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 import torch
@@ -14,9 +14,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from prefdag.distributed.process import process
 from prefdag.export.readback import LogitDeviation, check_logits, check_tensors
 from prefdag.lifecycle.errors import PrefdagError
-from prefdag.pairs.tokenizer import ChatTokenizer, Messages, TemplateName
+from prefdag.pairs import turns
 from prefdag.runtime.artifacts import read_json, write_json
 from prefdag.text import trainable
+
+if TYPE_CHECKING:
+    from prefdag.pairs.tokenizer import ChatTokenizer
 
 ROWS = 4  # held-out pairs to compare on; each token has tens of thousands of logits
 
@@ -24,16 +27,16 @@ ROWS = 4  # held-out pairs to compare on; each token has tens of thousands of lo
 class HeldoutRows(NamedTuple):
     """Held-out rows to compare on."""
 
-    dialogues: list[Messages]
+    dialogues: list[turns.Asked]
     ids: list[list[int]]  # each prompt with its chosen response, as scored
 
 
 def read_heldout(pairs: Path, validated: Path) -> HeldoutRows:
     """The first rows of the test split in the folder `pairs`, with their untruncated dialogues from the file `validated`."""
     rows = pd.read_parquet(pairs / "test.parquet", columns=["id", "prompt_ids", "chosen_ids"]).head(ROWS)
-    dialogues = pd.read_parquet(validated, columns=["id", "prompt"]).set_index("id")["prompt"]
+    dialogues = turns.read_dialogues(validated, rows["id"])
     return HeldoutRows(
-        [list(dialogues[name]) for name in rows["id"]],
+        [dialogues[name] for name in rows["id"]],
         [[*p.tolist(), *c.tolist()] for p, c in zip(rows["prompt_ids"], rows["chosen_ids"], strict=True)],
     )
 
@@ -54,15 +57,15 @@ def merge(policy: nn.Module) -> nn.Module | None:
     return None if policy.active_peft_config.is_prompt_learning else trainable.frozen_copy(policy)
 
 
-def write_merged(merged: nn.Module, reference: Path, template: TemplateName, folder: Path) -> None:
+def write_merged(merged: nn.Module, reference: Path, tokenizer: "ChatTokenizer", folder: Path) -> None:
     """Write a whole model to `folder`: config, safetensors, generation config, tokenizer with the chat template of training."""
-    tokenizer = ChatTokenizer(reference, template)
     model: Any = merged
     model.save_pretrained(folder)
     generation = read_json(folder / "generation_config.json")
     generation.pop("_from_model_config", None)
-    # The token that ends responses in training. The model's configuration may name another one.
-    generation["eos_token_id"] = tokenizer.eos_id
+    # The token that ends responses in training, which the model's configuration may not name, and the model's own list.
+    stop_ids = list(tokenizer.stop_ids)
+    generation["eos_token_id"] = stop_ids[0] if len(stop_ids) == 1 else stop_ids
     if generation.get("pad_token_id") is None:
         generation["pad_token_id"] = tokenizer.eos_id
     write_json(folder / "generation_config.json", generation)
@@ -79,32 +82,36 @@ def check_merged(folder: Path, merged: nn.Module, expected: Tensor, rows: Iterab
     Raises:
         PrefdagError: a tensor is not bit-identical, or the logits differ.
     """
-    model = _plain(folder)
+    model = plain(folder)
     check_tensors(folder.name, model.state_dict(), merged.state_dict())
     return check_logits(folder.name, logits(model, rows), expected)
 
 
 def check_adapter(folder: Path, reference: Path, expected: Tensor, rows: Iterable[Sequence[int]]) -> LogitDeviation:
     """Apply the adapter in `folder` to the reference, and compare its logits with the policy's. Raises `PrefdagError`."""
-    model = PeftModel.from_pretrained(_plain(reference), str(folder)).eval()
+    model = PeftModel.from_pretrained(plain(reference), str(folder)).eval()
     return check_logits(folder.name, logits(model, rows), expected)
 
 
-def check_template(folder: Path, ours: ChatTokenizer, dialogues: Iterable[Messages]) -> None:
+def check_template(folder: Path, ours: "ChatTokenizer", dialogues: Iterable[turns.Asked]) -> None:
     """Check that the tokenizer in `folder`, loaded by transformers, gives the ids of training. Raises `PrefdagError`."""
     theirs: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    for number, messages in enumerate(dialogues):
+    for number, (messages, tools) in enumerate(dialogues):
         ids = theirs.apply_chat_template(
-            [dict(m) for m in messages], add_generation_prompt=True, return_dict=False, sanitize_control_tokens=True
+            ours.renderer.form(messages, tools),
+            tools=tools,
+            add_generation_prompt=True,
+            return_dict=False,
+            sanitize_control_tokens=True,
         )
-        if ids != ours.prompt(messages).ids:
+        if ids != ours.prompt(messages, tools=tools).ids:
             raise PrefdagError(
                 f"{folder.name}: for held-out dialogue {number}, its chat template gives other tokens than training; "
                 "nothing was exported; set `format_pairs.template: instruction`, or report a bug"
             )
 
 
-def _plain(folder: Path) -> nn.Module:
+def plain(folder: Path) -> nn.Module:
     """A model loaded by transformers alone, in eval mode, on the pipeline's device."""
     model: Any = AutoModelForCausalLM.from_pretrained(
         folder, use_safetensors=True, local_files_only=True, trust_remote_code=False

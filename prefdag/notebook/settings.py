@@ -17,7 +17,7 @@ from prefdag.config.format_pairs import FormatPairs
 from prefdag.config.loss_options import LossOptions
 from prefdag.dpo.losses import LOSSES, Loss
 from prefdag.lifecycle.errors import DataError, ParamsError
-from prefdag.own_losses import suggestion
+from prefdag.own_losses.names import suggestion
 from prefdag.runtime.types import Count, Positive, PositiveInt, strict
 
 NEVER = 10**9  # steps
@@ -41,9 +41,12 @@ TRAINING: Mapping[str, Any] = {
 }
 ROWS: Mapping[str, Any] = {
     "template": "chat",
-    "max_prompt_tokens": 512,
-    "max_response_tokens": 512,
+    "template_options": {},
+    "max_prompt_tokens": "auto",
+    "max_response_tokens": "auto",
+    "max_auto_tokens": 2048,
     "max_left_out": 0.05,
+    "max_rendered": 0.1,
     "val_fraction": 0.0,
 }
 OTHER: Mapping[str, Any] = {"gradient_checkpointing": False, "tokens_per_batch": 4096}

@@ -3,9 +3,9 @@
 import json
 import logging
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -33,8 +33,8 @@ from prefdag.notebook.settings import (
 )
 from prefdag.pairs.annotators import merge_annotators
 from prefdag.pairs.formatting import format_pairs
-from prefdag.pairs.schema import read_pairs, write_pairs
-from prefdag.pairs.tokenizer import ChatTokenizer, check_window, positions
+from prefdag.pairs.schema import ignored_columns, read_pairs, write_pairs
+from prefdag.pairs.tokenizer import ChatTokenizer, positions
 from prefdag.runtime.artifacts import read_json, write_json
 from prefdag.text import trainable
 from prefdag.text.dpo_run import dpo_run, new_policy
@@ -51,8 +51,6 @@ if TYPE_CHECKING:
     from prefdag.text.scoring.logps import Pair, PairLogps
 
 ROWS_FILE = "frame.jsonl"
-NO_WINDOW = 2**30  # positions of a model whose configuration does not say
-LIMITS = ("max_prompt_tokens", "max_response_tokens")
 MODEL_FILES = ["*.json", "*.jinja", "*.safetensors", "*.model", "*.txt"]
 
 logger = logging.getLogger(__name__)
@@ -129,8 +127,9 @@ def train(
             Training: epochs=1, batch_size=8, micro_batch_size=4, optimizer="adamw", learning_rate=1e-4, weight_decay=0.0,
             warmup_fraction=0.1, schedule="cosine", max_grad_norm=1.0, precision="float32", validate_every=10,
             gradient_checkpointing=False, tokens_per_batch=4096 (when the reference is scored).
-            Rows: template="chat", max_prompt_tokens=512, max_response_tokens=512 (less if the model's window is smaller),
-            max_left_out=0.05, val_fraction=0.0 (share of the prompts held out for validation).
+            Rows: template="chat", template_options={}, max_prompt_tokens="auto", max_response_tokens="auto" (lengths that
+            hold 95% of the rows), max_auto_tokens=2048 (of both together), max_left_out=0.05, max_rendered=0.1,
+            val_fraction=0.0 (share of the prompts held out for validation).
             The loss: `loss_options` of params.yaml, such as label_smoothing, and those of a function.
 
     Raises:
@@ -145,7 +144,6 @@ def train(
         preference = Preference(terms.weights, beta, settings.loss_options, settings.constraints, terms.own)
         preference.check_reference(settings.dpo_text.reference, "reference")
     folder = _model_folder(model, revision)
-    settings = _within_window(settings, given, folder)
     with TemporaryDirectory() as temporary, as_arguments(ROWS_FILE):
         frames = _formatted(frame, folder, settings, Path(temporary))
         policy = new_policy(folder, settings.dpo_text, seed)
@@ -200,19 +198,13 @@ def _formatted(frame: Any, model: Path, settings: Settings, folder: Path) -> dic
         column = "" if pd.isna(first["fault_column"]) else f"{first['fault_column']}: "
         more = f" ({len(faulty)} such rows)" if len(faulty) > 1 else ""
         raise DataError(f"{first['source']}: {column}{first['fault']}{more}")
+    if ignored := ignored_columns(pairs):
+        listed = ", ".join(f"{name} ({rows})" for name, rows in ignored.items())
+        logger.warning("columns that were not read, with the rows that have them: %s", listed)
     write_pairs(pairs_file, pairs)
     rows = settings.format_pairs
-    check_window(model, rows.max_prompt_tokens, rows.max_response_tokens)
-    summary = format_pairs(pairs_file, out, folder / "changes.csv", ChatTokenizer(model, rows.template), rows).summary
-    cut = {part: summary[part]["truncated"] for part in ("prompt", "chosen", "rejected")}
-    if any(cut.values()):
-        shares = ", ".join(f"{share:.1%} of column {part}" for part, share in cut.items() if share)
-        logger.warning(
-            "cut to max_prompt_tokens=%d and max_response_tokens=%d: %s",
-            rows.max_prompt_tokens,
-            rows.max_response_tokens,
-            shares,
-        )
+    tokenizer = ChatTokenizer(model, rows.template, rows.template_options)
+    format_pairs(pairs_file, out, folder / "changes.csv", tokenizer, rows, positions(model))
     frames = {split: read_split(out, split) for split in ("train", "val") if split == "train" or rows.val_fraction}
     # Errors name rows by their ids.
     return {split: each.assign(id=each["source"].str.rpartition(":")[2]) for split, each in frames.items()}
@@ -263,13 +255,3 @@ def _from_hub(repo: str, revision: str) -> Path:
         return Path(huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=MODEL_FILES))
     except (errors.HTTPError, errors.HFValidationError, errors.LocalEntryNotFoundError, ConnectionError) as error:
         raise SourceError(f"{repo} at {revision}: cannot be fetched: {' '.join(str(error).split())}") from None
-
-
-def _within_window(settings: Settings, given: Collection[str], model: Path) -> Settings:
-    """The default limits, lowered so that a prompt and a response fit into the model's window."""
-    window = positions(model) or NO_WINDOW
-    rows = settings.format_pairs
-    free = window - sum(getattr(rows, name) for name in LIMITS if name in given)
-    missing = [name for name in LIMITS if name not in given]
-    limits = {name: max(2, min(getattr(rows, name), free // len(missing))) for name in missing}
-    return replace(settings, format_pairs=replace(rows, **limits))

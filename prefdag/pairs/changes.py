@@ -3,10 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from prefdag.pairs import turns
+from prefdag.pairs.turns import SIDES
+
 if TYPE_CHECKING:
     from prefdag.pairs.tokenizer import ChatTokenizer
-
-SIDES = ("chosen", "rejected")
 
 
 class FormattingChange(NamedTuple):
@@ -14,7 +15,7 @@ class FormattingChange(NamedTuple):
 
     source: str  # FILE:ROW
     column: str
-    change: str  # left out, neutralised or cut
+    change: str  # left out, neutralised, altered or cut
     reason: str
 
 
@@ -25,7 +26,7 @@ def formatting_changes(
 
     Args:
         row: as validated; its prompt is a list of turns.
-        encoded: the same row from `formatting.encode_pair`.
+        encoded: the same row from `encoding.encode_pair`.
     """
     source, parts = row["source"], {part: encoded[part] for part in ("prompt", *SIDES)}
     if encoded["chosen"].ids == encoded["rejected"].ids:
@@ -34,15 +35,18 @@ def formatting_changes(
         if parts[side].truncated and not tokenizer.decode(parts[side].ids[:-1]).strip():
             return [FormattingChange(source, side, "left out", "the cut leaves nothing but white space")]
     changes = []
+    answers = {side: turns.response(row, side) for side in SIDES}
     texts = {
-        "prompt": "\n".join(turn["content"] for turn in row["prompt"]),
-        **{side: row[side] or "" for side in SIDES},
+        "prompt": "\n".join(map(turns.typed_text, turns.messages(row["prompt"]))),
+        **{side: turns.typed_text(turn) if turn else "" for side, turn in answers.items()},
     }
     for part, text in texts.items():
         if typed := tokenizer.typed_controls(text):
             reason = f"{typed} control tokens typed in it become ordinary text"
             changes.append(FormattingChange(source, part, "neutralised", reason))
     for part, whole in parts.items():
+        if whole.altered:
+            changes.append(FormattingChange(source, part, "altered", whole.altered))
         if whole.truncated:
             kept = f"keeps its last {len(whole.ids)}" if part == "prompt" else f"keeps its first {len(whole.ids) - 1}"
             changes.append(FormattingChange(source, part, "cut", f"{whole.length} tokens, {kept}"))
@@ -53,10 +57,11 @@ def example(row: Mapping[str, Any], tokenizer: "ChatTokenizer") -> dict[str, Any
     """A formatted row as a model reads it.
 
     It has `source`, and a list of pieces for `prompt` and for each response of the row. A piece has `text`; `kind`: read (in
-    the prompt, so not scored), scored, or not scored (the EOS added after a cut); and `control`, true for a control token.
+    the prompt, so not scored), scored, or not scored (the end of the turn after a cut); and `control`, true for a control
+    token.
 
     Args:
-        row: of `formatting.PAIRS_SCHEMA`.
+        row: of `encoding.PAIRS_SCHEMA`.
     """
     shown = {"source": row["source"], "prompt": _pieces(row["prompt_ids"], "read", tokenizer)}
     for side in SIDES:

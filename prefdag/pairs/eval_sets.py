@@ -12,7 +12,7 @@ pku         Preference pairs in any format of training pairs, such as PKU's proc
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,11 +24,13 @@ from prefdag.formats.files import data_files
 from prefdag.formats.records import read_records
 from prefdag.formats.values import needs_object
 from prefdag.lifecycle.errors import DataError
+from prefdag.pairs import turns
 from prefdag.pairs.eval_records import MultipleChoiceRecord, TruthfulQARecord, WinoGrandeRecord, parse, unread
 from prefdag.pairs.schema import read_pairs
 
 if TYPE_CHECKING:
-    from prefdag.formats.dialogues import Message
+    from prefdag.pairs.template import Tools
+    from prefdag.pairs.turns import Messages
 
 logger = logging.getLogger(__name__)
 
@@ -38,11 +40,13 @@ class EvalRow:
     """One question. `prompt` is a dialogue for the model's template, or raw text to be continued."""
 
     source: str  # "SET/FILE:ROW", rows from 1
-    prompt: list["Message"] | str
+    prompt: "Messages | str"
     response: str  # the best response
     right_responses: tuple[str, ...]  # includes `response`
     wrong_responses: tuple[str, ...]
     rest: str = ""  # the text after a gap, with which every response ends
+    extra: Mapping[str, Any] = field(default_factory=dict)  # reasoning and calls of `response`
+    tools: "Tools" = None  # those that the dialogue offers
     ignored: tuple[str, ...] = ()  # the names of what was not read
 
 
@@ -144,27 +148,24 @@ def read_preferences(folder: Path) -> list[EvalRow]:
     left_out: list[DataError] = []
     for pair in pairs.to_dict("records"):
         source = pair["source"]
-        sides = pair["chosen"], pair["rejected"]
+        sides = [turns.response(pair, side) for side in turns.SIDES]
         if isinstance(pair["fault"], str):
             column = pair["fault_column"] if isinstance(pair["fault_column"], str) else None
             left_out.append(_at(source, column, pair["fault"]))
             continue
-        if not all(isinstance(side, str) and side.strip() for side in sides):
+        chosen, rejected = sides if pair["preference"] >= 0.5 else sides[::-1]
+        if chosen is None or rejected is None or not all(turns.shown(side).strip() for side in (chosen, rejected)):
             left_out.append(DataError(f"{source}: not two responses; an eval set of preferences needs pairs"))
             continue
-        more = [pair["tools"], pair["chosen_extra"], pair["rejected_extra"], *(t.get("extra") for t in pair["prompt"])]
-        if any(isinstance(text, str) for text in more):
-            reason = "has tools, tool calls or reasoning, which eval sets of preferences do not support"
-            left_out.append(DataError(f"{source}: {reason}"))
-            continue
-        chosen, rejected = sides if pair["preference"] >= 0.5 else sides[::-1]
         rows.append(
             EvalRow(
                 source=source,
-                prompt=pair["prompt"],
-                response=chosen,
-                right_responses=(chosen,),
-                wrong_responses=(rejected,),
+                prompt=turns.messages(pair["prompt"]),
+                response=chosen["content"],
+                right_responses=(chosen["content"],),
+                wrong_responses=(rejected["content"],),
+                extra={key: value for key, value in chosen.items() if key not in ("role", "content")},
+                tools=turns.tools(pair),
                 ignored=pair["ignored"],
             )
         )

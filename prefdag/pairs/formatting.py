@@ -1,11 +1,13 @@
 """Format preference pairs: tokenise the validated rows, and write them in splits without leaks.
 
 There are two passes over the rows, in batches. The first encodes all rows. When every prompt is known and has a split, the
-second writes each row to its split. In between, only a few numbers per row are kept in memory.
+second writes each row to its split. In between, only a few numbers per row are kept in memory. If a limit is `auto`, a pass
+before them measures the lengths.
 """
 
 import csv
 import logging
+from array import array
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,36 +19,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from prefdag.lifecycle.errors import DataError
+from prefdag.pairs import limits, turns
 from prefdag.pairs.changes import FormattingChange, boundary_joins, example, formatting_changes
+from prefdag.pairs.encoding import PAIRS_SCHEMA, PARTS, columns_of, encode_pair
 from prefdag.pairs.ngrams import normalised
-from prefdag.pairs.splits import SPLITS, check_fractions, digest, split_by_prompt
-from prefdag.pairs.tokenizer import ChatTokenizer, Encoded
+from prefdag.pairs.observations import Observations, cut_lines, template_lines
+from prefdag.pairs.splits import LEFT_OUT, SPLITS, check_fractions, digest, split_by_prompt
 
 if TYPE_CHECKING:
     from prefdag.config.format_pairs import FormatPairs
+    from prefdag.pairs.limits import Limits
+    from prefdag.pairs.tokenizer import ChatTokenizer, Encoded
 
 logger = logging.getLogger(__name__)
 
-IDS = pa.list_(pa.int32())
-PAIRS_SCHEMA = pa.schema(
-    {
-        "id": pa.string(),
-        "source": pa.string(),  # "FILE:ROW"
-        "prompt": pa.string(),  # in its template, before the cut
-        "chosen": pa.string(),  # null, with empty ids, if the row has no such response: unpaired rows have one of the two
-        "rejected": pa.string(),
-        "preference": pa.float64(),  # probability that chosen is preferred
-        "prompt_ids": IDS,
-        "chosen_ids": IDS,  # ends with EOS, which is not scored if the response was cut
-        "rejected_ids": IDS,
-        "chosen_truncated": pa.bool_(),
-        "rejected_truncated": pa.bool_(),
-    }
-)
-PARTS = ("prompt", "chosen", "rejected")
 BATCH = 2_000  # rows in memory at once
 BOUNDARIES = 2_000  # rows whose boundary is checked, evenly spaced; enough to estimate the share
-NO_RESPONSE = Encoded([], "", 0)  # an actual response has at least an EOS
 
 
 class FormattingReport(NamedTuple):
@@ -60,33 +48,44 @@ class FirstPass(NamedTuple):
     """What the second pass needs to know about the rows that are kept, and the counts of changes."""
 
     keys: npt.NDArray[np.uint64]  # (rows, 3), see `_keys`
+    published: npt.NDArray[np.str_]  # the published split of each row, "" if it has none, (rows,)
     kept: dict[str, npt.NDArray[np.int32]]  # tokens after the cut by part, (rows,); 0 if there is no such response
     lengths: dict[str, npt.NDArray[np.int32]]  # tokens before the cut
     left_out: int
     first_left_out: FormattingChange | None
     changes: Counter[tuple[str, str]]
+    observations: Observations
 
 
 def format_pairs(
-    source: Path, out: Path, changed: Path, tokenizer: ChatTokenizer, params: "FormatPairs"
+    source: Path,
+    out: Path,
+    changed: Path,
+    tokenizer: "ChatTokenizer",
+    params: "FormatPairs",
+    window: int | None = None,
 ) -> FormattingReport:
     """Write the validated pairs by split: `out`/train.parquet and so on, with `PAIRS_SCHEMA`, in their original order.
 
-    A row is left out and listed if the cut makes both responses the same tokens (its loss is ln 2, its gradient 0), or if it
-    leaves nothing of a response.
+    A row is left out and listed if the cut makes both responses the same tokens (its loss is ln 2, its gradient 0), if it
+    leaves nothing of a response, or if its prompt is also in another published split (see `split_by_prompt`).
 
     Args:
         out: an existing folder.
         changed: the CSV of `FormattingChange` to write.
+        window: the model's positions, None if it does not say.
 
     Raises:
-        DataError: the template rejects a dialogue, too many rows are left out, there are too few prompts for the splits, or
-            a split has no chosen or no rejected response.
-        ParamsError: the fractions leave nothing to train on.
+        DataError: the template rejects a dialogue, too many rows are left out or were already rendered, there are too few
+            prompts for the splits, or a split has no chosen or no rejected response.
+        ParamsError: the fractions leave nothing to train on, or the limits do not fit into the window.
     """
     check_fractions("format_pairs", params)
     everything = out / "everything.parquet"
-    first_pass = _encode(source, everything, changed, tokenizer, params)
+    lengths = limits.given(params) or limits.choose(params, *_measure(source, tokenizer, params), window)
+    limits.check_window(lengths, window)
+    first_pass = _encode(source, everything, changed, tokenizer, params, lengths)
+    first_pass.observations.check(params.max_rendered)
     n = len(first_pass.keys)
     if first_pass.first_left_out:
         first, left_out = first_pass.first_left_out, first_pass.left_out
@@ -95,17 +94,22 @@ def format_pairs(
         if left_out > params.max_left_out * (n + left_out):
             raise DataError(f"{message}; raise format_pairs.max_response_tokens or max_left_out")
         logger.warning("%s", message)
-    splits = split_by_prompt(first_pass.keys[:, :2], params.val_fraction, params.test_fraction)
+    splits = split_by_prompt(first_pass.keys[:, :2], params.val_fraction, params.test_fraction, first_pass.published)
+    kept = splits != LEFT_OUT
     _check_sides(splits, first_pass.kept)
-    by_length = np.argsort(sum(first_pass.kept.values()), kind="stable")
-    picked = list(dict.fromkeys(by_length[[0, n // 2, n - 1]].tolist()))  # the shortest, the median and the longest
-    shown, joined = _write_splits(everything, out, splits, picked, tokenizer)
+    total = sum(first_pass.kept.values())
+    by_length = [row for row in np.argsort(total, kind="stable").tolist() if kept[row]]
+    # The shortest, the median and the longest.
+    picked = list(dict.fromkeys(by_length[place] for place in (0, len(by_length) // 2, -1)))
+    leaks, shown, joined = _write_splits(everything, out, splits, picked, tokenizer)
     everything.unlink()
+    _list_leaks(leaks, changed, first_pass.changes)
+    parts = {part: _lengths(first_pass.kept[part][kept], first_pass.lengths[part][kept]) for part in PARTS}
     summary = {
         "template": params.template,
-        "max_prompt_tokens": params.max_prompt_tokens,
-        "max_response_tokens": params.max_response_tokens,
+        **lengths._asdict(),
         "rows": {name: int((splits == name).sum()) for name in SPLITS},
+        "published": {name: int((first_pass.published == name).sum()) for name in SPLITS},
         "prompts": {name: len(np.unique(first_pass.keys[splits == name, 2])) for name in SPLITS},
         "changes": [
             {"change": c, "column": part, "rows": rows} for (c, part), rows in sorted(first_pass.changes.items())
@@ -116,9 +120,27 @@ def format_pairs(
             "joined": sum(joined),
             "share": round(sum(joined) / max(1, len(joined)), 4),
         },
-        **{part: _lengths(first_pass.kept[part], first_pass.lengths[part]) for part in PARTS},
+        "template_writes": tokenizer.template_writes,
+        **first_pass.observations.summary(),
+        **parts,
     }
+    cut = {part: numbers["truncated"] for part, numbers in parts.items()}
+    for line in (*template_lines(tokenizer), *first_pass.observations.lines(), *cut_lines(cut, lengths)):
+        logger.warning("%s", line)
     return FormattingReport(summary, [shown[row] for row in picked])
+
+
+def _list_leaks(leaks: list[FormattingChange], changed: Path, counts: Counter[tuple[str, str]]) -> None:
+    """Add the rows that `split_by_prompt` left out to the list of changes."""
+    if not leaks:
+        return
+    with changed.open("a", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(leaks)
+    counts.update((leak.change, leak.column) for leak in leaks)
+    logger.warning(
+        "published splits share prompts: %d rows are left out, the first: %s:%s: %s",
+        *(len(leaks), leaks[0].source, leaks[0].column, leaks[0].reason),
+    )
 
 
 def batches(path: Path, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
@@ -127,23 +149,50 @@ def batches(path: Path, columns: list[str] | None = None) -> Iterator[pa.RecordB
         yield from file.iter_batches(BATCH, columns=columns)
 
 
-def _encode(source: Path, out: Path, changed: Path, tokenizer: ChatTokenizer, params: "FormatPairs") -> FirstPass:
+def _first_rows(source: Path, max_pairs: int | None) -> Iterator[list[dict[str, Any]]]:
+    """The validated rows in batches: all, or of each published split the first `max_pairs`."""
+    read: Counter[str | None] = Counter()
+    for batch in batches(source):
+        published = batch["split"].to_pylist() if "split" in batch.schema.names else [None] * len(batch)
+        wanted = []
+        for split in published:
+            read[split] += 1
+            wanted.append(max_pairs is None or read[split] <= max_pairs)
+        if any(wanted):
+            yield batch.filter(pa.array(wanted)).to_pylist()
+
+
+def _measure(
+    source: Path, tokenizer: "ChatTokenizer", params: "FormatPairs"
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+    """The lengths in tokens of all prompts and of all responses, before any cut."""
+    prompts, responses = array("i"), array("i")
+    for rows in _first_rows(source, params.max_pairs):
+        for row in rows:
+            encoded = encode_pair(row, tokenizer)
+            prompts.append(encoded["prompt"].length)
+            responses.extend(encoded[side].length for side in turns.SIDES if encoded[side].ids)
+    return np.frombuffer(prompts, np.int32), np.frombuffer(responses, np.int32)
+
+
+def _encode(
+    source: Path, out: Path, changed: Path, tokenizer: "ChatTokenizer", params: "FormatPairs", lengths: "Limits"
+) -> FirstPass:
     """The first pass: write every row that is kept, encoded, to `out`, and all changes to `changed`."""
     keys: list[npt.NDArray[np.uint64]] = []
     kept: list[npt.NDArray[np.int32]] = []
-    lengths: list[npt.NDArray[np.int32]] = []
-    left_out, first, counts, read = 0, None, Counter[tuple[str, str]](), 0
+    before: list[npt.NDArray[np.int32]] = []
+    published: list[str] = []
+    left_out, first, counts = 0, None, Counter[tuple[str, str]]()
+    observations = Observations(tokenizer.renderer.turn_marks)
     with pq.ParquetWriter(out, PAIRS_SCHEMA) as writer, changed.open("w", encoding="utf-8", newline="") as file:
         listing = csv.writer(file, lineterminator="\n")
         listing.writerow(FormattingChange._fields)
-        for batch in batches(source):
-            rows = batch.to_pylist()[: None if params.max_pairs is None else params.max_pairs - read]
-            if not rows:
-                break
-            read += len(rows)
+        for rows in _first_rows(source, params.max_pairs):
             kept_rows = []
             for row in rows:
-                encoded = encode_pair(row, tokenizer, params.max_prompt_tokens, params.max_response_tokens)
+                encoded = encode_pair(row, tokenizer, *lengths)
+                observations.add(row, encoded)
                 changes = formatting_changes(row, encoded, tokenizer)
                 listing.writerows(changes)
                 counts.update((change.change, change.column) for change in changes)
@@ -153,17 +202,27 @@ def _encode(source: Path, out: Path, changed: Path, tokenizer: ChatTokenizer, pa
                     kept_rows.append(encoded)
             if kept_rows:
                 writer.write_table(pa.Table.from_pylist([columns_of(row) for row in kept_rows], PAIRS_SCHEMA))
+                published += [row.get("split") or "" for row in kept_rows]
                 keys.append(np.array([_keys(row["prompt"], params.seed) for row in kept_rows], dtype=np.uint64))
                 kept.append(np.array([[len(row[part].ids) for part in PARTS] for row in kept_rows], dtype=np.int32))
-                lengths.append(np.array([[row[part].length for part in PARTS] for row in kept_rows], dtype=np.int32))
+                before.append(np.array([[row[part].length for part in PARTS] for row in kept_rows], dtype=np.int32))
     none = np.empty((0, 3))
     n_kept, n_before = (
-        dict(zip(PARTS, np.concatenate([none.astype(np.int32), *each]).T, strict=True)) for each in (kept, lengths)
+        dict(zip(PARTS, np.concatenate([none.astype(np.int32), *each]).T, strict=True)) for each in (kept, before)
     )
-    return FirstPass(np.concatenate([none.astype(np.uint64), *keys]), n_kept, n_before, left_out, first, counts)
+    return FirstPass(
+        np.concatenate([none.astype(np.uint64), *keys]),
+        np.array(published, dtype="U8"),
+        n_kept,
+        n_before,
+        left_out,
+        first,
+        counts,
+        observations,
+    )
 
 
-def _keys(prompt: Encoded, seed: int) -> tuple[int, int, int]:
+def _keys(prompt: "Encoded", seed: int) -> tuple[int, int, int]:
     """Two keys that must not be in more than one split, and the digest of the exact prompt.
 
     The first key is the `normalised` text, the second the tokens after the cut, since what the model reads must not leak
@@ -173,9 +232,10 @@ def _keys(prompt: Encoded, seed: int) -> tuple[int, int, int]:
 
 
 def _write_splits(
-    everything: Path, out: Path, splits: npt.NDArray[np.str_], picked: list[int], tokenizer: ChatTokenizer
-) -> tuple[dict[int, dict[str, Any]], list[bool]]:
-    """The second pass: write every row to its split. Returns the rows `picked` as examples, and some `boundary_joins`."""
+    everything: Path, out: Path, splits: npt.NDArray[np.str_], picked: list[int], tokenizer: "ChatTokenizer"
+) -> tuple[list[FormattingChange], dict[int, dict[str, Any]], list[bool]]:
+    """The second pass: write every row to its split. Returns the rows left out, those `picked`, and some `boundary_joins`."""
+    leaks: list[FormattingChange] = []
     shown: dict[int, dict[str, Any]] = {}
     joined: list[bool] = []
     writers = {name: pq.ParquetWriter(out / f"{name}.parquet", PAIRS_SCHEMA) for name in SPLITS}
@@ -188,6 +248,12 @@ def _write_splits(
                 part = table.filter(pa.array(split_of == name))
                 if len(part):
                     writer.write_table(part)
+            leaks += [
+                FormattingChange(
+                    row, "split", "left out", "its prompt is also in a published split that goes before its own"
+                )
+                for row in table["source"].filter(pa.array(split_of == LEFT_OUT)).to_pylist()
+            ]
             step = 1 + len(splits) // BOUNDARIES
             for place in range(-first % step, len(table), step):
                 joined += boundary_joins(table.slice(place, 1).to_pylist()[0], tokenizer)
@@ -198,7 +264,7 @@ def _write_splits(
     finally:
         for writer in writers.values():
             writer.close()
-    return shown, joined
+    return leaks, shown, joined
 
 
 def _check_sides(splits: npt.NDArray[np.str_], kept: dict[str, npt.NDArray[np.int32]]) -> None:
@@ -228,33 +294,6 @@ def _leaked(folder: Path) -> dict[str, int]:
     }
     train = prompts.pop("train")
     return {name: int(np.isin(texts, train).sum()) for name, texts in prompts.items()}
-
-
-def encode_pair(
-    row: dict[str, Any], tokenizer: ChatTokenizer, max_prompt_tokens: int, max_response_tokens: int
-) -> dict[str, Any]:
-    """A validated row with its prompt, chosen and rejected `Encoded`. Raises `DataError`, which names the row."""
-    try:
-        return row | {
-            "prompt": tokenizer.prompt(row["prompt"], max_prompt_tokens),
-            **{
-                side: NO_RESPONSE if row[side] is None else tokenizer.response(row[side], max_response_tokens)
-                for side in ("chosen", "rejected")
-            },
-        }
-    except DataError as error:
-        raise DataError(f"{row['source']}: {error}") from None
-
-
-def columns_of(row: dict[str, Any]) -> dict[str, Any]:
-    """An encoded row with the columns of `PAIRS_SCHEMA`."""
-    parts: dict[str, Encoded] = {part: row[part] for part in ("prompt", "chosen", "rejected")}
-    return (
-        {name: row[name] for name in ("id", "source", "preference")}
-        | {part: encoded.text if encoded.ids else None for part, encoded in parts.items()}
-        | {f"{part}_ids": encoded.ids for part, encoded in parts.items()}
-        | {f"{part}_truncated": parts[part].truncated for part in ("chosen", "rejected")}
-    )
 
 
 def _lengths(kept: npt.NDArray[np.int32], lengths: npt.NDArray[np.int32]) -> dict[str, float]:

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from prefdag.config.label_pairs import LabelPairs
 
 SPLITS = ("train", "val", "test")
+LEFT_OUT = (
+    "left out"  # instead of a split: the row's prompt is also in a published split that goes before the row's own
+)
 Keys = npt.NDArray[np.uint64]
 
 
@@ -23,25 +26,40 @@ def digest(value: Any, seed: int = 0) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}\n{value!r}".encode()).digest()[:8])
 
 
-def split_by_prompt(keys: Keys, val_fraction: float, test_fraction: float) -> npt.NDArray[np.str_]:
+def split_by_prompt(
+    keys: Keys, val_fraction: float, test_fraction: float, published: npt.NDArray[np.str_] | None = None
+) -> npt.NDArray[np.str_]:
     """The split of every row. Rows that share any key (see `group_rows`) are in the same split.
+
+    A published split is kept: its rows, and unpublished rows that belong together with them. If a group has rows of several
+    published splits, test goes before val and val before train, and the group's rows of the later ones are `LEFT_OUT`.
+    A split that is not published is taken from the remaining rows by its fraction.
 
     Groups are assigned in the order of their smallest first key, not of their position, so that an added row moves few
     others, and digests with another seed give other splits. Split sizes are as close to the fractions as whole groups allow.
 
     Args:
         keys: digests, (rows, columns).
+        published: the published split of each row, "" if it has none, (rows,). None: no row has one.
 
     Raises:
         DataError: train, or a split with a fraction above zero, would be empty.
     """
     _, group_of, sizes = np.unique(group_rows(keys), return_inverse=True, return_counts=True)
+    published = np.full(len(keys), "") if published is None else published
     least = np.full(len(sizes), np.iinfo(np.uint64).max)
     np.minimum.at(least, group_of, keys[:, 0])
-    waiting = np.argsort(least, kind="stable").tolist()
     split_of = np.full(len(sizes), "train")
-    for split, fraction in (("test", test_fraction), ("val", val_fraction)):
-        missing, passed = fraction * len(keys), []
+    fixed = np.zeros(len(sizes), dtype=bool)
+    for split in ("val", "test"):
+        groups = np.unique(group_of[published == split])
+        split_of[groups], fixed[groups] = split, True
+    rest = int((~fixed[group_of]).sum())
+    waiting = [group for group in np.argsort(least, kind="stable").tolist() if not fixed[group]]
+    fractions = {"test": test_fraction, "val": val_fraction}
+    wanted = {split: fraction for split, fraction in fractions.items() if split not in published}
+    for split, fraction in wanted.items():
+        missing, passed = fraction * rest, []
         for group in waiting:
             if abs(missing - sizes[group]) < abs(missing):
                 missing -= sizes[group]
@@ -49,10 +67,12 @@ def split_by_prompt(keys: Keys, val_fraction: float, test_fraction: float) -> np
             else:
                 passed.append(group)
         waiting = passed
-    splits = split_of[group_of]
-    if empty := empty_splits(splits, val_fraction, test_fraction):
+    splits = split_of[group_of].astype("U8")
+    splits[(published != "") & (published != splits) & fixed[group_of]] = LEFT_OUT
+    if empty := empty_splits(splits, wanted.get("val", 0.0), wanted.get("test", 0.0)):
         counts = f"{len(keys)} pairs with {len(sizes)} distinct prompts leave {' and '.join(empty)} empty"
-        raise DataError(f"data/validated/pairs.parquet: {counts}; add pairs or change the fractions")
+        kept = f" ({len(keys) - rest} are published as val or test)" if rest < len(keys) else ""
+        raise DataError(f"data/validated/pairs.parquet: {counts}{kept}; add pairs or change the fractions")
     return splits
 
 

@@ -1,53 +1,36 @@
-"""Tokenise dialogues: a template around the prompt, the response separately, and no control tokens but our own.
+"""Tokenise dialogues: a template around the prompt, the response after it, and no control tokens but the template's own.
 
     tokenizer = ChatTokenizer(Path("models/base"), "chat")
-    prompt = tokenizer.prompt([{"role": "user", "content": "Hi!"}], max_tokens=96)
-    response = tokenizer.response("Hello.", max_tokens=96)
-    row = prompt.ids + response.ids          # BOS? ... "Hi!" ... "Hello." EOS
+    dialogue = tokenizer.dialogue([{"role": "user", "content": "Hi!"}])
+    prompt = dialogue.prompt(max_tokens=96)
+    response = dialogue.response({"role": "assistant", "content": "Hello."}, max_tokens=96)
+    row = prompt.ids + response.ids          # BOS? ... "Hi!" ... "Hello." <|im_end|>
 
 Two things hold for every text, even if somebody typed `<|im_end|>` in it: a prompt never starts with two BOS, and a response
-has exactly one EOS, at its end.
+has exactly one end of turn, at its end. It is the token that the template writes after an answer, or EOS if it writes none.
 """
 
 import itertools
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
-from prefdag.lifecycle.errors import DataError, ParamsError
+from prefdag.lifecycle.errors import DataError
+from prefdag.pairs.rendering import MARKED, Renderer, any_of
+from prefdag.pairs.template import INSTRUCTION_TEMPLATE, ChatTemplate, TemplateName, Tools, read_template
+from prefdag.pairs.tokenizer_files import control_token, read_tokenizer, stop_ids_of, token_id
 from prefdag.runtime.artifacts import read_json
 
-TemplateName = Literal["chat", "instruction"]
-# {"role": "system" | "user" | "assistant", "content": ...}; the last turn is the user's.
-Messages = Sequence[Mapping[str, str]]
+if TYPE_CHECKING:
+    from prefdag.pairs.turns import Messages
 
-# Alpaca's instruction template, as a chat template, so that both kinds use the same code. A system message is a paragraph
-# after the preamble; earlier turns repeat the two headings.
-INSTRUCTION_TEMPLATE = """\
-{{- 'Below is an instruction that describes a task. Write a response that appropriately completes the request.' }}
-{%- for message in messages %}
-{%- if message['role'] == 'system' %}{{- '\\n\\n' + message['content'] }}
-{%- elif message['role'] == 'user' %}{{- '\\n\\n### Instruction:\\n' + message['content'] }}
-{%- else %}{{- '\\n\\n### Response:\\n' + message['content'] }}
-{%- endif %}
-{%- endfor %}
-{%- if add_generation_prompt %}{{- '\\n\\n### Response:\\n' }}{% endif %}"""
-
-# Some templates (Llama 3, SmolLM3) put today's date into the prompt, so that the same rows would get other ids tomorrow.
-# A macro of the same name shadows the function that they call. The date is the default of Llama 3's own template.
-FIXED_DATE = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}\n"  # jinja drops the newline after a tag
-
-# Unicode noncharacters, which are reserved for a program's internal use. Texts should not have them; if so, they are removed.
-OPEN, CLOSE = "\ufdd0", "\ufdd1"
-NO_MARKS = str.maketrans("", "", OPEN + CLOSE)
+NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
 BOUNDARY = 100  # characters on either side of the start of a response; longer than any token
-# Splitting by it gives text, control token, text, ...; or None for a mark whose partner the template removed.
-MARKED = re.compile(f"{OPEN}([^{OPEN}{CLOSE}]*){CLOSE}|[{OPEN}{CLOSE}]")
 
 
 @dataclass(frozen=True)
@@ -56,11 +39,12 @@ class Encoded:
 
     ids: list[int]
     text: str
-    length: int  # tokens before the cut, including BOS or EOS
+    length: int  # tokens before the cut, including BOS or the end of the turn
+    altered: str = ""  # what the template changes in the row's own text, in words
 
     @property
     def truncated(self) -> bool:
-        """Whether tokens were cut off. The EOS after a cut response is ours, not the author's: do not score it."""
+        """Whether tokens were cut off. The end after a cut response is ours, not the author's: do not score it."""
         return len(self.ids) < self.length
 
 
@@ -69,60 +53,72 @@ class ChatTokenizer:
 
     eos_id: int
     bos_id: int | None
+    end_id: int
+    stop_ids: tuple[int, ...]
     control_tokens: dict[str, str]  # eos_token and, if the model has one, bos_token
 
-    def __init__(self, model: Path, template: TemplateName) -> None:
+    def __init__(self, model: Path, template: TemplateName, options: Mapping[str, Any] = NO_OPTIONS) -> None:
         """Read the folder.
+
+        Args:
+            options: variables of the template, such as enable_thinking.
 
         Raises:
             DataError: a file is missing or broken, or the tokenizer has no EOS.
-            ParamsError: `template` is "chat" and the model has none.
+            ParamsError: `template` is "chat" and the model has none, or it does not mention an option.
         """
         config = read_json(model / "tokenizer_config.json")
-        self._tokenizer = _read_tokenizer(model / "tokenizer.json")
-        eos = _control_token(self._tokenizer, model, config, "eos")
+        self._tokenizer = read_tokenizer(model / "tokenizer.json")
+        eos = control_token(self._tokenizer, model, config, "eos")
         if eos is None:
             raise DataError(
                 f"{model}/tokenizer_config.json: eos_token: missing; set it to the token that ends a response"
             )
-        self.eos_id = _id(self._tokenizer, eos, model)
-        bos = _control_token(self._tokenizer, model, config, "bos")
-        self.bos_id = None if bos is None else _id(self._tokenizer, bos, model)
+        self.eos_id = token_id(self._tokenizer, eos, model)
+        bos = control_token(self._tokenizer, model, config, "bos")
+        self.bos_id = None if bos is None else token_id(self._tokenizer, bos, model)
         # A prompt gets a BOS if the tokenizer's own post-processor adds one.
         self._bos = [i for i in self._tokenizer.encode("").ids[:1] if i == self.bos_id]
 
-        self._own = INSTRUCTION_TEMPLATE if template == "instruction" else _template(model, config)
-        self._template = FIXED_DATE + self._own
-        self._variables: dict[str, Any] = {
-            "bos_token": bos or "",
-            "eos_token": eos,
-        }  # templates insert these themselves
+        source = INSTRUCTION_TEMPLATE if template == "instruction" else read_template(model, config)
+        tokens = {"bos_token": bos or "", "eos_token": eos}  # templates insert these themselves
+        self.control_tokens = {name: token for name, token in tokens.items() if token}
 
-        self.control_tokens = {name: token for name, token in self._variables.items() if token}
+        added = {token for token in self._added() if token.strip()}
+        # Only added tokens, since a configuration may name an ordinary one: transformers' default is often 2, whatever it is.
+        listed = [self._tokenizer.id_to_token(number) for number in stop_ids_of(model)]
+        stops = [eos, *(token for token in listed if token in added)]
+        renderer = Renderer(ChatTemplate(source, tokens, options), any_of(()), any_of(added), stops)
+        end = renderer.affixes.end or eos
+        if end not in self._added(special=True):
+            self._tokenizer.add_special_tokens([end])
+        # The token that ends the assistant's turn: what the template writes after its text, or EOS if it writes none.
+        self.end_id = self.token_id(end)
+        # Where generation stops.
+        self.stop_ids = tuple(dict.fromkeys([self.end_id, self.eos_id, *map(self.token_id, renderer.stops)]))
 
         # A second tokenizer, to which `<|im_end|>` is ordinary text.
         self._plain = Tokenizer.from_str(self._tokenizer.to_str())
         self._plain.encode_special_tokens = True
-        added = self._tokenizer.get_added_tokens_decoder().values()
-        self._control_tokens = {token.content for token in added if token.special}
-        self._controls = re.compile("|".join(map(re.escape, sorted(self._control_tokens, key=len, reverse=True))))
+        self._control_tokens = self._added(special=True)
+        self._controls = any_of(self._control_tokens)
+        self.renderer = replace(renderer, controls=self._controls)
 
-    def prompt(self, messages: Messages, max_tokens: int | None = None) -> Encoded:
+    def dialogue(self, messages: "Messages", tools: Tools = None) -> "Dialogue":
+        """A dialogue that waits for an answer. Raises `DataError` as `Renderer.prompt`."""
+        text, altered = self.renderer.prompt(messages, tools)
+        return Dialogue(self, messages, tools, text, altered)
+
+    def prompt(self, messages: "Messages", max_tokens: int | None = None, tools: Tools = None) -> Encoded:
         """A dialogue in the template, up to the start of the answer. If it is too long, its end is kept, after BOS if needed.
 
         Control tokens of the template get their ids; the same strings typed in a message become ordinary tokens.
 
         Raises:
-            DataError: the template rejects the dialogue, for example because it does not support system messages.
+            DataError: the template rejects the dialogue, for example because it does not support system messages, or it
+                ignores a part of it.
         """
-        # Without typed control tokens there is one piece, so the ids are exactly those of the rendered text.
-        pieces = MARKED.split(self._render([{**m, "content": self._mark(m["content"])} for m in messages]))
-        ids: list[int] = []
-        for number, piece in enumerate(pieces):
-            if piece:
-                typed = number % 2 == 1
-                ids += self._text_ids(piece) if typed else self._tokenizer.encode(piece, add_special_tokens=False).ids
-        return self._cut_prompt(ids, "".join(piece or "" for piece in pieces), max_tokens)
+        return self.dialogue(messages, tools).prompt(max_tokens)
 
     def jinja(self) -> str:
         """The template for other programs. transformers' `apply_chat_template` and what is built on it get the same ids.
@@ -130,9 +126,9 @@ class ChatTokenizer:
         They take BOS only from the template, so this template adds the BOS that the tokenizer would. They treat a control
         token that was typed in a message as text, as this class does, only if they are asked to sanitize messages.
         """
-        template = self._template if "strftime_now" in self._own else self._own
-        written = MARKED.sub("", self._render([{"role": "user", "content": ""}]))
+        written = MARKED.sub("", self.renderer.prompt([{"role": "user", "content": ""}], None)[0])
         missing = self._tokenizer.encode(written, add_special_tokens=False).ids[:1] != self._bos
+        template = self.renderer.template.jinja()
         return "{{- bos_token }}" + template if self._bos and missing else template
 
     def raw_prompt(self, text: str, max_tokens: int | None = None) -> Encoded:
@@ -142,13 +138,20 @@ class ChatTokenizer:
         or EOS if the model has no BOS.
         """
         ids = self._text_ids(text) or [self.eos_id if self.bos_id is None else self.bos_id]
-        return self._cut_prompt(ids, text, max_tokens)
+        return self.cut_prompt(ids, text, max_tokens)
 
     def response(self, text: str, max_tokens: int | None = None) -> Encoded:
-        """The tokens of a response and one EOS. If it is too long, the first `max_tokens - 1` tokens are kept, then EOS."""
-        ids = self._text_ids(text)
-        kept = ids if max_tokens is None else ids[: max_tokens - 1]
-        return Encoded([*kept, self.eos_id], text, len(ids) + 1)
+        """The tokens of a plain text and one end of turn, without what a template may write around a text.
+
+        If it is too long, the first `max_tokens - 1` tokens are kept, then the end.
+        """
+        return self.cut_response(self._text_ids(text), text, self.end_id, max_tokens)
+
+    @property
+    def template_writes(self) -> dict[str, str]:
+        """What the template writes around every answer, as text: `before`, `after`, and the `end` of the turn."""
+        affixes = self.renderer.affixes
+        return {"before": affixes.before, "after": affixes.after, "end": self.decode([self.end_id])}
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, including control tokens."""
@@ -186,110 +189,111 @@ class ChatTokenizer:
         # Control tokens separate a text, so text before the last one does not matter, nor does text far from the boundary.
         before = self._controls.split(prompt)[-1][-BOUNDARY:]
         after = response[:BOUNDARY]
-        separate = [self._plain.encode(part, add_special_tokens=False).ids for part in (before, after)]
-        return bool(self._plain.encode(before + after, add_special_tokens=False).ids != separate[0] + separate[1])
+        ids: list[int] = self._plain.encode(before, add_special_tokens=False).ids
+        return bool(self._plain.encode(before + after, add_special_tokens=False).ids[: len(ids)] != ids)
 
-    def _render(self, messages: Messages) -> str:
-        # Imported here because it takes a second, and the readers of images and evals import this module too.
-        from jinja2 import TemplateError
-        from transformers.utils.chat_template_utils import render_jinja_template
+    def token_id(self, token: str) -> int:
+        """The id of a token of the vocabulary."""
+        number = self._tokenizer.token_to_id(token)
+        assert number is not None, token
+        return int(number)
 
-        try:
-            return render_jinja_template(
-                [[dict(message) for message in messages]],
-                chat_template=self._template,
-                add_generation_prompt=True,
-                **self._variables,
-            )[0][0]
-        except TemplateError as error:
-            remedy = "change the dialogue or set `format_pairs.template: instruction`"
-            raise DataError(f"the model's chat template rejects this dialogue ({error}); {remedy}") from None
+    def prompt_ids(self, marked: str) -> list[int]:
+        """The tokens of a prompt in which typed control tokens are marked."""
+        # Without typed control tokens there is one piece, so the ids are exactly those of the rendered text.
+        ids: list[int] = []
+        for number, piece in enumerate(MARKED.split(marked)):
+            if piece:
+                typed = number % 2 == 1
+                ids += self._text_ids(piece) if typed else self._tokenizer.encode(piece, add_special_tokens=False).ids
+        return ids
 
-    def _mark(self, content: str) -> str:
-        """A message with marks around its control tokens, which distinguish them from the template's own."""
-        return self._controls.sub(f"{OPEN}\\g<0>{CLOSE}", content.translate(NO_MARKS))
+    def response_ids(self, prompt: str, marked: str) -> list[int]:
+        """The tokens of a response as they follow a prompt, both marked.
+
+        They are those of the joined text, unless it has a token across the boundary: then the response is tokenised alone. Some
+        tokenizers put a space before a text, so that a response alone would start with a space that a model never writes.
+        """
+        if MARKED.search(marked):
+            has_controls = self._controls.search(MARKED.sub("", marked))
+            return self.prompt_ids(marked) if has_controls else self._text_ids(MARKED.sub(r"\1", marked))
+        context = self._tail(prompt)
+        before = self._tokenizer.encode(context, add_special_tokens=False).ids
+        joined = self._tokenizer.encode(context + marked, add_special_tokens=False).ids
+        return list(joined[len(before) :]) if joined[: len(before)] == before else self.prompt_ids(marked)
+
+    def cut_prompt(self, ids: list[int], text: str, max_tokens: int | None, altered: str = "") -> Encoded:
+        """The last `max_tokens` of ids, after BOS if the prompt needs one."""
+        bos = self._bos
+        whole = ids if ids[:1] == bos else bos + ids
+        if max_tokens is None or len(whole) <= max_tokens:
+            return Encoded(whole, text, len(whole), altered)
+        end = whole[len(whole) - max_tokens + len(bos) :]
+        # Some templates start every turn with BOS, so the cut may be right before one.
+        return Encoded(end if end[:1] == bos else bos + end, text, len(whole), altered)
+
+    def cut_response(
+        self, ids: list[int], text: str, end_id: int, max_tokens: int | None, altered: str = ""
+    ) -> Encoded:
+        """The first `max_tokens - 1` of ids, and the end of the turn."""
+        kept = ids if max_tokens is None else ids[: max_tokens - 1]
+        return Encoded([*kept, end_id], text, len(ids) + 1, altered)
+
+    def _added(self, *, special: bool = False) -> set[str]:
+        """The tokens that were added to the vocabulary; with `special`, only the control tokens."""
+        tokens = self._tokenizer.get_added_tokens_decoder().values()
+        return {token.content for token in tokens if token.special or not special}
+
+    def _tail(self, prompt: str) -> str:
+        """A marked prompt from the template's last control token on, which is all that can change the tokens after it."""
+        last = MARKED.split(prompt)[-1]
+        places = [match.start() for match in self._controls.finditer(last)]
+        return last[places[-1] :] if places else last
 
     def _text_ids(self, text: str) -> list[int]:
         """The ordinary tokens of a text, even if it spells control tokens."""
         ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
-        if self.eos_id in ids or self.bos_id in ids:  # a vocabulary of whole words may have "</s>" as a word
+        if {self.eos_id, self.bos_id, self.end_id} & set(ids):  # a vocabulary of whole words may have "</s>" as a word
             raise DataError(
                 "the tokenizer turns plain text into BOS or EOS; remove the control token from the row's text"
             )
         return ids
 
-    def _cut_prompt(self, ids: list[int], text: str, max_tokens: int | None) -> Encoded:
-        """The last `max_tokens` of ids, after BOS if the prompt needs one."""
-        bos = self._bos
-        whole = ids if ids[:1] == bos else bos + ids
-        if max_tokens is None or len(whole) <= max_tokens:
-            return Encoded(whole, text, len(whole))
-        end = whole[len(whole) - max_tokens + len(bos) :]
-        # Some templates start every turn with BOS, so the cut may be right before one.
-        return Encoded(end if end[:1] == bos else bos + end, text, len(whole))
 
+@dataclass(frozen=True)
+class Dialogue:
+    """A dialogue in the template, and the answers that may follow it."""
 
-def check_window(model: Path, max_prompt_tokens: int, max_response_tokens: int) -> None:
-    """Check that a prompt and its response fit into the model's context window. Raises `ParamsError`."""
-    known = positions(model)
-    if known and max_prompt_tokens + max_response_tokens > known:
-        raise ParamsError(
-            f"params.yaml: format_pairs: max_prompt_tokens + max_response_tokens is "
-            f"{max_prompt_tokens + max_response_tokens}, but the model has {known} positions; lower them"
-        )
+    tokenizer: ChatTokenizer
+    messages: "Messages"
+    tools: Tools
+    text: str  # up to the start of the answer, marked
+    altered: str
+
+    def prompt(self, max_tokens: int | None = None) -> Encoded:
+        """The dialogue up to the start of the answer. If it is too long, its end is kept, after BOS if needed."""
+        text = MARKED.sub(r"\1", self.text)
+        return self.tokenizer.cut_prompt(self.tokenizer.prompt_ids(self.text), text, max_tokens, self.altered)
+
+    def response(self, turn: Mapping[str, Any], max_tokens: int | None = None) -> Encoded:
+        """What the model has to say after the prompt: an answer as the template writes it, and the end of the turn.
+
+        If it is too long, the first `max_tokens - 1` tokens are kept, then the end.
+
+        Raises:
+            DataError: as `Renderer.response`.
+        """
+        written = self.tokenizer.renderer.response(self.text, self.messages, turn, self.tools)
+        end_id = self.tokenizer.end_id if written.end is None else self.tokenizer.token_id(written.end)
+        ids = self.tokenizer.response_ids(self.text, written.text)
+        return self.tokenizer.cut_response(ids, MARKED.sub(r"\1", written.text), end_id, max_tokens, written.altered)
+
+    def unclosed(self, response: Encoded) -> str | None:
+        """The opening tag of a block in which a whole response stands, since it never closes it."""
+        return self.tokenizer.renderer.unclosed(self.text, response.text)
 
 
 def positions(model: Path) -> int | None:
     """The number of positions of the model in a folder, None if its configuration does not say."""
     config = read_json(model / "config.json")
     return config.get("max_position_embeddings") or config.get("n_positions")  # GPT-2's name for it
-
-
-def _template(model: Path, config: Mapping[str, Any]) -> str:
-    """The model's chat template: its own file, or a key of tokenizer_config.json in older folders."""
-    file = model / "chat_template.jinja"
-    template: Any = file.read_text("utf-8") if file.exists() else config.get("chat_template")
-    if isinstance(template, list):  # several named templates
-        template = {each["name"]: each["template"] for each in template}.get("default")
-    if not template:
-        remedy = "set `format_pairs.template: instruction`"
-        raise ParamsError(f"params.yaml: format_pairs.template: {model} has no chat template; {remedy}")
-    return str(template)
-
-
-def _read_tokenizer(path: Path) -> Tokenizer:
-    """tokenizer.json, without its own truncation and padding."""
-    if not path.exists():
-        raise DataError(f"{path}: not found; use a model with a fast tokenizer")
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises nothing more specific
-        raise DataError(f"{path}: not a tokenizer ({error})") from None
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
-
-
-def _control_token(tokenizer: Tokenizer, model: Path, config: Mapping[str, Any], name: str) -> str | None:
-    """The model's "eos" or "bos" token, added to the tokenizer's control tokens; None if the model has none."""
-    token: Any = config.get(f"{name}_token")
-    if isinstance(token, Mapping):  # older folders
-        token = token["content"]
-    if token is None and (model / "config.json").exists():  # GPT-2 has them only there, by id
-        ids = read_json(model / "config.json").get(f"{name}_token_id")
-        first = ids[0] if isinstance(ids, list) else ids
-        token = None if first is None else tokenizer.id_to_token(first)
-    if token is None:
-        return None
-    added = tokenizer.get_added_tokens_decoder().get(_id(tokenizer, token, model))
-    if added is None or not added.special:
-        tokenizer.add_special_tokens([token])
-    return str(token)
-
-
-def _id(tokenizer: Tokenizer, token: str, model: Path) -> int:
-    """A token's id. Raises `DataError` if the vocabulary, and so the model, does not have it."""
-    number = tokenizer.token_to_id(token)
-    if number is None:
-        raise DataError(f"{model}/tokenizer_config.json: {token!r} is not in tokenizer.json; use matching files")
-    return int(number)

@@ -29,8 +29,8 @@ BEGIN, END = "<!-- written by `make dag` -->\n", "<!-- end -->\n"
 # Modules that cannot change an output (see docs/pipeline.md), with the reason.
 EXEMPT: Mapping[str, str] = {
     "prefdag/check_params.py": "accepts or rejects params.yaml",
-    "prefdag/own_losses.py": "accepts or rejects names of losses and options",
-    "prefdag/dpo/loss_checks.py": "accepts or rejects a loss of the user's own",
+    "prefdag/own_losses/names.py": "accepts or rejects names of losses and options",
+    "prefdag/own_losses/checks.py": "accepts or rejects a loss of the user's own",
     "prefdag/tracking/durations.py": "records how long a stage took, outside its outputs",
     "prefdag/lifecycle/environment.py": "turns telemetry off and lets waiting threads sleep",
     "prefdag/lifecycle/errors.py": "defines errors; a stage that fails writes nothing",

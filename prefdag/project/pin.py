@@ -12,9 +12,9 @@ from prefdag.check_params import check_params
 from prefdag.config.sources import ImageSource
 from prefdag.lifecycle.errors import ParamsError, SourceError
 from prefdag.project.edit_yaml import set_values
+from prefdag.project.pinning import pins
 from prefdag.runtime.artifacts import writing
 from prefdag.runtime.yaml import read_yaml
-from prefdag.sources.pinning import pins
 from prefdag.sources.pins import nearest
 
 PARAMS = Path("params.yaml")

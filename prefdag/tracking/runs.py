@@ -81,7 +81,7 @@ def stage_run(stage: str, params: Mapping[str, Any], key: str | None = None) -> 
         return
     flat = flatten(params)
     key = key or stage_key(stage, flat)
-    tags = {"kind": "stage", "prefdag.stage": stage, "prefdag.key": key}
+    tags = {"kind": "stage", "prefdag.runtime.stage": stage, "prefdag.key": key}
     with _reporting(f"{stage}-{key}", _start(f"{stage} {_experiment()}", stage, tags, flat)) as run:
         yield run
 

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ import torch
 from dialogues import LLAMA, user, write_byte_tokenizer
 from export_project import DIALOGUES, SMALL, random_images, write_policy, write_project, write_reference
 from huggingface_hub import ModelCard
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -24,11 +27,14 @@ from typer.testing import CliRunner
 
 from prefdag.check_params import load_params
 from prefdag.cli import app
+from prefdag.config.download_model import DownloadModel
+from prefdag.config.sources import HubSource
 from prefdag.export import image, pipeline, readback, text
 from prefdag.image import model as resnet
 from prefdag.image.data import normalise
 from prefdag.lifecycle.errors import DataError, PrefdagError
 from prefdag.pairs.tokenizer import ChatTokenizer
+from prefdag.pairs.turns import Asked
 from prefdag.runtime.artifacts import sha256
 from prefdag.text import model as lm
 
@@ -64,7 +70,7 @@ def trained(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Path,
 def merged_folder(reference: Path, policy: Path, template: Any, folder: Path) -> torch.nn.Module:
     merged = text.merge(lm.load_models(reference, policy, packed=False).policy)
     assert merged is not None
-    text.write_merged(merged, reference, template, folder)
+    text.write_merged(merged, reference, ChatTokenizer(reference, template), folder)
     return merged
 
 
@@ -185,13 +191,13 @@ def test_the_exported_template_gives_the_ids_of_training(
     folder = tmp_path / "text"
     shutil.copytree(base, folder)
     (folder / "chat_template.jinja").write_text(ours.jinja())
-    text.check_template(folder, ours, DIALOGUES)
+    text.check_template(folder, ours, [Asked(messages, None) for messages in DIALOGUES])
     other = (folder / "chat_template.jinja").read_text() + "!"
     (folder / "chat_template.jinja").write_text(other)
     with pytest.raises(
         PrefdagError, match="text: for held-out dialogue 0, its chat template gives other tokens than training"
     ):
-        text.check_template(folder, ours, DIALOGUES)
+        text.check_template(folder, ours, [Asked(messages, None) for messages in DIALOGUES])
 
 
 def test_a_template_that_needs_no_change_is_unchanged(tmp_path: Path) -> None:
@@ -393,7 +399,7 @@ def test_readmes_are_hub_cards_whose_code_runs(project: Path) -> None:
     accuracy = json.loads((project / "reports/image/metrics.json").read_text())["policy"]["accuracy"]
     for name, library, where in (
         ("text", "transformers", "export/text"),
-        ("text_adapter", "peft", "."),
+        ("text_adapter", "peft", "export/text_adapter"),
         ("image", "onnx", "export/image"),
     ):
         readme = (project / "export" / name / "README.md").read_text()
@@ -401,7 +407,6 @@ def test_readmes_are_hub_cards_whose_code_runs(project: Path) -> None:
         assert card.data.to_dict()["library_name"] == library
         assert "{{" not in card.text
         (code,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
-        shutil.copytree("export/text_adapter", "text_adapter", dirs_exist_ok=True)
         done = subprocess.run([sys.executable, "-c", code], cwd=where, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         if name == "image":
@@ -422,3 +427,40 @@ def test_the_adapter_loads_on_the_plain_reference(project: Path) -> None:
     policy = lm.load_models(Path("models/reference"), Path("models/dpo_text"), packed=False).policy
     assert close(text.logits(loaded, ROWS), text.logits(policy, ROWS))
     assert np.isfinite(text.logits(loaded, ROWS).numpy()).all()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("graph")
+def test_the_adapter_names_its_reference_which_goes_along(project: Path) -> None:
+    """Anywhere else, `models/reference` is a repository on the hub, of whoever took that name."""
+    pipeline.export(Path("export"), load_params(), lambda line: None)
+    digest = sha256(project / "models/reference/model.safetensors")
+    config = json.loads((project / "export/text_adapter/adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["revision"]) == (f"sha256:{digest}", None)
+    with pytest.raises(HFValidationError):
+        validate_repo_id(config["base_model_name_or_path"])
+    assert sha256(project / "export/text_adapter/reference/model.safetensors") == digest
+    assert not any(b"models/reference" in path.read_bytes() for path in (project / "export").rglob("*.json"))
+    tokenizer: Any = AutoTokenizer.from_pretrained("export/text_adapter/reference")
+    policy: Any = AutoTokenizer.from_pretrained("export/text")
+    assert tokenizer.apply_chat_template(user("hi")) == policy.apply_chat_template(user("hi"))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("graph")
+def test_a_reference_that_is_the_hubs_model_is_named_by_id_and_commit(project: Path) -> None:
+    source = HubSource(kind="hub", repo="owner/model", repo_type="model", revision="a" * 40, files=["*.safetensors"])
+    params = load_params()
+    training = replace(params.sft_ref.training, epochs=0)
+    params = replace(
+        params, download_model=DownloadModel(source=source), sft_ref=replace(params.sft_ref, training=training)
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "check_current", lambda *arguments: None)
+        pipeline.export(Path("export"), params, lambda line: None)
+    config = json.loads((project / "export/text_adapter/adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["revision"]) == ("owner/model", "a" * 40)
+    assert not (project / "export/text_adapter/reference").exists()
+    readme = (project / "export/text_adapter/README.md").read_text()
+    assert f'from_pretrained("owner/model", revision="{"a" * 40}")' in readme
+    assert "it was not fine-tuned before DPO" in readme

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from prefdag.formats import archives
 from prefdag.formats.archives import tar_members, unpacked
 from prefdag.formats.records import read_records
 from prefdag.lifecycle.errors import DataError
-from prefdag.sources import archives
 
 Member = tuple[tarfile.TarInfo, bytes]
 

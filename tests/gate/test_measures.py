@@ -11,7 +11,8 @@ import pytest
 from paths import ROOT
 
 from prefdag.config.validate_pairs import MeasureName
-from prefdag.gate.measures import ALL, MEASURES, ORIGINS, SAMPLE, kinds, measure_shares, scripts
+from prefdag.gate.measures import ALL, MEASURES, ORIGINS, SAMPLE, measure_shares, scripts
+from prefdag.gate.summary import kinds
 from prefdag.pairs.schema import read_pairs
 from prefdag.stats import intervals
 

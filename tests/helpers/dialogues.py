@@ -26,14 +26,19 @@ def write_byte_tokenizer(
     template: str | None,
     bos_first: bool = False,
     merges: Sequence[tuple[str, str]] = MERGES,
+    words: Sequence[str] = (),
     **config: Any,
 ) -> Path:
-    """Write a model folder whose tokenizer has the 256 bytes, then `merges`, then `specials`."""
+    """Write a model folder whose tokenizer has the 256 bytes, then `merges`, `specials` and `words`.
+
+    Both are added tokens, but only `specials` are control tokens.
+    """
     vocab = {token: i for i, token in enumerate([*BYTES, *("".join(pair) for pair in merges)])}
     tokenizer = Tokenizer(models.BPE(vocab, list(merges)))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(token, special=True) for token in specials])
+    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in words])
     if bos_first:
         bos = config["bos_token"]
         tokenizer.post_processor = processors.TemplateProcessing(

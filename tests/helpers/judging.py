@@ -2,6 +2,7 @@
 
 import pandas as pd
 
+from prefdag.pairs.turns import Asked
 from prefdag.text.evaluation import judge
 from prefdag.text.generation import answers
 
@@ -20,9 +21,9 @@ def contests_of(texts: list[tuple[str, str]], decoding: str = "greedy") -> pd.Da
             prompts.assign(decoding=decoding, model=model, prompt="Hi"),
             [pair[side] for pair in texts],
             [ids(pair[side]) for pair in texts],
-            EOS,
+            (EOS,),
         )
         for side, model in enumerate(("reference", "policy"))
     )
-    messages = {key: [{"role": "user", "content": f"Say {key}"}] for key in prompts["id"]}
-    return judge.contests(table, messages)
+    asked = {key: Asked([{"role": "user", "content": f"Say {key}"}], None) for key in prompts["id"]}
+    return judge.contests(table, asked)

@@ -131,7 +131,7 @@ def write_answers(folder: Path, ids: list[str], texts: dict[str, list[str]]) -> 
     prompts = pd.DataFrame({"id": ids, "prompt": [f"Bake bread! {HOSTILE}", "plain text"]})
     table = pd.concat(
         [
-            answers.rows(prompts.assign(decoding=decoding, model=model), replies, [[5, 6, 7, 8, 9], [5, 0]], 0)
+            answers.rows(prompts.assign(decoding=decoding, model=model), replies, [[5, 6, 7, 8, 9], [5, 0]], (0,))
             for decoding in ("greedy", "sampled")
             for model, replies in texts.items()
         ],

@@ -1,5 +1,6 @@
 """Training on a dataframe: the same weights as the pipeline's stages, and mistakes in one line."""
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,9 @@ def test_the_weights_are_those_of_the_pipelines_stages(
 ) -> None:
     """The stages format the same rows, score them under the reference, and train with the same settings."""
     rows = {"max_left_out": 0.05, "max_pairs": None, "val_fraction": 0.2, "test_fraction": 0.0, "seed": 0}
-    format_pairs.main(FormatPairs(template="chat", **LENGTHS, **rows))
+    format_pairs.main(
+        FormatPairs(template="chat", template_options={}, max_auto_tokens=2048, max_rendered=0.1, **LENGTHS, **rows)
+    )
     shutil.copyfile("data/pairs/val.parquet", "data/pairs/test.parquet")  # ref_logps scores every split
     ref_logps.main(RefLogps(dtype="float32", tokens_per_batch=4096))
     without_tracking(monkeypatch, project / "checkpoints")
@@ -273,18 +276,22 @@ def test_folders_without_a_model_are_refused(model: Path, tmp_path: Path) -> Non
 
 def test_a_cut_is_said(model: Path, caplog: pytest.LogCaptureFixture) -> None:
     train(model, epochs=1, max_response_tokens=6)
-    assert "cut to max_prompt_tokens=100 and max_response_tokens=6: " in caplog.text
+    assert "cut: 0.0% of the prompts, 100.0% of the chosen responses, " in caplog.text
+    assert "limits: 100 tokens for a prompt, 6 for a response" in caplog.text
     caplog.clear()
     train(model, epochs=1)
-    assert "cut to" not in caplog.text
+    assert "cut:" not in caplog.text
 
 
 def test_default_limits_fit_the_window(model: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """128 positions: 64 for each, or what a given limit leaves."""
-    dpo.train(FRAME, model, template="instruction")
-    assert "max_prompt_tokens=64 and max_response_tokens=64: 100.0% of column prompt" in caplog.text
-    dpo.train(FRAME, model, template="instruction", max_response_tokens=18)
-    assert "max_prompt_tokens=110 and max_response_tokens=18: " in caplog.text
+    """128 positions: the responses get what they need, the prompts the rest."""
+    for given in ({}, {"max_response_tokens": 18}):
+        caplog.clear()
+        dpo.train(FRAME, model, template="instruction", **given)
+        limits = re.search(r"100\.0% of the prompts, .*\b(\d+) tokens for a prompt, (\d+) for a response", caplog.text)
+        assert limits
+        assert int(limits[1]) + int(limits[2]) == 128
+        assert int(limits[2]) == given.get("max_response_tokens", int(limits[2]))
 
 
 def test_a_model_of_the_hub(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,10 +6,9 @@ from typing import Any
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from prefdag.lifecycle.errors import ParamsError
 from prefdag.pairs.changes import boundary_joins, example, formatting_changes
-from prefdag.pairs.formatting import columns_of, encode_pair
-from prefdag.pairs.tokenizer import ChatTokenizer, check_window
+from prefdag.pairs.encoding import columns_of, encode_pair
+from prefdag.pairs.tokenizer import ChatTokenizer
 
 TEMPLATE = "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}{% endfor %}<|assistant|>{{ end }}"
 
@@ -93,15 +92,3 @@ def test_boundary_joins_are_found(tmp_path: Path, end: str, joined: int) -> None
     letters = tokenizer(tmp_path, end)
     assert boundary_joins(formatted(row("hi:", ":yes", "no"), letters), letters) == [bool(joined), False]
     assert boundary_joins(formatted(row("hi:", None, ":no"), letters), letters) == [bool(joined)]
-
-
-@pytest.mark.parametrize("key", ["max_position_embeddings", "n_positions"])
-def test_a_window_larger_than_the_model_is_refused(tmp_path: Path, key: str) -> None:
-    (tmp_path / "config.json").write_text(f'{{"{key}": 100}}')
-    check_window(tmp_path, 60, 40)
-    with pytest.raises(
-        ParamsError, match=r"max_prompt_tokens \+ max_response_tokens is 101, .* has 100 positions; lower"
-    ):
-        check_window(tmp_path, 60, 41)
-    (tmp_path / "config.json").write_text("{}")
-    check_window(tmp_path, 60, 41)

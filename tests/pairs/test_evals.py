@@ -53,11 +53,11 @@ def test_truthfulqa_row(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
     assert row.prompt == [{"role": "user", "content": "Is it,\nreally?"}]
     assert row.response == "No"
     assert row.wrong_responses == ("Yes", "Of course")
-    prompt_ids, response_ids, eos_scored = encode_row(row, tokenizer, 100, 100)
+    prompt_ids, response_ids, end_scored = encode_row(row, tokenizer, 100, 100)
     assert tokenizer.decode(prompt_ids) == "[Is it,\nreally?]"
     assert tokenizer.decode(response_ids) == "No</s>"
-    assert eos_scored
-    assert not encode_row(row, tokenizer, 100, 2).eos_scored  # cut
+    assert end_scored
+    assert not encode_row(row, tokenizer, 100, 2).end_scored  # cut
     assert tokenizer.decode(encode_row(row, tokenizer, 100, 100, row.wrong_responses[0]).response_ids) == "Yes</s>"
 
 
@@ -165,13 +165,13 @@ def test_what_a_set_does_not_read_is_listed_or_refused(tmp_path: Path) -> None:
         read_winogrande(jsonl_file(tmp_path, GAP | {"images": ["a.jpg"]}))
 
 
-def test_preferences_with_tools_or_calls_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_preferences_keep_tools_and_reasoning(tmp_path: Path) -> None:
     row = {"prompt": "Hi", "chosen": "a", "rejected": "b"}
     reply = {"role": "assistant", "content": "a", "reasoning_content": "hm"}
     rows = [row, row | {"tools": [{"name": "f"}]}, row | {"chosen": [reply]}]
-    assert len(read_preferences(jsonl_file(tmp_path, *rows))) == 1
-    assert "left out 2 of 3 rows" in caplog.messages[-1]
-    assert "/set.jsonl:2: has tools, tool calls or reasoning" in caplog.messages[-1]
+    read = read_preferences(jsonl_file(tmp_path, *rows))
+    assert [each.tools for each in read] == [None, [{"name": "f"}], None]
+    assert [dict(each.extra) for each in read] == [{}, {}, {"reasoning_content": "hm"}]
 
 
 def test_winogrande_row(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
@@ -183,9 +183,9 @@ def test_winogrande_row(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
     )
     assert (second.response, second.wrong_responses) == (" Ben was kind.", (" Ann was kind.",))
     assert first.rest == second.rest == " was kind."
-    prompt_ids, response_ids, eos_scored = encode_row(first, tokenizer, 100, 100)
+    prompt_ids, response_ids, end_scored = encode_row(first, tokenizer, 100, 100)
     assert tokenizer.decode(prompt_ids + response_ids) == "Ann helped Ben as Ann was kind.</s>"  # without a template
-    assert not eos_scored
+    assert not end_scored
 
 
 def test_a_sentence_is_in_three_sets(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
@@ -195,8 +195,8 @@ def test_a_sentence_is_in_three_sets(tmp_path: Path, tokenizer: ChatTokenizer) -
     assert sets["winogrande"] == rows
     (wrong,), (sentence,) = sets["winogrande_wrong"], sets["winogrande_sentence"]
     assert (wrong.prompt, wrong.response, wrong.source) == ("Ann helped Ben as", " Ben was kind.", rows[0].source)
-    prompt_ids, response_ids, eos_scored = encode_row(sentence, tokenizer, 100, 100)
-    assert (tokenizer.decode(prompt_ids), eos_scored) == ("</s>", False)
+    prompt_ids, response_ids, end_scored = encode_row(sentence, tokenizer, 100, 100)
+    assert (tokenizer.decode(prompt_ids), end_scored) == ("</s>", False)
     assert tokenizer.decode(response_ids) == "Ann helped Ben as Ann was kind.</s>"
 
 

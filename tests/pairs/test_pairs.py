@@ -19,15 +19,19 @@ from hypothesis import strategies as st
 from prefdag.config.format_pairs import FormatPairs
 from prefdag.lifecycle.errors import DataError, ParamsError
 from prefdag.pairs import formatting as pairs
-from prefdag.pairs.formatting import PAIRS_SCHEMA, FormattingReport, format_pairs
+from prefdag.pairs.encoding import PAIRS_SCHEMA
+from prefdag.pairs.formatting import FormattingReport, format_pairs
 from prefdag.pairs.splits import SPLITS, Keys, digest, group_rows, split_by_prompt
 from prefdag.pairs.tokenizer import ChatTokenizer
 
 FORMAT = FormatPairs(
     template="instruction",
+    template_options={},
     max_prompt_tokens=300,
     max_response_tokens=20,
+    max_auto_tokens=2048,
     max_left_out=0.2,
+    max_rendered=0.1,
     max_pairs=None,
     val_fraction=0.2,
     test_fraction=0.2,
@@ -198,15 +202,13 @@ def test_the_batch_size_changes_nothing(
     assert all(in_batches[0][split].equals(at_once[0][split]) for split in SPLITS)
 
 
-def test_a_row_that_cannot_be_encoded_is_named(tokenizer: ChatTokenizer) -> None:
-    class Refusing(ChatTokenizer):
-        def __init__(self) -> None: ...
+def test_a_row_that_cannot_be_encoded_is_named(tokenizer: ChatTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise DataError("no")
 
-        def prompt(self, *_: Any) -> Any:
-            raise DataError("no")
-
+    monkeypatch.setattr(tokenizer, "dialogue", refuse)
     with pytest.raises(DataError, match=r"^pairs.json:1: no$"):
-        format_rows(table([("a", "b", "c")]), Refusing(), FORMAT)
+        format_rows(table([("a", "b", "c")]), tokenizer, FORMAT)
 
 
 def test_fractions_that_leave_nothing_to_train_on_are_refused(tokenizer: ChatTokenizer) -> None:

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
 from prefdag.lifecycle.errors import DataError, ParamsError
-from prefdag.pairs.tokenizer import CLOSE, OPEN, ChatTokenizer
+from prefdag.pairs.rendering import CLOSE, OPEN
+from prefdag.pairs.tokenizer import ChatTokenizer
 
 # What users type: words, and pieces of control tokens in any order.
 typed = st.lists(

@@ -225,17 +225,17 @@ def test_what_notebooks_use_reruns_nothing(stages: dict[str, Any]) -> None:
 # A package imports only from floors below its own.
 FLOORS = [
     *(
-        "lifecycle distributed own_losses",
+        "lifecycle distributed",
         "runtime",
         "config",
         "check_params sources stats tracking",
         "formats",
         "pairs train",
         "images dpo health",
-        "gate text image",
+        "gate text image own_losses",
         "report",
     ),
-    *("export chat notebook", "stage cli project", "stages"),
+    *("export chat notebook", "cli project", "stages"),
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms.split()}
 
@@ -245,12 +245,16 @@ def modules() -> list[str]:
 
 
 def room(file: str) -> str:
-    """The package of a module. stage.py and cli.py count as packages."""
+    """The package of a module. Modules at the top, such as cli.py, count as packages."""
     first, second, *_ = file.split("/")
     return first if first == "stages" else second.removesuffix(".py")
 
 
 def may_import(importer: str, imported: str) -> bool:
+    if (
+        imported in dag.EXEMPT
+    ):  # what only checks or reports may be called from anywhere: `stage` checks all of params.yaml
+        return True
     own, other = room(importer), room(imported)
     if own == other:
         # Code shared by stages belongs in prefdag/, except for losses of the user's own.
@@ -281,7 +285,8 @@ def test_imports_go_one_way() -> None:
         ("prefdag/dpo/losses.py", "prefdag/text/scoring/logps.py", False),
         ("prefdag/train/loop.py", "prefdag/dpo/losses.py", False),
         ("prefdag/check_params.py", "prefdag/lifecycle/errors.py", True),
-        ("prefdag/lifecycle/errors.py", "prefdag/check_params.py", False),
+        ("prefdag/lifecycle/errors.py", "prefdag/config/params.py", False),
+        ("prefdag/runtime/stage.py", "prefdag/check_params.py", True),
         ("prefdag/pairs/schema.py", "prefdag/gate/checks.py", False),
         ("prefdag/formats/records.py", "prefdag/pairs/schema.py", False),
     ],

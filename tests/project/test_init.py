@@ -64,7 +64,9 @@ def test_the_dag_of_a_project_is_written_from_its_scripts(mine: Path, monkeypatc
     (mine / "stages" / "own.py").write_text("X = 1\n")
     script = mine / "stages" / "report.py"
     script.write_text(
-        script.read_text().replace("from prefdag.stage", "from stages.own import X\nfrom prefdag.stage", 1)
+        script.read_text().replace(
+            "from prefdag.runtime.stage", "from stages.own import X\nfrom prefdag.runtime.stage", 1
+        )
     )
     subprocess.run([sys.executable, "-m", "prefdag.project.dag"], check=True)
     assert {"stages/own.py", "stages/report.py"} < set(read_yaml(mine / "dvc.yaml")["stages"]["report"]["deps"])

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from prefdag import stage
 from prefdag.config.params import Params
 from prefdag.lifecycle import environment
 from prefdag.lifecycle.environment import BESIDE_OTHERS, other_stages, set_environment
+from prefdag.runtime import stage
 from prefdag.tracking.durations import PROBE, durations, note_duration
 
 

@@ -9,9 +9,9 @@ import pytest
 
 from prefdag.config.sources import DvcSource
 from prefdag.lifecycle.errors import SourceError
+from prefdag.project.pinning import pins
 from prefdag.runtime import artifacts
 from prefdag.sources.fetching import fetch
-from prefdag.sources.pinning import pins
 
 KEY = "download_pairs.source"
 ROWS = "a,b\n1,2\n"

@@ -25,10 +25,10 @@ from tars import tar
 from prefdag.check_params import load_params
 from prefdag.config.sources import Cifar10Source, HubSource, PathSource, PypiSource
 from prefdag.lifecycle.errors import SourceError
+from prefdag.project.pinning import pins
 from prefdag.runtime import artifacts
 from prefdag.sources import pypi
 from prefdag.sources.fetching import fetch
-from prefdag.sources.pinning import pins
 
 KEY = "download_pairs.source"
 CONTENT = b'{"prompt": "2 + 2?", "chosen": "4", "rejected": "5"}\n' * 4000

@@ -15,10 +15,10 @@ from sites import Site, serving
 
 from prefdag.config.sources import UrlSource
 from prefdag.lifecycle.errors import SourceError
+from prefdag.project.pinning import pins
 from prefdag.runtime import artifacts
 from prefdag.sources import url
 from prefdag.sources.fetching import fetch
-from prefdag.sources.pinning import pins
 
 KEY = "download_pairs.source"
 CONTENT = b'{"prompt": "2 + 2?", "chosen": "4", "rejected": "5"}\n' * 4000

@@ -31,7 +31,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def answers_of(model: nn.Module, prompts: list[list[int]] = PROMPTS, **changes: Any) -> list[list[int]]:
-    options: dict[str, Any] = {"max_new_tokens": 7, "eos_id": EOS, "batch_size": 4, "name": "test"}
+    options: dict[str, Any] = {"max_new_tokens": 7, "stop_ids": (EOS,), "batch_size": 4, "name": "test"}
     return continuations(model, prompts, **(options | changes))
 
 
@@ -53,7 +53,7 @@ def test_greedy_answers_equal_the_naive_continuation(model: nn.Module) -> None:
     assert [ids[:-1] if ids[-1] == EOS else ids for ids in outputs] == expected
     # With one of its tokens as the EOS, an answer ends there and includes it.
     token = outputs[2][3]
-    ended = answers_of(model, eos_id=token)[2]
+    ended = answers_of(model, stop_ids=(EOS, token))[2]
     assert ended == outputs[2][: outputs[2].index(token) + 1]
 
 
@@ -178,7 +178,7 @@ def test_other_answers_are_not_refusals(text: str) -> None:
 def table_of(policy: list[tuple[str, list[int]]], reference: list[tuple[str, list[int]]]) -> pd.DataFrame:
     prompts = pd.DataFrame({"id": [f"p{i}" for i in range(len(policy))], "decoding": "greedy"})
     return pd.concat(
-        answers.rows(prompts.assign(model=name), [text for text, _ in pairs], [ids for _, ids in pairs], EOS)
+        answers.rows(prompts.assign(model=name), [text for text, _ in pairs], [ids for _, ids in pairs], (EOS,))
         for name, pairs in (("policy", policy), ("reference", reference))
     )
 

@@ -267,7 +267,7 @@ def test_the_stage_writes_its_verdicts_but_never_the_key(
 
     sides = {"reference": ["a stone", "b"], "policy": ["a rose", "c"]}
     table = pd.concat(
-        answers.rows(pd.DataFrame(keys).assign(model=model, prompt_ids=[[5], [6]]), texts, [[7, 0], [8]], 0)
+        answers.rows(pd.DataFrame(keys).assign(model=model, prompt_ids=[[5], [6]]), texts, [[7, 0], [8]], (0,))
         for model, texts in sides.items()
     )
     Path("reports/text").mkdir(parents=True)

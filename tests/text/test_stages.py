@@ -34,7 +34,8 @@ from prefdag.config.ref_logps import RefLogps
 from prefdag.config.sft_ref import SftRef, SupervisedTraining
 from prefdag.dpo.pair_batch import PairBatch, Response
 from prefdag.lifecycle.errors import DataError, NumericError
-from prefdag.pairs.formatting import PAIRS_SCHEMA, columns_of, encode_pair
+from prefdag.pairs.encoding import PAIRS_SCHEMA, columns_of, encode_pair
+from prefdag.pairs.limits import Limits
 from prefdag.pairs.schema import read_pairs, write_pairs
 from prefdag.pairs.tokenizer import ChatTokenizer
 from prefdag.report.page.figures import Line, has
@@ -117,18 +118,8 @@ def test_eval_rows_are_scored_with_an_eos_only_if_they_end(monkeypatch: pytest.M
         return next(encoded)
 
     monkeypatch.setattr(eval_rows, "encode_row", encode_row)
-    config = FormatPairs(
-        template="chat",
-        max_prompt_tokens=7,
-        max_response_tokens=9,
-        max_left_out=0.0,
-        max_pairs=None,
-        val_fraction=0.1,
-        test_fraction=0.1,
-        seed=0,
-    )
     anything: Any = object()
-    assert eval_rows.eval_groups([anything, anything], anything, config) == [
+    assert eval_rows.eval_groups([anything, anything], anything, Limits(7, 9)) == [
         Group([1], ([2, EOS],)),
         Group([1], ([3, 4],)),
     ]
@@ -353,8 +344,11 @@ def write_tokenizer(folder: Path) -> None:
 
 FORMAT = FormatPairs(
     template="instruction",
+    template_options={},
     max_prompt_tokens=16,
     max_response_tokens=6,
+    max_auto_tokens=2048,
+    max_rendered=0.1,
     max_left_out=0.0,
     max_pairs=None,
     val_fraction=0.2,

@@ -25,7 +25,7 @@ def decode(ids: list[int]) -> str:
 
 
 def tokenizer(eos_id: int = NEVER) -> Any:
-    return SimpleNamespace(eos_id=eos_id, decode=decode)
+    return SimpleNamespace(end_id=eos_id, stop_ids=(eos_id, NEVER + 1), decode=decode)
 
 
 @pytest.fixture(scope="module", params=["lora", "prefix"])
@@ -114,7 +114,7 @@ def test_a_seed_repeats_its_answer_and_another_seed_gives_another(models: lm.Ref
 def test_sampling_draws_from_the_whole_vocabulary(models: lm.ReferenceAndPolicy) -> None:
     """At a high temperature, each of 64 tokens is drawn as the first; the library's default of 50 candidates would miss 14."""
     drawn: list[int] = []
-    spy: Any = SimpleNamespace(eos_id=NEVER, decode=lambda ids: drawn.extend(ids) or "")
+    spy: Any = SimpleNamespace(end_id=NEVER, stop_ids=(NEVER,), decode=lambda ids: drawn.extend(ids) or "")
     for seed in range(600):
         stream(models.reference, spy, PROMPT, lambda _: False, max_new_tokens=1, temperature=1e3, seed=seed)
     assert len(drawn) == 600

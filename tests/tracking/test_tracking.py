@@ -118,7 +118,7 @@ def test_a_stage_run_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
     assert finished.info.status == "FINISHED"
     assert finished.info.run_name == "dpo_text lurid-oxen"
     tags = finished.data.tags
-    assert (tags["kind"], tags["prefdag.stage"], tags["dvc.exp_name"]) == ("stage", "dpo_text", "lurid-oxen")
+    assert (tags["kind"], tags["prefdag.runtime.stage"], tags["dvc.exp_name"]) == ("stage", "dpo_text", "lurid-oxen")
     assert tags["dvc.exp_baseline_rev"] == tags["mlflow.source.git.commit"] == "f" * 40
     assert spool.folders() == []
 

@@ -70,6 +70,7 @@ def render(results: "Results", params: "Params") -> str:
             image_conclusion=image_sentences.conclusion(results.image.metrics),
             sets=[(SETS[name], text[name]) for name in SETS if name in text],
             rows=results.pairs.rows,
+            formatted=results.pairs.formatted,
             image_rows=results.images.rows,
             hashes=results.hashes,
         )

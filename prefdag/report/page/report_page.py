@@ -39,6 +39,7 @@ def render(results: "Results", params: "Params") -> str:
             text=text,
             paired=paired,
             text_conclusion=text_sentences.conclusion(text.metrics),
+            cut=text_sentences.cut(results.pairs.formatted),
             text_numbers=text_panels.key_numbers(text),
             text_curves=text_panels.curves(text),
             heldout=text_panels.heldout(text),

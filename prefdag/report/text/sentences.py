@@ -59,6 +59,22 @@ def conclusion(metrics: Mapping[str, Any]) -> Conclusion:
     )
 
 
+def cut(formatted: Mapping[str, Any]) -> str:
+    """How much of the pairs is shorter than their text; empty if nothing was cut.
+
+    Args:
+        formatted: reports/validation/formatted/summary.json.
+    """
+    shares = {part: formatted[part]["truncated"] for part in ("prompt", "chosen", "rejected")}
+    if not any(shares.values()):
+        return ""
+    return (
+        f"Cut before training and scoring: {percent(shares['prompt'])} of the prompts to their last "
+        f"{number(formatted['max_prompt_tokens'])} tokens, {percent(shares['chosen'])} of the chosen and "
+        f"{percent(shares['rejected'])} of the rejected responses to their first {number(formatted['max_response_tokens'])}."
+    )
+
+
 def displacement(chosen: float, rejected: float) -> str:
     """How the likelihood of chosen and rejected responses changed. In DPO both often fall: arXiv:2402.13228.
 

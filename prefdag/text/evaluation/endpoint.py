@@ -18,12 +18,13 @@ from urllib3 import Retry
 
 from prefdag.lifecycle.errors import ParamsError, SourceError
 from prefdag.lifecycle.progress import progress
+from prefdag.pairs import turns
 from prefdag.runtime.artifacts import read_json, scratch, write_json, writing
 from prefdag.text.evaluation.judge import KEYS
 
 if TYPE_CHECKING:
     from prefdag.config.judge_text import EndpointJudge
-    from prefdag.pairs.tokenizer import Messages
+    from prefdag.pairs.turns import Messages
 
 KEY = "PREFDAG_JUDGE_KEY"
 CONNECT_TIMEOUT = 10.0  # seconds
@@ -54,7 +55,7 @@ VERDICT = re.compile(r"\[\[([ABC])\]\]")
 
 def question(messages: "Messages", first: str, second: str) -> str:
     """The judge's prompt: a dialogue and two answers to it."""
-    dialogue = "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in messages)
+    dialogue = "\n\n".join(f"{turn['role']}: {turns.shown(turn)}" for turn in messages)
     parts = (("Conversation", dialogue), ("Assistant A's response", first), ("Assistant B's response", second))
     return "\n\n".join(f"[Start of {name}]\n{text}\n[End of {name}]" for name, text in parts)
 

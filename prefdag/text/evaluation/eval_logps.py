@@ -1,6 +1,6 @@
 """Log-probabilities of eval rows. Base model and reference are scored once, and the result is kept for all policies.
 
-groups = groups_by_set(questions, tokenizer, format_pairs, positions(Path("models/base")))
+groups = groups_by_set(questions, tokenizer, limits, positions(Path("models/base")))
 logps = compute_logps(model, groups, max_tokens=1024, role="base")
 """
 
@@ -20,7 +20,7 @@ from prefdag.text.scoring.logps import group_logps
 from prefdag.text.scoring.packing import Group
 
 if TYPE_CHECKING:
-    from prefdag.config.format_pairs import FormatPairs
+    from prefdag.pairs.limits import Limits
     from prefdag.pairs.tokenizer import ChatTokenizer
 
 HELDOUT = "heldout"  # the name of the held-out pairs among the sets
@@ -31,7 +31,7 @@ LogpsBySet = dict[str, np.ndarray]
 def groups_by_set(
     questions: Mapping[str, Sequence[EvalRow]],
     tokenizer: "ChatTokenizer",
-    limits: "FormatPairs",
+    limits: "Limits",
     positions: int | None,
 ) -> dict[str, list[Group]]:
     """The groups to score, by set: one response per row of `cross_entropy_sets`, all answers for the sets of `choices.TASKS`.

@@ -24,26 +24,31 @@ from prefdag.text.scoring.logps import Pair
 if TYPE_CHECKING:
     from prefdag.config.sources import ModelSource
     from prefdag.dpo.preference import Preference
-    from prefdag.pairs.tokenizer import Messages
+    from prefdag.pairs.template import Tools
+    from prefdag.pairs.turns import Asked, Messages
     from prefdag.text.model import ReferenceAndPolicy
 
 OUTCOMES = {"win": 1.0, "tie": 0.5, "loss": 0.0}
 KEYS = ["id", "decoding"]
 
 
-def contests(answers: pd.DataFrame, messages: Mapping[str, "Messages"]) -> pd.DataFrame:
-    """One row per prompt and decoding: `id`, `decoding`, `prompt_ids`, `messages`, and each model's `text`, `ids`, `tokens`.
+def contests(answers: pd.DataFrame, dialogues: Mapping[str, "Asked"]) -> pd.DataFrame:
+    """One row per prompt and decoding.
+
+    Columns `id`, `decoding`, `prompt_ids`, `messages`, `tools`, and each model's `text`, `ids`, `tokens`.
 
     Args:
         answers: as stage answer_text wrote them.
-        messages: the whole dialogue by prompt id.
+        dialogues: the whole dialogue by prompt id.
     """
     columns = ["text", "ids", "tokens"]
     reference, policy = (answers[answers["model"] == model] for model in ("reference", "policy"))
     both = reference[[*KEYS, "prompt_ids", *columns]].merge(
         policy[[*KEYS, *columns]], on=KEYS, suffixes=("_reference", "_policy"), validate="one_to_one"
     )
-    return both.assign(messages=both["id"].map(messages))
+    asked: list[Any] = [dialogues[name] for name in both["id"]]
+    offered = pd.Series([each.tools for each in asked], index=both.index, dtype=object)
+    return both.assign(messages=pd.Series([each.messages for each in asked], index=both.index), tools=offered)
 
 
 def by_rewards(pairs: pd.DataFrame, reference: np.ndarray, policy: np.ndarray) -> pd.DataFrame:
@@ -107,10 +112,11 @@ def reward_model(pairs: pd.DataFrame, folder: Path) -> pd.DataFrame:
     model, tokenizer = _load_reward_model(folder)
     window = getattr(model.config, "max_position_embeddings", None)
 
-    def reward(messages: "Messages", answer: str, key: str) -> float:
+    def reward(messages: "Messages", tools: "Tools", answer: str, key: str) -> float:
         # One row at a time: without padding, the head cannot mistake it for the end.
         dialogue = [*map(dict, messages), {"role": "assistant", "content": answer}]
-        ids = tokenizer.apply_chat_template(dialogue, return_tensors="pt", return_dict=True)["input_ids"]
+        options = {"return_tensors": "pt", "return_dict": True}
+        ids = tokenizer.apply_chat_template(dialogue, tools=tools, **options)["input_ids"]
         if window and ids.shape[1] > window:
             raise DataError(
                 f"data/validated/pairs.parquet: {key}: {ids.shape[1]} tokens to judge, but the reward model of "
@@ -122,7 +128,7 @@ def reward_model(pairs: pd.DataFrame, folder: Path) -> pd.DataFrame:
     with progress(2 * len(pairs), "answer", "reward model") as bar:
         for row in pairs.to_dict("records"):
             for role, values in rewards.items():
-                values.append(reward(row["messages"], row[f"text_{role}"], row["id"]))
+                values.append(reward(row["messages"], row["tools"], row[f"text_{role}"], row["id"]))
                 bar.update()
     return by_rewards(pairs, np.array(rewards["reference"]), np.array(rewards["policy"]))
 

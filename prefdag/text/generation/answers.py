@@ -56,15 +56,21 @@ def distinct(answers: Iterable[Sequence[Hashable]]) -> float | None:
     return len(set(bigrams)) / len(bigrams) if bigrams else None
 
 
-def rows(prompts: pd.DataFrame, texts: Sequence[str], answers: Sequence[Sequence[int]], eos_id: int) -> pd.DataFrame:
-    """One row per answer: the columns of `prompts`, `text`, `ids` (including EOS, if any), and `MEASURES` (without EOS)."""
-    without_eos = [list(ids[:-1] if ids[-1] == eos_id else ids) for ids in answers]
+def rows(
+    prompts: pd.DataFrame, texts: Sequence[str], answers: Sequence[Sequence[int]], stop_ids: Sequence[int]
+) -> pd.DataFrame:
+    """One row per answer: the columns of `prompts`, `text`, `ids` (including the stop id, if any), and `MEASURES` (without it).
+
+    Args:
+        stop_ids: the tokens at which an answer ends.
+    """
+    without_end = [list(ids[:-1] if ids[-1] in stop_ids else ids) for ids in answers]
     return prompts.assign(
         text=list(texts),
         ids=pd.Series(list(map(list, answers)), index=prompts.index),
-        tokens=[len(ids) for ids in without_eos],
-        ended=[ids[-1] == eos_id for ids in answers],
-        repetition=[repetition(ids) for ids in without_eos],
+        tokens=[len(ids) for ids in without_end],
+        ended=[ids[-1] in stop_ids for ids in answers],
+        repetition=[repetition(ids) for ids in without_end],
         refused=[refuses(text) for text in texts],
     )
 
@@ -97,12 +103,12 @@ def _means(answers: pd.DataFrame) -> dict[str, float]:
         values = answers[measure].astype(float).tolist()
         low, high = (intervals.mean if measure == "tokens" else intervals.share)(values)
         means |= {measure: float(np.mean(values)), f"{measure}_low": low, f"{measure}_high": high}
-    variety = distinct(ids_without_eos(answers))
+    variety = distinct(ids_without_end(answers))
     return means if variety is None else means | {"distinct": variety}
 
 
-def ids_without_eos(answers: pd.DataFrame) -> list[list[int]]:
-    """The token ids of each answer without its EOS."""
+def ids_without_end(answers: pd.DataFrame) -> list[list[int]]:
+    """The token ids of each answer without its stop id."""
     return [list(ids[:count]) for ids, count in zip(answers["ids"], answers["tokens"], strict=True)]
 
 

@@ -50,17 +50,18 @@ def continuations(
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
-    eos_id: int,
+    stop_ids: Sequence[int],
     batch_size: int,
     name: str,
     sampling: tuple[float, float] | None = None,
     seeds: Sequence[Sequence[int]] = (),
 ) -> list[list[int]]:
-    """Generate an answer to each prompt: at most `max_new_tokens` ids, with EOS as the last one if the model ended there.
+    """Generate an answer to each prompt: at most `max_new_tokens` ids, with a stop id as the last one if the model ended there.
 
     The generation config in the model's folder (penalties and so on) is ignored: answers follow the model's probabilities.
 
     Args:
+        stop_ids: the tokens at which an answer ends, at least one.
         batch_size: prompts per batch, padded on the left. Answers do not depend on it, except for ties within rounding.
         sampling: temperature and top_p. None: greedy decoding.
         seeds: one per prompt, as in `sampler`; unused in greedy decoding.
@@ -69,8 +70,8 @@ def continuations(
     config = GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=False,  # `GumbelNoise` samples
-        eos_token_id=eos_id,
-        pad_token_id=eos_id,
+        eos_token_id=list(stop_ids),
+        pad_token_id=stop_ids[0],
         repetition_penalty=1.0,
         no_repeat_ngram_size=0,
         min_new_tokens=0,
@@ -83,7 +84,7 @@ def continuations(
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             width = max(len(prompts[i]) for i in rows)
-            padded = [[eos_id] * (width - len(prompts[i])) + list(prompts[i]) for i in rows]
+            padded = [[stop_ids[0]] * (width - len(prompts[i])) + list(prompts[i]) for i in rows]
             mask = [[0] * (width - len(prompts[i])) + [1] * len(prompts[i]) for i in rows]
             output = generator.generate(
                 input_ids=torch.tensor(padded, device=device),
@@ -92,6 +93,7 @@ def continuations(
                 logits_processor=sampler(*sampling, [seeds[i] for i in rows]) if sampling else LogitsProcessorList(),
             )
             for i, new in zip(rows, output[:, width:].tolist(), strict=True):
-                answers[i] = new[: new.index(eos_id) + 1] if eos_id in new else new
+                end = next((place for place, token in enumerate(new) if token in stop_ids), len(new))
+                answers[i] = new[: end + 1]
             bar.update(len(rows))
     return [answers[i] for i in range(len(prompts))]

@@ -35,7 +35,7 @@ def stream(
         listener: takes a piece of text, and returns whether to go on.
 
     Returns:
-        The number of tokens in the answer without EOS, and whether the model ended it with EOS.
+        The number of tokens in the answer without its end, and whether the model ended it with one of its stop ids.
     """
     ids = torch.tensor([list(prompt_ids)], device=next(model.parameters()).device)
     streamer = _Streamer(tokenizer, ids.shape[1], listener)
@@ -49,13 +49,13 @@ def stream(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
         max_new_tokens=max_new_tokens,
-        eos_token_id=tokenizer.eos_id,
-        pad_token_id=tokenizer.eos_id,
+        eos_token_id=list(tokenizer.stop_ids),
+        pad_token_id=tokenizer.end_id,
         stopping_criteria=StoppingCriteriaList([streamer]),
         **sampling,
     )
     new = output[0, ids.shape[1] :].tolist()
-    ended = new[-1:] == [tokenizer.eos_id]
+    ended = any(token in tokenizer.stop_ids for token in new[-1:])
     streamer.flush(new)
     return len(new) - ended, ended
 
@@ -80,7 +80,7 @@ class _Streamer(StoppingCriteria):
             self._send(self._text(new))
 
     def _text(self, ids: list[int]) -> str:
-        return self.tokenizer.decode(ids[:-1] if ids[-1:] == [self.tokenizer.eos_id] else ids)
+        return self.tokenizer.decode(ids[:-1] if any(token in self.tokenizer.stop_ids for token in ids[-1:]) else ids)
 
     def _send(self, text: str) -> bool:
         piece = text[len(self.sent) :]

@@ -1,6 +1,6 @@
 """Losses of the user's own: their names and options, read from the syntax tree of stages/losses.py.
 
-The file is not run, so that params.yaml is checked without importing torch. `dpo/loss_checks.py` checks the functions.
+The file is not run, so that params.yaml is checked without importing torch. `checks.py` checks the functions.
 """
 
 import ast

@@ -17,12 +17,12 @@ from torch import Tensor
 from prefdag.check_params import check_params
 from prefdag.config.loss_options import LossOptions
 from prefdag.config.ref_logps import RefLogps
-from prefdag.dpo import loss_checks
 from prefdag.dpo.losses import LOSSES, Loss
 from prefdag.dpo.pair_batch import PairBatch, Response
 from prefdag.dpo.preference import Preference
 from prefdag.lifecycle.errors import ParamsError
-from prefdag.own_losses import OWN_LOSSES, own_losses
+from prefdag.own_losses import checks
+from prefdag.own_losses.names import OWN_LOSSES, own_losses
 from prefdag.runtime.artifacts import sha256
 from prefdag.runtime.yaml import read_yaml
 from stages import dpo_text, losses, ref_logps
@@ -139,7 +139,7 @@ def test_the_shipped_file_has_none_and_shows_a_valid_example() -> None:
     names: dict[str, Any] = {"Loss": Loss}
     exec(example, names)
     (loss,) = names["LOSSES"].values()
-    loss_checks.check_loss("focal", loss, 0.1, {})
+    checks.check_loss("focal", loss, 0.1, {})
 
 
 # The function
@@ -184,8 +184,8 @@ def test_an_own_loss_with_a_built_in_formula_equals_it() -> None:
 
 @pytest.mark.parametrize("name", [name for name in LOSSES if name != "sft"])
 def test_every_built_in_loss_passes_the_check(name: str) -> None:
-    loss_checks.check_loss(name, LOSSES[name], 0.1, {})
-    loss_checks.check_loss(name, LOSSES[name], 2.0, {})
+    checks.check_loss(name, LOSSES[name], 0.1, {})
+    checks.check_loss(name, LOSSES[name], 2.0, {})
 
 
 WRONG: list[tuple[Loss, str]] = [
@@ -215,7 +215,7 @@ def test_a_loss_that_cannot_be_trained_on_is_one_line(
     monkeypatch.chdir(ROOT)
     with pytest.raises(ParamsError) as caught:
         preference({"mine": loss}, "mine")
-    assert re.match(rf"tests/dpo/test_own_losses\.py:\d+: loss 'mine': .*{message}", str(caught.value))
+    assert re.match(rf"tests/own_losses/test_own_losses\.py:\d+: loss 'mine': .*{message}", str(caught.value))
     assert "\n" not in str(caught.value)
     preference({"mine": loss}, "sigmoid")  # only the losses in use are checked
 
