@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 WHOLE = """\
 This folder holds the whole policy, {how}. It loads with transformers and does not need the reference. Its chat template
-gives the same token ids as in training.
+gives the same token ids as in training.{options}
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -81,7 +81,9 @@ def policy_card(card: str, params: "Params") -> str:
     """The model card of the policy as a whole model."""
     full = params.dpo_text.adapter.kind == "full"
     how = "with all weights trained" if full else "with its adapter merged into the reference"
-    new = _with_note(card, "transformers", WHOLE.format(how=how))
+    options = ", ".join(f"`{name}={value!r}`" for name, value in params.format_pairs.template_options.items())
+    note = f" By default it has the options of training: {options}." if options else ""
+    new = _with_note(card, "transformers", WHOLE.format(how=how, options=note))
     if not full:
         new.text = re.sub(r"(?m)^# .*? trained with ", "# A language model trained with ", new.text, count=1)
     new.text = re.sub(rf"(?ms)^{ONLY_WITH}.*?\n\n", "", new.text)

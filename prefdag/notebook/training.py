@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 from accelerate.state import AcceleratorState
+from peft import PeftModel
 from transformers import AutoTokenizer
 
 from prefdag.distributed.process import process
@@ -129,7 +130,7 @@ def train(
             gradient_checkpointing=False, tokens_per_batch=4096 (when the reference is scored).
             Rows: template="chat", template_options={}, max_prompt_tokens="auto", max_response_tokens="auto" (lengths that
             hold 95% of the rows), max_auto_tokens=2048 (of both together), max_left_out=0.05, max_rendered=0.1,
-            val_fraction=0.0 (share of the prompts held out for validation).
+            val_fraction=0.0 (share of the prompts held out for validation). The column split keeps test rows out of training.
             The loss: `loss_options` of params.yaml, such as label_smoothing, and those of a function.
 
     Raises:
@@ -144,14 +145,24 @@ def train(
         preference = Preference(terms.weights, beta, settings.loss_options, settings.constraints, terms.own)
         preference.check_reference(settings.dpo_text.reference, "reference")
     folder = _model_folder(model, revision)
+    rows = settings.format_pairs
     with TemporaryDirectory() as temporary, as_arguments(ROWS_FILE):
-        frames = _formatted(frame, folder, settings, Path(temporary))
+        chat = ChatTokenizer(folder, rows.template, rows.template_options)
+        frames = _formatted(frame, folder, chat, settings, Path(temporary))
         policy = new_policy(folder, settings.dpo_text, seed)
         history = _fit(policy, frames, preference, settings, Checkpoints(Path(temporary, "checkpoints")))
     prepare_generation(policy)
+    _stop_at(policy, chat.stop_ids)
     tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    tokenizer.chat_template = chat.jinja()
     tables = (pd.DataFrame(history.train), pd.DataFrame(history.validation))
     return Trained(policy, tokenizer, *tables, model=str(model), revision=revision, folder=folder)
+
+
+def _stop_at(policy: "Policy", stop_ids: "Sequence[int]") -> None:
+    """Let `generate` stop where an answer ends in training, and at the model's own stop ids."""
+    model: Any = policy.get_base_model() if isinstance(policy, PeftModel) else policy
+    model.generation_config.eos_token_id = list(stop_ids)
 
 
 def _fit(
@@ -181,8 +192,10 @@ def _fit(
     )
 
 
-def _formatted(frame: Any, model: Path, settings: Settings, folder: Path) -> dict[str, pd.DataFrame]:
-    """The rows of the frame as the stage `format_pairs` writes them, by split; "val" only with a `val_fraction`."""
+def _formatted(
+    frame: Any, model: Path, tokenizer: ChatTokenizer, settings: Settings, folder: Path
+) -> dict[str, pd.DataFrame]:
+    """The rows of the frame as the stage `format_pairs` writes them, by split; "val" only if there are such rows."""
     raw, out, pairs_file = folder / "raw", folder / "pairs", folder / "pairs.parquet"
     raw.mkdir()
     out.mkdir()
@@ -203,9 +216,9 @@ def _formatted(frame: Any, model: Path, settings: Settings, folder: Path) -> dic
         logger.warning("columns that were not read, with the rows that have them: %s", listed)
     write_pairs(pairs_file, pairs)
     rows = settings.format_pairs
-    tokenizer = ChatTokenizer(model, rows.template, rows.template_options)
-    format_pairs(pairs_file, out, folder / "changes.csv", tokenizer, rows, positions(model))
-    frames = {split: read_split(out, split) for split in ("train", "val") if split == "train" or rows.val_fraction}
+    report = format_pairs(pairs_file, out, folder / "changes.csv", tokenizer, rows, positions(model))
+    written = report.summary["rows"]
+    frames = {split: read_split(out, split) for split in ("train", "val") if split == "train" or written[split]}
     # Errors name rows by their ids.
     return {split: each.assign(id=each["source"].str.rpartition(":")[2]) for split, each in frames.items()}
 

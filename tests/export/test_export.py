@@ -15,6 +15,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from chat_templates import write_model_tokenizer
 from dialogues import LLAMA, user, write_byte_tokenizer
 from export_project import DIALOGUES, SMALL, random_images, write_policy, write_project, write_reference
 from huggingface_hub import ModelCard
@@ -44,6 +45,11 @@ ROWS = [[5, 9, 70, 8], [1, 2, 3], [200]]
 
 def close(a: torch.Tensor, b: torch.Tensor) -> bool:
     return bool(torch.allclose(a, b, rtol=0, atol=readback.TOLERANCE * float(b.abs().max())))
+
+
+def edit_json(file: Path, **changes: Any) -> None:
+    """Change keys of a JSON file."""
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
 def scale(file: Path, name: str, factor: float) -> None:
@@ -95,6 +101,19 @@ def test_a_merged_model_ends_generation_at_the_policys_eos(trained: tuple[Path, 
     assert tokenizer.eos_token_id == ours.eos_id
     generation = json.loads((tmp_path / "text" / "generation_config.json").read_text())
     assert (generation["eos_token_id"], generation["pad_token_id"]) == (ours.eos_id, ours.eos_id)
+
+
+def test_a_merged_model_keeps_the_models_own_stop_ids(tmp_path: Path) -> None:
+    """And the end of a turn, which is not the EOS of this tokenizer."""
+    reference = write_reference(tmp_path / "reference")
+    edit_json(reference / "tokenizer_config.json", eos_token="<|endoftext|>")
+    edit_json(reference / "generation_config.json", eos_token_id=[260, 261])
+    write_policy(reference, "lora", tmp_path / "policy")
+    merged_folder(reference, tmp_path / "policy", "chat", tmp_path / "text")
+    generation = json.loads((tmp_path / "text" / "generation_config.json").read_text())
+    assert generation["eos_token_id"] == [262, 260, 261]  # <|im_end|>, <|endoftext|>, and <|im_start|> from its list
+    assert generation["pad_token_id"] == 260
+    assert AutoTokenizer.from_pretrained(tmp_path / "text").eos_token == "<|endoftext|>"
 
 
 def test_a_prefix_is_not_merged_but_its_adapter_loads(tmp_path: Path) -> None:
@@ -198,6 +217,23 @@ def test_the_exported_template_gives_the_ids_of_training(
         PrefdagError, match="text: for held-out dialogue 0, its chat template gives other tokens than training"
     ):
         text.check_template(folder, ours, [Asked(messages, None) for messages in DIALOGUES])
+
+
+def test_the_exported_template_gives_the_ids_of_training_with_tools_and_options(tmp_path: Path) -> None:
+    base = write_model_tokenizer(tmp_path / "base", "qwen 3")
+    shutil.copyfile(write_reference(tmp_path / "model") / "config.json", base / "config.json")
+    tools = [{"type": "function", "function": {"name": "find", "parameters": {}}}]
+    calls = [{"type": "function", "function": {"name": "find", "arguments": {"q": "<|im_end|>"}}}]
+    dialogue = [
+        *user("hi"),
+        {"role": "assistant", "content": "", "tool_calls": calls},
+        {"role": "tool", "content": "1"},
+    ]
+    ours = ChatTokenizer(base, "chat", {"enable_thinking": False})
+    (base / "chat_template.jinja").write_text(ours.jinja())
+    text.check_template(base, ours, [Asked(dialogue, tools), Asked(user("hi"), None)])
+    with pytest.raises(PrefdagError, match="dialogue 0, its chat template gives other tokens"):
+        text.check_template(base, ChatTokenizer(base, "chat", {"enable_thinking": True}), [Asked(user("hi"), None)])
 
 
 def test_a_template_that_needs_no_change_is_unchanged(tmp_path: Path) -> None:

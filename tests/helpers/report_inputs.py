@@ -188,9 +188,10 @@ def write_inputs(folder: Path) -> None:
     )
     (folder / "data/validated/images").mkdir(parents=True)
     validated.to_parquet(folder / "data/validated/pairs.parquet")
+    responses = {side: validated[side] for side in ("chosen", "rejected")}
     for split in ("train", "val", "test"):
         cut = {f"{side}_truncated": [i % 2 == 0 for i in range(N_TEST)] for side in ("chosen", "rejected")}
-        pd.DataFrame({"id": ids, "preference": 1.0, **cut}).to_parquet(pairs / f"{split}.parquet")
+        pd.DataFrame({"id": ids, "preference": 1.0, **cut, **responses}).to_parquet(pairs / f"{split}.parquet")
     write_formatted(folder / "reports/validation/formatted")
     chosen, rejected = rng.normal(-0.6, 0.5, N_TEST), rng.normal(-1.0, 0.7, N_TEST)
     text = folder / "reports/text"

@@ -26,6 +26,7 @@ from prefdag.lifecycle.errors import DataError, ParamsError, PrefdagError, Sourc
 from prefdag.notebook import training as notebook
 from prefdag.notebook.training import Trained
 from prefdag.pairs.schema import read_pairs, write_pairs
+from prefdag.pairs.tokenizer import ChatTokenizer
 from stages import dpo_text, format_pairs, ref_logps
 
 WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
@@ -292,6 +293,27 @@ def test_default_limits_fit_the_window(model: Path, caplog: pytest.LogCaptureFix
         assert limits
         assert int(limits[1]) + int(limits[2]) == 128
         assert int(limits[2]) == given.get("max_response_tokens", int(limits[2]))
+
+
+def test_a_policy_stops_where_the_template_ends_a_turn(model: Path) -> None:
+    """And its tokenizer renders prompts as in training."""
+    trained = train(model, epochs=1, template="instruction")
+    chat = ChatTokenizer(model, "instruction")
+    assert trained.policy.generation_config.eos_token_id == list(chat.stop_ids)
+    messages = [{"role": "user", "content": "hi"}]
+    ids = trained.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    assert ids == chat.prompt(messages).ids
+
+
+def test_published_splits_of_a_frame(model: Path) -> None:
+    """Rows of test are not trained on, and those of val validate."""
+    split = ["train"] * 6 + ["val"] * 2 + ["test"] * 2
+    options = {**LENGTHS, **SETTINGS, "epochs": 1, "validate_every": 1}
+    published = dpo.train(FRAME.assign(split=split), model, **options)
+    alone = dpo.train(FRAME[:6], model, **options)
+    pd.testing.assert_frame_equal(published.history, alone.history)
+    assert len(published.validation)
+    assert not len(alone.validation)
 
 
 def test_a_model_of_the_hub(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

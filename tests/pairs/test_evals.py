@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+from chat_templates import tokenizer_of
 from dialogues import write_byte_tokenizer
 from paths import REAL_DATA, ROOT
 
@@ -172,6 +173,25 @@ def test_preferences_keep_tools_and_reasoning(tmp_path: Path) -> None:
     read = read_preferences(jsonl_file(tmp_path, *rows))
     assert [each.tools for each in read] == [None, [{"name": "f"}], None]
     assert [dict(each.extra) for each in read] == [{}, {}, {"reasoning_content": "hm"}]
+
+
+def test_preferences_with_tools_calls_and_reasoning(tmp_path: Path) -> None:
+    tools = [{"type": "function", "function": {"name": "find", "parameters": {}}}]
+    call = {"type": "function", "function": {"name": "find", "arguments": '{"q": "x"}'}}
+    question = {"role": "user", "content": "Hi"}
+    thought = {"role": "assistant", "content": "a", "reasoning_content": "Look."}
+    called = {"role": "assistant", "content": None, "tool_calls": [call]}
+    pair = {"chosen": [question, thought], "rejected": [question, called], "tools": tools}
+    first, second = read_preferences(
+        jsonl_file(tmp_path, pair, pair | {"chosen": [question, called], "rejected": [question, thought]})
+    )
+    assert (first.response, first.wrong_responses, first.tools) == ("a", ("",), tools)
+    model = tokenizer_of(tmp_path / "model", "qwen 3")
+    prompt_ids, response_ids, end_scored = encode_row(first, model, 500, 500)
+    assert '"name": "find"' in model.decode(prompt_ids)
+    assert (model.decode(response_ids), end_scored) == ("<think>\nLook.\n</think>\n\na<|im_end|>", True)
+    response = model.decode(encode_row(second, model, 500, 500).response_ids)
+    assert response.endswith('{"name": "find", "arguments": {"q": "x"}}\n</tool_call><|im_end|>')
 
 
 def test_winogrande_row(tmp_path: Path, tokenizer: ChatTokenizer) -> None:

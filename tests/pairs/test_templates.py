@@ -303,6 +303,28 @@ def test_an_option_of_the_template(tmp_path: Path) -> None:
     assert template_lines(off) == []
 
 
+def test_the_options_of_training_are_defaults_of_the_exported_template(tmp_path: Path) -> None:
+    """Whoever loads the model may still set them."""
+    options = {"enable_thinking": False, "note": "it's 1 {{ '}}' }}\n", "more": [{"a": None}]}
+    template = MODELS["qwen 3"].template + "{{ note is defined }}{{ more is defined }}"
+    write_model_tokenizer(tmp_path, "qwen 3")
+    (tmp_path / "chat_template.jinja").write_text(template)
+    ours = ChatTokenizer(tmp_path, "chat", options)
+
+    def rendered(source: str, **given: Any) -> str:
+        text: str = render_jinja_template(
+            [user("hi")], chat_template=source, add_generation_prompt=True, eos_token="", bos_token="", **given
+        )[0][0]
+        return text
+
+    assert rendered(ours.jinja()) == ours.prompt(user("hi")).text
+    assert rendered(ours.jinja(), enable_thinking=True) == ours.prompt(user("hi")).text.replace(
+        "<think>\n\n</think>\n\n", ""
+    )
+    assert rendered(ours.jinja() + "{{ note }}{{ more }}").endswith(f"{options['note']}{options['more']}")
+    assert ChatTokenizer(tmp_path, "chat").jinja() == template
+
+
 @pytest.mark.parametrize(
     ("name", "options", "error"),
     [

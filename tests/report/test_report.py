@@ -31,7 +31,7 @@ from prefdag.lifecycle.errors import DataError, PrefdagError
 from prefdag.report.image import disagreements
 from prefdag.report.image import figures as image_figures
 from prefdag.report.image import sentences as image_sentences
-from prefdag.report.page import calibration, card, figure_files, figures, run_details
+from prefdag.report.page import calibration, card, environment, figure_files, figures, run_details
 from prefdag.report.page.environment import excerpt
 from prefdag.report.page.numbers import minus, points, signed
 from prefdag.report.text import examples
@@ -685,6 +685,23 @@ def test_shaded_tokens_by_hand() -> None:
     ]
     # If the policy is the reference, the full shade is zero.
     assert examples.shaded_tokens(["a"], [0.0], full=0.0) == [ShadedToken("a", 0.0, "")]
+
+
+def test_the_verdict_says_how_much_was_cut(built: tuple[str, str]) -> None:
+    assert (
+        "Cut before training and scoring: 62.5% of the prompts to their last 96 tokens, 62.5% of the chosen and 62.5% of the "
+        "rejected responses to their first 96."
+    ) in Page(built[0]).text.split("Compared with other experiments")[0]
+    whole = {part: {"truncated": 0.0} for part in ("prompt", "chosen", "rejected")}
+    assert text_sentences.cut(whole) == ""
+
+
+def test_calls_and_reasoning_are_part_of_a_turn() -> None:
+    call = {"type": "function", "function": {"name": "find", "arguments": {"q": "x"}}}
+    extra = json.dumps({"reasoning_content": "Look.", "tool_calls": [call]})
+    assert environment.turns([{"role": "assistant", "content": "", "extra": extra}]) == [
+        {"role": "assistant", "content": 'Look.\n{"name": "find", "arguments": {"q": "x"}}'}
+    ]
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,17 @@ def at(server: Server, key: str | None = None, **changes: Any) -> Endpoint:
     return Endpoint(EndpointJudge(kind="endpoint", **options), key)
 
 
+def test_the_judge_reads_calls_and_reasoning() -> None:
+    call = {"type": "function", "function": {"name": "find", "arguments": {"q": "x"}}}
+    messages = [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "", "reasoning_content": "Look.", "tool_calls": [call]},
+        {"role": "tool", "content": "1 found"},
+    ]
+    shown = endpoint.question(messages, "a", "b")
+    assert 'assistant: Look.\n{"name": "find", "arguments": {"q": "x"}}\n\ntool: 1 found\n[End of' in shown
+
+
 def test_both_orders_are_judged_and_equal_answers_are_not_sent(server: Server) -> None:
     verdicts = judge_all(server)
     assert verdicts["outcome"].tolist() == ["win", "tie", "tie"]

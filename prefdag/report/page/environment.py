@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from prefdag.pairs.turns import messages, shown
 from prefdag.report.image import sentences as image_sentences
 from prefdag.report.page import conclusions, numbers, script, settings
 
@@ -33,11 +35,11 @@ def environment(*, autoescape: bool) -> Environment:
     return env
 
 
-def turns(prompt: str | Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
-    """The turns of a prompt; a prompt that is one text becomes one turn."""
+def turns(prompt: str | Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """The turns of a prompt; a prompt that is one text becomes one turn. Calls and reasoning are part of the text."""
     if isinstance(prompt, str):
         return [{"role": "as the models read it", "content": prompt}]
-    return [{"role": turn["role"], "content": turn["content"]} for turn in prompt]
+    return [{"role": turn["role"], "content": shown(turn)} for turn in messages(prompt)]
 
 
 def excerpt(text: str) -> tuple[str, str]:

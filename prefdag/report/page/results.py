@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from prefdag.report.text.answers import Answers
 
 SPLITS = ("train", "val", "test")
+RESPONSES = ("chosen", "rejected", "chosen_truncated", "rejected_truncated")  # as the model has to write them
 TEXT = ("id", "class", "true", "predicted")  # columns of names: text even if a name looks like a number or is "NA"
 CSV: dict[str, Any] = {"dtype": dict.fromkeys(TEXT, "str"), "keep_default_na": False, "na_values": [""]}
 
@@ -127,8 +128,8 @@ def read_text(
 ) -> TextTrack:
     """The text track; `rows` is the tokenised test split, `messages` the validated pairs. Raises `DataError`."""
     rewards = read_csv(pairs)
-    tokenised = pd.read_parquet(rows, columns=["id", "preference", "chosen_truncated", "rejected_truncated"])
-    conversations = pd.read_parquet(messages, columns=["id", "source", "prompt", "chosen", "rejected"])
+    tokenised = pd.read_parquet(rows, columns=["id", "preference", *RESPONSES])
+    conversations = pd.read_parquet(messages, columns=["id", "source", "prompt"])
     joined = rewards.merge(tokenised, on="id").merge(conversations, on="id")
     if len(joined) != len(rewards):
         raise DataError(f"{pairs}: {len(rewards) - len(joined)} ids are not in {rows} and {messages}; run `dvc repro`")
