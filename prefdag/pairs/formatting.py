@@ -125,7 +125,11 @@ def format_pairs(
         **parts,
     }
     cut = {part: numbers["truncated"] for part, numbers in parts.items()}
-    for line in (*template_lines(tokenizer), *first_pass.observations.lines(), *cut_lines(cut, lengths)):
+    for line in (
+        *template_lines(tokenizer),
+        *first_pass.observations.lines(),
+        *cut_lines(cut, lengths, is_auto=limits.given(params) is None),
+    ):
         logger.warning("%s", line)
     return FormattingReport(summary, [shown[row] for row in picked])
 

@@ -94,13 +94,18 @@ def template_lines(tokenizer: "ChatTokenizer") -> list[str]:
     return []
 
 
-def cut_lines(cut: Mapping[str, float], limits: "Limits") -> list[str]:
-    """How much was cut; `cut` has the share of the texts by part."""
+def cut_lines(cut: Mapping[str, float], limits: "Limits", *, is_auto: bool) -> list[str]:
+    """How much was cut; `cut` has the share of the texts by part. With `is_auto`, the data chose a limit."""
     if not any(cut.values()):
         return []
     names = {"prompt": "prompts", "chosen": "chosen responses", "rejected": "rejected responses"}
     shares = ", ".join(f"{cut[part]:.1%} of the {name}" for part, name in names.items())
+    remedy = "raise format_pairs.max_prompt_tokens and max_response_tokens, or set them to auto"
+    if is_auto:
+        remedy = (
+            "raise format_pairs.max_auto_tokens, or set numbers instead of auto, which holds 95% of the rows at most"
+        )
     return [
         f"cut: {shares} (limits: {limits.max_prompt_tokens} tokens for a prompt, {limits.max_response_tokens} for a "
-        "response); to keep more, raise format_pairs.max_prompt_tokens and max_response_tokens, or set them to auto"
+        f"response); to keep more, {remedy}"
     ]
