@@ -7,8 +7,8 @@ import pyarrow.parquet as pq
 from safetensors import safe_open
 
 from prefdag.config.label_pairs import LabelPairs
+from prefdag.images.label_pairs import check_published, published_summary, split_summary
 from prefdag.images.label_pairs import label_pairs as pair_labels
-from prefdag.images.label_pairs import split_summary
 from prefdag.runtime.artifacts import read_json, write_json, writing
 from prefdag.runtime.stage import stage
 
@@ -21,13 +21,24 @@ def main(label_pairs: LabelPairs) -> None:
     with safe_open(IMAGES / "images.safetensors", framework="np") as file:
         labels = file.get_tensor("labels")
     classes = read_json(IMAGES / "classes.json")
-    copies = pq.read_table(IMAGES / "rows.parquet", columns=["exact", "perceptual"])
+    rows = pq.read_table(IMAGES / "rows.parquet")
+    copies = rows.select(["exact", "perceptual"])
+    published = rows["split"].to_pylist() if "split" in rows.column_names else None
     _, groups = np.unique(copies["perceptual"].to_pylist(), return_inverse=True)  # they include exact copies
-    pairs = pair_labels(labels, groups, len(classes), label_pairs)
+    if published:
+        check_published(labels, published, classes)
+    pairs = pair_labels(labels, groups, len(classes), label_pairs, published)
     with writing(OUT) as folder:
         folder.mkdir()
         pq.write_table(pairs, folder / "pairs.parquet")
-        write_json(folder / "summary.json", split_summary(pairs, copies, classes))
+        summary = split_summary(pairs, copies, classes)
+        if published:
+            summary |= (counts := published_summary(published, groups))
+            kept = ", ".join(f"{number:,} {split}" for split, number in counts["published"].items())
+            print(f"label_pairs: published splits kept: {kept}")
+            if counts["left_out"]:
+                print(f"label_pairs: left out as copies of images that are held out further: {counts['left_out']:,}")
+        write_json(folder / "summary.json", summary)
 
 
 if __name__ == "__main__":

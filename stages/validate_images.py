@@ -5,8 +5,9 @@ from pathlib import Path
 import pandas as pd
 
 from prefdag.config.validate_images import ValidateImages
-from prefdag.gate.image_rows import COPIES, class_rows, image_rows, images_summary
-from prefdag.images.reading import read_images, select, write_images
+from prefdag.gate.image_rows import COPIES, class_rows, image_rows, images_summary, unreadable_first
+from prefdag.images.labelled import select
+from prefdag.images.reading import read_images, write_images
 from prefdag.runtime.artifacts import scratch, write_json, writing
 from prefdag.runtime.stage import stage
 
@@ -21,6 +22,8 @@ def main(validate_images: ValidateImages) -> None:
     from prefdag.gate.image_expectations import classes_table, images_table
 
     data = read_images(RAW, validate_images.format)
+    for line in data.notes.lines():
+        print(f"validate_images: {line}")
     rows, noise = image_rows(data, validate_images.similarity, validate_images.min_judge_accuracy)
 
     def bad(offending: pd.DataFrame) -> "pd.Series[bool]":
@@ -36,7 +39,8 @@ def main(validate_images: ValidateImages) -> None:
         too_many = dropped.mean() > validate_images.max_dropped
         if (offending["level"] == "error").any() or too_many:
             why = f"; {dropped.sum()} of {len(rows)} images exceed validate_images.max_dropped" if too_many else ""
-            raise refuse(offending, report, scratch("validation", "images"), why)
+            named, empty = unreadable_first(offending)
+            raise refuse(named, report, scratch("validation", "images"), empty + why)
         kept = ~dropped[rows["fault"].isna()]
         written = select(data, kept.to_numpy())
         write_images(folder, written, rows.loc[kept.index[kept], COPIES])

@@ -20,7 +20,7 @@ class ImageLevels:
 
 @strict
 class ValidateImages:
-    format: Literal["mnist-csv", "image-folder", "cifar10"]
+    format: Literal["auto", "mnist-csv", "image-folder", "cifar10"]
     levels: ImageLevels
     similarity: Annotated[float, Field(gt=0, le=1)]  # of near duplicates
     min_judge_accuracy: Annotated[float, Field(ge=0, le=1)]

@@ -45,10 +45,10 @@ def data_files(folder: Path, named_by: str) -> list[tuple[Path, str]]:
     passed = [name for _, name in files if beside(name)]
     data = [(path, name) for path, name in files if not beside(name)]
     if not data:
-        only = f" but {_listed(passed)}" if passed else ""
+        only = f" but {listed(passed)}" if passed else ""
         raise DataError(f"{folder}: no files{only}; check {named_by} in params.yaml")
     if passed:
-        logger.info("%s: not read, since they are no data: %s", named_by, _listed(passed))
+        logger.info("%s: not read, since they are no data: %s", named_by, listed(passed))
     return data
 
 
@@ -114,6 +114,7 @@ def delimiter(header: str, name: str) -> str:
     return there[0] if there else ","
 
 
-def _listed(names: Iterable[str]) -> str:
+def listed(names: Iterable[str]) -> str:
+    """The first names, at least one, and the number of the others."""
     first, *others = names
     return f"{', '.join([first, *others[:4]])}{f' and {len(others) - 4} more' if len(others) > 4 else ''}"

@@ -1,5 +1,6 @@
 """What the gate checks of images, one row per image and one per class: copies, conflicts and suspicious labels."""
 
+from collections import Counter
 from collections.abc import Sequence
 from hashlib import sha256
 from typing import Any
@@ -11,11 +12,12 @@ from PIL import Image
 
 from prefdag.gate.duplicates import copy_of
 from prefdag.images.label_noise import LabelNoise, label_noise
-from prefdag.images.reading import ImageFault, Images
+from prefdag.images.labelled import ImageFault, Images
 
 # Of 64 bits. For digits and CIFAR-10, 70 to 97 % of JPEG copies, slightly brighter copies and resized copies have the same
 # hash as the original, and 90 % or more are within 2 bits. Two shots of the same scene are within 6.
 HASH_DISTANCE = 6
+FAULTS = ["format", "content", "mode", "size"]  # columns of images that cannot be read
 COPIES = ["exact", "perceptual"]  # columns in which copies have equal values
 
 
@@ -68,8 +70,23 @@ def class_rows(labels: npt.NDArray[np.int64], classes: Sequence[str]) -> pd.Data
     return pd.DataFrame({"source": names, "images": sizes, "times_smallest": sizes / max(1, sizes.min())})
 
 
+def unreadable_first(offending: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """The rows to name when the stage stops, and what to add: if classes are at fault, unreadable images may be the cause.
+
+    Args:
+        offending: the rows that fail, as `checks.check` returns them.
+    """
+    unreadable = (offending["level"] == "drop") & offending["column"].isin(FAULTS)
+    classes = offending[(offending["level"] == "error") & offending["source"].str.startswith("class ")]
+    if classes.empty or not unreadable.any():
+        return offending, ""
+    first = classes.iloc[0]
+    named = offending.assign(level=offending["level"].mask(unreadable, "error"))
+    return named, f"; without them, {first['source']}: {first['reason']}"
+
+
 def images_summary(rows: pd.DataFrame, noise: LabelNoise, written: Images) -> dict[str, Any]:
-    """Counts over all `rows`, and over the images that are `written`."""
+    """Counts over all `rows`, over the images that are `written`, and what reading did besides."""
     counted = {"unreadable": "fault", "exact_copies": "copy_of", "near_copies": "near_copy_of"}
     counted |= {"conflicting_copies": "conflict_with", "suspected_labels": "likely"}
     sizes = class_rows(written.labels, written.classes)["images"]
@@ -79,6 +96,8 @@ def images_summary(rows: pd.DataFrame, noise: LabelNoise, written: Images) -> di
         "classes": dict(zip(written.classes, sizes.tolist(), strict=True)),
         **{name: int(rows[column].notna().sum()) for name, column in counted.items()},
         "label_noise": {"estimate": round(noise.estimate, 4), "judge_accuracy": round(noise.judge_accuracy, 4)},
+        **written.notes.summary(),
+        "published_splits": dict(sorted(Counter(written.split or []).items())),
     }
 
 

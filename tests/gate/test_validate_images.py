@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from image_files import cifar10_tars, mnist_csv, picture, rng, write, write_cifar10_tars
+from image_files import cifar10_tars, mnist_csv, orientation, picture, rng, saved, write, write_cifar10_tars
 from PIL import Image
 from safetensors.numpy import load_file
 
@@ -73,6 +73,13 @@ def test_stage_writes_images_classes_and_report(raw: Path) -> None:
         "conflicting_copies": 0,
         "suspected_labels": 0,
         "label_noise": {"estimate": 1.0, "judge_accuracy": 0.0},  # ten images, each the only one of its class
+        "format": "mnist-csv",
+        "turned_upright": 0,
+        "unreadable_exif": 0,
+        "converted": {},
+        "files_not_read": {"count": 0, "first": []},
+        "files_skipped": {"count": 0, "first": []},
+        "published_splits": {},
     }
 
 
@@ -112,8 +119,8 @@ def test_copies_are_dropped_or_kept_with_their_labels_and_sources(raw: Path, lev
 
 def test_images_that_cannot_be_read_are_dropped_or_stop_the_stage(raw: Path) -> None:
     folder_of(raw)
-    write(raw, {"a/0.png": b"x", "b/3.png": picture((16, 17)), "c/4.png": picture((16, 16), "P")})
-    with pytest.raises(DataError, match=r"^a/0\.png:content: not a complete .* \(2 more\); all are listed in "):
+    write(raw, {"a/0.png": b"x", "b/3.png": picture((16, 17)), "c/4.png": picture((16, 16), "I;16")})
+    with pytest.raises(DataError, match=r"^a/0\.png:content: not an image; .* \(2 more\); all are listed in "):
         run(format="image-folder")
     assert not validate_images.IMAGES.exists()
     listed = run({"invalid": "drop"}, format="image-folder")
@@ -127,6 +134,86 @@ def test_images_that_cannot_be_read_are_dropped_or_stop_the_stage(raw: Path) -> 
     assert not {"a/0.png", "b/3.png", "c/4.png"} & set(rows["source"])
     summary = read_json(validate_images.REPORT / "summary.json")
     assert (summary["read"], summary["unreadable"], summary["written"]) == (40, 3, 40 - 3)
+
+
+def test_photographs_are_upright_before_they_are_compared_and_written(
+    raw: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """b/9 is a/0 as a camera stores it on its side: the same pixels."""
+    files = folder_of(raw, "ab")
+    on_its_side = Image.open(io.BytesIO(files["a", 0])).transpose(Image.Transpose.ROTATE_90)
+    write(raw, {"b/9.png": saved(on_its_side, exif=orientation(6))})
+    listed = run({"duplicate": "warn"}, format="auto")
+    assert [tuple(row) for row in listed[["source", "column", "excerpt"]].to_numpy()] == [
+        ("a/0.png", "conflict_with", "b/9.png"),
+        ("b/9.png", "copy_of", "a/0.png"),
+        ("b/9.png", "conflict_with", "a/0.png"),
+    ]
+    images = load_file(validate_images.IMAGES / "images.safetensors")["images"]
+    np.testing.assert_array_equal(images[19], images[0])
+    summary = read_json(validate_images.REPORT / "summary.json")
+    assert (summary["turned_upright"], summary["format"]) == (1, "image-folder")
+    printed = capsys.readouterr().out
+    assert "validate_images: 1 image turned upright, as the EXIF orientation says\n" in printed
+    assert "validate_images: format image-folder: a folder of class folders (a/0.png)\n" in printed
+
+
+def test_webp_images_pass_the_gate(raw: Path) -> None:
+    names = {label: "webp" if label == "a" else "png" for label in "abc"}
+    write(
+        raw,
+        {
+            f"{label}/{n}.{suffix}": picture((16, 16), kind=suffix.upper())
+            for label, suffix in names.items()
+            for n in range(10)
+        },
+    )
+    assert run(format="auto").empty
+    assert len(load_file(validate_images.IMAGES / "images.safetensors")["labels"]) == 30
+
+
+@pytest.mark.parametrize("level", ["error", "drop"])
+def test_a_class_of_another_format_is_named_before_its_class_is_missed(raw: Path, level: str) -> None:
+    folder_of(raw, "bc")
+    write(raw, {f"a/{n}.heic": b"\0\0\0\x18ftypheic" + bytes(9) for n in range(10)} | {"b/.DS_Store": b"x"})
+    line = r"^a/0\.heic:format: HEIC; convert it to JPEG, PNG or WebP \(12 more\)"
+    if level == "drop":
+        line += "; without them, class a: no images; add some"
+    with pytest.raises(DataError, match=line):
+        run({"invalid": level}, format="image-folder")
+
+
+def test_published_splits_are_kept_from_the_files_to_the_pairs(raw: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """train/a/0 is a darker copy of test/a/0, so it is in no split."""
+    files = {
+        f"{split}/{label}/{n}.png": picture((16, 16))
+        for split in ("test", "train")
+        for label in "ab"
+        for n in range(20)
+    }
+    darker = Image.open(io.BytesIO(files["test/a/0.png"])).point(lambda value: value * 0.8)
+    write(raw, files | {"train/a/0.png": saved(darker)})
+    run(format="auto")
+    rows = pd.read_parquet(validate_images.IMAGES / "rows.parquet")
+    assert rows["split"].tolist() == [source.split("/")[0] for source in rows["source"]]
+    assert read_json(validate_images.REPORT / "summary.json")["published_splits"] == {"test": 40, "train": 40}
+    label_pairs.main(LabelPairs(max_images=None, val_fraction=0.25, test_fraction=0.5, seed=0))
+    pairs = pd.read_parquet(label_pairs.OUT / "pairs.parquet")
+    published = rows["split"][pairs["index"]].to_numpy()
+    assert ((pairs["split"] == "test") == (published == "test")).all()
+    assert pairs["split"].value_counts().to_dict() == {"test": 40, "train": 29, "val": 10}
+    summary = read_json(label_pairs.OUT / "summary.json")
+    assert (summary["straddling"], summary["left_out"]) == ({"exact": 0, "perceptual": 0}, 1)
+    assert summary["published"] == {"test": 40, "train": 40}
+    printed = capsys.readouterr().out
+    assert "label_pairs: published splits kept: 40 test, 40 train\n" in printed
+    assert "label_pairs: left out as copies of images that are held out further: 1\n" in printed
+
+
+def test_images_without_published_splits_have_no_such_column(raw: Path) -> None:
+    folder_of(raw)
+    run(format="image-folder")
+    assert sorted(pd.read_parquet(validate_images.IMAGES / "rows.parquet")) == ["exact", "perceptual", "source"]
 
 
 def test_too_many_dropped_images_stop_the_stage(raw: Path) -> None:

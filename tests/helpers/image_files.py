@@ -3,11 +3,12 @@
 import io
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from paths import REAL_DATA
-from PIL import Image
+from PIL import ExifTags, Image
 from tars import tar
 
 from prefdag.images.reading import CIFAR10
@@ -39,11 +40,26 @@ def mnist_csv(labels: list[int], edit: Callable[[list[list[str]]], object] = lam
     return "".join(",".join(row) + "\n" for row in rows).encode()
 
 
-def picture(size: tuple[int, int] = (4, 3), mode: str = "RGB", kind: str = "PNG") -> bytes:
-    """A random image of size (width, height), as a PNG or a file of another kind."""
+def picture(size: tuple[int, int] = (4, 3), mode: str = "RGB", kind: str = "PNG", **options: Any) -> bytes:
+    """A random image of size (width, height), as a PNG or a file of another kind; `options` of its writer."""
+    pixels = rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    image = image.convert("L").convert(mode) if mode.startswith("I;16") else image.convert(mode)
+    return saved(image, kind, **options)
+
+
+def saved(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    """The file of an image."""
     stream = io.BytesIO()
-    Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)).convert(mode).save(stream, kind)
+    image.save(stream, kind, **options)
     return stream.getvalue()
+
+
+def orientation(value: int) -> bytes:
+    """EXIF with the orientation 1 to 8 in which an image was stored."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = value
+    return exif.tobytes()
 
 
 def write_cifar10_tars(folder: Path, of_each: dict[str, int]) -> None:

@@ -10,12 +10,13 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from image_files import cifar10_tars, mnist_csv, picture, rng, write, write_cifar10_tars
+from image_files import cifar10_tars, mnist_csv, orientation, picture, rng, write, write_cifar10_tars
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 from tars import tar
 
-from prefdag.images.reading import CIFAR10, DIGITS, Images, read_images, write_images
+from prefdag.images.labelled import Images
+from prefdag.images.reading import CIFAR10, DIGITS, read_images, write_images
 from prefdag.lifecycle.errors import DataError
 
 
@@ -96,39 +97,37 @@ def test_truncated_gzip_is_a_one_line_error(tmp_path: Path) -> None:
         read_images(tmp_path, "mnist-csv")
 
 
-def test_several_tars_or_top_folders_are_pooled(tmp_path: Path) -> None:
-    """The same name may be in both tars: sources start with the name of the tar."""
+@pytest.mark.parametrize(
+    ("tops", "split"), [(("one", "two"), None), (("test", "train"), ["test", "test", "train", "train"])]
+)
+def test_several_tars_or_top_folders_are_pooled(tmp_path: Path, tops: tuple[str, str], split: list[str] | None) -> None:
+    """The same name may be in both tars: sources start with the name of the tar. Published splits are told apart."""
     names = ("a/1.png", "b/1.png")
-    write(tmp_path / "tars", {f"{top}.tar": tar({name: picture() for name in names}) for top in ("train", "test")})
-    write(tmp_path / "tops", {f"{top}/{name}": picture() for name in names for top in ("train", "test")})
+    write(tmp_path / "tars", {f"{top}.tar": tar({name: picture() for name in names}) for top in tops})
+    write(tmp_path / "tops", {f"{top}/{name}": picture() for name in names for top in tops})
     for folder, suffix in (("tars", ".tar"), ("tops", "")):
         data = read_images(tmp_path / folder, "image-folder")
-        assert data.sources == [f"{top}{suffix}/{name}" for top in ("test", "train") for name in names]
-        assert (data.labels.tolist(), data.classes) == ([0, 1, 0, 1], ["a", "b"])
+        assert data.sources == [f"{top}{suffix}/{name}" for top in tops for name in names]
+        assert (data.labels.tolist(), data.classes, data.split) == ([0, 1, 0, 1], ["a", "b"], split)
 
 
 GOOD = {"c/1.png": picture(), "c/3.png": picture()}
 FAULTY: dict[str, tuple[bytes, str, str]] = {
-    "not-an-image": (
-        b"<!DOCTYPE html>",
-        "content",
-        "not a complete JPEG or PNG image (another format); fix or remove it",
-    ),
-    "empty": (b"", "content", "not a complete JPEG or PNG image (another format); fix or remove it"),
+    "web-page": (b"<!DOCTYPE html>", "format", "a web page; fetch the image again or remove it"),
+    "random": (b"\x07\x01\x02", "content", "not an image; fix or remove it"),
+    "empty": (b"", "format", "an empty file; fetch it again or remove it"),
     "truncated": (picture((64, 64))[:-500], "size", "3x64x64 (channels, height, width), but most are 3x3x4"),
-    "broken": (picture()[:-25], "content", "not a complete JPEG or PNG image ("),
+    "broken": (picture()[:-25], "content", "not a complete PNG image ("),
     "other-size": (
         picture((5, 3)),
         "size",
         "3x3x5 (channels, height, width), but most are 3x3x4; convert all to one size",
     ),
-    "other-mode": (
-        picture(mode="L"),
+    "turned-to-another-size": (
+        picture(exif=orientation(8)),
         "size",
-        "1x3x4 (channels, height, width), but most are 3x3x4; convert all to one size",
+        "3x4x3 (channels, height, width, upright by its EXIF orientation), but most are 3x3x4",
     ),
-    "palette": (picture(mode="P"), "mode", "P; convert the image to grey (L) or RGB"),
-    "alpha": (picture(mode="RGBA"), "mode", "RGBA; convert the image to grey (L) or RGB"),
 }
 
 
@@ -150,10 +149,13 @@ def test_each_unreadable_image_is_recorded_as_a_fault(tmp_path: Path, kind: str,
 BAD_FOLDERS: dict[str, tuple[dict[str, bytes], str]] = {
     "nothing-left": (
         {"c/1.png": b"x", "c/2.png": b"x"},
-        r"^c/1\.png:content: not a complete JPEG .* \(1 more; no image can be read\)$",
+        r"^c/1\.png:content: not an image; .* \(1 more; no image can be read\)$",
     ),
     "no-class": ({"1.png": picture()}, r"^1\.png: not in a folder CLASS/"),
-    "no-class-in-a-tar": ({f"{n}.tar": tar({"1.png": picture()}) for n in "ab"}, r"^1\.png: not in a folder CLASS/"),
+    "no-class-in-a-tar": (
+        {f"{n}.tar": tar({"1.png": picture()}) for n in "ab"},
+        r"^a\.tar/1\.png: not in a folder CLASS/",
+    ),
     "deeper": (GOOD | {"sub/c/1.png": picture()}, r"^sub/c/1\.png: not in CLASS/ like most images"),
     "less-deep": (
         {f"a/{name}": GOOD[name] for name in GOOD} | GOOD,
@@ -179,7 +181,7 @@ def test_malformed_image_folder_is_a_one_line_error(tmp_path: Path, kind: str) -
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("source_format", ["mnist-csv", "image-folder", "cifar10"])
+@pytest.mark.parametrize("source_format", ["auto", "mnist-csv", "image-folder", "cifar10"])
 def test_a_source_without_files_is_a_one_line_error(tmp_path: Path, source_format: str) -> None:
     with pytest.raises(DataError, match="no files"):
         read_images(tmp_path, source_format)
@@ -201,10 +203,14 @@ def test_malformed_cifar10_is_a_one_line_error(tmp_path: Path) -> None:
 @given(st.sampled_from(["a.csv", "a.csv.gz", "c/a.png", "x.tar", "cifar10.safetensors"]), st.binary(max_size=300))
 @settings(max_examples=100, deadline=None)
 def test_random_bytes_are_a_data_error(tmp_path_factory: pytest.TempPathFactory, name: str, content: bytes) -> None:
-    source_format = "mnist-csv" if ".csv" in name else "cifar10" if "cifar10" in name else "image-folder"
-    with pytest.raises(DataError) as error:  # random bytes of this length hold no image
-        read_images(write(tmp_path_factory.mktemp("fuzz"), {name: content}), source_format)
-    assert "\n" not in str(error.value)
+    folder = write(tmp_path_factory.mktemp("fuzz"), {name: content})
+    for source_format in (
+        "auto",
+        "mnist-csv" if ".csv" in name else "cifar10" if "cifar10" in name else "image-folder",
+    ):
+        with pytest.raises(DataError) as error:  # random bytes of this length hold no image
+            read_images(folder, source_format)
+        assert "\n" not in str(error.value)
 
 
 @cifar10_tars
