@@ -13,6 +13,8 @@ from prefdag.export import pipeline
 from prefdag.export.push import for_hub, push
 from prefdag.lifecycle.errors import ParamsError, PrefdagError
 
+pytestmark = pytest.mark.slow
+
 TOKEN = "hf_secret"
 
 

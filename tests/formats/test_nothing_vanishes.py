@@ -14,6 +14,8 @@ from prefdag.formats.values import holds
 from prefdag.lifecycle.errors import DataError
 from prefdag.pairs.schema import read_pairs
 
+pytestmark = pytest.mark.slow
+
 Draw = st.DrawFn
 COUNTER = iter(range(10**9))
 

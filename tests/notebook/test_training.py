@@ -29,6 +29,8 @@ from prefdag.pairs.schema import read_pairs, write_pairs
 from prefdag.pairs.tokenizer import ChatTokenizer
 from stages import dpo_text, format_pairs, ref_logps
 
+pytestmark = pytest.mark.slow
+
 WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 FRAME = pd.DataFrame(
     {

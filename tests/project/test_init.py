@@ -16,6 +16,8 @@ from prefdag.lifecycle.errors import PrefdagError
 from prefdag.project import init
 from prefdag.runtime.yaml import read_yaml
 
+pytestmark = pytest.mark.slow
+
 
 def git(folder: Path, *arguments: str) -> str:
     return subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True).stdout

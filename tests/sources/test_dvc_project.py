@@ -13,6 +13,8 @@ from prefdag.project.pinning import pins
 from prefdag.runtime import artifacts
 from prefdag.sources.fetching import fetch
 
+pytestmark = pytest.mark.slow
+
 KEY = "download_pairs.source"
 ROWS = "a,b\n1,2\n"
 

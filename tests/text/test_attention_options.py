@@ -118,6 +118,7 @@ def write(folder: Path, name: str, weights: float) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weights", [0.02, 0.3])
 @pytest.mark.parametrize("name", MODELS)
 def test_values_and_gradients_are_those_of_eager_attention(name: str, weights: float, tmp_path: Path) -> None:
@@ -322,6 +323,7 @@ def by_the_formula(
     return torch.stack(outs, dim=1)[None]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefix", [0, 3])
 @pytest.mark.parametrize("window", [None, 5])
 @pytest.mark.parametrize("softcap", [None, 0.5])
