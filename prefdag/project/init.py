@@ -17,11 +17,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from prefdag.lifecycle.errors import DataError, ParamsError, PrefdagError
 from prefdag.project import dag, profiles
+from prefdag.project.shipped import FILES
 from prefdag.runtime.artifacts import sha256, writing
 
-# In a wheel, the files that `init` copies are inside the package (see pyproject.toml); in a checkout they are the repository's.
-PACKED = Path(__file__).with_name("files")
-FILES = PACKED if PACKED.is_dir() else Path(__file__).parents[2]
 COPIED = ["stages", "profiles", "evals", "params.yaml", "dvc.yaml", "requirements.lock", ".gitignore", ".dvcignore"]
 TEMPLATES = Path(__file__).with_name("templates")
 WRITTEN = {"README.md": "README.md.j2", ".github/workflows/pipeline.yml": "pipeline.yml.j2"}

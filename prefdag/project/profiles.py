@@ -28,13 +28,13 @@ from ruamel.yaml.comments import CommentedMap
 
 from prefdag.check_params import check_params
 from prefdag.lifecycle.errors import ParamsError
+from prefdag.project.shipped import FILES
 from prefdag.runtime.artifacts import scratch, writing
 from prefdag.runtime.yaml import read_yaml
 
 PARAMS = Path("params.yaml")
 FOLDER = Path("profiles")
-# The profiles of prefdag itself: inside the package if it was installed from a wheel, beside it in a checkout.
-INCLUDED = [Path(__file__).parents[2] / "profiles", Path(__file__).with_name("files") / "profiles"]
+INCLUDED = FILES / "profiles"  # those of prefdag itself
 DEFAULT = "default"
 APPLIED = "profile.sha256"  # in the scratch folder: the hash of params.yaml as `apply` wrote it last
 
@@ -114,7 +114,7 @@ def load(name: str) -> CommentedMap:
 
 def _files() -> dict[str, Path]:
     """The profiles by name. The project's own come before those of prefdag."""
-    folders = [*INCLUDED, FOLDER]
+    folders = (INCLUDED, FOLDER)
     return {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}
 
 

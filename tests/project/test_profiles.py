@@ -186,7 +186,7 @@ def test_the_projects_own_profile_comes_first(
     included = tmp_path_factory.mktemp("included")
     for name, beta in (("tiny", 0.7), ("other", 0.8)):
         (included / f"{name}.yaml").write_text(f"# Included.\nbeta: {beta}\n")
-    monkeypatch.setattr(profiles, "INCLUDED", [included])
+    monkeypatch.setattr(profiles, "INCLUDED", included)
     Path("profiles/tiny.yaml").write_text("# Mine.\nbeta: 0.3\n")
     profiles.apply("tiny")
     assert load_params().beta == 0.3
