@@ -6,16 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from refused_sources import KEY, refusal
 
 from prefdag.config.sources import DvcSource
-from prefdag.lifecycle.errors import SourceError
 from prefdag.project.pinning import pins
-from prefdag.runtime import artifacts
 from prefdag.sources.fetching import fetch
 
 pytestmark = pytest.mark.slow
 
-KEY = "download_pairs.source"
 ROWS = "a,b\n1,2\n"
 
 
@@ -49,16 +47,6 @@ def source(path: str, revision: str | None, repo: str = "other") -> DvcSource:
     return DvcSource(kind="dvc", repo=repo, path=path, revision=revision)
 
 
-def refusal(source: DvcSource) -> str:
-    with pytest.raises(SourceError) as caught, artifacts.writing(Path("out")) as folder:
-        fetch(source, folder, KEY)
-    assert not list(Path().glob("*out*")), "left something behind"
-    message = str(caught.value)
-    assert message.startswith(f"params.yaml: {KEY}: ")
-    assert "\n" not in message
-    return message
-
-
 def test_a_file_a_folder_and_what_git_tracks_at_a_commit(run: Callable[..., str], tmp_path: Path) -> None:
     commit = run("git", "rev-parse", "HEAD")
     (tmp_path / "other/data/rows.csv").write_text("later")
@@ -76,19 +64,21 @@ def test_without_a_commit_it_says_which_that_is(run: Callable[..., str]) -> None
     run("git", "commit", "-q", "--allow-empty", "-m", "second")
     newest = run("git", "rev-parse", "HEAD")
     for revision, right in ((None, newest), ("...", newest), ("stable", commit), (commit[:7], commit)):
-        assert f"but 'other' has revision: {right}; write that" in refusal(source("data/rows.csv", revision))
+        assert f"but 'other' has revision: {right}; write that" in refusal(
+            source("data/rows.csv", revision), Path("out")
+        )
         assert pins(source("data/rows.csv", revision)) == {"revision": right}
     assert pins(source("data/rows.csv", commit)) == {}
 
 
 def test_what_is_not_there(run: Callable[..., str]) -> None:
     commit = run("git", "rev-parse", "HEAD")
-    assert "there is rows.csv" in refusal(source("data/row.csv", commit))
-    assert "cannot be fetched: " in refusal(source("data/rows.csv", "0" * 40))
-    assert "cannot be fetched: " in refusal(source("data/rows.csv", commit, "nowhere"))
-    assert "cannot be fetched: " in refusal(source("data/rows.csv", None, "nowhere"))
+    assert "there is rows.csv" in refusal(source("data/row.csv", commit), Path("out"))
+    assert "cannot be fetched: " in refusal(source("data/rows.csv", "0" * 40), Path("out"))
+    assert "cannot be fetched: " in refusal(source("data/rows.csv", commit, "nowhere"), Path("out"))
+    assert "cannot be fetched: " in refusal(source("data/rows.csv", None, "nowhere"), Path("out"))
     shutil.rmtree("store")
-    assert "cannot be fetched: " in refusal(source("data/rows.csv", commit))
+    assert "cannot be fetched: " in refusal(source("data/rows.csv", commit), Path("out"))
 
 
 def test_what_the_storage_damaged_is_refused(run: Callable[..., str]) -> None:
@@ -96,4 +86,4 @@ def test_what_the_storage_damaged_is_refused(run: Callable[..., str]) -> None:
     (stored,) = (path for path in Path("store").rglob("*") if path.is_file() and path.read_bytes() == ROWS.encode())
     stored.chmod(0o644)
     stored.write_text("a,b\n1,3\n")
-    assert "rows.csv is damaged in the storage of 'other'" in refusal(source("data/rows.csv", commit))
+    assert "rows.csv is damaged in the storage of 'other'" in refusal(source("data/rows.csv", commit), Path("out"))

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 from paths import ROOT
+from refused_sources import KEY, refusal
 from safetensors.numpy import load_file
 from sites import COMMIT, Site, serving
 from tars import tar
@@ -30,7 +31,6 @@ from prefdag.runtime import artifacts
 from prefdag.sources import pypi
 from prefdag.sources.fetching import fetch
 
-KEY = "download_pairs.source"
 CONTENT = b'{"prompt": "2 + 2?", "chosen": "4", "rejected": "5"}\n' * 4000
 
 
@@ -61,17 +61,6 @@ def sdist(**members: bytes | str) -> bytes:
 def pin(file: str, content: bytes, member: str, version: str = "1.2") -> PypiSource:
     digest = hashlib.sha256(content).hexdigest()
     return PypiSource(kind="pypi", package="toy", version=version, file=file, sha256=digest, member=member)
-
-
-def refusal(source: PypiSource | HubSource | PathSource | Cifar10Source, out: Path) -> str:
-    """The message with which fetching fails. Checks that it is one line and that no file is left."""
-    with pytest.raises(SourceError) as caught, artifacts.writing(out) as folder:
-        fetch(source, folder, KEY)
-    assert not list(out.parent.glob(f"*{out.name}*")), "left something behind"
-    message = str(caught.value)
-    assert message.startswith(f"params.yaml: {KEY}: ")
-    assert "\n" not in message
-    return message
 
 
 # --- pypi -------------------------------------------------------------------------------------------------------------

@@ -11,16 +11,16 @@ from types import SimpleNamespace
 
 import fsspec
 import pytest
+import refused_sources
+from refused_sources import KEY
 from sites import Site, serving
 
 from prefdag.config.sources import UrlSource
-from prefdag.lifecycle.errors import SourceError
 from prefdag.project.pinning import pins
 from prefdag.runtime import artifacts
 from prefdag.sources import url
 from prefdag.sources.fetching import fetch
 
-KEY = "download_pairs.source"
 CONTENT = b'{"prompt": "2 + 2?", "chosen": "4", "rejected": "5"}\n' * 4000
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
 
@@ -39,12 +39,8 @@ def at(address: str, sha256: str | None = DIGEST) -> UrlSource:
 
 
 def refusal(source: UrlSource, out: Path) -> str:
-    with pytest.raises(SourceError) as caught, artifacts.writing(out) as folder:
-        fetch(source, folder, KEY)
-    assert not list(out.parent.glob(f"*{out.name}*")), "left something behind"
-    message = str(caught.value)
-    assert message.startswith(f"params.yaml: {KEY}: ")
-    assert "\n" not in message
+    """Never with the password that is in some of the addresses."""
+    message = refused_sources.refusal(source, out)
     assert "hunter2" not in message
     return message
 
