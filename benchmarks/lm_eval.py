@@ -94,11 +94,11 @@ def ours(sets: Mapping[str, Sequence[EvalRow]], folder: Path, dtype: str) -> dic
     import torch
     from transformers import AutoModelForCausalLM
 
-    from prefdag.pairs.tokenizer import ChatTokenizer, positions
     from prefdag.text import model as lm
     from prefdag.text.evaluation import choices
     from prefdag.text.scoring.logps import group_logps
     from prefdag.text.scoring.trial import set_forward_mode
+    from prefdag.tokenizer.tokenizer import ChatTokenizer, positions
 
     if dtype == "float32":
         model = lm.load(folder)

@@ -289,9 +289,9 @@ def _chat_models() -> "ChatModels":
     typer.echo("Loading both models ...", err=True)
     set_environment()
     from prefdag.chat.dialogue import ChatModels
-    from prefdag.pairs.tokenizer import ChatTokenizer, positions
     from prefdag.text.generation.stream import stream
     from prefdag.text.model import load_for_generation
+    from prefdag.tokenizer.tokenizer import ChatTokenizer, positions
 
     models = load_for_generation(REFERENCE, POLICY)
     tokenizer = ChatTokenizer(REFERENCE, format_pairs.template, format_pairs.template_options)

@@ -18,11 +18,11 @@ STATISTICS = Path("reports/text/answers.json")
 def main(format_pairs: FormatPairs, answer_text: AnswerText) -> None:
     import pandas as pd
 
-    from prefdag.pairs.tokenizer import ChatTokenizer
     from prefdag.text.generation import answers
     from prefdag.text.generation.decoding import continuations
     from prefdag.text.model import load_for_generation
     from prefdag.text.scoring.rows import read_split
+    from prefdag.tokenizer.tokenizer import ChatTokenizer
 
     models = load_for_generation(REFERENCE, POLICY)
     tokenizer = ChatTokenizer(REFERENCE, format_pairs.template, format_pairs.template_options)

@@ -36,11 +36,11 @@ def main(
     from prefdag.health import verdict
     from prefdag.pairs import limits
     from prefdag.pairs.eval_sets import cross_entropy_sets, read_eval_sets
-    from prefdag.pairs.tokenizer import ChatTokenizer, positions
     from prefdag.text import model as lm
     from prefdag.text.evaluation import choices, eval_logps
     from prefdag.text.evaluation import metrics as evaluate
     from prefdag.text.scoring.rows import chosen_groups, pair_rows, read_split
+    from prefdag.tokenizer.tokenizer import ChatTokenizer, positions
     from stages.losses import LOSSES
 
     budget = evaluate_text.tokens_per_batch

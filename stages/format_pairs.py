@@ -4,9 +4,9 @@ from pathlib import Path
 
 from prefdag.config.format_pairs import FormatPairs
 from prefdag.pairs import formatting
-from prefdag.pairs.tokenizer import ChatTokenizer, positions
 from prefdag.runtime.artifacts import write_json, writing
 from prefdag.runtime.stage import stage
+from prefdag.tokenizer.tokenizer import ChatTokenizer, positions
 
 PAIRS = Path("data/validated/pairs.parquet")
 MODEL = Path("models/base")

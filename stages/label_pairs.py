@@ -7,8 +7,8 @@ import pyarrow.parquet as pq
 from safetensors import safe_open
 
 from prefdag.config.label_pairs import LabelPairs
-from prefdag.images.label_pairs import check_published, published_summary, split_summary
-from prefdag.images.label_pairs import label_pairs as pair_labels
+from prefdag.image.label_pairs import check_published, published_summary, split_summary
+from prefdag.image.label_pairs import label_pairs as pair_labels
 from prefdag.runtime.artifacts import read_json, write_json, writing
 from prefdag.runtime.stage import stage
 

@@ -55,8 +55,8 @@ PUBLISHED = Path("reports/published.txt")
 @stage
 def main(params: Params) -> None:
     """Publish the outputs of the other stages."""
+    from prefdag.report import run_details
     from prefdag.report.compare import frontier
-    from prefdag.report.page import run_details
 
     metrics = {track: read_json(path) for track, path in METRICS.items()}
     this = f"beta={params.beta}", flatten(params), numbers(metrics)

@@ -19,10 +19,10 @@ REF_EVALS = Path("data/ref_evals")
 def main(format_pairs: FormatPairs, evaluate_text: EvaluateText) -> None:
     from prefdag.pairs import limits
     from prefdag.pairs.eval_sets import read_eval_sets
-    from prefdag.pairs.tokenizer import ChatTokenizer, positions
     from prefdag.text import model as lm
     from prefdag.text.evaluation import eval_logps
     from prefdag.text.scoring.rows import chosen_groups, read_split
+    from prefdag.tokenizer.tokenizer import ChatTokenizer, positions
 
     tokenizer = ChatTokenizer(REFERENCE, format_pairs.template, format_pairs.template_options)
     questions = read_eval_sets(EVALS, evaluate_text.max_eval_rows)

@@ -125,7 +125,7 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         calls[0] += (template, options)
         return tokenizer
 
-    monkeypatch.setattr("prefdag.pairs.tokenizer.ChatTokenizer", load_tokenizer)
+    monkeypatch.setattr("prefdag.tokenizer.tokenizer.ChatTokenizer", load_tokenizer)
     monkeypatch.setitem(sys.modules, "prefdag.text.model", SimpleNamespace(load_for_generation=load_for_generation))  # type: ignore[arg-type]
     monkeypatch.setitem(sys.modules, "prefdag.text.generation.stream", SimpleNamespace(stream=stream))  # type: ignore[arg-type]
     return calls

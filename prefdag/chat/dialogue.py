@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Protocol
 from prefdag.lifecycle.errors import DataError
 
 if TYPE_CHECKING:
-    from prefdag.pairs.tokenizer import ChatTokenizer
     from prefdag.pairs.turns import Messages
+    from prefdag.tokenizer.tokenizer import ChatTokenizer
 
 Listener = Callable[[str], bool]  # takes the next piece of an answer, and returns whether to go on
 

@@ -72,9 +72,9 @@ def check_current(lock: Path, params: Path) -> None:
 def _text(target: Path, params: "Params", echo: Callable[[str], None]) -> None:
     """The whole policy and its adapter alone, if it has one. A prefix gives no whole model."""
     from prefdag.export import cards, text
-    from prefdag.pairs.tokenizer import ChatTokenizer
     from prefdag.report.page.card import licence
     from prefdag.text.model import ADAPTER_CONFIG, load_models
+    from prefdag.tokenizer.tokenizer import ChatTokenizer
 
     card = CARD.read_text("utf-8")
     heldout = text.read_heldout(PAIRS, DIALOGUES)

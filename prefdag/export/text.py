@@ -19,7 +19,7 @@ from prefdag.runtime.artifacts import read_json, write_json
 from prefdag.text import trainable
 
 if TYPE_CHECKING:
-    from prefdag.pairs.tokenizer import ChatTokenizer
+    from prefdag.tokenizer.tokenizer import ChatTokenizer
 
 ROWS = 4  # held-out pairs to compare on; each token has tens of thousands of logits
 

@@ -1,1 +1,1 @@
-"""The image track: ResNet classifiers, their data, DPO and evaluation."""
+"""The image track: ResNet classifiers, their data, label pairs, DPO and evaluation."""

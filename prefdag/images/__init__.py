@@ -1,1 +1,1 @@
-"""Images: reading them, label noise, label pairs."""
+"""Images: reading them, published splits, label noise."""

@@ -35,13 +35,13 @@ from prefdag.notebook.settings import (
 from prefdag.pairs.annotators import merge_annotators
 from prefdag.pairs.formatting import format_pairs
 from prefdag.pairs.schema import ignored_columns, read_pairs, write_pairs
-from prefdag.pairs.tokenizer import ChatTokenizer, positions
 from prefdag.runtime.artifacts import read_json, write_json
 from prefdag.text import trainable
 from prefdag.text.dpo_run import dpo_run, new_policy
 from prefdag.text.model import ADAPTER_CONFIG, prepare_generation
 from prefdag.text.scoring.logps import all_pair_logps
 from prefdag.text.scoring.rows import read_split
+from prefdag.tokenizer.tokenizer import ChatTokenizer, positions
 from prefdag.train.checkpoint import Checkpoints
 from prefdag.train.loop import History, fit
 

@@ -7,7 +7,7 @@ from prefdag.pairs import turns
 from prefdag.pairs.turns import SIDES
 
 if TYPE_CHECKING:
-    from prefdag.pairs.tokenizer import ChatTokenizer
+    from prefdag.tokenizer.tokenizer import ChatTokenizer
 
 
 class FormattingChange(NamedTuple):

@@ -6,10 +6,10 @@ import pyarrow as pa
 
 from prefdag.lifecycle.errors import DataError
 from prefdag.pairs import turns
-from prefdag.pairs.tokenizer import Encoded
+from prefdag.tokenizer.tokenizer import Encoded
 
 if TYPE_CHECKING:
-    from prefdag.pairs.tokenizer import ChatTokenizer
+    from prefdag.tokenizer.tokenizer import ChatTokenizer
 
 IDS = pa.list_(pa.int32())
 PAIRS_SCHEMA = pa.schema(

@@ -29,8 +29,8 @@ from prefdag.pairs.eval_records import MultipleChoiceRecord, TruthfulQARecord, W
 from prefdag.pairs.schema import read_pairs
 
 if TYPE_CHECKING:
-    from prefdag.pairs.template import Tools
     from prefdag.pairs.turns import Messages
+    from prefdag.tokenizer.template import Tools
 
 logger = logging.getLogger(__name__)
 

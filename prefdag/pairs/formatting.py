@@ -29,7 +29,7 @@ from prefdag.pairs.splits import LEFT_OUT, SPLITS, check_fractions, digest, spli
 if TYPE_CHECKING:
     from prefdag.config.format_pairs import FormatPairs
     from prefdag.pairs.limits import Limits
-    from prefdag.pairs.tokenizer import ChatTokenizer, Encoded
+    from prefdag.tokenizer.tokenizer import ChatTokenizer, Encoded
 
 logger = logging.getLogger(__name__)
 

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from prefdag.lifecycle.errors import DataError
 from prefdag.pairs import turns
-from prefdag.pairs.marks import any_of
+from prefdag.tokenizer.marks import any_of
 
 if TYPE_CHECKING:
     from prefdag.pairs.limits import Limits
-    from prefdag.pairs.tokenizer import ChatTokenizer
+    from prefdag.tokenizer.tokenizer import ChatTokenizer
 
 FILE = "data/validated/pairs.parquet"
 

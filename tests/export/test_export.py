@@ -34,10 +34,10 @@ from prefdag.export import image, pipeline, readback, text
 from prefdag.image import model as resnet
 from prefdag.image.data import normalise
 from prefdag.lifecycle.errors import DataError, PrefdagError
-from prefdag.pairs.tokenizer import ChatTokenizer
 from prefdag.pairs.turns import Asked
 from prefdag.runtime.artifacts import sha256
 from prefdag.text import model as lm
+from prefdag.tokenizer.tokenizer import ChatTokenizer
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow]
 ROWS = [[5, 9, 70, 8], [1, 2, 3], [200]]

@@ -27,10 +27,10 @@ from prefdag.export import registry
 from prefdag.image import model as resnet
 from prefdag.image.data import normalise
 from prefdag.lifecycle.errors import PrefdagError
-from prefdag.pairs.tokenizer import ChatTokenizer
 from prefdag.runtime.artifacts import read_json, sha256
 from prefdag.runtime.yaml import flatten
 from prefdag.text.model import load_for_generation
+from prefdag.tokenizer.tokenizer import ChatTokenizer
 from prefdag.tracking import store
 from prefdag.tracking.publishing import publish
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from dialogues import CHATML, write_byte_tokenizer
 
 from prefdag.chat.dialogue import ChatModels, Generate
-from prefdag.pairs.tokenizer import ChatTokenizer
+from prefdag.tokenizer.tokenizer import ChatTokenizer
 
 SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from dialogues import CHATML, write_byte_tokenizer
 
-from prefdag.pairs.tokenizer import ChatTokenizer
+from prefdag.tokenizer.tokenizer import ChatTokenizer
 
 LLAMA_3 = (
     "{% for message in messages %}{% set content = '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'"

@@ -15,11 +15,11 @@ from safetensors.torch import save_file
 from tiny_models import ADAPTERS, disturb, with_adapter, write_model
 
 from prefdag.image import model as resnet
-from prefdag.pairs.tokenizer import ChatTokenizer
 from prefdag.runtime.artifacts import write_json
 from prefdag.runtime.yaml import read_yaml
 from prefdag.text import model as lm
 from prefdag.text import trainable
+from prefdag.tokenizer.tokenizer import ChatTokenizer
 
 SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 DIALOGUES = [

@@ -16,7 +16,7 @@ from prefdag.dpo.pair_batch import PairBatch, Response
 from prefdag.image import negatives
 from prefdag.image.classify import confidence, correct, kl, of_class, pair_batch
 from prefdag.image.data import Augmentation, ImagePairs
-from prefdag.images.label_pairs import label_pairs as pair_labels
+from prefdag.image.label_pairs import label_pairs as pair_labels
 from prefdag.train.outputs import map_tensors, tensors
 
 KINDS = ["random", "hard", "confusion"]

@@ -11,7 +11,7 @@ from image_files import mnist_csv, picture, write
 from safetensors.numpy import save_file
 
 from prefdag.config.label_pairs import LabelPairs
-from prefdag.images.label_pairs import check_published, label_pairs, published_summary
+from prefdag.image.label_pairs import check_published, label_pairs, published_summary
 from prefdag.images.published import splits_of_files, splits_of_folders
 from prefdag.images.reading import read_images
 from prefdag.lifecycle.errors import DataError

@@ -26,7 +26,7 @@ from prefdag.lifecycle.errors import DataError, ParamsError, PrefdagError, Sourc
 from prefdag.notebook import training as notebook
 from prefdag.notebook.training import Trained
 from prefdag.pairs.schema import read_pairs, write_pairs
-from prefdag.pairs.tokenizer import ChatTokenizer
+from prefdag.tokenizer.tokenizer import ChatTokenizer
 from stages import dpo_text, format_pairs, ref_logps
 
 pytestmark = pytest.mark.slow

@@ -8,7 +8,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from prefdag.pairs.changes import boundary_joins, example, formatting_changes
 from prefdag.pairs.encoding import columns_of, encode_pair
-from prefdag.pairs.tokenizer import ChatTokenizer
+from prefdag.tokenizer.tokenizer import ChatTokenizer
 
 TEMPLATE = "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}{% endfor %}<|assistant|>{{ end }}"
 

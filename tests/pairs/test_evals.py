@@ -22,8 +22,8 @@ from prefdag.pairs.eval_sets import (
     read_truthfulqa,
     read_winogrande,
 )
-from prefdag.pairs.tokenizer import ChatTokenizer
 from prefdag.text.evaluation.eval_rows import encode_row
+from prefdag.tokenizer.tokenizer import ChatTokenizer
 
 HEADER = "Type,Category,Question,Best Answer,Correct Answers,Incorrect Answers,Source\n"
 GAP = {"qID": "1", "sentence": "Ann helped Ben as _ was kind.", "option1": "Ann", "option2": "Ben", "answer": "1"}

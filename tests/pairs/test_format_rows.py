@@ -19,7 +19,7 @@ from prefdag.config.format_pairs import FormatPairs
 from prefdag.lifecycle.errors import DataError
 from prefdag.pairs.formatting import format_pairs
 from prefdag.pairs.splits import LEFT_OUT, SPLITS, split_by_prompt
-from prefdag.pairs.tokenizer import ChatTokenizer
+from prefdag.tokenizer.tokenizer import ChatTokenizer
 
 PARAMS = FormatPairs(
     template="chat",

@@ -22,7 +22,7 @@ from prefdag.pairs import formatting as pairs
 from prefdag.pairs.encoding import PAIRS_SCHEMA
 from prefdag.pairs.formatting import FormattingReport, format_pairs
 from prefdag.pairs.splits import SPLITS, Keys, digest, group_rows, split_by_prompt
-from prefdag.pairs.tokenizer import ChatTokenizer
+from prefdag.tokenizer.tokenizer import ChatTokenizer
 
 FORMAT = FormatPairs(
     template="instruction",

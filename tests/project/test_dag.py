@@ -229,7 +229,7 @@ FLOORS = [
         "runtime",
         "config",
         "check_params sources stats tracking",
-        "formats",
+        "formats tokenizer",
         "pairs train",
         "images dpo health",
         "gate text image own_losses",
@@ -289,6 +289,7 @@ def test_imports_go_one_way() -> None:
         ("prefdag/runtime/stage.py", "prefdag/check_params.py", True),
         ("prefdag/pairs/schema.py", "prefdag/gate/checks.py", False),
         ("prefdag/formats/records.py", "prefdag/pairs/schema.py", False),
+        ("prefdag/tokenizer/tokenizer.py", "prefdag/pairs/schema.py", False),
     ],
 )
 def test_the_import_rule(importer: str, imported: str, allowed: bool) -> None:

@@ -14,8 +14,8 @@ from report_inputs import N_TEST, write_inputs
 
 from prefdag.check_params import load_params
 from prefdag.config.params import Params
+from prefdag.report import run_details
 from prefdag.report.compare import frontier
-from prefdag.report.page import run_details
 from prefdag.runtime.artifacts import write_json
 from stages import report
 

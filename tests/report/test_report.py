@@ -28,10 +28,11 @@ from prefdag.check_params import check_params, load_params
 from prefdag.config.params import Params
 from prefdag.image import evaluate
 from prefdag.lifecycle.errors import DataError, PrefdagError
+from prefdag.report import run_details
 from prefdag.report.image import disagreements
 from prefdag.report.image import figures as image_figures
 from prefdag.report.image import sentences as image_sentences
-from prefdag.report.page import calibration, card, environment, figure_files, figures, run_details
+from prefdag.report.page import calibration, card, environment, figure_files, figures
 from prefdag.report.page.environment import excerpt
 from prefdag.report.page.numbers import minus, points, signed
 from prefdag.report.text import examples

@@ -25,10 +25,10 @@ from transformers import (
 from benchmarks.lm_eval import hub_form, in_order
 from prefdag.lifecycle.errors import DataError
 from prefdag.pairs.eval_sets import EvalRow, read_truthfulqa, read_winogrande
-from prefdag.pairs.tokenizer import ChatTokenizer, positions
 from prefdag.text import model as lm
 from prefdag.text.evaluation.choices import PRIMER, TASKS, answers
 from prefdag.text.scoring.logps import group_logps
+from prefdag.tokenizer.tokenizer import ChatTokenizer, positions
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

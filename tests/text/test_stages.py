@@ -37,7 +37,6 @@ from prefdag.lifecycle.errors import DataError, NumericError
 from prefdag.pairs.encoding import PAIRS_SCHEMA, columns_of, encode_pair
 from prefdag.pairs.limits import Limits
 from prefdag.pairs.schema import read_pairs, write_pairs
-from prefdag.pairs.tokenizer import ChatTokenizer
 from prefdag.report.page.figures import Line, has
 from prefdag.report.page.results import read_histories
 from prefdag.runtime.artifacts import read_json, sha256, write_json
@@ -51,6 +50,7 @@ from prefdag.text.evaluation.eval_rows import EncodedRow
 from prefdag.text.scoring import rows
 from prefdag.text.scoring.logps import Pair, PairLogps, all_pair_logps, group_logps, pair_logps
 from prefdag.text.scoring.packing import Group
+from prefdag.tokenizer.tokenizer import ChatTokenizer
 from prefdag.train.loop import History
 from stages import (
     answer_text,

@@ -29,7 +29,7 @@ from prefdag.text.scoring.packing import Group
 
 if TYPE_CHECKING:
     from prefdag.pairs.eval_sets import EvalRow
-    from prefdag.pairs.tokenizer import ChatTokenizer
+    from prefdag.tokenizer.tokenizer import ChatTokenizer
 
 # The preset "qa" of the authors' repository.
 PRIMER = """\

@@ -21,7 +21,7 @@ from prefdag.text.scoring.packing import Group
 
 if TYPE_CHECKING:
     from prefdag.pairs.limits import Limits
-    from prefdag.pairs.tokenizer import ChatTokenizer
+    from prefdag.tokenizer.tokenizer import ChatTokenizer
 
 HELDOUT = "heldout"  # the name of the held-out pairs among the sets
 GroupsBySet = Mapping[str, Sequence[Group]]

@@ -9,7 +9,7 @@ from prefdag.text.scoring.packing import Group
 if TYPE_CHECKING:
     from prefdag.pairs.eval_sets import EvalRow
     from prefdag.pairs.limits import Limits
-    from prefdag.pairs.tokenizer import ChatTokenizer
+    from prefdag.tokenizer.tokenizer import ChatTokenizer
 
 
 class EncodedRow(NamedTuple):

@@ -24,9 +24,9 @@ from prefdag.text.scoring.logps import Pair
 if TYPE_CHECKING:
     from prefdag.config.sources import ModelSource
     from prefdag.dpo.preference import Preference
-    from prefdag.pairs.template import Tools
     from prefdag.pairs.turns import Asked, Messages
     from prefdag.text.model import ReferenceAndPolicy
+    from prefdag.tokenizer.template import Tools
 
 OUTCOMES = {"win": 1.0, "tie": 0.5, "loss": 0.0}
 KEYS = ["id", "decoding"]

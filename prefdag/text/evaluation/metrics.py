@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from prefdag.dpo.pair_batch import PairBatch
-    from prefdag.pairs.tokenizer import ChatTokenizer
     from prefdag.text.model import ReferenceAndPolicy
+    from prefdag.tokenizer.tokenizer import ChatTokenizer
 
 
 def cross_entropy(logps: np.ndarray, groups: Sequence[Group]) -> dict[str, float]:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 if TYPE_CHECKING:
-    from prefdag.pairs.tokenizer import ChatTokenizer
+    from prefdag.tokenizer.tokenizer import ChatTokenizer
 
 INCOMPLETE = "\ufffd"  # a tokenizer decodes the first bytes of a character to this until the others are there
 

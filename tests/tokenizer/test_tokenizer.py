@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
 from prefdag.lifecycle.errors import DataError, ParamsError
-from prefdag.pairs.marks import CLOSE, OPEN
-from prefdag.pairs.tokenizer import ChatTokenizer
+from prefdag.tokenizer.marks import CLOSE, OPEN
+from prefdag.tokenizer.tokenizer import ChatTokenizer
 
 # What users type: words, and pieces of control tokens in any order.
 typed = st.lists(
@@ -280,7 +280,7 @@ def test_formatting_imports_no_torch(tmp_path: Path) -> None:
     write_byte_tokenizer(tmp_path, ["</s>"], LLAMA, bos_token="</s>", eos_token="</s>")
     code = (
         "import sys; from pathlib import Path; import stages.format_pairs, stages.label_pairs;"
-        "from prefdag.pairs.tokenizer import ChatTokenizer;"
+        "from prefdag.tokenizer.tokenizer import ChatTokenizer;"
         "ChatTokenizer(Path(sys.argv[1]), 'chat').prompt([{'role': 'user', 'content': 'hi'}]);"
         "assert 'transformers' in sys.modules, 'rendered nothing';"
         "print({'torch', 'datasets', 'mlflow', 'pandas'} & set(sys.modules))"

@@ -10,8 +10,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from prefdag.lifecycle.errors import DataError
-from prefdag.pairs.marks import MARKED, marked
-from prefdag.pairs.template import ChatTemplate, Tools, with_text_arguments, without_content
+from prefdag.tokenizer.marks import MARKED, marked
+from prefdag.tokenizer.template import ChatTemplate, Tools, with_text_arguments, without_content
 
 if TYPE_CHECKING:
     from prefdag.pairs.turns import Messages

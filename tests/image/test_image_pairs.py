@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from prefdag.config.label_pairs import LabelPairs
-from prefdag.images.label_pairs import IMAGE_PAIRS_SCHEMA, label_pairs, split_summary
+from prefdag.image.label_pairs import IMAGE_PAIRS_SCHEMA, label_pairs, split_summary
 from prefdag.lifecycle.errors import DataError, ParamsError
 from prefdag.runtime.artifacts import read_json, write_json
 from stages import label_pairs as stage

@@ -13,9 +13,9 @@ from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from prefdag.lifecycle.errors import DataError, ParamsError
-from prefdag.pairs.marks import CLOSE, OPEN
 from prefdag.pairs.observations import template_lines
-from prefdag.pairs.tokenizer import ChatTokenizer
+from prefdag.tokenizer.marks import CLOSE, OPEN
+from prefdag.tokenizer.tokenizer import ChatTokenizer
 
 EARLIER = [*user("Name a colour."), {"role": "assistant", "content": "Red."}, *user("And another?")]
 # Their prompts leave a block open, or their templates add an empty one: see the tests of blocks.

@@ -22,11 +22,11 @@ from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
 from prefdag.lifecycle.errors import DataError
-from prefdag.pairs.marks import MARKED, any_of
-from prefdag.pairs.rendering import Renderer
-from prefdag.pairs.template import INSTRUCTION_TEMPLATE, ChatTemplate, TemplateName, Tools, read_template
-from prefdag.pairs.tokenizer_files import control_token, read_tokenizer, stop_ids_of, token_id
 from prefdag.runtime.artifacts import read_json
+from prefdag.tokenizer.files import control_token, read_tokenizer, stop_ids_of, token_id
+from prefdag.tokenizer.marks import MARKED, any_of
+from prefdag.tokenizer.rendering import Renderer
+from prefdag.tokenizer.template import INSTRUCTION_TEMPLATE, ChatTemplate, TemplateName, Tools, read_template
 
 if TYPE_CHECKING:
     from prefdag.pairs.turns import Messages
