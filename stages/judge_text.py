@@ -6,7 +6,7 @@ from pathlib import Path
 from prefdag.config.judge_text import EndpointJudge, ImplicitJudge, JudgeText, RewardModelJudge
 from prefdag.config.loss import Loss
 from prefdag.config.loss_options import LossOptions
-from prefdag.runtime.artifacts import scratch, write_json, writing
+from prefdag.runtime.artifacts import read_table, scratch, write_json, writing
 from prefdag.runtime.stage import stage
 from prefdag.runtime.types import Positive
 
@@ -20,15 +20,13 @@ WIN_RATE = Path("reports/text/win_rate.json")
 
 @stage
 def main(beta: Positive, loss: Loss, loss_options: LossOptions, judge_text: JudgeText) -> None:
-    import pandas as pd
-
     from prefdag.dpo.preference import Preference
     from prefdag.pairs.turns import read_dialogues
     from prefdag.text.evaluation import endpoint, judge
     from prefdag.text.model import load_models
     from stages.losses import LOSSES
 
-    answers = pd.read_parquet(ANSWERS)
+    answers = read_table(ANSWERS).to_pandas()
     pairs = judge.contests(answers, read_dialogues(MESSAGES, answers["id"]))
     match judge_text.judge:
         case ImplicitJudge():

@@ -4,12 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
-from safetensors import safe_open
 
 from prefdag.config.label_pairs import LabelPairs
 from prefdag.image.label_pairs import check_published, published_summary, split_summary
 from prefdag.image.label_pairs import label_pairs as pair_labels
-from prefdag.runtime.artifacts import read_json, write_json, writing
+from prefdag.runtime.artifacts import read_json, read_table, read_tensors, write_json, writing
 from prefdag.runtime.stage import stage
 
 IMAGES = Path("data/validated/images")
@@ -18,10 +17,9 @@ OUT = Path("data/image_pairs")
 
 @stage
 def main(label_pairs: LabelPairs) -> None:
-    with safe_open(IMAGES / "images.safetensors", framework="np") as file:
-        labels = file.get_tensor("labels")
+    labels = read_tensors(IMAGES / "images.safetensors", "numpy")["labels"]
     classes = read_json(IMAGES / "classes.json")
-    rows = pq.read_table(IMAGES / "rows.parquet")
+    rows = read_table(IMAGES / "rows.parquet")
     copies = rows.select(["exact", "perceptual"])
     published = rows["split"].to_pylist() if "split" in rows.column_names else None
     _, groups = np.unique(copies["perceptual"].to_pylist(), return_inverse=True)  # they include exact copies

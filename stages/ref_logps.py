@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from prefdag.config.ref_logps import RefLogps
-from prefdag.runtime.artifacts import write_json, writing
+from prefdag.runtime.artifacts import count_rows, write_json, writing
 from prefdag.runtime.stage import stage
 
 PAIRS = Path("data/pairs")
@@ -25,7 +25,7 @@ def main(ref_logps: RefLogps) -> None:
     with writing(REF_LOGPS) as folder:
         folder.mkdir()
         for split in ("train", "val", "test"):
-            total, done = pq.read_metadata(PAIRS / f"{split}.parquet").num_rows, 0
+            total, done = count_rows(PAIRS / f"{split}.parquet"), 0
             with pq.ParquetWriter(folder / f"{split}.parquet", schema) as writer:
                 for frame in parts_of(PAIRS, split):
                     logps = all_pair_logps(

@@ -5,7 +5,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import pandas as pd
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
@@ -15,8 +14,9 @@ from prefdag.distributed.process import process
 from prefdag.export.readback import LogitDeviation, check_logits, check_tensors
 from prefdag.lifecycle.errors import PrefdagError
 from prefdag.pairs import turns
-from prefdag.runtime.artifacts import read_json, write_json
+from prefdag.runtime.artifacts import read_json, read_table, write_json
 from prefdag.text import trainable
+from prefdag.text.model import load_adapter
 
 if TYPE_CHECKING:
     from prefdag.tokenizer.tokenizer import ChatTokenizer
@@ -33,7 +33,7 @@ class HeldoutRows(NamedTuple):
 
 def read_heldout(pairs: Path, validated: Path) -> HeldoutRows:
     """The first rows of the test split in the folder `pairs`, with their untruncated dialogues from the file `validated`."""
-    rows = pd.read_parquet(pairs / "test.parquet", columns=["id", "prompt_ids", "chosen_ids"]).head(ROWS)
+    rows = read_table(pairs / "test.parquet", columns=["id", "prompt_ids", "chosen_ids"]).to_pandas().head(ROWS)
     dialogues = turns.read_dialogues(validated, rows["id"])
     return HeldoutRows(
         [dialogues[name] for name in rows["id"]],
@@ -89,7 +89,7 @@ def check_merged(folder: Path, merged: nn.Module, expected: Tensor, rows: Iterab
 
 def check_adapter(folder: Path, reference: Path, expected: Tensor, rows: Iterable[Sequence[int]]) -> LogitDeviation:
     """Apply the adapter in `folder` to the reference, and compare its logits with the policy's. Raises `PrefdagError`."""
-    model = PeftModel.from_pretrained(plain(reference), str(folder)).eval()
+    model = load_adapter(plain(reference), folder)
     return check_logits(folder.name, logits(model, rows), expected)
 
 

@@ -5,14 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor
 
 from prefdag.distributed.process import process
 from prefdag.lifecycle.errors import DataError
+from prefdag.runtime.artifacts import read_table, read_tensors
 
 
 @dataclass(frozen=True)
@@ -40,8 +39,8 @@ def load_splits(images: Path, pairs: Path) -> dict[str, ImagePairs]:
         DataError: a split has no images.
     """
     device = process().device
-    pixels = load_file(images / "images.safetensors")["images"].to(device)
-    frame = pd.read_parquet(pairs / "pairs.parquet")
+    pixels = read_tensors(images / "images.safetensors", "torch")["images"].to(device)
+    frame = read_table(pairs / "pairs.parquet").to_pandas()
     for split in ("train", "val", "test"):
         if split not in set(frame["split"]):
             raise DataError(

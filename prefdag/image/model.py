@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from prefdag.distributed.process import process
 from prefdag.lifecycle.errors import DataError
-from prefdag.runtime.artifacts import read_json, write_json
+from prefdag.runtime.artifacts import read_json, read_tensors, write_json
 
 Arch = Literal["resnet18", "resnet34", "resnet50"]
 Shapes = dict[str, tuple[int, ...]]  # tensor shapes by name
@@ -83,10 +83,25 @@ def save(model: nn.Module, architecture: Architecture, folder: Path) -> None:
 
 
 def load(folder: Path) -> tuple[nn.Module, Architecture]:
-    """Load a classifier that `save` wrote, in eval mode: fixed batch statistics, no dropout."""
-    architecture = Architecture(**read_json(folder / "config.json"))
-    model = build(architecture)
-    model.load_state_dict(load_file(folder / "model.safetensors"))
+    """Load a classifier that `save` wrote, in eval mode: fixed batch statistics, no dropout.
+
+    Raises:
+        DataError: its files are not those of a classifier, or a tensor is missing, additional, of another type or not finite.
+    """
+    path = folder / "model.safetensors"
+    stored = read_tensors(path, "torch")
+    try:
+        architecture = Architecture(**read_json(folder / "config.json"))
+        model = build(architecture)
+        # It would cast other dtypes without a word.
+        expected = {name: tensor.dtype for name, tensor in model.state_dict().items()}
+        if wrong := sorted(name for name, tensor in stored.items() if tensor.dtype != expected.get(name)):
+            raise DataError(f"{path}: {wrong[0]}: not a tensor of the model in config.json; `dvc repro` makes it again")
+        model.load_state_dict(stored)
+    except (TypeError, AttributeError, RuntimeError, ValueError) as error:  # of a config or of tensors that do not fit
+        raise DataError(f"{folder}: not a classifier that prefdag wrote ({' '.join(str(error).split())})") from None
+    if wrong := sorted(name for name, tensor in stored.items() if not tensor.isfinite().all()):
+        raise DataError(f"{path}: {wrong[0]}: not finite; `dvc repro` makes it again")
     return model.eval(), architecture
 
 

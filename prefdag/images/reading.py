@@ -18,6 +18,7 @@ from prefdag.images.kinds import TARS, Kind, has_image_suffix, kind_of, role
 from prefdag.images.labelled import Images, Notes, printed
 from prefdag.images.published import splits_of_files
 from prefdag.lifecycle.errors import DataError
+from prefdag.recorded import recorded
 from prefdag.runtime.artifacts import write_json
 
 CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -44,7 +45,9 @@ def read_images(folder: Path, source_format: str) -> Images:
         DataError: the images are of another format, or of none; there are none, or none can be read; a file is broken; a cell
             of mnist-csv is not a pixel; or images of an image-folder are not in folders of classes.
     """
-    names = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    names = {
+        path.relative_to(folder).as_posix(): path for path in sorted(recorded(folder).rglob("*")) if path.is_file()
+    }
     notes = Notes(skipped=[name for name in names if role(name) == "skipped"])
     files = {name: path for name, path in names.items() if role(name) != "skipped"}
     if not files:

@@ -27,6 +27,7 @@ from prefdag.lifecycle.errors import DataError
 from prefdag.pairs import turns
 from prefdag.pairs.eval_records import MultipleChoiceRecord, TruthfulQARecord, WinoGrandeRecord, parse, unread
 from prefdag.pairs.schema import read_pairs
+from prefdag.recorded import recorded
 
 if TYPE_CHECKING:
     from prefdag.pairs.turns import Messages
@@ -55,7 +56,9 @@ def read_eval_sets(folder: Path, max_rows: int | None = None) -> dict[str, list[
 
     Sets that were not downloaded are left out.
     """
-    return {name: read(folder / name)[:max_rows] for name, read in READERS.items() if (folder / name).is_dir()}
+    return {
+        name: read(folder / name)[:max_rows] for name, read in READERS.items() if (recorded(folder) / name).is_dir()
+    }
 
 
 def ignored_columns(rows: Sequence[EvalRow]) -> dict[str, int]:

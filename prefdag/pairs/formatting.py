@@ -25,6 +25,7 @@ from prefdag.pairs.encoding import PAIRS_SCHEMA, PARTS, columns_of, encode_pair
 from prefdag.pairs.ngrams import normalised
 from prefdag.pairs.observations import Observations, cut_lines, template_lines, template_writes
 from prefdag.pairs.splits import LEFT_OUT, SPLITS, check_fractions, digest, split_by_prompt
+from prefdag.runtime.artifacts import read_batches
 
 if TYPE_CHECKING:
     from prefdag.config.format_pairs import FormatPairs
@@ -149,8 +150,7 @@ def _list_leaks(leaks: list[FormattingChange], changed: Path, counts: Counter[tu
 
 def batches(path: Path, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
     """The rows of a parquet file, in batches."""
-    with pq.ParquetFile(path) as file:
-        yield from file.iter_batches(BATCH, columns=columns)
+    yield from read_batches(path, BATCH, columns)
 
 
 def _first_rows(source: Path, max_pairs: int | None) -> Iterator[list[dict[str, Any]]]:

@@ -24,6 +24,7 @@ from prefdag.formats.files import data_files, split_of_name
 from prefdag.formats.records import Record, read_records
 from prefdag.formats.registry import ROW_FORMATS, detect_format, parse_row
 from prefdag.lifecycle.errors import DataError
+from prefdag.recorded import recorded
 
 if TYPE_CHECKING:
     from prefdag.formats.dialogues import Message
@@ -84,7 +85,7 @@ def read_pairs(
     """
     columns = columns or {}
     rows: list[dict[str, Any]] = []
-    for path, plain_name in data_files(folder, named_by):
+    for path, plain_name in data_files(recorded(folder), named_by):
         name = prefix + plain_name
         records = read_records(path, name)
         first = list(islice(records, FIRST))

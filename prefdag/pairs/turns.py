@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from prefdag.runtime.artifacts import read_table
+
 # {"role": "system" | "user" | "assistant" | "tool", "content": ..., and what else a template may read}.
 Messages = Sequence[Mapping[str, Any]]
 SIDES = ("chosen", "rejected")
@@ -24,9 +26,7 @@ class Asked(NamedTuple):
 
 def read_dialogues(path: Path, ids: Iterable[str]) -> dict[str, Asked]:
     """The dialogues of some validated rows, by id."""
-    import pyarrow.parquet as pq
-
-    rows = pq.read_table(path, filters=[("id", "in", set(ids))]).to_pylist()
+    rows = read_table(path, filters=[("id", "in", set(ids))]).to_pylist()
     return {row["id"]: Asked(messages(row["prompt"]), tools(row)) for row in rows}
 
 

@@ -1,26 +1,26 @@
 """Files that stages write, atomically and with the same bytes every time, and the hashes that identify them."""
 
-import functools
 import hashlib
+import importlib
 import json
 import os
 import re
 import shutil
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import psutil
 
 from prefdag.lifecycle.errors import DataError
+from prefdag.recorded import recorded
+from prefdag.runtime.hashing import file_hash
 from prefdag.runtime.yaml import read_yaml
 
 if TYPE_CHECKING:
     import pandas as pd
-
-SETTLED = 2.0  # seconds: a file changed more recently may change again without its times showing it
+    import pyarrow as pa
 
 
 def project_root() -> Path:
@@ -86,11 +86,11 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """Read a JSON file that a stage wrote. Raises `DataError` if it is missing or broken."""
     try:
-        return json.loads(path.read_text("utf-8"))
+        return json.loads(recorded(path).read_text("utf-8"))
     except FileNotFoundError:
         raise DataError(f"{path}: not found; `dvc repro` makes it") from None
-    except ValueError as error:
-        raise DataError(f"{path}: not JSON ({error}); `dvc repro` makes it again") from None
+    except (ValueError, RecursionError) as error:
+        raise _broken(path, "JSON", error) from None
 
 
 def read_csv(path: Path, **options: Any) -> "pd.DataFrame":
@@ -102,11 +102,71 @@ def read_csv(path: Path, **options: Any) -> "pd.DataFrame":
     import pandas as pd
 
     try:
-        return pd.read_csv(path, **options)
+        return pd.read_csv(recorded(path), **options)
     except FileNotFoundError:
         raise DataError(f"{path}: not found; `dvc repro` makes it") from None
-    except (pd.errors.EmptyDataError, pd.errors.ParserError) as error:
-        raise DataError(f"{path}: not a CSV table ({error}); `dvc repro` makes it again") from None
+    except ValueError as error:  # pandas' own errors are ValueErrors, and so is text that is not UTF-8
+        raise _broken(path, "a CSV table", error) from None
+
+
+def read_table(path: Path, **options: Any) -> "pa.Table":
+    """Read a Parquet file that a stage wrote. Raises `DataError` if it is missing or broken, or lacks a column.
+
+    Args:
+        options: passed to `pyarrow.parquet.read_table`.
+    """
+    import pyarrow.parquet as pq
+
+    with _parquet_errors(path):
+        table = pq.read_table(recorded(path), **options)
+    if missing := sorted(set(options.get("columns") or ()) - set(table.column_names)):
+        raise DataError(f"{path}: no column {missing[0]}; `dvc repro` makes it again")
+    return table
+
+
+def read_batches(path: Path, rows: int, columns: list[str] | None = None) -> Iterator["pa.RecordBatch"]:
+    """The same in batches of at most `rows` rows."""
+    import pyarrow.parquet as pq
+
+    with _parquet_errors(path), pq.ParquetFile(recorded(path)) as file:
+        yield from file.iter_batches(rows, columns=columns)
+
+
+def count_rows(path: Path) -> int:
+    """The number of rows of a Parquet file that a stage wrote. Raises `DataError`."""
+    import pyarrow.parquet as pq
+
+    with _parquet_errors(path):
+        return int(pq.read_metadata(recorded(path)).num_rows)
+
+
+@contextmanager
+def _parquet_errors(path: Path) -> Iterator[None]:
+    import pyarrow as pa
+
+    try:
+        yield
+    except FileNotFoundError:
+        raise DataError(f"{path}: not found; `dvc repro` makes it") from None
+    except (pa.ArrowException, OSError) as error:
+        raise _broken(path, "a Parquet file", error) from None
+
+
+def read_tensors(path: Path, framework: Literal["torch", "numpy"]) -> dict[str, Any]:
+    """The tensors of a safetensors file that a stage wrote, by name. Raises `DataError` if it is missing or broken."""
+    from safetensors import SafetensorError
+
+    load: Any = importlib.import_module(f"safetensors.{framework}").load_file
+    try:
+        return dict(load(recorded(path)))
+    except FileNotFoundError:
+        raise DataError(f"{path}: not found; `dvc repro` makes it") from None
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise _broken(path, "a safetensors file", error) from None
+
+
+def _broken(path: Path, kind: str, error: Exception) -> DataError:
+    return DataError(f"{path}: not {kind} ({' '.join(str(error).split())}); `dvc repro` makes it again")
 
 
 def sha256(path: Path) -> str:
@@ -114,20 +174,9 @@ def sha256(path: Path) -> str:
     if path.is_dir():
         digest = hashlib.sha256()
         for file in sorted(p for p in path.rglob("*") if p.is_file() and p.parent.name != "__pycache__"):
-            digest.update(f"{file.relative_to(path).as_posix()}\0{sha256(file)}\n".encode())
+            digest.update(f"{file.relative_to(path).as_posix()}\0{file_hash(file, 'sha256')}\n".encode())
         return digest.hexdigest()
-    status = path.stat()
-    if time.time() - status.st_ctime < SETTLED:
-        return _sha256_of_file(path)
-    return _sha256_once(path, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-
-
-def _sha256_of_file(path: Path, *identity: int) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-_sha256_once = functools.lru_cache(maxsize=4096)(_sha256_of_file)  # a stage hashes its model more than once
+    return file_hash(path, "sha256")
 
 
 def stage_key(stage: str, params: Mapping[str, Any]) -> str:

@@ -3,20 +3,24 @@
 A policy is the model itself (full fine-tuning) or a `PeftModel` around it. Both are called like the model.
 """
 
+import textwrap
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from accelerate.utils import extract_model_from_parallel
-from peft import PeftModel
+from peft import PeftModel, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from prefdag.distributed.process import process
 from prefdag.lifecycle.errors import DataError
+from prefdag.recorded import recorded
+from prefdag.runtime.artifacts import read_tensors
 from prefdag.text.scoring.layers import speed_up, speed_up_adapters
 from prefdag.text.scoring.trial import set_forward_mode
 
@@ -29,7 +33,7 @@ warnings.filterwarnings(
 )  # peft still uses the old name
 warnings.filterwarnings("ignore", "fan_in_fan_out is set to False", UserWarning)  # peft sets it itself for GPT-2
 DTYPES: dict["Dtype", torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 Policy = PeftModel | PreTrainedModel
 
@@ -41,15 +45,29 @@ def load(folder: Path, dtype: "Dtype" = "float32", *, packed: bool = True, **opt
         packed: whether to use packed rows, for scoring (see `states.py`). Without them, the model keeps transformers' own
             attention, as generation needs.
         options: passed to `from_pretrained`.
+
+    Raises:
+        DataError: the folder is not a model, or its tensors are not exactly those of its architecture.
     """
-    model = AutoModelForCausalLM.from_pretrained(
-        folder,
-        dtype=DTYPES[dtype],
-        use_safetensors=True,
-        local_files_only=True,
-        trust_remote_code=False,
-        **options,
-    )
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            recorded(folder),
+            dtype=DTYPES[dtype],
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            **options,
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        raise DataError(
+            f"{folder}: not a causal language model ({_short(error)}); `dvc repro` makes it again"
+        ) from error
+    model: PreTrainedModel
+    model, report = loaded
+    for kind in ("missing", "unexpected", "mismatched"):
+        if names := sorted(map(str, report[f"{kind}_keys"])):
+            raise DataError(f"{folder}: {kind} tensor {names[0]}, of {len(names)}; `dvc repro` makes the model again")
     model.eval().to(process().device)
     model.prefdag_attention = model.config._attn_implementation
     speed_up(model)
@@ -96,9 +114,45 @@ def load_models(reference: Path, policy: Path, *, packed: bool = True) -> Refere
     """
     if not (policy / ADAPTER_CONFIG).exists():
         return ReferenceAndPolicy(load(reference, packed=packed), load(policy, packed=packed))
-    with_adapter = PeftModel.from_pretrained(load(reference, packed=packed), str(policy)).eval()
+    with_adapter = load_adapter(load(reference, packed=packed), policy)
     speed_up_adapters(lora_layers(with_adapter).values())
     return ReferenceAndPolicy(Unadapted(with_adapter), with_adapter)
+
+
+def load_adapter(model: nn.Module, folder: Path) -> PeftModel:
+    """`model` with the adapter that `save_policy` wrote to `folder`, in eval mode.
+
+    peft itself leaves out tensors that do not fit, and starts those that are missing from scratch.
+
+    Raises:
+        DataError: the adapter does not fit the model, or a tensor is missing, additional, of another type or not finite.
+    """
+    path = recorded(folder) / ADAPTER_WEIGHTS
+    stored = read_tensors(path, "torch")
+    try:
+        adapted = PeftModel.from_pretrained(model, str(folder)).eval()
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        raise DataError(
+            f"{folder}: not an adapter of this model ({_short(error)}); `dvc repro` makes it again"
+        ) from error
+    expected = get_peft_model_state_dict(adapted)
+    for name in sorted(stored.keys() | expected.keys()):
+        mine, needed = stored.get(name), expected.get(name)
+        if mine is None or needed is None:
+            fault = "missing" if mine is None else "not a tensor of this adapter"
+        elif (mine.shape, mine.dtype) != (needed.shape, needed.dtype):
+            fault = f"{mine.dtype} {tuple(mine.shape)}, expected {needed.dtype} {tuple(needed.shape)}"
+        elif not mine.isfinite().all():
+            fault = "not finite"
+        else:
+            continue
+        raise DataError(f"{path}: {name}: {fault}; `dvc repro` makes the adapter again")
+    return adapted
+
+
+def _short(error: Exception) -> str:
+    """An error's text in one line of at most 200 characters."""
+    return textwrap.shorten(str(error) or type(error).__name__, 200, placeholder=" ...")
 
 
 def prepare_generation(policy: Policy) -> None:

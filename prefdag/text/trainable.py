@@ -20,7 +20,7 @@ from prefdag.config.adapter import Adapter, Full, Lora, Prefix
 from prefdag.distributed.process import process
 from prefdag.lifecycle.errors import ParamsError
 from prefdag.runtime.artifacts import write_json
-from prefdag.text.model import ADAPTER_CONFIG, Policy, Unadapted, adapted_model, load, lora_layers
+from prefdag.text.model import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Policy, Unadapted, adapted_model, load, lora_layers
 from prefdag.text.scoring.layers import speed_up, speed_up_adapters
 
 
@@ -201,7 +201,7 @@ def save_policy(policy: Policy, folder: Path, reference: Path) -> None:
         policy.save_pretrained(folder)
         copy_tokenizer(reference, folder)
         return
-    save_file(get_peft_model_state_dict(policy), folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    save_file(get_peft_model_state_dict(policy), folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     config = policy.active_peft_config.to_dict() | {"base_model_name_or_path": str(reference), "inference_mode": True}
     # peft keeps target modules in a set, whose order varies between processes.
     write_json(folder / ADAPTER_CONFIG, {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()})

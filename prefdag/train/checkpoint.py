@@ -104,7 +104,7 @@ class Checkpoints:
                 for name in (STATE, HISTORY):
                     if sha256(folder / name) != manifest[name]:
                         raise DataError(f"{folder / name}: content does not match {MANIFEST}")
-            except (DataError, OSError, KeyError) as error:
+            except (DataError, OSError, KeyError, TypeError) as error:
                 aside = folder.with_name(f"damaged-{folder.name}")
                 shutil.rmtree(aside, ignore_errors=True)
                 folder.rename(aside)

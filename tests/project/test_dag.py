@@ -228,7 +228,7 @@ FLOORS = [
         "lifecycle distributed",
         "runtime",
         "config",
-        "check_params sources stats tracking",
+        "check_params recorded sources stats tracking",
         "formats tokenizer",
         "pairs train",
         "images dpo health",

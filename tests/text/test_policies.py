@@ -1,6 +1,8 @@
 """Policies of every kind: their start, their trained parameters, and that merging, copying and saving keep their outputs."""
 
 import importlib.util
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,6 +11,7 @@ import pytest
 import torch
 from naive_answers import continuation
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from tiny_models import ADAPTERS, TARGETS, disturb, lora, random_groups, with_adapter, write_both
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
@@ -358,6 +361,68 @@ def test_answers_are_the_most_probable_tokens_of_the_scoring_path(
     # The EOS ends an answer and is not part of it.
     eos = expected[1][4]
     assert continuation(models.policy, prompt, 8, eos) == expected[1][: expected[1].index(eos)]
+
+
+Tensors = dict[str, Tensor]
+
+
+def first(tensors: Tensors, change: Callable[[Tensor], Tensor]) -> Tensors:
+    name = min(tensors)
+    return tensors | {name: change(tensors[name])}
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (lambda tensors: {}, "missing"),
+        (lambda tensors: dict(list(tensors.items())[1:]), "missing"),
+        (
+            lambda tensors: {name.replace("layers.0", "layers.9"): t for name, t in tensors.items()},
+            "missing",
+        ),
+        (lambda tensors: tensors | {"extra": torch.ones(1)}, "extra: not a tensor of this adapter"),
+        (lambda tensors: first(tensors, lambda t: t * float("nan")), "not finite"),
+        (lambda tensors: first(tensors, lambda t: t + float("inf")), "not finite"),
+        (
+            lambda tensors: first(tensors, lambda t: t.to(torch.int32)),
+            "torch.int32 (2, 32), expected torch.float32 (2, 32)",
+        ),
+        (lambda tensors: first(tensors, lambda t: t.half()), "torch.float16 (2, 32), expected torch.float32 (2, 32)"),
+        (lambda tensors: first(tensors, lambda t: t.T.contiguous()), "not an adapter of this model"),
+    ],
+    ids=["all lost", "one lost", "renamed", "additional", "nan", "infinite", "integers", "half", "transposed"],
+)
+def test_an_adapter_is_loaded_whole_or_not_at_all(
+    change: Callable[[Tensors], Tensors], fault: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    policy = with_adapter(folders["llama"], ADAPTERS["lora"])
+    disturb(policy)
+    path = save(policy, tmp_path / "policy", folders["llama"]) / "adapter_model.safetensors"
+    save_file(change(load_file(path)), path, metadata={"format": "pt"})
+    with pytest.raises(DataError) as caught:
+        lm.load_models(folders["llama"], path.parent)
+    assert fault in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (lambda tensors: dict(list(tensors.items())[1:]), "missing tensor"),
+        (lambda tensors: tensors | {"extra": torch.ones(1)}, "unexpected tensor extra"),
+        (lambda tensors: first(tensors, lambda t: t[:-1].contiguous()), "not a causal language model"),
+    ],
+    ids=["lost", "additional", "cut"],
+)
+def test_a_model_is_loaded_whole_or_not_at_all(
+    change: Callable[[Tensors], Tensors], fault: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(folders["llama"], folder)
+    path = folder / "model.safetensors"
+    save_file(change(load_file(path)), path, metadata={"format": "pt"})
+    with pytest.raises(DataError, match=fault):
+        lm.load(folder)
 
 
 def test_a_missing_policy_is_named(folders: dict[str, Path], tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pandas as pd
 from prefdag.health import verdict
 from prefdag.lifecycle.errors import DataError
 from prefdag.runtime import artifacts
-from prefdag.runtime.artifacts import read_json
+from prefdag.runtime.artifacts import read_json, read_table, read_tensors
 
 if TYPE_CHECKING:
     from prefdag.report.text.answers import Answers
@@ -128,8 +128,8 @@ def read_text(
 ) -> TextTrack:
     """The text track; `rows` is the tokenised test split, `messages` the validated pairs. Raises `DataError`."""
     rewards = read_csv(pairs)
-    tokenised = pd.read_parquet(rows, columns=["id", "preference", *RESPONSES])
-    conversations = pd.read_parquet(messages, columns=["id", "source", "prompt"])
+    tokenised = read_table(rows, columns=["id", "preference", *RESPONSES]).to_pandas()
+    conversations = read_table(messages, columns=["id", "source", "prompt"]).to_pandas()
     joined = rewards.merge(tokenised, on="id").merge(conversations, on="id")
     if len(joined) != len(rewards):
         raise DataError(f"{pairs}: {len(rewards) - len(joined)} ids are not in {rows} and {messages}; run `dvc repro`")
@@ -148,7 +148,7 @@ def read_tokens(path: Path, pairs: pd.DataFrame) -> pd.DataFrame:
     """The scored tokens of the responses. Raises `DataError` if a response of `pairs` has none."""
     if not path.exists():
         raise DataError(f"{path}: not found; `dvc repro` makes it")
-    tokens = pd.read_parquet(path)
+    tokens = read_table(path).to_pandas()
     scored = set(zip(tokens["id"], tokens["side"], strict=True))
     for side in ("chosen", "rejected"):
         for name in pairs["id"][pairs[f"reward_{side}"].notna()]:
@@ -171,15 +171,13 @@ def read_image(
     health: Path,
 ) -> ImageTrack:
     """The image track; `images` is the folder of validated images. Raises `DataError`."""
-    from safetensors.numpy import load_file
-
     return ImageTrack(
         metrics=read_json(metrics),
         predictions=read_csv(predictions),
         by_class=read_csv(by_class),
         confusion=read_csv(confusion),
         calibration=read_csv(calibration),
-        images=load_file(images / "images.safetensors")["images"],
+        images=read_tensors(images / "images.safetensors", "numpy")["images"],
         classes=[str(name) for name in read_json(images / "classes.json")],
         warmup=read_histories(warmup),
         dpo=read_histories(dpo),
@@ -191,7 +189,7 @@ def read_image(
 def read_pairs_dataset(pairs: Path, gate: Path, formatted: Path) -> PairsDataset:
     """The preference pairs and their splits. Raises `DataError`."""
     return PairsDataset(
-        rows={split: len(pd.read_parquet(pairs / f"{split}.parquet", columns=["id"])) for split in SPLITS},
+        rows={split: len(read_table(pairs / f"{split}.parquet", columns=["id"])) for split in SPLITS},
         shares=read_csv(gate / "shares.csv"),
         formatted=read_json(formatted / "summary.json"),
         changes=read_csv(formatted / "changes.csv"),
@@ -202,7 +200,7 @@ def read_pairs_dataset(pairs: Path, gate: Path, formatted: Path) -> PairsDataset
 
 def read_images_dataset(image_pairs: Path, gate: Path) -> ImagesDataset:
     """The labelled images and their splits. Raises `DataError`."""
-    split = pd.read_parquet(image_pairs / "pairs.parquet", columns=["split"])["split"]
+    split = read_table(image_pairs / "pairs.parquet", columns=["split"]).to_pandas()["split"]
     return ImagesDataset(
         rows={name: int((split == name).sum()) for name in SPLITS},
         straddling=read_json(image_pairs / "summary.json")["straddling"],

@@ -17,7 +17,7 @@ from prefdag.report.page.numbers import (
     signed,
     signed_span,
 )
-from prefdag.runtime.artifacts import read_json
+from prefdag.runtime.artifacts import read_json, read_table
 
 DECODINGS = ("greedy", "sampled")
 MODELS = ("reference", "policy")
@@ -42,7 +42,9 @@ class Answers:
 
 def read_answers(*, rows: Path, statistics: Path, verdicts: Path, win_rate: Path) -> Answers:
     """The outputs of stages answer_text and judge_text. Raises `DataError`."""
-    return Answers(pd.read_parquet(rows), read_json(statistics), pd.read_parquet(verdicts), read_json(win_rate))
+    return Answers(
+        read_table(rows).to_pandas(), read_json(statistics), read_table(verdicts).to_pandas(), read_json(win_rate)
+    )
 
 
 def view(answers: Answers, count: int) -> dict[str, Any]:

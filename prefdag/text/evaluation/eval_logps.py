@@ -14,6 +14,7 @@ from torch import nn
 
 from prefdag.lifecycle.errors import DataError
 from prefdag.pairs.eval_sets import EvalRow, cross_entropy_sets
+from prefdag.runtime.artifacts import read_table
 from prefdag.text.evaluation import choices
 from prefdag.text.evaluation.eval_rows import eval_groups
 from prefdag.text.scoring.logps import group_logps
@@ -69,9 +70,12 @@ def to_frame(logps: LogpsBySet) -> pd.DataFrame:
 
 def read_logps(path: Path, groups: GroupsBySet) -> LogpsBySet:
     """Read a `to_frame` table for these groups. Raises `DataError` if it was computed for other ones."""
-    logps = {name: rows.to_numpy() for name, rows in pd.read_parquet(path).groupby("set", sort=False)["logps"]}
+    table = read_table(path, columns=["set", "logps"]).to_pandas()
+    logps = {name: rows.to_numpy() for name, rows in table.groupby("set", sort=False)["logps"]}
     for name, of_set in groups.items():
         expected, actual = sum(len(group.responses) for group in of_set), len(logps.get(name, ()))
         if actual != expected:
             raise DataError(f"{path}: {actual} log-probabilities of {name}, expected {expected}; run ref_evals again")
+        if not np.isfinite(logps[name]).all():
+            raise DataError(f"{path}: a log-probability of {name} is not finite; run ref_evals again")
     return {name: logps[name] for name in groups}

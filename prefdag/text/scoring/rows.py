@@ -4,13 +4,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
 
 from prefdag.lifecycle.errors import DataError
-from prefdag.runtime.artifacts import read_json, sha256
+from prefdag.runtime.artifacts import count_rows, read_batches, read_json, read_table, sha256
 from prefdag.text.scoring.logps import Pair, PairLogps, ResponseLogps, pair_logps
 from prefdag.text.scoring.packing import Group
 
@@ -24,11 +24,11 @@ def read_split(pairs: Path, split: str) -> pd.DataFrame:
 
 def parts_of(pairs: Path, split: str) -> Iterator[pd.DataFrame]:
     """The same in parts of `PART` rows."""
-    with pq.ParquetFile(pairs / f"{split}.parquet") as file:
-        if not file.metadata.num_rows:
-            raise DataError(f"{pairs / split}.parquet: no pairs; raise format_pairs.max_pairs or the split's fraction")
-        for batch in file.iter_batches(PART):
-            yield batch.to_pandas()
+    path = pairs / f"{split}.parquet"
+    if not count_rows(path):
+        raise DataError(f"{path}: no pairs; raise format_pairs.max_pairs or the split's fraction")
+    for batch in read_batches(path, PART):
+        yield batch.to_pandas()
 
 
 def chosen_groups(frame: pd.DataFrame) -> list[Group]:
@@ -105,11 +105,15 @@ def read_ref_logps(folder: Path, split: str, frame: pd.DataFrame, pairs: Path, r
             raise DataError(
                 f"{folder / 'key.json'}: {name} is {key.get(name)}, the input's is {value}; run ref_logps again"
             )
-    logps = pd.read_parquet(folder / f"{split}.parquet")
+    path = folder / f"{split}.parquet"
+    logps = read_table(path, columns=["id", *REF_COLUMNS]).to_pandas()
     if logps["id"].tolist() != frame["id"].tolist():
         raise DataError(
             f"{folder / split}.parquet: rows differ from those of {pairs / split}.parquet; run ref_logps again"
         )
+    for name in REF_COLUMNS:
+        if not np.isfinite(logps[name]).all():
+            raise DataError(f"{path}: {name}: not finite; run ref_logps again")
     columns = (torch.tensor(logps[name].to_numpy(), dtype=torch.float32) for name in REF_COLUMNS)
     chosen, rejected, chosen_shared, rejected_shared = columns
     return PairLogps(ResponseLogps(chosen, chosen_shared), ResponseLogps(rejected, rejected_shared))

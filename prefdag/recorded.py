@@ -1,0 +1,71 @@
+"""Refuses outputs that are not what dvc.lock records.
+
+When a stage ends, DVC records the hashes of its outputs in dvc.lock. Whatever reads an output calls `recorded` first, so a
+file that was damaged or edited since is never read as if a stage had written it:
+
+    frame = read_table(recorded(Path("data/pairs/test.parquet")))
+"""
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+
+from prefdag.lifecycle.errors import DataError, ParamsError
+from prefdag.runtime.hashing import dvc_hash
+from prefdag.runtime.yaml import read_yaml
+
+LOCK = Path("dvc.lock")
+
+
+def recorded(path: Path) -> Path:
+    """`path`, if the output that contains it has the bytes that dvc.lock records. An unrecorded path is not checked.
+
+    Raises:
+        DataError: the bytes differ.
+    """
+    output = _output(path)
+    if output is None:
+        return path
+    name, expected = output
+    if Path(name).exists() and dvc_hash(Path(name)) != expected:
+        raise DataError(
+            f"{name}: changed since its stage wrote it, as {LOCK} shows; `prefdag verify` names the files, `dvc checkout "
+            f"{name}` or `dvc repro` brings the output back, and `dvc commit {name}` keeps the change"
+        )
+    return path
+
+
+def check_recorded(*paths: Path) -> None:
+    """Check that dvc.lock records each of `paths`, and that its bytes are the recorded ones.
+
+    Raises:
+        DataError: a path is missing or unrecorded, or its bytes differ.
+    """
+    for path in paths:
+        if not path.exists():
+            raise DataError(f"{path}: not found; run `dvc repro` first")
+        if _output(path) is None:
+            raise DataError(f"{path}: {LOCK} does not record it; run `dvc repro` first")
+        recorded(path)
+
+
+def _output(path: Path) -> tuple[str, str] | None:
+    """The recorded output that `path` is or is in, and its hash."""
+    if not LOCK.exists():
+        return None
+    here = path.relative_to(Path.cwd()) if path.is_absolute() and path.is_relative_to(Path.cwd()) else path
+    status = LOCK.stat()
+    hashes = outputs(LOCK, status.st_ino, status.st_size, status.st_mtime_ns)
+    names = [parent.as_posix() for parent in (here, *here.parents)]
+    return next(((name, hashes[name]) for name in names if name in hashes), None)
+
+
+@functools.lru_cache(maxsize=4)
+def outputs(lock: Path, *identity: int) -> Mapping[str, str]:
+    """The hashes of all outputs in dvc.lock, by path. Raises `ParamsError` if DVC did not write it."""
+    try:
+        return {
+            out["path"]: out["md5"] for stage in read_yaml(lock)["stages"].values() for out in stage.get("outs", [])
+        }
+    except (AttributeError, KeyError, TypeError):
+        raise ParamsError(f"{lock}: not as DVC writes it; `git checkout {lock}` restores it") from None
