@@ -12,11 +12,13 @@ from prefdag.lifecycle.exits import FIXABLE, system_error
 from prefdag.lifecycle.progress import progress
 from prefdag.runtime.artifacts import sha256
 from prefdag.sources.pins import check_hash, expanded, is_pin, masked, one_line
+from prefdag.sources.resuming import Partial, WrongPartError
 
 if TYPE_CHECKING:
     from prefdag.config.sources import UrlSource
 
-PAUSES = (1.0, 4.0)  # seconds before the second and the third attempt after a transfer that breaks off
+PAUSES = (1.0, 4.0)  # seconds before the next attempts after a transfer that breaks off; anew whenever bytes have come
+CHUNK = 2**18  # bytes
 WEB = {"http", "https"}
 # remote://NAME/FILE is a file on one of DVC's remotes, with the credentials in DVC's own configuration.
 OF_DVC = WEB | {"s3", "gs", "azure", "oss", "ssh", "hdfs", "webhdfs", "webdav", "webdavs", "gdrive", "remote"}
@@ -44,27 +46,59 @@ def download(source: "UrlSource", into: Path) -> Path:
     shown = masked(source.url)
     target = into / _name(address, label, shown)
     files, path = _file_system(address, shown, source)
-    # Otherwise a server may pack the file for the transfer, and aiohttp would unpack a .gz file on arrival.
-    web = urlsplit(address).scheme in WEB
-    options = {"headers": {"Accept-Encoding": "identity"}} if web else {}
     logger.info("fetching %s from %s", target.name, shown)
+    partial = Partial(target)
     pauses = iter(PAUSES)
     while True:
         try:
-            if not web and files.isdir(path):
-                raise SourceError(f"'{shown}' is a folder; name one file, such as a .tar of the folder")
-            with progress(0, "B", target.name, unit_scale=True) as bar:
-                files.get_file(path, str(target), callback=_callback(bar, into, shown), **options)
+            _transfer(files, path, partial, shown)
             return target
         except SourceError:
             raise
         except Exception as error:  # the many file systems share no narrower class
             if system_error(error) in FIXABLE and not isinstance(error, PermissionError):
                 raise
-            pause = next(pauses, None)
-            if pause is None or not _broke_off(error):
+            if not _broke_off(error):
+                raise SourceError(_reason(error, shown, source.url)) from None
+            if partial.grew():
+                pauses = iter(PAUSES)
+            if (pause := next(pauses, None)) is None:
                 raise SourceError(_reason(error, shown, source.url)) from None
         time.sleep(pause)
+
+
+def _transfer(files: Any, path: str, partial: Partial, shown: str) -> None:
+    """Fetch a file, or over HTTP what is missing of it."""
+    import fsspec.asyn
+    from fsspec.implementations.http import HTTPFileSystem
+
+    if isinstance(files, HTTPFileSystem):
+        fsspec.asyn.sync(files.loop, _answer, files, path, partial, shown)
+        return
+    if files.isdir(path):
+        raise SourceError(f"'{shown}' is a folder; name one file, such as a .tar of the folder")
+    with progress(0, "B", partial.path.name, unit_scale=True) as bar:
+        files.get_file(path, str(partial.path), callback=_callback(bar, partial.path.parent, shown))
+
+
+async def _answer(files: Any, path: str, partial: Partial, shown: str) -> None:
+    """Ask for what is missing of a file, and write it to disk as it comes. fsspec's own transfer cannot begin in the middle."""
+    session = await files.set_session()
+    options = {**files.kwargs, "headers": {**files.kwargs.get("headers", {}), **partial.headers()}}
+    async with session.get(files.encode_url(path), **options) as answer:
+        if partial.beyond(answer.status):
+            raise WrongPartError
+        if answer.status == 404:
+            raise FileNotFoundError(path)
+        answer.raise_for_status()
+        with partial.open(answer.status, answer.headers) as stream:
+            have, rest = stream.tell(), answer.content_length
+            if rest is not None:
+                _require_room(rest, partial.path.parent, shown)
+            total = None if rest is None else have + rest
+            with progress(total, "B", partial.path.name, initial=have, unit_scale=True) as bar:
+                async for chunk in answer.content.iter_chunked(CHUNK):
+                    bar.update(stream.write(chunk))
 
 
 def _name(address: str, label: str, shown: str) -> str:
@@ -104,11 +138,7 @@ def _callback(bar: Any, into: Path, shown: str) -> Any:
 
     class Progress(Callback):
         def set_size(self, size: int | None) -> None:
-            free = shutil.disk_usage(into).free
-            if size and size > free:
-                raise SourceError(
-                    f"'{shown}' has {size / 1e6:,.0f} MB, but the disk has only {free / 1e6:,.0f} MB left"
-                )
+            _require_room(size or 0, into, shown)
             bar.total = size
             super().set_size(size)
 
@@ -117,6 +147,12 @@ def _callback(bar: Any, into: Path, shown: str) -> Any:
             super().relative_update(inc)
 
     return Progress()
+
+
+def _require_room(size: int, into: Path, shown: str) -> None:
+    free = shutil.disk_usage(into).free
+    if size > free:
+        raise SourceError(f"'{shown}' has {size / 1e6:,.0f} MB, but the disk has only {free / 1e6:,.0f} MB left")
 
 
 def _broke_off(error: Exception) -> bool:
