@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from prefdag.lifecycle.errors import SourceError
 from prefdag.runtime.artifacts import project_root
 from prefdag.sources.pins import COMMIT, PinError, expanded, is_pin, masked, nearest, one_line
+from prefdag.sources.storage import fault
 
 if TYPE_CHECKING:
     from prefdag.config.sources import DvcSource
@@ -73,7 +74,9 @@ def _open(source: "DvcSource", revision: str | None) -> Any:
 
 
 def _missing(source: "DvcSource", error: Exception) -> str:
-    return f"'{source.path}' of '{masked(source.repo)}' cannot be fetched: {masked(one_line(error), source.repo)}"
+    why = None if isinstance(error, FileNotFoundError) else fault(error)
+    why = why or masked(one_line(error), source.repo)
+    return f"'{source.path}' of '{masked(source.repo)}' cannot be fetched: {why}"
 
 
 def _md5(path: Path) -> str:

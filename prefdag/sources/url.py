@@ -13,6 +13,7 @@ from prefdag.lifecycle.progress import progress
 from prefdag.runtime.artifacts import sha256
 from prefdag.sources.pins import check_hash, expanded, is_pin, masked, one_line
 from prefdag.sources.resuming import Partial, WrongPartError
+from prefdag.sources.storage import fault, installing
 
 if TYPE_CHECKING:
     from prefdag.config.sources import UrlSource
@@ -126,7 +127,7 @@ def _file_system(address: str, shown: str, source: "UrlSource") -> tuple[Any, st
         files, path = fsspec.core.url_to_fs(address)
         return files, path
     except (ImportError, RemoteMissingDepsError) as error:
-        missing = f"dvc-{scheme}; install it: pip install dvc-{scheme}" if scheme in OF_DVC else one_line(error)
+        missing = f"dvc-{scheme}; install it: {installing(scheme)}" if scheme in OF_DVC else one_line(error)
         raise SourceError(f"'{shown}': {scheme}:// needs {missing}") from None
     except Exception as error:  # of the many file systems
         raise SourceError(f"'{shown}' cannot be opened: {masked(one_line(error), source.url)}") from None
@@ -165,23 +166,11 @@ def _broke_off(error: Exception) -> bool:
 
 
 def _reason(error: Exception, shown: str, url: str) -> str:
-    import aiohttp
-
-    match error:
-        case aiohttp.ClientResponseError():
-            return f"'{shown}': the server answers {error.status} {error.message}"
-        case FileNotFoundError():
-            return f"'{shown}' is not there; check the address"
-        case PermissionError():
-            return f"'{shown}': permission denied; check the credentials of this machine"
-        case aiohttp.ClientPayloadError() | aiohttp.ServerDisconnectedError() | ConnectionResetError():
-            return f"'{shown}': the server interrupted the transfer; try again"
-        case aiohttp.ClientSSLError():
-            return f"'{shown}': the server has no certificate that this machine trusts"
-        case aiohttp.ClientConnectionError() | TimeoutError():
-            return f"'{shown}': the server cannot be reached; check the address and the network"
-        case _:
-            return f"'{shown}' cannot be fetched: {masked(one_line(error), url)}"
+    if known := fault(error):
+        return f"'{shown}': {known}"
+    if isinstance(error, FileNotFoundError):
+        return f"'{shown}' is not there; check the address"
+    return f"'{shown}' cannot be fetched: {masked(one_line(error), url)}"
 
 
 def reject_page(source: "UrlSource", file: Path) -> None:

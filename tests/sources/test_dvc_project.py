@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -87,3 +88,11 @@ def test_what_the_storage_damaged_is_refused(run: Callable[..., str]) -> None:
     stored.chmod(0o644)
     stored.write_text("a,b\n1,3\n")
     assert "rows.csv is damaged in the storage of 'other'" in refusal(source("data/rows.csv", commit), Path("out"))
+
+
+def test_a_storage_whose_package_is_missing(run: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    run("dvc", "remote", "modify", "store", "url", "s3://bucket/store")
+    run("git", "commit", "-q", "-a", "-m", "second")
+    monkeypatch.setitem(sys.modules, "dvc_s3", None)  # as if it were not installed
+    message = refusal(source("data/rows.csv", run("git", "rev-parse", "HEAD")), Path("out"))
+    assert message.endswith(": s3:// needs dvc-s3; install it: pip install --no-deps -r requirements-s3.lock")
