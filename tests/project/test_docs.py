@@ -59,7 +59,7 @@ def missing_files(text: str, known: Set[str]) -> list[str]:
 def missing_commands(text: str, targets: set[str], commands: set[str]) -> list[str]:
     """`make` targets and `prefdag` commands in `text` that do not exist."""
     spans = code(text)
-    made = {name for span in spans for name in re.findall(r"(?:^|&& |[$] )make ([a-z][a-z-]*)", span)}
+    made = {name for span in spans for name in re.findall(r"(?:^|&& |[$] )make ([a-z][a-z0-9-]*)", span)}
     run = {name for span in spans for name in re.findall(r"(?:^|&& |[$] |/)prefdag ([a-z][a-z-]*)", span)}
     return [f"make {name}" for name in sorted(made - targets)] + [f"prefdag {name}" for name in sorted(run - commands)]
 
