@@ -77,7 +77,7 @@ def test_every_named_file_exists(page: Path) -> None:
 
 @each_page
 def test_every_named_command_exists(page: Path) -> None:
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
+    targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
     commands = set(getattr(get_command(app), "commands", {}))
     assert {"repro", "test"} <= targets
     assert {"profile", "chat"} <= commands
