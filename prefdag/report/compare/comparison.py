@@ -178,9 +178,7 @@ def curves(track: Track, first: Histories, second: Histories, scale: MarginScale
     ]
 
 
-def overlaid(
-    first: Histories, second: Histories, column: str, divisors: tuple[float, float] = (1.0, 1.0)
-) -> Histories:
+def overlaid(first: Histories, second: Histories, column: str, divisors: tuple[float, float] = (1.0, 1.0)) -> Histories:
     """One column of two runs by step, divided by a number each, as columns A and B; empty for a run without it."""
 
     def frame(one: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
@@ -205,7 +203,9 @@ def examples(first: Experiment, second: Experiment, count: int) -> list[dict[str
     rows = one.merge(other, on="id", suffixes=("_a", "_b"))
     right_a, right_b = rows["margin_a"] > 0, rows["margin_b"] > 0
     beta_a, beta_b = margin_scale(first.params, second.params).betas
-    moved = (rows["margin_b"] / beta_b - rows["margin_a"] / beta_a).abs().sort_values(ascending=False, kind="stable").index
+    moved = (
+        (rows["margin_b"] / beta_b - rows["margin_a"] / beta_a).abs().sort_values(ascending=False, kind="stable").index
+    )
     groups = {"Ranked correctly only by B": right_b & ~right_a, "Ranked correctly only by A": right_a & ~right_b}
     by_title = {title: rows.loc[moved][mask.loc[moved]] for title, mask in groups.items()}
     filled = {title: group for title, group in by_title.items() if len(group)}
