@@ -13,8 +13,8 @@ from typing import Any
 import pandas as pd
 
 from prefdag.report.compare.differences import NAMES, OTHER_ROWS, Difference, Track, image_names
-from prefdag.report.compare.margins import MARGIN, MarginScale, margin_scale
 from prefdag.report.compare.experiments import DPO_IMAGE, DPO_TEXT, EVALS, IMAGES, Experiment
+from prefdag.report.compare.margins import MARGIN, MarginScale, margin_scale
 from prefdag.report.image import disagreements
 from prefdag.report.page import numbers
 from prefdag.report.page.conclusions import Conclusion

@@ -1,4 +1,4 @@
-"""Reward margins of two runs on one axis. A reward is beta times a log-ratio, so margins of different betas are not comparable."""
+"""Reward margins of two runs on one axis: a reward is beta times a log-ratio, so other betas mean other units."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
