@@ -11,6 +11,7 @@ from prefdag.lifecycle.errors import SourceError
 from prefdag.lifecycle.exits import FIXABLE, system_error
 from prefdag.lifecycle.progress import progress
 from prefdag.runtime.artifacts import sha256
+from prefdag.sources.contents import is_page, reject_notes, reject_single
 from prefdag.sources.pins import check_hash, expanded, is_pin, masked, one_line
 from prefdag.sources.resuming import Partial, WrongPartError
 from prefdag.sources.storage import fault, installing
@@ -32,8 +33,8 @@ def fetch_url(source: "UrlSource", into: Path) -> None:
     """Fetch the file and check its SHA-256."""
     file = download(source, into)
     actual = sha256(file)
-    if not is_pin(source.sha256) or source.sha256 != actual:
-        reject_page(source, file)
+    if not is_pin(source.sha256) or source.sha256 != actual:  # what is pinned is wanted
+        reject(source, file)
     check_hash(f"'{file.name}'", actual=actual, pinned=source.sha256)
 
 
@@ -130,7 +131,7 @@ def _file_system(address: str, shown: str, source: "UrlSource") -> tuple[Any, st
         missing = f"dvc-{scheme}; install it: {installing(scheme)}" if scheme in OF_DVC else one_line(error)
         raise SourceError(f"'{shown}': {scheme}:// needs {missing}") from None
     except Exception as error:  # of the many file systems
-        raise SourceError(f"'{shown}' cannot be opened: {masked(one_line(error), source.url)}") from None
+        raise SourceError(_reason(error, shown, source.url)) from None
 
 
 def _callback(bar: Any, into: Path, shown: str) -> Any:
@@ -173,11 +174,14 @@ def _reason(error: Exception, shown: str, url: str) -> str:
     return f"'{shown}' cannot be fetched: {masked(one_line(error), url)}"
 
 
-def reject_page(source: "UrlSource", file: Path) -> None:
-    """Refuse a web page that was sent in place of a file: a sign-in form, or the page around a download."""
-    with file.open("rb") as stream:
-        start = stream.read(512).lstrip().lower()
-    if start.startswith((b"<!doctype html", b"<html")) and file.suffix.lower() not in {".html", ".htm"}:
-        raise SourceError(
-            f"'{masked(source.url)}' answers with a web page, not a file; find the address of the file itself"
-        )
+def reject(source: "UrlSource", file: Path) -> None:
+    """Refuse what a server sent in place of the file: a sign-in form, the page around a download, a pointer, or nothing.
+
+    Raises:
+        SourceError: as said.
+    """
+    shown = masked(source.url)
+    if is_page(file):
+        raise SourceError(f"'{shown}' answers with a web page, not a file; find the address of the file itself")
+    reject_single(file, shown)
+    reject_notes([file], f"find the address of the file itself, in place of '{shown}'")
