@@ -2,8 +2,10 @@
 
 import hashlib
 import logging
+import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import buckets
 import pytest
 import refused_sources
 from buckets import Buckets
+from paths import ROOT
 from refused_sources import KEY
 
 from prefdag.config.sources import DvcSource, UrlSource
@@ -119,6 +122,29 @@ def test_credentials_and_servers_that_do_not_work(
     message = refusal(bucket, at("s3://mine/a/rows.jsonl"), tmp_path / "out")
     assert message.startswith(f"params.yaml: {KEY}: 's3://mine/a/rows.jsonl'")
     assert says in message
+
+
+def test_the_stage_writes_and_prints_no_credentials(bucket: Buckets, tmp_path: Path) -> None:
+    params = (ROOT / "params.yaml").read_text("utf-8")
+    start = params.index("download_pairs:\n  source:")
+    source = f"\n    kind: url\n    url: s3://mine/a/rows.jsonl\n    sha256: {DIGEST}"
+    text = f"{params[:start]}download_pairs:\n  source:{source}{params[params.index(chr(10) * 2, start) :]}"
+    (tmp_path / "params.yaml").write_text(text, "utf-8")
+    for secret, code in ((bucket.secret, 0), ("wrong-" + bucket.secret, 2)):
+        done = subprocess.run(
+            [sys.executable, "-m", "stages.download_pairs"],
+            cwd=tmp_path,
+            env=os.environ | {"AWS_SECRET_ACCESS_KEY": secret, "PYTHONPATH": str(ROOT), "DVC_ROOT": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == code, done.stderr
+        written = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+        for text in (done.stdout.encode(), done.stderr.encode(), *written):
+            assert bucket.secret.encode() not in text
+            assert bucket.key.encode() not in text
+    assert (tmp_path / "data/raw/pairs/rows.jsonl").read_bytes() == ROWS
 
 
 def run(*command: str, cwd: Path) -> str:
