@@ -9,6 +9,8 @@ ACTIVATE := . $(VENV)/bin/activate
 INSTALLED := $(VENV)/.installed
 ORACLE := $(VENV)/.oracle
 LOCK := $(UV) pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11
+# What comes beside requirements.lock leaves its versions as they are, and is installed with --no-deps.
+BESIDE = $(LOCK) -c requirements.lock $$(sed -n 's/^\([a-z0-9._-]*\)==.*/--no-emit-package \1/p' $(1))
 
 # MLflow opens with an empty overview; this address lists the pipeline runs of the first experiment in the store, with the main
 # metrics as columns (prefdag/tracking/view.py).
@@ -26,11 +28,11 @@ QUEUE := DVC cannot queue experiments in a path with letters beyond ASCII: move 
 export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help setup repository repro sweep origin test test-slow chaos lint dag same-bytes docs qlora ui lock clean
+.PHONY: help setup repository repro sweep origin test test-slow chaos lint dag same-bytes docs qlora s3 ui lock clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
 
 setup: $(INSTALLED) ## create .venv and install the hash-locked requirements (7 GB)
 	@test -n "$(ASCII)" || echo "note: $(QUEUE)"
@@ -79,6 +81,9 @@ docs: setup ## write docs/losses.md and docs/benchmarks.md from the code and the
 qlora: setup ## install bitsandbytes, for kind: qlora on a GPU
 	@$(UV) pip install --quiet --python $(VENV)/bin/python --no-deps --require-hashes -r requirements-qlora.lock
 
+s3: setup ## install dvc-s3, for sources and remotes on S3
+	@$(UV) pip install --quiet --python $(VENV)/bin/python --no-deps --require-hashes -r requirements-s3.lock
+
 ui: setup ## show the experiments in MLflow; Ctrl-C stops it
 	@echo "Experiments:  http://127.0.0.1:5000/$(RUNS)"
 	@$(ACTIVATE) && mlflow ui
@@ -87,7 +92,9 @@ lock: $(UV) ## update the lock files to pyproject.toml and keep versions; ARGS=-
 	$(LOCK) $(ARGS) --extra dev pyproject.toml --output-file requirements.lock
 	echo uv | $(LOCK) $(ARGS) - --output-file requirements-uv.lock
 	echo bitsandbytes | $(LOCK) $(ARGS) --no-deps - --output-file requirements-qlora.lock
-	echo 'trl==1.16.*' | $(LOCK) --no-deps - --output-file requirements-test.lock
+	$(call BESIDE,requirements.lock) $(ARGS) --extra s3 pyproject.toml --output-file requirements-s3.lock
+	printf '%s\n' 'trl==1.16.*' 'moto[s3]' tensorboard wandb | $(call BESIDE,requirements.lock requirements-s3.lock) \
+		-c requirements-s3.lock - --output-file requirements-test.lock
 
 clean: ## remove .venv, caches and test outputs; keep data, models, reports and experiments
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .prefdag/tests
@@ -113,7 +120,9 @@ $(INSTALLED): $(UV) requirements.lock pyproject.toml
 		$(UV) pip install $$quiet --python $(VENV)/bin/python --no-deps --no-build-isolation --editable .
 	@touch $@
 
-# TRL, whose losses are compared with ours (tests/dpo/test_against_trl.py); the pipeline never imports it.
-$(ORACLE): $(INSTALLED) requirements-test.lock
-	@$(UV) pip install --quiet --python $(VENV)/bin/python --no-deps --require-hashes -r requirements-test.lock
+# What only tests import: TRL, whose losses are compared with ours (tests/dpo/test_against_trl.py), a server that speaks S3,
+# and the trackers beside MLflow.
+$(ORACLE): $(INSTALLED) requirements-s3.lock requirements-test.lock
+	@$(UV) pip install --quiet --python $(VENV)/bin/python --no-deps --require-hashes \
+		-r requirements-s3.lock -r requirements-test.lock
 	@touch $@

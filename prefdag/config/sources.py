@@ -37,7 +37,7 @@ def _no_credentials(url: str) -> str:
         raise ValueError(
             "it has a password or a token; put it into an environment variable, https://$USER:$TOKEN@HOST/FILE"
         )
-    for name, value in parse_qsl(parts.query):
+    for name, value in parse_qsl(parts.query) + parse_qsl(parts.fragment):
         if not value.startswith("$") and (CREDENTIAL.search(name) or len(value) >= OPAQUE):
             raise ValueError(
                 "its query may have credentials; put it into an environment variable, https://HOST/FILE?$QUERY"

@@ -1,5 +1,6 @@
 """`prefdag export`: writes all models to one folder, which takes its place only after each was read back and compared."""
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -40,8 +41,7 @@ def export(target: Path, params: "Params", echo: Callable[[str], None]) -> None:
         DataError: `target` exists and is not an export, a stage's output is missing, or params.yaml has changed since.
         PrefdagError: a part that was read back differs from the pipeline's model.
     """
-    if target.exists() and not (target / FILES).is_file():
-        raise DataError(f"{target}: exists and is not an export; choose another folder, or remove it")
+    _check_target(target)
     for path in (REFERENCE, POLICY, CLASSIFIER, PAIRS, DIALOGUES, IMAGES, IMAGE_PAIRS, IMAGE_METRICS, CARD):
         if not path.exists():
             raise DataError(f"{path}: not found; run `dvc repro` first")
@@ -52,6 +52,22 @@ def export(target: Path, params: "Params", echo: Callable[[str], None]) -> None:
         _image(folder, params, echo)
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         write_json(folder / FILES, {path.relative_to(folder).as_posix(): sha256(path) for path in files})
+
+
+def _check_target(target: Path) -> None:
+    """Check before the work that the folder can be written. Raises `DataError`."""
+    try:
+        if target.exists() and not (target / FILES).is_file():
+            raise DataError(f"{target}: exists and is not an export; choose another folder, or remove it")
+        if target.is_symlink() and not target.exists():
+            raise DataError(f"{target}: a link that leads nowhere; choose another folder, or remove it")
+        above = next(parent for parent in target.absolute().parents if parent.exists())
+    except OSError as error:  # a name that is too long, or a link that leads back to itself
+        raise DataError(f"{str(target)[:60]}: {error.strerror}; choose another folder") from None
+    if not above.is_dir():
+        raise DataError(f"{target}: {above} is a file, not a folder; choose another folder")
+    if not os.access(above, os.W_OK):
+        raise DataError(f"{target}: {above} may not be written to; choose another folder, or change its mode")
 
 
 def check_current(lock: Path, params: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 from tqdm import tqdm
 
 
-def progress(total: int, unit: str, name: str = "", initial: int = 0, **options: Any) -> tqdm:
+def progress(total: int | None, unit: str, name: str = "", initial: int = 0, **options: Any) -> tqdm:
     """A progress bar on stderr: live on a terminal or in a notebook, otherwise one line every ten seconds."""
     live = sys.stderr.isatty() or "ipykernel" in sys.modules
     return tqdm(

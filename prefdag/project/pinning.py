@@ -27,7 +27,7 @@ def pins(source: ImageSource, *, again: bool = False) -> dict[str, Any]:
         case UrlSource() if again or not is_pin(source.sha256):
             with TemporaryDirectory() as folder:
                 file = url.download(source, Path(folder))
-                url.reject_page(source, file)
+                url.reject(source, file)
                 return {"sha256": sha256(file)}
         case PypiSource() if again or not is_pin(source.sha256):
             return {"sha256": current_hash(source)}

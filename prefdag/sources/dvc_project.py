@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from prefdag.lifecycle.errors import SourceError
 from prefdag.runtime.artifacts import project_root
+from prefdag.sources.contents import reject_notes
 from prefdag.sources.pins import COMMIT, PinError, expanded, is_pin, masked, nearest, one_line
+from prefdag.sources.storage import fault
 
 if TYPE_CHECKING:
     from prefdag.config.sources import DvcSource
@@ -21,6 +23,8 @@ def fetch_dvc(source: "DvcSource", into: Path) -> None:
     Raises:
         SourceError: the project, the commit or the path does not exist, or the project's storage lacks or damaged a file.
     """
+    if source.path.endswith(".dvc"):
+        raise SourceError(f"path '{source.path}' is DVC's note of a file, not the file itself; write it without .dvc")
     if not is_pin(source.revision, COMMIT):
         raise PinError(("revision",), source.revision, current_commit(source), f"'{masked(source.repo)}'", COMMIT)
     path = str(PurePosixPath("/", source.path))
@@ -39,6 +43,7 @@ def fetch_dvc(source: "DvcSource", into: Path) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             expected = (files.info(name).get("dvc_info") or {}).get("md5")
             files.get_file(name, str(target))
+            reject_notes([target], "track it with DVC there, or fetch it with Git LFS and use kind path")
             if expected is not None and _md5(target) != expected:
                 raise SourceError(
                     f"'{source.path}': {target.name} is damaged in the storage of '{masked(source.repo)}'"
@@ -73,7 +78,15 @@ def _open(source: "DvcSource", revision: str | None) -> Any:
 
 
 def _missing(source: "DvcSource", error: Exception) -> str:
-    return f"'{source.path}' of '{masked(source.repo)}' cannot be fetched: {masked(one_line(error), source.repo)}"
+    why = None if isinstance(error, FileNotFoundError) else fault(error)
+    if "No storage files available" in str(error):  # DVC's own words
+        why = "its content is neither in that project's cache nor on its remote; run `dvc push` there"
+    elif "is not a git repository" in str(error):
+        why = "it is not a Git repository; a local file or folder is a source of kind path"
+    elif type(error).__name__ == "CloneError":
+        why = "there is no such Git repository, or it does not let this machine in; check `repo`"
+    why = why or masked(one_line(error), source.repo)
+    return f"'{source.path}' of '{masked(source.repo)}' cannot be fetched: {why}"
 
 
 def _md5(path: Path) -> str:

@@ -4,11 +4,8 @@ All files are checked against their pin before they are read, and none is instal
 CIFAR-10, which is published as pickles: torchvision reads them after it has checked their MD5 sums.
 """
 
-import http.client
 import logging
 import shutil
-import socket
-import urllib.error
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -25,9 +22,9 @@ from prefdag.lifecycle.errors import SourceError
 from prefdag.sources import local
 from prefdag.sources.dvc_project import fetch_dvc
 from prefdag.sources.hub import fetch_hub
-from prefdag.sources.pins import PinError, check_hash, one_line
-from prefdag.sources.pypi import TIMEOUT, fetch_pypi
-from prefdag.sources.url import fetch_url
+from prefdag.sources.pins import PinError, check_hash, masked
+from prefdag.sources.pypi import fetch_pypi
+from prefdag.sources.url import download, fetch_url
 
 logger = logging.getLogger(__name__)
 
@@ -89,25 +86,21 @@ def _fetch_cifar10(source: Cifar10Source, into: Path) -> None:
     from torchvision.datasets import CIFAR10
     from torchvision.datasets.utils import check_integrity
 
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(TIMEOUT)  # torchvision sets none and could wait forever
-    try:
-        with TemporaryDirectory(dir=into) as root:
-            if source.archive is not None:
-                archive, copy = local.find(source.archive), Path(root, CIFAR10.filename)
-                if archive.is_dir():
-                    raise SourceError(f"archive '{source.archive}' is a folder; name the file {CIFAR10.filename} in it")
-                # torchvision would replace a wrong archive by a download.
-                if not check_integrity(shutil.copyfile(archive, copy), CIFAR10.tgz_md5):
-                    wrong = (
-                        f"'{source.archive}' does not have the MD5 sum that torchvision expects of {CIFAR10.filename}"
-                    )
-                    raise SourceError(f"archive {wrong}; fetch it again or set archive to null")
-            parts = [CIFAR10(root, train=train, download=True) for train in (True, False)]
-    except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError, RuntimeError) as error:
-        raise SourceError(f"CIFAR-10 cannot be fetched: {one_line(error)}; try again") from None
-    finally:
-        socket.setdefaulttimeout(before)
+    with TemporaryDirectory(dir=into) as root:
+        copy = Path(root, CIFAR10.filename)
+        if source.archive is None:
+            download(UrlSource(kind="url", url=f"{CIFAR10.url}#{CIFAR10.filename}", sha256=None), Path(root))
+            what, advice = f"what {masked(CIFAR10.url)} sends", "try again"
+        else:
+            archive = local.find(source.archive)
+            if archive.is_dir():
+                raise SourceError(f"archive '{source.archive}' is a folder; name the file {CIFAR10.filename} in it")
+            shutil.copyfile(archive, copy)
+            what, advice = f"archive '{source.archive}'", "fetch it again or set archive to null"
+        if not check_integrity(copy, CIFAR10.tgz_md5):  # otherwise torchvision would download it by itself
+            expected = f"the MD5 sum that torchvision expects of {CIFAR10.filename}"
+            raise SourceError(f"{what} does not have {expected}; {advice}")
+        parts = [CIFAR10(root, train=train, download=True) for train in (True, False)]  # unpacks it
     images = np.concatenate([part.data for part in parts]).transpose(0, 3, 1, 2)
     labels = np.concatenate([part.targets for part in parts])
     save_file(

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 from prefdag.lifecycle.errors import SourceError
 from prefdag.runtime.artifacts import remove, sha256
 from prefdag.sources.model_files import adapter_fault
-from prefdag.sources.pins import COMMIT, PinError, check_hash, is_pin, not_found, one_line
+from prefdag.sources.pins import COMMIT, PinError, check_hash, is_pin, masked, not_found, one_line
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoFile
@@ -117,9 +118,12 @@ def _one_line_errors(source: "HubSource") -> Iterator[None]:
         ) from None
     except hub.RevisionNotFoundError:
         raise SourceError(f"{_where(source)}: there is no such commit, branch or tag") from None
+    except hub.HFValidationError as error:
+        if inside := re.match(r"(?:https?://[^/]+/|hf://)(?:datasets/)?([\w.-]+/[\w.-]+)", source.repo):
+            raise SourceError(f"repo '{masked(source.repo)}' is a URL; write '{inside[1]}'") from None
+        raise SourceError(f"{_where(source)}: {one_line(error)}") from None
     except (
         hub.HTTPError,  # of whichever client the hub library uses
-        hub.HFValidationError,
         hub.LocalEntryNotFoundError,
         hub.FileMetadataError,
         hub.XetDownloadError,

@@ -1,5 +1,6 @@
 """Local files and folders: find them, copy them, and say what is there if they are not."""
 
+import errno
 import os
 import re
 import shutil
@@ -8,7 +9,10 @@ from pathlib import Path
 
 from prefdag.lifecycle.errors import SourceError
 from prefdag.runtime.artifacts import project_root, sha256
-from prefdag.sources.pins import expanded, nearest
+from prefdag.sources.contents import reject_notes, reject_single
+from prefdag.sources.pins import expanded, masked, nearest
+
+LFS_PULL = "run `git lfs pull` in its repository"
 
 
 def find(name: str) -> Path:
@@ -16,26 +20,41 @@ def find(name: str) -> Path:
     # A queued experiment runs in a copy of the repository, elsewhere and without the files that Git does not track.
     # The pin makes it safe to look in both places, since the file must have the pinned content.
     for place in (Path(name), project_root() / name):
-        if place.exists():
+        if _exists(place):
             return place
     if "://" in name:
         kind = "hub" if name.startswith("hf://") else "url"
-        raise SourceError(f"path '{name}' is a URL; a source of kind {kind} fetches it")
+        raise SourceError(f"path '{masked(name)}' is a URL; a source of kind {kind} fetches it")
+    if re.match(r"[\w.-]+@[\w.-]+:", name):
+        raise SourceError(f"path '{name}' is a Git repository; a source of kind dvc fetches files from it")
     try:
         path = Path(expanded(name)).expanduser()
     except RuntimeError:
         raise SourceError(f"path '{name}': there is no such user; write the folder in full") from None
     for place in (path, project_root() / path):
-        if place.exists():
+        if _exists(place):
             return place
     hub = "; a repository on the hub is a source of kind hub" if re.fullmatch(r"[\w-]+/[\w.-]+", name) else ""
     raise SourceError(f"path '{name}' not found; {_instead(project_root() / path)}{hub}")
 
 
+def _exists(place: Path) -> bool:
+    try:
+        return place.exists()
+    except OSError as error:  # a name longer than the file system allows
+        raise SourceError(f"path '{str(place)[:40]}...' cannot be a file: {error.strerror}; check `path`") from None
+
+
 def _instead(missing: Path) -> str:
     """What is there instead of a missing path."""
-    if missing.is_symlink():
-        return f"it is a link to {missing.readlink()}, which does not exist"
+    for link in (path for path in (missing, *missing.parents) if path.is_symlink() and not path.exists()):
+        name = "it" if link == missing else str(link)
+        try:
+            link.resolve(strict=True)
+        except (RuntimeError, OSError) as error:  # a circle is the former, and a missing file the latter
+            if isinstance(error, RuntimeError) or error.errno == errno.ELOOP:
+                return f"{name} is a link that leads back to itself"
+        return f"{name} is a link to {link.readlink()}, which does not exist"
     parent = next(parent for parent in missing.parents if parent.exists())
     if parent.is_file():
         return f"{parent} is a file, not a folder"
@@ -53,7 +72,7 @@ def digest(original: Path, name: str) -> str:
     """The SHA-256 that a copy of `original` has. `name` is its path in params.yaml. Raises `SourceError` as `copy` does."""
     try:
         if original.is_dir():
-            list(_files(original, name))
+            reject_notes(_files(original, name), LFS_PULL)
         else:
             _require_file(original, name)
         return sha256(original)
@@ -72,6 +91,7 @@ def copy(original: Path, into: Path, name: str) -> str:
             _require_file(original, name)
             return sha256(Path(shutil.copyfile(original, into / original.name)))
         for file in _files(original, name):
+            reject_notes([file], LFS_PULL)
             target = into / file.relative_to(original)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, target)
@@ -83,6 +103,8 @@ def copy(original: Path, into: Path, name: str) -> str:
 def _require_file(original: Path, name: str) -> None:
     if not original.is_file():
         raise SourceError(f"path '{name}' is neither a file nor a folder")
+    reject_single(original, name)
+    reject_notes([original], LFS_PULL)
 
 
 def _files(folder: Path, name: str) -> Iterator[Path]:

@@ -1,5 +1,6 @@
 """What kind of model a folder holds, by its files: one that is understood as a whole, or one line that says what to do."""
 
+import json
 import re
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
@@ -12,6 +13,7 @@ CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.
 ADAPTER = "adapter_config.json"
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "tekken.json")
 SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.(safetensors|gguf)$")
+HEADER = 100_000_000  # bytes; safetensors itself allows no longer one
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 
 
@@ -28,7 +30,7 @@ def main_file(source: Path) -> tuple[Path, str]:
     fault = adapter_fault(names, _base(folder)) or _gguf_fault(names)
     ggufs = [name for name in names if name.endswith(".gguf")]
     if not fault and not ggufs:
-        fault = _weights_fault(folder, names) or _quantisation_fault(folder)
+        fault = _weights_fault(folder, names) or _damage(folder, names) or _quantisation_fault(folder)
     if fault:
         raise DataError(fault)
     return folder, ggufs[0] if ggufs else CONFIG
@@ -138,6 +140,36 @@ def _shards_fault(folder: Path, weights: list[str]) -> str | None:
             f"{INDEX}: names {missing[0]}, which is missing ({len(missing)} of {len(parts)} parts are); fetch all files"
         )
     return None
+
+
+def _damage(folder: Path, names: list[str]) -> str | None:
+    """The file that is not whole, such as after a copy that was cut, if any."""
+    for name in names:
+        if name.endswith(".safetensors") and (size := _size_by_header(folder / name)) != (
+            there := (folder / name).stat().st_size
+        ):
+            of = "its header cannot be read" if size is None else f"it has {there:,} of {size:,} bytes"
+            return f"{name}: not whole, {of}; fetch or copy it again"
+        if name in (CONFIG, "tokenizer.json"):
+            try:
+                read_json(folder / name)
+            except DataError:
+                return f"{name}: not whole, or not JSON; fetch or copy it again"
+    return None
+
+
+def _size_by_header(weights: Path) -> int | None:
+    """The size in bytes that a .safetensors file should have; None if its header cannot be read."""
+    with weights.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if length > HEADER:
+            return None
+        try:
+            header = json.loads(stream.read(length))
+            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+            return 8 + length + max(ends, default=0)
+        except (ValueError, AttributeError, KeyError, TypeError, IndexError):
+            return None
 
 
 def _quantisation_fault(folder: Path) -> str | None:

@@ -25,12 +25,13 @@ from pypi_simple import (
     PyPISimple,
     UnsupportedContentTypeError,
     UnsupportedRepoVersionError,
-    tqdm_progress_factory,
 )
 
 from prefdag.lifecycle.errors import SourceError
+from prefdag.lifecycle.progress import progress
 from prefdag.runtime.artifacts import sha256
 from prefdag.sources.pins import check_hash, not_found, one_line
+from prefdag.sources.resuming import Partial, WrongPartError
 
 if TYPE_CHECKING:
     from prefdag.config.sources import PypiSource
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 INDEX_VARIABLES = ("UV_DEFAULT_INDEX", "UV_INDEX_URL", "PIP_INDEX_URL")  # as uv and pip know them
 TIMEOUT = 30.0  # seconds without data
 PAUSES = (1.0, 4.0)  # seconds before the second and the third attempt
+CHUNK = 2**16  # bytes
 
 ZIPS = (".whl", ".zip")
 TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar")
@@ -107,22 +109,33 @@ def _versions(packages: Iterable[DistributionPackage]) -> list[str]:
 def _download(client: PyPISimple, package: DistributionPackage, target: Path) -> None:
     """Stream a file to disk, with a progress bar on a terminal."""
     logger.info("fetching %s from %s", package.filename, _host(package.url))
-    progress = tqdm_progress_factory(desc=package.filename, unit="B", unit_scale=True, disable=None)
-    _retry(
-        package.url,
-        lambda: client.download_package(
-            package,
-            target,
-            verify=False,  # would use the index's own hash; the caller checks the pinned one
-            progress=progress,
-            timeout=TIMEOUT,
-            headers={"Accept-Encoding": "identity"},  # otherwise a .tar.gz may be unpacked in transit
-        ),
-    )
+    partial = Partial(target)
+    _retry(package.url, lambda: _answer(client, package, partial), partial.grew)
 
 
-def _retry(address: str, request: Callable[[], T]) -> T:
+def _answer(client: PyPISimple, package: DistributionPackage, partial: Partial) -> None:
+    """Ask for what is missing of a file, and write it to disk as it comes. pypi_simple itself cannot begin in the middle."""
+    with client.s.get(package.url, stream=True, timeout=TIMEOUT, headers=partial.headers()) as answer:
+        if partial.beyond(answer.status_code):
+            raise requests.exceptions.ChunkedEncodingError
+        answer.raise_for_status()
+        try:
+            stream = partial.open(answer.status_code, answer.headers)
+        except WrongPartError as error:
+            raise requests.exceptions.ChunkedEncodingError(error) from None
+        with stream:
+            have, rest = stream.tell(), answer.headers.get("Content-Length", "")
+            total = have + int(rest) if rest.isdigit() else None
+            with progress(total, "B", package.filename, initial=have, unit_scale=True) as bar:
+                for chunk in answer.iter_content(CHUNK):
+                    bar.update(stream.write(chunk))
+
+
+def _retry(address: str, request: Callable[[], T], grew: Callable[[], bool] = lambda: False) -> T:
     """The result of `request`, which is repeated after a failure that may be temporary.
+
+    Args:
+        grew: whether a failed attempt has brought something; if so, the attempts are counted anew.
 
     Raises:
         SourceError: the last failure. It only names the host, since an address may contain a password.
@@ -132,6 +145,8 @@ def _retry(address: str, request: Callable[[], T]) -> T:
         try:
             return request()
         except requests.RequestException as error:
+            if grew():
+                pauses = iter(PAUSES)
             pause = next(pauses, None)
             if pause is None or not _may_be_temporary(error):
                 raise SourceError(_reason(error, _host(address))) from None

@@ -11,12 +11,16 @@ from prefdag.lifecycle.errors import SourceError
 from prefdag.lifecycle.exits import FIXABLE, system_error
 from prefdag.lifecycle.progress import progress
 from prefdag.runtime.artifacts import sha256
+from prefdag.sources.contents import is_page, reject_notes, reject_single
 from prefdag.sources.pins import check_hash, expanded, is_pin, masked, one_line
+from prefdag.sources.resuming import Partial, WrongPartError
+from prefdag.sources.storage import fault, installing
 
 if TYPE_CHECKING:
     from prefdag.config.sources import UrlSource
 
-PAUSES = (1.0, 4.0)  # seconds before the second and the third attempt after a transfer that breaks off
+PAUSES = (1.0, 4.0)  # seconds before the next attempts after a transfer that breaks off; anew whenever bytes have come
+CHUNK = 2**18  # bytes
 WEB = {"http", "https"}
 # remote://NAME/FILE is a file on one of DVC's remotes, with the credentials in DVC's own configuration.
 OF_DVC = WEB | {"s3", "gs", "azure", "oss", "ssh", "hdfs", "webhdfs", "webdav", "webdavs", "gdrive", "remote"}
@@ -29,8 +33,8 @@ def fetch_url(source: "UrlSource", into: Path) -> None:
     """Fetch the file and check its SHA-256."""
     file = download(source, into)
     actual = sha256(file)
-    if not is_pin(source.sha256) or source.sha256 != actual:
-        reject_page(source, file)
+    if not is_pin(source.sha256) or source.sha256 != actual:  # what is pinned is wanted
+        reject(source, file)
     check_hash(f"'{file.name}'", actual=actual, pinned=source.sha256)
 
 
@@ -44,27 +48,59 @@ def download(source: "UrlSource", into: Path) -> Path:
     shown = masked(source.url)
     target = into / _name(address, label, shown)
     files, path = _file_system(address, shown, source)
-    # Otherwise a server may pack the file for the transfer, and aiohttp would unpack a .gz file on arrival.
-    web = urlsplit(address).scheme in WEB
-    options = {"headers": {"Accept-Encoding": "identity"}} if web else {}
     logger.info("fetching %s from %s", target.name, shown)
+    partial = Partial(target)
     pauses = iter(PAUSES)
     while True:
         try:
-            if not web and files.isdir(path):
-                raise SourceError(f"'{shown}' is a folder; name one file, such as a .tar of the folder")
-            with progress(0, "B", target.name, unit_scale=True) as bar:
-                files.get_file(path, str(target), callback=_callback(bar, into, shown), **options)
+            _transfer(files, path, partial, shown)
             return target
         except SourceError:
             raise
         except Exception as error:  # the many file systems share no narrower class
             if system_error(error) in FIXABLE and not isinstance(error, PermissionError):
                 raise
-            pause = next(pauses, None)
-            if pause is None or not _broke_off(error):
+            if not _broke_off(error):
+                raise SourceError(_reason(error, shown, source.url)) from None
+            if partial.grew():
+                pauses = iter(PAUSES)
+            if (pause := next(pauses, None)) is None:
                 raise SourceError(_reason(error, shown, source.url)) from None
         time.sleep(pause)
+
+
+def _transfer(files: Any, path: str, partial: Partial, shown: str) -> None:
+    """Fetch a file, or over HTTP what is missing of it."""
+    import fsspec.asyn
+    from fsspec.implementations.http import HTTPFileSystem
+
+    if isinstance(files, HTTPFileSystem):
+        fsspec.asyn.sync(files.loop, _answer, files, path, partial, shown)
+        return
+    if files.isdir(path):
+        raise SourceError(f"'{shown}' is a folder; name one file, such as a .tar of the folder")
+    with progress(0, "B", partial.path.name, unit_scale=True) as bar:
+        files.get_file(path, str(partial.path), callback=_callback(bar, partial.path.parent, shown))
+
+
+async def _answer(files: Any, path: str, partial: Partial, shown: str) -> None:
+    """Ask for what is missing of a file, and write it to disk as it comes. fsspec's own transfer cannot begin in the middle."""
+    session = await files.set_session()
+    options = {**files.kwargs, "headers": {**files.kwargs.get("headers", {}), **partial.headers()}}
+    async with session.get(files.encode_url(path), **options) as answer:
+        if partial.beyond(answer.status):
+            raise WrongPartError
+        if answer.status == 404:
+            raise FileNotFoundError(path)
+        answer.raise_for_status()
+        with partial.open(answer.status, answer.headers) as stream:
+            have, rest = stream.tell(), answer.content_length
+            if rest is not None:
+                _require_room(rest, partial.path.parent, shown)
+            total = None if rest is None else have + rest
+            with progress(total, "B", partial.path.name, initial=have, unit_scale=True) as bar:
+                async for chunk in answer.content.iter_chunked(CHUNK):
+                    bar.update(stream.write(chunk))
 
 
 def _name(address: str, label: str, shown: str) -> str:
@@ -92,10 +128,10 @@ def _file_system(address: str, shown: str, source: "UrlSource") -> tuple[Any, st
         files, path = fsspec.core.url_to_fs(address)
         return files, path
     except (ImportError, RemoteMissingDepsError) as error:
-        missing = f"dvc-{scheme}; install it: pip install dvc-{scheme}" if scheme in OF_DVC else one_line(error)
+        missing = f"dvc-{scheme}; install it: {installing(scheme)}" if scheme in OF_DVC else one_line(error)
         raise SourceError(f"'{shown}': {scheme}:// needs {missing}") from None
     except Exception as error:  # of the many file systems
-        raise SourceError(f"'{shown}' cannot be opened: {masked(one_line(error), source.url)}") from None
+        raise SourceError(_reason(error, shown, source.url)) from None
 
 
 def _callback(bar: Any, into: Path, shown: str) -> Any:
@@ -104,11 +140,7 @@ def _callback(bar: Any, into: Path, shown: str) -> Any:
 
     class Progress(Callback):
         def set_size(self, size: int | None) -> None:
-            free = shutil.disk_usage(into).free
-            if size and size > free:
-                raise SourceError(
-                    f"'{shown}' has {size / 1e6:,.0f} MB, but the disk has only {free / 1e6:,.0f} MB left"
-                )
+            _require_room(size or 0, into, shown)
             bar.total = size
             super().set_size(size)
 
@@ -117,6 +149,12 @@ def _callback(bar: Any, into: Path, shown: str) -> Any:
             super().relative_update(inc)
 
     return Progress()
+
+
+def _require_room(size: int, into: Path, shown: str) -> None:
+    free = shutil.disk_usage(into).free
+    if size > free:
+        raise SourceError(f"'{shown}' has {size / 1e6:,.0f} MB, but the disk has only {free / 1e6:,.0f} MB left")
 
 
 def _broke_off(error: Exception) -> bool:
@@ -129,30 +167,21 @@ def _broke_off(error: Exception) -> bool:
 
 
 def _reason(error: Exception, shown: str, url: str) -> str:
-    import aiohttp
-
-    match error:
-        case aiohttp.ClientResponseError():
-            return f"'{shown}': the server answers {error.status} {error.message}"
-        case FileNotFoundError():
-            return f"'{shown}' is not there; check the address"
-        case PermissionError():
-            return f"'{shown}': permission denied; check the credentials of this machine"
-        case aiohttp.ClientPayloadError() | aiohttp.ServerDisconnectedError() | ConnectionResetError():
-            return f"'{shown}': the server interrupted the transfer; try again"
-        case aiohttp.ClientSSLError():
-            return f"'{shown}': the server has no certificate that this machine trusts"
-        case aiohttp.ClientConnectionError() | TimeoutError():
-            return f"'{shown}': the server cannot be reached; check the address and the network"
-        case _:
-            return f"'{shown}' cannot be fetched: {masked(one_line(error), url)}"
+    if known := fault(error):
+        return f"'{shown}': {known}"
+    if isinstance(error, FileNotFoundError):
+        return f"'{shown}' is not there; check the address"
+    return f"'{shown}' cannot be fetched: {masked(one_line(error), url)}"
 
 
-def reject_page(source: "UrlSource", file: Path) -> None:
-    """Refuse a web page that was sent in place of a file: a sign-in form, or the page around a download."""
-    with file.open("rb") as stream:
-        start = stream.read(512).lstrip().lower()
-    if start.startswith((b"<!doctype html", b"<html")) and file.suffix.lower() not in {".html", ".htm"}:
-        raise SourceError(
-            f"'{masked(source.url)}' answers with a web page, not a file; find the address of the file itself"
-        )
+def reject(source: "UrlSource", file: Path) -> None:
+    """Refuse what a server sent in place of the file: a sign-in form, the page around a download, a pointer, or nothing.
+
+    Raises:
+        SourceError: as said.
+    """
+    shown = masked(source.url)
+    if is_page(file):
+        raise SourceError(f"'{shown}' answers with a web page, not a file; find the address of the file itself")
+    reject_single(file, shown)
+    reject_notes([file], f"find the address of the file itself, in place of '{shown}'")

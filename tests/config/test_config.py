@@ -208,6 +208,8 @@ HUB = {"kind": "hub", "repo": "a/b", "repo_type": "dataset", "revision": "0" * 4
         (URL | {"url": "https://hunter2@host/x"}, ".url: it has a password or a token; put it into an environment"),
         (URL | {"url": "https://host/x?X-Amz-Signature=hunter2"}, ".url: its query may have credentials; put it into"),
         (URL | {"url": f"https://host/x?v={'hunter2' * 4}"}, ".url: its query may have credentials; put it into"),
+        (URL | {"url": "https://host/x#token=hunter2"}, ".url: its query may have credentials; put it into"),
+        (URL | {"url": "s3://me:hunter2@bucket/x"}, ".url: it has a password or a token; put it into"),
         (
             DVC | {"repo": "https://me:hunter2@host/x"},
             ".repo: it has a password or a token; put it into an environment",

@@ -1,6 +1,7 @@
 """An export gives the same results as the pipeline's models, or it fails and writes nothing."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -387,6 +388,30 @@ def test_a_folder_that_is_not_an_export_is_never_changed(target: str, project: P
     assert done.exit_code == 2
     assert done.stderr == f"error: {target}: exists and is not an export; choose another folder, or remove it\n"
     assert sha256(project) == before
+
+
+@pytest.mark.parametrize(
+    ("target", "says"),
+    [
+        ("file", "file: exists and is not an export; choose another folder, or remove it"),
+        ("file/export", "file is a file, not a folder; choose another folder"),
+        ("ring", "ring: a link that leads nowhere; choose another folder, or remove it"),
+        ("ring/export", "choose another folder"),
+        ("x" * 300, "File name too long; choose another folder"),
+        ("locked/export", "locked may not be written to; choose another folder, or change its mode"),
+    ],
+)
+def test_a_target_that_cannot_be_written_is_refused_before_the_work(
+    target: str, says: str, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (project / "file").touch()
+    (project / "ring").symlink_to("ring")
+    (project / "locked").mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "locked")  # also for root
+    monkeypatch.setattr("prefdag.export.pipeline._text", lambda *_: pytest.fail("worked in vain"))
+    done = CliRunner().invoke(app, ["export", "--to", target])
+    assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
+    assert says in done.stderr
 
 
 @pytest.mark.parametrize("path", ["models/dpo_text", "reports/model_card.md", "data/validated/pairs.parquet"])

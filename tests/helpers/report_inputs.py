@@ -292,10 +292,15 @@ def write_inputs(folder: Path) -> None:
     for name, tables in (("pairs", ("pairs",)), ("images", ("files", "images"))):
         write_gate(folder / f"reports/validation/{name}", *tables)
     copies = {"exact_copies": 2, "near_copies": 3, "conflicting_copies": 1}
+    altered = {"turned_upright": 12, "converted": {"opaque alpha": 1, "palette": 1100}, "unreadable_exif": 0}
+    left = {
+        "files_not_read": {"count": 21, "first": [HOSTILE, *(f"{i}.csv" for i in range(19))]},
+        "files_skipped": {"count": 0, "first": []},
+    }
     noise = {"estimate": 0.0162, "judge_accuracy": 0.9331}
     write_json(
         folder / "reports/validation/images/summary.json",
-        {"read": 302, "written": N_IMAGES, "label_noise": noise, **copies},
+        {"read": 302, "written": N_IMAGES, "label_noise": noise, **copies, **altered, **left},
     )
     for name, dpo in (
         ("reference", False),

@@ -59,7 +59,7 @@ def missing_files(text: str, known: Set[str]) -> list[str]:
 def missing_commands(text: str, targets: set[str], commands: set[str]) -> list[str]:
     """`make` targets and `prefdag` commands in `text` that do not exist."""
     spans = code(text)
-    made = {name for span in spans for name in re.findall(r"(?:^|&& |[$] )make ([a-z][a-z-]*)", span)}
+    made = {name for span in spans for name in re.findall(r"(?:^|&& |[$] )make ([a-z][a-z0-9-]*)", span)}
     run = {name for span in spans for name in re.findall(r"(?:^|&& |[$] |/)prefdag ([a-z][a-z-]*)", span)}
     return [f"make {name}" for name in sorted(made - targets)] + [f"prefdag {name}" for name in sorted(run - commands)]
 
@@ -77,7 +77,7 @@ def test_every_named_file_exists(page: Path) -> None:
 
 @each_page
 def test_every_named_command_exists(page: Path) -> None:
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
+    targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
     commands = set(getattr(get_command(app), "commands", {}))
     assert {"repro", "test"} <= targets
     assert {"profile", "chat"} <= commands

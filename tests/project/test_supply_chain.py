@@ -9,7 +9,13 @@ from pathlib import Path
 
 import pytest
 
-LOCKS = ["requirements.lock", "requirements-uv.lock", "requirements-test.lock", "requirements-qlora.lock"]
+LOCKS = [
+    "requirements.lock",
+    "requirements-uv.lock",
+    "requirements-test.lock",
+    "requirements-qlora.lock",
+    "requirements-s3.lock",
+]
 
 
 @pytest.mark.parametrize("name", LOCKS)
@@ -23,11 +29,22 @@ def test_every_package_is_pinned_with_hashes(root: Path, name: str) -> None:
 def test_every_installation_requires_hashes(root: Path) -> None:
     lines = (root / "Makefile").read_text().replace("\\\n", " ").splitlines()
     commands = [part for line in lines for part in line.split("&&") if "pip install" in part]
-    assert len(commands) == 5
+    assert len(commands) == 6
     ours = [part for part in commands if "--require-hashes" not in part]
     assert len(ours) == 1
     assert ours[0].split()[-2:] == ["--editable", "."]
     assert "--no-deps --no-build-isolation" in ours[0]
+
+
+def test_what_comes_beside_the_lock_moves_nothing_in_it(root: Path) -> None:
+    def names(lock: str) -> set[str]:
+        return set(re.findall(r"^([\w.-]+)==", (root / lock).read_text(), re.MULTILINE))
+
+    main, s3, test = map(names, ("requirements.lock", "requirements-s3.lock", "requirements-test.lock"))
+    assert "dvc-s3" in s3
+    assert "moto" in test
+    assert not s3 & main
+    assert not test & (main | s3)
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ from prefdag.cli import app
 from prefdag.lifecycle.errors import DataError
 from prefdag.report.compare import comparison, differences, experiments
 from prefdag.report.compare.experiments import Experiment, Files
+from prefdag.report.compare.margins import margin_scale
 from prefdag.report.page.results import Histories
 from prefdag.runtime.yaml import flatten
 
@@ -205,7 +206,7 @@ def test_examples_are_pairs_whose_ranking_changed(runs: tuple[Experiment, Experi
     total = 0
     for group in groups:
         by_b = group["title"] == "Ranked correctly only by B"
-        moved = [abs(item["margin_b"] - item["margin_a"]) for item in group["items"]]
+        moved = [abs(item["margin_b"] / 0.3 - item["margin_a"] / 0.1) for item in group["items"]]  # by the betas
         assert moved == sorted(moved, reverse=True)
         assert len(moved) == min(2, group["total"])
         assert all((right[0][i["id"]], right[1][i["id"]]) == (not by_b, by_b) for i in group["items"])
@@ -232,10 +233,52 @@ def test_curves_of_two_runs_are_matched_by_step() -> None:
     assert overlaid.history["step"].tolist() == [1, 2, 3]
     assert overlaid.history["B"].tolist() == [0.7, 0.5, 0.4]
     assert overlaid.history["A"].isna().tolist() == [False, False, True]
-    panels = comparison.curves("text", first, second)
+    panels = comparison.curves("text", first, second, margin_scale({"beta": 0.1}, {"beta": 0.1}))
     assert [panel.title for panel in panels] == ["Loss", "Reward margin"]
     assert "A: training 0.700 to 0.600, validation 0.690 to 0.690; B: training 0.700 to 0.400" in panels[0].svg
     assert "A:" not in re.findall('aria-label="([^"]*)"', panels[1].svg)[0]
+
+
+def margins(panels: list[Any]) -> tuple[str, str]:
+    """The title of the figure of margins, and what it says to a screen reader."""
+    (drawn,) = (panel for panel in panels if "margin" in panel.title)
+    return drawn.title, re.findall('aria-label="([^"]*)"', drawn.svg)[0]
+
+
+def test_margins_of_different_betas_are_drawn_as_log_ratios() -> None:
+    """The same policy under twice the beta has twice the margin, and the same log-ratios."""
+
+    def run(beta: float) -> Histories:
+        frame = pd.DataFrame({"step": [0, 1], "rewards/margin": [0.0, 3.0 * beta]})
+        return Histories(frame, frame)
+
+    same = {"beta": 0.1, "loss": "sigmoid", "loss_options.f_divergence": None}
+    title, curve = margins(comparison.curves("text", run(0.1), run(0.1), margin_scale(same, same)))
+    assert title == "Reward margin"
+    assert "A: training 0.000 to 0.300" in curve
+    title, curve = margins(comparison.curves("text", run(0.1), run(0.2), margin_scale(same, same | {"beta": 0.2})))
+    assert title == "Reward margin / β: difference of the log-ratios, nats"
+    assert "A: training 0.000 to 3.00" in curve
+    assert "B: training 0.000 to 3.00" in curve
+    other = {"beta": 0.2, "loss": "sigmoid", "loss_options.f_divergence": "js"}
+    assert margin_scale(same, other) == ((0.1, 0.2), "Reward margin / β")  # another function of the ratio
+    sums = [{"beta": beta, "loss.sigmoid": 0.8, "loss.sft": 0.2} for beta in (0.1, 0.2)]
+    assert margin_scale(*sums).betas == (0.1, 0.2)
+    odds = {"beta": 0.2, "loss": "orpo"}
+    assert margin_scale(odds | {"beta": 0.1}, odds) == ((1.0, 1.0), "Reward margin")  # they have no beta in them
+    assert margin_scale(same, odds) == ((0.1, 1.0), "Reward margin / β")
+
+
+def test_rewards_on_other_scales_get_no_conclusion(runs: tuple[Experiment, Experiment]) -> None:
+    first, second = runs  # of different betas
+    for key in ("text.heldout.rewards.margin", "text.heldout.rewards.chosen", "image.rewards.margin"):
+        assert by_key(first, second)[key].note == differences.OTHER_SCALE
+    alike = replace(second, params=second.params | {"beta": first.params["beta"]})
+    assert by_key(first, alike)["text.heldout.rewards.margin"].result is not None
+    for change in ({"loss": "ipo"}, {"loss_options.label_smoothing": 0.1}):
+        other = replace(alike, params=alike.params | change)
+        assert by_key(first, other)["text.heldout.rewards.margin"].note == differences.OTHER_SCALE
+    assert by_key(first, second)["text.heldout.rewards.accuracy"].result is not None
 
 
 def test_changed_keys_are_shown_with_both_values() -> None:

@@ -276,6 +276,21 @@ def test_every_failed_expectation_links_to_its_rows(page: Page) -> None:
     assert {"validation/pairs/offending.csv", "validation/pairs/data_docs/index.html"} <= set(links)
 
 
+def test_images_that_were_changed_and_files_that_were_left_are_shown(page: Page, here: Path, params: Params) -> None:
+    changed = (
+        "Images: 12 turned upright by the EXIF orientation, 1 converted to grey or RGB from opaque alpha, "
+        "1,100 converted to grey or RGB from palette. Files not read, since they are no images: 21"
+    )
+    assert changed in page.text
+    assert "18.csv The first 20 of 21." in page.text
+    assert "Files skipped" not in page.text
+    path = Path("reports/validation/images/summary.json")
+    nothing = {"turned_upright": 0, "converted": {}, "files_not_read": {"count": 0, "first": []}}
+    write_json(path, read_json(path) | nothing)
+    report.main(params)
+    assert "Images: each was read as it is stored. No file was left." in Page(report.PAGE.read_text("utf-8")).text
+
+
 def test_measures_of_the_gate_and_changes_of_formatting_are_shown(page: Page) -> None:
     for phrase in (
         "Of 1,300 rows, 12 were merged into another row of the same pair (several annotators) and 30 were left out by",

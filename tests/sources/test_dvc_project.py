@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -87,3 +88,29 @@ def test_what_the_storage_damaged_is_refused(run: Callable[..., str]) -> None:
     stored.chmod(0o644)
     stored.write_text("a,b\n1,3\n")
     assert "rows.csv is damaged in the storage of 'other'" in refusal(source("data/rows.csv", commit), Path("out"))
+
+
+def test_a_storage_whose_package_is_missing(run: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    run("dvc", "remote", "modify", "store", "url", "s3://bucket/store")
+    run("git", "commit", "-q", "-a", "-m", "second")
+    monkeypatch.setitem(sys.modules, "dvc_s3", None)  # as if it were not installed
+    message = refusal(source("data/rows.csv", run("git", "rev-parse", "HEAD")), Path("out"))
+    assert message.endswith(": s3:// needs dvc-s3; install it: pip install --no-deps -r requirements-s3.lock")
+
+
+def test_notes_in_place_of_files(run: Callable[..., str]) -> None:
+    commit = run("git", "rev-parse", "HEAD")
+    message = refusal(source("data/rows.csv.dvc", commit), Path("out"))
+    assert "is DVC's note of a file, not the file itself; write it without .dvc" in message
+    Path("other/large.csv").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    run("git", "add", "large.csv")
+    run("git", "commit", "-q", "-m", "second")
+    message = refusal(source("large.csv", run("git", "rev-parse", "HEAD")), Path("out"))
+    assert "'large.csv' is a pointer of Git LFS, not the file itself; " in message
+    Path("other/late.csv").write_text("a\n")
+    run("dvc", "add", "-q", "late.csv")
+    run("git", "add", "late.csv.dvc")
+    run("git", "commit", "-q", "-m", "third")
+    shutil.rmtree("other/.dvc/cache")
+    message = refusal(source("late.csv", run("git", "rev-parse", "HEAD")), Path("out"))
+    assert "its content is neither in that project's cache nor on its remote; run `dvc push` there" in message

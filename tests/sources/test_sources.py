@@ -347,10 +347,17 @@ def test_an_absent_hub_is_one_line(hub: Site, tmp_path: Path, monkeypatch: pytes
     assert "cannot be fetched" in refusal(at("model", "*.json"), tmp_path / "out")
 
 
-def test_a_hub_transfer_that_breaks_off_is_one_line(hub: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_transfer_that_breaks_off_goes_on_or_is_one_line(
+    hub: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("time.sleep", lambda seconds: None)
-    hub.cut[f"/some/repo/resolve/{COMMIT}/model.safetensors"] = 99
+    part = f"/some/repo/resolve/{COMMIT}/model.safetensors"
+    hub.cut[part] = 99
     assert "cannot be fetched" in refusal(at("model", "model.safetensors"), tmp_path / "out")
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 5)  # bytes; only whole chunks are kept
+    hub.cut[part] = 2
+    fetch(at("model", "model.safetensors"), tmp_path / "out", KEY)
+    assert hub.ranges == ["bytes=50-", "bytes=75-"]
 
 
 # --- path -------------------------------------------------------------------------------------------------------------
@@ -527,10 +534,19 @@ def test_cifar10_becomes_one_safetensors_file(cifar: dict[str, np.ndarray], tmp_
 
 
 def test_cifar10_that_cannot_be_fetched_is_one_line(site: Site, cifar: dict[str, np.ndarray], tmp_path: Path) -> None:
-    site.cut["/cifar.tar.gz"] = 99
-    assert "CIFAR-10 cannot be fetched" in refusal(Cifar10Source(kind="cifar10", archive=None), tmp_path / "out")
+    right = site.pages["/cifar.tar.gz"]
+    site.pages["/cifar.tar.gz"] = right[0] + b"more", right[1]
+    assert "/cifar.tar.gz sends does not have the MD5 sum that torchvision expects" in refusal(
+        Cifar10Source(kind="cifar10", archive=None), tmp_path / "out"
+    )
+    site.parts, site.cut["/cifar.tar.gz"] = False, 99
+    assert "the server interrupted the transfer" in refusal(
+        Cifar10Source(kind="cifar10", archive=None), tmp_path / "out"
+    )
     del site.pages["/cifar.tar.gz"]
-    assert "404" in refusal(Cifar10Source(kind="cifar10", archive=None), tmp_path / "out")
+    assert "/cifar.tar.gz#cifar-10-python.tar.gz' is not there" in refusal(
+        Cifar10Source(kind="cifar10", archive=None), tmp_path / "out"
+    )
 
 
 def test_a_local_archive_of_cifar10_is_not_downloaded(

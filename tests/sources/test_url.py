@@ -1,10 +1,10 @@
 """Files at a URL, from a web server of our own on the loopback interface and from fsspec's file system in memory."""
 
 import hashlib
-import importlib.util
 import logging
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -161,10 +161,12 @@ def test_whatever_fsspec_has(tmp_path: Path) -> None:
         memory.rm("/bucket", recursive=True)
 
 
-def test_a_scheme_whose_package_is_missing_names_it(tmp_path: Path) -> None:
-    if importlib.util.find_spec("s3fs") is None:
-        message = refusal(at("s3://bucket/rows.jsonl"), tmp_path / "out")
-        assert message.endswith("'s3://bucket/rows.jsonl': s3:// needs dvc-s3; install it: pip install dvc-s3")
+def test_a_scheme_whose_package_is_missing_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for scheme, install in {"s3": "--no-deps -r requirements-s3.lock", "gs": "dvc-gs"}.items():
+        monkeypatch.setitem(sys.modules, f"dvc_{scheme}", None)  # as if it were not installed
+        message = refusal(at(f"{scheme}://bucket/rows.jsonl"), tmp_path / "out")
+        needs = f"{scheme}:// needs dvc-{scheme}; install it: pip install {install}"
+        assert message.endswith(f"'{scheme}://bucket/rows.jsonl': {needs}")
     assert "Protocol not known: nosuch" in refusal(at("nosuch://host/rows.jsonl"), tmp_path / "out")
     assert "a source of kind hub" in refusal(at("hf://datasets/some/repo/rows.jsonl"), tmp_path / "out")
     assert "a source of kind path" in refusal(at(f"file://{tmp_path}/rows.jsonl"), tmp_path / "out")

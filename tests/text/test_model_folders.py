@@ -147,6 +147,27 @@ def test_half_a_model_is_one_line(change: Callable[[Path], None], tmp_path: Path
     assert str(tmp_path) not in message
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+@pytest.mark.parametrize(
+    "damage",
+    [lambda content: content[: len(content) // 2], lambda content: b"", lambda content: b"\0" * len(content)],
+    ids=["half", "nothing", "zeros"],
+)
+def test_a_file_that_is_not_whole_is_named(name: str, damage: Callable[[bytes], bytes], tmp_path: Path) -> None:
+    path = model_folder(tmp_path / "in") / name
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(DataError, match=rf"^{name}: not whole, .*; fetch or copy it again$"):
+        convert(tmp_path / "in", tmp_path / "out")
+
+
+def test_a_part_that_was_cut_by_a_byte_is_named(tmp_path: Path) -> None:
+    path = model_folder(tmp_path / "in") / "model.safetensors"
+    size = path.stat().st_size
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(DataError, match=rf"^model.safetensors: not whole, it has {size - 1:,} of {size:,} bytes; "):
+        convert(tmp_path / "in", tmp_path / "out")
+
+
 def whole(tmp_path: Path) -> str:
     """The hash of the conversion of an unchanged folder."""
     convert(model_folder(tmp_path / "whole"), tmp_path / "whole-out")

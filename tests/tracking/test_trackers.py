@@ -1,6 +1,6 @@
 """Reports to TensorBoard and Weights & Biases: through accelerate, from the environment, and never at training's cost.
 
-Neither package is a dependency of the project. Packages of the same names stand in for them and write down their calls.
+Packages of the same names stand in for both and write down their calls; test_real_trackers.py has the real ones.
 """
 
 import json
@@ -70,6 +70,8 @@ def calls(project: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         info.mkdir()
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 9.0\n")
     monkeypatch.syspath_prepend(str(site))
+    for name in [name for name in sys.modules if name.partition(".")[0] in {"wandb", "tensorboardX"}]:
+        monkeypatch.delitem(sys.modules, name)  # the real one, if another test has imported it
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)  # as without tensorboard
     monkeypatch.setenv("CALLS", str(project / "calls.jsonl"))
     yield lambda: [json.loads(line) for line in (project / "calls.jsonl").read_text().splitlines()]

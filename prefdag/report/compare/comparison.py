@@ -14,6 +14,7 @@ import pandas as pd
 
 from prefdag.report.compare.differences import NAMES, OTHER_ROWS, Difference, Track, image_names
 from prefdag.report.compare.experiments import DPO_IMAGE, DPO_TEXT, EVALS, IMAGES, Experiment
+from prefdag.report.compare.margins import MARGIN, MarginScale, margin_scale
 from prefdag.report.image import disagreements
 from prefdag.report.page import numbers
 from prefdag.report.page.conclusions import Conclusion
@@ -159,16 +160,16 @@ def _value(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def curves(track: Track, first: Histories, second: Histories) -> list[Panel]:
+def curves(track: Track, first: Histories, second: Histories, scale: MarginScale) -> list[Panel]:
     """Loss, margin and accuracy of both runs, one figure each; those that a run has."""
-    columns = {"Loss": "loss", "Reward margin": "rewards/margin", "Pairs ranked correctly": "rewards/accuracy"}
+    columns = {"Loss": "loss", scale.title: MARGIN, "Pairs ranked correctly": "rewards/accuracy"}
     columns |= {"Policy: accuracy": "accuracy"} if track == "image" else {}
     lines = [Line("A", "first", "A"), Line("B", "second", "B")]
     return [
         drawn
         for title, column in columns.items()
         for drawn in panel(
-            overlaid(first, second, column),
+            overlaid(first, second, column, scale.betas if column == MARGIN else (1.0, 1.0)),
             title,
             lines,
             f"{track}-{column.replace('/', '-')}",
@@ -177,13 +178,13 @@ def curves(track: Track, first: Histories, second: Histories) -> list[Panel]:
     ]
 
 
-def overlaid(first: Histories, second: Histories, column: str) -> Histories:
-    """One column of two runs by step, as columns A and B; empty for a run without it."""
+def overlaid(first: Histories, second: Histories, column: str, divisors: tuple[float, float] = (1.0, 1.0)) -> Histories:
+    """One column of two runs by step, divided by a number each, as columns A and B; empty for a run without it."""
 
     def frame(one: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
         series = {
-            name: each.set_index("step")[column] if column in each else pd.Series(dtype=float)
-            for name, each in zip(NAMES, (one, other), strict=True)
+            name: each.set_index("step")[column] / divisor if column in each else pd.Series(dtype=float)
+            for name, each, divisor in zip(NAMES, (one, other), divisors, strict=True)
         }
         return pd.concat(series, axis=1).rename_axis("step").sort_index().reset_index()
 
@@ -201,7 +202,10 @@ def examples(first: Experiment, second: Experiment, count: int) -> list[dict[str
         return None
     rows = one.merge(other, on="id", suffixes=("_a", "_b"))
     right_a, right_b = rows["margin_a"] > 0, rows["margin_b"] > 0
-    moved = (rows["margin_b"] - rows["margin_a"]).abs().sort_values(ascending=False, kind="stable").index
+    beta_a, beta_b = margin_scale(first.params, second.params).betas
+    moved = (
+        (rows["margin_b"] / beta_b - rows["margin_a"] / beta_a).abs().sort_values(ascending=False, kind="stable").index
+    )
     groups = {"Ranked correctly only by B": right_b & ~right_a, "Ranked correctly only by A": right_a & ~right_b}
     by_title = {title: rows.loc[moved][mask.loc[moved]] for title, mask in groups.items()}
     filled = {title: group for title, group in by_title.items() if len(group)}
@@ -243,6 +247,7 @@ def pictures(first: Experiment, second: Experiment, count: int) -> list[dict[str
 def render(first: Experiment, second: Experiment, table: Sequence[Difference]) -> str:
     """The page."""
     parameters = changed(first.params, second.params)
+    scale = margin_scale(first.params, second.params)
     return (
         environment(autoescape=True)
         .get_template("comparison.html.j2")
@@ -257,8 +262,9 @@ def render(first: Experiment, second: Experiment, table: Sequence[Difference]) -
             },
             text_rows=table_rows("text", table),
             image_rows=table_rows("image", table),
-            text_curves=curves("text", first.text, second.text),
-            image_curves=curves("image", first.image, second.image),
+            margins=scale.betas != (1.0, 1.0),
+            text_curves=curves("text", first.text, second.text, scale),
+            image_curves=curves("image", first.image, second.image, scale),
             metrics=changed(flatten(first.metrics), flatten(second.metrics)),
             examples=examples(first, second, second.params["report.text_examples"]),
             pairs=len(second.pairs),

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from prefdag.report.compare.experiments import EVALS, IMAGES, Experiment
+from prefdag.report.compare.margins import same_scale
 from prefdag.report.page.conclusions import paired_tone
 from prefdag.report.page.numbers import Estimate, Tone
 from prefdag.report.text.tables import CHOICES, SETS
@@ -23,6 +24,7 @@ Track = Literal["text", "image"]
 NAMES = ("A", "B")
 FEW = 20  # with fewer rows, the intervals of a bootstrap are too narrow
 OTHER_ROWS = "not comparable: different rows"
+OTHER_SCALE = "not comparable: other scale of rewards"
 NO_ROWS = "no interval: this metric has no per-row values"
 
 
@@ -137,6 +139,8 @@ def _difference(measure: Measure, first: Experiment, second: Experiment) -> Diff
     if None in values:
         name = NAMES[values.index(None)]
         return Difference(measure, values[0], values[1], None, None, f"missing in {name}")
+    if measure.form == "signed" and not same_scale(first.params, second.params):
+        return Difference(measure, values[0], values[1], None, None, OTHER_SCALE)
     tables = [measure.rows(each) if measure.rows else None for each in (first, second)]
     if tables[0] is None or tables[1] is None:
         return Difference(measure, values[0], values[1], None, None, NO_ROWS)

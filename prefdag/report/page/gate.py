@@ -57,8 +57,24 @@ def pairs_view(name: str, dataset: "PairsDataset") -> dict[str, Any]:
 
 
 def images_view(dataset: "ImagesDataset") -> dict[str, Any]:
-    """`dataset_view` with the number of images that have a copy in another split."""
-    return dataset_view("Images", "images", dataset) | {"straddling": dataset.straddling}
+    """`dataset_view` with the number of images that have a copy in another split, and what reading changed or left."""
+    return dataset_view("Images", "images", dataset) | {
+        "straddling": dataset.straddling,
+        "altered": altered_images(dataset.gate),
+        "left": [
+            {"what": what, **dataset.gate[key]}
+            for what, key in (("not read, since they are no images", "files_not_read"), ("skipped", "files_skipped"))
+            if dataset.gate[key]["count"]
+        ],
+    }
+
+
+def altered_images(gate: Mapping[str, Any]) -> dict[str, int]:
+    """The number of images by what reading did to them, in words; only what happened."""
+    counts = {"turned upright by the EXIF orientation": gate["turned_upright"]}
+    counts |= {f"converted to grey or RGB from {stored}": count for stored, count in gate["converted"].items()}
+    counts |= {"kept as stored, since the EXIF cannot be read": gate["unreadable_exif"]}
+    return {what: count for what, count in counts.items() if count}
 
 
 def shares_table(shares: pd.DataFrame) -> list[dict[str, Any]]:
