@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from prefdag.config.format_pairs import FormatPairs
 from prefdag.lifecycle.errors import DataError, ParamsError
 from prefdag.pairs.limits import Limits, check_window, choose, resolved
-from prefdag.tokenizer.tokenizer import positions
+from prefdag.tokenizer.files import positions
 
 AUTO = FormatPairs(
     template="chat",
