@@ -1,4 +1,4 @@
-"""Read a raw file (JSON, JSON lines, CSV, TSV, parquet) as numbered records, each of them any JSON value.
+"""Read a raw file (JSON, JSON lines, CSV, TSV, parquet, Arrow) as numbered records, each of them any JSON value.
 
 A record that cannot be read is replaced by a `Fault`, and reading goes on. If the rest of a file cannot be read, so that it is
 unknown how many rows are lost, a `DataError` is raised.
@@ -23,12 +23,15 @@ from prefdag.lifecycle.errors import DataError
 
 Record = tuple[int | str, Any]  # row number from 1, or SPLIT:NUMBER; and any JSON value or a Fault
 
+ARROW_FILE = b"ARROW1"
 # Keys of an object that holds the rows of a whole file, beside the names of splits.
 LISTS_OF_ROWS = {"data", "rows", "examples", "instances"}
 
 
 def read_records(path: Path, name: str) -> Iterator[Record]:
-    """The rows of a .json, .jsonl, .csv or .tsv (each also .gz or .zst) or .parquet file; `name` is its name in messages.
+    """The rows of a .json, .jsonl, .csv, .tsv (each also .gz or .zst), .parquet or .arrow file.
+
+    `name` is its name in messages.
 
     A JSON file is a list, one object per line, or an object of splits: {"train": [...], "test": [...]}.
 
@@ -42,10 +45,12 @@ def read_records(path: Path, name: str) -> Iterator[Record]:
         return _json(read_text(path, name), name)
     if kind in {".csv", ".tsv"}:
         return _csv_rows(read_text(path, name), name, "\t" if kind == ".tsv" else None)
-    if kind == ".parquet" and path.suffix.lower() == kind:
-        return _parquet_rows(path, name)
+    batches = {".parquet": _parquet_batches, ".arrow": _arrow_batches, ".feather": _arrow_batches}.get(kind)
+    if batches and path.suffix.lower() == kind:
+        return _table_rows(batches(path), name, "Arrow" if batches is _arrow_batches else "parquet")
     raise DataError(
-        f"{name}: not .json, .jsonl, .csv, .tsv (or one of these with .gz or .zst) or .parquet; remove it from the source"
+        f"{name}: not .json, .jsonl, .csv, .tsv (or one of these with .gz or .zst), .parquet or .arrow; "
+        "remove it from the source"
     )
 
 
@@ -135,15 +140,31 @@ def _csv_rows(text: str, name: str, divided_by: str | None) -> Iterator[Record]:
         raise DataError(f"{name}:{number + 1}: not CSV ({error}); fix the file or fetch it again") from None
 
 
-def _parquet_rows(path: Path, name: str) -> Iterator[Record]:
+def _table_rows(batches: Iterator[pa.RecordBatch], name: str, kind: str) -> Iterator[Record]:
     number = 0
     try:
-        for batch in pq.ParquetFile(path).iter_batches():
+        for batch in batches:
             for number, record in enumerate(batch.to_pylist(), number + 1):  # noqa: B020 - continues the count
                 yield number, {key: _without_nulls(value) for key, value in record.items()}
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         reason = " ".join(str(error).split())[:EXCERPT]
-        raise DataError(f"{name}:{number + 1}: not readable parquet ({reason}); fetch it again") from None
+        raise DataError(f"{name}:{number + 1}: not readable {kind} ({reason}); fetch it again") from None
+
+
+def _parquet_batches(path: Path) -> Iterator[pa.RecordBatch]:
+    yield from pq.ParquetFile(path).iter_batches()
+
+
+def _arrow_batches(path: Path) -> Iterator[pa.RecordBatch]:
+    """Of a file that can be read from any place, or of a stream, which is what the library datasets writes."""
+    with path.open("rb") as file:
+        is_file = file.read(len(ARROW_FILE)) == ARROW_FILE
+    with pa.memory_map(str(path)) as source:
+        if is_file:
+            reader = pa.ipc.open_file(source)
+            yield from (reader.get_batch(number) for number in range(reader.num_record_batches))
+        else:
+            yield from pa.ipc.open_stream(source)
 
 
 def _without_nulls(value: Any) -> Any:

@@ -6,6 +6,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
+from prefdag.formats.compared import arena, safe_rlhf, versus
 from prefdag.formats.context import tools_of, with_history, with_system
 from prefdag.formats.dialogues import dialogue
 from prefdag.formats.faults import EXCERPT, Fault
@@ -66,6 +67,17 @@ ROW_FORMATS: Mapping[str, RowFormat] = {
     "helpsteer3": RowFormat(
         ("prompt|context", "response1|response_1", "response2|response_2", "overall_preference|preference_strength"),
         strength,
+    ),
+    "safe-rlhf": RowFormat(("prompt", "response_0", "response_1", "better_response_id"), safe_rlhf),
+    "arena": RowFormat(("conversation_a", "conversation_b", "winner"), arena),
+    "versus": RowFormat(
+        (
+            "prompt|instruction|question",
+            "response_a|answer_a",
+            "response_b|answer_b",
+            "winner|winner_model_a",
+        ),
+        versus,
     ),
     "pku": RowFormat(
         ("context", "chosen", "rejected"),

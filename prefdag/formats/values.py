@@ -37,10 +37,10 @@ def needs_text(value: Any, column: str | None) -> str:
 def needs_number(value: Any, column: str) -> float:
     """`value` as a finite number. Text is converted, since CSV has nothing else."""
     if value is REPEATED or isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise Fault(column, f"{kind(value)} where a number is needed; without the column every preference is 1")
+        raise Fault(column, f"{kind(value)} where a number is needed; write one or remove the row")
     number = finite(value)
     if number is None:
-        raise Fault(column, "not a finite number; write one or leave the column out")
+        raise Fault(column, "not a finite number; write one or remove the row")
     return number
 
 

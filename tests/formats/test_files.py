@@ -5,6 +5,7 @@ import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -28,6 +29,15 @@ def table(divided_by: str) -> str:
     return pd.DataFrame([ROW]).to_csv(index=False, sep=divided_by)
 
 
+def arrow(kind: str, **options: Any) -> bytes:
+    """One row per batch."""
+    rows = pa.Table.from_pylist([ROW | {"turns": [{"a": 1}, {"b": None}]}], **options)
+    sink = pa.BufferOutputStream()
+    with (pa.ipc.new_stream if kind == "stream" else pa.ipc.new_file)(sink, rows.schema) as writer:
+        writer.write_table(rows, max_chunksize=1)
+    return bytes(sink.getvalue().to_pybytes())
+
+
 FILES: dict[str, bytes] = {
     "a.jsonl": JSONL.encode(),
     "a.ndjson": JSONL.encode(),
@@ -42,6 +52,9 @@ FILES: dict[str, bytes] = {
     "tabs.csv": table("\t").encode(),
     "bars.csv": table("|").encode(),
     "a.tsv": table("\t").encode(),
+    "data-00000-of-00001.arrow": arrow("stream"),
+    "file.arrow": arrow("file"),
+    "file.feather": arrow("file"),
     "quoted.csv": table(";").replace("prompt", '"prompt"').encode(),
 }
 
@@ -59,6 +72,10 @@ def test_a_file_in_any_form_is_the_same_row(tmp_path: Path, name: str) -> None:
     [
         ("a.jsonl.zst", zstd(JSONL.encode() * 99)[:-5], "a.jsonl.zst: not a complete Zstandard file (Truncated"),
         ("a.jsonl.zst", JSONL.encode(), "a.jsonl.zst: not a complete Zstandard file"),
+        ("a.arrow", arrow("stream")[:-200], "a.arrow:1: not readable Arrow ("),
+        ("a.arrow", arrow("file")[:-20], "a.arrow:1: not readable Arrow ("),
+        ("a.arrow", b"", "a.arrow:1: not readable Arrow ("),
+        ("a.arrow.gz", gzip.compress(arrow("file")), "a.arrow.gz: not .json, .jsonl, .csv, .tsv (or one of these with"),
         ("a.jsonl", JSONL.encode("utf-16")[:-1], "a.jsonl: not UTF-16 ("),
         (
             "a.csv",
@@ -139,7 +156,7 @@ def test_what_is_beside_the_data_is_passed_over_and_named_once(
 
 
 @pytest.mark.parametrize(
-    "name", ["readme.jsonl", "licence.txt", "a/.b/c.json", "dataset_info.json", "Thumbs.db", "x.md"]
+    "name", ["readme.jsonl", "licence.txt", "a/.b/c.json", "dataset_info.json", "Thumbs.db", "x.md", "cache-0f3e.arrow"]
 )
 def test_names_that_are_no_data(name: str) -> None:
     assert beside(name)

@@ -180,6 +180,68 @@ CASES = {
         said("a", "b", "p"),
         ignored=("correctness",),
     ),
+    "safe-rlhf": Case(
+        "safe-rlhf",
+        [
+            {
+                "prompt": "p",
+                "response_0": "r",
+                "response_1": "c",
+                "is_response_0_safe": False,
+                "response_0_harm_category": {"Insulting Behavior": True, "Violence": False},
+                "better_response_id": 1,
+                "safer_response_id": 0,
+            }
+        ],
+        said("p"),
+        ignored=("is_response_0_safe", "response_0_harm_category", "safer_response_id"),
+    ),
+    "arena": Case(
+        "arena",
+        [
+            {
+                "question_id": "x",
+                "model_a": "m",
+                "conversation_a": said("p", "r"),
+                "conversation_b": said("p", "c"),
+                "winner": "model_b",
+                "turn": 1,
+            }
+        ],
+        said("p"),
+        ignored=("model_a", "question_id", "turn"),
+    ),
+    "arena-tie": Case(
+        "arena",
+        [
+            {
+                f"conversation_{side}": [
+                    *said("p"),
+                    {"role": "assistant", "content": [{"type": "text", "text": text, "image": None}]},
+                ]
+                for side, text in (("a", "c"), ("b", "r"))
+            }
+            | {"winner": "tie (bothbad)"}
+        ],
+        said("p"),
+        preference=0.5,
+    ),
+    "versus": Case("versus", [{"prompt": "p", "response_a": "r", "response_b": "c", "winner": "B"}], said("p")),
+    "versus-55k": Case(
+        "versus",
+        [
+            {
+                "prompt": '["p"]',
+                "response_a": '["c"]',
+                "response_b": '["r"]',
+                "winner_model_a": 0,
+                "winner_model_b": "0",
+                "winner_tie": 1,
+            }
+        ],
+        said("p"),
+        preference=0.5,
+    ),
     "pku": Case(
         "pku",
         [
@@ -322,6 +384,49 @@ def test_the_first_rows_decide_and_each_file_has_its_own_format(tmp_path: Path) 
     (tmp_path / "b.jsonl").write_text(lines({"question": "p", **SIDES}))
     pairs = read(tmp_path, {"odd": 1}, {"prompt": "p", **SIDES}, {"prompt": "q", **SIDES})
     assert pairs["source"][pairs["fault"].isna()].tolist() == ["a.jsonl:2", "a.jsonl:3", "b.jsonl:1"]
+
+
+@pytest.mark.parametrize(
+    ("winner", "chosen", "preference"),
+    [
+        *((text, "a", 1.0) for text in ("a", "A", "model_a", "Model A", "response_a", "[[A]]", " assistant_a\n")),
+        *((text, "b", 1.0) for text in ("b", "model_b", "answer b")),
+        *((text, "a", 0.5) for text in ("tie", "Tie (bothbad)", "both_bad", "[[C]]")),
+    ],
+)
+def test_the_winner_in_its_spellings(tmp_path: Path, winner: str, chosen: str, preference: float) -> None:
+    row = {"conversation_a": said("p", "a"), "conversation_b": said("p", "b"), "winner": winner}
+    (pair,) = read(tmp_path, row).to_dict("records")
+    assert (pair["chosen"], pair["preference"]) == (chosen, preference)
+
+
+ARENA = {f"conversation_{side}": said("p", side) for side in "ab"}
+VERSUS = {"prompt": "p", "response_a": "a", "response_b": "b"}
+
+
+@pytest.mark.parametrize(
+    ("row", "line"),
+    [
+        (ARENA | {"winner": "gpt-4"}, "winner: unknown winner 'gpt-4'; use model_a, model_b or tie"),
+        (ARENA | {"winner": ["model_a"]}, "winner: a list where text is needed"),
+        (ARENA | {"winner": "tie", "conversation_b": said("q", "b")}, "conversation_b: not the same prompt as conver"),
+        (ARENA | {"winner": "tie", "conversation_b": said("p")}, "conversation_b: ends with a user turn"),
+        (
+            VERSUS | {"winner_model_a": 1, "winner_model_b": 1},
+            "winner_model_a: 2 of winner_model_a, winner_model_b and w",
+        ),
+        (
+            VERSUS | {"winner_model_a": 1, "response_a": '["a", "b"]'},
+            "response_a: 2 turns; the responses of the earlier",
+        ),
+        (
+            {"prompt": "p", "response_0": "a", "response_1": "b", "better_response_id": -1},
+            "better_response_id: -1 is no",
+        ),
+    ],
+)
+def test_a_comparison_that_cannot_be_read_is_named(tmp_path: Path, row: dict[str, Any], line: str) -> None:
+    assert fault(read(tmp_path, row)).startswith(line)
 
 
 # What is not read
