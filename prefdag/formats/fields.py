@@ -46,7 +46,9 @@ class Field:
         return isinstance(self.value, dict) and key in self.value
 
     def __getitem__(self, key: str) -> "Field":
-        """The field `key` of an object. Raises `Fault` if it is missing."""
+        """The field `key` of an object, which may be stored as text. Raises `Fault` if it is missing."""
+        if isinstance(self.value, str) and self.value.lstrip().startswith("{"):
+            self.structured()
         if key not in needs_object(self.value, self.path or None):
             raise Fault(self._below(key), "missing; add it or remove the row")
         return self._child(key)

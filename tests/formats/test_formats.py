@@ -102,6 +102,17 @@ CASES = {
         said("p"),
         ignored=("input.parallel_tool_calls",),
     ),
+    "openai-as-json": Case(
+        "openai",
+        [
+            {
+                "input": json.dumps({"messages": said("p"), "tools": []}),
+                "preferred_output": json.dumps(answer("c")),
+                "non_preferred_output": json.dumps(answer("r")),
+            }
+        ],
+        said("p"),
+    ),
     "argilla": Case(
         "argilla",
         [
