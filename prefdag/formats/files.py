@@ -21,8 +21,8 @@ BESIDE = re.compile(
 )
 SPLIT_WORDS = {
     **dict.fromkeys(("train", "training", "trainset"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "dev", "devset"), "val"),
-    **dict.fromkeys(("test", "testing", "testset"), "test"),
+    **dict.fromkeys(("val", "valid", "validation", "dev", "devset", "eval", "evaluation"), "val"),
+    **dict.fromkeys(("test", "testing", "testset", "holdout", "heldout"), "test"),
 }
 # With a byte order mark. UTF-32 comes first, since its mark begins with that of UTF-16.
 ENCODINGS = {

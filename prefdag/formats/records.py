@@ -66,17 +66,37 @@ def _json(text: str, name: str) -> Iterator[Record]:
             whole, end = JSON.raw_decode(start)
         except (ValueError, RecursionError):
             return _json_lines(text)  # which names the line
-        if not start[end:].strip(" \t\r\n"):
-            if all(
-                isinstance(rows, list) and (split_of_name(key) or key in LISTS_OF_ROWS) for key, rows in whole.items()
-            ):
-                return ((f"{key}:{number}", row) for key, rows in whole.items() for number, row in enumerate(rows, 1))
-            if "\n" in start[:end]:
-                keys = ascii(", ".join(whole))[1:-1][:EXCERPT]
+        spans_lines = "\n" in start[:end]
+        if start[end:].strip(" \t\r\n"):
+            if spans_lines and start[end:].lstrip().startswith("{"):
                 raise DataError(
-                    f"{name}: one object with the keys {keys}; write a list, one object per line, or splits"
+                    f"{name}: objects that span several lines; write a list, or one object per line (jq -c .)"
                 )
+        elif all(
+            isinstance(rows, list) and (split_of_name(key) or key in LISTS_OF_ROWS) for key, rows in whole.items()
+        ):
+            return ((f"{key}:{number}", row) for key, rows in whole.items() for number, row in enumerate(rows, 1))
+        elif fault := _whole_fault(whole, spans_lines=spans_lines):
+            raise DataError(f"{name}: {fault}")
     return _json_lines(text)
+
+
+def _whole_fault(whole: dict[str, Any], *, spans_lines: bool) -> str | None:
+    """Why the only object of a file is no row, if it looks like something else."""
+    keys = ascii(", ".join(whole))[1:-1][:EXCERPT]
+    values = list(whole.values())
+    for key in LISTS_OF_ROWS & whole.keys():
+        if isinstance(whole[key], list) and any(isinstance(row, dict) for row in whole[key]):
+            return f"rows in {key!r}, beside other keys ({keys}); keep only {{{key!r}: [...]}}, or the list"
+    texts = all(isinstance(value, list) and all(isinstance(text, str) for text in value) for value in values)
+    numbered = all(isinstance(value, dict) and all(key.isdigit() for key in value) for value in values)
+    if len(values) > 1 and (texts or numbered) and len({len(value) for value in values}) == 1 and values[0]:
+        return f"columns ({keys}) where rows are needed; in pandas, to_json(path, orient='records', lines=True)"
+    if values and all(key.isdigit() and isinstance(value, dict) for key, value in whole.items()):
+        return "an object of rows by number; write a list, or one row per line"
+    if spans_lines:
+        return f"one object with the keys {keys}; write a list, one object per line, or splits"
+    return None
 
 
 def _json_lines(text: str) -> Iterator[Record]:
@@ -121,7 +141,8 @@ def _json_list(text: str, name: str) -> Iterator[Record]:
 def _csv_rows(text: str, name: str, divided_by: str | None) -> Iterator[Record]:
     """The rows below a header. `divided_by` is found from the header if it is None."""
     csv.field_size_limit(2**31 - 1)  # long responses are valid
-    between = divided_by or delimiter(text.partition("\n")[0].rstrip("\r"), name)
+    text = text.lstrip("\r\n")
+    between = divided_by or delimiter(re.split("[\r\n]", text, maxsplit=1)[0], name)
     lines = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=between)
     number = 0
     try:
@@ -135,6 +156,8 @@ def _csv_rows(text: str, name: str, divided_by: str | None) -> Iterator[Record]:
             elif cells:
                 marks = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}[between]
                 advice = f"quote cells that contain {marks} or line breaks"
+                if len(cells) > len(header):
+                    advice += "; the first line must be the header"
                 yield number, Fault(None, f"{len(cells)} cells under a header of {len(header)}; {advice}")
     except csv.Error as error:
         raise DataError(f"{name}:{number + 1}: not CSV ({error}); fix the file or fetch it again") from None

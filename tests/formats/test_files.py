@@ -50,6 +50,7 @@ FILES: dict[str, bytes] = {
     "commas.csv": table(",").encode(),
     "semicolons.csv": table(";").encode(),
     "tabs.csv": table("\t").encode(),
+    "blank-lines-first.csv": b"\r\n\n" + table(";").encode(),
     "bars.csv": table("|").encode(),
     "a.tsv": table("\t").encode(),
     "data-00000-of-00001.arrow": arrow("stream"),
@@ -87,6 +88,29 @@ def test_a_file_in_any_form_is_the_same_row(tmp_path: Path, name: str) -> None:
             json.dumps({"a": 1, "b": []}, indent=1).encode(),
             "a.json: one object with the keys a, b; write a list",
         ),
+        *(
+            ("a.json", json.dumps(value).encode(), f"a.json: {line}")
+            for value, line in (
+                (
+                    {"prompt": ["p"], "chosen": ["c"]},
+                    "columns (prompt, chosen) where rows are needed; in pandas, to_json(path,",
+                ),
+                (
+                    {"prompt": {"0": "p"}, "chosen": {"0": "c"}},
+                    "columns (prompt, chosen) where rows are needed; in pandas",
+                ),
+                ({"0": ROW, "1": ROW}, "an object of rows by number; write a list, or one row per line"),
+                (
+                    {"version": 1, "data": [ROW]},
+                    "rows in 'data', beside other keys (version, data); keep only {'data': [...]}",
+                ),
+            )
+        ),
+        (
+            "a.jsonl",
+            json.dumps(ROW, indent=1).encode() * 2,
+            "a.jsonl: objects that span several lines; write a list, or",
+        ),
         ("a.json", b'{"train": [], "test": []}', "a.json: has no rows"),
     ],
 )
@@ -95,6 +119,11 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str, content:
     with pytest.raises(DataError) as error:
         read_pairs(tmp_path, "plain")
     assert str(error.value).startswith(line)
+
+
+def test_a_title_above_the_header_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("My pairs\nprompt,chosen,rejected\np,c,r\n")
+    assert read_pairs(tmp_path, "plain")["fault"][0].endswith("; the first line must be the header")
 
 
 def test_a_ragged_row_names_its_delimiter(tmp_path: Path) -> None:

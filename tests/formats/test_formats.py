@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, get_args
 
 import pandas as pd
 import pytest
+import yaml
 from paths import ROOT
 
 from prefdag.config.validate_pairs import FormatName
@@ -391,6 +392,26 @@ def test_a_format_that_is_unknown_names_the_keys_and_the_nearest(tmp_path: Path)
     assert "need a prompt too" in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("names", "columns"),
+    [
+        (("Prompt", "Chosen", "Rejected"), "{prompt: Prompt, chosen: Chosen, rejected: Rejected}"),
+        (("prompt", " chosen", "rejected "), '{chosen: " chosen", rejected: "rejected "}'),
+        (("prompt", "text_chosen", "reject"), "{chosen: text_chosen, rejected: reject}"),
+    ],
+)
+def test_other_spellings_of_the_keys_are_suggested_and_can_be_mapped(
+    tmp_path: Path, names: tuple[str, ...], columns: str
+) -> None:
+    row = dict(zip(names, "pcr", strict=True))
+    with pytest.raises(DataError) as error:
+        read(tmp_path, row)
+    assert f"; if these are its columns, set validate_pairs.columns to {columns} (docs/data.md)" in str(error.value)
+    assert read(tmp_path, row, columns=yaml.safe_load(columns))[["chosen", "rejected"]].to_numpy().tolist() == [
+        ["c", "r"]
+    ]
+
+
 def test_the_first_rows_decide_and_each_file_has_its_own_format(tmp_path: Path) -> None:
     (tmp_path / "b.jsonl").write_text(lines({"question": "p", **SIDES}))
     pairs = read(tmp_path, {"odd": 1}, {"prompt": "p", **SIDES}, {"prompt": "q", **SIDES})
@@ -567,6 +588,7 @@ def test_the_tool_turns_of_sharegpt(tmp_path: Path) -> None:
         ({"tool_calls": [{"function": {"arguments": "{}"}}]}, "chosen[0].tool_calls[0].function.name: missing"),
         ({"content": None}, "chosen[0].content: null where text"),
         ({"content": [{"type": "image_url", "image_url": "x"}]}, "chosen[0].content[0]: a part of type 'image_url'"),
+        ({"content": {"type": "image", "image": "x"}}, "chosen[0].content: a part of type 'image'; only text can be"),
         ({"value": "other"}, "chosen[0].value: the row has chosen[0].content too"),
         ({"thinking": 3}, "chosen[0].thinking: a number where text"),
         (
@@ -583,6 +605,7 @@ def test_a_turn_that_cannot_be_read_is_named(tmp_path: Path, turn: dict[str, Any
 def test_parts_of_text_are_joined(tmp_path: Path) -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}, "c"]
     assert read(tmp_path, {"prompt": [{"role": "user", "content": parts}], **SIDES})["prompt"][0] == said("abc")
+    assert read(tmp_path, {"prompt": [{"role": "user", "content": parts[0]}], **SIDES})["prompt"][0] == said("a")
 
 
 @pytest.mark.parametrize("text", ["[1, 2]", '{"role": "admin"}', '[{"name": "a"}]', "{'a': 1}", "[{", "[{'a'"])
@@ -595,6 +618,21 @@ def test_a_dialogue_as_text_that_is_cut_is_named(tmp_path: Path) -> None:
     assert fault(read(tmp_path, row)).startswith("prompt: starts like a list of turns, but is neither JSON nor")
     row = {"prompt": "p", "generations": "['c' 'r']", "ratings": [1, 2]}
     assert fault(read(tmp_path, row, row_format="distilabel")).startswith("generations: text that is neither JSON nor")
+
+
+@pytest.mark.parametrize(
+    ("value", "line"),
+    [
+        (["c"], "chosen[0]: text where a turn is needed, an object with role and content"),
+        (
+            {"text": "c", "score": 8},
+            "chosen.role: missing; a turn needs role and content; or name the text in validate_pairs.columns, as chosen.KEY",
+        ),
+    ],
+)
+def test_a_response_in_another_form_is_named(tmp_path: Path, value: Any, line: str) -> None:
+    row = {"prompt": "p", "chosen": value, "rejected": "r"}
+    assert fault(read(tmp_path, row)) == line
 
 
 # A prompt beside whole dialogues
@@ -630,6 +668,45 @@ def test_a_prompt_beside_a_dialogue_agrees_or_the_row_is_invalid(
         assert whole in fault(pairs)
     else:
         assert pairs["prompt"].tolist() == [whole]
+
+
+def test_responses_that_go_on_for_several_turns(tmp_path: Path) -> None:
+    """As TRL reads them: after a prompt of one turn, both have the same turns but for the last one."""
+    more = [*answer("a"), *said("b")]
+    row = {"prompt": said("p", system="s"), "chosen": more + answer("c"), "rejected": more + answer("r")}
+    (pair,) = read(tmp_path, row).to_dict("records")
+    assert (pair["prompt"], pair["chosen"], pair["rejected"]) == (said("p", "a", "b", system="s"), "c", "r")
+
+
+@pytest.mark.parametrize("start", ["\n\n", ""])
+def test_a_transcript_with_and_without_line_breaks_in_front(tmp_path: Path, start: str) -> None:
+    rows = {key: f"{start}Human: a\n\nAssistant: b\n\nHuman: p\n\nAssistant: {text}" for key, text in SIDES.items()}
+    prompt = f"{start}Human: a\n\nAssistant: b\n\nHuman: p\n\nAssistant:"
+    pairs = pd.concat([read(tmp_path, row) for row in (rows, {"prompt": prompt, **SIDES})])
+    assert pairs["prompt"].tolist() == [said("a", "b", "p")] * 2
+    assert read(tmp_path, {"prompt": "Human: a word", **SIDES})["prompt"].tolist() == [said("Human: a word")]
+
+
+@pytest.mark.parametrize(
+    ("label", "is_good"),
+    [
+        *(
+            (value, True)
+            for value in (True, 1, 1.0, "True", " TRUE ", "1", "1.0", "yes", "Good", "desirable", "thumbs_up")
+        ),
+        *((value, False) for value in (False, 0, "false", "0", "no", "bad", "Undesirable", "negative", "rejected")),
+        *((value, None) for value in (2, -1, "neutral", "", None, [True])),
+    ],
+)
+def test_labels_in_their_spellings(tmp_path: Path, label: Any, is_good: bool | None) -> None:
+    (pair,) = read(tmp_path, {"prompt": "p", "completion": "x", "label": label}, row_format="unpaired").to_dict(
+        "records"
+    )
+    if is_good is None:
+        assert pair["fault_column"] == "label"
+        assert pair["fault"].endswith("where true or false is needed; write true for a desirable completion")
+    else:
+        assert [isinstance(pair[side], str) for side in SIDES] == [is_good, not is_good]
 
 
 # Scores
@@ -722,6 +799,8 @@ def test_a_source_of_any_kind_is_an_origin(tmp_path: Path, source: Any, origin: 
         ("test_prefs.jsonl", "test"),
         ("dev/a.jsonl", "val"),
         ("train/validation.jsonl", "val"),
+        ("eval.jsonl", "val"),
+        ("holdout-0.jsonl", "test"),
         ("contest.jsonl", None),
         ("train_test.jsonl", None),
     ],
@@ -736,10 +815,10 @@ def test_the_split_of_a_file_or_folder(tmp_path: Path, name: str, split: str | N
 
 def test_the_split_of_a_row(tmp_path: Path) -> None:
     names = {"train": "train", "Validation": "val", "test_prefs": "test", "dev": "val"}
-    rows = [{"prompt": "p", **SIDES, "split": name} for name in [*names, "holdout"]]
+    rows = [{"prompt": "p", **SIDES, "split": name} for name in [*names, "other"]]
     pairs = read(tmp_path, *rows, name="train.jsonl")
     assert pairs["split"][:4].tolist() == list(names.values())
-    assert fault(pairs).startswith("split: unknown split 'holdout'; use train")
+    assert fault(pairs).startswith("split: unknown split 'other'; use train")
     ids = pairs["id"][:4]
     assert ids.nunique() == 1, "copies in two splits are copies"
 
