@@ -33,9 +33,9 @@ class Dialogue:
     """A dialogue in the template, and the answers that may follow it."""
 
     tokenizer: "ChatTokenizer"
-    messages: "Messages"
+    messages: "Messages"  # marked, as the tools and the text
     tools: "Tools"
-    text: str  # up to the start of the answer, marked
+    text: str  # up to the start of the answer
     altered: str
 
     def prompt(self, max_tokens: int | None = None) -> Encoded:

@@ -112,9 +112,7 @@ class ChatTokenizer:
         self._controls = any_of(self._control_tokens)
         self.renderers = {name: replace(each, controls=self._controls) for name, each in plain.items()}
         # Both responses of a row follow the same text, which is often the same in all rows.
-        self._context_ids = lru_cache(maxsize=2)(
-            lambda text: self._tokenizer.encode(text, add_special_tokens=False).ids
-        )
+        self._context_ids = lru_cache(maxsize=2)(lambda text: _ids(self._tokenizer, text))
 
     def renderer(self, tools: Tools = None) -> Renderer:
         """What renders dialogues with these tools."""
@@ -122,8 +120,9 @@ class ChatTokenizer:
 
     def dialogue(self, messages: "Messages", tools: Tools = None) -> Dialogue:
         """A dialogue that waits for an answer. Raises `DataError` as `Renderer.prompt`."""
-        text, altered = self.renderer(tools).prompt(messages, tools)
-        return Dialogue(self, messages, tools, text, altered)
+        renderer = self.renderer(tools)
+        turns, marked_tools = renderer.mark(list(messages)), renderer.mark(tools)
+        return Dialogue(self, turns, marked_tools, *renderer.prompt(turns, marked_tools))
 
     def prompt(self, messages: "Messages", max_tokens: int | None = None, tools: Tools = None) -> Encoded:
         """A dialogue in the template, up to the start of the answer. If it is too long, its end is kept, after BOS if needed.
@@ -197,8 +196,8 @@ class ChatTokenizer:
         # Control tokens separate a text, so text before the last one does not matter, nor does text far from the boundary.
         before = self._controls.split(prompt)[-1][-BOUNDARY:]
         after = response[:BOUNDARY]
-        ids: list[int] = self._plain.encode(before, add_special_tokens=False).ids
-        return bool(self._plain.encode(before + after, add_special_tokens=False).ids[: len(ids)] != ids)
+        ids: list[int] = _ids(self._plain, before)
+        return bool(_ids(self._plain, before + after)[: len(ids)] != ids)
 
     def token_id(self, token: str) -> int:
         """The id of a token of the vocabulary."""
@@ -213,7 +212,7 @@ class ChatTokenizer:
         for number, piece in enumerate(MARKED.split(marked)):
             if piece:
                 typed = number % 2 == 1
-                ids += self._text_ids(piece) if typed else self._tokenizer.encode(piece, add_special_tokens=False).ids
+                ids += self._text_ids(piece) if typed else _ids(self._tokenizer, piece)
         return ids
 
     def response_ids(self, prompt: str, marked: str) -> list[int]:
@@ -227,7 +226,7 @@ class ChatTokenizer:
             return self.prompt_ids(marked) if has_controls else self._text_ids(MARKED.sub(r"\1", marked))
         context = self._tail(prompt)
         before = self._context_ids(context)
-        joined = self._tokenizer.encode(context + marked, add_special_tokens=False).ids
+        joined = _ids(self._tokenizer, context + marked)
         return list(joined[len(before) :]) if joined[: len(before)] == before else self.prompt_ids(marked)
 
     def cut_prompt(self, ids: list[int], text: str, max_tokens: int | None, altered: str = "") -> Encoded:
@@ -250,7 +249,7 @@ class ChatTokenizer:
     def _jinja(self, renderer: Renderer) -> str:
         """The template of one renderer for other programs."""
         written = MARKED.sub("", renderer.prompt([{"role": "user", "content": ""}], None)[0])
-        missing = self._tokenizer.encode(written, add_special_tokens=False).ids[:1] != self._bos
+        missing = _ids(self._tokenizer, written)[:1] != self._bos
         template = renderer.template.jinja()
         return "{{- bos_token }}" + template if self._bos and missing else template
 
@@ -267,9 +266,15 @@ class ChatTokenizer:
 
     def _text_ids(self, text: str) -> list[int]:
         """The ordinary tokens of a text, even if it spells control tokens."""
-        ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
+        ids: list[int] = _ids(self._plain, text)
         if self._ends & set(ids):  # a vocabulary of whole words may have "</s>" as a word
             raise DataError(
                 "the tokenizer turns plain text into BOS or EOS; remove the control token from the row's text"
             )
         return ids
+
+
+def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    """The tokens of a text. The method for batches is the one that can leave out their places in the text, which take time."""
+    ids: list[int] = tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
+    return ids
