@@ -21,7 +21,7 @@ from prefdag.formats.values import decoded, holds, needs_label, needs_number, ne
 
 # Names of content that changes what a row means, without letter case and punctuation. A row is invalid if one is not read.
 MEANINGFUL = {
-    *("system", "systemprompt", "systemmessage", "history", "context", "documents"),
+    *("system", "systemprompt", "systemmessage", "history", "context", "document", "documents", "passage", "input"),
     *("tools", "toolcalls", "toolcallid", "functions", "functioncall", "functioncalls"),
     *("reasoning", "reasoningcontent", "thinking"),
     *("image", "images", "imageurl", "imageurls", "video", "videos", "audio", "audios"),

@@ -13,7 +13,7 @@ from paths import ROOT
 from prefdag.config.validate_pairs import FormatName
 from prefdag.formats.registry import ROW_FORMATS, spelled
 from prefdag.lifecycle.errors import DataError
-from prefdag.pairs.schema import ignored_columns, read_pairs, write_pairs
+from prefdag.pairs.schema import ignored_columns, read_pairs, repeat_prompt, write_pairs
 
 Messages = list[dict[str, str]]
 
@@ -481,6 +481,7 @@ def test_what_is_not_read_is_counted_by_its_path(tmp_path: Path) -> None:
         ({"prompt": "p", **SIDES, "images": ["a.jpg"]}, "images"),
         ({"prompt": "p", **SIDES, "context": "the text that is asked about"}, "context"),
         ({"prompt": "p", **SIDES, "thinking": "hm"}, "thinking"),
+        ({"prompt": "Summarise this.", **SIDES, "input": "a long text"}, "input"),
         ({"prompt": "p", **SIDES, "Reasoning-Content": "hm"}, "Reasoning-Content"),
         ({"prompt": [said("p")[0] | {"tool_calls": [{"name": "f"}]}], **SIDES}, "prompt[0].tool_calls"),
         ({"prompt": "p", **REPLIES | {"chosen": [answer("c")[0] | {"images": ["x"]}]}}, "chosen[0].images"),
@@ -505,6 +506,18 @@ def test_known_content_without_content_is_no_fault(tmp_path: Path) -> None:
     pairs = read(tmp_path, {"prompt": "p", **SIDES, **empty})
     assert pairs["fault"].isna().all()
     assert pairs["ignored"].tolist() == [()]
+
+
+def test_responses_that_repeat_the_prompt_are_counted(tmp_path: Path) -> None:
+    """A whole text as the response: the prompt would be read, and then scored once more."""
+    question = "What is a mill?"
+    rows = [
+        {"prompt": question, "chosen": f"{question}\nA machine.", "rejected": f" {question} No idea."},
+        {"prompt": question, "chosen": f"{question}\nA machine.", "rejected": "No idea."},
+        {"prompt": "Hi", "chosen": "Hi there", "rejected": "Hi"},
+        {"prompt": question, "chosen": None, "rejected": None},
+    ]
+    assert repeat_prompt(read(tmp_path, *rows)) == 1
 
 
 # System texts, history, tools, calls and reasoning
@@ -727,6 +740,13 @@ def test_scores_that_are_no_numbers_are_listed(tmp_path: Path) -> None:
     assert pairs["ignored"].tolist() == [("score_chosen", "score_rejected")]
 
 
+def test_ratings_of_prompts_that_are_not_beside_each_other(tmp_path: Path) -> None:
+    rows = [{"prompt": text, "response": text, "helpfulness": 1} for text in "pqp"]
+    assert set(read(tmp_path, *rows)["fault"]) == {
+        "no row beside this one has the same prompt, and a pair needs two; sort the rows by prompt"
+    }
+
+
 def test_scores_as_the_preference(tmp_path: Path) -> None:
     """sigmoid((8 - 6) / 2) = 0.731, a tie is 0.5, an inversion is below it; rows without scores prefer chosen."""
     scores = [(8, 6), (6, 6), (1, 3), (None, 3)]
@@ -734,6 +754,10 @@ def test_scores_as_the_preference(tmp_path: Path) -> None:
     pairs = read(tmp_path, *rows, score_scale=2.0)
     assert pairs["preference"].tolist() == pytest.approx([0.731059, 0.5, 0.268941, 1.0], abs=1e-6)
     assert pairs["score_chosen"].isna().all()  # there is nothing to compare them with
+    row = rows[0] | {"score_rejected": "7,5"}
+    assert fault(read(tmp_path, row, score_scale=2.0)).startswith(
+        "score_rejected: not a finite number, but score_scale"
+    )
     row = rows[0] | {"preference": 0.9}
     assert fault(read(tmp_path, row, score_scale=2.0)).startswith("preference: the row gives a preference and scores")
 
