@@ -10,6 +10,8 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
+from datetime import date, time, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -168,7 +170,7 @@ def _table_rows(batches: Iterator[pa.RecordBatch], name: str, kind: str) -> Iter
     try:
         for batch in batches:
             for number, record in enumerate(batch.to_pylist(), number + 1):  # noqa: B020 - continues the count
-                yield number, {key: _without_nulls(value) for key, value in record.items()}
+                yield number, {key: _plain(value) for key, value in record.items()}
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         reason = " ".join(str(error).split())[:EXCERPT]
         raise DataError(f"{name}:{number + 1}: not readable {kind} ({reason}); fetch it again") from None
@@ -190,8 +192,17 @@ def _arrow_batches(path: Path) -> Iterator[pa.RecordBatch]:
             yield from pa.ipc.open_stream(source)
 
 
-def _without_nulls(value: Any) -> Any:
-    """`value` without the keys of inner objects that are null: parquet gives every object the keys of all of them."""
-    if isinstance(value, dict):
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
-    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
+def _plain(value: Any) -> Any:
+    """`value` as JSON has it, and without the keys of inner objects that are null: a table gives each object all keys."""
+    match value:
+        case dict():
+            return {key: _plain(item) for key, item in value.items() if item is not None}
+        case list():
+            return [_plain(item) for item in value]
+        case Decimal():
+            return float(value)
+        case bytes():  # some writers do not say which of them are texts
+            return value.decode("utf-8", errors="surrogateescape")
+        case date() | time() | timedelta():
+            return str(value)
+    return value

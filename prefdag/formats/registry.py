@@ -12,7 +12,7 @@ from prefdag.formats.compared import arena, safe_rlhf, versus
 from prefdag.formats.context import tools_of, with_history, with_system
 from prefdag.formats.dialogues import dialogue
 from prefdag.formats.faults import EXCERPT, Fault
-from prefdag.formats.judgements import preference, scores
+from prefdag.formats.judgements import PREFERENCE_COLUMNS, preference, scores
 from prefdag.formats.paired import hh_rlhf, instructed, labelled_dialogue, openai, paired, single
 from prefdag.formats.scored import distilabel, helpsteer, nectar, shp, strength, ultrafeedback
 
@@ -133,6 +133,9 @@ def parse_row(row: "Row", name: str) -> "Pair":
     if pair.chosen is None or pair.rejected is None:
         return pair._replace(prompt=prompt, tools=tools)
     stated = preference(row)
+    if stated is not None and pair.preference not in (None, stated):
+        column = next(columns[0] for columns in PREFERENCE_COLUMNS if columns[0] in row)
+        raise Fault(column, f"{stated:g}, but format {name} makes it {pair.preference:g}; keep one of them")
     return pair._replace(
         prompt=prompt,
         tools=tools,

@@ -4,6 +4,8 @@ import gzip
 import json
 import logging
 from collections.abc import Callable
+from datetime import date, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -197,3 +199,18 @@ def test_parquet_fills_objects_with_nulls_which_are_nothing(tmp_path: Path) -> N
     pq.write_table(pa.table({"chosen": [turns], "label": [None]}), tmp_path / "a.parquet")
     ((number, record),) = read_records(tmp_path / "a.parquet", "a.parquet")
     assert (number, record) == (1, {"chosen": turns, "label": None})
+
+
+def test_values_of_tables_that_json_does_not_have(tmp_path: Path) -> None:
+    row = {
+        "prompt": b"p",
+        "chosen": "c",
+        "rejected": "r",
+        "source": {"at": datetime(2026, 1, 2), "on": date(2026, 1, 2)},
+        "preference": Decimal("0.75"),
+    }
+    pq.write_table(pa.Table.from_pylist([row, row | {"prompt": b"\xff"}]), tmp_path / "a.parquet")
+    pairs = read_pairs(tmp_path, "auto")
+    assert (pairs["prompt"][0][0]["content"], pairs["preference"][0]) == ("p", 0.75)
+    assert json.loads(pairs["origin"][0]) == {"at": "2026-01-02 00:00:00", "on": "2026-01-02"}
+    assert (pairs["fault_column"][1], pairs["fault"][1][:25]) == ("prompt", "bytes that are not UTF-8,")
