@@ -147,17 +147,8 @@ def _has_edits(text: str, written: str) -> bool:
         return False
     now = PARAMS.read_bytes()
     record = scratch(APPLIED)
-    if now in (text.encode(), written.encode()) or (record.exists() and record.read_text("utf-8") == _digest(now)):
-        return False
-    return all(now != _rendered(text, name) for name in _files())
-
-
-def _rendered(text: str, name: str) -> bytes | None:
-    """params.yaml under a profile; None if it does not fit."""
-    try:
-        return render(text, load(name)).encode()
-    except (ParamsError, KeyError, TypeError):
-        return None
+    applied = record.exists() and record.read_text("utf-8") == _digest(now)
+    return not applied and now not in (text.encode(), written.encode())
 
 
 def _back_up() -> Path:

@@ -80,6 +80,7 @@ def test_the_command_line_ends_in_one_line(tmp_path: Path) -> None:
     assert done.stderr == f"error: {tmp_path}: not an up-to-date clone of the project; run `dvc repro` there first\n"
 
 
+@pytest.mark.slow
 def test_the_imports_of_a_stage_are_timed_apart_from_its_work(tmp_path: Path) -> None:
     """A stage with half a second of nested imports inside a function, and a second of work."""
     files = {

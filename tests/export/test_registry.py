@@ -274,6 +274,7 @@ def test_an_interrupted_registration_leaves_the_run_finished(
     assert (again.info.status, again.info.end_time) == ("FINISHED", run.info.end_time)
 
 
+@pytest.mark.slow
 def test_a_dead_server_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(write_project(tmp_path / "project"))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@127.0.0.1:9")

@@ -58,6 +58,7 @@ def warnings(measure: MeasureName, warn: float | None, error: float | None) -> l
     return listed[["source", "column", "level"]].to_numpy().tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("measure", MEASURES)
 @pytest.mark.usefixtures("_made_up_shares")
 def test_a_measure_above_warn_is_listed_and_above_error_stops(measure: MeasureName) -> None:

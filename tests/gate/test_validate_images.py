@@ -224,6 +224,7 @@ def test_too_many_dropped_images_stop_the_stage(raw: Path) -> None:
         run({"invalid": "drop"}, format="image-folder", max_dropped=0.024)
 
 
+@pytest.mark.slow
 def test_classes_are_counted_without_dropped_images(raw: Path) -> None:
     files = folder_of(raw, "ab")
     write(raw, {f"b/{n}.png": files["a", n] for n in range(10)})
@@ -234,6 +235,7 @@ def test_classes_are_counted_without_dropped_images(raw: Path) -> None:
         run(format="image-folder")
 
 
+@pytest.mark.slow
 def test_a_suspected_label_is_listed_if_the_judge_is_good_enough(raw: Path) -> None:
     """30 dark and 30 bright images, one of each with the other's label."""
     for label, brightness in (("dark", 30), ("light", 220)):

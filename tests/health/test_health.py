@@ -295,6 +295,7 @@ def test_verdict_is_the_same_from_its_file(tmp_path: Path) -> None:
     assert verdict_.read(tmp_path / "health.json") == verdict
 
 
+@pytest.mark.slow
 def test_torch_is_not_imported() -> None:
     code = "import sys, prefdag.health.findings; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -312,6 +312,7 @@ def test_the_control_starts_where_dpo_does(project: Path, ran: list[tuple[Histor
     assert resnet.load(control_image.CONTROL)[1] == SMALL
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("negatives", [slow("random"), "hard", slow("confusion")])
 def test_what_is_validated_is_the_validation_split(
     project: Path, ran: list[tuple[History, nn.Module]], negatives: Any, monkeypatch: pytest.MonkeyPatch
@@ -344,6 +345,7 @@ def test_the_test_split_does_not_influence_training(project: Path, ran: list[tup
     assert sha256(Path("a")) == sha256(Path("b"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "reference",
     [
@@ -400,6 +402,7 @@ def test_log_probabilities_are_cached_only_if_they_cannot_change(
     assert torch.equal(logps(split.images[rows], rows), before) == cached
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "cached"),
     [(STILL, [16, 4]), (SETTINGS, [4]), (dataclasses.replace(STILL, reference=POLYAK), [])],
@@ -491,6 +494,7 @@ def test_the_kl_of_a_classifier_is_exact_and_can_be_constrained(
     assert ran[1][0].validation[-1]["kl"] < 0.5 * ran[0][0].validation[-1]["kl"]
 
 
+@pytest.mark.slow
 def test_the_evaluation_writes_tables_that_agree_with_its_metrics(
     project: Path, ran: list[tuple[History, nn.Module]]
 ) -> None:
@@ -548,6 +552,7 @@ def test_the_key_of_checkpoints_is_the_stage_and_its_parameters(
     assert not any("health" in key for key in keys[0][1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["kto", slow("aot"), slow("simpo"), {"sigmoid": 0.8, "bco": 0.2, "sft": 1.0}])
 def test_other_losses_train_the_classifier_too(project: Path, ran: list[tuple[History, nn.Module]], loss: Any) -> None:
     """In micro-batches of four, so joint losses must be taken over all of a step's rows."""

@@ -98,6 +98,7 @@ def test_a_head_is_never_loaded(file: Path, tmp_path: Path) -> None:
     assert model.state_dict()["fc.3.weight"].any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("given", "built"), [("resnet50", "resnet18"), ("resnet34", "resnet18"), ("resnet18", "resnet34")]
 )

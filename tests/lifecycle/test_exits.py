@@ -48,6 +48,7 @@ def test_nothing_is_added_elsewhere(edited: None, capsys: Any, monkeypatch: pyte
     assert line(WRONG, capsys) == f"error: {WRONG}\n"
 
 
+@pytest.mark.slow
 def test_dvc_leaves_the_value_and_the_advice_restores_it(own_git: None) -> None:
     """With DVC itself, and a stage that ends as ours do."""
     Path("params.yaml").write_text("beta: 0.1\n")

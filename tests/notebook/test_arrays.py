@@ -152,6 +152,7 @@ def test_the_table_lists_every_loss() -> None:
     assert table["paper"].str.fullmatch(r"arXiv:\d{4}\.\d{5}").all()
 
 
+@pytest.mark.slow
 def test_importing_the_losses_imports_nothing_of_the_notebook() -> None:
     code = (
         "import sys, prefdag.dpo.losses; print(*[name for name in sys.modules if name.startswith('prefdag.notebook')])"

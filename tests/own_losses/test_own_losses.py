@@ -247,6 +247,7 @@ def test_own_options_that_are_not_used_are_refused(loss: str, own: dict[str, flo
 # The stage
 
 
+@pytest.mark.slow
 def test_the_stage_trains_on_an_own_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
     """With the formula of a built-in loss, the policy has the same bytes."""
     monkeypatch.chdir(tmp_path)

@@ -554,6 +554,7 @@ contents = (
 )
 
 
+@pytest.mark.slow
 @given(
     contents, st.sampled_from(["auto", *ROW_FORMATS]), st.sampled_from(["json", "jsonl", "csv", "jsonl.gz", "parquet"])
 )

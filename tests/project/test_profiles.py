@@ -156,11 +156,12 @@ def test_an_edit_of_any_kind_counts(content: str, repo: Path) -> None:
 
 
 def test_what_a_profile_wrote_is_no_edit(repo: Path) -> None:
-    """Not even if the profile, the commit or the scratch folder has changed since."""
+    """Not even if the profile has changed since, or if a fresh clone has what the profile would write."""
     Path("profiles/mine.yaml").write_text("beta: 0.3\n")
     assert profiles.apply("mine").backup is None
     Path("profiles/mine.yaml").write_text("beta: 0.4\n")
     assert profiles.apply("mine").backup is None
+    assert profiles.apply("tiny").backup is None
     shutil.rmtree(".prefdag")
     assert profiles.apply("tiny").backup is None
     Path("params.yaml").unlink()

@@ -224,6 +224,7 @@ def test_classes_and_confusions_come_from_the_tables(page: Page, inputs: Path) -
     ]
 
 
+@pytest.mark.slow
 def test_of_many_classes_only_the_worst_are_shown(here: Path, params: Params) -> None:
     """Classes without a test image have no accuracy and are not shown."""
     names = [*map(str, range(10)), *(f"a class without any image {i}" for i in range(25))]
@@ -568,6 +569,7 @@ def unpaired(here: Path) -> Path:
     return here
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unpaired")
 def test_unpaired_responses_are_not_called_pairs(params: Params) -> None:
     report.main(params)
@@ -736,6 +738,7 @@ def test_the_text_after_the_scored_tokens_is_shown(
     assert (result.of, result.kinds, result.full) == (1, ["desirable"], 0.5)
 
 
+@pytest.mark.slow
 def test_some_of_many_pairs_are_spaced_evenly(here: Path, root: Path) -> None:
     tree = read_yaml(root / "params.yaml")
     tree["report"]["text_examples"] = 4
@@ -773,6 +776,7 @@ def test_tokens_of_other_pairs_are_refused(here: Path, params: Params) -> None:
 # The copy that is published
 
 
+@pytest.mark.slow
 def test_the_published_page_has_details_of_its_run(
     here: Path, root: Path, params: Params, built: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -44,6 +44,7 @@ def test_only_leftovers_of_killed_writers_are_removed(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"model", alive.name, other.name}
 
 
+@pytest.mark.slow
 def test_a_settled_file_is_read_once_and_a_fresh_or_new_one_always(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

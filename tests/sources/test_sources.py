@@ -562,6 +562,7 @@ def test_an_archive_other_than_cifar10_is_refused(site: Site, cifar: dict[str, n
 # --- stages -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["download_pairs", "download_evals", "download_images", "download_model"])
 def test_download_stages_import_no_torch(name: str) -> None:
     code = f"import stages.{name}, sys; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"

@@ -170,6 +170,7 @@ def test_a_scheme_whose_package_is_missing_names_it(tmp_path: Path) -> None:
     assert "a source of kind path" in refusal(at(f"file://{tmp_path}/rows.jsonl"), tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_a_file_on_a_remote_of_dvc(site: Site, tmp_path: Path, own_git: None) -> None:
     for command in (
         ["git", "init", "-q"],

@@ -222,6 +222,7 @@ TEXT = st.text("abcdexyzAQ .,:?'\"\n\té漢", min_size=1, max_size=12)
 WORDS = TEXT.filter(str.strip)
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(WORDS, st.lists(WORDS, min_size=2, max_size=5, unique=True), st.data())
 def test_sharing_a_prompt_changes_no_score(

@@ -263,6 +263,7 @@ def test_the_untrained_model_can_be_used_during_training(kind: str, adapter: str
 # Saved
 
 
+@pytest.mark.slow
 @each_model
 @each_adapter
 def test_a_saved_policy_loads_together_with_its_reference(
@@ -340,6 +341,7 @@ def stepwise(model: nn.Module, prompt: list[int], n: int) -> list[int]:
     return answer
 
 
+@pytest.mark.slow
 @each_model
 @each_adapter
 def test_answers_are_the_most_probable_tokens_of_the_scoring_path(

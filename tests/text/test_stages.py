@@ -126,6 +126,7 @@ def test_eval_rows_are_scored_with_an_eos_only_if_they_end(monkeypatch: pytest.M
     assert limits == [(7, 9), (7, 9)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", TARGETS)
 @pytest.mark.parametrize("dtype", PRECISIONS)
 @pytest.mark.parametrize("seed", range(4))

@@ -153,6 +153,7 @@ def dense(packed: Pack, prefix: int, window: int | None) -> Tensor:
     return torch.tensor(rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefix", [0, 3])
 @pytest.mark.parametrize("window", [None, 5])
 @pytest.mark.parametrize("longest", [2, 96])

@@ -276,6 +276,7 @@ def test_prompt_ids_are_those_of_transformers(tmp_path: Path) -> None:
         assert tokenizer.prompt(dialogue).ids == expected
 
 
+@pytest.mark.slow
 def test_formatting_imports_no_torch(tmp_path: Path) -> None:
     write_byte_tokenizer(tmp_path, ["</s>"], LLAMA, bos_token="</s>", eos_token="</s>")
     code = (

@@ -100,6 +100,7 @@ def closed_port(monkeypatch: pytest.MonkeyPatch) -> str:
 # --- a server that answers
 
 
+@pytest.mark.slow
 def test_a_stage_run_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DVC_EXP_NAME", "lurid-oxen")
     monkeypatch.setenv("DVC_EXP_BASELINE_REV", "f" * 40)

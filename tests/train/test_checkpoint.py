@@ -190,6 +190,7 @@ def test_weights_in_channels_last_order_resume_exactly(tmp_path: Path) -> None:
     assert same(start(tmp_path / "killed", model=model()), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_adapters_with_dropout_resume_exactly(tmp_path: Path, kind: str) -> None:
     """Killed where no validation follows immediately: one would hide a wrong train or eval mode (GPT-2 has its own dropout)."""
