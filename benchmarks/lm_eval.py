@@ -98,7 +98,8 @@ def ours(sets: Mapping[str, Sequence[EvalRow]], folder: Path, dtype: str) -> dic
     from prefdag.text.evaluation import choices
     from prefdag.text.scoring.logps import group_logps
     from prefdag.text.scoring.trial import set_forward_mode
-    from prefdag.tokenizer.tokenizer import ChatTokenizer, positions
+    from prefdag.tokenizer.files import positions
+    from prefdag.tokenizer.tokenizer import ChatTokenizer
 
     if dtype == "float32":
         model = lm.load(folder)

@@ -3,7 +3,6 @@
 No stage depends on this module, since it only accepts or rejects. A stage gets its values from its own sections' classes.
 """
 
-import difflib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from prefdag.config.params import Params
-from prefdag.lifecycle.errors import ParamsError
+from prefdag.lifecycle.errors import ParamsError, suggestion
 from prefdag.runtime.yaml import read_yaml
 
 T = TypeVar("T")
@@ -56,8 +55,8 @@ def _one_line(error: ValidationError, tree: Mapping[str, Any]) -> str:
             return f"{dotted}: moved; it is now the section {MOVED[dotted]}, beside {keys[0]}"
         # A misspelt key is also missing under its right name, since every key is required: guess missing siblings first.
         missing = [k[-1] for (k, _), e in mistakes if e["type"] == "missing" and k[:-1] == keys[:-1]]
-        guess = difflib.get_close_matches(keys[-1], [*missing, *(k for k in parent if k != keys[-1])], n=1)
-        return f"{dotted}: unknown key; " + (f"did you mean '{guess[0]}'?" if guess else "remove it")
+        known = [*missing, *(key for key in parent if key != keys[-1])]
+        return f"{dotted}: unknown key; {suggestion(keys[-1], known, 'remove it')}"
     if first["type"] == "missing":
         pin = "; `prefdag pin` writes it" if keys[-1] in PINS and "kind" in parent else ""
         return f"{dotted}: missing; every key is required{pin}"

@@ -291,7 +291,8 @@ def _chat_models() -> "ChatModels":
     from prefdag.chat.dialogue import ChatModels
     from prefdag.text.generation.stream import stream
     from prefdag.text.model import load_for_generation
-    from prefdag.tokenizer.tokenizer import ChatTokenizer, positions
+    from prefdag.tokenizer.files import positions
+    from prefdag.tokenizer.tokenizer import ChatTokenizer
 
     models = load_for_generation(REFERENCE, POLICY)
     tokenizer = ChatTokenizer(REFERENCE, format_pairs.template, format_pairs.template_options)

@@ -40,7 +40,8 @@ def main(
     from prefdag.text.evaluation import choices, eval_logps
     from prefdag.text.evaluation import metrics as evaluate
     from prefdag.text.scoring.rows import chosen_groups, pair_rows, read_split
-    from prefdag.tokenizer.tokenizer import ChatTokenizer, positions
+    from prefdag.tokenizer.files import positions
+    from prefdag.tokenizer.tokenizer import ChatTokenizer
     from stages.losses import LOSSES
 
     budget = evaluate_text.tokens_per_batch

@@ -6,7 +6,8 @@ from prefdag.config.format_pairs import FormatPairs
 from prefdag.pairs import formatting
 from prefdag.runtime.artifacts import write_json, writing
 from prefdag.runtime.stage import stage
-from prefdag.tokenizer.tokenizer import ChatTokenizer, positions
+from prefdag.tokenizer.files import positions
+from prefdag.tokenizer.tokenizer import ChatTokenizer
 
 PAIRS = Path("data/validated/pairs.parquet")
 MODEL = Path("models/base")

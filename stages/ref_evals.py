@@ -22,7 +22,8 @@ def main(format_pairs: FormatPairs, evaluate_text: EvaluateText) -> None:
     from prefdag.text import model as lm
     from prefdag.text.evaluation import eval_logps
     from prefdag.text.scoring.rows import chosen_groups, read_split
-    from prefdag.tokenizer.tokenizer import ChatTokenizer, positions
+    from prefdag.tokenizer.files import positions
+    from prefdag.tokenizer.tokenizer import ChatTokenizer
 
     tokenizer = ChatTokenizer(REFERENCE, format_pairs.template, format_pairs.template_options)
     questions = read_eval_sets(EVALS, evaluate_text.max_eval_rows)

@@ -6,7 +6,7 @@ from prefdag.config.validate_pairs import ValidatePairs
 from prefdag.gate.contamination import find_overlaps
 from prefdag.pairs.eval_sets import ignored_columns as set_ignored
 from prefdag.pairs.eval_sets import read_eval_sets
-from prefdag.pairs.schema import ignored_columns, read_pairs, write_pairs
+from prefdag.pairs.schema import ignored_columns, read_pairs, repeat_prompt, write_pairs
 from prefdag.runtime.artifacts import scratch, write_json, writing
 from prefdag.runtime.stage import stage
 
@@ -33,6 +33,11 @@ def main(validate_pairs: ValidatePairs) -> None:
     tell_ignored("pairs", ignored_columns(read))
     for name, rows in sets.items():
         tell_ignored(name, set_ignored(rows))
+    if repeated := repeat_prompt(read):
+        print(
+            f"validate_pairs: in {repeated:,} of {len(read):,} rows both responses begin with the prompt, so it would be "
+            "trained twice; remove it from them unless they quote it"
+        )
     overlaps = find_overlaps(pairs, sets)
     shares = measure_shares(pairs[pairs["fault"].isna()])
     tables = [

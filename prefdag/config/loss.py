@@ -4,7 +4,8 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, Discriminator, Field, Tag
 
-from prefdag.own_losses.names import OWN_LOSSES, own_losses, suggestion
+from prefdag.lifecycle.errors import suggestion
+from prefdag.own_losses.names import OWN_LOSSES, own_losses
 from prefdag.runtime.types import Positive, shape
 
 LossName = Literal[  # noqa: RUF041 - split to keep the lines short

@@ -1,11 +1,11 @@
 """The section validate_pairs: the formats of preference pairs, and their checks."""
 
-import difflib
 from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, Field, ValidationError
 
 from prefdag.config.levels import Level
+from prefdag.lifecycle.errors import suggestion
 from prefdag.runtime.types import Fraction, Positive, Text, strict
 
 FormatName = Literal[
@@ -15,6 +15,9 @@ FormatName = Literal[
     "argilla",
     "shp",
     "helpsteer3",
+    "safe-rlhf",
+    "arena",
+    "versus",
     "pku",
     "plain",
     "alpaca",
@@ -77,9 +80,8 @@ def _known(columns: dict[str, str | None]) -> dict[str, str | None]:
     """`columns`, if every name that has a path is one of `COLUMNS`."""
     for name, path in columns.items():
         if path is not None and name not in COLUMNS:
-            guess = difflib.get_close_matches(name, COLUMNS, n=1)
-            remedy = f"did you mean '{guess[0]}'?" if guess else f"use {', '.join(COLUMNS)}"
-            raise ValueError(f"unknown name '{name}'; {remedy}")
+            names = ", ".join(COLUMNS)
+            raise ValueError(f"unknown name '{name}'; {suggestion(name, COLUMNS, f'use {names}')}")
     return columns
 
 

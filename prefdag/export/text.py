@@ -98,7 +98,7 @@ def check_template(folder: Path, ours: "ChatTokenizer", dialogues: Iterable[turn
     theirs: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     for number, (messages, tools) in enumerate(dialogues):
         ids = theirs.apply_chat_template(
-            ours.renderer.form(messages, tools),
+            ours.renderer(tools).form(messages, tools),
             tools=tools,
             add_generation_prompt=True,
             return_dict=False,

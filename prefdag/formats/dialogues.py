@@ -24,7 +24,7 @@ Message = dict[str, str]  # role: system, user, assistant or tool; content; and 
 ROLES = {
     **dict.fromkeys(("system", "developer"), "system"),
     **dict.fromkeys(("user", "human", "prompter"), "user"),
-    **dict.fromkeys(("assistant", "gpt", "model", "chatbot"), "assistant"),
+    **dict.fromkeys(("assistant", "gpt", "model", "chatbot", "bot", "ai"), "assistant"),
     **dict.fromkeys(("tool", "observation", "function", "function_response", "ipython"), "tool"),
     **dict.fromkeys(("function_call", "tool_call"), "call"),  # LLaMA-Factory's turn of calls, whose value is JSON
 }
@@ -32,7 +32,9 @@ ROLE_KEYS, CONTENT_KEYS = ("role", "from"), ("content", "value", "text")
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 TEXT_PARTS = {"text", "input_text", "output_text"}
 STORED = re.compile(r"""\s*\[?\s*\{\s*['"]""")  # an object or a list of objects stored as text
-SPEAKER = re.compile(r"\n\n(Human|Assistant):")
+SPEAKER = re.compile(r"(?:\n\n|\A)(Human|Assistant):")
+# Some programs strip the line breaks in front.
+TRANSCRIPT = re.compile(r"\n\nHuman:|Human:.*\n\nAssistant:", re.DOTALL)
 NAMES = {
     "system": "a system turn",
     "user": "a user turn",
@@ -49,7 +51,7 @@ def dialogue(field: "Field", role: str) -> list[Message]:
     if isinstance(field.value, dict):
         return [message(field)]
     text = field.text()
-    if not text.startswith("\n\nHuman:"):
+    if not TRANSCRIPT.match(text):
         return [{"role": role, "content": text}]
     turns = transcript(text, field.path)
     # A prompt may end where the response begins.
@@ -95,7 +97,7 @@ def message(turn: "Field") -> Message:
     if isinstance(turn.value, str) and STORED.match(turn.value):
         turn.structured()
     if not isinstance(turn.value, dict):
-        raise Fault(turn.path, f"{kind(turn.value)} where an object is needed")
+        raise Fault(turn.path, f"{kind(turn.value)} where a turn is needed, an object with role and content")
     role_field, content = _needed(turn, ROLE_KEYS), turn.one_of(*CONTENT_KEYS)
     spelled = role_field.text()
     role = ROLES.get(spelled.lower())
@@ -133,12 +135,17 @@ def _needed(turn: "Field", keys: tuple[str, ...]) -> "Field":
     if field is None:
         pair = next((own for own in (("role", "content"), ("from", "value")) if own[0] in turn), ("role", "content"))
         name = pair[0] if keys is ROLE_KEYS else pair[1]
-        raise Fault(f"{turn.path}.{name}", f"missing; a turn needs {pair[0]} and {pair[1]}")
+        needs = f"missing; a turn needs {pair[0]} and {pair[1]}"
+        if "[" not in turn.path:  # an object that only has the text of a response, for example beside its score
+            needs += f"; or name the text in validate_pairs.columns, as {turn.path}.KEY"
+        raise Fault(f"{turn.path}.{name}", needs)
     return field
 
 
 def _content(field: "Field") -> str:
-    """A text, or the texts of a list of parts, joined."""
+    """A text, or the texts of a list of parts, joined; or one such part."""
+    if isinstance(field.value, dict):
+        return _part(field)
     if not isinstance(field.value, list):
         return field.text()
     return "".join(part.text() if isinstance(part.value, str) else _part(part) for part in field.items("parts"))

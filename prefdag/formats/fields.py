@@ -21,7 +21,7 @@ from prefdag.formats.values import decoded, holds, needs_label, needs_number, ne
 
 # Names of content that changes what a row means, without letter case and punctuation. A row is invalid if one is not read.
 MEANINGFUL = {
-    *("system", "systemprompt", "systemmessage", "history", "context", "documents"),
+    *("system", "systemprompt", "systemmessage", "history", "context", "document", "documents", "passage", "input"),
     *("tools", "toolcalls", "toolcallid", "functions", "functioncall", "functioncalls"),
     *("reasoning", "reasoningcontent", "thinking"),
     *("image", "images", "imageurl", "imageurls", "video", "videos", "audio", "audios"),
@@ -46,7 +46,9 @@ class Field:
         return isinstance(self.value, dict) and key in self.value
 
     def __getitem__(self, key: str) -> "Field":
-        """The field `key` of an object. Raises `Fault` if it is missing."""
+        """The field `key` of an object, which may be stored as text. Raises `Fault` if it is missing."""
+        if isinstance(self.value, str) and self.value.lstrip().startswith("{"):
+            self.structured()
         if key not in needs_object(self.value, self.path or None):
             raise Fault(self._below(key), "missing; add it or remove the row")
         return self._child(key)

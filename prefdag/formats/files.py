@@ -15,13 +15,14 @@ logger = logging.getLogger(__name__)
 # What repositories of data have beside it. Files and folders whose names start with a dot are passed over too.
 BESIDE = re.compile(
     r"(readme|licen[cs]e|notice|citation|changelog)([._-].*)?|.*\.(md|rst)|"
-    r"dataset_infos?\.json|dataset_dict\.json|state\.json|thumbs\.db|desktop\.ini",
+    r"dataset_infos?\.json|dataset_dict\.json|state\.json|thumbs\.db|desktop\.ini|"
+    r"cache-[0-9a-f]+(_\d+_of_\d+)?\.arrow",  # copies of the rows that the library datasets keeps
     re.IGNORECASE,
 )
 SPLIT_WORDS = {
     **dict.fromkeys(("train", "training", "trainset"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "dev", "devset"), "val"),
-    **dict.fromkeys(("test", "testing", "testset"), "test"),
+    **dict.fromkeys(("val", "valid", "validation", "dev", "devset", "eval", "evaluation"), "val"),
+    **dict.fromkeys(("test", "testing", "testset", "holdout", "heldout"), "test"),
 }
 # With a byte order mark. UTF-32 comes first, since its mark begins with that of UTF-16.
 ENCODINGS = {

@@ -38,6 +38,14 @@ def scores(row: "Row") -> Scores | None:
     return None
 
 
+def unreadable_score(row: "Row") -> "Field | None":
+    """The first score that is no number, in columns that have both scores."""
+    for columns in SCORE_COLUMNS:
+        if all(row.has(column) for column in columns):
+            return next((row[column] for column in columns if finite(row[column].value) is None), None)
+    return None
+
+
 def _from_probability(field: "Field") -> float:
     return field.number()  # the gate checks its range
 

@@ -83,11 +83,14 @@ def hh_rlhf(row: "Row") -> Pair:
 def agreeing(stated: list[Message], before: list[Message], column: str, other: str) -> list[Message]:
     """The whole prompt, `stated` in one column, of which another has the turns `before` the response.
 
-    One may have a system turn, earlier turns or later ones that the other lacks. Raises `Fault` if they contradict each other.
+    One may have a system turn, earlier turns or later ones that the other lacks, or `before` goes on where `stated` ends.
+    Raises `Fault` if they contradict each other.
     """
     (system, own), (other_system, turns) = _apart(stated), _apart(before)
     longer, shorter = sorted((_contents(own), _contents(turns)), key=len, reverse=True)
     if shorter not in (longer[: len(shorter)], longer[len(longer) - len(shorter) :]):
+        if own and turns and own[-1]["role"] != "assistant" == turns[0]["role"]:
+            return stated + turns  # the responses go on for several turns, of which only the last one differs
         raise _contradiction(column, own, other, turns)
     if system and other_system and _contents(system) != _contents(other_system):
         raise _contradiction(column, system, other, other_system)

@@ -1,4 +1,4 @@
-"""Read a raw file (JSON, JSON lines, CSV, TSV, parquet) as numbered records, each of them any JSON value.
+"""Read a raw file (JSON, JSON lines, CSV, TSV, parquet, Arrow) as numbered records, each of them any JSON value.
 
 A record that cannot be read is replaced by a `Fault`, and reading goes on. If the rest of a file cannot be read, so that it is
 unknown how many rows are lost, a `DataError` is raised.
@@ -10,6 +10,8 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
+from datetime import date, time, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +25,15 @@ from prefdag.lifecycle.errors import DataError
 
 Record = tuple[int | str, Any]  # row number from 1, or SPLIT:NUMBER; and any JSON value or a Fault
 
+ARROW_FILE = b"ARROW1"
 # Keys of an object that holds the rows of a whole file, beside the names of splits.
 LISTS_OF_ROWS = {"data", "rows", "examples", "instances"}
 
 
 def read_records(path: Path, name: str) -> Iterator[Record]:
-    """The rows of a .json, .jsonl, .csv or .tsv (each also .gz or .zst) or .parquet file; `name` is its name in messages.
+    """The rows of a .json, .jsonl, .csv, .tsv (each also .gz or .zst), .parquet or .arrow file.
+
+    `name` is its name in messages.
 
     A JSON file is a list, one object per line, or an object of splits: {"train": [...], "test": [...]}.
 
@@ -42,10 +47,12 @@ def read_records(path: Path, name: str) -> Iterator[Record]:
         return _json(read_text(path, name), name)
     if kind in {".csv", ".tsv"}:
         return _csv_rows(read_text(path, name), name, "\t" if kind == ".tsv" else None)
-    if kind == ".parquet" and path.suffix.lower() == kind:
-        return _parquet_rows(path, name)
+    batches = {".parquet": _parquet_batches, ".arrow": _arrow_batches, ".feather": _arrow_batches}.get(kind)
+    if batches and path.suffix.lower() == kind:
+        return _table_rows(batches(path), name, "Arrow" if batches is _arrow_batches else "parquet")
     raise DataError(
-        f"{name}: not .json, .jsonl, .csv, .tsv (or one of these with .gz or .zst) or .parquet; remove it from the source"
+        f"{name}: not .json, .jsonl, .csv, .tsv (or one of these with .gz or .zst), .parquet or .arrow; "
+        "remove it from the source"
     )
 
 
@@ -61,17 +68,37 @@ def _json(text: str, name: str) -> Iterator[Record]:
             whole, end = JSON.raw_decode(start)
         except (ValueError, RecursionError):
             return _json_lines(text)  # which names the line
-        if not start[end:].strip(" \t\r\n"):
-            if all(
-                isinstance(rows, list) and (split_of_name(key) or key in LISTS_OF_ROWS) for key, rows in whole.items()
-            ):
-                return ((f"{key}:{number}", row) for key, rows in whole.items() for number, row in enumerate(rows, 1))
-            if "\n" in start[:end]:
-                keys = ascii(", ".join(whole))[1:-1][:EXCERPT]
+        spans_lines = "\n" in start[:end]
+        if start[end:].strip(" \t\r\n"):
+            if spans_lines and start[end:].lstrip().startswith("{"):
                 raise DataError(
-                    f"{name}: one object with the keys {keys}; write a list, one object per line, or splits"
+                    f"{name}: objects that span several lines; write a list, or one object per line (jq -c .)"
                 )
+        elif all(
+            isinstance(rows, list) and (split_of_name(key) or key in LISTS_OF_ROWS) for key, rows in whole.items()
+        ):
+            return ((f"{key}:{number}", row) for key, rows in whole.items() for number, row in enumerate(rows, 1))
+        elif fault := _whole_fault(whole, spans_lines=spans_lines):
+            raise DataError(f"{name}: {fault}")
     return _json_lines(text)
+
+
+def _whole_fault(whole: dict[str, Any], *, spans_lines: bool) -> str | None:
+    """Why the only object of a file is no row, if it looks like something else."""
+    keys = ascii(", ".join(whole))[1:-1][:EXCERPT]
+    values = list(whole.values())
+    for key in LISTS_OF_ROWS & whole.keys():
+        if isinstance(whole[key], list) and any(isinstance(row, dict) for row in whole[key]):
+            return f"rows in {key!r}, beside other keys ({keys}); keep only {{{key!r}: [...]}}, or the list"
+    texts = all(isinstance(value, list) and all(isinstance(text, str) for text in value) for value in values)
+    numbered = all(isinstance(value, dict) and all(key.isdigit() for key in value) for value in values)
+    if len(values) > 1 and (texts or numbered) and len({len(value) for value in values}) == 1 and values[0]:
+        return f"columns ({keys}) where rows are needed; in pandas, to_json(path, orient='records', lines=True)"
+    if values and all(key.isdigit() and isinstance(value, dict) for key, value in whole.items()):
+        return "an object of rows by number; write a list, or one row per line"
+    if spans_lines:
+        return f"one object with the keys {keys}; write a list, one object per line, or splits"
+    return None
 
 
 def _json_lines(text: str) -> Iterator[Record]:
@@ -116,7 +143,8 @@ def _json_list(text: str, name: str) -> Iterator[Record]:
 def _csv_rows(text: str, name: str, divided_by: str | None) -> Iterator[Record]:
     """The rows below a header. `divided_by` is found from the header if it is None."""
     csv.field_size_limit(2**31 - 1)  # long responses are valid
-    between = divided_by or delimiter(text.partition("\n")[0].rstrip("\r"), name)
+    text = text.lstrip("\r\n")
+    between = divided_by or delimiter(re.split("[\r\n]", text, maxsplit=1)[0], name)
     lines = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=between)
     number = 0
     try:
@@ -130,24 +158,51 @@ def _csv_rows(text: str, name: str, divided_by: str | None) -> Iterator[Record]:
             elif cells:
                 marks = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}[between]
                 advice = f"quote cells that contain {marks} or line breaks"
+                if len(cells) > len(header):
+                    advice += "; the first line must be the header"
                 yield number, Fault(None, f"{len(cells)} cells under a header of {len(header)}; {advice}")
     except csv.Error as error:
         raise DataError(f"{name}:{number + 1}: not CSV ({error}); fix the file or fetch it again") from None
 
 
-def _parquet_rows(path: Path, name: str) -> Iterator[Record]:
+def _table_rows(batches: Iterator[pa.RecordBatch], name: str, kind: str) -> Iterator[Record]:
     number = 0
     try:
-        for batch in pq.ParquetFile(path).iter_batches():
+        for batch in batches:
             for number, record in enumerate(batch.to_pylist(), number + 1):  # noqa: B020 - continues the count
-                yield number, {key: _without_nulls(value) for key, value in record.items()}
+                yield number, {key: _plain(value) for key, value in record.items()}
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         reason = " ".join(str(error).split())[:EXCERPT]
-        raise DataError(f"{name}:{number + 1}: not readable parquet ({reason}); fetch it again") from None
+        raise DataError(f"{name}:{number + 1}: not readable {kind} ({reason}); fetch it again") from None
 
 
-def _without_nulls(value: Any) -> Any:
-    """`value` without the keys of inner objects that are null: parquet gives every object the keys of all of them."""
-    if isinstance(value, dict):
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
-    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
+def _parquet_batches(path: Path) -> Iterator[pa.RecordBatch]:
+    yield from pq.ParquetFile(path).iter_batches()
+
+
+def _arrow_batches(path: Path) -> Iterator[pa.RecordBatch]:
+    """Of a file that can be read from any place, or of a stream, which is what the library datasets writes."""
+    with path.open("rb") as file:
+        is_file = file.read(len(ARROW_FILE)) == ARROW_FILE
+    with pa.memory_map(str(path)) as source:
+        if is_file:
+            reader = pa.ipc.open_file(source)
+            yield from (reader.get_batch(number) for number in range(reader.num_record_batches))
+        else:
+            yield from pa.ipc.open_stream(source)
+
+
+def _plain(value: Any) -> Any:
+    """`value` as JSON has it, and without the keys of inner objects that are null: a table gives each object all keys."""
+    match value:
+        case dict():
+            return {key: _plain(item) for key, item in value.items() if item is not None}
+        case list():
+            return [_plain(item) for item in value]
+        case Decimal():
+            return float(value)
+        case bytes():  # some writers do not say which of them are texts
+            return value.decode("utf-8", errors="surrogateescape")
+        case date() | time() | timedelta():
+            return str(value)
+    return value

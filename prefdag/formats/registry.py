@@ -1,15 +1,18 @@
 """`ROW_FORMATS`, the formats of rows: their keys and parsers, and how a file's format is detected."""
 
+import difflib
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
+from prefdag.formats.compared import arena, safe_rlhf, versus
 from prefdag.formats.context import tools_of, with_history, with_system
 from prefdag.formats.dialogues import dialogue
 from prefdag.formats.faults import EXCERPT, Fault
-from prefdag.formats.judgements import preference, scores
+from prefdag.formats.judgements import PREFERENCE_COLUMNS, preference, scores
 from prefdag.formats.paired import hh_rlhf, instructed, labelled_dialogue, openai, paired, single
 from prefdag.formats.scored import distilabel, helpsteer, nectar, shp, strength, ultrafeedback
 
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
 
 SIDES = ("chosen", "rejected")
 
+# Keys that validate_pairs.columns may map.
+MAPPED = {"prompt", "chosen", "rejected", "completion", "label"}
 FIRST_SUGGESTED = {"plain", "sharegpt", "alpaca", "orca", "messages", "unpaired"}
 
 
@@ -66,6 +71,17 @@ ROW_FORMATS: Mapping[str, RowFormat] = {
     "helpsteer3": RowFormat(
         ("prompt|context", "response1|response_1", "response2|response_2", "overall_preference|preference_strength"),
         strength,
+    ),
+    "safe-rlhf": RowFormat(("prompt", "response_0", "response_1", "better_response_id"), safe_rlhf),
+    "arena": RowFormat(("conversation_a", "conversation_b", "winner"), arena),
+    "versus": RowFormat(
+        (
+            "prompt|instruction|question",
+            "response_a|answer_a",
+            "response_b|answer_b",
+            "winner|winner_model_a",
+        ),
+        versus,
     ),
     "pku": RowFormat(
         ("context", "chosen", "rejected"),
@@ -117,6 +133,9 @@ def parse_row(row: "Row", name: str) -> "Pair":
     if pair.chosen is None or pair.rejected is None:
         return pair._replace(prompt=prompt, tools=tools)
     stated = preference(row)
+    if stated is not None and pair.preference not in (None, stated):
+        column = next(columns[0] for columns in PREFERENCE_COLUMNS if columns[0] in row)
+        raise Fault(column, f"{stated:g}, but format {name} makes it {pair.preference:g}; keep one of them")
     return pair._replace(
         prompt=prompt,
         tools=tools,
@@ -131,19 +150,43 @@ def detect_format(rows: Sequence["Row"]) -> str:
     best = max(fits, key=lambda name: fits[name])
     if fits[best]:
         return best
-    nearest = min(ROW_FORMATS, key=lambda name: _distance(rows[0], name))
-    lacks = missing(rows[0], ROW_FORMATS[nearest])
+    first = rows[0]
+    nearest = min(ROW_FORMATS, key=lambda name: _distance(first, name))
+    lacks = missing(first, ROW_FORMATS[nearest])
     what = (
         f"which also needs {' and '.join(key.replace('|', ' or ') for key in lacks)}"
         if lacks
         else DIFFERENT.get(nearest, "of which one is null here")
     )
     keys = ", ".join(spelled(ROW_FORMATS[nearest]))
+    guesses = ", ".join(
+        f"{name}: {key if key.isidentifier() else json.dumps(key)}" for name, key in _other_names(first, lacks).items()
+    )
+    remedy = (
+        f"if these are its columns, set validate_pairs.columns to {{{guesses}}}"
+        if guesses
+        else ("map other names with validate_pairs.columns")
+    )
     raise Fault(
         None,
-        f"no known format: the keys are {_keys(rows[0])}; the nearest is {nearest} ({keys}), {what}; "
-        "map other names with validate_pairs.columns (docs/data.md)",
+        f"no known format: the keys are {_keys(first)}; the nearest is {nearest} ({keys}), {what}; {remedy} (docs/data.md)",
     )
+
+
+def _other_names(row: "Row", lacks: list[str]) -> dict[str, str]:
+    """The keys of a row that are perhaps other spellings of those that it lacks: "Chosen", "text_chosen" or "reject"."""
+    words = {key: re.findall("[a-z]+", key.lower()) for key in row.value}
+    found: dict[str, str] = {}
+    for keys in lacks:
+        name = next((key for key in keys.split("|") if key in MAPPED), None)
+        like = [key for key, parts in words.items() if name and any(p == name or _is_form(p, name) for p in parts)]
+        if name and len(like) == 1 and like[0] not in found.values():
+            found[name] = like[0]
+    return found
+
+
+def _is_form(word: str, name: str) -> bool:
+    return difflib.SequenceMatcher(None, word, name).ratio() > 0.8
 
 
 def missing(row: "Row", row_format: RowFormat) -> list[str]:
@@ -163,7 +206,8 @@ def _fits(row: "Row", row_format: RowFormat) -> bool:
 
 def _distance(row: "Row", name: str) -> tuple[int, bool, int]:
     """How far a row is from a format: the more keys it has, the nearer; then common formats, and those that need less."""
-    lacks = len(missing(row, ROW_FORMATS[name]))
+    keys = missing(row, ROW_FORMATS[name])
+    lacks = len(keys) - len(_other_names(row, keys))
     return lacks - len(ROW_FORMATS[name].keys), name not in FIRST_SUGGESTED, lacks
 
 

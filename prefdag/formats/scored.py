@@ -71,6 +71,10 @@ def distilabel(row: "Row") -> Pair:
 def helpsteer(row: "Row") -> Pair:
     """HelpSteer2: consecutive rows with the same `prompt`, each with a `response` and its `helpfulness`."""
     rated = [(each["response"], each["helpfulness"].number()) for each in (row, *row.others)]
+    if not row.others:
+        raise Fault(
+            "prompt", "no row beside this one has the same prompt, and a pair needs two; sort the rows by prompt"
+        )
     pair = ranked(_helpsteer_prompt(row["prompt"]), rated, "response")
     for response, _ in rated:
         response.take()
@@ -80,7 +84,9 @@ def helpsteer(row: "Row") -> Pair:
 def ranked(prompt: list[Message], responses: Sequence[tuple["Field", float]], column: str) -> Pair:
     """The best response against the worst: the first of the best, the last of the worst. Equal scores are a tie."""
     if len(responses) < 2:
-        raise Fault(column, f"{len(responses)} rated responses; a pair needs two")
+        raise Fault(
+            column, f"{len(responses)} rated {'response' if len(responses) == 1 else 'responses'}; a pair needs two"
+        )
     best = max(responses, key=lambda item: item[1])
     worst = min(reversed(responses), key=lambda item: item[1])
     tie = best[1] == worst[1]

@@ -11,7 +11,12 @@ import tokenize
 from collections import Counter
 from typing import Any
 
-from prefdag.formats.faults import REPEATED, Fault, kind
+from prefdag.formats.faults import EXCERPT, REPEATED, Fault, kind
+
+LABELS = {
+    **dict.fromkeys(("true", "1", "1.0", "yes", "good", "desirable", "positive", "thumbs up", "chosen"), True),
+    **dict.fromkeys(("false", "0", "0.0", "no", "bad", "undesirable", "negative", "thumbs down", "rejected"), False),
+}
 
 
 def needs_object(value: Any, column: str | None) -> dict[str, Any]:
@@ -37,10 +42,10 @@ def needs_text(value: Any, column: str | None) -> str:
 def needs_number(value: Any, column: str) -> float:
     """`value` as a finite number. Text is converted, since CSV has nothing else."""
     if value is REPEATED or isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise Fault(column, f"{kind(value)} where a number is needed; without the column every preference is 1")
+        raise Fault(column, f"{kind(value)} where a number is needed; write one or remove the row")
     number = finite(value)
     if number is None:
-        raise Fault(column, "not a finite number; write one or leave the column out")
+        raise Fault(column, "not a finite number; write one or remove the row")
     return number
 
 
@@ -54,12 +59,12 @@ def finite(value: Any) -> float | None:
 
 
 def needs_label(value: Any, column: str) -> bool:
-    """`value` as true or false. It may be 1 or 0, and either may be text, as in CSV."""
-    if isinstance(value, str):
-        value = {"true": 1, "1": 1, "1.0": 1, "false": 0, "0": 0, "0.0": 0}.get(value.lower(), value)
-    if not isinstance(value, bool | int | float) or value not in (0, 1):
-        raise Fault(column, f"{kind(value)} where true or false is needed; write true for a desirable completion")
-    return bool(value)
+    """`value` as true or false. It may be 1 or 0, also as text, as in CSV, or one of `LABELS`."""
+    number = LABELS.get(value.strip().lower().replace("_", " "), value) if isinstance(value, str) else value
+    if not isinstance(number, bool | int | float) or number not in (0, 1):
+        given = f"{value[:EXCERPT]!r}" if isinstance(value, str) else kind(value)
+        raise Fault(column, f"{given} where true or false is needed; write true for a desirable completion")
+    return bool(number)
 
 
 def holds(value: Any) -> bool:

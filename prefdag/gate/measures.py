@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import pandas as pd
 
 from prefdag.pairs.ngrams import normalised, words
+from prefdag.pairs.turns import typed_text
 from prefdag.stats import intervals
 
 if TYPE_CHECKING:
@@ -64,9 +65,7 @@ def disagreement(pairs: pd.DataFrame) -> Share | None:
 
 def repeated_prompts(pairs: pd.DataFrame) -> Share | None:
     """Rows whose whole prompt, ignoring letter case and white space, is also the prompt of an earlier row."""
-    prompts = [
-        "\n".join(normalised(text) for turn in prompt for text in turn_texts(turn)) for prompt in pairs["prompt"]
-    ]
+    prompts = ["\n".join(normalised(typed_text(turn)) for turn in prompt) for prompt in pairs["prompt"]]
     return _count(len(prompts) - len(set(prompts)), len(prompts))
 
 
@@ -162,7 +161,7 @@ def row_texts(pairs: pd.DataFrame) -> "pd.Series[str]":
     texts = [
         "\n".join(
             [
-                *(text for turn in prompt for text in turn_texts(turn)),
+                *map(typed_text, prompt),
                 *(side for side in sides if isinstance(side, str)),
             ]
         )
@@ -171,11 +170,6 @@ def row_texts(pairs: pd.DataFrame) -> "pd.Series[str]":
         for prompt, *sides in pairs[["prompt", "chosen", "rejected"]].itertuples(index=False)
     ]
     return pd.Series(texts, pairs.index, "str")
-
-
-def turn_texts(turn: Mapping[str, str]) -> list[str]:
-    """The content of a turn, and its tool calls and reasoning as JSON."""
-    return [turn["content"], *([turn["extra"]] if turn.get("extra") else [])]
 
 
 def scripts(pairs: pd.DataFrame) -> "pd.Series[str]":

@@ -1,4 +1,7 @@
-"""The errors a stage can end with, and their exit codes."""
+"""The errors a stage can end with, and their exit codes; and what their messages may suggest."""
+
+import difflib
+from collections.abc import Iterable
 
 
 class PrefdagError(Exception):
@@ -33,3 +36,9 @@ class NumericError(PrefdagError):
     """A loss, gradient or reward is not finite, or the policy does not start at its reference."""
 
     exit_code = 3
+
+
+def suggestion(name: str, known: Iterable[str], otherwise: str) -> str:
+    """A close match among `known`, as a question; else `otherwise`."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"did you mean '{close[0]}'?" if close else otherwise

@@ -16,8 +16,7 @@ from prefdag.config.dpo_text import DpoText
 from prefdag.config.format_pairs import FormatPairs
 from prefdag.config.loss_options import LossOptions
 from prefdag.dpo.losses import LOSSES, Loss
-from prefdag.lifecycle.errors import DataError, ParamsError
-from prefdag.own_losses.names import suggestion
+from prefdag.lifecycle.errors import DataError, ParamsError, suggestion
 from prefdag.runtime.types import Count, Positive, PositiveInt, strict
 
 NEVER = 10**9  # steps

@@ -41,7 +41,8 @@ from prefdag.text.dpo_run import dpo_run, new_policy
 from prefdag.text.model import ADAPTER_CONFIG, prepare_generation
 from prefdag.text.scoring.logps import all_pair_logps
 from prefdag.text.scoring.rows import read_split
-from prefdag.tokenizer.tokenizer import ChatTokenizer, positions
+from prefdag.tokenizer.files import positions
+from prefdag.tokenizer.tokenizer import ChatTokenizer
 from prefdag.train.checkpoint import Checkpoints
 from prefdag.train.loop import History, fit
 

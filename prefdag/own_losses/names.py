@@ -4,9 +4,10 @@ The file is not run, so that params.yaml is checked without importing torch. `ch
 """
 
 import ast
-import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
+
+from prefdag.lifecycle.errors import suggestion
 
 OWN_LOSSES = Path("stages/losses.py")
 TABLE = "LOSSES"
@@ -71,9 +72,3 @@ def check_own_options(options: dict[str, Value]) -> dict[str, Value]:
         if not isinstance(value, types) or (isinstance(value, bool) and bool not in types and object not in types):
             raise ValueError(f"{name}: should be of type {known[name]}, as in {OWN_LOSSES}, not {value!r}")
     return options
-
-
-def suggestion(name: str, known: Iterable[str], otherwise: str) -> str:
-    """A close match among `known`, as a question; else `otherwise`."""
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"did you mean '{close[0]}'?" if close else otherwise

@@ -35,10 +35,9 @@ def formatting_changes(
         if parts[side].truncated and not tokenizer.decode(parts[side].ids[:-1]).strip():
             return [FormattingChange(source, side, "left out", "the cut leaves nothing but white space")]
     changes = []
-    answers = {side: turns.response(row, side) for side in SIDES}
     texts = {
-        "prompt": "\n".join(map(turns.typed_text, turns.messages(row["prompt"]))),
-        **{side: turns.typed_text(turn) if turn else "" for side, turn in answers.items()},
+        "prompt": "\n".join(map(turns.typed_text, row["prompt"])),
+        **{side: turns.typed_text({"content": row[side], "extra": row.get(f"{side}_extra")}) for side in SIDES},
     }
     for part, text in texts.items():
         if typed := tokenizer.typed_controls(text):

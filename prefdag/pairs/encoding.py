@@ -6,7 +6,7 @@ import pyarrow as pa
 
 from prefdag.lifecycle.errors import DataError
 from prefdag.pairs import turns
-from prefdag.tokenizer.tokenizer import Encoded
+from prefdag.tokenizer.dialogue import Encoded
 
 if TYPE_CHECKING:
     from prefdag.tokenizer.tokenizer import ChatTokenizer

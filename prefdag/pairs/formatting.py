@@ -23,14 +23,15 @@ from prefdag.pairs import limits, turns
 from prefdag.pairs.changes import FormattingChange, boundary_joins, example, formatting_changes
 from prefdag.pairs.encoding import PAIRS_SCHEMA, PARTS, columns_of, encode_pair
 from prefdag.pairs.ngrams import normalised
-from prefdag.pairs.observations import Observations, cut_lines, template_lines, template_writes
+from prefdag.pairs.observations import Observations, cut_lines, template_lines, template_writes, turn_marks
 from prefdag.pairs.splits import LEFT_OUT, SPLITS, check_fractions, digest, split_by_prompt
 from prefdag.runtime.artifacts import read_batches
 
 if TYPE_CHECKING:
     from prefdag.config.format_pairs import FormatPairs
     from prefdag.pairs.limits import Limits
-    from prefdag.tokenizer.tokenizer import ChatTokenizer, Encoded
+    from prefdag.tokenizer.dialogue import Encoded
+    from prefdag.tokenizer.tokenizer import ChatTokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -188,7 +189,7 @@ def _encode(
     before: list[npt.NDArray[np.int32]] = []
     published: list[str] = []
     left_out, first, counts = 0, None, Counter[tuple[str, str]]()
-    observations = Observations(tokenizer.renderer.turn_marks)
+    observations = Observations(turn_marks(tokenizer))
     with pq.ParquetWriter(out, PAIRS_SCHEMA) as writer, changed.open("w", encoding="utf-8", newline="") as file:
         listing = csv.writer(file, lineterminator="\n")
         listing.writerow(FormattingChange._fields)

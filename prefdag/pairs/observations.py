@@ -20,7 +20,7 @@ class Observations:
     """Counts over the rows that were added."""
 
     def __init__(self, turn_marks: Sequence[str]) -> None:
-        """Start with no rows; `turn_marks` as `Renderer.turn_marks`."""
+        """Start with no rows; `turn_marks` as the function of this name."""
         self.marks: re.Pattern[str] = any_of(turn_marks)
         self.rows = self.responses = self.rendered = 0
         self.first_rendered = ""
@@ -80,24 +80,31 @@ class Observations:
 
 def template_writes(tokenizer: "ChatTokenizer") -> dict[str, str]:
     """What a chat template writes around every answer, as text: `before`, `after`, and the `end` of the turn."""
-    affixes = tokenizer.renderer.affixes
+    affixes = tokenizer.renderer().affixes
     return {"before": affixes.before, "after": affixes.after, "end": tokenizer.decode([tokenizer.end_id])}
 
 
+def turn_marks(tokenizer: "ChatTokenizer") -> list[str]:
+    """Texts which show that a row was rendered already, by one of the model's templates or by another one."""
+    return list(dict.fromkeys(mark for renderer in tokenizer.renderers.values() for mark in renderer.turn_marks))
+
+
 def template_lines(tokenizer: "ChatTokenizer") -> list[str]:
-    """What is unusual about a chat template."""
-    affixes = tokenizer.renderer.affixes
-    if affixes.header:
-        return [
-            f"the chat template never marks where an answer starts: it writes {affixes.header!r} before an answer, but not "
-            "at the end of a prompt; let it do so if add_generation_prompt is set"
-        ]
-    if affixes.before.strip():
-        return [
-            f"the chat template writes {affixes.before!r} before every response, so it is trained and scored; an option in "
-            "format_pairs.template_options may move it into the prompt"
-        ]
-    return []
+    """What is unusual about the chat templates."""
+    lines = []
+    for affixes in dict.fromkeys(renderer.affixes for renderer in tokenizer.renderers.values()):
+        if affixes.header:
+            lines.append(
+                "the chat template never marks where an answer starts: it writes "
+                f"{affixes.header!r} before an answer, but not at the end of a prompt; let it do so if add_generation_prompt "
+                "is set"
+            )
+        elif affixes.before.strip():
+            lines.append(
+                f"the chat template writes {affixes.before!r} before every response, so it is trained and scored; an option "
+                "in format_pairs.template_options may move it into the prompt"
+            )
+    return lines
 
 
 def cut_lines(cut: Mapping[str, float], limits: "Limits", *, is_auto: bool) -> list[str]:

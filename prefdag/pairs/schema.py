@@ -21,6 +21,7 @@ from prefdag.formats.context import attribution, published_split
 from prefdag.formats.faults import EXCERPT, Fault
 from prefdag.formats.fields import Row, closest_path, ignored
 from prefdag.formats.files import data_files, split_of_name
+from prefdag.formats.judgements import unreadable_score
 from prefdag.formats.records import Record, read_records
 from prefdag.formats.registry import ROW_FORMATS, detect_format, parse_row
 from prefdag.lifecycle.errors import DataError
@@ -56,6 +57,7 @@ FAULT = ("fault_column", "fault", "excerpt")
 ATTRIBUTION = ("annotator", "origin")
 # The gate compares the scores with the preference, unless they are the preference.
 SCORES = ("score_chosen", "score_rejected")
+REPEATED = 12  # characters of a prompt that responses do not repeat by chance
 FIRST = 20  # rows of a file by which its format is detected
 
 
@@ -119,6 +121,15 @@ def ignored_columns(pairs: pd.DataFrame) -> dict[str, int]:
     return dict(Counter(chain.from_iterable(pairs["ignored"].dropna())).most_common())
 
 
+def repeat_prompt(pairs: pd.DataFrame) -> int:
+    """The number of readable rows in which both responses begin with the last turn of the prompt, as if it were repeated."""
+    rows = pairs.loc[pairs["fault"].isna(), ["prompt", "chosen", "rejected"]].dropna().itertuples(index=False)
+    questions = ((prompt[-1]["content"].strip(), sides) for prompt, *sides in rows)
+    return sum(
+        len(text) >= REPEATED and all(side.strip().startswith(text) for side in sides) for text, sides in questions
+    )
+
+
 def _check_columns(first: Iterable[Record], columns: Mapping[str, str | None], name: str) -> None:
     """Check that every path in `columns` is in one of the first rows of a file."""
     objects = [Row(record) for _, record in first if isinstance(record, dict)]
@@ -180,6 +191,10 @@ def _row(source: str, row: Row | Fault, row_format: str, score_scale: float | No
         if (split := published_split(row)) is not None:
             optional["split"] = split
         names = tuple(ignored(row, f"format {row_format}"))
+        if score_scale is not None and pair.scores is None and (score := unreadable_score(row)):
+            raise Fault(
+                score.path, "not a finite number, but score_scale makes the scores the preference; write a number"
+            )
         preference = _preference(pair, score_scale)
     except Fault as fault:
         content = "" if isinstance(row, Fault) else json.dumps(row.value, default=lambda value: type(value).__name__)

@@ -52,9 +52,8 @@ def tools(row: Mapping[Any, Any]) -> list[dict[str, Any]] | None:
 
 
 def typed_text(turn: Mapping[str, Any]) -> str:
-    """All text of a turn that somebody typed or that a model wrote: its content and its extra fields."""
-    extra = {key: value for key, value in turn.items() if key not in ("role", "content")}
-    return turn["content"] + (f"\n{json.dumps(extra, ensure_ascii=False)}" if extra else "")
+    """All text of a validated turn that somebody typed or that a model wrote: its content, and its extra fields as JSON."""
+    return "\n".join(turn[key] for key in ("content", "extra") if isinstance(turn.get(key), str))
 
 
 def shown(turn: Mapping[str, Any]) -> str:

@@ -4,7 +4,6 @@ The project has the pipeline's files (`COPIED`) and the stage scripts. The libra
 requirements.txt pins its version, and every stage depends on that file, so another version reruns the pipeline.
 """
 
-import contextlib
 import json
 import shutil
 import subprocess
@@ -15,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from prefdag.lifecycle.errors import DataError, ParamsError, PrefdagError
+from prefdag.lifecycle.errors import DataError, PrefdagError
 from prefdag.project import dag, profiles
 from prefdag.project.shipped import FILES
 from prefdag.runtime.artifacts import sha256, writing
@@ -41,13 +40,12 @@ def init(folder: Path, profile: str = profiles.DEFAULT) -> list[str]:
 
     Raises:
         DataError: the folder exists and is not empty.
-        ParamsError: there is no such profile.
+        ParamsError: there is no such profile, or one of its keys is wrong.
         PrefdagError: Git or DVC fails.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError(f"{folder}: exists and is not empty; choose another folder")
-    if profile not in (known := [profiles.DEFAULT, *sorted(path.stem for path in (FILES / "profiles").glob("*.yaml"))]):
-        raise ParamsError(f"profiles/{profile}.yaml: no such profile; choose from {', '.join(known)}")
+    params = profiles.under(profile, (FILES / profiles.PARAMS).read_text("utf-8"))
     folder = folder.absolute()
     folder.parent.mkdir(parents=True, exist_ok=True)
     inside = not _run(folder.parent, "git", "rev-parse", "--is-inside-work-tree").returncode
@@ -73,9 +71,7 @@ def init(folder: Path, profile: str = profiles.DEFAULT) -> list[str]:
         dag.main(new)
         notes = _repository(new, folder.name, inside=inside)
         if profile != profiles.DEFAULT:  # not committed, so that `prefdag profile default` takes it off again
-            with contextlib.chdir(new):
-                text = profiles.render(profiles.PARAMS.read_text("utf-8"), profiles.load(profile))
-                profiles.PARAMS.write_text(text, "utf-8")
+            (new / profiles.PARAMS).write_text(params, "utf-8")
     return notes
 
 

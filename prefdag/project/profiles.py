@@ -19,7 +19,6 @@ import re
 import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +26,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 
 from prefdag.check_params import check_params
-from prefdag.lifecycle.errors import ParamsError
+from prefdag.lifecycle.errors import ParamsError, suggestion
 from prefdag.project.shipped import FILES
 from prefdag.runtime.artifacts import scratch, writing
 from prefdag.runtime.yaml import read_yaml
@@ -75,8 +74,7 @@ def apply(name: str, *, force: bool = False) -> Applied:
     overlay, text = load(name), committed(PARAMS)
     base = _round_trip().load(text)
     check_params(base, Path(f"{PARAMS} (committed)"))
-    check_params(merge(base, overlay), _path(name))
-    written = render(text, overlay) if overlay else text
+    written = under(name, text)
     before, backup = _before(), None
     if _has_edits(text, written):
         if not force:
@@ -98,6 +96,13 @@ def apply(name: str, *, force: bool = False) -> Applied:
     return Applied(changes, backup)
 
 
+def under(name: str, text: str) -> str:
+    """`text`, a params.yaml, under a profile. Raises `ParamsError` if there is no such profile, or a key of it is wrong."""
+    overlay = load(name)
+    check_params(merge(_round_trip().load(text), overlay), _path(name))
+    return render(text, overlay) if overlay else text
+
+
 def load(name: str) -> CommentedMap:
     """The overlay of a profile; empty for `default`. Raises `ParamsError` if it does not exist or is not a mapping."""
     if name == DEFAULT:
@@ -105,8 +110,7 @@ def load(name: str) -> CommentedMap:
     path = _path(name)
     if not path.is_file():
         known = list_profiles()
-        guess = get_close_matches(name, known, n=1)
-        hint = f"did you mean '{guess[0]}'?" if guess else f"choose from {', '.join(known)}"
+        hint = suggestion(name, known, f"choose from {', '.join(known)}")
         raise ParamsError(f"{path}: no such {'file' if _is_path(name) else 'profile'}; {hint}")
     read_yaml(path)  # reports a broken file in one line; the next line reads it again with its formatting
     return _round_trip().load(path.read_text("utf-8"))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
+from transformers.utils import CHAT_TEMPLATE_DIR
 
 from prefdag.config.adapter import Adapter, Full, Lora, Prefix
 from prefdag.distributed.process import process
@@ -208,7 +209,9 @@ def save_policy(policy: Policy, folder: Path, reference: Path) -> None:
 
 
 def copy_tokenizer(base: Path, folder: Path) -> None:
-    """Copy tokenizer and chat template, byte for byte, from one model folder into another."""
+    """Copy tokenizer and chat templates, byte for byte, from one model folder into another."""
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         if (base / name).exists():
             shutil.copyfile(base / name, folder / name)
+    if (base / CHAT_TEMPLATE_DIR).exists():
+        shutil.copytree(base / CHAT_TEMPLATE_DIR, folder / CHAT_TEMPLATE_DIR, dirs_exist_ok=True)

@@ -1,4 +1,4 @@
-"""Reads the tokenizer of a model folder: tokenizer.json, and what the JSON files beside it say of control tokens."""
+"""Reads the tokenizer of a model folder: tokenizer.json, and what the JSON files beside it say of tokens and positions."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -54,3 +54,10 @@ def token_id(tokenizer: Tokenizer, token: str, model: Path) -> int:
     if number is None:
         raise DataError(f"{model}/tokenizer_config.json: {token!r} is not in tokenizer.json; use matching files")
     return int(number)
+
+
+def positions(model: Path) -> int | None:
+    """The number of positions of the model in a folder, None if its configuration does not say."""
+    config = read_json(model / "config.json")
+    number: int | None = config.get("max_position_embeddings") or config.get("n_positions")  # GPT-2's name for it
+    return number

@@ -15,7 +15,8 @@ def marked(value: Any, controls: re.Pattern[str]) -> Any:
     """A value with marks around the control tokens in its texts, and without marks of its own."""
     match value:
         case str():
-            return controls.sub(f"{OPEN}\\g<0>{CLOSE}", value.translate(NO_MARKS))
+            plain = value.translate(NO_MARKS) if OPEN in value or CLOSE in value else value
+            return controls.sub(f"{OPEN}\\g<0>{CLOSE}", plain) if controls.search(plain) else plain
         case Mapping():
             return {marked(key, controls): marked(each, controls) for key, each in value.items()}
         case list() | tuple():

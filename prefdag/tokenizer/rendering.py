@@ -63,13 +63,12 @@ class Renderer:
         return marked(value, self.controls)
 
     def prompt(self, messages: "Messages", tools: Tools) -> tuple[str, str]:
-        """A dialogue up to the start of the answer, marked, and what the template leaves out of it on purpose, in words.
+        """A marked dialogue up to the start of the answer, and what the template leaves out of it on purpose, in words.
 
         Raises:
             DataError: the template rejects it, or ignores the tools, a turn, or a turn's tool calls or reasoning.
         """
-        turns, marked_tools = self.mark(list(messages)), self.mark(tools)
-        prompt = self._text(turns, marked_tools, generation_prompt=True)
+        prompt = self._text(messages, tools, generation_prompt=True)
 
         def ignored(changed: "Messages", tools: Tools) -> bool:
             try:
@@ -77,19 +76,19 @@ class Renderer:
             except DataError:
                 return False
 
-        if tools and ignored(turns, None):
+        if tools and ignored(messages, None):
             raise _ignores("tools")
         dropped = []
-        for number, turn in enumerate(turns):
+        for number, turn in enumerate(messages):
             for key in EXTRAS:
-                if turn.get(key) and ignored(_replaced(turns, number, _without(turn, key)), marked_tools):
+                if turn.get(key) and ignored(_replaced(messages, number, _without(turn, key)), tools):
                     # Some templates leave out the reasoning of all turns but the last.
                     if key == "tool_calls" or not self.reads_reasoning:
                         raise _ignores(f"prompt[{number}].{key}")
                     dropped.append(f"the reasoning of turn {number}")
             content = turn["content"].strip()
             if content and content not in prompt:
-                if ignored(_replaced(turns, number, turn | {"content": ANSWER}), marked_tools):
+                if ignored(_replaced(messages, number, dict(turn) | {"content": ANSWER}), tools):
                     raise _ignores(f"prompt[{number}].content (role {turn['role']})")
                 dropped.append(f"the text of turn {number}")
         return prompt, f"the template leaves out or changes {', '.join(dropped)}" if dropped else ""
@@ -99,7 +98,7 @@ class Renderer:
         return [dict(turn) for turn in self._form(messages, tools, generation_prompt=True)[1]]
 
     def response(self, prompt: str, messages: "Messages", turn: Mapping[str, Any], tools: Tools) -> Written:
-        """An answer as the template writes it after `prompt`.
+        """An answer as the template writes it after `prompt`, the text of the marked `messages` and `tools`.
 
         If the template starts it in another way than its own prompt does, or loses some of its text, then the text is used as
         it is. An opening tag that the prompt ends with is not repeated.
@@ -107,17 +106,17 @@ class Renderer:
         Raises:
             DataError: the template ignores the answer's tool calls or reasoning, or cannot write them after the prompt.
         """
-        turns, answer, marked_tools = self.mark(list(messages)), self.mark(dict(turn)), self.mark(tools)
+        answer = self.mark(dict(turn))
         extras = [key for key in EXTRAS if answer.get(key)]
         if self.affixes.header and not extras:
             return Written(answer["content"], self.affixes.end)
-        whole = self._tried([*turns, answer], marked_tools)
+        whole = self._tried([*messages, answer], tools)
         for key in extras:
-            if whole is not None and whole == self._tried([*turns, _without(answer, key)], marked_tools):
+            if whole is not None and whole == self._tried([*messages, _without(answer, key)], tools):
                 raise _ignores(key)
         content = self._once(prompt, answer["content"])
         texts = [content, answer.get("reasoning_content") or ""]
-        for start, text in self._attempts(prompt, whole, answer, marked_tools):
+        for start, text in self._attempts(prompt, whole, answer, tools):
             if start is None or text is None or not text.startswith(start):
                 continue
             written = text[len(start) :].removeprefix(self.affixes.header)
@@ -283,7 +282,7 @@ def _has_python(messages: "Messages", text: str) -> bool:
 
 def _survives(text: str, written: str) -> bool:
     """Whether nothing of a text is lost but white space."""
-    return "".join(text.split()) in "".join(written.split())
+    return text in written or "".join(text.split()) in "".join(written.split())
 
 
 def _ignores(what: str) -> DataError:

@@ -1,12 +1,11 @@
 """A chat template: the model's own or Alpaca's, with the user's options, rendered as transformers renders it."""
 
-import difflib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from prefdag.lifecycle.errors import DataError, ParamsError
+from prefdag.lifecycle.errors import DataError, ParamsError, suggestion
 
 if TYPE_CHECKING:
     from prefdag.pairs.turns import Messages
@@ -14,6 +13,9 @@ if TYPE_CHECKING:
 TemplateName = Literal["chat", "instruction"]
 Tools = Sequence[Mapping[str, Any]] | None
 OPTIONS = "params.yaml: format_pairs.template_options"
+# The names of the templates that transformers chooses: one for dialogues with tools, if there is one, and one for all others.
+TOOL_USE, DEFAULT = "tool_use", "default"
+MORE_TEMPLATES = "additional_chat_templates"  # the folder of all but the default one, NAME.jinja
 
 # Alpaca's instruction template, as a chat template, so that both kinds use the same code. A system message is a paragraph
 # after the preamble; earlier turns repeat the two headings.
@@ -44,16 +46,11 @@ class ChatTemplate:
         Args:
             tokens: bos_token and eos_token, which templates insert themselves.
             options: other variables, such as enable_thinking.
-
-        Raises:
-            ParamsError: the template does not mention an option.
         """
         self.source = source
         self.options = dict(options)
         self._full = FIXED_DATE + source
         self._tokens = dict(tokens)
-        if options:
-            self._check_options()
 
     def render(self, messages: "Messages", tools: Tools = None, *, generation_prompt: bool) -> str:
         """The text of a dialogue. With `generation_prompt`, up to where the model's answer starts.
@@ -87,7 +84,8 @@ class ChatTemplate:
         )
         return defaults + (self._full if "strftime_now" in self.source else self.source)
 
-    def _check_options(self) -> None:
+    def variables(self) -> set[str]:
+        """The variables that the template reads and that neither the pipeline nor transformers sets."""
         from jinja2 import meta, nodes
         from transformers.utils.chat_template_utils import _compile_jinja_template
 
@@ -100,31 +98,66 @@ class ChatTemplate:
             if each.name in ("defined", "undefined", "default", "d") and isinstance(each.node, nodes.Name)
         }
         free = (meta.find_undeclared_variables(tree) - assigned) | asked_for
-        known = sorted(free - GIVEN - set(environment.globals))
-        for name in self.options:
-            if name in GIVEN:
-                raise ParamsError(f"{OPTIONS}.{name}: the pipeline sets it; remove it")
-            if name not in known:
-                close = difflib.get_close_matches(name, known, n=1)
-                has = f"it has {', '.join(known)}" if known else "it has no options"
-                remedy = f"did you mean '{close[0]}'?" if close else "remove it"
-                raise ParamsError(f"{OPTIONS}.{name}: the chat template does not mention it ({has}); {remedy}")
+        return free - GIVEN - set(environment.globals)
 
 
-def read_template(model: Path, config: Mapping[str, Any]) -> str:
-    """The chat template of a model folder: its own file, or a key of tokenizer_config.json in older folders.
+def check_options(templates: Iterable[ChatTemplate], options: Mapping[str, Any]) -> None:
+    """Check that one of the templates mentions each option. Raises `ParamsError`."""
+    if not options:
+        return
+    known = sorted(set[str]().union(*(template.variables() for template in templates)))
+    for name in options:
+        if name in GIVEN:
+            raise ParamsError(f"{OPTIONS}.{name}: the pipeline sets it; remove it")
+        if name not in known:
+            has = f"it has {', '.join(known)}" if known else "it has no options"
+            remedy = suggestion(name, known, "remove it")
+            raise ParamsError(f"{OPTIONS}.{name}: the chat template does not mention it ({has}); {remedy}")
+
+
+def read_templates(model: Path, config: Mapping[str, Any]) -> dict[str, str]:
+    """The chat templates of a model folder by name, as transformers reads them: `DEFAULT`, and perhaps `TOOL_USE` and others.
+
+    They are in files of their own, or else, in older folders, in a key of tokenizer_config.json.
 
     Raises:
-        ParamsError: the model has none.
+        ParamsError: the model has no default template.
+        DataError: the key is neither a template nor several with names.
     """
-    file = model / "chat_template.jinja"
-    template: Any = file.read_text("utf-8") if file.exists() else config.get("chat_template")
-    if isinstance(template, list):  # several named templates
-        template = {each["name"]: each["template"] for each in template}.get("default")
-    if not template:
+    files = {DEFAULT: model / "chat_template.jinja"} | {
+        path.stem: path for path in sorted((model / MORE_TEMPLATES).glob("*.jinja"))
+    }
+    templates = {name: path.read_text("utf-8") for name, path in files.items() if path.exists()}
+    templates = templates or _configured(model, config.get("chat_template"))
+    if not templates.get(DEFAULT):
+        others = ", ".join(sorted(name for name in templates if name != DEFAULT))
+        has = f"chat templates only by the names {others}, and no default one" if others else "no chat template"
         remedy = "set `format_pairs.template: instruction`"
-        raise ParamsError(f"params.yaml: format_pairs.template: {model} has no chat template; {remedy}")
-    return str(template)
+        if others:
+            remedy += ", or use a copy of the model in which chat_template.jinja is one of them"
+        raise ParamsError(f"params.yaml: format_pairs.template: {model} has {has}; {remedy}")
+    return templates
+
+
+def either(with_tools: str, without: str) -> str:
+    """Both templates as one, for programs that read only one: the first for dialogues with tools."""
+    # The line break after a tag is no part of the text, nor is the last one of a template.
+    first, second = ("\n" + source.removesuffix("\n") for source in (with_tools, without))
+    return f"{{% if tools %}}{first}{{%+ else %}}{second}{{%+ endif %}}"
+
+
+def _configured(model: Path, value: Any) -> dict[str, str]:
+    """The templates in tokenizer_config.json: a text, an object by name, or a list of {name, template}."""
+    try:
+        named = {each["name"]: each["template"] for each in value} if isinstance(value, list) else value
+    except (TypeError, KeyError):
+        named = 0
+    named = named if isinstance(named, Mapping) else {} if named is None else {DEFAULT: named}
+    if not all(isinstance(template, str) for template in named.values()):
+        raise DataError(
+            f"{model}/tokenizer_config.json: chat_template: neither a template nor a list of {{name, template}}; fetch it again"
+        )
+    return dict(named)
 
 
 def with_text_arguments(messages: "Messages") -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ has exactly one end of turn, at its end. It is the token that the template write
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
@@ -23,10 +23,21 @@ from tokenizers.decoders import DecodeStream
 
 from prefdag.lifecycle.errors import DataError
 from prefdag.runtime.artifacts import read_json
+from prefdag.tokenizer.dialogue import Dialogue, Encoded
 from prefdag.tokenizer.files import control_token, read_tokenizer, stop_ids_of, token_id
 from prefdag.tokenizer.marks import MARKED, any_of
 from prefdag.tokenizer.rendering import Renderer
-from prefdag.tokenizer.template import INSTRUCTION_TEMPLATE, ChatTemplate, TemplateName, Tools, read_template
+from prefdag.tokenizer.template import (
+    DEFAULT,
+    INSTRUCTION_TEMPLATE,
+    TOOL_USE,
+    ChatTemplate,
+    TemplateName,
+    Tools,
+    check_options,
+    either,
+    read_templates,
+)
 
 if TYPE_CHECKING:
     from prefdag.pairs.turns import Messages
@@ -35,23 +46,11 @@ NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
 BOUNDARY = 100  # characters on either side of the start of a response; longer than any token
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """A prompt or a response as token ids, with its text."""
-
-    ids: list[int]
-    text: str
-    length: int  # tokens before the cut, including BOS or the end of the turn
-    altered: str = ""  # what the template changes in the row's own text, in words
-
-    @property
-    def truncated(self) -> bool:
-        """Whether tokens were cut off. The end after a cut response is ours, not the author's: do not score it."""
-        return len(self.ids) < self.length
-
-
 class ChatTokenizer:
-    """A model folder's tokenizer (tokenizer.json, tokenizer_config.json, chat_template.jinja) under one template."""
+    """A model folder's tokenizer (tokenizer.json, tokenizer_config.json, chat_template.jinja) with its chat template.
+
+    If the model has another template for dialogues with tools, that one is used for them, as in transformers.
+    """
 
     eos_id: int
     bos_id: int | None
@@ -82,7 +81,7 @@ class ChatTokenizer:
         # A prompt gets a BOS if the tokenizer's own post-processor adds one.
         self._bos = [i for i in self._tokenizer.encode("").ids[:1] if i == self.bos_id]
 
-        source = INSTRUCTION_TEMPLATE if template == "instruction" else read_template(model, config)
+        sources = {DEFAULT: INSTRUCTION_TEMPLATE} if template == "instruction" else read_templates(model, config)
         tokens = {"bos_token": bos or "", "eos_token": eos}  # templates insert these themselves
         self.control_tokens = {name: token for name, token in tokens.items() if token}
 
@@ -90,30 +89,40 @@ class ChatTokenizer:
         # Only added tokens, since a configuration may name an ordinary one: transformers' default is often 2, whatever it is.
         listed = [self._tokenizer.id_to_token(number) for number in stop_ids_of(model)]
         stops = [eos, *(token for token in listed if token in added)]
-        renderer = Renderer(ChatTemplate(source, tokens, options), any_of(()), any_of(added), stops)
-        end = renderer.affixes.end or eos
-        if end not in self._added(special=True):
-            self._tokenizer.add_special_tokens([end])
+        templates = {
+            name: ChatTemplate(sources[name], tokens, options) for name in (DEFAULT, TOOL_USE) if name in sources
+        }
+        check_options(templates.values(), options)
+        plain = {name: Renderer(each, any_of(()), any_of(added), stops) for name, each in templates.items()}
+        ends = [each.affixes.end or eos for each in plain.values()]
+        for end in ends:
+            if end not in self._added(special=True):
+                self._tokenizer.add_special_tokens([end])
         # The token that ends the assistant's turn: what the template writes after its text, or EOS if it writes none.
-        self.end_id = self.token_id(end)
+        self.end_id, *_ = end_ids = [self.token_id(end) for end in ends]
         # Where generation stops.
-        self.stop_ids = tuple(dict.fromkeys([self.end_id, self.eos_id, *map(self.token_id, renderer.stops)]))
+        self.stop_ids = tuple(dict.fromkeys([*end_ids, self.eos_id, *map(self.token_id, stops)]))
+
+        self._ends = {self.eos_id, self.bos_id, *end_ids}
 
         # A second tokenizer, to which `<|im_end|>` is ordinary text.
         self._plain = Tokenizer.from_str(self._tokenizer.to_str())
         self._plain.encode_special_tokens = True
         self._control_tokens = self._added(special=True)
         self._controls = any_of(self._control_tokens)
-        self.renderer = replace(renderer, controls=self._controls)
+        self.renderers = {name: replace(each, controls=self._controls) for name, each in plain.items()}
         # Both responses of a row follow the same text, which is often the same in all rows.
-        self._context_ids = lru_cache(maxsize=2)(
-            lambda text: self._tokenizer.encode(text, add_special_tokens=False).ids
-        )
+        self._context_ids = lru_cache(maxsize=2)(lambda text: _ids(self._tokenizer, text))
 
-    def dialogue(self, messages: "Messages", tools: Tools = None) -> "Dialogue":
+    def renderer(self, tools: Tools = None) -> Renderer:
+        """What renders dialogues with these tools."""
+        return self.renderers[TOOL_USE if tools is not None and TOOL_USE in self.renderers else DEFAULT]
+
+    def dialogue(self, messages: "Messages", tools: Tools = None) -> Dialogue:
         """A dialogue that waits for an answer. Raises `DataError` as `Renderer.prompt`."""
-        text, altered = self.renderer.prompt(messages, tools)
-        return Dialogue(self, messages, tools, text, altered)
+        renderer = self.renderer(tools)
+        turns, marked_tools = renderer.mark(list(messages)), renderer.mark(tools)
+        return Dialogue(self, turns, marked_tools, *renderer.prompt(turns, marked_tools))
 
     def prompt(self, messages: "Messages", max_tokens: int | None = None, tools: Tools = None) -> Encoded:
         """A dialogue in the template, up to the start of the answer. If it is too long, its end is kept, after BOS if needed.
@@ -132,10 +141,8 @@ class ChatTokenizer:
         They take BOS only from the template, so this template adds the BOS that the tokenizer would. They treat a control
         token that was typed in a message as text, as this class does, only if they are asked to sanitize messages.
         """
-        written = MARKED.sub("", self.renderer.prompt([{"role": "user", "content": ""}], None)[0])
-        missing = self._tokenizer.encode(written, add_special_tokens=False).ids[:1] != self._bos
-        template = self.renderer.template.jinja()
-        return "{{- bos_token }}" + template if self._bos and missing else template
+        sources = {name: self._jinja(renderer) for name, renderer in self.renderers.items()}
+        return either(sources[TOOL_USE], sources[DEFAULT]) if TOOL_USE in sources else sources[DEFAULT]
 
     def raw_prompt(self, text: str, max_tokens: int | None = None) -> Encoded:
         """Raw text to be continued, without a template. It is cut as in `prompt`.
@@ -189,8 +196,8 @@ class ChatTokenizer:
         # Control tokens separate a text, so text before the last one does not matter, nor does text far from the boundary.
         before = self._controls.split(prompt)[-1][-BOUNDARY:]
         after = response[:BOUNDARY]
-        ids: list[int] = self._plain.encode(before, add_special_tokens=False).ids
-        return bool(self._plain.encode(before + after, add_special_tokens=False).ids[: len(ids)] != ids)
+        ids: list[int] = _ids(self._plain, before)
+        return bool(_ids(self._plain, before + after)[: len(ids)] != ids)
 
     def token_id(self, token: str) -> int:
         """The id of a token of the vocabulary."""
@@ -205,7 +212,7 @@ class ChatTokenizer:
         for number, piece in enumerate(MARKED.split(marked)):
             if piece:
                 typed = number % 2 == 1
-                ids += self._text_ids(piece) if typed else self._tokenizer.encode(piece, add_special_tokens=False).ids
+                ids += self._text_ids(piece) if typed else _ids(self._tokenizer, piece)
         return ids
 
     def response_ids(self, prompt: str, marked: str) -> list[int]:
@@ -219,7 +226,7 @@ class ChatTokenizer:
             return self.prompt_ids(marked) if has_controls else self._text_ids(MARKED.sub(r"\1", marked))
         context = self._tail(prompt)
         before = self._context_ids(context)
-        joined = self._tokenizer.encode(context + marked, add_special_tokens=False).ids
+        joined = _ids(self._tokenizer, context + marked)
         return list(joined[len(before) :]) if joined[: len(before)] == before else self.prompt_ids(marked)
 
     def cut_prompt(self, ids: list[int], text: str, max_tokens: int | None, altered: str = "") -> Encoded:
@@ -239,6 +246,13 @@ class ChatTokenizer:
         kept = ids if max_tokens is None else ids[: max_tokens - 1]
         return Encoded([*kept, end_id], text, len(ids) + 1, altered)
 
+    def _jinja(self, renderer: Renderer) -> str:
+        """The template of one renderer for other programs."""
+        written = MARKED.sub("", renderer.prompt([{"role": "user", "content": ""}], None)[0])
+        missing = _ids(self._tokenizer, written)[:1] != self._bos
+        template = renderer.template.jinja()
+        return "{{- bos_token }}" + template if self._bos and missing else template
+
     def _added(self, *, special: bool = False) -> set[str]:
         """The tokens that were added to the vocabulary; with `special`, only the control tokens."""
         tokens = self._tokenizer.get_added_tokens_decoder().values()
@@ -252,48 +266,15 @@ class ChatTokenizer:
 
     def _text_ids(self, text: str) -> list[int]:
         """The ordinary tokens of a text, even if it spells control tokens."""
-        ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
-        if {self.eos_id, self.bos_id, self.end_id} & set(ids):  # a vocabulary of whole words may have "</s>" as a word
+        ids: list[int] = _ids(self._plain, text)
+        if self._ends & set(ids):  # a vocabulary of whole words may have "</s>" as a word
             raise DataError(
                 "the tokenizer turns plain text into BOS or EOS; remove the control token from the row's text"
             )
         return ids
 
 
-@dataclass(frozen=True)
-class Dialogue:
-    """A dialogue in the template, and the answers that may follow it."""
-
-    tokenizer: ChatTokenizer
-    messages: "Messages"
-    tools: Tools
-    text: str  # up to the start of the answer, marked
-    altered: str
-
-    def prompt(self, max_tokens: int | None = None) -> Encoded:
-        """The dialogue up to the start of the answer. If it is too long, its end is kept, after BOS if needed."""
-        text = MARKED.sub(r"\1", self.text)
-        return self.tokenizer.cut_prompt(self.tokenizer.prompt_ids(self.text), text, max_tokens, self.altered)
-
-    def response(self, turn: Mapping[str, Any], max_tokens: int | None = None) -> Encoded:
-        """What the model has to say after the prompt: an answer as the template writes it, and the end of the turn.
-
-        If it is too long, the first `max_tokens - 1` tokens are kept, then the end.
-
-        Raises:
-            DataError: as `Renderer.response`.
-        """
-        written = self.tokenizer.renderer.response(self.text, self.messages, turn, self.tools)
-        end_id = self.tokenizer.end_id if written.end is None else self.tokenizer.token_id(written.end)
-        ids = self.tokenizer.response_ids(self.text, written.text)
-        return self.tokenizer.cut_response(ids, MARKED.sub(r"\1", written.text), end_id, max_tokens, written.altered)
-
-    def unclosed(self, response: Encoded) -> str | None:
-        """The opening tag of a block in which a whole response stands, since it never closes it."""
-        return self.tokenizer.renderer.unclosed(self.text, response.text)
-
-
-def positions(model: Path) -> int | None:
-    """The number of positions of the model in a folder, None if its configuration does not say."""
-    config = read_json(model / "config.json")
-    return config.get("max_position_embeddings") or config.get("n_positions")  # GPT-2's name for it
+def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    """The tokens of a text. The method for batches is the one that can leave out their places in the text, which take time."""
+    ids: list[int] = tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
+    return ids

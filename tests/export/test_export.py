@@ -17,7 +17,7 @@ import onnxruntime
 import pytest
 import torch
 from chat_templates import write_model_tokenizer
-from dialogues import LLAMA, user, write_byte_tokenizer
+from dialogues import CHATML, LLAMA, user, write_byte_tokenizer
 from export_project import DIALOGUES, SMALL, random_images, write_policy, write_project, write_reference
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import HFValidationError
@@ -38,6 +38,7 @@ from prefdag.lifecycle.errors import DataError, PrefdagError
 from prefdag.pairs.turns import Asked
 from prefdag.runtime.artifacts import sha256
 from prefdag.text import model as lm
+from prefdag.text.trainable import copy_tokenizer
 from prefdag.tokenizer.tokenizer import ChatTokenizer
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow]
@@ -235,6 +236,24 @@ def test_the_exported_template_gives_the_ids_of_training_with_tools_and_options(
     text.check_template(base, ours, [Asked(dialogue, tools), Asked(user("hi"), None)])
     with pytest.raises(PrefdagError, match="dialogue 0, its chat template gives other tokens"):
         text.check_template(base, ChatTokenizer(base, "chat", {"enable_thinking": True}), [Asked(user("hi"), None)])
+
+
+def test_the_exported_template_is_that_of_rows_with_tools_and_of_others(tmp_path: Path) -> None:
+    base = write_model_tokenizer(tmp_path / "base", "qwen 3")
+    shutil.copyfile(write_reference(tmp_path / "model") / "config.json", base / "config.json")
+    (base / "additional_chat_templates").mkdir()
+    (base / "chat_template.jinja").rename(base / "additional_chat_templates/tool_use.jinja")
+    (base / "chat_template.jinja").write_text(CHATML)
+    (tmp_path / "policy").mkdir()
+    copy_tokenizer(base, tmp_path / "policy")
+    ours = ChatTokenizer(tmp_path / "policy", "chat")
+    shutil.rmtree(base / "additional_chat_templates")
+    (base / "chat_template.jinja").write_text(ours.jinja())
+    tools = [{"type": "function", "function": {"name": "find", "parameters": {}}}]
+    text.check_template(base, ours, [Asked(user("hi"), tools), Asked(user("hi"), None)])
+    (base / "chat_template.jinja").write_text(CHATML)
+    with pytest.raises(PrefdagError, match="dialogue 1, its chat template gives other tokens"):
+        text.check_template(base, ours, [Asked(user("hi"), None), Asked(user("hi"), tools)])
 
 
 def test_a_template_that_needs_no_change_is_unchanged(tmp_path: Path) -> None:

@@ -7,12 +7,13 @@ from typing import Any, NamedTuple, get_args
 
 import pandas as pd
 import pytest
+import yaml
 from paths import ROOT
 
 from prefdag.config.validate_pairs import FormatName
 from prefdag.formats.registry import ROW_FORMATS, spelled
 from prefdag.lifecycle.errors import DataError
-from prefdag.pairs.schema import ignored_columns, read_pairs, write_pairs
+from prefdag.pairs.schema import ignored_columns, read_pairs, repeat_prompt, write_pairs
 
 Messages = list[dict[str, str]]
 
@@ -102,6 +103,17 @@ CASES = {
         said("p"),
         ignored=("input.parallel_tool_calls",),
     ),
+    "openai-as-json": Case(
+        "openai",
+        [
+            {
+                "input": json.dumps({"messages": said("p"), "tools": []}),
+                "preferred_output": json.dumps(answer("c")),
+                "non_preferred_output": json.dumps(answer("r")),
+            }
+        ],
+        said("p"),
+    ),
     "argilla": Case(
         "argilla",
         [
@@ -179,6 +191,68 @@ CASES = {
         ],
         said("a", "b", "p"),
         ignored=("correctness",),
+    ),
+    "safe-rlhf": Case(
+        "safe-rlhf",
+        [
+            {
+                "prompt": "p",
+                "response_0": "r",
+                "response_1": "c",
+                "is_response_0_safe": False,
+                "response_0_harm_category": {"Insulting Behavior": True, "Violence": False},
+                "better_response_id": 1,
+                "safer_response_id": 0,
+            }
+        ],
+        said("p"),
+        ignored=("is_response_0_safe", "response_0_harm_category", "safer_response_id"),
+    ),
+    "arena": Case(
+        "arena",
+        [
+            {
+                "question_id": "x",
+                "model_a": "m",
+                "conversation_a": said("p", "r"),
+                "conversation_b": said("p", "c"),
+                "winner": "model_b",
+                "turn": 1,
+            }
+        ],
+        said("p"),
+        ignored=("model_a", "question_id", "turn"),
+    ),
+    "arena-tie": Case(
+        "arena",
+        [
+            {
+                f"conversation_{side}": [
+                    *said("p"),
+                    {"role": "assistant", "content": [{"type": "text", "text": text, "image": None}]},
+                ]
+                for side, text in (("a", "c"), ("b", "r"))
+            }
+            | {"winner": "tie (bothbad)"}
+        ],
+        said("p"),
+        preference=0.5,
+    ),
+    "versus": Case("versus", [{"prompt": "p", "response_a": "r", "response_b": "c", "winner": "B"}], said("p")),
+    "versus-55k": Case(
+        "versus",
+        [
+            {
+                "prompt": '["p"]',
+                "response_a": '["c"]',
+                "response_b": '["r"]',
+                "winner_model_a": 0,
+                "winner_model_b": "0",
+                "winner_tie": 1,
+            }
+        ],
+        said("p"),
+        preference=0.5,
     ),
     "pku": Case(
         "pku",
@@ -318,10 +392,73 @@ def test_a_format_that_is_unknown_names_the_keys_and_the_nearest(tmp_path: Path)
     assert "need a prompt too" in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("names", "columns"),
+    [
+        (("Prompt", "Chosen", "Rejected"), "{prompt: Prompt, chosen: Chosen, rejected: Rejected}"),
+        (("prompt", " chosen", "rejected "), '{chosen: " chosen", rejected: "rejected "}'),
+        (("prompt", "text_chosen", "reject"), "{chosen: text_chosen, rejected: reject}"),
+    ],
+)
+def test_other_spellings_of_the_keys_are_suggested_and_can_be_mapped(
+    tmp_path: Path, names: tuple[str, ...], columns: str
+) -> None:
+    row = dict(zip(names, "pcr", strict=True))
+    with pytest.raises(DataError) as error:
+        read(tmp_path, row)
+    assert f"; if these are its columns, set validate_pairs.columns to {columns} (docs/data.md)" in str(error.value)
+    assert read(tmp_path, row, columns=yaml.safe_load(columns))[["chosen", "rejected"]].to_numpy().tolist() == [
+        ["c", "r"]
+    ]
+
+
 def test_the_first_rows_decide_and_each_file_has_its_own_format(tmp_path: Path) -> None:
     (tmp_path / "b.jsonl").write_text(lines({"question": "p", **SIDES}))
     pairs = read(tmp_path, {"odd": 1}, {"prompt": "p", **SIDES}, {"prompt": "q", **SIDES})
     assert pairs["source"][pairs["fault"].isna()].tolist() == ["a.jsonl:2", "a.jsonl:3", "b.jsonl:1"]
+
+
+@pytest.mark.parametrize(
+    ("winner", "chosen", "preference"),
+    [
+        *((text, "a", 1.0) for text in ("a", "A", "model_a", "Model A", "response_a", "[[A]]", " assistant_a\n")),
+        *((text, "b", 1.0) for text in ("b", "model_b", "answer b")),
+        *((text, "a", 0.5) for text in ("tie", "Tie (bothbad)", "both_bad", "[[C]]")),
+    ],
+)
+def test_the_winner_in_its_spellings(tmp_path: Path, winner: str, chosen: str, preference: float) -> None:
+    row = {"conversation_a": said("p", "a"), "conversation_b": said("p", "b"), "winner": winner}
+    (pair,) = read(tmp_path, row).to_dict("records")
+    assert (pair["chosen"], pair["preference"]) == (chosen, preference)
+
+
+ARENA = {f"conversation_{side}": said("p", side) for side in "ab"}
+VERSUS = {"prompt": "p", "response_a": "a", "response_b": "b"}
+
+
+@pytest.mark.parametrize(
+    ("row", "line"),
+    [
+        (ARENA | {"winner": "gpt-4"}, "winner: unknown winner 'gpt-4'; use model_a, model_b or tie"),
+        (ARENA | {"winner": ["model_a"]}, "winner: a list where text is needed"),
+        (ARENA | {"winner": "tie", "conversation_b": said("q", "b")}, "conversation_b: not the same prompt as conver"),
+        (ARENA | {"winner": "tie", "conversation_b": said("p")}, "conversation_b: ends with a user turn"),
+        (
+            VERSUS | {"winner_model_a": 1, "winner_model_b": 1},
+            "winner_model_a: 2 of winner_model_a, winner_model_b and w",
+        ),
+        (
+            VERSUS | {"winner_model_a": 1, "response_a": '["a", "b"]'},
+            "response_a: 2 turns; the responses of the earlier",
+        ),
+        (
+            {"prompt": "p", "response_0": "a", "response_1": "b", "better_response_id": -1},
+            "better_response_id: -1 is no",
+        ),
+    ],
+)
+def test_a_comparison_that_cannot_be_read_is_named(tmp_path: Path, row: dict[str, Any], line: str) -> None:
+    assert fault(read(tmp_path, row)).startswith(line)
 
 
 # What is not read
@@ -344,6 +481,7 @@ def test_what_is_not_read_is_counted_by_its_path(tmp_path: Path) -> None:
         ({"prompt": "p", **SIDES, "images": ["a.jpg"]}, "images"),
         ({"prompt": "p", **SIDES, "context": "the text that is asked about"}, "context"),
         ({"prompt": "p", **SIDES, "thinking": "hm"}, "thinking"),
+        ({"prompt": "Summarise this.", **SIDES, "input": "a long text"}, "input"),
         ({"prompt": "p", **SIDES, "Reasoning-Content": "hm"}, "Reasoning-Content"),
         ({"prompt": [said("p")[0] | {"tool_calls": [{"name": "f"}]}], **SIDES}, "prompt[0].tool_calls"),
         ({"prompt": "p", **REPLIES | {"chosen": [answer("c")[0] | {"images": ["x"]}]}}, "chosen[0].images"),
@@ -368,6 +506,18 @@ def test_known_content_without_content_is_no_fault(tmp_path: Path) -> None:
     pairs = read(tmp_path, {"prompt": "p", **SIDES, **empty})
     assert pairs["fault"].isna().all()
     assert pairs["ignored"].tolist() == [()]
+
+
+def test_responses_that_repeat_the_prompt_are_counted(tmp_path: Path) -> None:
+    """A whole text as the response: the prompt would be read, and then scored once more."""
+    question = "What is a mill?"
+    rows = [
+        {"prompt": question, "chosen": f"{question}\nA machine.", "rejected": f" {question} No idea."},
+        {"prompt": question, "chosen": f"{question}\nA machine.", "rejected": "No idea."},
+        {"prompt": "Hi", "chosen": "Hi there", "rejected": "Hi"},
+        {"prompt": question, "chosen": None, "rejected": None},
+    ]
+    assert repeat_prompt(read(tmp_path, *rows)) == 1
 
 
 # System texts, history, tools, calls and reasoning
@@ -451,6 +601,7 @@ def test_the_tool_turns_of_sharegpt(tmp_path: Path) -> None:
         ({"tool_calls": [{"function": {"arguments": "{}"}}]}, "chosen[0].tool_calls[0].function.name: missing"),
         ({"content": None}, "chosen[0].content: null where text"),
         ({"content": [{"type": "image_url", "image_url": "x"}]}, "chosen[0].content[0]: a part of type 'image_url'"),
+        ({"content": {"type": "image", "image": "x"}}, "chosen[0].content: a part of type 'image'; only text can be"),
         ({"value": "other"}, "chosen[0].value: the row has chosen[0].content too"),
         ({"thinking": 3}, "chosen[0].thinking: a number where text"),
         (
@@ -467,6 +618,7 @@ def test_a_turn_that_cannot_be_read_is_named(tmp_path: Path, turn: dict[str, Any
 def test_parts_of_text_are_joined(tmp_path: Path) -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}, "c"]
     assert read(tmp_path, {"prompt": [{"role": "user", "content": parts}], **SIDES})["prompt"][0] == said("abc")
+    assert read(tmp_path, {"prompt": [{"role": "user", "content": parts[0]}], **SIDES})["prompt"][0] == said("a")
 
 
 @pytest.mark.parametrize("text", ["[1, 2]", '{"role": "admin"}', '[{"name": "a"}]', "{'a': 1}", "[{", "[{'a'"])
@@ -479,6 +631,21 @@ def test_a_dialogue_as_text_that_is_cut_is_named(tmp_path: Path) -> None:
     assert fault(read(tmp_path, row)).startswith("prompt: starts like a list of turns, but is neither JSON nor")
     row = {"prompt": "p", "generations": "['c' 'r']", "ratings": [1, 2]}
     assert fault(read(tmp_path, row, row_format="distilabel")).startswith("generations: text that is neither JSON nor")
+
+
+@pytest.mark.parametrize(
+    ("value", "line"),
+    [
+        (["c"], "chosen[0]: text where a turn is needed, an object with role and content"),
+        (
+            {"text": "c", "score": 8},
+            "chosen.role: missing; a turn needs role and content; or name the text in validate_pairs.columns, as chosen.KEY",
+        ),
+    ],
+)
+def test_a_response_in_another_form_is_named(tmp_path: Path, value: Any, line: str) -> None:
+    row = {"prompt": "p", "chosen": value, "rejected": "r"}
+    assert fault(read(tmp_path, row)) == line
 
 
 # A prompt beside whole dialogues
@@ -516,6 +683,45 @@ def test_a_prompt_beside_a_dialogue_agrees_or_the_row_is_invalid(
         assert pairs["prompt"].tolist() == [whole]
 
 
+def test_responses_that_go_on_for_several_turns(tmp_path: Path) -> None:
+    """As TRL reads them: after a prompt of one turn, both have the same turns but for the last one."""
+    more = [*answer("a"), *said("b")]
+    row = {"prompt": said("p", system="s"), "chosen": more + answer("c"), "rejected": more + answer("r")}
+    (pair,) = read(tmp_path, row).to_dict("records")
+    assert (pair["prompt"], pair["chosen"], pair["rejected"]) == (said("p", "a", "b", system="s"), "c", "r")
+
+
+@pytest.mark.parametrize("start", ["\n\n", ""])
+def test_a_transcript_with_and_without_line_breaks_in_front(tmp_path: Path, start: str) -> None:
+    rows = {key: f"{start}Human: a\n\nAssistant: b\n\nHuman: p\n\nAssistant: {text}" for key, text in SIDES.items()}
+    prompt = f"{start}Human: a\n\nAssistant: b\n\nHuman: p\n\nAssistant:"
+    pairs = pd.concat([read(tmp_path, row) for row in (rows, {"prompt": prompt, **SIDES})])
+    assert pairs["prompt"].tolist() == [said("a", "b", "p")] * 2
+    assert read(tmp_path, {"prompt": "Human: a word", **SIDES})["prompt"].tolist() == [said("Human: a word")]
+
+
+@pytest.mark.parametrize(
+    ("label", "is_good"),
+    [
+        *(
+            (value, True)
+            for value in (True, 1, 1.0, "True", " TRUE ", "1", "1.0", "yes", "Good", "desirable", "thumbs_up")
+        ),
+        *((value, False) for value in (False, 0, "false", "0", "no", "bad", "Undesirable", "negative", "rejected")),
+        *((value, None) for value in (2, -1, "neutral", "", None, [True])),
+    ],
+)
+def test_labels_in_their_spellings(tmp_path: Path, label: Any, is_good: bool | None) -> None:
+    (pair,) = read(tmp_path, {"prompt": "p", "completion": "x", "label": label}, row_format="unpaired").to_dict(
+        "records"
+    )
+    if is_good is None:
+        assert pair["fault_column"] == "label"
+        assert pair["fault"].endswith("where true or false is needed; write true for a desirable completion")
+    else:
+        assert [isinstance(pair[side], str) for side in SIDES] == [is_good, not is_good]
+
+
 # Scores
 
 
@@ -534,6 +740,13 @@ def test_scores_that_are_no_numbers_are_listed(tmp_path: Path) -> None:
     assert pairs["ignored"].tolist() == [("score_chosen", "score_rejected")]
 
 
+def test_ratings_of_prompts_that_are_not_beside_each_other(tmp_path: Path) -> None:
+    rows = [{"prompt": text, "response": text, "helpfulness": 1} for text in "pqp"]
+    assert set(read(tmp_path, *rows)["fault"]) == {
+        "no row beside this one has the same prompt, and a pair needs two; sort the rows by prompt"
+    }
+
+
 def test_scores_as_the_preference(tmp_path: Path) -> None:
     """sigmoid((8 - 6) / 2) = 0.731, a tie is 0.5, an inversion is below it; rows without scores prefer chosen."""
     scores = [(8, 6), (6, 6), (1, 3), (None, 3)]
@@ -541,6 +754,10 @@ def test_scores_as_the_preference(tmp_path: Path) -> None:
     pairs = read(tmp_path, *rows, score_scale=2.0)
     assert pairs["preference"].tolist() == pytest.approx([0.731059, 0.5, 0.268941, 1.0], abs=1e-6)
     assert pairs["score_chosen"].isna().all()  # there is nothing to compare them with
+    row = rows[0] | {"score_rejected": "7,5"}
+    assert fault(read(tmp_path, row, score_scale=2.0)).startswith(
+        "score_rejected: not a finite number, but score_scale"
+    )
     row = rows[0] | {"preference": 0.9}
     assert fault(read(tmp_path, row, score_scale=2.0)).startswith("preference: the row gives a preference and scores")
 
@@ -606,6 +823,8 @@ def test_a_source_of_any_kind_is_an_origin(tmp_path: Path, source: Any, origin: 
         ("test_prefs.jsonl", "test"),
         ("dev/a.jsonl", "val"),
         ("train/validation.jsonl", "val"),
+        ("eval.jsonl", "val"),
+        ("holdout-0.jsonl", "test"),
         ("contest.jsonl", None),
         ("train_test.jsonl", None),
     ],
@@ -620,10 +839,10 @@ def test_the_split_of_a_file_or_folder(tmp_path: Path, name: str, split: str | N
 
 def test_the_split_of_a_row(tmp_path: Path) -> None:
     names = {"train": "train", "Validation": "val", "test_prefs": "test", "dev": "val"}
-    rows = [{"prompt": "p", **SIDES, "split": name} for name in [*names, "holdout"]]
+    rows = [{"prompt": "p", **SIDES, "split": name} for name in [*names, "other"]]
     pairs = read(tmp_path, *rows, name="train.jsonl")
     assert pairs["split"][:4].tolist() == list(names.values())
-    assert fault(pairs).startswith("split: unknown split 'holdout'; use train")
+    assert fault(pairs).startswith("split: unknown split 'other'; use train")
     ids = pairs["id"][:4]
     assert ids.nunique() == 1, "copies in two splits are copies"
 

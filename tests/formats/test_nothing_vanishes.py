@@ -1,129 +1,118 @@
-"""Rows with known content in random formats and random extra columns: what was written comes out, or is named."""
+"""Rows with known content in every format and random other columns: what was written comes out, or is named."""
 
 import ast
+import csv
 import json
 import re
+from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from format_rows import BUILDERS, KNOWN, Built, columns
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from prefdag.formats.fields import Row, ignored, meaningful
+from prefdag.formats.registry import ROW_FORMATS
 from prefdag.formats.values import holds
 from prefdag.lifecycle.errors import DataError
 from prefdag.pairs.schema import read_pairs
 
-pytestmark = pytest.mark.slow
-
-Draw = st.DrawFn
-COUNTER = iter(range(10**9))
-
-ROLES = {"user": ["user", "human"], "assistant": ["assistant", "gpt"], "system": ["system"]}
-EXTRA = st.sampled_from(
-    [
-        *(
-            "system",
-            "history",
-            "tools",
-            "images",
-            "context",
-            "thinking",
-            "tool_calls",
-            "id",
-            "source",
-            "split",
-            "score_chosen",
-        ),
-        *(
-            "input",
-            "output",
-            "question",
-            "instruction",
-            "messages",
-            "prompt",
-            "meta",
-            "model",
-            "label",
-            "preference",
-            "answers",
-        ),
-        *(
-            "rank",
-            "response",
-            "completion",
-            "generations",
-            "rating",
-            "annotator",
-            "chosen_score",
-            "votes_chosen",
-            "weight",
-        ),
-    ]
-)
+KINDS = ["jsonl", "json", "csv", "parquet", "arrow"]
+UNKNOWN = st.text("abc_", max_size=3).map("zz".__add__)
 
 
-def mark() -> str:
-    """A text that occurs once, so that it can be found again."""
-    return f"mark{next(COUNTER)}x"
+def write(folder: Path, rows: list[dict[str, Any]], kind: str) -> None:
+    """Write rows to a file of this kind, or as JSON lines if a table cannot hold them."""
+    if kind in ("parquet", "arrow"):
+        names = dict.fromkeys(key for row in rows for key in row)
+        try:
+            table = pa.Table.from_pylist([{name: row.get(name) for name in names} for row in rows])
+            if kind == "parquet":
+                pq.write_table(table, folder / "a.parquet")
+            else:
+                with pa.OSFile(str(folder / "a.arrow"), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+                    writer.write_table(table)
+        except (pa.ArrowException, OverflowError):
+            kind = "jsonl"
+    elif kind == "csv":
+        with (folder / "a.csv").open("w", encoding="utf-8", newline="") as file:
+            lines = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
+            lines.writeheader()
+            for row in rows:
+                cells = {key: json.dumps(cell) if isinstance(cell, list | dict) else cell for key, cell in row.items()}
+                lines.writerow(cells)
+    elif kind == "json":
+        (folder / "a.json").write_text(json.dumps(rows, ensure_ascii=False), "utf-8")
+    if kind == "jsonl":
+        (folder / "a.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
 
 
-@st.composite
-def turns(draw: Draw, *roles: str) -> list[dict[str, Any]]:
-    """Turns in one of the spellings, with content as text or as parts, and sometimes with more in them."""
-    role_key, content_key = draw(st.sampled_from([("role", "content"), ("from", "value")]))
-    spelled = []
-    for role in roles:
-        text: Any = mark()
-        if content_key == "content" and draw(st.booleans()):
-            text = [{"type": "text", "text": text}]
-        turn = {role_key: draw(st.sampled_from(ROLES[role])), content_key: text}
-        spelled.append(turn | draw(extras(["name", "weight", "reasoning_content", "tool_calls", "images", "thinking"])))
-    return spelled
+def check(built: Built, rows: list[dict[str, Any]], row_format: str, folder: Path, *, is_clean: bool) -> None:
+    """What was written comes out in its place, or the row or the column is named; the latter only if `is_clean`."""
+    try:
+        pairs = read_pairs(folder, row_format)
+    except DataError as error:
+        assert "no known format" in str(error)  # noqa: PT017 - either outcome is right
+        assert not is_clean
+        return
+    pair = pairs.astype("object").where(pairs.notna(), None).to_dict("records")[0]
+    if pair["fault"] is not None:
+        assert pair["fault_column"], pair["fault"]
+        assert not is_clean, pair["fault"]
+        return
+    assert len(pairs) == 1
+    decoded = [{key: _decoded(value) for key, value in row.items()} for row in rows]
+    named = set[str]().union(*(under(row, name) for row in decoded for name in pair["ignored"]))
+    out = marks({key: value for key, value in pair.items() if key not in ("source", "id")})
+    assert marks(rows) <= out | named | marks(built.left_out)
+    assert not any(meaningful(name.rpartition(".")[2].removesuffix("[]")) for name in pair["ignored"])
+    assert (pair["chosen"], pair["rejected"]) == (built.chosen, built.rejected)
+    said = iter(pair["prompt"])
+    for role, text in built.prompt:
+        assert any(turn["role"] == role and text in turn["content"] for turn in said), (role, text)
 
 
-def extras(names: list[str]) -> st.SearchStrategy[dict[str, Any]]:
-    values = (
-        st.builds(mark)
-        | st.builds(lambda: [mark()])
-        | st.builds(lambda: {"a": mark(), "b": [{"c": mark()}]})
-        | st.none()
-    )
-    return st.dictionaries(st.sampled_from(names), values, max_size=2)
+def reads_what_was_written(row_format: str, data: st.DataObject, folders: pytest.TempPathFactory) -> None:
+    """A file of a random kind, with random columns beside those of its format."""
+    built = data.draw(BUILDERS[row_format])
+    is_known = data.draw(st.booleans())
+    beside = data.draw(columns(st.sampled_from(KNOWN) if is_known else UNKNOWN))
+    rows = [{key: value for key, value in beside.items() if key not in row} | row for row in built.rows]
+    folder = folders.mktemp("rows")
+    write(folder, rows, data.draw(st.sampled_from(KINDS)))
+    is_clean = not is_known and not any(meaningful(name) for name in _names(built.rows) - {"context", "history"})
+    check(built, rows, row_format, folder, is_clean=is_clean)
+    if not is_known:
+        check(built, rows, "auto", folder, is_clean=is_clean)
 
 
-@st.composite
-def records(draw: Draw) -> dict[str, Any]:
-    prompt = draw(st.sampled_from([("user",), ("system", "user"), ("user", "assistant", "user")]))
-    shape = draw(st.sampled_from(["text", "turns", "dialogue", "stored"]))
-    before = draw(turns(*prompt))
-    asked: Any = mark() if shape == "text" else before
-    sides: dict[str, Any] = {}
-    for side in ("chosen", "rejected"):
-        reply = draw(turns("assistant"))
-        sides[side] = {"text": mark(), "turns": reply, "dialogue": before + reply, "stored": json.dumps(reply)}[shape]
-    if shape == "stored":
-        asked = draw(st.sampled_from([json.dumps, repr]))(before)
-    names = draw(
-        st.sampled_from(
-            [
-                ("prompt", "chosen", "rejected"),
-                ("conversations", "chosen", "rejected"),
-                ("instruction", "chosen", "rejected"),
-                ("question", "chosen", "rejected"),
-                ("prompt", "chosen_response", "rejected_response"),
-                ("prompt", "completion", ""),
-            ]
-        )
-    )
-    row = dict(zip(names, (asked, sides["chosen"], sides["rejected"]), strict=True))
-    if "" in row:
-        del row[""]
-        row["label"] = draw(st.booleans())
-    extra = draw(
-        st.dictionaries(EXTRA, st.builds(mark) | st.builds(lambda: [[mark(), mark()]]) | st.integers(), max_size=3)
-    )
-    return {key: value for key, value in extra.items() if key not in row} | row
+SETTINGS = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+
+
+@pytest.mark.parametrize("row_format", BUILDERS)
+@settings(SETTINGS, max_examples=10)
+@given(st.data())
+def test_what_was_written_comes_out_or_is_named(
+    tmp_path_factory: pytest.TempPathFactory, row_format: str, data: st.DataObject
+) -> None:
+    reads_what_was_written(row_format, data, tmp_path_factory)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row_format", BUILDERS)
+@settings(SETTINGS, max_examples=60)
+@given(st.data())
+def test_what_was_written_comes_out_or_is_named_in_many_rows(
+    tmp_path_factory: pytest.TempPathFactory, row_format: str, data: st.DataObject
+) -> None:
+    reads_what_was_written(row_format, data, tmp_path_factory)
+
+
+def test_every_format_has_a_builder_of_rows() -> None:
+    assert set(BUILDERS) == set(ROW_FORMATS)
 
 
 def marks(value: Any) -> set[str]:
@@ -141,29 +130,6 @@ def under(record: Any, name: str) -> set[str]:
     return marks(values)
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(records())
-def test_what_was_written_comes_out_or_is_named(
-    tmp_path_factory: pytest.TempPathFactory, record: dict[str, Any]
-) -> None:
-    folder = tmp_path_factory.mktemp("rows")
-    (folder / "a.jsonl").write_text(json.dumps(record))
-    try:
-        pairs = read_pairs(folder, "auto")
-    except DataError as error:
-        assert "no known format" in str(error)  # noqa: PT017 - either outcome is right
-        return
-    (pair,) = pairs.astype("object").where(pairs.notna(), None).to_dict("records")
-    if pair["fault"] is not None:
-        assert pair["fault_column"]
-        return
-    decoded = {key: _decoded(value) for key, value in record.items()}
-    named = set[str]().union(*(under(decoded, name) for name in pair["ignored"]))
-    out = marks({key: value for key, value in pair.items() if key not in ("source", "id")})
-    assert marks(record) <= out | named
-    assert not any(meaningful(name.rpartition(".")[2].removesuffix("[]")) for name in pair["ignored"])
-
-
 def _decoded(value: Any) -> Any:
     try:
         return json.loads(value)
@@ -174,12 +140,22 @@ def _decoded(value: Any) -> Any:
             return value
 
 
+def _names(value: Any) -> set[str]:
+    """The keys in a value whose own values have any content."""
+    if isinstance(value, str):
+        value = _decoded(value)
+    if isinstance(value, dict):
+        return {key for key, item in value.items() if holds(item)}.union(*map(_names, value.values()))
+    return set[str]().union(*map(_names, value)) if isinstance(value, list) else set()
+
+
 values = st.recursive(
     st.none() | st.integers() | st.text(max_size=2),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("ab", max_size=2), inner, max_size=3),
 )
 
 
+@pytest.mark.slow
 @given(st.dictionaries(st.text("ab", min_size=1, max_size=2), values, max_size=4), st.data())
 def test_the_unread_fields_are_the_rest(record: dict[str, Any], data: st.DataObject) -> None:
     """Reading some leaves, in any order: the fields that are left hold all other leaves, and none that was read."""

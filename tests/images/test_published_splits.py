@@ -48,8 +48,8 @@ UNCLEAR = {
         r"^extra: has the same classes as the folder \w+ beside it",
     ),
     "a holdout": (
-        ["train/a/1", "eval/a/1"],
-        r"^eval: has the same classes as the folder train beside it, but names no",
+        ["train/a/1", "quiz/a/1"],
+        r"^quiz: has the same classes as the folder train beside it, but names no",
     ),
     "classes above": (
         ["cat/train/1", "cat/test/1"],

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from format_settings import format_settings
 from peft import AutoPeftModelForCausalLM
 from safetensors.torch import load_file
 from tasks import NO_OPTIONS, without_tracking
@@ -19,7 +20,6 @@ from transformers import AutoModelForCausalLM
 from prefdag import dpo
 from prefdag.config.adapter import Full, Lora
 from prefdag.config.dpo_text import DpoText, TextReference
-from prefdag.config.format_pairs import FormatPairs
 from prefdag.config.loss_options import LossOptions
 from prefdag.config.ref_logps import RefLogps
 from prefdag.lifecycle.errors import DataError, ParamsError, PrefdagError, SourceError
@@ -95,10 +95,7 @@ def test_the_weights_are_those_of_the_pipelines_stages(
     one_thread: None,
 ) -> None:
     """The stages format the same rows, score them under the reference, and train with the same settings."""
-    rows = {"max_left_out": 0.05, "max_pairs": None, "val_fraction": 0.2, "test_fraction": 0.0, "seed": 0}
-    format_pairs.main(
-        FormatPairs(template="chat", template_options={}, max_auto_tokens=2048, max_rendered=0.1, **LENGTHS, **rows)
-    )
+    format_pairs.main(format_settings(template="chat", max_left_out=0.05, test_fraction=0.0, **LENGTHS))
     shutil.copyfile("data/pairs/val.parquet", "data/pairs/test.parquet")  # ref_logps scores every split
     ref_logps.main(RefLogps(dtype="float32", tokens_per_batch=4096))
     without_tracking(monkeypatch, project / "checkpoints")

@@ -12,27 +12,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from chat_templates import tokenizer_of
+from format_settings import format_settings
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefdag.config.format_pairs import FormatPairs
 from prefdag.lifecycle.errors import DataError
 from prefdag.pairs.formatting import format_pairs
 from prefdag.pairs.splits import LEFT_OUT, SPLITS, split_by_prompt
 from prefdag.tokenizer.tokenizer import ChatTokenizer
 
-PARAMS = FormatPairs(
-    template="chat",
-    template_options={},
-    max_prompt_tokens=900,
-    max_response_tokens=900,
-    max_auto_tokens=2048,
-    max_left_out=0.2,
-    max_rendered=0.1,
-    max_pairs=None,
-    val_fraction=0.0,
-    test_fraction=0.0,
-    seed=0,
+PARAMS = format_settings(
+    template="chat", max_prompt_tokens=900, max_response_tokens=900, val_fraction=0.0, test_fraction=0.0
 )
 CALLS = json.dumps({"tool_calls": [{"type": "function", "function": {"name": "find", "arguments": {"q": "x"}}}]})
 TOOLS = json.dumps([{"type": "function", "function": {"name": "find", "parameters": {}}}])

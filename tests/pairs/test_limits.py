@@ -7,26 +7,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+from format_settings import format_settings
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefdag.config.format_pairs import FormatPairs
 from prefdag.lifecycle.errors import DataError, ParamsError
 from prefdag.pairs.limits import Limits, check_window, choose, resolved
-from prefdag.tokenizer.tokenizer import positions
+from prefdag.tokenizer.files import positions
 
-AUTO = FormatPairs(
+AUTO = format_settings(
     template="chat",
-    template_options={},
     max_prompt_tokens="auto",
     max_response_tokens="auto",
-    max_auto_tokens=2048,
     max_left_out=0.0,
-    max_rendered=0.1,
-    max_pairs=None,
     val_fraction=0.1,
     test_fraction=0.1,
-    seed=0,
 )
 
 

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from dialogues import write_byte_tokenizer
+from format_settings import format_settings
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,19 +25,7 @@ from prefdag.pairs.formatting import FormattingReport, format_pairs
 from prefdag.pairs.splits import SPLITS, Keys, digest, group_rows, split_by_prompt
 from prefdag.tokenizer.tokenizer import ChatTokenizer
 
-FORMAT = FormatPairs(
-    template="instruction",
-    template_options={},
-    max_prompt_tokens=300,
-    max_response_tokens=20,
-    max_auto_tokens=2048,
-    max_left_out=0.2,
-    max_rendered=0.1,
-    max_pairs=None,
-    val_fraction=0.2,
-    test_fraction=0.2,
-    seed=0,
-)
+FORMAT = format_settings()
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,8 @@ from prefdag.pairs.eval_sets import EvalRow, read_truthfulqa, read_winogrande
 from prefdag.text import model as lm
 from prefdag.text.evaluation.choices import PRIMER, TASKS, answers
 from prefdag.text.scoring.logps import group_logps
-from prefdag.tokenizer.tokenizer import ChatTokenizer, positions
+from prefdag.tokenizer.files import positions
+from prefdag.tokenizer.tokenizer import ChatTokenizer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

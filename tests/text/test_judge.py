@@ -118,7 +118,7 @@ def test_implicit_rewards_are_beta_times_the_log_ratio(tmp_path: Path) -> None:
 # A reward model
 
 
-def write_reward_model(folder: Path, labels: int = 1, *, template: str | None = TEMPLATE, positions: int = 64) -> Path:
+def write_reward_model(folder: Path, labels: int = 1, *, template: Any = TEMPLATE, positions: int = 64) -> Path:
     """A reward model that scores a dialogue by its last word: "good" 2, "bad" -1, everything else 0."""
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -168,7 +168,10 @@ def test_folders_that_hold_no_reward_model_are_refused_in_one_line(tmp_path: Pat
     cases: dict[str, Any] = {
         "no trained score.weight": write_model(tmp_path / "causal", "llama"),  # its head would be drawn at random
         "has 3 labels; a reward model has one": write_reward_model(tmp_path / "three", labels=3),
-        "has no chat template": write_reward_model(tmp_path / "plain", template=None),
+        "the tokenizer has no default chat template": write_reward_model(tmp_path / "plain", template=None),
+        "has no default chat template": write_reward_model(
+            tmp_path / "named", template=[{"name": "rag", "template": TEMPLATE}]
+        ),
         "no reward model in safetensors": tmp_path / "empty",
     }
     (tmp_path / "empty").mkdir()

@@ -12,6 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 import torch
+from format_settings import format_settings
 from gradients import PRECISIONS, assert_close, gradients
 from naive_logps import naive_logps
 from safetensors.torch import load_file
@@ -26,7 +27,6 @@ from transformers import AutoModelForCausalLM
 
 from prefdag.config.answer_text import AnswerText
 from prefdag.config.evaluate_text import EvaluateText
-from prefdag.config.format_pairs import FormatPairs
 from prefdag.config.health import Health
 from prefdag.config.judge_text import ImplicitJudge, JudgeText
 from prefdag.config.loss_options import LossOptions
@@ -343,19 +343,7 @@ def write_tokenizer(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
 
 
-FORMAT = FormatPairs(
-    template="instruction",
-    template_options={},
-    max_prompt_tokens=16,
-    max_response_tokens=6,
-    max_auto_tokens=2048,
-    max_rendered=0.1,
-    max_left_out=0.0,
-    max_pairs=None,
-    val_fraction=0.2,
-    test_fraction=0.3,
-    seed=0,
-)
+FORMAT = format_settings(max_prompt_tokens=16, max_response_tokens=6, max_left_out=0.0, test_fraction=0.3)
 
 
 @pytest.fixture(scope="module")

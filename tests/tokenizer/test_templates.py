@@ -13,8 +13,9 @@ from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from prefdag.lifecycle.errors import DataError, ParamsError
-from prefdag.pairs.observations import template_lines
+from prefdag.pairs.observations import template_lines, turn_marks
 from prefdag.tokenizer.marks import CLOSE, OPEN
+from prefdag.tokenizer.template import either
 from prefdag.tokenizer.tokenizer import ChatTokenizer
 
 EARLIER = [*user("Name a colour."), {"role": "assistant", "content": "Red."}, *user("And another?")]
@@ -396,6 +397,122 @@ def test_a_response_in_a_block_that_it_never_closes(tmp_path: Path, name: str, t
     assert dialogue.unclosed(dialogue.response(answer(text))) == block
 
 
+# Several templates by name
+
+
+def write_named(folder: Path, form: str, **templates: str) -> Path:
+    """A model folder with these templates, in one of the forms that transformers reads."""
+    write_model_tokenizer(folder, "qwen 3")
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "chat_template.jinja").unlink()
+    if form == "files":
+        more = folder / "additional_chat_templates"
+        more.mkdir()
+        for name, source in templates.items():
+            (folder / "chat_template.jinja" if name == "default" else more / f"{name}.jinja").write_text(source)
+        config["chat_template"] = "{{ 'files go first' }}"
+    elif form == "list":
+        config["chat_template"] = [{"name": name, "template": source} for name, source in templates.items()]
+    else:
+        config["chat_template"] = templates
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder
+
+
+CHATML, QWEN_3 = MODELS["chatml"].template, MODELS["qwen 3"].template
+FORMS = ["files", "list", "object"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_rows_with_tools_have_the_template_for_tools(tmp_path: Path, form: str) -> None:
+    tokenizer = ChatTokenizer(
+        write_named(tmp_path, form, tool_use=QWEN_3, rag="{{ 'x' }}", default=CHATML),
+        "chat",
+        {"enable_thinking": False},
+    )
+    both = [(None, CHATML), (TOOLS, QWEN_3)]
+    for tools, source in both:
+        options = {"eos_token": "<|endoftext|>", "bos_token": "", "enable_thinking": False}
+        expected = render_jinja_template([EARLIER], tools, chat_template=source, add_generation_prompt=True, **options)[
+            0
+        ][0]
+        assert tokenizer.prompt(EARLIER, tools=tools).text == expected
+        assert render_jinja_template(
+            [EARLIER], tools, chat_template=tokenizer.jinja(), add_generation_prompt=True, **options
+        )[0] == [expected]
+    turn = answer("", tool_calls=[CALL])
+    assert tokenizer.dialogue(user("hi"), TOOLS).response(turn).text.startswith("<tool_call>")
+    with pytest.raises(DataError, match=r"^tool_calls: the chat template ignores it"):
+        tokenizer.dialogue(user("hi")).response(turn)
+    assert ChatTokenizer(tmp_path, "instruction").prompt(user("hi")).text.startswith("Below is")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", FORMS)
+def test_named_templates_give_the_ids_of_transformers(tmp_path: Path, form: str) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = ChatTokenizer(write_named(tmp_path, form, default=CHATML, tool_use=QWEN_3), "chat")
+    oracle = AutoTokenizer.from_pretrained(tmp_path)
+    for tools in (None, TOOLS):
+        ids = oracle.apply_chat_template(EARLIER, tools=tools, add_generation_prompt=True, return_dict=False)
+        assert ids == tokenizer.prompt(EARLIER, tools=tools).ids
+
+
+def test_a_template_for_tools_that_ignores_them_is_refused(tmp_path: Path) -> None:
+    """Although without tools the row has another template, so another text."""
+    write_named(tmp_path, "files", default=QWEN_3, tool_use=CHATML)
+    with pytest.raises(DataError, match=r"^tools: the chat template ignores it"):
+        ChatTokenizer(tmp_path, "chat").dialogue(user("hi"), TOOLS)
+
+
+def test_each_template_ends_a_turn_in_its_own_way(tmp_path: Path) -> None:
+    write_named(tmp_path, "files", default=CHATML, tool_use=QWEN_3.replace("<|im_end|>", "</tool_call>"))
+    tokenizer = ChatTokenizer(tmp_path, "chat")
+    ends = [
+        tokenizer.decode(tokenizer.dialogue(user("hi"), tools).response(answer("a")).ids[-1:])
+        for tools in (None, TOOLS)
+    ]
+    assert ends == ["<|im_end|>", "</tool_call>"]
+    assert [tokenizer.decode([number]) for number in tokenizer.stop_ids] == [*ends, "<|endoftext|>"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_named_templates_without_a_default_one_are_refused(tmp_path: Path, form: str) -> None:
+    write_named(tmp_path, form, tool_use=QWEN_3, rag="{{ 'x' }}")
+    with pytest.raises(ParamsError) as error:
+        ChatTokenizer(tmp_path, "chat")
+    assert str(error.value) == (
+        f"params.yaml: format_pairs.template: {tmp_path} has chat templates only by the names rag, tool_use, and no default "
+        "one; set `format_pairs.template: instruction`, or use a copy of the model in which chat_template.jinja is one of them"
+    )
+
+
+@pytest.mark.parametrize(
+    "value", [7, ["x"], [{"name": "default"}], {"default": 7}, [{"name": "default", "template": None}]]
+)
+def test_a_key_that_is_no_template_is_named(tmp_path: Path, value: Any) -> None:
+    write_byte_tokenizer(tmp_path, ["</s>"], None, eos_token="</s>", chat_template=value)
+    with pytest.raises(DataError, match=r"tokenizer_config.json: chat_template: neither a template nor a list of"):
+        ChatTokenizer(tmp_path, "chat")
+
+
+@given(
+    st.lists(st.sampled_from(["a", " ", "\n", "{{ 'b' }}", "{% if true %}", "{%- if true %}", "{# c #}"])),
+    st.lists(st.sampled_from(["a", " ", "\n", "{{ 'b' }}", "{{- 'b' -}}", "{% set x = 1 %}"])),
+)
+def test_two_templates_as_one_write_what_each_writes(first: list[str], second: list[str]) -> None:
+    one = "".join(first) + "".join("{% endif %}" for part in first if "if" in part)
+    other = "".join(second)
+
+    def rendered(source: str, tools: Any) -> str:
+        text: str = render_jinja_template([user("hi")], tools, chat_template=source)[0][0]
+        return text
+
+    for tools in (None, TOOLS):
+        assert rendered(either(one, other), tools) == rendered(one if tools else other, tools)
+
+
 # Rows that were rendered already
 
 
@@ -403,5 +520,5 @@ def test_a_response_in_a_block_that_it_never_closes(tmp_path: Path, name: str, t
 def test_a_rendered_prompt_has_a_mark_of_its_template(tmp_path: Path, name: str) -> None:
     tokenizer = tokenizer_of(tmp_path, name)
     rendered = tokenizer.prompt(user("hi")).text
-    assert any(mark in rendered for mark in tokenizer.renderer.turn_marks)
-    assert not any(mark in "Name <b>3</b> colours [sic].\n\nAssistant, user?" for mark in tokenizer.renderer.turn_marks)
+    assert any(mark in rendered for mark in turn_marks(tokenizer))
+    assert not any(mark in "Name <b>3</b> colours [sic].\n\nAssistant, user?" for mark in turn_marks(tokenizer))

@@ -151,8 +151,9 @@ def _load_reward_model(folder: Path) -> tuple[Any, Any]:
         )
     if model.config.num_labels != 1:
         raise ParamsError(f"{where}: the model has {model.config.num_labels} labels; a reward model has one")
-    if not tokenizer.chat_template:
-        raise ParamsError(f"{where}: the tokenizer has no chat template; choose a reward model for dialogues")
+    template = tokenizer.chat_template
+    if not (template.get("default") if isinstance(template, dict) else template):
+        raise ParamsError(f"{where}: the tokenizer has no default chat template; choose a reward model for dialogues")
     if model.config.pad_token_id is None:  # the head looks for the last token that is not padding
         model.config.pad_token_id = -1
     return model.eval().to(process().device), tokenizer
