@@ -309,7 +309,7 @@ class Part(StrEnum):
 
 @app.command()
 def export(
-    to: Annotated[Path, typer.Option(help="The folder to write; replaces an earlier export in it.")] = EXPORT,
+    to: Annotated[Path, typer.Option(help="The folder to write. Only an earlier export in it is replaced.")] = EXPORT,
     register: Annotated[
         bool, typer.Option("--register", help="Also create a version of each model in MLflow's registry.")
     ] = False,

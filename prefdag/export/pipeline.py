@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from prefdag.export import folder as folders
 from prefdag.lifecycle.errors import DataError
 from prefdag.runtime.artifacts import read_json, sha256, write_json, writing
 from prefdag.runtime.yaml import read_yaml
@@ -24,7 +25,7 @@ CARD = Path("reports/model_card.md")
 LICENCE = Path("LICENSE")
 LOCK = Path("dvc.lock")
 WEIGHTS = "model.safetensors"
-TEXT, ADAPTER, IMAGE, FILES = "text", "text_adapter", "image", "export.json"
+TEXT, ADAPTER, IMAGE = "text", "text_adapter", "image"
 N_IMAGES = 64  # test images to compare on
 
 
@@ -37,21 +38,29 @@ def export(target: Path, params: "Params", echo: Callable[[str], None]) -> None:
         echo: prints one line per part: its deviation from the pipeline's own model, or why it was not exported.
 
     Raises:
-        DataError: `target` exists and is not an export, a stage's output is missing, or params.yaml has changed since.
+        DataError: `target` holds anything but an earlier export (see `folder`), a stage's output is missing, or params.yaml has
+            changed since.
         PrefdagError: a part that was read back differs from the pipeline's model.
     """
-    if target.exists() and not (target / FILES).is_file():
-        raise DataError(f"{target}: exists and is not an export; choose another folder, or remove it")
+    place = folders.check_place(target, outs())
     for path in (REFERENCE, POLICY, CLASSIFIER, PAIRS, DIALOGUES, IMAGES, IMAGE_PAIRS, IMAGE_METRICS, CARD):
         if not path.exists():
             raise DataError(f"{path}: not found; run `dvc repro` first")
     check_current(LOCK, Path("params.yaml"))
-    with writing(target) as folder:
+    with writing(place, clear=folders.clear) as folder:
         folder.mkdir()
         _text(folder, params, echo)
         _image(folder, params, echo)
         files = sorted(path for path in folder.rglob("*") if path.is_file())
-        write_json(folder / FILES, {path.relative_to(folder).as_posix(): sha256(path) for path in files})
+        write_json(folder / folders.FILES, {path.relative_to(folder).as_posix(): sha256(path) for path in files})
+
+
+def outs() -> list[Path]:
+    """The outputs of all stages in dvc.yaml; none if there is no dvc.yaml."""
+    dag = Path("dvc.yaml")
+    stages = read_yaml(dag)["stages"].values() if dag.exists() else ()
+    listed = [item for stage in stages for key in ("outs", "metrics", "plots") for item in stage.get(key) or ()]
+    return [Path(item if isinstance(item, str) else next(iter(item))) for item in listed]
 
 
 def check_current(lock: Path, params: Path) -> None:

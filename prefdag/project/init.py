@@ -52,7 +52,7 @@ def init(folder: Path, profile: str = profiles.DEFAULT) -> list[str]:
     inside = not _run(folder.parent, "git", "rev-parse", "--is-inside-work-tree").returncode
     inside = inside and _run(folder.parent, "git", "check-ignore", "--quiet", f"{folder.name}/").returncode == 1
     pin = library()
-    with writing(folder) as new:
+    with writing(folder, clear=Path.rmdir) as new:
         new.mkdir()
         for name in COPIED:
             _copy(FILES / name, new / name)
