@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from prefdag.export import folder as folders
 from prefdag.lifecycle.errors import DataError
 from prefdag.runtime.artifacts import read_json, sha256, write_json, writing
+from prefdag.runtime.dvc_files import DAG, LOCK, names, read_dag, read_lock
 from prefdag.runtime.yaml import read_yaml
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ IMAGE_PAIRS = Path("data/image_pairs")
 IMAGE_METRICS = Path("reports/image/metrics.json")
 CARD = Path("reports/model_card.md")
 LICENCE = Path("LICENSE")
-LOCK = Path("dvc.lock")
 WEIGHTS = "model.safetensors"
 TEXT, ADAPTER, IMAGE = "text", "text_adapter", "image"
 N_IMAGES = 64  # test images to compare on
@@ -57,10 +57,8 @@ def export(target: Path, params: "Params", echo: Callable[[str], None]) -> None:
 
 def outs() -> list[Path]:
     """The outputs of all stages in dvc.yaml; none if there is no dvc.yaml."""
-    dag = Path("dvc.yaml")
-    stages = read_yaml(dag)["stages"].values() if dag.exists() else ()
-    listed = [item for stage in stages for key in ("outs", "metrics", "plots") for item in stage.get(key) or ()]
-    return [Path(item if isinstance(item, str) else next(iter(item))) for item in listed]
+    stages = read_dag().values() if DAG.exists() else ()
+    return [Path(name) for stage in stages for name in names(stage, "outs", "metrics", "plots")]
 
 
 def check_current(lock: Path, params: Path) -> None:
@@ -72,8 +70,8 @@ def check_current(lock: Path, params: Path) -> None:
     if not lock.exists():
         raise DataError(f"{lock}: not found; run `dvc repro` first")
     current = read_yaml(params)
-    for stage, entry in read_yaml(lock)["stages"].items():
-        for key, value in entry.get("params", {}).get(params.name, {}).items():
+    for stage, entry in read_lock(lock).items():
+        for key, value in (entry.get("params") or {}).get(params.name, {}).items():
             if current.get(key) != value:
                 raise DataError(f"{params}: {key} has changed since {stage} ran; run `dvc repro` first")
 

@@ -30,7 +30,7 @@ from prefdag.check_params import check_params
 from prefdag.lifecycle.errors import ParamsError
 from prefdag.project.shipped import FILES
 from prefdag.runtime.artifacts import scratch, writing
-from prefdag.runtime.yaml import read_yaml
+from prefdag.runtime.yaml import parse_mapping, read_text, read_yaml
 
 PARAMS = Path("params.yaml")
 FOLDER = Path("profiles")
@@ -58,7 +58,7 @@ class Applied(NamedTuple):
 
 def list_profiles() -> dict[str, str]:
     """The first line of every profile by name: `default` first, the others sorted."""
-    firsts = {name: path.read_text("utf-8").partition("\n")[0] for name, path in _files().items()}
+    firsts = {name: read_text(path).partition("\n")[0] for name, path in _files().items()}
     return {DEFAULT: "the committed params.yaml"} | {name: firsts[name].lstrip("# ") for name in sorted(firsts)}
 
 
@@ -73,7 +73,7 @@ def apply(name: str, *, force: bool = False) -> Applied:
             params.yaml.
     """
     overlay, text = load(name), committed(PARAMS)
-    base = _round_trip().load(text)
+    base = parse_mapping(text, f"{PARAMS} (committed)")
     check_params(base, Path(f"{PARAMS} (committed)"))
     check_params(merge(base, overlay), _path(name))
     written = render(text, overlay) if overlay else text
@@ -108,8 +108,11 @@ def load(name: str) -> CommentedMap:
         guess = get_close_matches(name, known, n=1)
         hint = f"did you mean '{guess[0]}'?" if guess else f"choose from {', '.join(known)}"
         raise ParamsError(f"{path}: no such {'file' if _is_path(name) else 'profile'}; {hint}")
-    read_yaml(path)  # reports a broken file in one line; the next line reads it again with its formatting
-    return _round_trip().load(path.read_text("utf-8"))
+    text = read_text(path)
+    parse_mapping(
+        text, str(path)
+    )  # reports a broken file in one line; the next line reads it again with its formatting
+    return _round_trip().load(text)
 
 
 def _files() -> dict[str, Path]:
@@ -163,7 +166,7 @@ def _digest(content: bytes) -> str:
 def committed(path: Path) -> str:
     """A file's text at Git's HEAD. Raises `ParamsError` if Git does not have it."""
     command = ["git", "show", f"HEAD:./{path.as_posix()}"]
-    shown = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
+    shown = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
     if shown.returncode:
         repository = subprocess.run(["git", "rev-parse"], capture_output=True, check=False).returncode == 0
         remedy = f"commit {path} first" if repository else "first run `git init && git add -A && git commit -m Start`"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from prefdag.lifecycle.errors import DataError
-from prefdag.runtime.yaml import read_yaml
+from prefdag.runtime.dvc_files import names, read_dag
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -153,6 +153,6 @@ def stage_key(stage: str, params: Mapping[str, Any]) -> str:
 
     Checkpoints are kept under this key, so a changed parameter, input or line of code starts training at step zero.
     """
-    deps = read_yaml(Path("dvc.yaml"))["stages"][stage]["deps"]
+    deps = names(read_dag()[stage], "deps")
     parts = {"stage": stage, "params": dict(params), "deps": {dep: sha256(Path(dep)) for dep in deps}}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

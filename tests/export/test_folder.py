@@ -186,9 +186,14 @@ def test_an_export_that_was_killed_while_it_replaced_another_goes_on(project: Pa
 
 def test_what_appears_during_the_export_stays(project: Path) -> None:
     place = folders.check_place(Path("export"), [])
-    with pytest.raises(DataError, match=r"thesis.tex: not part of"), writing(place, clear=folders.clear) as new:
-        write_export(new)
-        (place / "thesis.tex").write_text("years")
+
+    def work() -> None:
+        with writing(place, clear=folders.clear) as new:
+            write_export(new)
+            (place / "thesis.tex").write_text("years")
+
+    with pytest.raises(DataError, match=r"thesis.tex: not part of"):
+        work()
     assert (place / "thesis.tex").read_text() == "years"
     assert (place / "text/README.md").exists()
     assert not list(project.glob(".*.tmp"))

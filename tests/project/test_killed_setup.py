@@ -1,4 +1,4 @@
-"""A killed `make setup`, or one on a full disk, is mended by the next one. With the real pip, uv and index, and few packages."""
+"""The next `make setup` mends one that was killed or whose disk was full. With the real pip and uv, and few packages."""
 
 import os
 import re
@@ -14,7 +14,7 @@ from paths import ROOT
 
 POINTS = 10
 # A small part of requirements.lock: what an editable installation needs, and a package with a few hundred files.
-PACKAGES = ("hatchling", "packaging", "pathspec", "pluggy", "trove-classifiers", "networkx")
+PACKAGES = ("hatchling", "packaging", "pathspec", "pluggy", "tomlkit", "trove-classifiers", "networkx")
 PROJECT = """\
 [build-system]
 requires = ["hatchling"]
@@ -79,7 +79,7 @@ def kill(process: subprocess.Popen[str]) -> None:
 
 def check_installed(clone: Path) -> None:
     """Everything locked can be imported, uv runs, nothing of the setup is left, and another setup has nothing to do."""
-    imports = "import hatchling, networkx, packaging, pathspec, pluggy, trove_classifiers, prefdag"
+    imports = "import hatchling, networkx, packaging, pathspec, pluggy, tomlkit, trove_classifiers, prefdag"
     subprocess.run([clone / ".venv/bin/python", "-c", imports], check=True, cwd=clone.parent, env=environment())
     subprocess.run([clone / ".venv/bin/uv", "pip", "check"], check=True, cwd=clone, env=environment())
     assert not os.path.lexists(clone / ".venv.tmp")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from prefdag.runtime import artifacts
-from prefdag.runtime.artifacts import sha256, writing
+from prefdag.runtime.artifacts import sha256, umask, writing
 
 
 def test_a_block_that_raises_leaves_the_old_file(tmp_path: Path) -> None:
