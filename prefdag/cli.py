@@ -1,5 +1,6 @@
 """The command `prefdag`: everything a user does besides `dvc repro`. Slow imports are inside the commands that need them."""
 
+import sys
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -7,12 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
+from typer.exceptions import TyperException
 
+from prefdag.lifecycle.environment import use_utf8
 from prefdag.lifecycle.errors import DataError, PrefdagError
+from prefdag.lifecycle.exits import flush, one_line_errors
 
 if TYPE_CHECKING:
     from prefdag.chat.dialogue import ChatModels
 
+# What typer itself shows: the end of a command, and wrong options.
+OF_TYPER = (typer.Exit, typer.Abort, TyperException)
 REFERENCE = Path("models/reference")
 POLICY = Path("models/dpo_text")
 EXPORT = Path("export")
@@ -23,14 +29,20 @@ TEXT_METRICS, IMAGE_METRICS = Path("reports/text/metrics.json"), Path("reports/i
 
 
 class OneLineErrors(TyperGroup):
-    """A command group that ends a `PrefdagError` like a stage does: one line on stderr, and its exit code."""
+    """A command group that ends a failure like a stage does: one line on stderr, and its exit code."""
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        if not args and options.get("args") is None:  # the arguments are those of the process: this is no test
+            use_utf8()
+        with one_line_errors("prefdag", *OF_TYPER):
+            try:
+                return super().main(*args, **options)
+            finally:
+                flush(sys.stdout)  # of --help and --version too
 
     def invoke(self, ctx: Any) -> Any:
-        try:
+        with one_line_errors(f"prefdag {ctx.invoked_subcommand or ''}".rstrip(), *OF_TYPER):
             return super().invoke(ctx)
-        except PrefdagError as error:
-            typer.echo(f"error: {error}", err=True)
-            raise typer.Exit(error.exit_code) from None
 
 
 app = typer.Typer(

@@ -19,14 +19,15 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
 
-from prefdag.lifecycle.environment import set_environment
-from prefdag.lifecycle.exits import one_line_errors
+from prefdag.lifecycle.environment import set_environment, use_utf8
+from prefdag.lifecycle.exits import flush, one_line_errors
 from prefdag.lifecycle.lock import end_with_dvc, stage_lock
 from prefdag.runtime.running import running
 from prefdag.runtime.yaml import read_yaml
@@ -71,18 +72,20 @@ class stage:  # noqa: N801 - it is used as a decorator
 
         Exit codes: 0; 1, 2 or 3 (see `errors`); 130 if interrupted.
         """
-        argparse.ArgumentParser(
-            f"python -m stages.{self.name}",
-            description=sys.modules[self.main.__module__].__doc__,
-            epilog=f"Reads from params.yaml: {', '.join(self.keys) or 'nothing'}. Inputs and outputs are listed in dvc.yaml.",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        ).parse_args()
-        set_environment()
-        end_with_dvc()
-        gc.set_threshold(100_000)  # importing torch creates objects for seconds, and none of them is garbage
-        logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-        logging.getLogger("prefdag").setLevel(logging.INFO)
+        if self.main.__module__ == "__main__":
+            use_utf8()
         with one_line_errors(self.name):
+            argparse.ArgumentParser(
+                f"python -m stages.{self.name}",
+                description=sys.modules[self.main.__module__].__doc__,
+                epilog=f"Reads from params.yaml: {', '.join(self.keys) or 'nothing'}. dvc.yaml lists inputs and outputs.",
+                formatter_class=argparse.RawDescriptionHelpFormatter,
+            ).parse_args()
+            set_environment()
+            end_with_dvc()
+            gc.set_threshold(100_000)  # importing torch creates objects for seconds, and none of them is garbage
+            logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+            logging.getLogger("prefdag").setLevel(logging.INFO)
             from prefdag.check_params import check_params
             from prefdag.lifecycle.version import check_version
 
@@ -96,6 +99,6 @@ class stage:  # noqa: N801 - it is used as a decorator
         if self.main.__module__ == "__main__":
             # Everything is written and closed. Tearing down torch's modules would take two more seconds per stage.
             logging.shutdown()
-            sys.stdout.flush()
-            sys.stderr.flush()
+            with suppress(OSError):
+                flush(sys.stderr)
             os._exit(0)

@@ -24,6 +24,8 @@ name = "prefdag"
 version = "0.1.0"
 [tool.hatch.build.targets.wheel]
 packages = ["prefdag"]
+[tool.hatch.build]
+dev-mode-dirs = ["."]
 """
 NAMESPACE = ["unshare", "--map-root-user", "--mount"]
 
