@@ -202,17 +202,30 @@ def frontier(
 def verify(
     remote: Annotated[str | None, typer.Option(help="Also check this DVC remote.", show_default=False)] = None,
 ) -> None:
-    """Hash all outputs and all objects in DVC's cache again, and list what differs from dvc.lock."""
+    """Check dvc.yaml against dvc.lock, and hash all outputs, dependencies and objects in DVC's cache again.
+
+    Prints a table of what was checked, every difference, and the outputs that are absent and could not be checked.
+
+    Exit code 0: all that is present is as dvc.lock says.
+
+    Exit code 1: something differs, or a stage has no entry in dvc.lock.
+
+    Exit code 2: dvc.yaml, dvc.lock or the remote is missing or broken.
+    """
     from prefdag.project import verify
 
-    count = 0
-    for line in verify.differences(remote):
+    result = verify.verify(remote)
+    for line in (*result.table(), *result.differences):
         typer.echo(line)
-        count += 1
-    if count:
+    if result.absent:
+        shown = ", ".join(result.absent[:3]) + (", ..." if len(result.absent) > 3 else "")
+        typer.echo(
+            f"not checked, since they are absent: {len(result.absent)} outputs ({shown}); `dvc pull` or `dvc repro` brings them"
+        )
+    if result.differences:
         raise PrefdagError(
-            f"{count} differences from {verify.LOCK}; `dvc checkout --force` restores outputs from an intact cache, "
-            "and `dvc fetch` or `dvc repro` what is missing from the cache"
+            f"{len(result.differences)} differences from {verify.LOCK}; `dvc checkout --force` restores outputs from an intact "
+            "cache, and `dvc fetch` or `dvc repro` what is missing from the cache"
         )
     typer.echo(f"everything present matches {verify.LOCK}")
 

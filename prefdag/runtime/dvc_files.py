@@ -40,7 +40,7 @@ def parse_lock(text: str, where: str) -> dict[str, dict[str, Any]]:
                     isinstance(item.get(part), str) for part in ("path", "md5")
                 ):
                     raise ParamsError(f"{at}.{key}: expected entries with a path and an md5; {RESTORE.format(LOCK)}")
-        params = entry.get("params") or {}
+        params = {} if entry.get("params") is None else entry["params"]
         if not isinstance(params, Mapping) or not all(isinstance(values, Mapping) for values in params.values()):
             raise ParamsError(f"{at}.params: expected values by file and key; {RESTORE.format(LOCK)}")
     return stages
@@ -60,7 +60,9 @@ def _stages(tree: Mapping[str, Any], where: str) -> dict[str, dict[str, Any]]:
 
 
 def _list(entry: Mapping[str, Any], key: str, at: str, path: Path) -> list[Any]:
-    value = entry.get(key) or []
+    value = entry.get(key)
+    if value is None:
+        return []
     if not isinstance(value, list):
         raise ParamsError(f"{at}.{key}: expected a list; {RESTORE.format(path)}")
     return value
