@@ -28,7 +28,7 @@ PLACE = {
 FIXABLE = MACHINE | {errno.EROFS, errno.EACCES}  # what a download is not repeated for
 # Errors that libraries raise for a user's mistake, such as a damaged dvc.yaml or no Git repository. Named, not imported.
 LIBRARIES = {
-    *("dvc.exceptions.DvcException", "scmrepo.exceptions.SCMError", "dvc.dvcfile.LockfileCorruptedError"),
+    *("dvc.exceptions.DvcException", "scmrepo.exceptions.SCMError", "_pygit2.GitError", "git.exc.GitError"),
     *("sqlite3.OperationalError", "sqlite3.DatabaseError", "sqlalchemy.exc.OperationalError"),
 }
 BUG = "This is a bug in prefdag, not a mistake of yours. Please report it with the lines above."
@@ -58,7 +58,8 @@ def one_line_errors(name: str, *passed: type[BaseException]) -> Iterator[None]:
             end("", PIPE_CLOSED)
         line = "" if "PREFDAG_TRACEBACK" in os.environ else one_line(error, name)
         if not line:
-            error.add_note(BUG)
+            if BUG not in getattr(error, "__notes__", ()):
+                error.add_note(BUG)
             raise
         end(f"error: {line}", exit_code(error))
 

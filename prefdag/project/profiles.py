@@ -168,7 +168,12 @@ def committed(path: Path) -> str:
     command = ["git", "show", f"HEAD:./{path.as_posix()}"]
     shown = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
     if shown.returncode:
-        repository = subprocess.run(["git", "rev-parse"], capture_output=True, check=False).returncode == 0
+        looked = subprocess.run(["git", "rev-parse"], capture_output=True, text=True, errors="replace", check=False)
+        if "dubious ownership" in looked.stderr:
+            raise ParamsError(
+                f"{path}: the repository belongs to another user: {' '.join(looked.stderr.split())[:300]}"
+            )
+        repository = looked.returncode == 0
         remedy = f"commit {path} first" if repository else "first run `git init && git add -A && git commit -m Start`"
         raise ParamsError(f"{path}: Git has no committed version to apply a profile to; {remedy}")
     return shown.stdout

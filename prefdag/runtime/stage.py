@@ -27,13 +27,16 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from prefdag.lifecycle.environment import set_environment, use_utf8
+from prefdag.lifecycle.errors import DataError
 from prefdag.lifecycle.exits import flush, one_line_errors
 from prefdag.lifecycle.lock import end_with_dvc, stage_lock
+from prefdag.runtime.dvc_files import DAG, names, read_dag
 from prefdag.runtime.running import running
 from prefdag.runtime.yaml import read_yaml
 from prefdag.tracking.durations import note_duration
 
 PARAMS = Path("params.yaml")
+MADE = ("data/", "models/", "reports/")  # where outputs of stages are
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,14 @@ class stage:  # noqa: N801 - it is used as a decorator
             for name, kind in types.items()
         }
 
+    def check_inputs(self) -> None:
+        """Raise `DataError` if an input is absent. Libraries would each report that in their own way."""
+        if not DAG.exists():
+            return
+        for dep in names(read_dag().get(self.name, {}), "deps"):
+            if dep.startswith(MADE) and not Path(dep).exists():
+                raise DataError(f"{dep}: not found; `dvc repro` makes it")
+
     def run(self) -> None:
         """Run the stage in the current directory. When run as a script, this ends the process.
 
@@ -92,6 +103,7 @@ class stage:  # noqa: N801 - it is used as a decorator
             check_version()
             tree = read_yaml(PARAMS)
             check_params(tree, PARAMS)
+            self.check_inputs()
             with stage_lock(self.name):
                 start = time.monotonic()
                 self(**self.sections(tree))
