@@ -6,6 +6,7 @@ ORIGIN ?= origin-small
 VENV ?= .venv
 UV := $(VENV)/bin/uv
 ACTIVATE := . $(VENV)/bin/activate
+CHECK := python -m prefdag.runtime.dvc_files# DVC reads params.yaml without limits
 INSTALLED := $(VENV)/.installed
 EXTRA := $(VENV)/.extra
 LOCK := $(UV) pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11
@@ -39,7 +40,7 @@ repository:
 	@git rev-parse --git-dir >/dev/null 2>&1 || { echo "This folder is not a Git repository, which DVC needs: $(START)"; exit 1; }
 
 repro: repository setup ## run the whole pipeline with params.yaml; stages that are up to date are skipped
-	@$(ACTIVATE) && dvc repro
+	@$(ACTIVATE) && $(CHECK) && dvc repro
 	@echo
 	@echo "Experiments:  make ui, then open http://127.0.0.1:5000/$(RUNS)"
 	@echo "Next:         . $(VENV)/bin/activate && dvc exp run -S beta=0.3"
@@ -48,7 +49,7 @@ repro: repository setup ## run the whole pipeline with params.yaml; stages that 
 
 sweep: repository setup ## run one experiment per beta (BETAS=0.1,0.3,0.5) and plot the frontier
 	@test -n "$(ASCII)" || { echo "$(QUEUE)"; exit 1; }
-	@$(ACTIVATE) && dvc exp run --queue -S 'beta=$(BETAS)' && dvc exp run --run-all
+	@$(ACTIVATE) && $(CHECK) && dvc exp run --queue -S 'beta=$(BETAS)' && dvc exp run --run-all
 	@$(ACTIVATE) && prefdag frontier
 
 origin: setup ## run the experiment this project grew from, small; docs/origin.md has ORIGIN and FILES

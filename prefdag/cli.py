@@ -163,7 +163,9 @@ def experiments(
 ) -> None:
     """List the experiments like `dvc exp show`, with at most 40 columns: the main metrics and what differs."""
     from prefdag.project.experiments import show
+    from prefdag.runtime.dvc_files import check_files
 
+    check_files()
     if left_out := show(options or ()):
         typer.echo(f"{left_out} more parameters differ; `prefdag compare A B` lists those of two experiments", err=True)
 
@@ -187,7 +189,9 @@ def frontier(
     set_environment()
     from prefdag.report.compare import frontier
     from prefdag.runtime.artifacts import writing
+    from prefdag.runtime.dvc_files import check_files
 
+    check_files()
     table = frontier.from_dvc() if records is Records.dvc else frontier.from_mlflow()
     for suffix, content in (
         (".csv", table.to_csv(index=False, lineterminator="\n")),
@@ -241,7 +245,9 @@ def compare(
     set_environment()
     from prefdag.report.compare import comparison, differences, experiments
     from prefdag.runtime.artifacts import writing
+    from prefdag.runtime.dvc_files import check_files
 
+    check_files()
     runs = experiments.read(first), experiments.read(second)
     table = differences.differences(*runs)
     for suffix, content in (

@@ -7,6 +7,7 @@ traceback is shown, with a note that says so.
 import errno
 import os
 import re
+import select
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -29,8 +30,8 @@ FIXABLE = MACHINE | {errno.EROFS, errno.EACCES}  # what a download is not repeat
 # Errors that libraries raise for a user's mistake, such as a damaged dvc.yaml or no Git repository. Named, not imported.
 LIBRARIES = {
     *("dvc.exceptions.DvcException", "scmrepo.exceptions.SCMError", "_pygit2.GitError", "git.exc.GitError"),
-    *("sqlite3.OperationalError", "sqlite3.DatabaseError", "sqlalchemy.exc.OperationalError"),
 }
+DATABASES = {"sqlite3.DatabaseError", "sqlalchemy.exc.DatabaseError"}  # of MLflow or DVC, such as on a full disk
 BUG = "This is a bug in prefdag, not a mistake of yours. Please report it with the lines above."
 PIPE_CLOSED = 141  # as a shell reports a program that SIGPIPE ended
 
@@ -86,12 +87,11 @@ def flush(stream: Any) -> None:
 def stdout_is_closed() -> bool:
     """Whether the reader of our output is gone, as after `| head -1`. Another pipe may break too, such as a server's."""
     try:
-        flush(sys.stdout)
-    except BrokenPipeError:
-        return True
-    except (OSError, ValueError):
+        reader = select.poll()
+        reader.register(sys.stdout, select.POLLOUT)
+        return any(event & select.POLLERR for _, event in reader.poll(0))
+    except (AttributeError, OSError, TypeError, ValueError):  # no stdout, or none of the operating system's
         return False
-    return False
 
 
 def one_line(error: Exception, name: str) -> str:
@@ -104,9 +104,10 @@ def one_line(error: Exception, name: str) -> str:
     if number in MACHINE | PLACE:
         path = getattr(error, "filename", None) or getattr(error.__cause__, "filename", None)
         where = os.fsdecode(path) if isinstance(path, str | bytes | os.PathLike) else name
-        return str(PrefdagError(f"{where}: {os.strerror(number or 0)}"))
-    classes = {f"{kind.__module__}.{kind.__name__}" for kind in type(error).__mro__}
-    if classes & LIBRARIES:
+        # A library may have words of its own, such as for no usable temporary folder.
+        words = (not path and getattr(error, "strerror", None)) or os.strerror(number or 0)
+        return str(PrefdagError(f"{where}: {words}"))
+    if _classes(error) & (LIBRARIES | DATABASES):
         return str(PrefdagError(f"{name}: {' '.join(str(error).split())[:500]}"))
     return ""
 
@@ -115,7 +116,13 @@ def exit_code(error: Exception) -> int:
     """The exit code of a failure that is told in one line."""
     if isinstance(error, PrefdagError):
         return error.exit_code
-    return 1 if isinstance(error, MemoryError) or system_error(error) in MACHINE else 2
+    machine = isinstance(error, MemoryError) or system_error(error) in MACHINE or _classes(error) & DATABASES
+    return 1 if machine else 2
+
+
+def _classes(error: Exception) -> set[str]:
+    """The names of an exception's classes, with their modules."""
+    return {f"{kind.__module__}.{kind.__name__}" for kind in type(error).__mro__}
 
 
 def how_to_restore(message: str) -> str:

@@ -5,10 +5,20 @@ from pathlib import Path
 from typing import Any
 
 from prefdag.lifecycle.errors import ParamsError
-from prefdag.runtime.yaml import parse_mapping, read_text
+from prefdag.runtime.yaml import parse_mapping, read_text, read_yaml
 
 DAG, LOCK = Path("dvc.yaml"), Path("dvc.lock")
 RESTORE = "`git restore {}` takes the committed one"
+
+
+def check_files() -> None:
+    """Check params.yaml, dvc.yaml and dvc.lock in the current folder, if they exist, before DVC reads them without limits.
+
+    Raises `ParamsError`.
+    """
+    for path, read in ((Path("params.yaml"), read_yaml), (DAG, read_dag), (LOCK, read_lock)):
+        if path.exists():
+            read(path)
 
 
 def read_dag(path: Path = DAG) -> dict[str, dict[str, Any]]:
@@ -66,3 +76,10 @@ def _list(entry: Mapping[str, Any], key: str, at: str, path: Path) -> list[Any]:
     if not isinstance(value, list):
         raise ParamsError(f"{at}.{key}: expected a list; {RESTORE.format(path)}")
     return value
+
+
+if __name__ == "__main__":  # make repro and make sweep, before `dvc`
+    from prefdag.lifecycle.exits import one_line_errors
+
+    with one_line_errors("prefdag"):
+        check_files()
