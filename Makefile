@@ -6,8 +6,9 @@ ORIGIN ?= origin-small
 VENV ?= .venv
 UV := $(VENV)/bin/uv
 ACTIVATE := . $(VENV)/bin/activate
+CHECK := python -m prefdag.runtime.dvc_files# DVC reads params.yaml without limits
 INSTALLED := $(VENV)/.installed
-ORACLE := $(VENV)/.oracle
+EXTRA := $(VENV)/.extra
 LOCK := $(UV) pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11
 # What comes beside requirements.lock leaves its versions as they are, and is installed with --no-deps.
 BESIDE = $(LOCK) -c requirements.lock $$(sed -n 's/^\([a-z0-9._-]*\)==.*/--no-emit-package \1/p' $(1))
@@ -41,7 +42,7 @@ repository:
 	@git rev-parse --git-dir >/dev/null 2>&1 || { echo "This folder is not a Git repository, which DVC needs: $(START)"; exit 1; }
 
 repro: repository setup ## run the whole pipeline with params.yaml; stages that are up to date are skipped
-	@$(ACTIVATE) && dvc repro
+	@$(ACTIVATE) && $(CHECK) && dvc repro
 	@echo
 	@echo "Experiments:  make ui, then open http://127.0.0.1:5000/$(RUNS)"
 	@echo "Next:         . $(VENV)/bin/activate && dvc exp run -S beta=0.3"
@@ -50,19 +51,19 @@ repro: repository setup ## run the whole pipeline with params.yaml; stages that 
 
 sweep: repository setup ## run one experiment per beta (BETAS=0.1,0.3,0.5) and plot the frontier
 	@test -n "$(ASCII)" || { echo "$(QUEUE)"; exit 1; }
-	@$(ACTIVATE) && dvc exp run --queue -S 'beta=$(BETAS)' && dvc exp run --run-all
+	@$(ACTIVATE) && $(CHECK) && dvc exp run --queue -S 'beta=$(BETAS)' && dvc exp run --run-all
 	@$(ACTIVATE) && prefdag frontier
 
 origin: setup ## run the experiment this project grew from, small; docs/origin.md has ORIGIN and FILES
 	@$(ACTIVATE) && python -m benchmarks.origin run .prefdag/origin --profile $(ORIGIN) $(FILES)
 
-test: $(ORACLE) ## run the fast tests
+test: $(EXTRA)-s3 $(EXTRA)-test ## run the fast tests
 	@$(ACTIVATE) && pytest
 
-test-slow: $(ORACLE) ## run the slow tests
+test-slow: $(EXTRA)-s3 $(EXTRA)-test ## run the slow tests
 	@$(ACTIVATE) && pytest -m slow --durations=30
 
-chaos: $(ORACLE) ## run the destructive tests: kills, full disks, dead servers, flipped bytes; prints survived/tried
+chaos: $(EXTRA)-s3 $(EXTRA)-test ## run the destructive tests: kills, full disks, dead servers, flipped bytes; prints survived/tried
 	@$(ACTIVATE) && pytest -m chaos
 
 lint: setup ## check style and types
@@ -71,24 +72,22 @@ lint: setup ## check style and types
 dag: setup ## write deps and params of dvc.yaml, and the table in docs/pipeline.md, from the code
 	@$(ACTIVATE) && python -m prefdag.project.dag
 
-same-bytes: $(ORACLE) ## compare the outputs of the tiny pipeline with those of a revision: BASE=HEAD~1
+same-bytes: $(EXTRA)-s3 $(EXTRA)-test ## compare the outputs of the tiny pipeline with those of a revision: BASE=HEAD~1
 	@$(ACTIVATE) && python tests/pipeline/same_bytes.py $(BASE)
 
 docs: setup ## write docs/losses.md and docs/benchmarks.md from the code and the results
 	@$(ACTIVATE) && python -m prefdag.project.losses_page > docs/losses.md
 	@$(ACTIVATE) && python -m benchmarks.page > docs/benchmarks.md
 
-qlora: setup ## install bitsandbytes, for kind: qlora on a GPU
-	@$(UV) pip install --quiet --python $(VENV)/bin/python --no-deps --require-hashes -r requirements-qlora.lock
+qlora: $(EXTRA)-qlora ## install bitsandbytes, for kind: qlora on a GPU
 
-s3: setup ## install dvc-s3, for sources and remotes on S3
-	@$(UV) pip install --quiet --python $(VENV)/bin/python --no-deps --require-hashes -r requirements-s3.lock
+s3: $(EXTRA)-s3 ## install dvc-s3, for sources and remotes on S3
 
 ui: setup ## show the experiments in MLflow; Ctrl-C stops it
 	@echo "Experiments:  http://127.0.0.1:5000/$(RUNS)"
 	@$(ACTIVATE) && mlflow ui
 
-lock: $(UV) ## update the lock files to pyproject.toml and keep versions; ARGS=--upgrade takes the newest
+lock: $(VENV)/.uv ## update the lock files to pyproject.toml and keep versions; ARGS=--upgrade takes the newest
 	$(LOCK) $(ARGS) --extra dev pyproject.toml --output-file requirements.lock
 	echo uv | $(LOCK) $(ARGS) - --output-file requirements-uv.lock
 	echo bitsandbytes | $(LOCK) $(ARGS) --no-deps - --output-file requirements-qlora.lock
@@ -97,32 +96,63 @@ lock: $(UV) ## update the lock files to pyproject.toml and keep versions; ARGS=-
 		-c requirements-s3.lock - --output-file requirements-test.lock
 
 clean: ## remove .venv, caches and test outputs; keep data, models, reports and experiments
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .prefdag/tests
+	@if [ -s $(VENV)/.uv ] || [ -n "$$($(OURS))" ]; then echo rm -rf $(VENV); rm -rf $(VENV) && rm -f $(CHANGING); \
+		elif [ -e $(VENV) ]; then echo "$(VENV): not made by make setup, so it stays"; fi
+	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis .prefdag/tests
 	find prefdag stages tests -name __pycache__ -prune -exec rm -rf {} +
+
+# Stamps (`.uv`, `.installed`, `.extra-NAME`) are written last. While $(VENV) is made or changed, the link $(CHANGING) is beside
+# it, so that the next `make setup` knows that one was killed, and makes the folder anew. It is written only for a folder that
+# `make setup` made, whose `.uv` is not empty. Any other environment (make VENV=...) is used, and never removed. A link needs no
+# space on a full disk.
+CHANGING := $(VENV).tmp
+OURS = readlink $(CHANGING) 2>/dev/null | sed -n 's/^make-setup-//p'
+define CLAIM
+	test -n "$(VENV)" || { echo "VENV is empty"; exit 1; }; \
+	other=$$($(OURS)); \
+	if [ -z "$$other" ] && { [ -e $(CHANGING) ] || [ -L $(CHANGING) ]; }; then \
+		echo "$(CHANGING): exists and is not of make setup; move it away"; exit 1; fi; \
+	if [ -n "$$other" ] && [ "$$other" != $$PPID ]; then \
+		if kill -0 "$$other" 2>/dev/null; then \
+			echo "Process $$other is setting up $(VENV). If it is no make, remove $(CHANGING)."; exit 1; fi; \
+		echo "The last setup of $(VENV) did not finish: it is made anew"; rm -rf $(VENV) || exit 1; fi; \
+	if [ -n "$$other" ] || [ -s $(VENV)/.uv ] || { [ ! -e $(VENV) ] && [ ! -L $(VENV) ]; }; then \
+		ln -sfn make-setup-$$PPID $(CHANGING) || exit 1; \
+	elif [ ! -e $(VENV)/pyvenv.cfg ]; then \
+		echo "$(VENV): is not a virtual environment; choose another folder, as in make VENV=.venv"; exit 1; fi
+endef
+
+ifneq ($(shell $(OURS)),)
+.PHONY: $(VENV)/.uv
+endif
 
 # pip only fetches uv, and uv installs the rest: half a minute instead of many. Neither is given an index, so each uses the one
 # configured on this machine. Progress is shown only on a terminal.
-$(UV): requirements-uv.lock
+$(VENV)/.uv: requirements-uv.lock
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON): not found; install Python 3.11 or newer"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "$$($(PYTHON) --version) is too old: 3.11 or newer is needed; try make PYTHON=python3.12"; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
 		{ echo "$(PYTHON) lacks venv or ensurepip; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
+	@$(CLAIM)
 	@$(PYTHON) -m venv $(VENV)
 	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-uv.lock
-	@touch $@
+	@$(UV) --version >/dev/null || { echo "$(VENV): is damaged; remove it, and run make setup again"; exit 1; }
+	@if [ -L $(CHANGING) ]; then echo "made by make setup" > $@; else touch $@; fi
 
 # Compiles to bytecode: with PYTHONDONTWRITEBYTECODE set, as in many containers, every stage would compile 4,000 modules.
-$(INSTALLED): $(UV) requirements.lock pyproject.toml
+$(INSTALLED): $(VENV)/.uv requirements.lock pyproject.toml
+	@$(CLAIM)
 	@echo "Installing into $(VENV) ..."
 	@test -t 2 || quiet=--quiet; \
 		$(UV) pip install $$quiet --python $(VENV)/bin/python --compile-bytecode --require-hashes -r requirements.lock && \
 		$(UV) pip install $$quiet --python $(VENV)/bin/python --no-deps --no-build-isolation --editable .
 	@touch $@
+	@rm -f $(CHANGING)
 
-# What only tests import: TRL, whose losses are compared with ours (tests/dpo/test_against_trl.py), a server that speaks S3,
-# and the trackers beside MLflow.
-$(ORACLE): $(INSTALLED) requirements-s3.lock requirements-test.lock
-	@$(UV) pip install --quiet --python $(VENV)/bin/python --no-deps --require-hashes \
-		-r requirements-s3.lock -r requirements-test.lock
+# What only some need, from requirements-NAME.lock. `test`: what only tests import, as TRL, whose losses are compared with ours
+# (tests/dpo/test_against_trl.py), a server that speaks S3, and the trackers beside MLflow. A killed installation is repeated as
+# a whole.
+$(EXTRA)-%: requirements-%.lock $(INSTALLED)
+	@$(UV) pip install --quiet --python $(VENV)/bin/python --reinstall --no-deps --require-hashes -r $<
 	@touch $@

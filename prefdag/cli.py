@@ -1,5 +1,6 @@
 """The command `prefdag`: everything a user does besides `dvc repro`. Slow imports are inside the commands that need them."""
 
+import sys
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -7,12 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
+from typer.exceptions import TyperException
 
+from prefdag.lifecycle.environment import use_utf8
 from prefdag.lifecycle.errors import DataError, PrefdagError
+from prefdag.lifecycle.exits import flush, one_line_errors
 
 if TYPE_CHECKING:
     from prefdag.chat.dialogue import ChatModels
 
+# What typer itself shows: the end of a command, and wrong options.
+OF_TYPER = (typer.Exit, typer.Abort, TyperException)
 REFERENCE = Path("models/reference")
 POLICY = Path("models/dpo_text")
 EXPORT = Path("export")
@@ -23,14 +29,20 @@ TEXT_METRICS, IMAGE_METRICS = Path("reports/text/metrics.json"), Path("reports/i
 
 
 class OneLineErrors(TyperGroup):
-    """A command group that ends a `PrefdagError` like a stage does: one line on stderr, and its exit code."""
+    """A command group that ends a failure like a stage does: one line on stderr, and its exit code."""
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        if not args and options.get("args") is None:  # the arguments are those of the process: this is no test
+            use_utf8()
+        with one_line_errors("prefdag", *OF_TYPER):
+            try:
+                return super().main(*args, **options)
+            finally:
+                flush(sys.stdout)  # of --help and --version too
 
     def invoke(self, ctx: Any) -> Any:
-        try:
+        with one_line_errors(f"prefdag {ctx.invoked_subcommand or ''}".rstrip(), *OF_TYPER):
             return super().invoke(ctx)
-        except PrefdagError as error:
-            typer.echo(f"error: {error}", err=True)
-            raise typer.Exit(error.exit_code) from None
 
 
 app = typer.Typer(
@@ -151,7 +163,9 @@ def experiments(
 ) -> None:
     """List the experiments like `dvc exp show`, with at most 40 columns: the main metrics and what differs."""
     from prefdag.project.experiments import show
+    from prefdag.runtime.dvc_files import check_files
 
+    check_files()
     if left_out := show(options or ()):
         typer.echo(f"{left_out} more parameters differ; `prefdag compare A B` lists those of two experiments", err=True)
 
@@ -175,7 +189,9 @@ def frontier(
     set_environment()
     from prefdag.report.compare import frontier
     from prefdag.runtime.artifacts import writing
+    from prefdag.runtime.dvc_files import check_files
 
+    check_files()
     table = frontier.from_dvc() if records is Records.dvc else frontier.from_mlflow()
     for suffix, content in (
         (".csv", table.to_csv(index=False, lineterminator="\n")),
@@ -190,17 +206,30 @@ def frontier(
 def verify(
     remote: Annotated[str | None, typer.Option(help="Also check this DVC remote.", show_default=False)] = None,
 ) -> None:
-    """Hash all outputs and all objects in DVC's cache again, and list what differs from dvc.lock."""
+    """Check dvc.yaml against dvc.lock, and hash all outputs, dependencies and objects in DVC's cache again.
+
+    Prints a table of what was checked, every difference, and the outputs that are absent and could not be checked.
+
+    Exit code 0: all that is present is as dvc.lock says.
+
+    Exit code 1: something differs, or a stage has no entry in dvc.lock.
+
+    Exit code 2: dvc.yaml, dvc.lock or the remote is missing or broken.
+    """
     from prefdag.project import verify
 
-    count = 0
-    for line in verify.differences(remote):
+    result = verify.verify(remote)
+    for line in (*result.table(), *result.differences):
         typer.echo(line)
-        count += 1
-    if count:
+    if result.absent:
+        shown = ", ".join(result.absent[:3]) + (", ..." if len(result.absent) > 3 else "")
+        typer.echo(
+            f"not checked, since they are absent: {len(result.absent)} outputs ({shown}); `dvc pull` or `dvc repro` brings them"
+        )
+    if result.differences:
         raise PrefdagError(
-            f"{count} differences from {verify.LOCK}; `dvc checkout --force` restores outputs from an intact cache, "
-            "and `dvc fetch` or `dvc repro` what is missing from the cache"
+            f"{len(result.differences)} differences from {verify.LOCK}; `dvc checkout --force` restores outputs from an intact "
+            "cache, and `dvc fetch` or `dvc repro` what is missing from the cache"
         )
     typer.echo(f"everything present matches {verify.LOCK}")
 
@@ -216,7 +245,9 @@ def compare(
     set_environment()
     from prefdag.report.compare import comparison, differences, experiments
     from prefdag.runtime.artifacts import writing
+    from prefdag.runtime.dvc_files import check_files
 
+    check_files()
     runs = experiments.read(first), experiments.read(second)
     table = differences.differences(*runs)
     for suffix, content in (
@@ -310,7 +341,7 @@ class Part(StrEnum):
 
 @app.command()
 def export(
-    to: Annotated[Path, typer.Option(help="The folder to write; replaces an earlier export in it.")] = EXPORT,
+    to: Annotated[Path, typer.Option(help="The folder to write. Only an earlier export in it is replaced.")] = EXPORT,
     register: Annotated[
         bool, typer.Option("--register", help="Also create a version of each model in MLflow's registry.")
     ] = False,

@@ -10,11 +10,9 @@ import functools
 from collections.abc import Mapping
 from pathlib import Path
 
-from prefdag.lifecycle.errors import DataError, ParamsError
+from prefdag.lifecycle.errors import DataError
+from prefdag.runtime.dvc_files import LOCK, read_lock
 from prefdag.runtime.hashing import dvc_hash
-from prefdag.runtime.yaml import read_yaml
-
-LOCK = Path("dvc.lock")
 
 
 def recorded(path: Path) -> Path:
@@ -63,9 +61,4 @@ def _output(path: Path) -> tuple[str, str] | None:
 @functools.lru_cache(maxsize=4)
 def outputs(lock: Path, *identity: int) -> Mapping[str, str]:
     """The hashes of all outputs in dvc.lock, by path. Raises `ParamsError` if DVC did not write it."""
-    try:
-        return {
-            out["path"]: out["md5"] for stage in read_yaml(lock)["stages"].values() for out in stage.get("outs", [])
-        }
-    except (AttributeError, KeyError, TypeError):
-        raise ParamsError(f"{lock}: not as DVC writes it; `git checkout {lock}` restores it") from None
+    return {out["path"]: out["md5"] for stage in read_lock(lock).values() for out in stage.get("outs") or []}

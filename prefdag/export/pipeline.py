@@ -1,13 +1,14 @@
 """`prefdag export`: writes all models to one folder, which takes its place only after each was read back and compared."""
 
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from prefdag.export import folder as folders
 from prefdag.lifecycle.errors import DataError
 from prefdag.runtime.artifacts import read_json, sha256, write_json, writing
+from prefdag.runtime.dvc_files import DAG, LOCK, names, read_dag, read_lock
 from prefdag.runtime.yaml import read_yaml
 
 if TYPE_CHECKING:
@@ -23,9 +24,8 @@ IMAGE_PAIRS = Path("data/image_pairs")
 IMAGE_METRICS = Path("reports/image/metrics.json")
 CARD = Path("reports/model_card.md")
 LICENCE = Path("LICENSE")
-LOCK = Path("dvc.lock")
 WEIGHTS = "model.safetensors"
-TEXT, ADAPTER, IMAGE, FILES = "text", "text_adapter", "image", "export.json"
+TEXT, ADAPTER, IMAGE = "text", "text_adapter", "image"
 N_IMAGES = 64  # test images to compare on
 
 
@@ -38,36 +38,27 @@ def export(target: Path, params: "Params", echo: Callable[[str], None]) -> None:
         echo: prints one line per part: its deviation from the pipeline's own model, or why it was not exported.
 
     Raises:
-        DataError: `target` exists and is not an export, a stage's output is missing, or params.yaml has changed since.
+        DataError: `target` holds anything but an earlier export (see `folder`), a stage's output is missing, or params.yaml has
+            changed since.
         PrefdagError: a part that was read back differs from the pipeline's model.
     """
-    _check_target(target)
+    place = folders.check_place(target, outs())
     for path in (REFERENCE, POLICY, CLASSIFIER, PAIRS, DIALOGUES, IMAGES, IMAGE_PAIRS, IMAGE_METRICS, CARD):
         if not path.exists():
             raise DataError(f"{path}: not found; run `dvc repro` first")
     check_current(LOCK, Path("params.yaml"))
-    with writing(target) as folder:
+    with writing(place, clear=folders.clear) as folder:
         folder.mkdir()
         _text(folder, params, echo)
         _image(folder, params, echo)
         files = sorted(path for path in folder.rglob("*") if path.is_file())
-        write_json(folder / FILES, {path.relative_to(folder).as_posix(): sha256(path) for path in files})
+        write_json(folder / folders.FILES, {path.relative_to(folder).as_posix(): sha256(path) for path in files})
 
 
-def _check_target(target: Path) -> None:
-    """Check before the work that the folder can be written. Raises `DataError`."""
-    try:
-        if target.exists() and not (target / FILES).is_file():
-            raise DataError(f"{target}: exists and is not an export; choose another folder, or remove it")
-        if target.is_symlink() and not target.exists():
-            raise DataError(f"{target}: a link that leads nowhere; choose another folder, or remove it")
-        above = next(parent for parent in target.absolute().parents if parent.exists())
-    except OSError as error:  # a name that is too long, or a link that leads back to itself
-        raise DataError(f"{str(target)[:60]}: {error.strerror}; choose another folder") from None
-    if not above.is_dir():
-        raise DataError(f"{target}: {above} is a file, not a folder; choose another folder")
-    if not os.access(above, os.W_OK):
-        raise DataError(f"{target}: {above} may not be written to; choose another folder, or change its mode")
+def outs() -> list[Path]:
+    """The outputs of all stages in dvc.yaml; none if there is no dvc.yaml."""
+    stages = read_dag().values() if DAG.exists() else ()
+    return [Path(name) for stage in stages for name in names(stage, "outs", "metrics", "plots")]
 
 
 def check_current(lock: Path, params: Path) -> None:
@@ -79,8 +70,8 @@ def check_current(lock: Path, params: Path) -> None:
     if not lock.exists():
         raise DataError(f"{lock}: not found; run `dvc repro` first")
     current = read_yaml(params)
-    for stage, entry in read_yaml(lock)["stages"].items():
-        for key, value in entry.get("params", {}).get(params.name, {}).items():
+    for stage, entry in read_lock(lock).items():
+        for key, value in (entry.get("params") or {}).get(params.name, {}).items():
             if current.get(key) != value:
                 raise DataError(f"{params}: {key} has changed since {stage} ran; run `dvc repro` first")
 

@@ -1,6 +1,7 @@
 """Environment variables of a stage: no telemetry, and no spinning threads while other stages run."""
 
 import os
+import sys
 
 import psutil
 
@@ -21,6 +22,21 @@ def set_environment() -> None:
     """
     for name, value in {**ENVIRONMENT, **(BESIDE_OTHERS if other_stages() else {})}.items():
         os.environ.setdefault(name, value)
+
+
+def use_utf8() -> None:
+    """Start this process again in Python's UTF-8 mode, unless file names are UTF-8 here already.
+
+    With LC_ALL=C and PYTHONUTF8=0, or in an old locale, Python cannot read a path with accents as text, nor print one. What the
+    terminal cannot show is printed as an escape.
+    """
+    if sys.getfilesystemencoding().lower() != "utf-8" and not sys.flags.utf8_mode:
+        encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+        new = {
+            "PYTHONUTF8": "1",
+            "PYTHONIOENCODING": os.environ.get("PYTHONIOENCODING", f"{encoding}:backslashreplace"),
+        }
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | new)
 
 
 def other_stages() -> bool:

@@ -1,37 +1,128 @@
-"""How a failure ends a stage: one line on stderr, and an exit code."""
+"""How a failure ends a stage or a command: one line on stderr, and an exit code. The only place that turns errors into lines.
+
+A user's mistake, and a machine that cannot do what it is asked, end with one line. Any other exception is a bug of prefdag: its
+traceback is shown, with a note that says so.
+"""
 
 import errno
 import os
 import re
+import select
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from prefdag.lifecycle.errors import PrefdagError
 
-# OS errors that a user can fix: disk full, quota, read-only, no permission. Any other is a bug and keeps its traceback.
-FIXABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES}
+# Errors of the operating system. Of the machine, which may pass: exit code 1. Of a path that the user has to change: 2.
+MACHINE = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOLCK),
+    *(errno.ESTALE, errno.EBUSY, errno.ETXTBSY),
+}
+PLACE = {
+    *(errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY),
+    *(errno.ENAMETOOLONG, errno.ELOOP, errno.EXDEV, errno.ENXIO, errno.ENODEV),
+}
+FIXABLE = MACHINE | {errno.EROFS, errno.EACCES}  # what a download is not repeated for
+# Errors that libraries raise for a user's mistake, such as a damaged dvc.yaml or no Git repository. Named, not imported.
+LIBRARIES = {
+    *("dvc.exceptions.DvcException", "scmrepo.exceptions.SCMError", "_pygit2.GitError", "git.exc.GitError"),
+}
+DATABASES = {"sqlite3.DatabaseError", "sqlalchemy.exc.DatabaseError"}  # of MLflow or DVC, such as on a full disk
+BUG = "This is a bug in prefdag, not a mistake of yours. Please report it with the lines above."
+PIPE_CLOSED = 141  # as a shell reports a program that SIGPIPE ended
 
 
 @contextmanager
-def one_line_errors(name: str) -> Iterator[None]:
-    """Turn an exception in the block into one line on stderr and an exit code: 1, 2 or 3 (see `errors`), 130 if interrupted."""
+def one_line_errors(name: str, *passed: type[BaseException]) -> Iterator[None]:
+    """Turn an exception in the block into one line on stderr and an exit code.
+
+    The code is that of the error (see `errors`): 1 for the machine, 2 for a user's mistake, 3 for a numeric error; 130 after
+    Ctrl-C; 141 if whoever reads our output has closed it. An exception that is none of these gets a note that it is a bug.
+
+    Args:
+        name: of the stage or command.
+        passed: exceptions that are left alone.
+    """
     try:
         yield
-    except PrefdagError as error:
-        print(f"error: {error}{how_to_restore(str(error))}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except Exception as error:
-        number = system_error(error)
-        if number not in FIXABLE:
-            raise
-        print(f"error: {getattr(error, 'filename', None) or name}: {os.strerror(number)}", file=sys.stderr)
-        sys.exit(1)
+        flush(sys.stdout)
+    except passed:
+        raise
     except KeyboardInterrupt:
-        print(f"{name}: interrupted; run it again to continue", file=sys.stderr)
-        sys.exit(130)
+        end(f"{name}: interrupted; run it again to continue", 130)
+    except Exception as error:
+        if isinstance(error, BrokenPipeError) and error.filename is None and stdout_is_closed():
+            end("", PIPE_CLOSED)
+        line = "" if "PREFDAG_TRACEBACK" in os.environ else one_line(error, name)
+        if not line:
+            if BUG not in getattr(error, "__notes__", ()):
+                error.add_note(BUG)
+            raise
+        end(f"error: {line}", exit_code(error))
+
+
+def end(line: str, code: int) -> None:
+    """Print a line on stderr, if any, and end the process. Nothing that is still buffered can fail afterwards."""
+    if line and sys.stderr is not None:
+        with suppress(OSError, ValueError):
+            print(line, file=sys.stderr, flush=True)
+    try:
+        flush(sys.stdout)
+    except (OSError, ValueError):
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code)
+
+
+def flush(stream: Any) -> None:
+    """Flush a stream that may not exist: without a stdout, as after `>&-`, it is None."""
+    if stream is not None:
+        stream.flush()
+
+
+def stdout_is_closed() -> bool:
+    """Whether the reader of our output is gone, as after `| head -1`. Another pipe may break too, such as a server's."""
+    try:
+        reader = select.poll()
+        reader.register(sys.stdout, select.POLLOUT)
+        return any(event & select.POLLERR for _, event in reader.poll(0))
+    except (AttributeError, OSError, TypeError, ValueError):  # no stdout, or none of the operating system's
+        return False
+
+
+def one_line(error: Exception, name: str) -> str:
+    """What a failure is, on one line; empty if it is a bug."""
+    if isinstance(error, PrefdagError):
+        return f"{error}{how_to_restore(str(error))}"
+    if isinstance(error, MemoryError):
+        return f"{name}: not enough memory"
+    number = system_error(error)
+    if number in MACHINE | PLACE:
+        path = getattr(error, "filename", None) or getattr(error.__cause__, "filename", None)
+        where = os.fsdecode(path) if isinstance(path, str | bytes | os.PathLike) else name
+        # A library may have words of its own, such as for no usable temporary folder.
+        words = (not path and getattr(error, "strerror", None)) or os.strerror(number or 0)
+        return str(PrefdagError(f"{where}: {words}"))
+    if _classes(error) & (LIBRARIES | DATABASES):
+        return str(PrefdagError(f"{name}: {' '.join(str(error).split())[:500]}"))
+    return ""
+
+
+def exit_code(error: Exception) -> int:
+    """The exit code of a failure that is told in one line."""
+    if isinstance(error, PrefdagError):
+        return error.exit_code
+    machine = isinstance(error, MemoryError) or system_error(error) in MACHINE or _classes(error) & DATABASES
+    return 1 if machine else 2
+
+
+def _classes(error: Exception) -> set[str]:
+    """The names of an exception's classes, with their modules."""
+    return {f"{kind.__module__}.{kind.__name__}" for kind in type(error).__mro__}
 
 
 def how_to_restore(message: str) -> str:
@@ -52,12 +143,14 @@ def how_to_restore(message: str) -> str:
     return f"; {left}: `git diff params.yaml` shows them, `git restore params.yaml` undoes all that is not committed"
 
 
-def system_error(error: Exception) -> int | None:
+def system_error(error: BaseException) -> int | None:
     """The operating system's error number behind an exception, if any.
 
-    Libraries written in Rust, such as safetensors, raise their own exceptions, which quote the number.
+    Libraries written in other languages, such as safetensors and Arrow, raise their own exceptions, which quote the number.
     """
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and error.errno is not None:
         return error.errno
-    quoted = re.search(r"\(os error (\d+)\)", str(error))
-    return int(quoted[1]) if quoted else None
+    quoted = re.search(r"\(os error (\d+)\)|\[[Ee]rrno (\d+)\]", str(error))
+    if quoted:
+        return int(quoted[1] or quoted[2])
+    return system_error(error.__cause__) if error.__cause__ else None

@@ -34,10 +34,20 @@ def end_with_dvc() -> None:
     Watching the parent is not enough: it may be a shell or a launcher that outlives DVC.
     """
     if stage := os.environ.get("DVC_STAGE"):  # set for DVC's children, not for DVC itself
-        dvc = next(each for each in psutil.Process().parents() if each.environ().get("DVC_STAGE") != stage)
+        dvc = next((each for each in psutil.Process().parents() if _stage_of(each) != stage), None)
+        if dvc is None:  # the variable was set by somebody else
+            return
 
         def watch() -> None:
             dvc.wait()
             os.kill(os.getpid(), signal.SIGTERM)
 
         threading.Thread(target=watch, daemon=True).start()
+
+
+def _stage_of(process: psutil.Process) -> str | None:
+    """The stage that DVC runs in a process. Another user's process tells nothing, and so is none of it."""
+    try:
+        return process.environ().get("DVC_STAGE")
+    except (psutil.Error, OSError):
+        return None

@@ -19,6 +19,7 @@ from ruamel.yaml.comments import CommentedSeq
 
 from prefdag.config.params import Params
 from prefdag.runtime.artifacts import writing
+from prefdag.runtime.dvc_files import names, read_dag
 
 DVC, PAGE = Path("dvc.yaml"), Path("docs/pipeline.md")
 LIBRARY = "requirements.txt"  # pins the library in a project that `prefdag init` made, which has only its stages
@@ -132,12 +133,6 @@ def params(tree: ast.Module) -> list[str]:
     return [field.name for field in fields(Params)] if names == ["params"] else names
 
 
-def names(entry: Mapping[str, Any], *keys: str) -> list[str]:
-    """The names under `keys` of a stage in dvc.yaml. An item is a name, or a mapping from one name to its options."""
-    items = [item for key in keys for item in entry.get(key) or []]
-    return [name for item in items for name in ([item] if isinstance(item, str) else item)]
-
-
 def written(dag: dict[str, Any], root: Path) -> dict[str, Any]:
     """Set `deps` and `params` of every stage in `dag`, the content of dvc.yaml, from the scripts below `root`, in place."""
     for stage, entry in dag["stages"].items():
@@ -159,7 +154,7 @@ def written(dag: dict[str, Any], root: Path) -> dict[str, Any]:
 
 def table(root: Path) -> str:
     """A Markdown table of the modules, by package, and the stages that a change reruns; then a table of `EXEMPT`."""
-    stages = list(YAML(typ="safe").load(root / DVC)["stages"])
+    stages = list(read_dag(root / DVC))
     readers: dict[str, list[str]] = {}
     for stage in stages:
         for path in code(stage, root):
@@ -198,6 +193,7 @@ def dump(dag: dict[str, Any]) -> str:
 
 def load(path: Path) -> dict[str, Any]:
     """Load dvc.yaml with its comments, for `dump`."""
+    read_dag(path)  # reports a mistake in one line
     tree: dict[str, Any] = _yaml().load(path)
     return tree
 

@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ruamel.yaml import YAML, YAMLError
+from ruamel.yaml import YAML
 from ruamel.yaml.nodes import MappingNode, Node
 
 from prefdag.lifecycle.errors import ParamsError
+from prefdag.runtime.yaml import parse
 
 Path_ = tuple[str, ...]
 
@@ -17,7 +18,7 @@ def set_values(text: str, values: Mapping[Path_, str]) -> str:
     Raises:
         ParamsError: a value cannot be replaced by itself, such as a text of several lines.
     """
-    expected = YAML(typ="safe").load(text)
+    expected = parse(text, "params.yaml")
     for keys, value in values.items():
         text = _set(text, keys, value)
         _parent(expected, keys)[keys[-1]] = value
@@ -30,8 +31,8 @@ def set_values(text: str, values: Mapping[Path_, str]) -> str:
 
 def _loaded(text: str) -> Any:
     try:
-        return YAML(typ="safe").load(text)
-    except YAMLError:
+        return parse(text, "params.yaml")
+    except ParamsError:
         return None
 
 
@@ -45,7 +46,7 @@ def _set(text: str, keys: Path_, value: str) -> str:
     mapping = YAML().compose(text)
     for key in keys[:-1]:
         mapping = _item(mapping, key)[1]
-    written = value if YAML(typ="safe").load(value) == value else f'"{value}"'
+    written = value if _loaded(value) == value else f'"{value}"'
     if keys[-1] not in [key.value for key, _ in mapping.value]:
         return _insert(text, mapping, f"{keys[-1]}: {written}")
     name, old = _item(mapping, keys[-1])

@@ -51,7 +51,7 @@ def init(folder: Path, profile: str = profiles.DEFAULT) -> list[str]:
     inside = not _run(folder.parent, "git", "rev-parse", "--is-inside-work-tree").returncode
     inside = inside and _run(folder.parent, "git", "check-ignore", "--quiet", f"{folder.name}/").returncode == 1
     pin = library()
-    with writing(folder) as new:
+    with writing(folder, clear=Path.rmdir) as new:
         new.mkdir()
         for name in COPIED:
             _copy(FILES / name, new / name)
@@ -100,13 +100,15 @@ def _repository(new: Path, name: str, *, inside: bool) -> list[str]:
 
     if not inside:
         must("git", "init", "--quiet", "--initial-branch=main")
-    must("dvc", "init", "--quiet", *(["--subdir"] if inside else []))
+    # The repository around it may ignore `new`, whose name is temporary, and must not track files under that name.
+    must("dvc", "init", "--quiet", *(["--no-scm"] if inside else []))
     shutil.copyfile(FILES / ".dvc" / "config", new / ".dvc" / "config")
-    must("git", "add", "--all", ".")
     if inside:
+        (new / ".dvc" / ".gitignore").write_text("/config.local\n/tmp\n/cache\n", "utf-8")
         return [
             "part of the Git repository around it: commit it, and move .github/workflows/pipeline.yml to its root",
         ]
+    must("git", "add", "--all", ".")
     if _run(new, "git", "commit", "--quiet", "--message", f"{name}: a project of prefdag").returncode:
         return [
             'not committed, since Git does not know your name: git config user.name ..., then git commit -m "Start"'

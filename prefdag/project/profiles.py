@@ -29,7 +29,7 @@ from prefdag.check_params import check_params
 from prefdag.lifecycle.errors import ParamsError, suggestion
 from prefdag.project.shipped import FILES
 from prefdag.runtime.artifacts import scratch, writing
-from prefdag.runtime.yaml import read_yaml
+from prefdag.runtime.yaml import parse_mapping, read_text, read_yaml
 
 PARAMS = Path("params.yaml")
 FOLDER = Path("profiles")
@@ -57,7 +57,7 @@ class Applied(NamedTuple):
 
 def list_profiles() -> dict[str, str]:
     """The first line of every profile by name: `default` first, the others sorted."""
-    firsts = {name: path.read_text("utf-8").partition("\n")[0] for name, path in _files().items()}
+    firsts = {name: read_text(path).partition("\n")[0] for name, path in _files().items()}
     return {DEFAULT: "the committed params.yaml"} | {name: firsts[name].lstrip("# ") for name in sorted(firsts)}
 
 
@@ -72,7 +72,7 @@ def apply(name: str, *, force: bool = False) -> Applied:
             params.yaml.
     """
     overlay, text = load(name), committed(PARAMS)
-    base = _round_trip().load(text)
+    base = parse_mapping(text, f"{PARAMS} (committed)")
     check_params(base, Path(f"{PARAMS} (committed)"))
     written = under(name, text)
     before, backup = _before(), None
@@ -112,8 +112,11 @@ def load(name: str) -> CommentedMap:
         known = list_profiles()
         hint = suggestion(name, known, f"choose from {', '.join(known)}")
         raise ParamsError(f"{path}: no such {'file' if _is_path(name) else 'profile'}; {hint}")
-    read_yaml(path)  # reports a broken file in one line; the next line reads it again with its formatting
-    return _round_trip().load(path.read_text("utf-8"))
+    text = read_text(path)
+    parse_mapping(
+        text, str(path)
+    )  # reports a broken file in one line; the next line reads it again with its formatting
+    return _round_trip().load(text)
 
 
 def _files() -> dict[str, Path]:
@@ -167,9 +170,14 @@ def _digest(content: bytes) -> str:
 def committed(path: Path) -> str:
     """A file's text at Git's HEAD. Raises `ParamsError` if Git does not have it."""
     command = ["git", "show", f"HEAD:./{path.as_posix()}"]
-    shown = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
+    shown = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
     if shown.returncode:
-        repository = subprocess.run(["git", "rev-parse"], capture_output=True, check=False).returncode == 0
+        looked = subprocess.run(["git", "rev-parse"], capture_output=True, text=True, errors="replace", check=False)
+        if "dubious ownership" in looked.stderr:
+            raise ParamsError(
+                f"{path}: the repository belongs to another user: {' '.join(looked.stderr.split())[:300]}"
+            )
+        repository = looked.returncode == 0
         remedy = f"commit {path} first" if repository else "first run `git init && git add -A && git commit -m Start`"
         raise ParamsError(f"{path}: Git has no committed version to apply a profile to; {remedy}")
     return shown.stdout

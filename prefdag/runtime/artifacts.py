@@ -6,8 +6,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,8 +15,8 @@ import psutil
 
 from prefdag.lifecycle.errors import DataError
 from prefdag.recorded import recorded
+from prefdag.runtime.dvc_files import names, read_dag
 from prefdag.runtime.hashing import file_hash
-from prefdag.runtime.yaml import read_yaml
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,11 +34,15 @@ def scratch(*parts: str) -> Path:
 
 
 @contextmanager
-def writing(target: Path) -> Iterator[Path]:
+def writing(target: Path, clear: Callable[[Path], None] | None = None) -> Iterator[Path]:
     """Yield a temporary path beside `target` for a file or a folder, and rename it to `target` if the block succeeds.
 
     A block that raises, or a process that is killed, leaves nothing under the final name. The next writer removes what a
     killed process left behind. With several targets in one `with`, all are written before the first is renamed.
+
+    Args:
+        clear: removes a folder that `target` replaces, and raises if that has anything that is not ours. Without it, the
+            folder is removed with all that it has: it must be an output of a stage, which DVC would remove too.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
@@ -50,14 +54,23 @@ def writing(target: Path) -> Iterator[Path]:
         yield temporary
         for path in [temporary, *temporary.rglob("*")]:
             if path.is_file():
-                path.chmod(0o644)  # some writers choose 0600
+                path.chmod(0o666 & ~umask())  # some writers choose 0600
                 fsync(path)
         if target.is_dir():  # unlike a file, a folder cannot be replaced in one step
-            remove(target)
+            (clear or remove)(target)
         temporary.replace(target)
         fsync(target.parent)
     finally:
         remove(temporary)
+
+
+def umask() -> int:
+    """The permissions that the user wants new files not to have. Where /proc has it, no other thread sees a change of it."""
+    with suppress(OSError, StopIteration, ValueError), Path("/proc/self/status").open() as status:
+        return int(next(line for line in status if line.startswith("Umask:")).split()[1], 8)
+    current = os.umask(0o077)
+    os.umask(current)
+    return current
 
 
 def fsync(path: Path) -> None:
@@ -80,7 +93,12 @@ def remove(path: Path) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON with sorted keys. Raises `ValueError` for NaN and infinity, which JSON does not have."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n", "utf-8")
+    path.write_text(json_text(value), "utf-8")
+
+
+def json_text(value: Any) -> str:
+    """The text that `write_json` writes."""
+    return json.dumps(value, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
 
 
 def read_json(path: Path) -> Any:
@@ -184,6 +202,6 @@ def stage_key(stage: str, params: Mapping[str, Any]) -> str:
 
     Checkpoints are kept under this key, so a changed parameter, input or line of code starts training at step zero.
     """
-    deps = read_yaml(Path("dvc.yaml"))["stages"][stage]["deps"]
+    deps = names(read_dag()[stage], "deps")
     parts = {"stage": stage, "params": dict(params), "deps": {dep: sha256(Path(dep)) for dep in deps}}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

@@ -19,20 +19,24 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
 
-from prefdag.lifecycle.environment import set_environment
-from prefdag.lifecycle.exits import one_line_errors
+from prefdag.lifecycle.environment import set_environment, use_utf8
+from prefdag.lifecycle.errors import DataError
+from prefdag.lifecycle.exits import flush, one_line_errors
 from prefdag.lifecycle.lock import end_with_dvc, stage_lock
+from prefdag.runtime.dvc_files import DAG, names, read_dag
 from prefdag.runtime.running import running
 from prefdag.runtime.yaml import read_yaml
 from prefdag.tracking.durations import note_duration
 
 PARAMS = Path("params.yaml")
+MADE = ("data/", "models/", "reports/")  # where outputs of stages are
 
 
 @dataclass(frozen=True)
@@ -66,29 +70,40 @@ class stage:  # noqa: N801 - it is used as a decorator
             for name, kind in types.items()
         }
 
+    def check_inputs(self) -> None:
+        """Raise `DataError` if an input is absent. Libraries would each report that in their own way."""
+        if not DAG.exists():
+            return
+        for dep in names(read_dag().get(self.name, {}), "deps"):
+            if dep.startswith(MADE) and not Path(dep).exists():
+                raise DataError(f"{dep}: not found; `dvc repro` makes it")
+
     def run(self) -> None:
         """Run the stage in the current directory. When run as a script, this ends the process.
 
         Exit codes: 0; 1, 2 or 3 (see `errors`); 130 if interrupted.
         """
-        argparse.ArgumentParser(
-            f"python -m stages.{self.name}",
-            description=sys.modules[self.main.__module__].__doc__,
-            epilog=f"Reads from params.yaml: {', '.join(self.keys) or 'nothing'}. Inputs and outputs are listed in dvc.yaml.",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        ).parse_args()
-        set_environment()
-        end_with_dvc()
-        gc.set_threshold(100_000)  # importing torch creates objects for seconds, and none of them is garbage
-        logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-        logging.getLogger("prefdag").setLevel(logging.INFO)
+        if self.main.__module__ == "__main__":
+            use_utf8()
         with one_line_errors(self.name):
+            argparse.ArgumentParser(
+                f"python -m stages.{self.name}",
+                description=sys.modules[self.main.__module__].__doc__,
+                epilog=f"Reads from params.yaml: {', '.join(self.keys) or 'nothing'}. dvc.yaml lists inputs and outputs.",
+                formatter_class=argparse.RawDescriptionHelpFormatter,
+            ).parse_args()
+            set_environment()
+            end_with_dvc()
+            gc.set_threshold(100_000)  # importing torch creates objects for seconds, and none of them is garbage
+            logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+            logging.getLogger("prefdag").setLevel(logging.INFO)
             from prefdag.check_params import check_params
             from prefdag.lifecycle.version import check_version
 
             check_version()
             tree = read_yaml(PARAMS)
             check_params(tree, PARAMS)
+            self.check_inputs()
             with stage_lock(self.name):
                 start = time.monotonic()
                 self(**self.sections(tree))
@@ -96,6 +111,6 @@ class stage:  # noqa: N801 - it is used as a decorator
         if self.main.__module__ == "__main__":
             # Everything is written and closed. Tearing down torch's modules would take two more seconds per stage.
             logging.shutdown()
-            sys.stdout.flush()
-            sys.stderr.flush()
+            with suppress(OSError):
+                flush(sys.stderr)
             os._exit(0)

@@ -144,7 +144,7 @@ def _where(source: "HubSource") -> str:
 def _git_blob(path: Path) -> str:
     """The id that Git gives to a file's content."""
     content = path.read_bytes()
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
 def _reject_code(file: str, source: "HubSource") -> None:

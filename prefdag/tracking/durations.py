@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from prefdag.runtime.artifacts import read_json, scratch, writing
-from prefdag.runtime.yaml import read_yaml
+from prefdag.runtime.dvc_files import names, read_dag
 
 PROBE = 2**20  # bytes hashed at either end of a large file
 
@@ -28,16 +28,14 @@ def durations() -> dict[str, float | None]:
 
     Also covers outputs that DVC restored from its cache, and those of other experiments.
     """
-    paths = {name: _path(name) for name in read_yaml(Path("dvc.yaml"))["stages"]}
+    paths = {name: _path(name) for name in read_dag()}
     return {name: float(read_json(path)["seconds"]) if path.exists() else None for name, path in paths.items()}
 
 
 def _path(name: str) -> Path:
     """The record for a stage's outputs, keyed by their names, sizes and bytes; of a large file, the bytes at either end."""
-    entry = read_yaml(Path("dvc.yaml"))["stages"][name]
-    listed = [item for key in ("outs", "metrics") for item in entry.get(key, [])]
     digest = hashlib.sha256()
-    for out in (Path(item if isinstance(item, str) else next(iter(item))) for item in listed):
+    for out in map(Path, names(read_dag()[name], "outs", "metrics")):
         for file in sorted(path for path in (out, *out.rglob("*")) if path.is_file()):
             size = file.stat().st_size
             with file.open("rb") as stream:

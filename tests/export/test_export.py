@@ -378,7 +378,7 @@ def test_export_writes_everything_and_a_second_time_the_same_bytes(project: Path
 @pytest.mark.usefixtures("graph")
 def test_an_earlier_export_stays_until_the_new_one_is_checked(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline.export(Path("export"), load_params(), lambda line: None)
-    (project / "export/text/README.md").write_text("of an earlier export")
+    before = sha256(project / "export")
     write = image.write_image
 
     def write_damaged(*arguments: Any) -> None:
@@ -389,23 +389,30 @@ def test_an_earlier_export_stays_until_the_new_one_is_checked(project: Path, mon
     done = CliRunner().invoke(app, ["export"])
     assert done.exit_code == 1
     assert re.fullmatch(r"error: image/model\.safetensors: read back.*run it again\n", done.stderr)
-    assert (project / "export/text/README.md").read_text() == "of an earlier export"
+    assert sha256(project / "export") == before
     assert CliRunner().invoke(app, ["export", "--to", "new"]).exit_code == 1
     assert not (project / "new").exists()
     assert not [path.name for path in project.iterdir() if path.name.endswith(".tmp")]
     monkeypatch.setattr(image, "write_image", write)
+    card = project / "reports/model_card.md"
+    card.write_text(card.read_text() + "\nNewer.\n")
     assert CliRunner().invoke(app, ["export"]).exit_code == 0
-    assert (project / "export/text/README.md").read_text() != "of an earlier export"
+    assert "Newer." in (project / "export/text/README.md").read_text()
 
 
 @pytest.mark.parametrize("target", ["mine", ".", "models"])
 def test_a_folder_that_is_not_an_export_is_never_changed(target: str, project: Path) -> None:
-    (project / "mine").mkdir()
+    """More such folders are in test_folder.py."""
+    (project / "mine/.git").mkdir(parents=True)
+    (project / "mine/.git/HEAD").write_text("a commit")
     (project / "mine/thesis.txt").write_text("years")
+    (project / "mine/export.json").write_text("{}")
     before = sha256(project)
     done = CliRunner().invoke(app, ["export", "--to", target])
     assert done.exit_code == 2
-    assert done.stderr == f"error: {target}: exists and is not an export; choose another folder, or remove it\n"
+    assert re.fullmatch(
+        rf"error: {re.escape(target)}: (exists and is not an export|is not a folder for an).*\n", done.stderr
+    )
     assert sha256(project) == before
 
 

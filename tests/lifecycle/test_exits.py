@@ -1,13 +1,18 @@
 """What a failed stage adds to its error when it runs under DVC."""
 
+import os
+import shutil
+import sqlite3
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from paths import ROOT
 
 from prefdag.lifecycle.errors import DataError, ParamsError
-from prefdag.lifecycle.exits import one_line_errors
+from prefdag.lifecycle.exits import BUG, one_line_errors
 
 WRONG = ParamsError("params.yaml: beta: input should be greater than 0, not -1")
 HINT = "`git diff params.yaml` shows them, `git restore params.yaml` undoes all that is not committed\n"
@@ -70,3 +75,64 @@ def test_dvc_leaves_the_value_and_the_advice_restores_it(own_git: None) -> None:
     assert Path("params.yaml").read_text() == "beta: -1\n"
     subprocess.run(["git", "restore", "params.yaml"], check=True)
     assert Path("params.yaml").read_text() == "beta: 0.1\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "expected"),
+    [
+        (PermissionError(13, "Permission denied", "reports"), 2, "error: reports: Permission denied\n"),
+        (OSError(30, "Read-only file system", "export"), 2, "error: export: Read-only file system\n"),
+        (OSError(27, "File too large"), 1, "error: stage: File too large\n"),
+        (OSError(28, "No space left on device", b"a"), 1, "error: a: No space left on device\n"),
+        (OSError("Error writing bytes. Detail: [errno 27] File too large"), 1, "error: stage: File too large\n"),
+        (MemoryError(), 1, "error: stage: not enough memory\n"),
+        (sqlite3.OperationalError("disk I/O error"), 1, "error: stage: disk I/O error\n"),
+    ],
+)
+def test_what_the_machine_or_a_path_refuses_is_one_line(
+    error: Exception, code: int, expected: str, capsys: Any
+) -> None:
+    with pytest.raises(SystemExit) as caught, one_line_errors("stage"):
+        raise error
+    assert (caught.value.code, capsys.readouterr().err) == (code, expected)
+
+
+def test_a_bug_keeps_its_traceback_and_says_what_it_is() -> None:
+    with pytest.raises(KeyError) as caught, one_line_errors("outer"), one_line_errors("inner"):
+        raise KeyError("x")
+    assert caught.value.__notes__ == [BUG]
+
+
+def prefdag(*arguments: str, shell: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    """The command in a shell of its own, as `"$@"`."""
+    command = [sys.executable, "-c", "from prefdag.cli import app; app()", *arguments]
+    variables = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    return subprocess.run(["bash", "-c", shell, "bash", *command], env=variables, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    ("shell", "code", "line"),
+    [
+        ('"$@" | true; exit ${PIPESTATUS[0]}', None, ""),
+        ('"$@" >&-', 0, ""),
+        ('"$@" > /dev/full', 1, "error: prefdag: No space left on device\n"),
+    ],
+)
+def test_a_stdout_that_is_closed_or_full(shell: str, code: int | None, line: str) -> None:
+    done = prefdag("--version", shell=shell)
+    assert "Traceback" not in done.stderr
+    assert done.stderr == line
+    assert code is None or done.returncode == code
+
+
+def test_a_path_with_accents_in_a_locale_without_them(tmp_path: Path) -> None:
+    folder = tmp_path / "é ü"
+    folder.mkdir()
+    (folder / "é.yaml").write_text("betta: 1\n")
+    shutil.copyfile(ROOT / "params.yaml", folder / "params.yaml")
+    shell = f'cd "{folder}"; git init -q; git add params.yaml; git -c user.name=a -c user.email=a@b commit -qm a; "$@"'
+    done = prefdag("profile", "é.yaml", shell=shell, LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert ".yaml: betta: unknown key; did you mean 'beta'?" in done.stderr

@@ -76,7 +76,9 @@ def test_the_dag_of_a_project_is_written_from_its_scripts(mine: Path, monkeypatc
 
 def test_a_project_inside_a_repository(own_git: None, tmp_path: Path, root: Path) -> None:
     git(tmp_path, "init", "--quiet")
+    (tmp_path / ".gitignore").write_text("*.tmp\n/.site/\n")
     (note,) = init.init(Path("mine"))
+    assert git(tmp_path, "status", "--porcelain") == "?? .gitignore\n?? mine/\n"  # nothing under a temporary name
     assert note.startswith("part of the Git repository around it")
     assert not (tmp_path / "mine" / ".git").exists()
     command = ["dvc", "stage", "list", "--name-only"]

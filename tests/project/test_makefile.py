@@ -14,7 +14,7 @@ def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(ROOT / "Makefile", folder / "Makefile")
     (folder / ".venv/bin").mkdir(parents=True, exist_ok=True)
-    made = ("requirements-uv.lock", "requirements.lock", "pyproject.toml", ".venv/bin/uv", ".venv/.installed")
+    made = ("requirements-uv.lock", "requirements.lock", "pyproject.toml", ".venv/.uv", ".venv/.installed")
     for moment, name in enumerate(made, 10**9):  # each newer than what it is made from
         (folder / name).touch()
         os.utime(folder / name, (moment, moment))

@@ -1,12 +1,16 @@
 """`prefdag verify` finds and names flipped bits that DVC itself does not report."""
 
 import os
+import re
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
 from prefdag.cli import app
@@ -21,10 +25,11 @@ stages:
   many:
     cmd: python -c "import os; os.makedirs('many/in'); [open(f'many/{n}', 'w').write(n * 50) for n in ('a', 'in/b')]"
     deps: [one.txt]
+    params: [a.b]
     outs: [many]
   measure:
     cmd: python -c "open('metrics.json', 'w').write('{}')"
-    deps: [many]
+    deps: [many, code]
     metrics:
       - metrics.json: {cache: false}
 """
@@ -46,6 +51,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setenv("DVC_SITE_CACHE_DIR", str(tmp_path_factory.mktemp("site")))
         subprocess.run(["git", "init", "--quiet"], check=True)
         Path("dvc.yaml").write_text(PIPELINE)
+        Path("params.yaml").write_text("a: {b: 1, c: 2}\n")
+        Path("code/below/__pycache__").mkdir(parents=True)
+        Path("code/main.py").write_text("1")
+        Path("code/below/other.py").write_text("2")
+        Path(".dvcignore").write_text("__pycache__\n")
         dvc("init", "--quiet")
         dvc("config", "cache.type", "copy")
         dvc("remote", "add", "--default", "storage", "storage")
@@ -82,7 +92,14 @@ def objects(folder: Path) -> Iterator[Path]:
 def test_nothing_differs_after_a_run() -> None:
     assert list(verify.differences("storage")) == []
     result = CliRunner().invoke(app, ["verify", "--remote", "storage"])
-    assert (result.exit_code, result.stdout.strip()) == (0, "everything present matches dvc.lock")
+    assert result.exit_code == 0
+    assert result.stdout.splitlines() == [
+        "stage    in dvc.lock  outs ok  changed  absent  deps ok  changed  params ok  changed",
+        "one      yes                1        0       0        0        0          0        0",
+        "many     yes                1        0       0        1        0          1        0",
+        "measure  yes                1        0       0        2        0          0        0",
+        "everything present matches dvc.lock",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -139,6 +156,98 @@ def test_a_missing_output_is_no_difference() -> None:
 def test_an_unknown_remote_is_refused() -> None:
     with pytest.raises(ParamsError, match=r"^.dvc/config: remote 'away': .*; `dvc remote list` lists the remotes$"):
         list(verify.differences("away"))
+
+
+def edit_lock(edit: Callable[[dict[str, Any]], object]) -> None:
+    tree = YAML(typ="safe").load(verify.LOCK)
+    edit(tree)
+    with verify.LOCK.open("w") as stream:
+        YAML(typ="safe").dump(tree, stream)
+
+
+@pytest.mark.parametrize("gone", [["one"], ["many", "measure"], ["one", "many", "measure"]])
+def test_a_stage_missing_from_the_lock_is_a_difference(gone: list[str]) -> None:
+    """Its outputs may have any content: without an entry they cannot be checked. The last case is `stages: {}`."""
+    edit_lock(lambda tree: [tree["stages"].pop(stage) for stage in gone])
+    for path in objects(Path("many")):
+        flip(path)
+    flip(Path("one.txt"))
+    result = CliRunner().invoke(app, ["verify"])
+    assert result.exit_code == 1
+    for stage in gone:
+        assert f"dvc.lock: has no stage {stage}, so its outputs cannot be checked; `git restore" in result.stdout
+        assert re.search(rf"(?m)^{stage} +no( +0){{7}}$", result.stdout)
+    assert "everything present matches" not in result.stdout
+
+
+def test_a_lock_that_does_not_belong_to_dvc_yaml_is_a_difference() -> None:
+    def edit(tree: dict[str, Any]) -> None:
+        tree["stages"]["one"]["cmd"] = "true"
+        tree["stages"]["two"] = tree["stages"].pop("measure")
+        tree["stages"]["many"]["outs"] = []
+
+    edit_lock(edit)
+    lines = list(verify.differences())
+    assert "dvc.lock: stage one ran another command than dvc.yaml has" in lines
+    assert "dvc.lock: stage two is not in dvc.yaml" in lines
+    assert any(line.startswith("dvc.lock: has no stage measure") for line in lines)
+    assert "dvc.lock: stage many has other outputs than in dvc.yaml: many" in lines
+
+
+def test_inputs_that_changed_since_a_stage_ran_are_differences() -> None:
+    Path("code/below/__pycache__/other.pyc").write_text("ignored")
+    assert list(verify.differences()) == []
+    Path("code/below/other.py").write_text("3")
+    Path("params.yaml").write_text("a: {b: 3, c: 3}\n")
+    assert list(verify.differences()) == [
+        "params.yaml: a.b: not the value read by stage many",
+        "code: not the one read by stage measure",
+    ]
+    shutil.rmtree("code")
+    assert "code: absent, needed by stage measure" in list(verify.differences())
+    edit_lock(lambda tree: tree["stages"]["many"]["deps"][0].update(md5="0" * 32))
+    wrong = "dvc.lock: one.txt is not the one that stage one wrote, for stage many"
+    assert wrong in list(verify.differences())
+
+
+def test_absent_outputs_are_listed_as_not_checked() -> None:
+    Path("one.txt").unlink()
+    shutil.rmtree("many")
+    result = CliRunner().invoke(app, ["verify"])
+    assert result.exit_code == 0
+    assert "not checked, since they are absent: 2 outputs (one.txt, many); `dvc pull`" in result.stdout
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "stages: []",
+        "stages: {one: []}",
+        "stages: {one: {outs: {}}}",
+        "stages: {one: {outs: [a]}}",
+        "stages: {one: {outs: [{path: a}]}}",
+        "stages: {one: {outs: [{path: 1, md5: 2}]}}",
+        "stages: {one: {params: []}}",
+        "<<<<<<< HEAD\nstages: {}\n=======\nstages: {}\n>>>>>>> other\n",
+        "\0",
+        "stages: &a {b: *a}",
+    ],
+)
+@pytest.mark.parametrize("file", ["dvc.lock", "dvc.yaml"])
+def test_a_file_of_another_shape_is_one_line(file: str, text: str) -> None:
+    if file == "dvc.yaml":
+        text = (
+            text.replace("path: a", "path: a, md5: b")
+            .replace("params: []", "params: [[]]")
+            .replace("outs: [a]", "outs: [[a]]")
+        )
+    Path(file).write_text(text)
+    result = CliRunner().invoke(app, ["verify"])
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert result.stderr.startswith(f"error: {file}: ")
+    assert "git " in result.stderr or "<" not in text
 
 
 def test_a_missing_lock_is_refused() -> None:

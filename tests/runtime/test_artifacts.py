@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from prefdag.runtime import artifacts
-from prefdag.runtime.artifacts import sha256, writing
+from prefdag.runtime.artifacts import sha256, umask, writing
 
 
 def test_a_block_that_raises_leaves_the_old_file(tmp_path: Path) -> None:
@@ -74,3 +74,19 @@ def test_a_settled_file_is_read_once_and_a_fresh_or_new_one_always(
     path.write_bytes(b"own")
     time.sleep(0.3)
     check(b"own")
+
+
+@pytest.mark.parametrize(("mask", "modes"), [(0o022, {0o644, 0o755}), (0o077, {0o600, 0o700}), (0o002, {0o664, 0o775})])
+def test_the_users_umask_is_honoured(mask: int, modes: set[int], tmp_path: Path) -> None:
+    """Also for a file that its writer made readable for its owner only, or for everybody."""
+    before = os.umask(mask)
+    try:
+        assert umask() == mask
+        with writing(tmp_path / "in/folder") as folder:
+            (folder / "below").mkdir(parents=True)
+            for name, mode in (("a", 0o600), ("below/b", 0o666)):
+                (folder / name).write_text("x")
+                (folder / name).chmod(mode)
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "in", *(tmp_path / "in").rglob("*"))} == modes

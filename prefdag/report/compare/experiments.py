@@ -11,11 +11,11 @@ from io import BytesIO
 from typing import Any
 
 import pandas as pd
-from ruamel.yaml import YAML
 
 from prefdag.lifecycle.errors import DataError
 from prefdag.report.page.results import CSV, Histories
-from prefdag.runtime.yaml import flatten
+from prefdag.runtime.dvc_files import parse_lock
+from prefdag.runtime.yaml import flatten, parse_mapping
 
 WORKSPACE = "workspace"
 EVALS = "data/raw/evals"
@@ -56,9 +56,9 @@ class Files:
             )
         return content
 
-    def yaml(self, path: str) -> Any:
-        """A YAML file as plain values. Raises `DataError`."""
-        return YAML(typ="safe").load(self.read(path).decode())
+    def text(self, path: str) -> str:
+        """The text of a file. Raises `DataError`."""
+        return self.read(path).decode("utf-8", "replace")
 
     def json(self, path: str) -> Any:
         """A JSON file. Raises `DataError`."""
@@ -107,8 +107,8 @@ def read(name: str) -> Experiment:
         DataError: the name is unknown, the run is not finished, or an output is in neither Git nor the cache.
     """
     files = Files(name, _system(name))
-    lock = files.yaml("dvc.lock")["stages"]
-    params = files.yaml("params.yaml")
+    lock = parse_lock(files.text("dvc.lock"), _where(name, "dvc.lock"))
+    params = parse_mapping(files.text("params.yaml"), _where(name, "params.yaml"))
     check_finished(name, lock, params)
     files = replace(files, hashes=outputs(lock))
     heldout = files.parquet(HELDOUT_SPLIT, ["id", "preference"])
@@ -127,9 +127,14 @@ def read(name: str) -> Experiment:
     )
 
 
+def _where(name: str, path: str) -> str:
+    """A file of a revision, for a message."""
+    return path if name == WORKSPACE else f"{name}: {path}"
+
+
 def outputs(lock: Mapping[str, Any]) -> dict[str, str]:
     """The hash of every output by path, from the stages of dvc.lock."""
-    return {out["path"]: out["md5"] for stage in lock.values() for out in stage.get("outs", ())}
+    return {out["path"]: out["md5"] for stage in lock.values() for out in stage.get("outs") or ()}
 
 
 def check_finished(name: str, lock: Mapping[str, Any], params: Mapping[str, Any]) -> None:
@@ -144,9 +149,9 @@ def check_finished(name: str, lock: Mapping[str, Any], params: Mapping[str, Any]
     """
     hashes = outputs(lock)
     for stage, entry in lock.items():
-        read = {dep["path"]: dep["md5"] for dep in entry.get("deps", ())}
+        read = {dep["path"]: dep["md5"] for dep in entry.get("deps") or ()}
         stale = [path for path, digest in read.items() if hashes.get(path, digest) != digest]
-        taken = entry.get("params", {}).get("params.yaml", {})
+        taken = (entry.get("params") or {}).get("params.yaml", {})
         stale += [f"params.yaml: {key}" for key, value in taken.items() if params.get(key) != value]
         if stale:
             raise DataError(f"{name}: not finished: {stage} has not run since {stale[0]} changed; run `dvc repro`")

@@ -1,0 +1,85 @@
+"""dvc.yaml and dvc.lock, read with their shape checked: what others read from them is there and has the right type."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from prefdag.lifecycle.errors import ParamsError
+from prefdag.runtime.yaml import parse_mapping, read_text, read_yaml
+
+DAG, LOCK = Path("dvc.yaml"), Path("dvc.lock")
+RESTORE = "`git restore {}` takes the committed one"
+
+
+def check_files() -> None:
+    """Check params.yaml, dvc.yaml and dvc.lock in the current folder, if they exist, before DVC reads them without limits.
+
+    Raises `ParamsError`.
+    """
+    for path, read in ((Path("params.yaml"), read_yaml), (DAG, read_dag), (LOCK, read_lock)):
+        if path.exists():
+            read(path)
+
+
+def read_dag(path: Path = DAG) -> dict[str, dict[str, Any]]:
+    """The stages in dvc.yaml by name. Raises `ParamsError`."""
+    where = str(path)
+    stages = _stages(parse_mapping(read_text(path), where), where)
+    for name, entry in stages.items():
+        for key in ("deps", "outs", "metrics", "plots", "params"):
+            for item in _list(entry, key, f"{where}: stages.{name}", path):
+                one = isinstance(item, Mapping) and len(item) == 1 and isinstance(next(iter(item)), str)
+                if not isinstance(item, str) and not one:
+                    raise ParamsError(f"{where}: stages.{name}.{key}: expected names; {RESTORE.format(path)}")
+    return stages
+
+
+def read_lock(path: Path = LOCK) -> dict[str, dict[str, Any]]:
+    """The stages in dvc.lock by name. Raises `ParamsError`."""
+    return parse_lock(read_text(path), str(path))
+
+
+def parse_lock(text: str, where: str) -> dict[str, dict[str, Any]]:
+    """The stages in the text of a dvc.lock by name. Raises `ParamsError`, which starts with `where`."""
+    stages = _stages(parse_mapping(text, where), where)
+    for name, entry in stages.items():
+        at = f"{where}: stages.{name}"
+        for key in ("deps", "outs"):
+            for item in _list(entry, key, at, LOCK):
+                if not isinstance(item, Mapping) or not all(
+                    isinstance(item.get(part), str) for part in ("path", "md5")
+                ):
+                    raise ParamsError(f"{at}.{key}: expected entries with a path and an md5; {RESTORE.format(LOCK)}")
+        params = {} if entry.get("params") is None else entry["params"]
+        if not isinstance(params, Mapping) or not all(isinstance(values, Mapping) for values in params.values()):
+            raise ParamsError(f"{at}.params: expected values by file and key; {RESTORE.format(LOCK)}")
+    return stages
+
+
+def names(entry: Mapping[str, Any], *keys: str) -> list[str]:
+    """The names under `keys` of a stage in dvc.yaml. An item is a name, or a mapping from one name to its options."""
+    items = [item for key in keys for item in entry.get(key) or []]
+    return [name for item in items for name in ([item] if isinstance(item, str) else item)]
+
+
+def _stages(tree: Mapping[str, Any], where: str) -> dict[str, dict[str, Any]]:
+    stages = tree.get("stages")
+    if not isinstance(stages, dict) or not all(isinstance(entry, dict) for entry in stages.values()):
+        raise ParamsError(f"{where}: stages: expected a mapping of stages; {RESTORE.format(Path(where).name)}")
+    return {str(name): entry for name, entry in stages.items()}
+
+
+def _list(entry: Mapping[str, Any], key: str, at: str, path: Path) -> list[Any]:
+    value = entry.get(key)
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise ParamsError(f"{at}.{key}: expected a list; {RESTORE.format(path)}")
+    return value
+
+
+if __name__ == "__main__":  # make repro and make sweep, before `dvc`
+    from prefdag.lifecycle.exits import one_line_errors
+
+    with one_line_errors("prefdag"):
+        check_files()
