@@ -308,6 +308,7 @@ def test_a_damaged_reply_on_disk_is_asked_for_again(server: Server) -> None:
     assert len(server.asked) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.chaos
 def test_a_killed_run_pays_for_no_verdict_twice(server: Server) -> None:
     """Only the questions in progress at the kill are asked again: at most `parallel`."""
