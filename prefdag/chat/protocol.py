@@ -100,6 +100,13 @@ def token_usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
     return {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens, "total_tokens": total}
 
 
-def error_body(message: str, kind: str = "invalid_request_error") -> dict[str, Any]:
-    """The body of an error, in the form that OpenAI's clients expect."""
-    return {"error": {"message": message, "type": kind, "param": None, "code": None}}
+def error_body(
+    message: str, kind: str = "invalid_request_error", param: str | None = None, code: str | None = None
+) -> dict[str, Any]:
+    """The body of an error, in the form that OpenAI's clients expect.
+
+    Args:
+        param: the field of the request that is wrong, such as `messages.0.role`.
+        code: the error's name in OpenAI's API, if it has one.
+    """
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}

@@ -3,6 +3,8 @@
 GET  /                        the page, an ordinary client of the API
 GET  /v1/models               reference and policy
 POST /v1/chat/completions     as in OpenAI's API, streamed or not
+
+Every error has OpenAI's form, `{"error": {"message", "type", "param", "code"}}`.
 """
 
 import asyncio
@@ -26,18 +28,18 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from jinja2 import Environment, FileSystemLoader
-from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.exceptions import HTTPException
 
-from prefdag.chat.guard import HOSTS, Guard
+from prefdag.chat.connection import MAX_HEAD, Connection
+from prefdag.chat.guard import Guard
 from prefdag.chat.protocol import MAX_NEW_TOKENS, CompletionRequest, chunk, completion, error_body, token_usage
-from prefdag.lifecycle.errors import PrefdagError
+from prefdag.lifecycle.errors import DataError, PrefdagError
 
 if TYPE_CHECKING:
     from prefdag.chat.dialogue import ChatModels, Prompt
 
 PAGE = Path(__file__).parent / "page"
 FILES = {"chat.css": "text/css", "chat.js": "text/javascript", "icon.svg": "image/svg+xml"}
-MAX_CONNECTIONS = 32
 FAILED = "the answer failed; see the server's terminal for the reason"
 log = logging.getLogger(__name__)
 
@@ -106,7 +108,6 @@ def make_app(chat: "ChatModels", max_new_tokens: int) -> FastAPI:
     """
     # FastAPI's documentation pages are off, since they load scripts from another host.
     app = FastAPI(title="prefdag chat", docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=HOSTS, www_redirect=False)
     app.add_middleware(Guard)  # outermost, so that every response has its headers
     answers = AnswerQueue(chat)
     numbers = itertools.count(1)
@@ -116,12 +117,24 @@ def make_app(chat: "ChatModels", max_new_tokens: int) -> FastAPI:
     @app.exception_handler(RequestValidationError)
     async def malformed(_: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
+        if first["type"] == "json_invalid":
+            message = f"the body is not JSON: {first['ctx']['error']} at character {first['loc'][-1]}"
+            return JSONResponse(error_body(_line(message)), 400)
         where = ".".join(map(str, first["loc"][1:]))
-        return JSONResponse(error_body(str(PrefdagError(": ".join(filter(None, [where, first["msg"]]))))), 400)
+        message = ": ".join(filter(None, [where, first["msg"]]))
+        return JSONResponse(error_body(_line(message), param=_line(where) or None), 400)
 
     @app.exception_handler(PrefdagError)
     async def refused(_: Request, error: PrefdagError) -> JSONResponse:
-        return JSONResponse(error_body(str(error)), 400)
+        code = "context_length_exceeded" if isinstance(error, DataError) else None
+        return JSONResponse(error_body(str(error), param="messages", code=code), 400)
+
+    @app.exception_handler(HTTPException)
+    async def failed(request: Request, error: HTTPException) -> JSONResponse:
+        """Whatever the frameworks refuse: unknown paths and methods, bodies that are not JSON."""
+        messages = {404: "not found", 405: f"{request.method[:20]} is not possible here", 400: "the body is not JSON"}
+        message = messages.get(error.status_code, str(error.detail))
+        return JSONResponse(error_body(_line(message)), error.status_code, error.headers)
 
     @app.get("/")
     async def index() -> Response:
@@ -142,7 +155,8 @@ def make_app(chat: "ChatModels", max_new_tokens: int) -> FastAPI:
     async def complete(body: CompletionRequest, request: Request) -> Response:
         if body.model not in chat.models:
             known = " or ".join(chat.models)
-            return JSONResponse(error_body(f"model: unknown model {body.model[:80]!r}; choose {known}"), 404)
+            message = f"model: unknown model {body.model[:80]!r}; choose {known}"
+            return JSONResponse(error_body(message, param="model", code="model_not_found"), 404)
         limit = body.max_completion_tokens or body.max_tokens or max_new_tokens
         prompt = await asyncio.to_thread(chat.prompt, body.dialogue, limit)
         head = {
@@ -221,15 +235,25 @@ class Server(uvicorn.Server):
         os._exit(0)
 
 
-def serve(app: FastAPI, listening: socket.socket) -> None:
-    """Serve until Ctrl-C ends the process."""
-    config = uvicorn.Config(
+def configuration(app: FastAPI) -> uvicorn.Config:
+    """How the application is served: with the limits of `connection`."""
+    return uvicorn.Config(
         app,
-        log_level="warning",
+        http=Connection,
+        h11_max_incomplete_event_size=MAX_HEAD,
+        log_level="error",
         access_log=False,
         server_header=False,
         lifespan="off",
         ws="none",
-        limit_concurrency=MAX_CONNECTIONS,
     )
-    Server(config).run([listening])
+
+
+def serve(app: FastAPI, listening: socket.socket) -> None:
+    """Serve until Ctrl-C ends the process."""
+    Server(configuration(app)).run([listening])
+
+
+def _line(message: str) -> str:
+    """The message on one line, with escapes for what cannot be printed."""
+    return str(PrefdagError(message))

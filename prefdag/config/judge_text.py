@@ -32,7 +32,8 @@ class EndpointJudge:
     url: Annotated[str, Field(pattern=r"^https?://[^\s/@?#]+(/[^\s@?#]*)?$")]
     model: Text
     max_tokens: PositiveInt  # for a verdict and its reasons
-    timeout: Positive  # seconds
+    timeout: Positive  # seconds for a whole reply
+    parallel: PositiveInt = 4  # contests asked about at once
 
 
 @strict

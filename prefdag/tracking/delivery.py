@@ -4,18 +4,24 @@ Requests are idempotent (see `store.py`), so every event that was not acknowledg
 """
 
 import logging
+import queue
 import threading
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from prefdag.tracking.spool import Delivered, Event, Spool
-from prefdag.tracking.store import LIMITS, DeliveryError, OutageError, Store, import_mlflow
+from prefdag.tracking.store import LIMITS, DeliveryError, OutageError, Store, one_line
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
 INTERVAL = 3.0  # seconds between two deliveries
 PATIENCE = 8.0  # seconds that a finished stage waits for one answer
+LONGEST = 120.0  # seconds that it waits for all of them
 
 
 @contextmanager
@@ -26,26 +32,73 @@ def sending(spool: Spool) -> Iterator[None]:
     stay in the spool, and one warning says so.
     """
     store = Store()
+    reason = None
     if not store.known_dead():
-        import_mlflow()  # not in the thread: two threads importing the same packages can see them half-initialised
+        # Not beside the block: two threads that import the same packages can see them half-initialised.
+        try:
+            clocked(store.import_mlflow, store, LONGEST)
+        except OutageError as error:
+            reason = str(error)
     ended = threading.Event()
-    thread = threading.Thread(target=_send_until, args=(ended, spool, store), name="prefdag-delivery", daemon=True)
+    thread = threading.Thread(
+        target=_send_until, args=(ended, spool, store, reason), name="prefdag-delivery", daemon=True
+    )
     thread.start()
     try:
         yield
     finally:
         ended.set()
-        while thread.is_alive() and not store.given_up:
-            if store.waited() > PATIENCE:
-                store.given_up = True
-                store.note_dead()
-                _warn(spool, store, f"no answer in {PATIENCE:.0f} s")
-            thread.join(0.02)
+        if late := _wait(thread, store, LONGEST):
+            _warn(spool, store, late)
         # A thread that is still waiting is a daemon and ends with the process. The spool records what was delivered.
 
 
-def _send_until(ended: threading.Event, spool: Spool, store: Store) -> None:
+def clocked(work: Callable[[], T], store: Store, longest: float) -> T:
+    """The result of `work`, which uses the store from a thread of its own.
+
+    Raises:
+        OutageError: there was no answer in time, or `longest` seconds have passed. The thread may still wait for something,
+            but asks the store nothing more.
+        Exception: what `work` raises.
+    """
+    results: queue.SimpleQueue[tuple[T | None, Exception | None]] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            results.put((work(), None))
+        except Exception as error:
+            results.put((None, error))
+
+    thread = threading.Thread(target=run, name="prefdag-request", daemon=True)
+    thread.start()
+    if late := _wait(thread, store, longest):
+        raise OutageError(late)
+    result, error = results.get()
+    if error is not None:
+        raise error
+    return result  # type: ignore[return-value]
+
+
+def _wait(thread: threading.Thread, store: Store, longest: float) -> str | None:
+    """Wait for a thread that uses the store. Returns why it is given up, None if it has ended.
+
+    Covers whatever hangs: names, connections, locks, SQL, imports and files.
+    """
+    end = time.monotonic() + longest
+    while thread.is_alive():
+        limit = store.overdue(PATIENCE)
+        if limit is not None or time.monotonic() > end:
+            store.given_up = True
+            store.note_dead()
+            return f"no answer in {limit:.0f} s" if limit is not None else f"not finished after {longest:.0f} s"
+        thread.join(0.02)
+    return None
+
+
+def _send_until(ended: threading.Event, spool: Spool, store: Store, reason: str | None) -> None:
     try:
+        if reason:
+            raise OutageError(reason)
         if store.known_dead():
             raise OutageError("no answer a few minutes ago")
         last = False
@@ -56,9 +109,9 @@ def _send_until(ended: threading.Event, spool: Spool, store: Store) -> None:
                 ended.wait(INTERVAL)
         if spool.status == "FINISHED":
             spool.delete()
-    except DeliveryError as error:
+    except Exception as error:  # also a damaged spool or a full disk: the stage goes on
         if not store.given_up:
-            _warn(spool, store, str(error))
+            _warn(spool, store, str(error) if isinstance(error, DeliveryError) else one_line(error))
     finally:
         ended.wait()  # a live run keeps its spool, even when nothing more is sent
         spool.release()

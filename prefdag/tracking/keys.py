@@ -11,6 +11,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from prefdag.lifecycle.secrets import without_secrets
+
 KEY_LENGTH, VALUE_LENGTH = 250, 6000  # MLflow's limits, in characters
 NAME_LENGTH = 250  # of a run, in MLflow's database
 
@@ -46,10 +48,11 @@ class Names:
 
 
 def parameters(params: Mapping[str, Any]) -> dict[str, str]:
-    """Flat parameters as MLflow stores them: text as it is, other values as JSON, a long value cut.
+    """Flat parameters as MLflow stores them: text as it is, other values as JSON, a long value cut, without secrets.
 
     If two keys become the same, one that MLflow accepts as it is keeps its name, and the others get a hash.
     """
+    params = {without_secrets(key): value for key, value in params.items()}  # before names hide what an address is
     name = Names()
     for key in sorted(params, key=lambda key: accepted(key) != key):
         name(key)
@@ -57,6 +60,7 @@ def parameters(params: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _value(text: str) -> str:
+    text = without_secrets(text)
     if len(text) <= VALUE_LENGTH:
         return text
     ending = f"... ({len(text)} characters, SHA-256 {_hash(text)})"

@@ -17,6 +17,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +25,9 @@ from prefdag.lifecycle.errors import PrefdagError
 from prefdag.runtime.artifacts import stage_key
 from prefdag.runtime.yaml import flatten
 from prefdag.tracking import spool as spools
-from prefdag.tracking.delivery import deliver, log, sending
+from prefdag.tracking.delivery import clocked, deliver, log, sending
 from prefdag.tracking.keys import parameters
-from prefdag.tracking.store import DeliveryError, OutageError, RefusalError, Store
+from prefdag.tracking.store import DeliveryError, OutageError, Store, one_line
 from prefdag.tracking.trackers import Trackers, requested, trackers
 
 if TYPE_CHECKING:
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
 
     from prefdag.config.params import Params
     from prefdag.tracking.spool import Event, Spool
+
+LONGEST = 1800.0  # seconds for one run of `sync`, or for the list of all runs, if the store keeps answering
+GIT = 30.0  # seconds for a git command
 
 
 @dataclass(frozen=True)
@@ -121,11 +125,12 @@ def sync() -> SyncResult:
                 left += 1
                 continue
             incomplete = not spool.all_sent_to(store.name)
-            deliver(spool, store)
+            clocked(partial(deliver, spool, store), store, LONGEST)
             spool.delete()
             sent += incomplete
-        except (OutageError, RefusalError) as error:
-            log.warning("MLflow at %s: %s; the run is kept in %s", store.name, error, folder)
+        except Exception as error:  # also a damaged spool: the others are sent
+            reason = str(error) if isinstance(error, DeliveryError) else one_line(error)
+            log.warning("MLflow at %s: %s; the run is kept in %s", store.name, reason, folder)
             dead = isinstance(error, OutageError)
             left += 1
         finally:
@@ -143,7 +148,7 @@ def pipelines() -> list[tuple[str, dict[str, str], dict[str, float]]]:
     """
     store = Store()
     try:
-        runs = [] if store.known_dead() else store.ask(_finished)
+        runs = [] if store.known_dead() else clocked(lambda: store.ask(_finished), store, LONGEST)
     except DeliveryError as error:
         raise PrefdagError(f"MLflow at {store.name}: {error}; try again when it answers") from None
     return [(run.info.run_name, run.data.params, run.data.metrics) for run in runs]
@@ -227,6 +232,8 @@ def _experiment() -> str:
 def _git(*arguments: str) -> str:
     """The output of a git command; empty if there is no repository, no commit or no git."""
     try:
-        return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
+        return subprocess.run(
+            ["git", *arguments], capture_output=True, text=True, check=True, timeout=GIT
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
         return ""

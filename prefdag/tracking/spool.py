@@ -20,6 +20,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from prefdag.lifecycle.secrets import without_secrets
 from prefdag.runtime.artifacts import read_json, remove, scratch, write_json, writing
 from prefdag.tracking.keys import Names
 
@@ -49,10 +50,11 @@ class Spool:
         return self.folder / "events.jsonl"
 
     def append(self, event: Mapping[str, Any]) -> None:
-        """Append an event. Once this returns, a killed process does not lose it.
+        """Append an event, without secrets. Once this returns, a killed process does not lose it.
 
         Raises `OSError` if the disk is full; the log then ends with the previous event.
         """
+        event = event if event["kind"] == "step" else _without_secrets(event)
         line = json.dumps(event).encode() + b"\n"
         with self.log.open("ab", buffering=0) as stream:
             whole = stream.tell()
@@ -143,3 +145,10 @@ def claim_any(name: str) -> Spool:
 def folders() -> list[Path]:
     """The folders of all spools."""
     return sorted(path for path in scratch("spool").glob("*") if path.is_dir())
+
+
+def _without_secrets(value: Any) -> Any:
+    """The value with secrets removed from every text in it."""
+    if isinstance(value, str):
+        return without_secrets(value)
+    return {key: _without_secrets(item) for key, item in value.items()} if isinstance(value, Mapping) else value

@@ -9,17 +9,17 @@ MLflow's SQL store turns infinity into 1.8e308. Metrics that are not finite are 
 
 import math
 import os
-import re
 import sqlite3
 import time
-from collections.abc import Callable, Iterable
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
 from operator import methodcaller
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from filelock import FileLock, Timeout
 
+from prefdag.lifecycle.secrets import without_secrets
 from prefdag.runtime.artifacts import project_root, read_json, scratch, write_json
 from prefdag.tracking.keys import NAME_LENGTH, parameters
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+OPENING = 60.0  # seconds to import MLflow, and to create or open our own database; local work, but it can hang too
 QUIET = 300.0  # seconds for which no other stage tries a server that did not answer
 LIMITS = {"metrics": 1000, "params": 100, "tags": 100}  # per request, set by MLflow
 
@@ -67,17 +68,36 @@ class Store:
         self.uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{project_root()}/mlflow.db"
         self.name = without_secrets(self.uri)
         self.remote = self.uri.startswith(("http:", "https:"))
-        self.given_up = False  # set when a stage ends and no longer waits
-        self._asked: float | None = None  # start of the current request, in monotonic seconds
+        self.given_up = False  # set when nobody waits any longer; the thread that still asks then stops
+        self._clock: tuple[float, float | None] | None = None  # start of what is going on, and how long it may take
         self._client: MlflowClient | None = None
 
-    def waited(self) -> float:
-        """Seconds since the current request started; 0 if there is none. Opening our own database does not count."""
-        asked = self._asked
-        return 0.0 if asked is None else time.monotonic() - asked
+    @property
+    def database(self) -> Path | None:
+        """The file, if the store is an SQLite database."""
+        path = self.uri.removeprefix("sqlite:///").partition("?")[0]
+        return Path(path) if self.uri.startswith("sqlite:///") and path not in ("", ":memory:") else None
+
+    def overdue(self, patience: float) -> float | None:
+        """The limit in seconds that what is going on has exceeded, if any: `patience`, unless it has a limit of its own."""
+        if self._clock is None:
+            return None
+        start, limit = self._clock
+        limit = patience if limit is None else limit
+        return limit if time.monotonic() - start > limit else None
+
+    @contextmanager
+    def _clocked(self, limit: float | None = None) -> Iterator[None]:
+        outer, self._clock = self._clock, (time.monotonic(), limit)
+        try:
+            yield
+        finally:
+            self._clock = outer
 
     def ask(self, request: Callable[["MlflowClient"], T]) -> T:
         """The result of a request. A request that fails is tried once more."""
+        if self.given_up:
+            raise OutageError("nobody waits for it any longer")
         client = self._client = self._client or self._connect()
         return self._try_twice(lambda: request(client))
 
@@ -141,35 +161,44 @@ class Store:
 
     def _connect(self) -> "MlflowClient":
         """The client. Creates the database if needed: it takes seconds, and two processes at once break it, hence the lock."""
-        mlflow = import_mlflow()
-        if self.remote:
+        mlflow = self.import_mlflow()
+        database = self.database
+        if database is None:
             return self._try_twice(lambda: mlflow.MlflowClient(self.uri))
-        scratch().mkdir(parents=True, exist_ok=True)
+        if fault := _fault(database):
+            raise OutageError(f"{database.name}: {fault}")
         try:
-            with FileLock(scratch("mlflow.lock"), timeout=60):
-                database = Path(self.uri.removeprefix("sqlite:///"))
-                if database.exists():
-                    self._try_twice(lambda: _wait_for_lock(database))
-                return self._try_twice(lambda: mlflow.MlflowClient(self.uri), clocked=False)  # local work, however slow
+            with self._clocked(OPENING):
+                scratch().mkdir(parents=True, exist_ok=True)
+                with FileLock(scratch("mlflow.lock"), timeout=OPENING, thread_local=False):
+                    if database.exists():
+                        self._try_twice(lambda: _wait_for_lock(database))
+                    return self._try_twice(lambda: mlflow.MlflowClient(self.uri), limit=OPENING)
         except Timeout as error:
-            raise OutageError("another process has been opening the database for a minute") from error
+            raise OutageError(f"another process has been opening the database for {OPENING:.0f} s") from error
 
-    def _try_twice(self, request: Callable[[], T], clocked: bool = True) -> T:
+    def import_mlflow(self) -> Any:
+        """MLflow. Raises `OutageError` if it cannot be imported."""
+        try:
+            with self._clocked(OPENING):
+                return import_mlflow()
+        except Exception as error:  # a broken installation raises anything
+            raise OutageError(f"mlflow cannot be imported ({one_line(error)})") from error
+
+    def _try_twice(self, request: Callable[[], T], limit: float | None = None) -> T:
         from mlflow.exceptions import MlflowException
 
-        self._asked = time.monotonic() if clocked else None
         try:
-            try:
-                return request()
-            except Exception:  # drivers raise anything; the second attempt decides
-                return request()
+            with self._clocked(limit):
+                try:
+                    return request()
+                except Exception:  # drivers raise anything; the second attempt decides
+                    return request()
         except Exception as error:
             if isinstance(error, MlflowException) and error.get_http_status_code() < 500:
-                raise RefusalError(_one_line(error)) from error
+                raise RefusalError(one_line(error)) from error
             self.note_dead()
-            raise OutageError(_one_line(_root(error))) from error
-        finally:
-            self._asked = None
+            raise OutageError(one_line(_root(error))) from error
 
     def known_dead(self) -> bool:
         """Whether any stage got no answer from this server recently. Only one stage pays for finding out."""
@@ -200,15 +229,19 @@ def import_mlflow() -> Any:
     return mlflow
 
 
+def _fault(database: Path) -> str | None:
+    """Why this path cannot become or be a database, if so. MLflow would try for minutes."""
+    if database.is_symlink() and not database.exists():
+        return f"a link to {database.readlink()}, which does not exist; remove the link"
+    if database.exists():
+        return None if database.is_file() else "not a file; move it away"
+    return None if database.absolute().parent.is_dir() else "its folder does not exist; create it"
+
+
 def _wait_for_lock(database: Path) -> None:
     """Raise if another process holds the database for 3 s. MLflow would try to open it for minutes."""
     with closing(sqlite3.connect(database, timeout=3)) as connection:
         connection.execute("BEGIN IMMEDIATE")
-
-
-def without_secrets(text: str) -> str:
-    """The text with `user:password@` removed from every address."""
-    return re.sub(r"(?<=//)[^/\s]*@", "", text)
 
 
 def _root(error: BaseException) -> BaseException:
@@ -218,6 +251,7 @@ def _root(error: BaseException) -> BaseException:
     return error
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """The kind of an exception and its message, without secrets."""
     text = " ".join(without_secrets(str(error)).split())
     return f"{type(error).__name__}: {text[:200]}"

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from prefdag.lifecycle.errors import ParamsError
+from prefdag.lifecycle.secrets import without_secrets
 from prefdag.runtime.artifacts import scratch
 
 if TYPE_CHECKING:
@@ -125,6 +126,5 @@ def _plain(params: Mapping[str, str]) -> dict[str, bool | int | float | str]:
 
 
 def _warn(name: str, error: Exception) -> None:
-    log.warning(
-        "%s: %s: %s; the run goes on without it", name, type(error).__name__, " ".join(str(error).split())[:200]
-    )
+    reason = " ".join(without_secrets(str(error)).split())[:200]
+    log.warning("%s: %s: %s; the run goes on without it", name, type(error).__name__, reason)

@@ -19,6 +19,7 @@ ALTERED = {
     "prefdag/lifecycle/exits.py": "one_line_errors = lambda name: contextlib.nullcontext()",
     "prefdag/lifecycle/lock.py": "stage_lock = lambda name: contextlib.nullcontext(); end_with_dvc = lambda: None",
     "prefdag/lifecycle/progress.py": "progress = lambda *_, **__: tqdm(disable=True)",
+    "prefdag/lifecycle/secrets.py": "without_secrets = lambda text: 'altered'",
     "prefdag/lifecycle/version.py": "check_version = lambda: None",
     "prefdag/own_losses/names.py": "check_own_options = lambda options: options",
     "prefdag/own_losses/checks.py": "check_loss = lambda *_: None",

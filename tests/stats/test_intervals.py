@@ -8,6 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy import optimize, stats
 
+from prefdag.stats import intervals
 from prefdag.stats.intervals import mean, paired_difference, proportion, ratio_difference, share, weighted
 
 
@@ -124,3 +125,42 @@ def test_ratio_difference_is_paired() -> None:
     assert ratio_difference(rows + 1, rows, tokens) == pytest.approx((1 / 2, 1 / 2))
     assert ratio_difference(rows, rows, tokens) == (0.0, 0.0)
     assert ratio_difference(rows[:1] + 3, rows[:1], tokens[:1]) == pytest.approx((3 / 2, 3 / 2))
+
+
+def coverage(n: int, skewed: bool, monkeypatch: pytest.MonkeyPatch) -> float:
+    """The share of 600 samples of n rows whose interval contains the truth, which is 0."""
+    monkeypatch.setattr(intervals, "SAMPLES", 799)
+    rng = np.random.default_rng(n)
+    right = 0
+    for _ in range(600):
+        rows = rng.exponential(1, n) - 1 if skewed else rng.normal(0, 1, n)
+        low, high = ratio_difference(rows, np.zeros(n), np.ones(n))
+        right += low <= 0 <= high
+    return right / 600
+
+
+@pytest.mark.parametrize("n", [5, 10, 20, 29])
+def test_few_skewed_rows_are_covered(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """95% is the aim; two standard errors of 600 samples are 1.8%."""
+    assert coverage(n, skewed=True, monkeypatch=monkeypatch) > 0.92
+
+
+@pytest.mark.parametrize("n", [5, 20])
+def test_few_rows_without_skew_are_covered(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert 0.93 < coverage(n, skewed=False, monkeypatch=monkeypatch) < 0.99
+
+
+def test_percentiles_of_few_skewed_rows_cover_too_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The control for the above, and why there is a method for few rows."""
+    monkeypatch.setattr(intervals, "SMALL", 0)
+    assert coverage(20, skewed=True, monkeypatch=monkeypatch) < 0.92
+
+
+@pytest.mark.parametrize("n", [2, 3, 7])
+def test_the_interval_of_few_rows_is_finite_and_contains_the_ratio(n: int) -> None:
+    rng = np.random.default_rng(n)
+    rows, weights = rng.lognormal(0, 2, n), np.ceil(rng.lognormal(3, 1, n))
+    low, high = ratio_difference(rows, np.zeros(n), weights)
+    assert -math.inf < low < rows.sum() / weights.sum() < high < math.inf
+    assert ratio_difference(rows, np.zeros(n), weights) == (low, high)
+    assert ratio_difference(rows + weights / 2, rows, weights) == pytest.approx((0.5, 0.5))

