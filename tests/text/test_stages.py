@@ -578,12 +578,20 @@ def test_heldout_metrics_of_unpaired_rows_by_hand() -> None:
 
 
 def test_differences_of_models_are_paired_and_per_token() -> None:
-    """Rows of 2 and 4 tokens. In each, the policy needs 1 nat less than the reference: 1/2 and 1/4 nats per token."""
+    """Rows of 2 and 4 tokens. In each, the policy needs 1 nat less than the reference, so 2 in 6 tokens.
+
+    With so few rows, the interval is Student's. Both rows are 1/3 nat away from what 1/3 per token gives, a standard error of
+    sqrt(2 (1/3)^2 / (2 * 1)) / 3 = 1/9 per token. The t quantile of one degree of freedom is tan(0.475 pi).
+    """
     groups = [Group([5], ([1, 2],)), Group([5], ([1, 2, 3, 4],))]
     logps = {"base": np.array([-8.0, -9.0]), "reference": np.array([-4.0, -6.0]), "policy": np.array([-3.0, -5.0])}
     differences = evaluate.set_metrics(logps, groups)["differences"]
     assert differences["policy_reference"] == pytest.approx(
-        {"difference": -(1 + 1) / (2 + 4), "difference_low": -1 / 2, "difference_high": -1 / 4}
+        {
+            "difference": -(1 + 1) / (2 + 4),
+            "difference_low": -1 / 3 - math.tan(0.475 * math.pi) / 9,
+            "difference_high": -1 / 3 + math.tan(0.475 * math.pi) / 9,
+        }
     )
     assert differences["policy_base"]["difference"] == pytest.approx(-((8 - 3) + (9 - 5)) / (2 + 4))
     assert differences["reference_base"]["difference"] == pytest.approx(-((8 - 4) + (9 - 6)) / (2 + 4))
