@@ -1,6 +1,8 @@
 """The command `prefdag`: everything a user does besides `dvc repro`. Slow imports are inside the commands that need them."""
 
 import sys
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -53,6 +55,25 @@ app = typer.Typer(
     help="Direct Preference Optimization as a declarative, reproducible pipeline. Run it in the repository root.",
     epilog="DVC runs the pipeline itself: `dvc repro`, `dvc exp run -S beta=0.3`.",
 )
+
+
+Force = Annotated[bool, typer.Option("--force", help="Use outputs that are not as dvc.lock records them.")]
+
+
+def as_recorded(paths: Iterable[Path], *, force: bool) -> AbstractContextManager[None]:
+    """Refuse what is not as dvc.lock records it. With `force`, only warn, and take it as it is in the context."""
+    from prefdag.recorded import check_recorded, unchecked
+
+    try:
+        check_recorded(*paths)
+    except DataError as error:
+        if not all(path.exists() for path in paths):
+            raise
+        if not force:
+            raise DataError(f"{error}; `--force` takes it as it is") from None
+        typer.echo(f"warning: {error}", err=True)
+        return unchecked()
+    return nullcontext()
 
 
 def _show_version(asked: bool) -> None:
@@ -283,31 +304,36 @@ def chat(
         bool, typer.Option("--web", help="Open the chat on a local page, which also serves OpenAI's API.")
     ] = False,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the page; 0: any free port.")] = 7860,
+    force: Force = False,
 ) -> None:
     """Ask the reference and the trained policy the same question, and see both answers side by side."""
     if web and prompt is not None:
         raise typer.BadParameter("cannot be combined with --web", param_hint="--prompt")
-    for model in (REFERENCE, POLICY):  # before importing torch, which takes seconds
-        if not model.is_dir():
-            raise DataError(f"{model}: not found; run `dvc repro` first")
+    held = as_recorded((REFERENCE, POLICY), force=force)  # before importing torch, which takes seconds
     try:
-        if web:
-            from prefdag.chat.server import bind, make_app, serve
-
-            listening = bind(port)
-            app = make_app(_chat_models(), max_new_tokens)
-            typer.echo(f"http://127.0.0.1:{listening.getsockname()[1]}   (Ctrl-C stops it)")
-            serve(app, listening)
-            return
-        from prefdag.chat.terminal import ask_once, converse
-
-        if prompt is None:
-            converse(_chat_models(), max_new_tokens)
-        else:
-            ask_once(_chat_models(), prompt, max_new_tokens)
+        with held:
+            _chat(prompt, max_new_tokens, port if web else None)
     except KeyboardInterrupt:
         typer.echo(err=True)
         raise typer.Exit(130) from None
+
+
+def _chat(prompt: str | None, max_new_tokens: int, port: int | None) -> None:
+    """On a local page at `port`, in the terminal, or for one question."""
+    if port is not None:
+        from prefdag.chat.server import bind, make_app, serve
+
+        listening = bind(port)
+        app = make_app(_chat_models(), max_new_tokens)
+        typer.echo(f"http://127.0.0.1:{listening.getsockname()[1]}   (Ctrl-C stops it)")
+        serve(app, listening)
+        return
+    from prefdag.chat.terminal import ask_once, converse
+
+    if prompt is None:
+        converse(_chat_models(), max_new_tokens)
+    else:
+        ask_once(_chat_models(), prompt, max_new_tokens)
 
 
 def _chat_models() -> "ChatModels":
@@ -353,6 +379,7 @@ def export(
     public: Annotated[
         bool, typer.Option("--public", help="Let anybody see the repository; without it, it is private.")
     ] = False,
+    force: Force = False,
 ) -> None:
     """Write the models in formats that other programs load; each is read back and compared with the pipeline's own."""
     if push is not None:
@@ -365,7 +392,8 @@ def export(
 
     set_environment()
     params = load_params()
-    pipeline.export(to, params, typer.echo)
+    with as_recorded(pipeline.INPUTS, force=force):
+        pipeline.export(to, params, typer.echo)
     typer.echo(f"exported to {to}")
     if register:
         from prefdag.export import registry

@@ -7,12 +7,26 @@ file that was damaged or edited since is never read as if a stage had written it
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from prefdag.lifecycle.errors import DataError
 from prefdag.runtime.dvc_files import LOCK, read_lock
 from prefdag.runtime.hashing import dvc_hash
+
+_checks = True  # False inside `unchecked`
+
+
+@contextmanager
+def unchecked() -> Iterator[None]:
+    """Take every output as it is while the block runs, in all threads."""
+    global _checks
+    _checks = False
+    try:
+        yield
+    finally:
+        _checks = True
 
 
 def recorded(path: Path) -> Path:
@@ -21,7 +35,7 @@ def recorded(path: Path) -> Path:
     Raises:
         DataError: the bytes differ.
     """
-    output = _output(path)
+    output = _output(path) if _checks else None
     if output is None:
         return path
     name, expected = output

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from chat_models import byte_tokenizer
+from dvc_lock import write_lock
 from paths import ROOT
 from typer.testing import CliRunner, Result
 
@@ -101,6 +102,7 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     for model in ("reference", "dpo_text"):
         Path("models", model).mkdir(parents=True)
     Path("models/reference/config.json").write_text('{"max_position_embeddings": 300}')
+    write_lock(Path("models/reference"), Path("models/dpo_text"))
     Path("params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
     tokenizer = byte_tokenizer(tmp_path / "tokenizer")
     calls: list[Any] = []
@@ -208,6 +210,22 @@ def test_the_web_chat_takes_no_prompt(trained: list[Any]) -> None:
     result = prefdag("chat", "--web", "--prompt", "blue?")
     assert (result.exit_code, trained) == (2, [])
     assert "cannot be combined with --web" in result.stderr
+
+
+@pytest.mark.parametrize("record", ["changed", "absent"])
+def test_models_that_are_not_as_recorded_need_force(record: str, trained: list[Any]) -> None:
+    if record == "changed":
+        Path("models/dpo_text/extra.json").write_text("{}")
+    else:
+        write_lock(Path("models/reference"))
+    result = prefdag("chat", "--prompt", "blue?")
+    assert (result.exit_code, result.stdout, trained) == (2, "", [])
+    assert result.stderr.startswith("error: models/dpo_text: ")
+    assert result.stderr.endswith("`--force` takes it as it is\n")
+    result = prefdag("chat", "--prompt", "blue?", "--force")
+    assert result.exit_code == 0
+    assert result.stderr.startswith("warning: models/dpo_text: ")
+    assert len(trained) == 3
 
 
 def test_chat_without_models_says_what_to_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,7 @@ IMAGES = Path("data/validated/images")
 IMAGE_PAIRS = Path("data/image_pairs")
 IMAGE_METRICS = Path("reports/image/metrics.json")
 CARD = Path("reports/model_card.md")
+INPUTS = (REFERENCE, POLICY, CLASSIFIER, PAIRS, DIALOGUES, IMAGES, IMAGE_PAIRS, IMAGE_METRICS, CARD)
 LICENCE = Path("LICENSE")
 WEIGHTS = "model.safetensors"
 TEXT, ADAPTER, IMAGE = "text", "text_adapter", "image"
@@ -43,7 +44,7 @@ def export(target: Path, params: "Params", echo: Callable[[str], None]) -> None:
         PrefdagError: a part that was read back differs from the pipeline's model.
     """
     place = folders.check_place(target, outs())
-    for path in (REFERENCE, POLICY, CLASSIFIER, PAIRS, DIALOGUES, IMAGES, IMAGE_PAIRS, IMAGE_METRICS, CARD):
+    for path in INPUTS:
         if not path.exists():
             raise DataError(f"{path}: not found; run `dvc repro` first")
     check_current(LOCK, Path("params.yaml"))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from prefdag.lifecycle.errors import PrefdagError
+from prefdag.lifecycle.secrets import without_secrets
 from prefdag.runtime.artifacts import project_root, read_json
 from prefdag.runtime.yaml import flatten
 from prefdag.tracking.keys import parameters
@@ -71,7 +72,7 @@ def register(folder: Path, params: "Params") -> Iterator[str]:
                 client.set_model_version_tag(NAMES[track], number, key, value)
             yield f"{NAMES[track]} version {number}"
     except mlflow.exceptions.MlflowException as error:
-        raise PrefdagError(f"MLflow at {store.name}: {' '.join(str(error).split())[:300]}") from None
+        raise PrefdagError(f"MLflow at {store.name}: {without_secrets(' '.join(str(error).split()))[:300]}") from None
 
 
 def find_run(client: Any, params: "Params", metrics: Mapping[str, Mapping[str, float]]) -> Any:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from prefdag.lifecycle.errors import SourceError
+from prefdag.lifecycle.secrets import without_secrets
 
 SHA256, COMMIT = 64, 40  # hex digits
 VARIABLE = re.compile(r"\$(\w+)")
@@ -62,8 +63,7 @@ def masked(text: str, source: str = "") -> str:
     for name in VARIABLE.findall(source):
         if secret := os.environ.get(name):
             text = text.replace(secret, f"${name}")
-    text = re.sub(r"(\w://)[^\s/@'\"]+@", r"\1***@", text)
-    return re.sub(r"(\w://[^\s?'\"]*)\?[^\s'\"]+", r"\1?***", text)
+    return re.sub(r"(\w://[^\s?'\"]*)\?[^\s'\"]+", r"\1?***", without_secrets(text))
 
 
 def one_line(error: BaseException | Any) -> str:

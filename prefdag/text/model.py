@@ -59,6 +59,8 @@ def load(folder: Path, dtype: "Dtype" = "float32", *, packed: bool = True, **opt
             output_loading_info=True,
             **options,
         )
+    except torch.OutOfMemoryError:
+        raise
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise DataError(
             f"{folder}: not a causal language model ({_short(error)}); `dvc repro` makes it again"

@@ -1,7 +1,6 @@
 """An export gives the same results as the pipeline's models, or it fails and writes nothing."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -18,7 +17,7 @@ import pytest
 import torch
 from chat_templates import write_model_tokenizer
 from dialogues import CHATML, LLAMA, user, write_byte_tokenizer
-from export_project import DIALOGUES, SMALL, random_images, write_policy, write_project, write_reference
+from export_project import DIALOGUES, SMALL, random_images, record, write_policy, write_project, write_reference
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
@@ -396,6 +395,7 @@ def test_an_earlier_export_stays_until_the_new_one_is_checked(project: Path, mon
     monkeypatch.setattr(image, "write_image", write)
     card = project / "reports/model_card.md"
     card.write_text(card.read_text() + "\nNewer.\n")
+    record(project)
     assert CliRunner().invoke(app, ["export"]).exit_code == 0
     assert "Newer." in (project / "export/text/README.md").read_text()
 
@@ -416,28 +416,14 @@ def test_a_folder_that_is_not_an_export_is_never_changed(target: str, project: P
     assert sha256(project) == before
 
 
-@pytest.mark.parametrize(
-    ("target", "says"),
-    [
-        ("file", "file: exists and is not an export; choose another folder, or remove it"),
-        ("file/export", "file is a file, not a folder; choose another folder"),
-        ("ring", "ring: a link that leads nowhere; choose another folder, or remove it"),
-        ("ring/export", "choose another folder"),
-        ("x" * 300, "File name too long; choose another folder"),
-        ("locked/export", "locked may not be written to; choose another folder, or change its mode"),
-    ],
-)
 def test_a_target_that_cannot_be_written_is_refused_before_the_work(
-    target: str, says: str, project: Path, monkeypatch: pytest.MonkeyPatch
+    project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (project / "file").touch()
-    (project / "ring").symlink_to("ring")
-    (project / "locked").mkdir()
-    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "locked")  # also for root
+    """More such targets are in test_folder.py."""
     monkeypatch.setattr("prefdag.export.pipeline._text", lambda *_: pytest.fail("worked in vain"))
-    done = CliRunner().invoke(app, ["export", "--to", target])
+    done = CliRunner().invoke(app, ["export", "--to", "x" * 300])
     assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
-    assert says in done.stderr
+    assert "File name too long; choose another folder" in done.stderr
 
 
 @pytest.mark.parametrize("path", ["models/dpo_text", "reports/model_card.md", "data/validated/pairs.parquet"])

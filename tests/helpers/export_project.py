@@ -8,12 +8,14 @@ from typing import Any
 import pandas as pd
 import torch
 from dialogues import CHATML, user, write_byte_tokenizer
+from dvc_lock import write_lock
 from paths import ROOT
 from report_inputs import write_inputs
 from ruamel.yaml import YAML
 from safetensors.torch import save_file
 from tiny_models import ADAPTERS, disturb, with_adapter, write_model
 
+from prefdag.export import pipeline
 from prefdag.image import model as resnet
 from prefdag.runtime.artifacts import write_json
 from prefdag.runtime.yaml import read_yaml
@@ -66,11 +68,17 @@ def write_project(root: Path, adapter: str = "lora") -> Path:
     if adapter in ("full", "prefix"):
         params["dpo_text"]["adapter"] = {"kind": adapter} | ({"tokens": 3} if adapter == "prefix" else {})
         params["dpo_text"]["reference"]["logps"] = "live" if adapter == "full" else "cached"
-    lock = {"schema": "2.0", "stages": {"dpo_text": {"params": {"params.yaml": {key: params[key] for key in params}}}}}
-    for name, tree in (("params.yaml", params), ("dvc.lock", lock)):
-        with (root / name).open("w") as stream:
-            YAML(typ="safe").dump(tree, stream)
+    with (root / "params.yaml").open("w") as stream:
+        YAML(typ="safe").dump(params, stream)
+    record(root)
     return root
+
+
+def record(root: Path) -> None:
+    """Write a dvc.lock that records the project's parameters and outputs as they are."""
+    params = read_yaml(root / "params.yaml")
+    stage = {"params": {"params.yaml": params}}
+    write_lock(*pipeline.INPUTS, root=root, dpo_text=stage)
 
 
 def _write_pairs(root: Path, tokenizer: ChatTokenizer) -> None:

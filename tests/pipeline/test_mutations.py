@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from clones import Run
+from safetensors.torch import load_file, save_file
 
 from prefdag import recorded
 from prefdag.image import data as image_data
@@ -172,6 +173,30 @@ def test_without_a_record_of_it_no_mutation_ends_in_a_traceback(count: int, monk
     assert {what for _, what in counts} <= {"a line", "same values", "other values"}, counts
     # Without the record, some are read with other values: the test above can fail.
     assert "other values" in {what for _, what in counts}
+
+
+@pytest.mark.parametrize("command", [["export", "--to", "out"], ["chat", "--prompt", "Hi!", "--max-new-tokens", "2"]])
+def test_a_policy_that_changed_is_neither_exported_nor_chatted_with(command: list[str], copy: Path, run: Run) -> None:
+    """Even with --force, which says so, an adapter without a tensor is refused. A changed value is then taken."""
+    path = copy / "models/dpo_text/adapter_model.safetensors"
+    tensors = load_file(path)
+    first = min(tensors)
+    for changed, forced in (
+        ({name: tensor for name, tensor in tensors.items() if name != first}, f"{first}: missing"),
+        (tensors | {first: tensors[first] * 1e3}, None),
+    ):
+        path.unlink()
+        save_file(changed, path, metadata={"format": "pt"})
+        done = run("prefdag", *command, check=False)
+        assert done.returncode == 2
+        assert "error: models/dpo_text: changed since its stage wrote it" in done.stdout
+        assert "`--force` takes it as it is" in done.stdout
+        assert not (copy / "out").exists()
+        done = run("prefdag", *command, "--force", check=False)
+        assert "warning: models/dpo_text: changed since" in done.stdout
+        assert done.returncode == (2 if forced else 0), done.stdout
+        assert (forced or "") in done.stdout
+        assert "Traceback" not in done.stdout
 
 
 def test_a_stage_refuses_what_changed(copy: Path, run: Run) -> None:
