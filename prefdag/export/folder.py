@@ -29,10 +29,11 @@ def check_place(target: Path, outs: list[Path]) -> Path:
     Raises:
         DataError: it is a link, a file, part of a stage's output, or a folder with anything that is not an earlier export's.
     """
-    if target.is_symlink():
-        raise DataError(f"{target}: is a symbolic link; {REMEDY}, such as the one it points to")
     try:
+        if target.is_symlink():
+            raise DataError(f"{target}: is a symbolic link; {REMEDY}, such as the one it points to")
         place = target.resolve()
+        place.exists()
     except RuntimeError:
         raise DataError(f"{target}: its path leads through a loop of symbolic links; {REMEDY}") from None
     except OSError as error:  # such as a name that is too long

@@ -143,7 +143,7 @@ def files(here: Path) -> None:
         ("x" * 300, "cannot be a file: File name too long; check `path`"),
         ("rows\n.jsonl", "path 'rows\\n.jsonl' not found"),
         (f"https://host/rows?token={SECRET}", "path 'https://host/rows?***' is a URL; a source of kind url fetches it"),
-        (f"https://me:{SECRET}@host/rows", "path 'https://***@host/rows' is a URL; a source of kind url fetches it"),
+        (f"https://me:{SECRET}@host/rows", "path 'https://host/rows' is a URL; a source of kind url fetches it"),
         ("git@host:me/rows.git", "is a Git repository; a source of kind dvc fetches files from it"),
     ],
 )
