@@ -124,7 +124,7 @@ def lone(number: int, label: Any, **changes: Any) -> dict[str, Any]:
 def test_an_unpaired_row_is_judged_by_its_one_response(raw: Path) -> None:
     """A missing response is not blank. The same response with the other label is a conflict, not a copy."""
     good = [lone(0, True), lone(0, False), lone(1, False)]
-    bad = [lone(2, True, completion=" "), lone(3, False, completion=""), lone(0, False), lone(4, "no")]
+    bad = [lone(2, True, completion=" "), lone(3, False, completion=""), lone(0, False), lone(4, "perhaps")]
     write(raw, *good, *bad)
     run("drop", max_dropped=0.6, row_format="unpaired")
     listed = pd.read_csv(validate_pairs.REPORT / "offending.csv")

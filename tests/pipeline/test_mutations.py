@@ -14,7 +14,6 @@ import torch
 from clones import Run
 from safetensors.torch import load_file, save_file
 
-from prefdag import recorded
 from prefdag.image import data as image_data
 from prefdag.image import model as resnet
 from prefdag.lifecycle.errors import PrefdagError
@@ -164,15 +163,7 @@ def test_no_mutation_is_read_as_what_a_stage_wrote(count: int) -> None:
     counts = outcomes(count)
     assert counts.total() == count
     assert {what for _, what in counts} <= {"a line", "same values"}, counts
-
-
-def test_without_a_record_of_it_no_mutation_ends_in_a_traceback(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As for a folder that somebody copied. Other values cannot be known there."""
-    monkeypatch.setattr(recorded, "LOCK", Path("no.lock"))
-    counts = outcomes(count)
-    assert {what for _, what in counts} <= {"a line", "same values", "other values"}, counts
-    # Without the record, some are read with other values: the test above can fail.
-    assert "other values" in {what for _, what in counts}
+    assert counts.total() / 2 < sum(n for (_, what), n in counts.items() if what == "a line")
 
 
 @pytest.mark.parametrize("command", [["export", "--to", "out"], ["chat", "--prompt", "Hi!", "--max-new-tokens", "2"]])

@@ -395,7 +395,7 @@ def test_experiments_are_read_from_dvc(repository: Path) -> None:
     text = Page(html).text
     assert "A is HEAD , B is other" in text
     assert "beta 0.1 → 0.3" in text
-    expected = differences.to_frame(differences.differences(experiment("HEAD", 1), experiment("other", 3)))
+    expected = differences.to_frame(differences.differences(experiment("HEAD", 1), experiment("other", 3, beta=0.3)))
     expected.to_csv("expected.csv", index=False)
     pd.testing.assert_frame_equal(
         pd.read_csv("reports/comparison.csv"), pd.read_csv("expected.csv"), check_exact=False, rtol=1e-9

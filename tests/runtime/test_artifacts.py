@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from prefdag.runtime import artifacts
+from prefdag.runtime import hashing
 from prefdag.runtime.artifacts import sha256, umask, writing
 
 
@@ -52,7 +52,7 @@ def test_a_settled_file_is_read_once_and_a_fresh_or_new_one_always(
     reads: list[int] = []
     digest = hashlib.file_digest
     monkeypatch.setattr(hashlib, "file_digest", lambda *arguments: (reads.append(1), digest(*arguments))[1])
-    monkeypatch.setattr(artifacts, "SETTLED", 0.2)
+    monkeypatch.setattr(hashing, "SETTLED", 0.2)
     path = tmp_path / "file"
 
     def check(content: bytes) -> None:
