@@ -145,6 +145,7 @@ DRIPS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("begin", "drop", "message"), DRIPS.values(), ids=DRIPS)
 def test_a_request_that_drips_is_refused_in_time(
     begin: bytes, drop: bytes, message: str, port: int, monkeypatch: pytest.MonkeyPatch
@@ -173,6 +174,7 @@ def test_an_idle_connection_is_closed(port: int, monkeypatch: pytest.MonkeyPatch
         assert b" 408 " in everything(stream)
 
 
+@pytest.mark.slow
 def test_a_client_that_does_not_read_is_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The answer is far longer than what the system buffers. The next client is answered meanwhile."""
     monkeypatch.setattr(connection, "READ_SECONDS", 1.0)

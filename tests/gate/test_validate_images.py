@@ -216,6 +216,7 @@ def test_images_without_published_splits_have_no_such_column(raw: Path) -> None:
     assert sorted(pd.read_parquet(validate_images.IMAGES / "rows.parquet")) == ["exact", "perceptual", "source"]
 
 
+@pytest.mark.slow
 def test_too_many_dropped_images_stop_the_stage(raw: Path) -> None:
     folder_of(raw)
     write(raw, {"a/0.png": b"x"})

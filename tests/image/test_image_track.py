@@ -480,6 +480,7 @@ def test_a_reference_that_the_loss_does_not_use_cannot_move(
     assert not ran
 
 
+@pytest.mark.slow
 def test_the_kl_of_a_classifier_is_exact_and_can_be_constrained(
     project: Path, ran: list[tuple[History, nn.Module]]
 ) -> None:

@@ -8,6 +8,7 @@ from secret_addresses import address, messages
 from prefdag.lifecycle.secrets import without_secrets
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_no_secret_of_a_random_address_remains(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """1,000 addresses of this process, in every form."""

@@ -533,6 +533,7 @@ def test_cifar10_becomes_one_safetensors_file(cifar: dict[str, np.ndarray], tmp_
     np.testing.assert_array_equal(tensors["labels"], cifar["labels"])
 
 
+@pytest.mark.slow
 def test_cifar10_that_cannot_be_fetched_is_one_line(site: Site, cifar: dict[str, np.ndarray], tmp_path: Path) -> None:
     right = site.pages["/cifar.tar.gz"]
     site.pages["/cifar.tar.gz"] = right[0] + b"more", right[1]

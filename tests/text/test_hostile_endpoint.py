@@ -103,6 +103,7 @@ def drip_a_refusal(handler: Handler, _: Any) -> None:
     time.sleep(10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("send", [drip_body, drip_headers, drip_a_refusal], ids=lambda send: send.__name__)
 def test_the_timeout_covers_the_whole_reply(send: Any, server: Server) -> None:
     server.send = send
@@ -180,6 +181,7 @@ def test_odd_characters_in_a_reply_can_be_stored(text: str, server: Server, tmp_
     assert len(server.asked) == 2
 
 
+@pytest.mark.slow
 def test_hostile_replies_cause_no_traceback(server: Server) -> None:
     """Mutations of a good reply: each is read, or refused in one line."""
     rng = random.Random(0)
@@ -250,6 +252,7 @@ def rose(handler: Handler, body: dict[str, Any]) -> None:
     reply(handler, completion(f"[[{'A' if 'rose' in first else 'B'}]]"))
 
 
+@pytest.mark.slow
 def test_contests_are_judged_in_parallel_in_a_fixed_order(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     now = most = 0
     lock = threading.Lock()

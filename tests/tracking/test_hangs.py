@@ -170,6 +170,7 @@ HANGS: list[Trouble] = [dangling_link, folder, fifo, no_folder, held_lock, stopp
 HANGS += [name_server, sql_server, importing, broken_installation, something_else]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trouble", HANGS, ids=lambda trouble: trouble.__name__)
 def test_a_stage_ends_soon_and_keeps_its_run(
     trouble: Trouble, monkeypatch: Patch, caplog: pytest.LogCaptureFixture
@@ -202,6 +203,7 @@ def left_run() -> None:
     run.release()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trouble", HANGS, ids=lambda trouble: trouble.__name__)
 def test_sync_and_the_list_of_runs_end_soon(trouble: Trouble, monkeypatch: Patch) -> None:
     left_run()
@@ -215,6 +217,7 @@ def test_sync_and_the_list_of_runs_end_soon(trouble: Trouble, monkeypatch: Patch
     assert [path.name for path in spool.folders()] == ["left"]
 
 
+@pytest.mark.slow
 def test_a_damaged_spool_is_one_line_and_the_others_are_sent(
     caplog: pytest.LogCaptureFixture, monkeypatch: Patch
 ) -> None:

@@ -24,6 +24,7 @@ def written() -> bytes:
     return b"".join(path.read_bytes() for path in Path(".prefdag").rglob("*") if path.is_file())
 
 
+@pytest.mark.slow
 def test_no_secret_is_in_the_spool_or_the_log(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -59,6 +60,7 @@ def test_no_secret_is_in_the_spool_or_the_log(
     assert warned >= 80
 
 
+@pytest.mark.slow
 def test_no_secret_is_in_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Secrets of the environment that somebody put into parameters, a name or a tag."""
     monkeypatch.setenv("SOME_API_TOKEN", "s3cr3t-of-mine")

@@ -127,6 +127,7 @@ def test_a_stage_run_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
 HIVE = {f"lang=en/split=train/part-{i} (1).parquet": "0" * 64 for i in range(3)}
 
 
+@pytest.mark.slow
 def test_names_that_mlflow_refuses_are_rewritten() -> None:
     params = {"source": {"files": HIVE, "": "", "a//b": "x" * 9000}, "k" * 300: 1}
     with tracking.stage_run("download_pairs", params, "refused") as run:
