@@ -63,7 +63,7 @@ def exchange(port: int, data: bytes, end: bool = True) -> tuple[int, bytes]:
         end: whether to tell the server that no more bytes come. It then takes the client for gone.
     """
     with connect(port) as stream:
-        with contextlib.suppress(ConnectionError):
+        with contextlib.suppress(OSError):
             stream.sendall(data)
             if end:
                 stream.shutdown(socket.SHUT_WR)

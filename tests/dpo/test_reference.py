@@ -155,6 +155,7 @@ MOVING = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", MOVING, ids=lambda c: c["update"])
 @pytest.mark.parametrize("kill", range(1, 6))
 def test_a_run_with_a_moving_reference_resumes_exactly(tmp_path: Path, config: dict[str, Any], kill: int) -> None:

@@ -90,6 +90,7 @@ def folder_of(raw: Path, classes: str = "abcd", of_each: int = 10) -> dict[tuple
     return files
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("level", "kept"), [("warn", 40), ("drop", 40 - 2)])
 def test_copies_are_dropped_or_kept_with_their_labels_and_sources(raw: Path, level: str, kept: int) -> None:
     """d/8 is a/0 with another label, and d/9 is a/1 made brighter."""
@@ -117,6 +118,7 @@ def test_copies_are_dropped_or_kept_with_their_labels_and_sources(raw: Path, lev
     assert [summary[key] for key in ("exact_copies", "near_copies", "conflicting_copies")] == [1, 1, 2]
 
 
+@pytest.mark.slow
 def test_images_that_cannot_be_read_are_dropped_or_stop_the_stage(raw: Path) -> None:
     folder_of(raw)
     write(raw, {"a/0.png": b"x", "b/3.png": picture((16, 17)), "c/4.png": picture((16, 16), "I;16")})
@@ -172,6 +174,7 @@ def test_webp_images_pass_the_gate(raw: Path) -> None:
     assert len(load_file(validate_images.IMAGES / "images.safetensors")["labels"]) == 30
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", ["error", "drop"])
 def test_a_class_of_another_format_is_named_before_its_class_is_missed(raw: Path, level: str) -> None:
     folder_of(raw, "bc")
@@ -256,6 +259,7 @@ def test_a_suspected_label_is_listed_if_the_judge_is_good_enough(raw: Path) -> N
     assert run(format="image-folder", min_judge_accuracy=0.99).empty
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("labels", "blank", "line"),
     [

@@ -302,6 +302,7 @@ def test_dpo_is_a_function_of_its_seed(project: Path, ran: list[tuple[History, n
     assert sha256(Path("a")) == sha256(Path("b")) != sha256(Path("c"))
 
 
+@pytest.mark.slow
 def test_the_control_starts_where_dpo_does(project: Path, ran: list[tuple[History, nn.Module]]) -> None:
     """It has the same rows and shifts in the same order, and its first loss is the reference's cross-entropy."""
     control_image.main(0, SETTINGS)

@@ -115,6 +115,7 @@ def test_weights_of_another_architecture_are_refused(given: str, built: str, tmp
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", ["resnet18", "resnet34", "resnet50"])
 def test_architectures_are_recognised(arch: str, tmp_path: Path) -> None:
     save_file({name: t.bfloat16() for name, t in published(arch).items()}, tmp_path / "x.safetensors")

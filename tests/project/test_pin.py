@@ -202,6 +202,7 @@ def documents(draw: st.DrawFn, depth: int = 2) -> tuple[str, list[tuple[str, ...
     return "\n".join(lines) + "\n", keys
 
 
+@pytest.mark.slow
 @given(document=documents(), data=st.data(), value=st.sampled_from([HASH, DIGITS]))
 def test_only_the_value_changes(document: tuple[str, list[tuple[str, ...]]], data: st.DataObject, value: str) -> None:
     text, keys = document

@@ -69,6 +69,7 @@ def test_render_replaces_a_whole_source_and_keeps_the_comments_around_it() -> No
     assert profiles.render(TEXT, {"a": {"source": {"kind": "path", "path": "u"}}}) == expected
 
 
+@pytest.mark.slow
 @given(
     beta=st.floats(1e-6, 1e6),
     rate=st.none() | st.floats(1e-9, 1),
@@ -95,6 +96,7 @@ def test_merge_replaces_a_whole_source_and_merges_other_mappings_by_key() -> Non
     assert profiles.merge(base, overlay) == {"s": {"kind": "cifar10"}, "t": {"epochs": 1, "rate": 3}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_every_profile_is_valid_and_keeps_every_comment(name: str, repo: Path) -> None:
     before = Path("params.yaml").read_text()

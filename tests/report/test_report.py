@@ -113,6 +113,7 @@ def test_the_page_requests_nothing_and_runs_only_its_own_script(page: Page, buil
     assert built[0].count("<style") == 1  # the stylesheet of a figure would apply to the whole page
 
 
+@pytest.mark.slow
 def test_every_build_gives_the_same_page_and_names_nothing_of_the_machine(
     here: Path, params: Params, built: tuple[str, str]
 ) -> None:
@@ -276,6 +277,7 @@ def test_every_failed_expectation_links_to_its_rows(page: Page) -> None:
     assert {"validation/pairs/offending.csv", "validation/pairs/data_docs/index.html"} <= set(links)
 
 
+@pytest.mark.slow
 def test_images_that_were_changed_and_files_that_were_left_are_shown(page: Page, here: Path, params: Params) -> None:
     changed = (
         "Images: 12 turned upright by the EXIF orientation, 1 converted to grey or RGB from opaque alpha, "

@@ -57,6 +57,7 @@ def test_greedy_answers_equal_the_naive_continuation(model: nn.Module) -> None:
     assert ended == outputs[2][: outputs[2].index(token) + 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", ADAPTERS.values(), ids=ADAPTERS)
 def test_a_policy_answers_the_same_in_a_batch_and_alone(config: Adapter, tmp_path: Path) -> None:
     folder = write_model(tmp_path / "llama", "llama")
@@ -84,6 +85,7 @@ def test_generation_settings_of_the_model_folder_are_ignored(model: Any) -> None
     assert answers_of(model) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.5, 1.0), (1.0, 0.75)])
 def test_samples_are_distributed_as_the_softmax(temperature: float, top_p: float) -> None:
     """20,000 draws of 5 tokens; a chi-squared statistic with 4 degrees of freedom exceeds 23.5 once in 10,000 times."""

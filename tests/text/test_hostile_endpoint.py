@@ -139,6 +139,7 @@ def test_a_large_reply_is_not_read_to_its_end(server: Server) -> None:
     assert sent < 100
 
 
+@pytest.mark.slow
 def test_a_compressed_bomb_is_not_unpacked(server: Server) -> None:
     import gzip
 

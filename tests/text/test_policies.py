@@ -194,6 +194,7 @@ def test_under_dora_a_trained_vector_is_the_norm_of_the_weights(kind: str, folde
         close(weight.norm(dim=0 if kind == "gpt2" else 1), m.detach().abs())
 
 
+@pytest.mark.slow
 @each_model
 @pytest.mark.parametrize("adapter", [*LORAS, "full"])
 def test_merged_equals_adapted_and_differs_from_base(
@@ -245,6 +246,7 @@ def test_a_frozen_copy_owns_only_the_tensors_that_can_differ(kind: str, adapter:
     assert all(moving[name].shape == p.shape for name, p in copy.named_parameters() if name in moving)
 
 
+@pytest.mark.slow
 @each_model
 @each_adapter
 def test_the_untrained_model_can_be_used_during_training(kind: str, adapter: str, folders: dict[str, Path]) -> None:
@@ -289,6 +291,7 @@ def test_a_fully_fine_tuned_model_loads_without_its_reference(folders: dict[str,
     assert (saved / "tokenizer.json").read_bytes() == (folders["gpt2"] / "tokenizer.json").read_bytes()
 
 
+@pytest.mark.slow
 @each_model
 @pytest.mark.parametrize("adapter", [*LORAS, "prefix"])
 def test_packed_rows_agree_with_peft_on_the_saved_adapter(

@@ -26,6 +26,7 @@ def check(key: str, value: str) -> None:
     assert not {"\n", ":"} & set(key), "one is let through by a lax pattern, the other is refused on Windows"
 
 
+@pytest.mark.slow
 @given(st.dictionaries(KEYS, VALUES, max_size=12))
 @example({"": "", "_": "", "?": "", "/": "", ".": "", "//": "x" * 7000})
 @example({"a?b": 1, "a_b": 2, "a!b": 3})

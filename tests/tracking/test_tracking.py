@@ -227,6 +227,7 @@ def test_only_the_first_of_several_processes_reports(monkeypatch: pytest.MonkeyP
     assert spool.folders() == []
 
 
+@pytest.mark.slow
 def test_large_requests_are_split_to_the_size_that_mlflow_accepts() -> None:
     params = {f"p{i}": i for i in range(250)}
     with tracking.stage_run("dpo_text", params, "large") as run:
