@@ -61,19 +61,21 @@ Force = Annotated[bool, typer.Option("--force", help="Use outputs that are not a
 
 
 def as_recorded(paths: Iterable[Path], *, force: bool) -> AbstractContextManager[None]:
-    """Refuse what is not as dvc.lock records it. With `force`, only warn, and take it as it is in the context."""
+    """Refuse what is not as dvc.lock records it. With `force`, warn of each, and take it as it is in the context."""
     from prefdag.recorded import check_recorded, unchecked
 
-    try:
-        check_recorded(*paths)
-    except DataError as error:
-        if not all(path.exists() for path in paths):
-            raise
-        if not force:
-            raise DataError(f"{error}; `--force` takes it as it is") from None
-        typer.echo(f"warning: {error}", err=True)
-        return unchecked()
-    return nullcontext()
+    context: AbstractContextManager[None] = nullcontext()
+    for path in paths:
+        try:
+            check_recorded(path)
+        except DataError as error:
+            if not path.exists():
+                raise
+            if not force:
+                raise DataError(f"{error}; `--force` takes it as it is") from None
+            typer.echo(f"warning: {error}", err=True)
+            context = unchecked()
+    return context
 
 
 def _show_version(asked: bool) -> None:

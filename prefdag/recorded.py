@@ -47,18 +47,17 @@ def recorded(path: Path) -> Path:
     return path
 
 
-def check_recorded(*paths: Path) -> None:
-    """Check that dvc.lock records each of `paths`, and that its bytes are the recorded ones.
+def check_recorded(path: Path) -> None:
+    """Check that dvc.lock records `path`, and that its bytes are the recorded ones.
 
     Raises:
-        DataError: a path is missing or unrecorded, or its bytes differ.
+        DataError: it is missing or unrecorded, or its bytes differ.
     """
-    for path in paths:
-        if not path.exists():
-            raise DataError(f"{path}: not found; run `dvc repro` first")
-        if _output(path) is None:
-            raise DataError(f"{path}: {LOCK} does not record it; run `dvc repro` first")
-        recorded(path)
+    if not path.exists():
+        raise DataError(f"{path}: not found; run `dvc repro` first")
+    if _output(path) is None:
+        raise DataError(f"{path}: {LOCK} does not record it; run `dvc repro` first")
+    recorded(path)
 
 
 def _output(path: Path) -> tuple[str, str] | None:

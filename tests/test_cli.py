@@ -228,6 +228,14 @@ def test_models_that_are_not_as_recorded_need_force(record: str, trained: list[A
     assert len(trained) == 3
 
 
+def test_force_warns_of_each_model_that_is_not_as_recorded(trained: list[Any]) -> None:
+    write_lock()
+    result = prefdag("chat", "--prompt", "blue?", "--force")
+    assert result.exit_code == 0
+    for model in ("reference", "dpo_text"):
+        assert f"warning: models/{model}: dvc.lock does not record it" in result.stderr
+
+
 def test_chat_without_models_says_what_to_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     result = prefdag("chat", "--prompt", "blue?")
