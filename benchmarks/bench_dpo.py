@@ -67,7 +67,8 @@ def start_adapters(model: nn.Module) -> None:
     for name, p in model.named_parameters():
         if "lora_A" in name:
             generator = torch.Generator().manual_seed(sum(name.rpartition("layers")[2].encode()))
-            nn.init.kaiming_uniform_(p.data, a=math.sqrt(5), generator=generator)
+            start = nn.init.kaiming_uniform_(torch.empty(p.shape), a=math.sqrt(5), generator=generator)
+            p.data.copy_(start)
 
 
 def training(args: argparse.Namespace) -> Training:
@@ -81,6 +82,7 @@ def ours(args: argparse.Namespace) -> dict[str, float]:
     from transformers import AutoTokenizer
 
     from prefdag.dpo.preference import Preference
+    from prefdag.lifecycle.environment import set_environment
     from prefdag.text import model as lm
     from prefdag.text import trainable
     from prefdag.text.dpo_task import cached_logps, dpo_task
@@ -89,6 +91,7 @@ def ours(args: argparse.Namespace) -> dict[str, float]:
     from prefdag.train.loop import fit
     from prefdag.train.task import Tasks
 
+    set_environment()  # as a stage does
     rate = product_rate(args.precision)
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     pairs = [encode(texts, tokenizer) for texts in sample(args.rows, tokenizer, args.pairs)]

@@ -37,6 +37,7 @@ class Benchmark:
     title: str
     text: str
     goals: Sequence[Goal] = ()
+    partial: bool = False  # the results may be of some contenders only
 
 
 BENCHMARKS: Mapping[str, Benchmark] = {
@@ -60,11 +61,13 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         "Training language models on a GPU",
         "LoRA and full fine-tuning in bfloat16, of a small model and of one with 1.7 billion weights, by this project and by "
         "TRL's DPOTrainer with its defaults. `flops share` is the model FLOPs utilisation (MFU): the useful arithmetic of a "
-        "step, relative to the rate of matrix products on this GPU, measured in the same run.",
+        "step, relative to the rate of matrix products on this GPU, measured in the same run. n = 1, and not of packed rows: "
+        "benchmarks/README.md says why.",
         [
             *(Goal(f"ours, {run} / trl, {run}", "tokens_per_second", ">=", 3) for run in GPU_RUNS),
             *(Goal(f"ours, {run}", "flops_share", ">=", 0.4) for run in GPU_RUNS if run.startswith("1.7B")),
         ],
+        partial=True,
     ),
     "bench_sweep": Benchmark(
         "Five betas",
@@ -139,7 +142,10 @@ def goals(name: str, summary: pd.DataFrame) -> dict[str, str]:
     """By row of the table, its goals and whether they are met. Raises `DataError` if a goal's metric was not measured."""
     medians = summary.set_index(["what", "metric"])["median"]
     verdicts: dict[str, list[str]] = {}
+    measured = set(summary["what"])
     for goal in BENCHMARKS[name].goals:
+        if BENCHMARKS[name].partial and goal.what not in measured:
+            continue
         if (goal.what, goal.metric) not in medians:
             raise DataError(f"benchmarks/{name}.csv: no row '{goal.what}', {goal.metric}, which has a goal in page.py")
         verdict = "met" if SIGNS[goal.sign](medians[goal.what, goal.metric], goal.bound) else "missed"

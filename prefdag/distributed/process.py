@@ -15,6 +15,7 @@ def process() -> PartialState:
     Call it before anything else from accelerate: without this, accelerate treats each CPU process as the only one.
     """
     keep_freed_memory()
+    repeat_exactly()
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
 
 
@@ -29,3 +30,14 @@ def keep_freed_memory() -> None:
         trim_threshold, mmap_threshold = -1, -3
         mallopt(trim_threshold, 2**31 - 1)
         mallopt(mmap_threshold, 32 * 2**20)
+
+
+@functools.cache
+def repeat_exactly() -> None:
+    """On a GPU, make operations give the same bits every time, so that a resumed run equals an uninterrupted one.
+
+    An operation that cannot gives a warning. cuBLAS also needs a variable of `lifecycle/environment.py`.
+    """
+    if torch.cuda.is_available():
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # this is for finding bugs, and takes time
+        torch.use_deterministic_algorithms(True, warn_only=True)

@@ -45,7 +45,7 @@ def test_losses_equal_those_of_trl(adapter: str, inputs: list[str]) -> None:
 def test_the_benchmark_of_gpus(inputs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a CPU with a small "large" model: every measurement with a goal is made, and losses agree to bfloat16 precision."""
     shape = {"hidden_size": 48, "num_hidden_layers": 3, "num_key_value_heads": 4, "head_dim": 12}
-    monkeypatch.setattr(bench_gpu, "LARGE", shape)
+    monkeypatch.setitem(bench_gpu.SHAPES, "1.7B", shape)
     monkeypatch.setattr(bench_gpu, "RESULTS", tmp_path / "bench_gpu.csv")
     monkeypatch.setattr(sys, "argv", ["bench_gpu", *inputs, "--batch=4", "--rounds=1"])
     bench_gpu.main()

@@ -12,7 +12,7 @@ PRECISIONS: dict[Any, tuple[float, float]] = {"float32": (2e-4, 2e-3), "bfloat16
 def gradients(logps: Tensor, model: torch.nn.Module) -> dict[str, Tensor]:
     """The gradients of a sum in which each response has a different weight."""
     model.zero_grad()
-    (logps * torch.arange(len(logps)).cos()).sum().backward()
+    (logps * torch.arange(len(logps)).cos().to(logps.device)).sum().backward()
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 

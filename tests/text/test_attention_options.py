@@ -8,25 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from attention_models import GEMMA2, MODELS, SMALL, long_groups, write
 from gradients import assert_close, gradients
 from naive_logps import naive_logps
-from tiny_models import VOCABULARY, random_groups, write_model
+from tiny_models import random_groups, write_model
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import flex_attention
-from transformers import (
-    AttentionInterface,
-    AutoModelForCausalLM,
-    DeepseekV3Config,
-    Gemma2Config,
-    Gemma3TextConfig,
-    GPT2Config,
-    GptOssConfig,
-    Lfm2Config,
-    Llama4TextConfig,
-    LlamaConfig,
-    Qwen2Config,
-    Qwen2MoeConfig,
-)
+from transformers import AttentionInterface, AutoModelForCausalLM, Gemma2Config, LlamaConfig
 from transformers.masking_utils import (
     causal_mask_function,
     chunked_causal_mask_function,
@@ -44,78 +32,6 @@ from prefdag.text.scoring.logps import response_logps
 from prefdag.text.scoring.packing import Group, pack
 from prefdag.text.scoring.states import forward_mode
 from prefdag.text.scoring.trial import is_causal, set_forward_mode
-
-SMALL: dict[str, Any] = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "intermediate_size": 64,
-    "max_position_embeddings": 256,
-    "pad_token_id": 0,
-}
-GEMMA2 = functools.partial(Gemma2Config, query_pre_attn_scalar=8, sliding_window=19, final_logit_softcapping=None)
-EXPERTS: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
-QWEN: dict[str, Any] = {"use_sliding_window": True, "max_window_layers": 2, "sliding_window": 19}
-
-# Configs by what is special about their attention, and whether it can be packed.
-MODELS: dict[str, tuple[Callable[..., Any], dict[str, Any], bool]] = {
-    "llama": (LlamaConfig, {}, True),
-    "gpt2": (GPT2Config, {"n_positions": 256, "n_embd": 32, "n_layer": 2, "n_head": 4}, True),
-    "gemma2: soft cap, window": (GEMMA2, {"attn_logit_softcapping": 3.0}, True),
-    "gemma2: the usual soft cap": (GEMMA2, {"attn_logit_softcapping": 50.0}, True),
-    "gemma3: two kinds of layers": (Gemma3TextConfig, {"sliding_window": 19, "layer_types": None}, True),
-    "gpt-oss: sinks, window": (
-        GptOssConfig,
-        {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 19},
-        True,
-    ),
-    "qwen2: window": (Qwen2Config, QWEN, True),
-    "qwen2-moe: window in the mask only": (
-        Qwen2MoeConfig,
-        QWEN | EXPERTS | {"shared_expert_intermediate_size": 32},
-        True,
-    ),
-    "deepseek-v3: values of another width": (
-        DeepseekV3Config,
-        {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 4, "qk_nope_head_dim": 8, "v_head_dim": 6}
-        | {"head_dim": 4, "num_key_value_heads": 4, "first_k_dense_replace": 9},
-        True,
-    ),
-    "llama4: chunks": (
-        Llama4TextConfig,
-        {"attention_chunk_size": 19, "num_local_experts": 2, "intermediate_size_mlp": 64},
-        False,
-    ),
-    "lfm2: convolutions": (Lfm2Config, {"layer_types": ["conv", "full_attention"] * 2}, False),
-}
-
-
-def long_groups() -> list[Group]:
-    """Rows of up to 150 tokens: past every window and chunk here, and past a chunk of queries."""
-    generator = torch.Generator().manual_seed(0)
-
-    def ids(n: int) -> list[int]:
-        return torch.randint(1, VOCABULARY, (n,), generator=generator).tolist()
-
-    lengths = [(130, (20, 9)), (20, (40, 25)), (3, (5,))]
-    return [Group(ids(prompt), tuple(ids(n) for n in responses)) for prompt, responses in lengths]
-
-
-def write(folder: Path, name: str, weights: float) -> Path:
-    """A model with random weights of that size."""
-    kind, options, _ = MODELS[name]
-    sizes = {} if name == "gpt2" else SMALL
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(kind(**{**sizes, **options, "initializer_range": weights}))
-    with torch.no_grad():
-        for key, p in model.named_parameters():
-            if p.ndim > 1 or "sinks" in key:
-                p.normal_(std=weights if p.ndim > 1 else 2.0)
-    model.save_pretrained(folder)
-    return folder
 
 
 @pytest.mark.slow
@@ -239,20 +155,27 @@ def test_a_mask_of_the_model_s_own_is_refused() -> None:
 
 
 def test_the_trial_leaves_the_model_as_it_was_and_is_strict(tmp_path: Path) -> None:
-    model = AutoModelForCausalLM.from_pretrained(write_model(tmp_path, "llama")).eval()
+    model, original = (AutoModelForCausalLM.from_pretrained(write_model(tmp_path, "llama")).eval() for _ in range(2))
     scalings = [layer.self_attn.scaling for layer in model.model.layers]
     set_forward_mode(model)
     assert [layer.self_attn.scaling for layer in model.model.layers] == scalings
     rows = pack(trial._groups(32))
-    for influence, tolerance in (
-        (0.0, 5e-6),
-        (1.0, 3e-4),
-        (100.0, 1e-3),
+    for influence, rounding, tolerance in (
+        (0.0, 0.0, 5e-6),
+        (1.0, 0.0, 3e-4),
+        (1.0, 5e-5, 3e-4),
+        (1.0, 1e-4, 4e-4),
+        (100.0, 0.0, 1e-3),
+        (1.0, 1.0, 1e-3),
     ):  # of the prompt on the response that both have
         expected = (rows.owners == 0) * influence
-        assert trial._tolerance(model, rows, expected) == tolerance
+        assert trial._tolerance(model, rows, expected, rounding) == tolerance
+    with torch.no_grad():
+        assert 0 < trial._rounding(original, rows) < 1e-5
+        original.model.layers[0].register_forward_hook(lambda module, inputs, out: out * len(out))
+        assert trial._rounding(original, rows) > 0.1  # a model for which it matters what else is in the batch
     model.bfloat16()
-    assert trial._tolerance(model, rows, torch.zeros(0)) == 0.3
+    assert trial._tolerance(model, rows, torch.zeros(0), 1.0) == 0.3
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2: soft cap, window", "gpt-oss: sinks, window"])

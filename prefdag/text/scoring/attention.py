@@ -18,7 +18,7 @@ from transformers.masking_utils import AttentionMaskInterface, causal_mask_funct
 
 from prefdag.lifecycle.errors import PrefdagError
 from prefdag.text.scoring.chunked import chunked_attention
-from prefdag.text.scoring.flex import compiled_flex_attention, flex_packed_attention
+from prefdag.text.scoring.flex import flex_for, flex_packed_attention
 
 if TYPE_CHECKING:
     from prefdag.text.scoring.packing import Segment
@@ -111,7 +111,8 @@ def packed_attention(
     window = sliding_window if attention_mask is None else attention_mask.window
     if observer:
         scaling = observer(module, query, key, scaling, attention_mask, window)
-    if query.device.type == "cuda" and not dropout and (flex := compiled_flex_attention(query.device)):
+    on_gpu = query.device.type == "cuda" and not dropout
+    if on_gpu and (flex := flex_for(query, key, value, window, softcap, s_aux)):
         return flex_packed_attention(flex, query, key, value, segments, scaling, window, softcap, s_aux), None
     return chunked_attention(query, key, value, segments, scaling, dropout, window, softcap, s_aux), None
 
