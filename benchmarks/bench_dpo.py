@@ -81,8 +81,8 @@ def ours(args: argparse.Namespace) -> dict[str, float]:
     """Train with the trainer, the task and the scoring of stage dpo_text."""
     from transformers import AutoTokenizer
 
+    from prefdag.distributed.process import process
     from prefdag.dpo.preference import Preference
-    from prefdag.lifecycle.environment import set_environment
     from prefdag.text import model as lm
     from prefdag.text import trainable
     from prefdag.text.dpo_task import cached_logps, dpo_task
@@ -91,7 +91,7 @@ def ours(args: argparse.Namespace) -> dict[str, float]:
     from prefdag.train.loop import fit
     from prefdag.train.task import Tasks
 
-    set_environment()  # as a stage does
+    process()  # before the first product on a GPU, as in a stage
     rate = product_rate(args.precision)
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     pairs = [encode(texts, tokenizer) for texts in sample(args.rows, tokenizer, args.pairs)]

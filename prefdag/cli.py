@@ -349,11 +349,11 @@ def _chat_models() -> "ChatModels":
     set_environment()
     from prefdag.chat.dialogue import ChatModels
     from prefdag.text.generation.stream import stream
-    from prefdag.text.model import load_for_generation
+    from prefdag.text.model import load_models
     from prefdag.tokenizer.files import positions
     from prefdag.tokenizer.tokenizer import ChatTokenizer
 
-    models = load_for_generation(REFERENCE, POLICY)
+    models = load_models(REFERENCE, POLICY, packed=False)
     tokenizer = ChatTokenizer(REFERENCE, format_pairs.template, format_pairs.template_options)
     generate = {name: partial(stream, model, tokenizer) for name, model in models._asdict().items()}
     return ChatModels(generate, tokenizer, positions(REFERENCE))

@@ -79,10 +79,9 @@ def main(params: Params) -> None:
         ref_logps=key,
     )
     html = page.render(results, params)
-    findings = {"text": len(results.text.health.findings), "image": len(results.image.health.findings)}
-    main_metrics = summary.main_metrics(
-        results.text.metrics, results.text.answers.win_rate, results.image.metrics, findings
-    )
+    text, image = results.text, results.image
+    findings = {"text": len(text.health.findings), "image": len(image.health.findings)}
+    main_metrics = summary.main_metrics(text.metrics, text.answers.win_rate, image.metrics, findings)
     with (
         writing(PAGE) as path,
         writing(CARD) as card_path,

@@ -111,7 +111,7 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         reference: str
         policy: str
 
-    def load_for_generation(*arguments: Any) -> ReferenceAndPolicy:
+    def load_models(*arguments: Any, packed: bool) -> ReferenceAndPolicy:
         calls.append(arguments)
         return ReferenceAndPolicy("[red]no[/red]", "yes, \x1b[2J\u202e")
 
@@ -128,7 +128,7 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         return tokenizer
 
     monkeypatch.setattr("prefdag.tokenizer.tokenizer.ChatTokenizer", load_tokenizer)
-    monkeypatch.setitem(sys.modules, "prefdag.text.model", SimpleNamespace(load_for_generation=load_for_generation))  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "prefdag.text.model", SimpleNamespace(load_models=load_models))  # type: ignore[arg-type]
     monkeypatch.setitem(sys.modules, "prefdag.text.generation.stream", SimpleNamespace(stream=stream))  # type: ignore[arg-type]
     return calls
 

@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+import os
 import sys
 
 import torch
@@ -36,8 +37,10 @@ def keep_freed_memory() -> None:
 def repeat_exactly() -> None:
     """On a GPU, make operations give the same bits every time, so that a resumed run equals an uninterrupted one.
 
-    An operation that cannot gives a warning. cuBLAS also needs a variable of `lifecycle/environment.py`.
+    An operation that cannot gives a warning.
     """
     if torch.cuda.is_available():
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # this is for finding bugs, and takes time
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it before its first product
+        # This would fill new tensors with NaN, to find bugs.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         torch.use_deterministic_algorithms(True, warn_only=True)

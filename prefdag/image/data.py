@@ -36,11 +36,13 @@ def load_splits(images: Path, pairs: Path) -> dict[str, ImagePairs]:
     """The splits train, val and test of the validated images with their label pairs, on the GPU if there is one.
 
     Raises:
-        DataError: a split has no images.
+        DataError: a split has no images, or a row's image does not exist.
     """
     device = process().device
     pixels = read_tensors(images / "images.safetensors", "torch")["images"].to(device)
-    frame = read_table(pairs / "pairs.parquet").to_pandas()
+    frame = read_table(pairs / "pairs.parquet", columns=["split", "index", "y_w", "y_l"]).to_pandas()
+    if not frame["index"].between(0, len(pixels) - 1).all():
+        raise DataError(f"{pairs / 'pairs.parquet'}: not of the images in {images}; `dvc repro` makes it again")
     for split in ("train", "val", "test"):
         if split not in set(frame["split"]):
             raise DataError(

@@ -137,6 +137,7 @@ def read_table(path: Path, **options: Any) -> "pa.Table":
 
     with _parquet_errors(path):
         table = pq.read_table(recorded(path), **options)
+        table.validate(full=True)  # reading does not see text that is not UTF-8, or an offset that leads out
     if missing := sorted(set(options.get("columns") or ()) - set(table.column_names)):
         raise DataError(f"{path}: no column {missing[0]}; `dvc repro` makes it again")
     return table
@@ -147,7 +148,9 @@ def read_batches(path: Path, rows: int, columns: list[str] | None = None) -> Ite
     import pyarrow.parquet as pq
 
     with _parquet_errors(path), pq.ParquetFile(recorded(path)) as file:
-        yield from file.iter_batches(rows, columns=columns)
+        for batch in file.iter_batches(rows, columns=columns):
+            batch.validate(full=True)
+            yield batch
 
 
 def count_rows(path: Path) -> int:

@@ -47,8 +47,10 @@ def load(folder: Path, dtype: "Dtype" = "float32", *, packed: bool = True, **opt
         options: passed to `from_pretrained`.
 
     Raises:
-        DataError: the folder is not a model, or its tensors are not exactly those of its architecture.
+        DataError: the folder is missing or not a model, or its tensors are not exactly those of its architecture.
     """
+    if not folder.is_dir():
+        raise DataError(f"{folder}: not found; run `dvc repro` first")
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             recorded(folder),
@@ -99,14 +101,6 @@ class Unadapted(nn.Module):
     def generate(self, **inputs: Any) -> Any:
         with self.policy.disable_adapter():
             return self.policy.generate(**inputs)
-
-
-def load_for_generation(reference: Path, policy: Path) -> ReferenceAndPolicy:
-    """`load_models` for generation. Raises `DataError` if either folder is missing."""
-    for folder in (reference, policy):
-        if not folder.is_dir():
-            raise DataError(f"{folder}: not found; run `dvc repro` first")
-    return load_models(reference, policy, packed=False)
 
 
 def load_models(reference: Path, policy: Path, *, packed: bool = True) -> ReferenceAndPolicy:

@@ -4,14 +4,16 @@ Requests are idempotent (see `store.py`), so every event that was not acknowledg
 """
 
 import logging
-import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
+from prefdag.lifecycle.background import in_background
 from prefdag.tracking.spool import Delivered, Event, Spool
 from prefdag.tracking.store import LIMITS, DeliveryError, OutageError, Store, one_line
 
@@ -40,15 +42,12 @@ def sending(spool: Spool) -> Iterator[None]:
         except OutageError as error:
             reason = str(error)
     ended = threading.Event()
-    thread = threading.Thread(
-        target=_send_until, args=(ended, spool, store, reason), name="prefdag-delivery", daemon=True
-    )
-    thread.start()
+    sent = in_background(partial(_send_until, ended, spool, store, reason), "prefdag-delivery")
     try:
         yield
     finally:
         ended.set()
-        if late := _wait(thread, store, LONGEST):
+        if late := _wait(sent, store, LONGEST):
             _warn(spool, store, late)
         # A thread that is still waiting is a daemon and ends with the process. The spool records what was delivered.
 
@@ -61,37 +60,25 @@ def clocked(work: Callable[[], T], store: Store, longest: float) -> T:
             but asks the store nothing more.
         Exception: what `work` raises.
     """
-    results: queue.SimpleQueue[tuple[T | None, Exception | None]] = queue.SimpleQueue()
-
-    def run() -> None:
-        try:
-            results.put((work(), None))
-        except Exception as error:
-            results.put((None, error))
-
-    thread = threading.Thread(target=run, name="prefdag-request", daemon=True)
-    thread.start()
-    if late := _wait(thread, store, longest):
+    future = in_background(work, "prefdag-request")
+    if late := _wait(future, store, longest):
         raise OutageError(late)
-    result, error = results.get()
-    if error is not None:
-        raise error
-    return result  # type: ignore[return-value]
+    return future.result()
 
 
-def _wait(thread: threading.Thread, store: Store, longest: float) -> str | None:
-    """Wait for a thread that uses the store. Returns why it is given up, None if it has ended.
+def _wait(work: "Future[Any]", store: Store, longest: float) -> str | None:
+    """Wait for work that uses the store. Returns why it is given up, None if it is done.
 
     Covers whatever hangs: names, connections, locks, SQL, imports and files.
     """
     end = time.monotonic() + longest
-    while thread.is_alive():
+    while not work.done():
         limit = store.overdue(PATIENCE)
         if limit is not None or time.monotonic() > end:
             store.given_up = True
             store.note_dead()
             return f"no answer in {limit:.0f} s" if limit is not None else f"not finished after {longest:.0f} s"
-        thread.join(0.02)
+        wait([work], 0.02)
     return None
 
 

@@ -29,7 +29,7 @@ from prefdag.image.data import normalise
 from prefdag.lifecycle.errors import PrefdagError
 from prefdag.runtime.artifacts import read_json, sha256
 from prefdag.runtime.yaml import flatten
-from prefdag.text.model import load_for_generation
+from prefdag.text.model import load_models
 from prefdag.tokenizer.tokenizer import ChatTokenizer
 from prefdag.tracking import store
 from prefdag.tracking.publishing import publish
@@ -163,7 +163,7 @@ def answer(request: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 def greedy(question: str) -> tuple[str, int]:
     """The policy's own answer, and the number of tokens in the prompt."""
-    models = load_for_generation(Path("models/reference"), Path("models/dpo_text"))
+    models = load_models(Path("models/reference"), Path("models/dpo_text"), packed=False)
     tokenizer = ChatTokenizer(Path("models/reference"), "chat")
     prompt = tokenizer.prompt(user(question)).ids
     ids = continuation(models.policy, prompt, TOKENS, tokenizer.eos_id)

@@ -166,6 +166,13 @@ def test_no_mutation_is_read_as_what_a_stage_wrote(count: int) -> None:
     assert counts.total() / 2 < sum(n for (_, what), n in counts.items() if what == "a line")
 
 
+def test_without_dvc_lock_too_a_mutation_is_no_traceback(count: int) -> None:
+    """Then nothing says what a stage wrote, and another value is data."""
+    Path("dvc.lock").unlink()
+    counts = outcomes(count)
+    assert {what for _, what in counts} <= {"a line", "same values", "other values"}, counts
+
+
 @pytest.mark.parametrize("command", [["export", "--to", "out"], ["chat", "--prompt", "Hi!", "--max-new-tokens", "2"]])
 def test_a_policy_that_changed_is_neither_exported_nor_chatted_with(command: list[str], copy: Path, run: Run) -> None:
     """Even with --force, which says so, an adapter without a tensor is refused. A changed value is then taken."""

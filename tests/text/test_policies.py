@@ -430,4 +430,4 @@ def test_a_model_is_loaded_whole_or_not_at_all(
 
 def test_a_missing_policy_is_named(folders: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"policy: not found; run `dvc repro` first"):
-        lm.load_for_generation(folders["llama"], tmp_path / "policy")
+        lm.load_models(folders["llama"], tmp_path / "policy", packed=False)

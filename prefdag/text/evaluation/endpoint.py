@@ -6,12 +6,11 @@ The key comes from the environment and goes into one header. It never enters a f
 import hashlib
 import json
 import os
-import queue
 import re
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http.cookiejar import DefaultCookiePolicy
 from pathlib import Path
@@ -23,6 +22,7 @@ from requests.adapters import HTTPAdapter
 from urllib3 import Retry
 from urllib3.exceptions import HTTPError
 
+from prefdag.lifecycle.background import in_background, in_parallel
 from prefdag.lifecycle.errors import DataError, ParamsError, SourceError
 from prefdag.lifecycle.progress import progress
 from prefdag.pairs import turns
@@ -237,55 +237,16 @@ def judge(contests: pd.DataFrame, endpoint: Endpoint) -> pd.DataFrame:
         for scheme in ("http://", "https://"):
             session.mount(scheme, HTTPAdapter(pool_connections=1, pool_maxsize=parallel))
 
-        def contest(row: Mapping[str, Any]) -> dict[str, str | None]:
+        def contest(row: Mapping[Any, Any]) -> dict[str, str | None]:
             texts = {"reference": row["text_reference"], "policy": row["text_policy"]}
             return _verdicts(endpoint, session, row["messages"], texts)
 
-        rows = contests.to_dict("records")
+        rows: list[Mapping[Any, Any]] = list(contests.to_dict("records"))
         results: dict[int, dict[str, str | None]] = {}
-        for number, result in _in_parallel(rows, contest, parallel, endpoint.stopped):
+        for number, result in in_parallel(rows, contest, parallel, endpoint.stopped):
             results[number] = result
             bar.update()
     return contests[KEYS].assign(**pd.DataFrame([results[number] for number in range(len(rows))]))
-
-
-def _in_parallel(
-    items: list[Any], call: Callable[[Any], T], threads: int, stopped: threading.Event
-) -> Iterator[tuple[int, T]]:
-    """The position and the result of `call` for each item, as they arrive.
-
-    The first exception is raised once the calls in progress have ended. The threads are daemons: Ctrl-C waits for none.
-    """
-    todo: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()
-    done: queue.SimpleQueue[tuple[int, T | None, Exception | None]] = queue.SimpleQueue()
-    for item in enumerate(items):
-        todo.put(item)
-
-    def work() -> None:
-        while not stopped.is_set():
-            try:
-                number, item = todo.get_nowait()
-            except queue.Empty:
-                return
-            try:
-                done.put((number, call(item), None))
-            except Exception as error:
-                stopped.set()
-                done.put((number, None, error))
-
-    workers = [threading.Thread(target=work, daemon=True) for _ in range(min(threads, len(items)))]
-    for worker in workers:
-        worker.start()
-    try:
-        for _ in items:
-            number, result, error = done.get()
-            if error is not None:
-                for worker in workers:
-                    worker.join()
-                raise error
-            yield number, result  # type: ignore[misc]
-    finally:
-        stopped.set()
 
 
 def within(seconds: float, call: Callable[[], T]) -> T:
@@ -293,22 +254,10 @@ def within(seconds: float, call: Callable[[], T]) -> T:
 
     A timeout of the socket is no limit: it starts again with every byte, and does not cover the look-up of a name.
     """
-    outcome: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
-
-    def run() -> None:
-        try:
-            outcome.put((call(), None))
-        except BaseException as error:
-            outcome.put((None, error))
-
-    threading.Thread(target=run, daemon=True).start()
     try:
-        result, error = outcome.get(timeout=seconds)
-    except queue.Empty:
+        return in_background(call).result(timeout=seconds)
+    except TimeoutError:
         raise requests.Timeout from None
-    if error is not None:
-        raise error
-    return result  # type: ignore[return-value]
 
 
 def _cached(path: Path) -> str | None:
