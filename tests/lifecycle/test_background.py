@@ -17,8 +17,8 @@ def test_a_result_an_error_and_a_call_that_hangs() -> None:
     with pytest.raises(TimeoutError):
         waiting.result(timeout=0.01)
     (thread,) = (thread for thread in threading.enumerate() if thread.name == "waits")
-    assert thread.daemon
     hanging.set()
+    assert thread.daemon
     assert waiting.result(timeout=5)
 
 
@@ -50,6 +50,19 @@ def test_after_an_error_nothing_more_is_started() -> None:
     with pytest.raises(ZeroDivisionError):
         list(in_parallel(range(100), call, 2, threading.Event()))
     assert len(started) <= 5
+
+
+def test_calls_in_progress_learn_of_an_error_and_are_waited_for() -> None:
+    stopped, told = threading.Event(), []
+
+    def call(item: int) -> None:
+        if item == 1:
+            raise ValueError
+        told.append(stopped.wait(5))
+
+    with pytest.raises(ValueError, match="^$"):
+        list(in_parallel(range(2), call, 2, stopped))
+    assert told == [True]
 
 
 def test_a_stop_ends_the_results() -> None:
