@@ -60,7 +60,7 @@ def test_calls_in_progress_learn_of_an_error_and_are_waited_for() -> None:
             raise ValueError
         told.append(stopped.wait(5))
 
-    with pytest.raises(ValueError, match="^$"):
+    with pytest.raises(ValueError, match=r"^$"):
         list(in_parallel(range(2), call, 2, stopped))
     assert told == [True]
 
