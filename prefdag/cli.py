@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 from typer.core import TyperGroup
@@ -14,7 +14,7 @@ from typer.exceptions import TyperException
 
 from prefdag.lifecycle.environment import use_utf8
 from prefdag.lifecycle.errors import DataError, PrefdagError
-from prefdag.lifecycle.exits import flush, one_line_errors
+from prefdag.lifecycle.exits import as_stages_write, flush, one_line_errors
 
 if TYPE_CHECKING:
     from prefdag.chat.dialogue import ChatModels
@@ -174,7 +174,10 @@ def summary() -> None:
     from prefdag.report.page.summary import lines
     from prefdag.runtime.artifacts import read_json
 
-    for line in lines(read_json(TEXT_METRICS), read_json(IMAGE_METRICS), f"{REPORT} (opens offline)"):
+    text, image = read_json(TEXT_METRICS), read_json(IMAGE_METRICS)
+    with as_stages_write(f"{TEXT_METRICS} or {IMAGE_METRICS}"):
+        shown = lines(text, image, f"{REPORT} (opens offline)")
+    for line in shown:
         typer.echo(line)
 
 
@@ -215,11 +218,10 @@ def frontier(
     from prefdag.runtime.dvc_files import check_files
 
     check_files()
-    table = frontier.from_dvc() if records is Records.dvc else frontier.from_mlflow()
-    for suffix, content in (
-        (".csv", table.to_csv(index=False, lineterminator="\n")),
-        (".html", frontier.render(table)),
-    ):
+    with as_stages_write("an experiment or the workspace"):
+        table = frontier.from_dvc() if records is Records.dvc else frontier.from_mlflow()
+        page = frontier.render(table)
+    for suffix, content in ((".csv", table.to_csv(index=False, lineterminator="\n")), (".html", page)):
         with writing(FRONTIER.with_suffix(suffix)) as path:
             path.write_text(content, "utf-8")
     typer.echo(f"{len(table)} experiments: {FRONTIER.with_suffix('.html')}, {FRONTIER.with_suffix('.csv')}")
@@ -271,16 +273,16 @@ def compare(
     from prefdag.runtime.dvc_files import check_files
 
     check_files()
-    runs = experiments.read(first), experiments.read(second)
-    table = differences.differences(*runs)
-    for suffix, content in (
-        (".csv", differences.to_frame(table).to_csv(index=False, lineterminator="\n")),
-        (".html", comparison.render(*runs, table)),
-    ):
+    with as_stages_write(f"{first} or {second}"):
+        runs = experiments.read(first), experiments.read(second)
+        table = differences.differences(*runs)
+        frame, page = differences.to_frame(table), comparison.render(*runs, table)
+        headlines = [comparison.verdict(track, table, *runs).headline for track in get_args(differences.Track)]
+    for suffix, content in ((".csv", frame.to_csv(index=False, lineterminator="\n")), (".html", page)):
         with writing(COMPARISON.with_suffix(suffix)) as path:
             path.write_text(content, "utf-8")
-    for verdict in (comparison.verdict("text", table, *runs), comparison.verdict("image", table, *runs)):
-        typer.echo(verdict.headline)
+    for headline in headlines:
+        typer.echo(headline)
     typer.echo(f"{COMPARISON.with_suffix('.html')}, {COMPARISON.with_suffix('.csv')}")
 
 

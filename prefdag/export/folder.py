@@ -1,7 +1,8 @@
 """The folder of an export: where it may be, and how an earlier export in it is removed without touching anything else.
 
 export.json lists every file of an export with its SHA-256. A file that it does not list, or that has another hash, was put
-there by somebody else, and so was a link or an empty folder. If there is any, the folder is left as it is.
+there by somebody else, and so was a link or an empty folder. If there is any, the folder is left as it is. So is, outside the
+project, an export that another project wrote: this project notes the hash of every export.json of its own.
 """
 
 import json
@@ -13,9 +14,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from prefdag.lifecycle.errors import DataError
-from prefdag.runtime.artifacts import json_text, sha256
+from prefdag.runtime.artifacts import json_text, project_root, scratch, sha256
 
 FILES = "export.json"
+NOTED = "exports.sha256"  # in the scratch folder: the hash of the export.json of every export that this project wrote
 HASH = re.compile(r"[0-9a-f]{64}")
 REMEDY = "choose another folder with --to"
 
@@ -41,7 +43,7 @@ def check_place(target: Path, outs: list[Path]) -> Path:
     if place in (Path.cwd(), *Path.cwd().parents, Path.home().resolve()):
         raise DataError(f"{target}: is not a folder for an export alone; {REMEDY}")
     for out in outs:
-        if out.resolve() in (place, *place.parents):
+        if Path(os.path.realpath(out)) in (place, *place.parents):  # unlike resolve, it takes a loop of links
             raise DataError(f"{target}: {out} is an output of a stage, which DVC replaces; {REMEDY}")
     above = next(parent for parent in place.parents if parent.exists())
     if not above.is_dir():
@@ -60,12 +62,15 @@ def check_owned(folder: Path, shown: Path | None = None) -> list[Path]:
         shown: what to call the folder in a message.
 
     Raises:
-        DataError: the folder holds anything that its export.json does not list with its hash.
+        DataError: the folder holds anything that its export.json does not list with its hash, or it is outside this project
+            and has an export that this project did not write.
     """
     shown = shown or folder
     if not folder.is_dir():
         raise DataError(f"{shown}: is not a folder; {REMEDY}")
     hashes = _listed(folder / FILES)
+    if hashes and not folder.resolve().is_relative_to(project_root()) and sha256(folder / FILES) not in _noted():
+        raise DataError(f"{shown}: has an export of another project; {REMEDY}, or remove it")
     if hashes is None and any(folder.iterdir()):
         raise DataError(f"{shown}: exists and is not an export of this version; {REMEDY}, or remove it")
     names = [*sorted(hashes or ()), *([FILES] if hashes else [])]
@@ -101,6 +106,19 @@ def clear(folder: Path) -> None:
             else:
                 path.unlink()
     folder.rmdir()
+
+
+def note(folder: Path) -> None:
+    """Remember the export in `folder` as one of this project, wherever it will be. Call it before it gets its name."""
+    path = scratch(NOTED)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as lines:
+        lines.write(f"{sha256(folder / FILES)}\n")
+
+
+def _noted() -> set[str]:
+    path = scratch(NOTED)
+    return set(path.read_text("utf-8", "replace").split()) if path.exists() else set()
 
 
 def _everything(folder: Path) -> Iterator[Path]:

@@ -50,6 +50,7 @@ def export(target: Path, params: "Params", echo: Callable[[str], None]) -> None:
         _image(folder, params, echo)
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         write_json(folder / folders.FILES, {path.relative_to(folder).as_posix(): sha256(path) for path in files})
+        folders.note(folder)
 
 
 def outs() -> list[Path]:

@@ -13,9 +13,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
-from prefdag.lifecycle.errors import PrefdagError
+from prefdag.lifecycle.errors import DataError, PrefdagError
 
 # Errors of the operating system. Of the machine, which may pass: exit code 1. Of a path that the user has to change: 2.
 MACHINE = {
@@ -63,6 +64,39 @@ def one_line_errors(name: str, *passed: type[BaseException]) -> Iterator[None]:
                 error.add_note(BUG)
             raise
         end(f"error: {line}", exit_code(error))
+
+
+@contextmanager
+def as_stages_write(what: str) -> Iterator[None]:
+    """Turn what the block finds in results of another shape into a `DataError`: somebody or another version wrote them.
+
+    Stages read what the current version wrote. A command may read anything: a file that was edited, an experiment of last year.
+
+    Args:
+        what: the files or the experiment, for the message.
+    """
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        found = f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:200]
+        raise DataError(
+            f"{what}: not as this version of prefdag writes it ({found}); restore it, or `dvc repro` makes it again"
+        ) from error
+
+
+def quiet_interrupts() -> None:
+    """Let Ctrl-C end the process with one line outside `one_line_errors` too: while modules are imported."""
+    shown = sys.excepthook
+
+    def show(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+        if not issubclass(kind, KeyboardInterrupt):
+            shown(kind, error, traceback)
+            return
+        with suppress(OSError, ValueError):
+            print("interrupted; run it again", file=sys.stderr, flush=True)
+        os._exit(130)
+
+    sys.excepthook = show
 
 
 def end(line: str, code: int) -> None:

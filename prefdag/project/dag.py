@@ -24,6 +24,7 @@ from prefdag.runtime.dvc_files import names, read_dag
 DVC, PAGE = Path("dvc.yaml"), Path("docs/pipeline.md")
 LIBRARY = "requirements.txt"  # pins the library in a project that `prefdag init` made, which has only its stages
 CODE = ("prefdag/", "stages/")
+CACHE = "__pycache__"  # which modules name too
 ARTIFACT = re.compile(r"(data|models|reports|evals)/\S+")
 BEGIN, END = "<!-- written by `make dag` -->\n", "<!-- end -->\n"
 
@@ -117,7 +118,7 @@ def _folders(module: str, root: Path) -> frozenset[str]:
         folder.relative_to(root).as_posix()
         for parent in parents
         for folder in parent.iterdir()
-        if folder.is_dir() and not any(folder.rglob("*.py")) and f'"{folder.name}"' in text
+        if folder.is_dir() and folder.name != CACHE and not any(folder.rglob("*.py")) and f'"{folder.name}"' in text
     )
 
 

@@ -52,6 +52,7 @@ def export(target: str) -> None:
     place = folders.check_place(Path(target), [Path("models/dpo_text"), Path("data/pairs")])
     with writing(place, clear=folders.clear) as new:
         write_export(new, **{"text/model.safetensors": "newer"})
+        folders.note(new)
 
 
 @pytest.mark.parametrize("target", ["export", "new", "deep/er/new", "empty", "empty/", "./export", "../project/export"])
@@ -197,3 +198,21 @@ def test_what_appears_during_the_export_stays(project: Path) -> None:
     assert (place / "thesis.tex").read_text() == "years"
     assert (place / "text/README.md").exists()
     assert not list(project.glob(".*.tmp"))
+
+
+def test_an_export_of_another_project_stays(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outside a project, only what it has exported itself is replaced, also under another name."""
+    export("../shared")
+    export("../shared")
+    (project / "../shared").rename(project / "../moved")
+    export("../moved")
+    other = project.parent / "other"
+    other.mkdir()
+    monkeypatch.chdir(other)
+    before = state(project.parent)
+    with pytest.raises(
+        DataError, match=r"^../moved: has an export of another project; choose another folder"
+    ) as caught:
+        export("../moved")
+    assert caught.value.exit_code == 2
+    assert state(project.parent) == before

@@ -12,7 +12,7 @@ import pytest
 from paths import ROOT
 
 from prefdag.lifecycle.errors import DataError, ParamsError
-from prefdag.lifecycle.exits import BUG, one_line_errors
+from prefdag.lifecycle.exits import BUG, as_stages_write, one_line_errors
 
 WRONG = ParamsError("params.yaml: beta: input should be greater than 0, not -1")
 HINT = "`git diff params.yaml` shows them, `git restore params.yaml` undoes all that is not committed\n"
@@ -136,3 +136,22 @@ def test_a_path_with_accents_in_a_locale_without_them(tmp_path: Path) -> None:
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
     assert ".yaml: betta: unknown key; did you mean 'beta'?" in done.stderr
+
+
+@pytest.mark.parametrize(("module", "slow"), [("prefdag", "typer"), ("stages.dpo_text", "pydantic")])
+def test_ctrl_c_while_modules_are_imported(module: str, slow: str, tmp_path: Path) -> None:
+    """The imported library interrupts its own process."""
+    (tmp_path / f"{slow}.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    variables = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    done = subprocess.run([sys.executable, "-m", module], env=variables, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted; run it again\n")
+
+
+def test_results_of_another_shape_are_named(capsys: Any) -> None:
+    with pytest.raises(SystemExit), one_line_errors("prefdag"), as_stages_write("a.json"):
+        print({}["kl"])
+    assert capsys.readouterr().err == (
+        "error: a.json: not as this version of prefdag writes it (no 'kl'); restore it, or `dvc repro` makes it again\n"
+    )
+    with pytest.raises(DataError, match=r"^rows\.jsonl: row 3"), as_stages_write("a.json"):
+        raise DataError("rows.jsonl: row 3")

@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 
 from prefdag.lifecycle.errors import DataError
+from prefdag.lifecycle.exits import as_stages_write
 from prefdag.report.page.results import CSV, Histories
 from prefdag.runtime.dvc_files import parse_lock
 from prefdag.runtime.yaml import flatten, parse_mapping
@@ -62,15 +63,18 @@ class Files:
 
     def json(self, path: str) -> Any:
         """A JSON file. Raises `DataError`."""
-        return json.loads(self.read(path))
+        with as_stages_write(f"{self.name}: {path}"):
+            return json.loads(self.read(path))
 
     def csv(self, path: str) -> pd.DataFrame:
         """A table with a header. Raises `DataError`."""
-        return pd.read_csv(BytesIO(self.read(path)), **CSV)
+        with as_stages_write(f"{self.name}: {path}"):
+            return pd.read_csv(BytesIO(self.read(path)), **CSV)
 
     def parquet(self, path: str, columns: list[str] | None = None) -> pd.DataFrame:
         """A table. Raises `DataError`."""
-        return pd.read_parquet(BytesIO(self.read(path)), columns=columns)
+        with as_stages_write(f"{self.name}: {path}"):
+            return pd.read_parquet(BytesIO(self.read(path)), columns=columns)
 
 
 @dataclass(frozen=True)
