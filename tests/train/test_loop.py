@@ -552,7 +552,7 @@ save_file(model.state_dict(), out / f"{rank}.safetensors")
 """
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 def test_a_killed_process_ends_the_others_and_the_next_run_resumes(tmp_path: Path, root: Path) -> None:
     """As when the system kills one of two processes for its memory."""
     script = tmp_path / "script.py"
