@@ -142,8 +142,14 @@ def one_line(error: Exception, name: str) -> str:
         words = (not path and getattr(error, "strerror", None)) or os.strerror(number or 0)
         return str(PrefdagError(f"{where}: {words}"))
     if _classes(error) & (LIBRARIES | DATABASES):
-        return str(PrefdagError(f"{name}: {' '.join(str(error).split())[:500]}"))
+        return str(PrefdagError(f"{name}: {' '.join(str(error).split())[:500]}{of_another_user(str(error))}"))
     return ""
+
+
+def of_another_user(message: str) -> str:
+    """What to add to Git's error about a repository of another user, as in a container: how to trust it."""
+    found = re.search(r"repository path '(.+?)/?' is not owned by current user", message)
+    return f"; if you trust it: `git config --global --add safe.directory {found[1]}`" if found else ""
 
 
 def exit_code(error: Exception) -> int:

@@ -114,6 +114,7 @@ def deliver(spool: Spool, store: Store) -> None:
     Raises:
         DeliveryError: the store did not accept a batch. Earlier batches stay acknowledged.
     """
+    store.import_mlflow()  # with our defaults, before anything else imports it
     delivered = spool.delivered
     if delivered is None or delivered.store != store.name:
         delivered = Delivered(store.name, "", 0)

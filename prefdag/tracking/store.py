@@ -16,11 +16,13 @@ from contextlib import closing, contextmanager
 from operator import methodcaller
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from filelock import FileLock, Timeout
 
 from prefdag.lifecycle.secrets import without_secrets
-from prefdag.runtime.artifacts import project_root, read_json, scratch, write_json
+from prefdag.runtime.artifacts import project_root, read_json, scratch, write_json, writing
 from prefdag.tracking.keys import NAME_LENGTH, parameters
 
 if TYPE_CHECKING:
@@ -32,6 +34,10 @@ T = TypeVar("T")
 
 OPENING = 60.0  # seconds to import MLflow, and to create or open our own database; local work, but it can hang too
 QUIET = 300.0  # seconds for which no other stage tries a server that did not answer
+ARTIFACT_PATHS = (  # columns of MLflow's database
+    *(("experiments", "artifact_location"), ("runs", "artifact_uri"), ("logged_models", "artifact_location")),
+    *(("model_versions", "source"), ("model_versions", "storage_location")),
+)
 LIMITS = {"metrics": 1000, "params": 100, "tags": 100}  # per request, set by MLflow
 
 # Defaults for MLflow. Its own retries are off, since they would also repeat the creation of a run. `Store` tries twice, so
@@ -173,7 +179,12 @@ class Store:
                 with FileLock(scratch("mlflow.lock"), timeout=OPENING, thread_local=False):
                     if database.exists():
                         self._try_twice(lambda: _wait_for_lock(database))
-                    return self._try_twice(lambda: mlflow.MlflowClient(self.uri), limit=OPENING)
+                    else:
+                        self._try_twice(lambda: _create(database), limit=OPENING)
+                    client = self._try_twice(lambda: mlflow.MlflowClient(self.uri), limit=OPENING)
+                    if database == project_root() / "mlflow.db":
+                        self._try_twice(lambda: _keep_artifacts_beside(database))
+                    return client
         except Timeout as error:
             raise OutageError(f"another process has been opening the database for {OPENING:.0f} s") from error
 
@@ -198,7 +209,7 @@ class Store:
             if isinstance(error, MlflowException) and error.get_http_status_code() < 500:
                 raise RefusalError(one_line(error)) from error
             self.note_dead()
-            raise OutageError(one_line(_root(error))) from error
+            raise OutageError(f"{one_line(_root(error))}{_remedy(error, self.name)}") from error
 
     def known_dead(self) -> bool:
         """Whether any stage got no answer from this server recently. Only one stage pays for finding out."""
@@ -207,7 +218,7 @@ class Store:
             self.remote
             and note.exists()
             and read_json(note) == {"store": self.name}
-            and time.time() - note.stat().st_mtime < QUIET
+            and 0 <= time.time() - note.stat().st_mtime < QUIET  # a clock that was set back makes it negative
         )
 
     def note_dead(self) -> None:
@@ -236,6 +247,43 @@ def _fault(database: Path) -> str | None:
     if database.exists():
         return None if database.is_file() else "not a file; move it away"
     return None if database.absolute().parent.is_dir() else "its folder does not exist; create it"
+
+
+def _create(database: Path) -> None:
+    """Make a database. It gets its name when complete: MLflow never completes one that a kill or a full disk cut short."""
+    import mlflow
+
+    with writing(database) as new:
+        mlflow.MlflowClient(f"sqlite:///{new}")
+
+
+def _keep_artifacts_beside(database: Path) -> None:
+    """Point our own database at the `mlartifacts` beside it.
+
+    MLflow stores absolute paths. After the repository was moved or copied, artifacts would go to where it was.
+    """
+    here = (database.parent / "mlartifacts").as_uri()
+    with closing(sqlite3.connect(database, timeout=3)) as connection, connection:
+        found = connection.execute("SELECT artifact_location FROM experiments WHERE artifact_location LIKE 'file:///%'")
+        for old in {location for (location,) in found} - {here}:
+            folder = Path(url2pathname(urlsplit(old).path))
+            # A folder without such a database beside it is one that the user chose.
+            if folder.name == "mlartifacts" and (folder.with_name("mlflow.db").exists() or not folder.exists()):
+                for table, column in ARTIFACT_PATHS:
+                    connection.execute(
+                        f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE {column} = ? OR {column} LIKE ?",
+                        (here, len(old) + 1, old, f"{old}/%"),
+                    )
+
+
+def _remedy(error: BaseException, name: str) -> str:
+    """What to do about a database that MLflow cannot use as it is; empty for any other error."""
+    text = str(error)
+    if "out-of-date database schema" in text:
+        return f"; copy the database and run `mlflow db upgrade {name}`, or move it away"
+    if "already exists" in text:
+        return "; a change of its schema was cut short: put a copy of it back, or move it away"
+    return ""
 
 
 def _wait_for_lock(database: Path) -> None:

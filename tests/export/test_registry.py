@@ -3,12 +3,14 @@
 import json
 import pickletools
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -248,12 +250,17 @@ def test_models_without_a_run_are_not_registered(
 
 
 @pytest.mark.slow
-def test_a_copied_repository_does_not_write_to_the_original(
+def test_artifacts_in_another_repository_are_not_added_to(
     registered: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI")  # set by MLflow's `set_tracking_uri`
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     (tmp_path / "mlflow.db").write_bytes((registered / "mlflow.db").read_bytes())
+    (tmp_path / "other" / "mlartifacts").mkdir(parents=True)  # of a repository whose database is gone
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as connection, connection:
+        for table, column in (("experiments", "artifact_location"), ("runs", "artifact_uri")):
+            names = (registered.as_uri(), (tmp_path / "other").as_uri())
+            connection.execute(f"UPDATE {table} SET {column} = replace({column}, ?, ?)", names)
     with pytest.raises(PrefdagError, match=r"mlflow\.db: its artifacts are in another folder"):
         list(registry.register(Path("export"), load_params()))
 

@@ -97,6 +97,15 @@ def test_what_the_machine_or_a_path_refuses_is_one_line(
     assert (caught.value.code, capsys.readouterr().err) == (code, expected)
 
 
+def test_a_repository_of_another_user_has_a_remedy(capsys: Any) -> None:
+    """As libgit2 says it: of a clone that is mounted into a container, say."""
+    from dvc.exceptions import DvcException
+
+    error = DvcException("/mine/.git/: repository path '/mine/' is not owned by current user")
+    remedy = "; if you trust it: `git config --global --add safe.directory /mine`\n"
+    assert line(error, capsys) == f"error: stage: {error}{remedy}"
+
+
 def test_a_bug_keeps_its_traceback_and_says_what_it_is() -> None:
     with pytest.raises(KeyError) as caught, one_line_errors("outer"), one_line_errors("inner"):
         raise KeyError("x")

@@ -5,6 +5,7 @@ All tests share one database, since creating one takes seconds. A test identifie
 
 import json
 import os
+import shutil
 import signal
 import socket
 import sqlite3
@@ -15,6 +16,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -560,3 +562,103 @@ def test_a_server_that_is_killed_midway(project: Path, tmp_path: Path, monkeypat
 def test_importing_tracking_imports_neither_mlflow_nor_torch() -> None:
     process = child("import sys; print(*sorted({'mlflow', 'torch', 'pandas', 'numpy'} & set(sys.modules)))")
     assert process.communicate()[0].strip() == ""
+
+
+# --- the database of a repository that was moved, killed or written by another MLflow
+
+
+def database_in(folder: Path, project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the project's database in another repository, which is current from now on."""
+    with tracking.stage_run("s", {}, "before the copy"):
+        pass
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("DVC_ROOT", str(folder))
+    return Path(shutil.copy(project / "mlflow.db", folder / "mlflow.db"))
+
+
+@pytest.mark.slow
+def test_a_moved_repository_keeps_its_artifacts(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = tmp_path / "a moved one"
+    database_in(here, project, monkeypatch)
+    Path("reports").mkdir()
+    Path("reports/a.txt").write_text("a")
+    with tracking.stage_run("s", {}, "after the move") as run:
+        run.file(Path("reports/a.txt"))
+    for key in ("before the copy", "after the move"):
+        assert run_of(key).info.artifact_uri.startswith(f"{here.as_uri()}/mlartifacts/")
+    assert len(list(here.glob("mlartifacts/*/artifacts/reports/a.txt"))) == 1
+    assert not list(project.glob("mlartifacts/*/artifacts/reports/a.txt"))
+
+
+@pytest.mark.slow
+def test_artifacts_stay_in_a_folder_that_the_user_chose(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The control of the test above: the folder exists, and no database of ours is beside it."""
+    database = database_in(tmp_path / "here", project, monkeypatch)
+    chosen = tmp_path / "large disk" / "mlartifacts"
+    chosen.mkdir(parents=True)
+    with closing(sqlite3.connect(database)) as connection, connection:
+        connection.execute("UPDATE experiments SET artifact_location = ? WHERE name = 'prefdag'", (chosen.as_uri(),))
+    with tracking.stage_run("s", {}, "chosen"):
+        pass
+    assert run_of("chosen").info.artifact_uri.startswith(chosen.as_uri())
+
+
+@pytest.mark.slow
+def test_another_schema_is_one_line_with_a_remedy(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    database = database_in(tmp_path / "here", project, monkeypatch)
+    with closing(sqlite3.connect(database)) as connection, connection:
+        connection.execute("UPDATE alembic_version SET version_num = '0123456789ab'")
+    with tracking.stage_run("s", {}, "schema"):
+        pass
+    remedy = f"; copy the database and run `mlflow db upgrade sqlite:///{database}`, or move it away; the run is kept"
+    assert remedy in caplog.text
+    assert "\n" not in caplog.messages[-1]
+
+
+def test_a_database_that_is_not_complete_gets_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a full disk or after a kill. MLflow would fail at the tables that it has already, for ever."""
+    import mlflow
+
+    def cut_short(uri: str) -> None:
+        Path(uri.removeprefix("sqlite:///")).write_text("half")
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    monkeypatch.setattr(mlflow, "MlflowClient", cut_short)
+    with pytest.raises(store.OutageError, match="disk is full"):
+        store.Store().ask(lambda client: None)
+    assert [path.name for path in tmp_path.iterdir()] == [".prefdag"]
+
+
+def test_sync_imports_mlflow_with_our_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else MLflow logs tracebacks, and retries for minutes."""
+    for name in store.ENVIRONMENT:
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////nonexistent/mlflow.db")
+    done = child("""
+        import logging
+        from prefdag.tracking import spool
+        left = spool.claim_any("left")
+        left.append({"kind": "start", "time": 1, "name": "n", "tags": {"prefdag.spool": "f00d"}, "params": {}})
+        left.release()
+        assert tracking.sync().left == 1
+        print(logging.getLogger("mlflow").level == logging.CRITICAL)
+        """).communicate()[0]
+    assert done == "True\n"
+
+
+def test_a_clock_that_is_set_back_does_not_keep_the_server_dead(closed_port: str) -> None:
+    current = store.Store()
+    current.note_dead()
+    assert current.known_dead()
+    later = time.time() + 86400  # when the note was written, as the clock said then
+    os.utime(store.scratch("unanswered.json"), (later, later))
+    assert not current.known_dead()

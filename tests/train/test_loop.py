@@ -511,3 +511,67 @@ def test_two_processes_make_the_same_model_as_one(tmp_path: Path, root: Path) ->
         )
     for rank in (0, 1):
         assert "training.batch_size: 3 rows over 2 processes" in (tmp_path / "two" / f"refused-{rank}").read_text()
+
+
+KILLED = """
+import os
+import signal
+import sys
+from pathlib import Path
+
+from linear_tasks import Shaky, ignore, regression
+from prefdag.distributed.process import process
+from safetensors.torch import save_file
+from tiny_models import training
+
+from prefdag.train.checkpoint import Checkpoints
+from prefdag.train.loop import fit
+from prefdag.train.task import Tasks
+
+out, victim, calls = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+rank = process().process_index
+
+
+class Killed(Shaky):
+    left = calls
+
+    def forward(self, x):
+        self.left -= 1
+        if rank == victim and self.left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().forward(x)
+
+
+model = Killed().eval()
+fit(
+    model, Tasks(regression(23), regression(13, seed=1)),
+    training(batch_size=8, micro_batch_size=4, epochs=4, validate_every=2, checkpoint_every=2),
+    seed=3, checkpoints=Checkpoints(out), log=ignore,
+)
+save_file(model.state_dict(), out / f"{rank}.safetensors")
+"""
+
+
+@pytest.mark.chaos
+def test_a_killed_process_ends_the_others_and_the_next_run_resumes(tmp_path: Path, root: Path) -> None:
+    """As when the system kills one of two processes for its memory."""
+    script = tmp_path / "script.py"
+    script.write_text(KILLED)
+    paths = os.pathsep.join([str(root), str(root / "tests/helpers")])
+    environment = {**os.environ, "PYTHONPATH": paths, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script]
+
+    def run(name: str, victim: int, calls: int) -> "subprocess.CompletedProcess[str]":
+        command = [*torchrun, tmp_path / name, str(victim), str(calls)]
+        return subprocess.run(command, env=environment, cwd=root, timeout=60, capture_output=True, text=True)
+
+    assert run("whole", 0, -1).returncode == 0
+    done = run("killed", 1, 12)
+    assert done.returncode == 1
+    assert "Signal 9 (SIGKILL) received" in done.stderr
+    assert list(tmp_path.glob("killed/step-*"))
+    assert not list(tmp_path.glob("killed/*.safetensors"))
+    assert run("killed", 0, -1).returncode == 0
+    for rank in (0, 1):
+        killed, whole = (tmp_path / name / f"{rank}.safetensors" for name in ("killed", "whole"))
+        assert killed.read_bytes() == whole.read_bytes()
