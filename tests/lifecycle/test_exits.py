@@ -149,8 +149,9 @@ def test_a_path_with_accents_in_a_locale_without_them(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("module", "slow"), [("prefdag", "typer"), ("stages.dpo_text", "pydantic")])
 def test_ctrl_c_while_modules_are_imported(module: str, slow: str, tmp_path: Path) -> None:
-    """The imported library interrupts its own process."""
-    (tmp_path / f"{slow}.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    """The imported library interrupts its own process, also where the tests run in the background, without SIGINT."""
+    lines = ("import os, signal", "signal.signal(2, signal.default_int_handler)", "os.kill(os.getpid(), 2)")
+    (tmp_path / f"{slow}.py").write_text("\n".join(lines))
     variables = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
     done = subprocess.run([sys.executable, "-m", module], env=variables, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted; run it again\n")
