@@ -51,6 +51,9 @@ ENVIRONMENT = {
 }
 
 
+DAMAGED = ("file is not a database", "disk image is malformed", "no such table", "no such column")  # SQLite's words
+
+
 class DeliveryError(Exception):
     """MLflow did not accept a request. The message is one line without secrets."""
 
@@ -283,6 +286,8 @@ def _remedy(error: BaseException, name: str) -> str:
         return f"; copy the database and run `mlflow db upgrade {name}`, or move it away"
     if "already exists" in text:
         return "; a change of its schema was cut short: put a copy of it back, or move it away"
+    if any(words in text for words in DAMAGED):
+        return "; it is damaged: put a copy of it back, or move it away"
     return ""
 
 

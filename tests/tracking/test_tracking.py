@@ -620,6 +620,28 @@ def test_another_schema_is_one_line_with_a_remedy(
     assert "\n" not in caplog.messages[-1]
 
 
+@pytest.mark.parametrize("content", [b"not a database" * 999, None], ids=["another file", "a table is missing"])
+@pytest.mark.slow
+def test_a_damaged_database_is_one_line_with_a_remedy(
+    content: bytes | None,
+    project: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    database = database_in(tmp_path / "here", project, monkeypatch)
+    if content:
+        database.write_bytes(content)
+    else:
+        with closing(sqlite3.connect(database)) as connection, connection:
+            connection.execute("DROP TABLE experiments")
+    with tracking.stage_run("s", {}, "damaged"):
+        pass
+    assert "; it is damaged: put a copy of it back, or move it away; the run is kept in" in caplog.text
+    assert "\n" not in caplog.messages[-1]
+    assert [folder.name for folder in spool.folders()] == ["s-damaged"]
+
+
 def test_a_database_that_is_not_complete_gets_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a full disk or after a kill. MLflow would fail at the tables that it has already, for ever."""
     import mlflow
