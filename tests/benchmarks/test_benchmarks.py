@@ -47,6 +47,7 @@ def test_contenders_take_turns_and_report_their_metrics() -> None:
     assert (frame["value"] > 0).all()
 
 
+@pytest.mark.slow
 def test_each_run_has_its_own_peak() -> None:
     """It includes neither a larger run before it nor the process that starts the runs."""
     size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
@@ -73,6 +74,7 @@ def test_a_run_that_fails_is_one_line(text: str, message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_the_command_line_ends_in_one_line(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.bench_pipeline", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

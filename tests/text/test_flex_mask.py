@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
@@ -38,6 +38,7 @@ def blocks(mask: BlockMask) -> tuple[Tensor, Tensor]:
     return partial | whole, whole
 
 
+@settings(max_examples=40)
 @given(row=rows(), prefix=st.sampled_from([0, 3, 128, 200]), window=st.sampled_from([None, 1, 60, 130, 300]))
 @example(row=(Segment(0, 400, (256, 256)),), prefix=0, window=None)
 def test_no_visible_pair_is_skipped_and_no_hidden_pair_is_seen(

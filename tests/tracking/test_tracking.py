@@ -658,6 +658,7 @@ def test_a_database_that_is_not_complete_gets_no_name(tmp_path: Path, monkeypatc
     assert [path.name for path in tmp_path.iterdir()] == [".prefdag"]
 
 
+@pytest.mark.slow
 def test_sync_imports_mlflow_with_our_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else MLflow logs tracebacks, and retries for minutes."""
     for name in store.ENVIRONMENT:
