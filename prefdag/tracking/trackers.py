@@ -3,7 +3,7 @@
     PREFDAG_REPORT_TO=tensorboard,wandb dvc repro
 
 This is an environment variable and no parameter: where a run is reported to changes no output, so it must not rerun a stage.
-A tracker that fails is dropped with one warning; training goes on.
+A tracker that fails or hangs is dropped with one warning; training goes on.
 """
 
 import json
@@ -12,8 +12,10 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
+from prefdag.lifecycle.background import in_background
 from prefdag.lifecycle.errors import ParamsError
 from prefdag.lifecycle.secrets import without_secrets
 from prefdag.runtime.artifacts import scratch
@@ -23,11 +25,14 @@ if TYPE_CHECKING:
 
     from prefdag.tracking.spool import Event
 
+T = TypeVar("T")
+
 log = logging.getLogger(__name__)
 
 VARIABLE = "PREFDAG_REPORT_TO"
 KNOWN = ("tensorboard", "wandb")
 ALWAYS = "mlflow"  # may be named, but is on anyway
+LONGEST = 120.0  # seconds for one call of a tracker; W&B itself gives up its start after 90
 LOGS = "tensorboard"  # the folder in .prefdag, for `tensorboard --logdir`
 
 
@@ -40,7 +45,7 @@ class Trackers:
     def add(self, name: str, start: "Event") -> None:
         """Start a tracker, or warn in one line that it cannot be."""
         try:
-            tracker = _tracker(name, start["name"], start["tags"]["prefdag.spool"])
+            tracker = _in_time(partial(_tracker, name, start["name"], start["tags"]["prefdag.spool"]))
         except Exception as error:
             _warn(name, error)
             return
@@ -60,7 +65,7 @@ class Trackers:
         for name, tracker in list(self.opened.items()):
             if only in (None, name):
                 try:
-                    use(tracker)
+                    _in_time(partial(use, tracker))
                 except Exception as error:  # whatever it is, training goes on
                     del self.opened[name]
                     _warn(name, error)
@@ -93,6 +98,17 @@ def trackers(names: Iterable[str], start: "Event") -> Iterator[Trackers]:
         yield opened
     finally:
         opened.each(lambda tracker: tracker.finish())
+
+
+def _in_time(call: Callable[[], T]) -> T:
+    """The result of `call`. Raises `TimeoutError` after `LONGEST`; the call may then go on in its thread."""
+    work = in_background(call, "prefdag-tracker")
+    try:
+        return work.result(timeout=LONGEST)
+    except TimeoutError:
+        if work.done():  # the tracker itself raised it
+            raise
+        raise TimeoutError(f"no answer in {LONGEST:g} s") from None
 
 
 def _tracker(name: str, run: str, key: str) -> "GeneralTracker | None":

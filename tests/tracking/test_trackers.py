@@ -6,21 +6,25 @@ Packages of the same names stand in for both and write down their calls; test_re
 import json
 import logging
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from paths import ROOT
+from tasks import slow
 
 from prefdag.lifecycle.errors import ParamsError
 from prefdag.project.dag import EXEMPT
 from prefdag.tracking import runs, trackers
 
 WANDB = """
-import json, os
+import json, os, time
 from pathlib import Path
 def note(*call):
+    if os.environ.get("HANGING") == call[0]:
+        time.sleep(20)
     if os.environ.get("BROKEN") == call[0]:
         raise OSError("no space\\nleft")
     with Path(os.environ["CALLS"]).open("a") as stream:
@@ -124,6 +128,21 @@ def test_a_tracker_that_fails_stops_nothing(
     assert [step for *_, step in scalars(project)] == [0, 1, 2]
     messages = [record.getMessage() for record in caplog.records if record.name == trackers.log.name]
     assert messages == ["wandb: OSError: no space left; the run goes on without it"]
+
+
+@pytest.mark.parametrize("hanging", ["log", *map(slow, ["init", "config", "finish"])])
+def test_a_tracker_that_hangs_is_given_up(
+    hanging: str, project: Path, calls: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("HANGING", hanging)
+    monkeypatch.setenv(trackers.VARIABLE, "wandb,tensorboard")
+    monkeypatch.setattr(trackers, "LONGEST", 1)
+    began = time.monotonic()
+    train(3)
+    assert time.monotonic() - began < 15
+    assert [step for *_, step in scalars(project)] == [0, 1, 2]
+    messages = [record.getMessage() for record in caplog.records if record.name == trackers.log.name]
+    assert messages == ["wandb: TimeoutError: no answer in 1 s; the run goes on without it"]
 
 
 def test_packages_that_are_not_installed_are_named(
