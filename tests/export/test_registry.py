@@ -254,10 +254,12 @@ def test_artifacts_in_another_repository_are_not_added_to(
     registered: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI")  # set by MLflow's `set_tracking_uri`
-    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
-    (tmp_path / "mlflow.db").write_bytes((registered / "mlflow.db").read_bytes())
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    monkeypatch.setenv("DVC_ROOT", str(copy))
+    (copy / "mlflow.db").write_bytes((registered / "mlflow.db").read_bytes())
     (tmp_path / "other" / "mlartifacts").mkdir(parents=True)  # of a repository whose database is gone
-    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as connection, connection:
+    with closing(sqlite3.connect(copy / "mlflow.db")) as connection, connection:
         for table, column in (("experiments", "artifact_location"), ("runs", "artifact_uri")):
             names = (registered.as_uri(), (tmp_path / "other").as_uri())
             connection.execute(f"UPDATE {table} SET {column} = replace({column}, ?, ?)", names)

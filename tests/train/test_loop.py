@@ -483,6 +483,9 @@ except ParamsError as error:
 """
 
 
+ROUNDING = 1e-9  # of parameters whose gradient is zero; 1.7e-10 on one processor
+
+
 @pytest.mark.slow
 def test_two_processes_make_the_same_model_as_one(tmp_path: Path, root: Path) -> None:
     """Also if a batch has fewer rows than processes (n = 1, 9), if processes have unequal numbers of micro-batches (13
@@ -501,11 +504,11 @@ def test_two_processes_make_the_same_model_as_one(tmp_path: Path, root: Path) ->
             one, two = (
                 load_file(tmp_path / name / f"joint-{n}-{r}.safetensors") for name, r in (("one", 0), ("two", rank))
             )
-            torch.testing.assert_close(two, one, rtol=1e-8, atol=1e-10)
+            torch.testing.assert_close(two, one, rtol=1e-8, atol=ROUNDING)
         one = load_file(tmp_path / "one" / f"{n}-0.safetensors")
         for rank in (0, 1):
             two = load_file(tmp_path / "two" / f"{n}-{rank}.safetensors")
-            torch.testing.assert_close(two, one, rtol=1e-8, atol=1e-10)
+            torch.testing.assert_close(two, one, rtol=1e-8, atol=ROUNDING)
         assert sorted(path.name for path in (tmp_path / "two" / str(n)).glob("*")) == sorted(
             path.name for path in (tmp_path / "one" / str(n)).glob("*")
         )
