@@ -2,10 +2,10 @@
 
     python -m benchmarks.bench_gpu --rows FILE --model FOLDER [--pairs 512] [--batch 32] [--rounds 3] [--only RUN]
 
-LoRA and full fine-tuning of two models with random weights, which do not affect speed: one with the shape of the model in
-FOLDER, of which only the config and the tokenizer are read, and one with the shape of SmolLM2-1.7B. All other settings are
-those of bench_dpo. The first steps, which compile kernels, are not timed. Without a GPU the benchmark runs on the CPU, slowly,
-and its figures say nothing about GPUs.
+LoRA and full fine-tuning of two models with random weights: one with the shape of the model in FOLDER, of which only the
+config and the tokenizer are read, and one with the shape of SmolLM2-1.7B. All other settings are those of bench_dpo. The first
+steps, which compile kernels, are not timed. Without a GPU the benchmark runs on the CPU, slowly, and its figures say nothing
+about GPUs.
 """
 
 import shutil

@@ -34,10 +34,14 @@ T = TypeVar("T")
 
 OPENING = 60.0  # seconds to import MLflow, and to create or open our own database; local work, but it can hang too
 QUIET = 300.0  # seconds for which no other stage tries a server that did not answer
-ARTIFACT_PATHS = (  # columns of MLflow's database
-    *(("experiments", "artifact_location"), ("runs", "artifact_uri"), ("logged_models", "artifact_location")),
-    *(("model_versions", "source"), ("model_versions", "storage_location")),
+ARTIFACT_PATHS = (  # tables and columns of MLflow's database
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "source"),
+    ("model_versions", "storage_location"),
 )
+DAMAGED = ("file is not a database", "disk image is malformed", "no such table", "no such column")  # SQLite's words
 LIMITS = {"metrics": 1000, "params": 100, "tags": 100}  # per request, set by MLflow
 
 # Defaults for MLflow. Its own retries are off, since they would also repeat the creation of a run. `Store` tries twice, so
@@ -49,9 +53,6 @@ ENVIRONMENT = {
     "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # errors are reported here, in one line
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # the address may contain a password
 }
-
-
-DAMAGED = ("file is not a database", "disk image is malformed", "no such table", "no such column")  # SQLite's words
 
 
 class DeliveryError(Exception):
