@@ -36,8 +36,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def read_text(path: Path) -> str:
-    """The text of a YAML file. Raises `ParamsError` if it is missing, too large, or not UTF-8."""
+    """The text of a YAML file. Raises `ParamsError` if it is missing, no file, too large, or not UTF-8."""
     try:
+        if path.exists() and not path.is_file():
+            raise ParamsError(f"{path}: not a file")
         if path.stat().st_size > LARGEST:
             raise ParamsError(f"{path}: larger than {LARGEST // 2**20} MB, the most that is read")
         return path.read_text(encoding="utf-8")

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -13,6 +14,7 @@ from prefdag.lifecycle.errors import SourceError
 from prefdag.runtime.artifacts import remove, sha256
 from prefdag.sources.model_files import adapter_fault
 from prefdag.sources.pins import COMMIT, PinError, check_hash, is_pin, masked, not_found, one_line
+from prefdag.sources.resuming import kept_transfer
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoFile
@@ -33,8 +35,11 @@ def fetch_hub(source: "HubSource", into: Path) -> None:
         raise PinError(
             ("revision",), source.revision, current_commit(source), f"{source.repo_type} '{source.repo}'", COMMIT
         )
-    wanted = _download(source, list(source.files), into)
-    remove(into / ".cache")  # the library's metadata, which has times in it
+    with kept_transfer(source) as folder:
+        wanted = _download(source, list(source.files), folder)
+        remove(folder / ".cache")  # the library's metadata, which has times in it
+        for path in folder.iterdir():
+            shutil.move(path, into)
     for name, listed in wanted.items():
         path = into / name
         # Small files are in Git itself, the others in a separate store, under their SHA-256.

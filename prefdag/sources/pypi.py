@@ -31,7 +31,7 @@ from prefdag.lifecycle.errors import SourceError
 from prefdag.lifecycle.progress import progress
 from prefdag.runtime.artifacts import sha256
 from prefdag.sources.pins import check_hash, not_found, one_line
-from prefdag.sources.resuming import Partial, WrongPartError
+from prefdag.sources.resuming import Partial, WrongPartError, kept_transfer
 
 if TYPE_CHECKING:
     from prefdag.config.sources import PypiSource
@@ -54,12 +54,13 @@ def fetch_pypi(source: "PypiSource", into: Path) -> None:
         raise SourceError(f"file '{source.file}' is neither a zip ({' '.join(ZIPS)}) nor a tar ({' '.join(TARS)})")
     with TemporaryDirectory(dir=into) as folder:
         archive = Path(folder, "archive")
-        with PyPISimple(_index()) as client:
+        with kept_transfer(source) as kept, PyPISimple(_index()) as client:
             package = _find(client, source)
             # The index usually knows the hash, so a wrong pin is noticed before the download.
             if listed := package.digests.get("sha256"):
                 check_hash(source.file, actual=listed, pinned=source.sha256)
-            _download(client, package, archive)
+            _download(client, package, kept / archive.name)
+            shutil.move(kept / archive.name, archive)
         check_hash(source.file, actual=sha256(archive), pinned=source.sha256)
         with (
             _open_member(archive, source.file, source.member) as stream,

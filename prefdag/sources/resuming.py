@@ -1,11 +1,47 @@
-"""A file that arrives over HTTP, if need be in several answers: a transfer that is cut goes on where it stopped."""
+"""A file that arrives over HTTP, if need be in several answers: a transfer that is cut goes on where it stopped.
 
+So does one whose process was killed, since what has come is kept outside the stage's outs, which DVC deletes before a stage
+runs.
+"""
+
+import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import IO
 
+from filelock import FileLock, Timeout
+
+from prefdag.runtime.artifacts import remove, scratch
+
 PART = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
+
+
+@contextmanager
+def kept_transfer(source: object) -> Iterator[Path]:
+    """Yield a folder for what comes from `source`, a section of params.yaml. It is removed when the block succeeds.
+
+    What has come before an error or a kill is still there for the next run. While another process has the folder, a temporary
+    one takes its place.
+    """
+    folder = scratch("downloads", hashlib.sha256(repr(source).encode()).hexdigest()[:16])
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch("locks").mkdir(exist_ok=True)
+    lock = FileLock(scratch("locks", f"download-{folder.name}.lock"), timeout=0)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(lock)
+            folder.mkdir(exist_ok=True)
+        except Timeout:
+            folder = Path(stack.enter_context(TemporaryDirectory(dir=folder.parent)))
+        try:
+            yield folder
+            remove(folder)
+        finally:
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
 
 
 class WrongPartError(ConnectionResetError):
@@ -17,13 +53,25 @@ class Partial:
 
     They are always of one version of the file, so that a missing pin never becomes the hash of a mixture. The rest is therefore
     only asked for if the server names the version, by a strong ETag or by Last-Modified, and only as long as it is the same
-    (If-Range, RFC 9110, section 13.1.5). Otherwise the transfer starts again.
+    (If-Range, RFC 9110, section 13.1.5). Otherwise the transfer starts again. A file beside `path` keeps the version for
+    another process.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._version: str | None = None
-        self._most = 0
+        self._note = path.with_name(f"{path.name}.version")
+        self._most = self.size
+
+    @property
+    def _version(self) -> str | None:
+        return self._note.read_text("utf-8") if self._note.exists() else None
+
+    @_version.setter
+    def _version(self, version: str | None) -> None:
+        if version is None:
+            self._note.unlink(missing_ok=True)
+        else:
+            self._note.write_text(version, "utf-8")
 
     @property
     def size(self) -> int:
@@ -61,11 +109,11 @@ class Partial:
                 self._version = None
                 raise WrongPartError("the server sent another part of the file than was asked for")
             return self.path.open("ab")
+        stream = self.path.open("wb")  # empties it before the version is noted: a kill in between mixes nothing
         tag = headers.get("ETag", "")
-        self._version = tag if tag.startswith('"') else headers.get("Last-Modified")
-        if headers.get("Content-Encoding", "identity") != "identity":
-            self._version = None  # unpacked on arrival, so the sizes differ
-        return self.path.open("wb")
+        packed = headers.get("Content-Encoding", "identity") != "identity"  # unpacked on arrival, so the sizes differ
+        self._version = None if packed else tag if tag.startswith('"') else headers.get("Last-Modified")
+        return stream
 
     def grew(self) -> bool:
         """Whether there is more on disk than at any earlier call."""

@@ -13,7 +13,7 @@ from prefdag.lifecycle.progress import progress
 from prefdag.runtime.artifacts import sha256
 from prefdag.sources.contents import is_page, reject_notes, reject_single
 from prefdag.sources.pins import check_hash, expanded, is_pin, masked, one_line
-from prefdag.sources.resuming import Partial, WrongPartError
+from prefdag.sources.resuming import Partial, WrongPartError, kept_transfer
 from prefdag.sources.storage import fault, installing
 
 if TYPE_CHECKING:
@@ -31,7 +31,8 @@ logger = logging.getLogger(__name__)
 
 def fetch_url(source: "UrlSource", into: Path) -> None:
     """Fetch the file and check its SHA-256."""
-    file = download(source, into)
+    with kept_transfer(source) as folder:
+        file = Path(shutil.move(download(source, folder), into))
     actual = sha256(file)
     if not is_pin(source.sha256) or source.sha256 != actual:  # what is pinned is wanted
         reject(source, file)

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from prefdag.lifecycle.errors import DataError
 from prefdag.runtime.artifacts import read_json, scratch, sha256, stage_key, write_json, writing
-from prefdag.train.random_state import random_state, set_random_state
 
 log = logging.getLogger(__name__)
 
@@ -28,8 +27,8 @@ KEEP = 2  # if the newest is damaged, the one before it is used
 
 @dataclass(frozen=True)
 class TrainState:
-    """Everything that changes in training, as named tensors: trainable parameters, buffers, and the state of the optimiser,
-    of the hooks (such as a moving reference) and of the random number generators."""
+    """Everything that changes in training, as named tensors: trainable parameters, buffers, and the state of the optimiser
+    and of the hooks (such as a moving reference). Random numbers follow from the step (`random_state.seed_step`)."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
@@ -45,12 +44,11 @@ class TrainState:
         for name, p in self.trainable().items():
             named |= {f"optimizer/{name}/{key}": value for key, value in self.optimizer.state[p].items()}
         named |= {f"hook/{name}": t for name, t in self.hooks.items()}
-        named |= {f"rng/{device}": t for device, t in random_state().items()}
         return {name: t.detach().cpu().contiguous().clone() for name, t in named.items()}
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Restore the state that `tensors` returned."""
-        groups: dict[str, dict[str, Tensor]] = {"model": {}, "buffer": {}, "optimizer": {}, "hook": {}, "rng": {}}
+        groups: dict[str, dict[str, Tensor]] = {"model": {}, "buffer": {}, "optimizer": {}, "hook": {}}
         for name, tensor in tensors.items():
             kind, _, rest = name.partition("/")
             groups[kind][rest] = tensor
@@ -67,7 +65,6 @@ class TrainState:
             # In the parameter's memory layout: fused optimisers walk both in memory order.
             like = torch.empty_like(p, dtype=tensor.dtype) if tensor.shape == p.shape else tensor.to(p.device)
             self.optimizer.state[p][key] = like.copy_(tensor)
-        set_random_state(groups["rng"])
 
 
 @dataclass(frozen=True)

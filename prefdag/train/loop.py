@@ -22,6 +22,7 @@ from prefdag.lifecycle.interruption import Interrupted, interruptible
 from prefdag.lifecycle.progress import progress
 from prefdag.train.checkpoint import Checkpoints, TrainState
 from prefdag.train.optimizer import batch_order, learning_rate, make_optimizer
+from prefdag.train.random_state import seed_step
 from prefdag.train.step import PreparedModel, Row, forward_backward, not_finite
 
 if TYPE_CHECKING:
@@ -74,7 +75,6 @@ def fit(
             "processes; choose a multiple"
         )
     train, validation = tasks
-    torch.manual_seed(seed)
     steps = batch_order(len(train.weights), config, seed)
     trainable = [p for p in model.parameters() if p.requires_grad]
     optimizer = make_optimizer(trainable, config)
@@ -107,6 +107,7 @@ def fit(
         rate = learning_rate(step, len(steps), epoch, config)
         for group in optimizer.param_groups:
             group["lr"] = rate
+        seed_step(seed, step, accelerator.process_index)
         metrics = forward_backward(prepared, train, rows, epoch, where=f"step {step}", backward=True)
         for hook in hooks:
             hook.before_update(step, metrics)

@@ -33,7 +33,7 @@ def experiment(
     return name, {"beta": beta, "loss": "sigmoid"} | others, flat(beta, judge)
 
 
-def test_experiments_with_equal_metrics_are_one_point() -> None:
+def test_experiments_with_equal_metrics_are_one_point(caplog: pytest.LogCaptureFixture) -> None:
     table = frontier.points(
         [
             experiment("workspace", 0.1),
@@ -45,8 +45,10 @@ def test_experiments_with_equal_metrics_are_one_point() -> None:
             ),
             experiment("two", 0.3),
             ("failed", {"beta": 1}, {"a": 1.0}),
+            ("older", {"loss": "sigmoid"}, flat(0.1)),
         ]
     )
+    assert caplog.messages == ["failed: left out: it has no text/heldout/kl", "older: left out: it has no beta"]
     assert table["name"].tolist() == ["workspace", "two"]
     assert table["text/heldout/rewards/margin"].tolist() == pytest.approx([0.1 + 0.1, 0.1 + 0.3])  # 0.1 + beta
     win_rate = [f"{WIN_RATE.format('implicit')}{end}" for end in ("", "_low", "_high")]

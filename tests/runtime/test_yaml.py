@@ -1,5 +1,6 @@
 """Whatever params.yaml has, it is accepted or refused with one line, and a hostile one costs neither time nor memory."""
 
+import os
 import random
 import time
 from pathlib import Path
@@ -106,6 +107,15 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
         stream.truncate(yaml.LARGEST + 1)
     with pytest.raises(ParamsError, match="larger than 8 MB"):
         yaml.read_yaml(path)
+
+
+def test_what_is_no_file_is_not_read(tmp_path: Path) -> None:
+    """Reading a named pipe would wait for a writer."""
+    os.mkfifo(tmp_path / "pipe.yaml")
+    (tmp_path / "folder.yaml").mkdir()
+    for name in ("pipe", "folder"):
+        with pytest.raises(ParamsError, match=f"{name}.yaml: not a file"):
+            yaml.read_yaml(tmp_path / f"{name}.yaml")
 
 
 def test_plain_aliases_and_merges_still_work() -> None:

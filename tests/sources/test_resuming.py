@@ -2,8 +2,14 @@
 
 import hashlib
 import io
+import os
+import shutil
+import signal
+import subprocess
+import sys
 import zipfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -13,11 +19,12 @@ from sites import Site, serving, tag
 from prefdag.config.sources import PypiSource, UrlSource
 from prefdag.sources import pypi, url
 from prefdag.sources.fetching import fetch
-from prefdag.sources.resuming import Partial, WrongPartError
+from prefdag.sources.resuming import Partial, WrongPartError, kept_transfer
 
 CONTENT = bytes(range(256)) * 4000  # every place in it differs from the next
 OTHER = CONTENT[::-1]
 ROWS = "/data/rows.bin"
+WHEEL = "toy-1.0-py3-none-any.whl"
 
 
 @pytest.fixture
@@ -97,15 +104,17 @@ def test_the_hash_is_that_of_the_whole(site: Site, tmp_path: Path) -> None:
     assert f"but 'rows.bin' has sha256: {mixed}" in refusal(source(site), tmp_path / "out")
 
 
-def test_an_index_of_packages(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("UV_DEFAULT_INDEX", f"{site.address}/simple/")
+def offer_wheel(site: Site, name: str) -> bytes:
+    """Put a wheel with one file on the index. Returns it."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         archive.writestr("toy/rows.bin", CONTENT)
-    wheel, name = buffer.getvalue(), "toy-1.0-py3-none-any.whl"
-    site.offer("toy", **{name: wheel})
-    site.cut[f"/files/{name}"] = 3
-    pinned = PypiSource(
+    site.offer("toy", **{name: buffer.getvalue()})
+    return buffer.getvalue()
+
+
+def member_of(name: str, wheel: bytes) -> PypiSource:
+    return PypiSource(
         kind="pypi",
         package="toy",
         version="1.0",
@@ -113,8 +122,14 @@ def test_an_index_of_packages(site: Site, tmp_path: Path, monkeypatch: pytest.Mo
         sha256=hashlib.sha256(wheel).hexdigest(),
         member="toy/rows.bin",
     )
+
+
+def test_an_index_of_packages(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UV_DEFAULT_INDEX", f"{site.address}/simple/")
+    wheel = offer_wheel(site, WHEEL)
+    site.cut[f"/files/{WHEEL}"] = 3
     before = len(site.pages["/simple/toy/"][0])
-    fetch(pinned, tmp_path / "out", KEY)
+    fetch(member_of(WHEEL, wheel), tmp_path / "out", KEY)
     assert (tmp_path / "out/rows.bin").read_bytes() == CONTENT
     assert site.sent < before + len(wheel) + 3 * pypi.CHUNK  # the last chunk before a cut comes again
     assert len(site.ranges) == 3
@@ -146,3 +161,52 @@ def test_what_is_already_whole_or_was_packed_for_the_way(tmp_path: Path) -> None
         stream.write(b"abc")
     assert "Range" not in partial.headers()
     assert (partial.grew(), partial.grew()) == (True, False)
+
+
+KILLED = """
+import os, signal, sys, time
+from pathlib import Path
+from prefdag.config.sources import PypiSource, UrlSource
+from prefdag.sources.fetching import fetch
+
+time.sleep = lambda seconds: os.kill(os.getpid(), signal.SIGKILL)  # after the first cut
+fetch(eval(sys.argv[1]), Path("out"), "key")
+"""
+
+
+@pytest.mark.parametrize("kind", ["url", "pypi"])
+def test_a_transfer_whose_process_was_killed_goes_on(
+    kind: str, site: Site, kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, root: Path
+) -> None:
+    wanted: UrlSource | PypiSource = source(site)
+    if kind == "pypi":
+        monkeypatch.setenv("UV_DEFAULT_INDEX", f"{site.address}/simple/")
+        wanted = member_of(WHEEL, offer_wheel(site, WHEEL))
+    place = ROWS if kind == "url" else f"/files/{WHEEL}"
+    site.cut[place] = 1
+    environment = {**os.environ, "DVC_ROOT": str(tmp_path), "PYTHONPATH": str(root), "NO_PROXY": "127.0.0.1"}
+    killed = subprocess.run([sys.executable, "-c", KILLED, repr(wanted)], cwd=tmp_path, env=environment, timeout=60)
+    assert killed.returncode == -signal.SIGKILL
+    shutil.copytree(tmp_path / ".prefdag", kept, dirs_exist_ok=True)
+    fetch(wanted, tmp_path / "again", KEY)
+    assert (tmp_path / "again/rows.bin").read_bytes() == CONTENT
+    assert len(site.ranges) == 1
+    assert not list((kept / "downloads").iterdir())
+
+
+def test_two_processes_never_write_into_one_transfer(kept: Path) -> None:
+    with kept_transfer("a source") as first, kept_transfer("a source") as second, kept_transfer("another") as other:
+        assert len({first, second, other}) == 3
+        Path(second, "part").touch()
+    assert not list((kept / "downloads").iterdir())
+
+
+def test_what_has_come_is_kept_after_an_error_and_nothing_else(kept: Path) -> None:
+    with suppress(ConnectionError), kept_transfer("a source") as folder:
+        raise ConnectionError
+    assert not folder.exists()
+    with suppress(ConnectionError), kept_transfer("a source") as folder:
+        Path(folder, "part").touch()
+        raise ConnectionError
+    with kept_transfer("a source") as again:
+        assert [path.name for path in again.iterdir()] == ["part"]

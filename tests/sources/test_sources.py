@@ -360,6 +360,20 @@ def test_a_hub_transfer_that_breaks_off_goes_on_or_is_one_line(
     assert hub.ranges == ["bytes=50-", "bytes=75-"]
 
 
+def test_files_of_the_hub_that_came_whole_do_not_come_again(
+    hub: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    wanted = at("model", "config.json", "model.safetensors")
+    large, small = (f"/some/repo/resolve/{COMMIT}/{name}" for name in ("model.safetensors", "config.json"))
+    hub.cut[large] = 99
+    refusal(wanted, tmp_path / "out")
+    hub.cut[large], before = 0, hub.asked.count((small, ""))
+    fetch(wanted, tmp_path / "out", KEY)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["config.json", "model.safetensors"]
+    assert hub.asked.count((small, "")) == before > 0
+
+
 # --- path -------------------------------------------------------------------------------------------------------------
 
 

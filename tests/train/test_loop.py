@@ -545,7 +545,7 @@ class Killed(Shaky):
         return super().forward(x)
 
 
-model = Killed().eval()
+model = Killed()  # with dropout, and batch statistics of its own on each rank
 fit(
     model, Tasks(regression(23), regression(13, seed=1)),
     training(batch_size=8, micro_batch_size=4, epochs=4, validate_every=2, checkpoint_every=2),

@@ -92,6 +92,13 @@ def from_mlflow() -> pd.DataFrame:
     return points(pipelines())
 
 
+def _complete(name: str, params: Mapping[str, Any], metrics: Mapping[str, Any]) -> bool:
+    missing = [*({"beta"} - params.keys()), *(key for key in KEYS if key not in metrics)]
+    if missing:
+        log.warning("%s: left out: it has no %s", name, missing[0])
+    return not missing
+
+
 def points(experiments: Iterable[tuple[str, Mapping[str, Any], Mapping[str, Any]]]) -> pd.DataFrame:
     """One row per experiment: `name`, `beta`, `loss`, `KEYS`, and the win rates of every judge, missing for another judge.
 
@@ -101,7 +108,7 @@ def points(experiments: Iterable[tuple[str, Mapping[str, Any], Mapping[str, Any]
         experiments: name, parameters, and metrics by key of each.
 
     Raises:
-        DataError: no experiment has all of `KEYS`.
+        DataError: no experiment has a beta and all of `KEYS`.
     """
     rows = [
         {
@@ -112,7 +119,7 @@ def points(experiments: Iterable[tuple[str, Mapping[str, Any], Mapping[str, Any]
             **{f"{key}{end}": metrics[f"{key}{end}"] for key in metrics if WIN_RATE.fullmatch(key) for end in ENDS},
         }
         for name, params, metrics in experiments
-        if all(key in metrics for key in KEYS)
+        if _complete(name, params, metrics)
     ]
     if not rows:
         raise DataError("no finished experiment found; `make sweep BETAS=0.1,0.3,0.5` runs some")

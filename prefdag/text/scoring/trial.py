@@ -55,8 +55,8 @@ def set_forward_mode(model: Any, *, packed: bool = True) -> None:
     trial = pack(groups).to(next(model.parameters()).device)
     with observer.sharpened():
         expected, headless = _plain_logps(model, trial)
-        rounding = _rounding(model, trial) if packed and not problem else 0.0
         if packed and not problem:
+            rounding = _rounding(model, trial, expected)
             model.prefdag_forward_mode = ForwardMode(packed=True, headless=headless)
             model.set_attn_implementation(PACKED)
             problem = _problem(model, trial, expected, rounding)
@@ -169,17 +169,18 @@ def _tolerance(model: Any, trial: Pack, expected: Tensor, rounding: float) -> fl
     return min(MOST, max(LEAST, SHARE * influence, ROUNDING * rounding))
 
 
-def _rounding(model: Any, trial: Pack) -> float:
-    """The largest difference, in nats per token, between rows of the plain model computed together and one by one."""
+def _rounding(model: Any, trial: Pack, expected: Tensor) -> float:
+    """What the plain model is off by, in nats per token, when the rows of `expected` are computed one by one."""
     if _low_precision(model):
         return 0.0
     input_ids, attention_mask, rows, columns = trial.padded()
-    together = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
-    alone = torch.zeros_like(together)
+    off = 0.0
     for row, length in enumerate(attention_mask.sum(1).tolist()):
-        alone[row, :length] = model(input_ids=input_ids[row : row + 1, :length], use_cache=False).logits[0]
-    logps = [token_logps(logits[rows, columns], None, trial.targets) for logits in (together, alone)]
-    return float((logps[0] - logps[1]).abs().max())
+        of_row = rows == row
+        logits = model(input_ids=input_ids[row : row + 1, :length], use_cache=False).logits[0, columns[of_row]]
+        alone = token_logps(logits, None, trial.targets[of_row])
+        off = max(off, float((alone - expected[of_row]).abs().max()))
+    return off
 
 
 def _low_precision(model: Any) -> bool:
