@@ -26,7 +26,7 @@ LONGEST = ["test_queue.py", "test_rebuild.py", "test_repro.py", "test_exempt.py"
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if HERE in item.path.parents:
+        if HERE in item.path.parents and not item.get_closest_marker("chaos"):
             item.add_marker(pytest.mark.slow)
     order = {HERE / name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path, len(order) + (HERE in item.path.parents)))

@@ -14,7 +14,7 @@ from clones import Run
 
 from prefdag.runtime.artifacts import sha256
 
-pytestmark = pytest.mark.chaos
+pytestmark = [pytest.mark.slow, pytest.mark.chaos]
 
 
 @contextmanager

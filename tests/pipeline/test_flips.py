@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from clones import Run
 
-pytestmark = pytest.mark.chaos
+pytestmark = [pytest.mark.slow, pytest.mark.chaos]
 
 
 def flip(path: Path, place: int) -> None:

@@ -13,7 +13,7 @@ from paths import ROOT
 
 from prefdag.runtime.yaml import read_yaml
 
-pytestmark = pytest.mark.chaos
+pytestmark = [pytest.mark.slow, pytest.mark.chaos]
 
 STAGES = list(read_yaml(ROOT / "dvc.yaml")["stages"])
 NAMESPACE = ["unshare", "--map-root-user", "--mount"]

@@ -1,4 +1,7 @@
-"""A training that was killed and continued gives the same bytes as an uninterrupted one: at 24 points, and three times."""
+"""A training that was killed and continued gives the same bytes as an uninterrupted one: at 24 points, and three times.
+
+The slow tests have each point and each stage; `make chaos` has each point in each stage.
+"""
 
 import shutil
 from pathlib import Path
@@ -8,8 +11,6 @@ from killing import POINTS, RESULT, run_stage
 
 from prefdag.runtime.artifacts import sha256
 
-pytestmark = pytest.mark.chaos
-
 STAGES = {
     "sft_ref": "models/reference",
     "dpo_text": "models/dpo_text",
@@ -17,7 +18,15 @@ STAGES = {
     "dpo_image": "models/dpo_image",
 }
 State = tuple[str, dict[str, str]]
-each_stage = pytest.mark.parametrize("stage", STAGES)
+
+
+CHAOS, SLOW = [pytest.mark.chaos], [pytest.mark.chaos, pytest.mark.slow]
+
+
+def each_stage(slow: str) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize(
+        "stage", [pytest.param(stage, marks=SLOW if stage == slow else CHAOS) for stage in STAGES]
+    )
 
 
 def state(stage: str, folder: Path) -> State:
@@ -51,8 +60,14 @@ def expected(stage: str, copy: Path, tiny: Path, uninterrupted: dict[str, State]
     return uninterrupted[stage]
 
 
-@each_stage
-@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize(
+    ("stage", "point"),
+    [
+        pytest.param(stage, point, marks=CHAOS if (i + j) % len(STAGES) else SLOW)
+        for i, stage in enumerate(STAGES)
+        for j, point in enumerate(POINTS)
+    ],
+)
 def test_killed_anywhere(stage: str, point: str, copy: Path, expected: State) -> None:
     nth = 3 if point.startswith("mid-step") else 2  # after a checkpoint
     code, output = run_stage(stage, copy, point, nth)
@@ -63,7 +78,7 @@ def test_killed_anywhere(stage: str, point: str, copy: Path, expected: State) ->
     assert state(stage, copy) == expected
 
 
-@each_stage
+@each_stage(slow="dpo_image")
 def test_killed_three_times_in_one_run(stage: str, copy: Path, expected: State) -> None:
     """After the first checkpoint, then in the middle of the second, then in the next step."""
     points = [("after the rename", 1), ("mid-save, half of the tensors", 1), ("mid-step, updated and not noted", 2)]
@@ -75,7 +90,7 @@ def test_killed_three_times_in_one_run(stage: str, copy: Path, expected: State) 
     assert state(stage, copy) == expected
 
 
-@each_stage
+@each_stage(slow="dpo_text")
 def test_killed_while_the_result_is_written(stage: str, copy: Path, expected: State) -> None:
     code, output = run_stage(stage, copy, RESULT)
     assert code == -9, output

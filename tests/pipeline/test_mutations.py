@@ -25,7 +25,7 @@ from prefdag.text import model as lm
 from prefdag.text.scoring import rows
 from prefdag.tokenizer.tokenizer import ChatTokenizer
 
-pytestmark = pytest.mark.chaos
+pytestmark = [pytest.mark.slow, pytest.mark.chaos]
 fuzz = pytest.mark.slow  # also in CI, with fewer files
 
 PAIRS, REF_LOGPS, VALIDATED = Path("data/pairs"), Path("data/ref_logps"), Path("data/validated/pairs.parquet")

@@ -1,4 +1,4 @@
-"""Two workers run three experiments, then two more: all succeed, and MLflow has each run once and complete."""
+"""Two workers run two experiments, then two more: all succeed, and MLflow has each run once and complete."""
 
 import re
 import sqlite3
@@ -9,7 +9,7 @@ from typing import Any
 
 from clones import AFTER_DPO, Run, stages_run
 
-BETAS = [0.03, 0.3, 1.0]
+BETAS = [0.03, 0.3]
 
 
 def pipeline_runs(folder: Path) -> list[Any]:
@@ -39,21 +39,21 @@ def test_two_workers_run_a_queue(copy: Path, run: Run) -> None:
     runs = pipeline_runs(copy)
     first = runs[0]
     finished = 0
-    for betas, examples in ((BETAS, 4), (BETAS[:2], 5)):
-        values = [f"beta={','.join(map(str, betas))}", f"report.image_examples={examples}"]
+    for examples in (4, 5):
+        values = [f"beta={','.join(map(str, BETAS))}", f"report.image_examples={examples}"]
         run("dvc", "exp", "run", "--queue", "-S", values[0], "-S", values[1])
         run("dvc", "queue", "start", "--jobs", "2")
         status = final_status(run)
-        finished += len(betas)
+        finished += len(BETAS)
         assert list(status.values()) == ["Success"] * finished
-        if betas == BETAS:  # another beta reruns both DPO stages and all stages after them
+        if examples == 4:  # another beta reruns both DPO stages and all stages after them
             for name in status:
                 assert stages_run(run("dvc", "queue", "logs", name).stdout) == ["dpo_text", "dpo_image", *AFTER_DPO]
         known = {pipeline.info.run_id for pipeline in runs}
         runs = pipeline_runs(copy)
         new = [pipeline for pipeline in runs if pipeline.info.run_id not in known]
         assert len(runs) == len(known) + len(new)
-        assert sorted(float(pipeline.data.params["beta"]) for pipeline in new) == betas
+        assert sorted(float(pipeline.data.params["beta"]) for pipeline in new) == BETAS
         assert {pipeline.info.status for pipeline in new} == {"FINISHED"}
         for pipeline in new:  # all metrics of the first run, and all points of its curves
             assert pipeline.data.metrics.keys() == first.data.metrics.keys()
