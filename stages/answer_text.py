@@ -5,7 +5,7 @@ from pathlib import Path
 from prefdag.config.answer_text import AnswerText
 from prefdag.config.format_pairs import FormatPairs
 from prefdag.runtime.artifacts import write_json, writing
-from prefdag.runtime.stage import stage
+from prefdag.runtime.stage import distributed_stage
 
 PAIRS = Path("data/pairs")
 REFERENCE = Path("models/reference")
@@ -14,7 +14,7 @@ ANSWERS = Path("reports/text/answers.parquet")
 STATISTICS = Path("reports/text/answers.json")
 
 
-@stage
+@distributed_stage
 def main(format_pairs: FormatPairs, answer_text: AnswerText) -> None:
     import pandas as pd
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from prefdag.config.dpo_image import DpoImage
-from prefdag.runtime.stage import stage
+from prefdag.runtime.stage import distributed_stage
 from prefdag.runtime.types import Count
 
 IMAGES = Path("data/validated/images")
@@ -12,7 +12,7 @@ REFERENCE = Path("models/resnet_reference")
 CONTROL = Path("models/control_image")
 
 
-@stage
+@distributed_stage
 def main(seed: Count, dpo_image: DpoImage) -> None:
     from prefdag.image import model as resnet
     from prefdag.image.classification_task import classification_task

@@ -6,7 +6,7 @@ from prefdag.config.constraints import Constraints
 from prefdag.config.dpo_image import DpoImage
 from prefdag.config.loss import Loss
 from prefdag.config.loss_options import LossOptions
-from prefdag.runtime.stage import stage
+from prefdag.runtime.stage import distributed_stage
 from prefdag.runtime.types import Count, Positive
 
 IMAGES = Path("data/validated/images")
@@ -15,7 +15,7 @@ REFERENCE = Path("models/resnet_reference")
 POLICY = Path("models/dpo_image")
 
 
-@stage
+@distributed_stage
 def main(
     beta: Positive,
     loss: Loss,

@@ -7,7 +7,7 @@ from prefdag.config.constraints import Constraints
 from prefdag.config.dpo_text import DpoText
 from prefdag.config.loss import Loss
 from prefdag.config.loss_options import LossOptions
-from prefdag.runtime.stage import stage
+from prefdag.runtime.stage import distributed_stage
 from prefdag.runtime.types import Count, Positive
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ REF_LOGPS = Path("data/ref_logps")
 POLICY = Path("models/dpo_text")
 
 
-@stage
+@distributed_stage
 def main(
     beta: Positive,
     loss: Loss,

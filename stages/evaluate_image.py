@@ -7,7 +7,7 @@ from pathlib import Path
 from prefdag.config.loss import Loss
 from prefdag.config.loss_options import LossOptions
 from prefdag.runtime.artifacts import read_json, write_json, writing
-from prefdag.runtime.stage import stage
+from prefdag.runtime.stage import distributed_stage
 from prefdag.runtime.types import Positive
 
 IMAGES = Path("data/validated/images")
@@ -23,7 +23,7 @@ CONFUSION = Path("reports/image/confusion.csv")
 CALIBRATION = Path("reports/image/calibration.csv")
 
 
-@stage
+@distributed_stage
 def main(beta: Positive, loss: Loss, loss_options: LossOptions) -> None:
     from prefdag.dpo.preference import Preference
     from prefdag.health import verdict

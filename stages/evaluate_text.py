@@ -8,7 +8,7 @@ from prefdag.config.format_pairs import FormatPairs
 from prefdag.config.loss import Loss
 from prefdag.config.loss_options import LossOptions
 from prefdag.runtime.artifacts import write_json, writing
-from prefdag.runtime.stage import stage
+from prefdag.runtime.stage import distributed_stage
 from prefdag.runtime.types import Positive
 
 PAIRS = Path("data/pairs")
@@ -26,7 +26,7 @@ TOKENS = Path("reports/text/tokens.parquet")
 CHOICES = Path("reports/text/choices.parquet")
 
 
-@stage
+@distributed_stage
 def main(
     beta: Positive, loss: Loss, loss_options: LossOptions, format_pairs: FormatPairs, evaluate_text: EvaluateText
 ) -> None:

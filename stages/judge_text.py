@@ -6,8 +6,9 @@ from pathlib import Path
 from prefdag.config.judge_text import EndpointJudge, ImplicitJudge, JudgeText, RewardModelJudge
 from prefdag.config.loss import Loss
 from prefdag.config.loss_options import LossOptions
+from prefdag.distributed.rank import rank
 from prefdag.runtime.artifacts import read_table, scratch, write_json, writing
-from prefdag.runtime.stage import stage
+from prefdag.runtime.stage import distributed_stage
 from prefdag.runtime.types import Positive
 
 MESSAGES = Path("data/validated/pairs.parquet")
@@ -18,7 +19,7 @@ VERDICTS = Path("reports/text/verdicts.parquet")
 WIN_RATE = Path("reports/text/win_rate.json")
 
 
-@stage
+@distributed_stage
 def main(beta: Positive, loss: Loss, loss_options: LossOptions, judge_text: JudgeText) -> None:
     from prefdag.dpo.preference import Preference
     from prefdag.pairs.turns import read_dialogues
@@ -36,6 +37,8 @@ def main(beta: Positive, loss: Loss, loss_options: LossOptions, judge_text: Judg
             pinned = hashlib.sha256(repr(source).encode()).hexdigest()[:16]
             verdicts = judge.reward_model(pairs, judge.fetch_reward_model(source, scratch("reward_models", pinned)))
         case EndpointJudge() as config:
+            if rank() > 0:  # it asks several contests at once by itself
+                return
             verdicts = endpoint.judge(pairs, endpoint.Endpoint(config, endpoint.key_from_environment()))
     # By kind of judge: win rates of different judges are not comparable.
     win_rates = {judge_text.judge.kind: judge.win_rates(pairs, verdicts)}

@@ -5,7 +5,7 @@ from pathlib import Path
 from prefdag.config.evaluate_text import EvaluateText
 from prefdag.config.format_pairs import FormatPairs
 from prefdag.runtime.artifacts import writing
-from prefdag.runtime.stage import stage
+from prefdag.runtime.stage import distributed_stage
 
 PAIRS = Path("data/pairs")
 FORMATTED = Path("reports/validation/formatted/summary.json")
@@ -15,7 +15,7 @@ REFERENCE = Path("models/reference")
 REF_EVALS = Path("data/ref_evals")
 
 
-@stage
+@distributed_stage
 def main(format_pairs: FormatPairs, evaluate_text: EvaluateText) -> None:
     from prefdag.pairs import limits
     from prefdag.pairs.eval_sets import read_eval_sets

@@ -4,14 +4,14 @@ from pathlib import Path
 
 from prefdag.config.ref_logps import RefLogps
 from prefdag.runtime.artifacts import count_rows, write_json, writing
-from prefdag.runtime.stage import stage
+from prefdag.runtime.stage import distributed_stage
 
 PAIRS = Path("data/pairs")
 REFERENCE = Path("models/reference")
 REF_LOGPS = Path("data/ref_logps")
 
 
-@stage
+@distributed_stage
 def main(ref_logps: RefLogps) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq

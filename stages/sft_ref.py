@@ -3,14 +3,14 @@
 from pathlib import Path
 
 from prefdag.config.sft_ref import SftRef
-from prefdag.runtime.stage import stage
+from prefdag.runtime.stage import distributed_stage
 
 PAIRS = Path("data/pairs")
 BASE = Path("models/base")
 REFERENCE = Path("models/reference")
 
 
-@stage
+@distributed_stage
 def main(sft_ref: SftRef) -> None:
     from prefdag.text import trainable
     from prefdag.text.scoring.rows import chosen_groups, read_split

@@ -4,6 +4,7 @@ import ctypes
 import functools
 import os
 import sys
+from datetime import timedelta
 
 import torch
 from accelerate import PartialState
@@ -17,7 +18,10 @@ def process() -> PartialState:
     """
     keep_freed_memory()
     repeat_exactly()
-    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
+    # Processes wait for the first one, which may download or ask a judge for hours. A dead one is the launcher's to notice.
+    return PartialState(
+        cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available(), timeout=timedelta(days=7)
+    )
 
 
 @functools.cache

@@ -6,6 +6,7 @@ For DPO an image is a prompt, and a class is a response of one token; the vocabu
 import torch
 from torch import Tensor, nn
 
+from prefdag.distributed.sharing import shared_out
 from prefdag.dpo.pair_batch import PairBatch, Response
 from prefdag.image.data import normalise
 from prefdag.train.task import split_evenly
@@ -59,6 +60,7 @@ def pair_batch(policy: Tensor, reference: Tensor, y_w: Tensor, y_l: Tensor) -> P
 
 @torch.no_grad()
 def predict(model: nn.Module, images: Tensor, batch_size: int = 250) -> Tensor:
-    """`class_logps` of many images, in batches: (n, classes), float32."""
+    """`class_logps` of many images, in batches that processes share: (n, classes), float32, on the images' device."""
     sizes = [len(rows) for rows in split_evenly(range(len(images)), batch_size)]
-    return torch.cat([class_logps(model, part) for part in images.split(sizes)])
+    parts = shared_out(images.split(sizes), lambda part: class_logps(model, part).cpu(), "image", "predictions")
+    return torch.cat(parts).to(images.device)

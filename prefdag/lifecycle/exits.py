@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any
 
 from prefdag.lifecycle.errors import DataError, PrefdagError
+from prefdag.lifecycle.launcher import launched, note_failure
 
 # Errors of the operating system. Of the machine, which may pass: exit code 1. Of a path that the user has to change: 2.
 MACHINE = {
@@ -54,16 +55,27 @@ def one_line_errors(name: str, *passed: type[BaseException]) -> Iterator[None]:
     except passed:
         raise
     except KeyboardInterrupt:
-        end(f"{name}: interrupted; run it again to continue", 130)
+        _fail(f"{name}: interrupted; run it again to continue", 130)
     except Exception as error:
         if isinstance(error, BrokenPipeError) and error.filename is None and stdout_is_closed():
             end("", PIPE_CLOSED)
         line = "" if "PREFDAG_TRACEBACK" in os.environ else one_line(error, name)
         if not line:
+            if not note_failure(f"error: {name}: {type(error).__name__}; its traceback is above", 1):
+                end("", 1)
             if BUG not in getattr(error, "__notes__", ()):
                 error.add_note(BUG)
             raise
-        end(f"error: {line}", exit_code(error))
+        _fail(f"error: {line}", exit_code(error))
+
+
+def _fail(line: str, code: int) -> None:
+    """End the process with a line and an exit code. Of several processes that a launcher started, the first one's are passed
+    on, and its line is printed by the process that launched them, after the launcher's own report."""
+    if launched():
+        note_failure(line, code)
+        line = ""
+    end(line, code)
 
 
 @contextmanager

@@ -44,12 +44,40 @@ def interruptible() -> Iterator[Callable[[], AbstractContextManager[None]]]:
         if received:
             raise Interrupted(signal.Signals(received[0]).name)
 
+    with _received_by(receive):
+        yield whole
+
+
+@contextmanager
+def interruptible_together(any_rank: Callable[[bool], bool]) -> Iterator[Callable[[], AbstractContextManager[None]]]:
+    """The same for one of several processes: all of them stop at the end of the same `whole` block.
+
+    Signals between blocks, and repeated ones, wait for that too. A launcher repeats signals, and in the end kills.
+
+    Args:
+        any_rank: whether any process has received a signal, given whether this one has. All processes call it together.
+    """
+    received: list[int] = []
+
+    @contextmanager
+    def whole() -> Iterator[None]:
+        yield
+        if any_rank(bool(received)):
+            raise Interrupted("on one of the processes")
+
+    with _received_by(lambda number, frame: received.append(number)):
+        yield whole
+
+
+@contextmanager
+def _received_by(handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
+    """Let `handler` receive the signals while the block runs, if this is the main thread."""
     if threading.current_thread() is not threading.main_thread():
-        yield whole
+        yield
         return
-    before = {number: signal.signal(number, receive) for number in SIGNALS}
+    before = {number: signal.signal(number, handler) for number in SIGNALS}
     try:
-        yield whole
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -10,13 +10,14 @@ from pathlib import Path
 import psutil
 from filelock import FileLock, Timeout
 
+from prefdag.distributed.rank import rank
 from prefdag.lifecycle.errors import PrefdagError
 
 
 @contextmanager
 def stage_lock(name: str) -> Iterator[None]:
     """Refuse a second run of a stage in this directory, such as the trainer that a killed `dvc repro` left behind."""
-    if int(os.environ.get("LOCAL_RANK", "0")) > 0:  # one of several processes that `accelerate launch` started
+    if rank() > 0:  # the first of them has the lock
         yield
         return
     path = Path(".prefdag", "locks", f"{name}.lock")

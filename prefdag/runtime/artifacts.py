@@ -9,10 +9,12 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
 import psutil
 
+from prefdag.distributed.rank import rank
 from prefdag.lifecycle.errors import DataError
 from prefdag.recorded import recorded
 from prefdag.runtime.dvc_files import names, read_dag
@@ -38,12 +40,17 @@ def writing(target: Path, clear: Callable[[Path], None] | None = None) -> Iterat
     """Yield a temporary path beside `target` for a file or a folder, and rename it to `target` if the block succeeds.
 
     A block that raises, or a process that is killed, leaves nothing under the final name. The next writer removes what a
-    killed process left behind. With several targets in one `with`, all are written before the first is renamed.
+    killed process left behind. With several targets in one `with`, all are written before the first is renamed. Of several
+    processes that make the same output, the first one writes it; what the others write is thrown away.
 
     Args:
         clear: removes a folder that `target` replaces, and raises if that has anything that is not ours. Without it, the
             folder is removed with all that it has: it must be an output of a stage, which DVC would remove too.
     """
+    if rank() > 0:
+        with TemporaryDirectory() as folder:
+            yield Path(folder, target.name)
+        return
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     for path in target.parent.iterdir():

@@ -1,6 +1,6 @@
 """Turns a function into a stage of the DAG. Its arguments are the keys of params.yaml that the stage reads.
 
-    @stage
+    @stage  # or @distributed_stage, if several processes can share its work
     def main(beta: Positive, dpo_text: DpoText) -> None: ...
 
     if __name__ == "__main__":
@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from pydantic import TypeAdapter
 from prefdag.lifecycle.environment import set_environment, use_utf8
 from prefdag.lifecycle.errors import DataError
 from prefdag.lifecycle.exits import flush, one_line_errors
+from prefdag.lifecycle.launcher import end_with_parent, launch, to_launch
 from prefdag.lifecycle.lock import end_with_dvc, stage_lock
 from prefdag.runtime.dvc_files import DAG, names, read_dag
 from prefdag.runtime.running import running
@@ -44,6 +46,7 @@ class stage:  # noqa: N801 - it is used as a decorator
     """A stage. Calling it calls `main`; `run` is its command line."""
 
     main: Callable[..., None]
+    distributed: bool = False  # whether several processes can share its work
 
     @property
     def name(self) -> str:
@@ -94,6 +97,7 @@ class stage:  # noqa: N801 - it is used as a decorator
             ).parse_args()
             set_environment()
             end_with_dvc()
+            end_with_parent()
             gc.set_threshold(100_000)  # importing torch creates objects for seconds, and none of them is garbage
             logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
             logging.getLogger("prefdag").setLevel(logging.INFO)
@@ -104,6 +108,9 @@ class stage:  # noqa: N801 - it is used as a decorator
             tree = read_yaml(PARAMS)
             check_params(tree, PARAMS)
             self.check_inputs()
+            if self.distributed and to_launch():
+                launch(f"stages.{self.name}")
+                return
             with stage_lock(self.name):
                 start = time.monotonic()
                 self(**self.sections(tree))
@@ -114,3 +121,7 @@ class stage:  # noqa: N801 - it is used as a decorator
             with suppress(OSError):
                 flush(sys.stderr)
             os._exit(0)
+
+
+distributed_stage = partial(stage, distributed=True)
+"""The decorator of a stage whose work several processes share (see `prefdag.lifecycle.launcher`)."""

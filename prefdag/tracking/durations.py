@@ -2,9 +2,9 @@
 
 import hashlib
 import json
-import os
 from pathlib import Path
 
+from prefdag.distributed.rank import rank
 from prefdag.runtime.artifacts import read_json, scratch, writing
 from prefdag.runtime.dvc_files import names, read_dag
 
@@ -17,7 +17,7 @@ def note_duration(name: str, seconds: float) -> None:
     A duration is not part of an output: the output would then differ with every rebuild. Only the first of several
     processes writes.
     """
-    if int(os.environ.get("RANK", "0")) > 0 or not Path("dvc.yaml").exists():
+    if rank() > 0 or not Path("dvc.yaml").exists():
         return
     with writing(_path(name)) as path:
         path.write_text(json.dumps({"seconds": round(seconds, 3)}), "utf-8")

@@ -21,6 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prefdag.distributed.rank import rank
 from prefdag.lifecycle.errors import PrefdagError
 from prefdag.runtime.artifacts import stage_key
 from prefdag.runtime.yaml import flatten
@@ -80,7 +81,7 @@ def stage_run(stage: str, params: Mapping[str, Any], key: str | None = None) -> 
         params: the sections of params.yaml that the stage's `main` takes.
         key: the stage's checkpoint key. None computes it here, from `params` and the bytes of every input.
     """
-    if int(os.environ.get("RANK", "0")) > 0:
+    if rank() > 0:
         yield RunLogger(None)
         return
     flat = flatten(params)

@@ -8,6 +8,7 @@ on whatever `accelerate launch` or torchrun provides.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ from torch import nn
 
 from prefdag.distributed.process import process
 from prefdag.lifecycle.errors import ParamsError
-from prefdag.lifecycle.interruption import Interrupted, interruptible
+from prefdag.lifecycle.interruption import Interrupted, interruptible, interruptible_together
 from prefdag.lifecycle.progress import progress
 from prefdag.train.checkpoint import Checkpoints, TrainState
 from prefdag.train.optimizer import batch_order, learning_rate, make_optimizer
@@ -127,29 +128,37 @@ def fit(
     def save(step: int) -> None:
         if accelerator.is_main_process:
             checkpoints.save(step, state, history.train, history.validation)
+        accelerator.wait_for_everyone()  # a process that ends early would have the launcher end the one that saves
+
+    def any_rank(received: bool) -> bool:
+        flag = torch.tensor(float(received), device=accelerator.device)
+        return bool(accelerator.reduce(flag, reduction="sum") > 0)
 
     def validated(step: int) -> bool:
         return bool(history.validation) and history.validation[-1]["step"] == step
 
     done = start
-    try:
-        # The bar ends with the block, so that an error message starts on a new line.
-        with (
-            progress(len(steps), "step", initial=start, disable=not accelerator.is_main_process) as bar,
-            interruptible() as whole,
-        ):
+    alone = accelerator.num_processes == 1
+    # The bar ends with the block, so that an error message starts on a new line.
+    with (
+        progress(len(steps), "step", initial=start, disable=not accelerator.is_main_process) as bar,
+        interruptible() if alone else interruptible_together(any_rank) as whole,
+    ):
+        try:
             for step in range(start, len(steps)):
                 if step % config.validate_every == 0 and not validated(step):
-                    validate(step)
+                    with nullcontext() if alone else whole():  # alone, it ends at once
+                        validate(step)
                 with whole():
                     step_once(step)
                     done = step + 1
                 if done % config.checkpoint_every == 0 and done < len(steps):
                     save(done)
             if not validated(len(steps)):
-                validate(len(steps))
-    except Interrupted:
-        if done > start:
-            save(done)
-        raise
+                with nullcontext() if alone else whole():
+                    validate(len(steps))
+        except Interrupted:
+            if done > start:
+                save(done)
+            raise
     return history

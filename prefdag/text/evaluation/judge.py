@@ -5,7 +5,7 @@ contest: `outcome` "win" (the policy's answer is better), "tie", "loss" or "unre
 tie; no judge is asked.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +14,8 @@ import pandas as pd
 import torch
 
 from prefdag.distributed.process import process
+from prefdag.distributed.sharing import shared_out
 from prefdag.lifecycle.errors import DataError, ParamsError, PrefdagError
-from prefdag.lifecycle.progress import progress
 from prefdag.stats.intervals import paired_difference
 from prefdag.stats.rewards import length_controlled
 from prefdag.text.evaluation.metrics import compare_heldout
@@ -84,20 +84,23 @@ def implicit(
 
 
 def fetch_reward_model(source: "ModelSource", into: Path) -> Path:
-    """The folder of a reward model, downloaded into the scratch folder `into` if it is not there. Raises `SourceError`."""
+    """The folder of a reward model, downloaded into the scratch folder `into` if it is not there. Raises `SourceError`.
+
+    The first process downloads, and the others wait.
+    """
     from prefdag.config.sources import PathSource
     from prefdag.runtime.artifacts import writing
     from prefdag.sources.fetching import fetch
     from prefdag.sources.model_files import adapter_fault
 
-    if not into.is_dir() or (
-        isinstance(source, PathSource) and source.sha256 is None
-    ):  # without a pin, it may have changed
-        with writing(into) as folder:
-            fetch(source, folder, "judge_text.judge.source")
-            # transformers would look for the adapter's base model, or load the adapter with the model
-            if fault := adapter_fault(path.name for path in folder.iterdir()):
-                raise ParamsError(f"params.yaml: judge_text.judge.source: {fault}")
+    with process().main_process_first():
+        unpinned = isinstance(source, PathSource) and source.sha256 is None  # it may have changed
+        if process().is_main_process and (unpinned or not into.is_dir()):
+            with writing(into) as folder:
+                fetch(source, folder, "judge_text.judge.source")
+                # transformers would look for the adapter's base model, or load the adapter with the model
+                if fault := adapter_fault(path.name for path in folder.iterdir()):
+                    raise ParamsError(f"params.yaml: judge_text.judge.source: {fault}")
     return into
 
 
@@ -124,13 +127,15 @@ def reward_model(pairs: pd.DataFrame, folder: Path) -> pd.DataFrame:
             )
         return float(model(input_ids=ids.to(model.device)).logits.float().squeeze())
 
-    rewards: dict[str, list[float]] = {"reference": [], "policy": []}
-    with progress(2 * len(pairs), "answer", "reward model") as bar:
-        for row in pairs.to_dict("records"):
-            for role, values in rewards.items():
-                values.append(reward(row["messages"], row["tools"], row[f"text_{role}"], row["id"]))
-                bar.update()
-    return by_rewards(pairs, np.array(rewards["reference"]), np.array(rewards["policy"]))
+    def rewards(rows: Sequence[Mapping[Any, Any]]) -> list[list[float]]:
+        return [
+            [reward(row["messages"], row["tools"], row[f"text_{role}"], row["id"]) for role in ("reference", "policy")]
+            for row in rows
+        ]
+
+    each = [[row] for row in pairs.to_dict("records")]
+    table = np.concatenate(shared_out(each, rewards, "contest", "reward model"))
+    return by_rewards(pairs, table[:, 0], table[:, 1])
 
 
 def _load_reward_model(folder: Path) -> tuple[Any, Any]:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from prefdag.lifecycle.progress import progress
+from prefdag.distributed.sharing import shared_out
 from prefdag.stats.intervals import ratio_difference
 from prefdag.stats.rewards import reward_metrics, unpaired_reward_metrics
 from prefdag.text.dpo_batch import pair_batch
@@ -55,33 +55,31 @@ class Heldout(NamedTuple):
 
 @torch.no_grad()
 def compare_heldout(models: "ReferenceAndPolicy", pairs: Sequence[Pair], max_tokens: int) -> Heldout:
-    """Run both models once over held-out pairs, in batches of at most `max_tokens` tokens."""
-    parts: list[PairBatch] = []
-    logratios: list[np.ndarray] = []
-    kl, n_scored = 0.0, 0
+    """Run both models once over held-out pairs, in batches of at most `max_tokens` tokens, which processes share."""
     device = next(models.policy.parameters()).device
-    with progress(len(pairs), "row", "heldout, reference and policy") as bar:
-        for rows in batches([pair.group for pair in pairs], max_tokens):
-            chunk = [pairs[i] for i in rows]
-            packed = pack([pair.group for pair in chunk]).to(device)
-            reference, policy = ((response_states(model, packed), head(model)) for model in models)
-            tokens = vocabulary.logps_and_kl(*policy, *reference, packed.targets)
-            kl += float(tokens.kl.double().sum())
-            n_scored += len(packed.targets)
-            logps = (sum_over_tokens(chunk, packed, each) for each in (tokens.policy, tokens.reference))
-            parts.append(pair_batch(chunk, *logps))
-            lengths = [len(response) for pair in chunk for response in pair.group.responses]
-            of_tokens = (tokens.policy - tokens.reference).cpu().numpy()
-            logratios += np.split(of_tokens, np.cumsum(lengths)[:-1])
-            bar.update(len(rows))
-    batch = map_tensors(lambda *each: torch.cat(each).double().cpu(), *parts)
+
+    def compute(rows: Sequence[int]) -> Heldout:
+        chunk = [pairs[i] for i in rows]
+        packed = pack([pair.group for pair in chunk]).to(device)
+        reference, policy = ((response_states(model, packed), head(model)) for model in models)
+        tokens = vocabulary.logps_and_kl(*policy, *reference, packed.targets)
+        logps = (sum_over_tokens(chunk, packed, each) for each in (tokens.policy, tokens.reference))
+        lengths = [len(response) for pair in chunk for response in pair.group.responses]
+        of_tokens = (tokens.policy - tokens.reference).cpu().numpy()
+        batch = map_tensors(lambda tensor: tensor.double().cpu(), pair_batch(chunk, *logps))
+        return Heldout(batch, float(tokens.kl.double().sum()), np.split(of_tokens, np.cumsum(lengths)[:-1]))
+
+    each_batch = list(batches([pair.group for pair in pairs], max_tokens))
+    parts = shared_out(each_batch, compute, "row", "heldout, reference and policy")
+    batch = map_tensors(lambda *each: torch.cat(each), *(part.batch for part in parts))
+    logratios = [of_response for part in parts for of_response in part.logratios]
     has_chosen, has_rejected = (
         torch.tensor([getattr(pair, side) is not None for pair in pairs]).double() for side in ("chosen", "rejected")
     )
     batch = batch._replace(
         chosen=batch.chosen._replace(present=has_chosen), rejected=batch.rejected._replace(present=has_rejected)
     )
-    return Heldout(batch, kl / n_scored, logratios)
+    return Heldout(batch, sum(part.kl for part in parts) / sum(map(len, logratios)), logratios)
 
 
 def tokens_table(

@@ -14,7 +14,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from prefdag.lifecycle.progress import progress
+from prefdag.distributed.sharing import shared_out
 
 
 class GumbelNoise(LogitsProcessor):
@@ -56,7 +56,9 @@ def continuations(
     sampling: tuple[float, float] | None = None,
     seeds: Sequence[Sequence[int]] = (),
 ) -> list[list[int]]:
-    """Generate an answer to each prompt: at most `max_new_tokens` ids, with a stop id as the last one if the model ended there.
+    """Generate an answer to each prompt, in batches that processes share.
+
+    An answer has at most `max_new_tokens` ids, with a stop id as the last one if the model ended there.
 
     The generation config in the model's folder (penalties and so on) is ignored: answers follow the model's probabilities.
 
@@ -77,23 +79,26 @@ def continuations(
         min_new_tokens=0,
     )
     generator: Any = model
-    answers: dict[int, list[int]] = {}
+
+    def compute(rows: Sequence[int]) -> list[list[int]]:
+        width = max(len(prompts[i]) for i in rows)
+        padded = [[stop_ids[0]] * (width - len(prompts[i])) + list(prompts[i]) for i in rows]
+        mask = [[0] * (width - len(prompts[i])) + [1] * len(prompts[i]) for i in rows]
+        output = generator.generate(
+            input_ids=torch.tensor(padded, device=device),
+            attention_mask=torch.tensor(mask, device=device),
+            generation_config=config,
+            logits_processor=sampler(*sampling, [seeds[i] for i in rows]) if sampling else LogitsProcessorList(),
+        )
+        return [until_stop(new) for new in output[:, width:].tolist()]
+
+    def until_stop(new: list[int]) -> list[int]:
+        end = next((place for place, token in enumerate(new) if token in stop_ids), len(new))
+        return new[: end + 1]
+
     # Batches of prompts of similar length need little padding.
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    with progress(len(prompts), "answer", name) as bar:
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
-            width = max(len(prompts[i]) for i in rows)
-            padded = [[stop_ids[0]] * (width - len(prompts[i])) + list(prompts[i]) for i in rows]
-            mask = [[0] * (width - len(prompts[i])) + [1] * len(prompts[i]) for i in rows]
-            output = generator.generate(
-                input_ids=torch.tensor(padded, device=device),
-                attention_mask=torch.tensor(mask, device=device),
-                generation_config=config,
-                logits_processor=sampler(*sampling, [seeds[i] for i in rows]) if sampling else LogitsProcessorList(),
-            )
-            for i, new in zip(rows, output[:, width:].tolist(), strict=True):
-                end = next((place for place, token in enumerate(new) if token in stop_ids), len(new))
-                answers[i] = new[: end + 1]
-            bar.update(len(rows))
+    each_batch = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    generated = shared_out(each_batch, compute, "answer", name)
+    answers = dict(zip(order, (answer for batch in generated for answer in batch), strict=True))
     return [answers[i] for i in range(len(prompts))]

@@ -1,13 +1,13 @@
 """Log-probabilities of responses under a causal language model: the same code for training and evaluation."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from prefdag.lifecycle.progress import progress
+from prefdag.distributed.sharing import shared_out
 from prefdag.text.scoring.packing import Group, Pack, batches, pack
 from prefdag.text.scoring.states import head, response_states, response_token_logps
 from prefdag.text.scoring.vocabulary import log_collisions, token_logps
@@ -94,31 +94,28 @@ def all_pair_logps(
 ) -> PairLogps:
     """`pair_logps` of many pairs, in batches of at most `max_tokens` tokens, without gradient, on the CPU.
 
+    Processes share the batches (`shared_out`), and each gets all results.
+
     Args:
         name: of the progress bar.
         done: how many pairs precede these in the progress bar.
         total: the number of pairs of the whole progress bar; None: these.
     """
-    parts = []
-    with progress(total or len(pairs), "row", name, initial=done) as bar:
-        for rows in batches([pair.group for pair in pairs], max_tokens):
-            parts.append(pair_logps(model, [pairs[i] for i in rows]))
-            bar.update(len(rows))
-    return map_tensors(lambda *each: torch.cat([t.cpu() for t in each]), *parts)
+
+    def compute(rows: Sequence[int]) -> PairLogps:
+        return map_tensors(Tensor.cpu, pair_logps(model, [pairs[i] for i in rows]))
+
+    each_batch = list(batches([pair.group for pair in pairs], max_tokens))
+    parts = shared_out(each_batch, compute, "row", name, done=done, total=total)
+    return map_tensors(lambda *each: torch.cat(each), *parts)
 
 
 @torch.no_grad()
 def group_logps(model: nn.Module, groups: Sequence[Group], max_tokens: int, name: str) -> np.ndarray:
-    """`response_logps` of many groups, in batches: float64, (responses,), in the order of the groups."""
-    return np.concatenate(
-        [response_logps(model, packed).double().cpu().numpy() for packed in packs(model, groups, max_tokens, name)]
-    )
-
-
-def packs(model: nn.Module, groups: Sequence[Group], max_tokens: int, name: str) -> Iterator[Pack]:
-    """The groups in packs of at most `max_tokens` tokens, on the model's device, with a progress bar called `name`."""
+    """`response_logps` of many groups, in batches that processes share: float64, (responses,), in the order of the groups."""
     device = next(model.parameters()).device
-    with progress(len(groups), "row", name) as bar:
-        for rows in batches(groups, max_tokens):
-            yield pack([groups[i] for i in rows]).to(device)
-            bar.update(len(rows))
+
+    def compute(rows: Sequence[int]) -> np.ndarray:
+        return response_logps(model, pack([groups[i] for i in rows]).to(device)).double().cpu().numpy()
+
+    return np.concatenate(shared_out(list(batches(groups, max_tokens)), compute, "row", name))
