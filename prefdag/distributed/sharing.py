@@ -1,4 +1,4 @@
-"""Shares batches out over the processes of a stage. Batches stay whole, so numbers do not depend on how many processes there are."""
+"""Shares batches out over the processes of a stage. Batches stay whole, so results do not depend on the number of processes."""
 
 from collections.abc import Callable, Sequence, Sized
 from typing import TypeVar

@@ -79,5 +79,5 @@ def _received_by(handler: Callable[[int, FrameType | None], object]) -> Iterator
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, previous in before.items():
+            signal.signal(number, previous)
