@@ -1,4 +1,4 @@
-"""On a full disk every stage ends with one line and leaves no output."""
+"""On a full disk every stage ends with one line and leaves no output. `make chaos` tries each, the slow tests each kind."""
 
 import json
 import subprocess
@@ -13,9 +13,10 @@ from paths import ROOT
 
 from prefdag.runtime.yaml import read_yaml
 
-pytestmark = [pytest.mark.slow, pytest.mark.chaos]
-
 STAGES = list(read_yaml(ROOT / "dvc.yaml")["stages"])
+# A folder of tables, one of a model, an adapter with its checkpoints, single tables, and the report.
+KINDS = {"format_pairs", "resnet_warmup", "dpo_text", "evaluate_text", "report"}
+SLOW = [pytest.mark.slow, pytest.mark.chaos]
 NAMESPACE = ["unshare", "--map-root-user", "--mount"]
 
 
@@ -40,7 +41,9 @@ def size(path: Path) -> int:
     return sum(file.stat().st_size for file in [path, *path.rglob("*")] if file.is_file())
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(
+    "stage", [pytest.param(stage, marks=SLOW if stage in KINDS else [pytest.mark.chaos]) for stage in STAGES]
+)
 def test_a_full_disk_is_one_line(stage: str, tiny: Path, tmp_path: Path, namespaces: None) -> None:
     half = sum(size(tiny / out) for out in outs(tiny, stage)) // 2
     outcome = run_full(tiny, stage, half // 8192 * 4096, tmp_path)
@@ -52,6 +55,7 @@ def test_a_full_disk_is_one_line(stage: str, tiny: Path, tmp_path: Path, namespa
     assert (outcome["made"], outcome["left"]) == ([], [])
 
 
+@pytest.mark.slow
 def test_with_enough_space_the_output_is_complete(tiny: Path, tmp_path: Path, namespaces: None) -> None:
     """The test above can fail."""
     outcome = run_full(tiny, "label_pairs", 2**26, tmp_path)

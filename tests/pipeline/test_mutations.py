@@ -178,7 +178,8 @@ def test_without_dvc_lock_too_a_mutation_is_no_traceback(count: int) -> None:
 
 @pytest.mark.parametrize("command", [["export", "--to", "out"], ["chat", "--prompt", "Hi!", "--max-new-tokens", "2"]])
 def test_a_policy_that_changed_is_neither_exported_nor_chatted_with(command: list[str], copy: Path, run: Run) -> None:
-    """Even with --force, which says so, an adapter without a tensor is refused. A changed value is then taken."""
+    """Even with --force, which says so, an adapter without a tensor is refused. A changed value is then taken, by the chat
+    (an export takes half a minute)."""
     path = copy / "models/dpo_text/adapter_model.safetensors"
     tensors = load_file(path)
     first = min(tensors)
@@ -186,6 +187,8 @@ def test_a_policy_that_changed_is_neither_exported_nor_chatted_with(command: lis
         ({name: tensor for name, tensor in tensors.items() if name != first}, f"{first}: missing"),
         (tensors | {first: tensors[first] * 1e3}, None),
     ):
+        if forced is None and command[0] == "export":
+            continue
         path.unlink()
         save_file(changed, path, metadata={"format": "pt"})
         done = run("prefdag", *command, check=False)
