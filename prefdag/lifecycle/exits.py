@@ -34,6 +34,18 @@ LIBRARIES = {
     *("dvc.exceptions.DvcException", "scmrepo.exceptions.SCMError", "_pygit2.GitError", "git.exc.GitError"),
 }
 DATABASES = {"sqlite3.DatabaseError", "sqlalchemy.exc.DatabaseError"}  # of MLflow or DVC, such as on a full disk
+# What makes a stage need less memory, in params.yaml.
+LIGHTER = {
+    **{
+        stage: f"lower {stage}.training.micro_batch_size, or set {stage}.gradient_checkpointing to true"
+        for stage in ("sft_ref", "dpo_text")
+    },
+    **{stage: f"lower {stage}.training.micro_batch_size" for stage in ("resnet_warmup", "dpo_image")},
+    "control_image": "lower dpo_image.training.micro_batch_size",
+    **{stage: f"lower {stage}.tokens_per_batch" for stage in ("ref_logps", "evaluate_text", "judge_text")},
+    "ref_evals": "lower evaluate_text.tokens_per_batch",
+    "answer_text": "lower answer_text.batch_size",
+}
 BUG = "This is a bug in prefdag, not a mistake of yours. Please report it with the lines above."
 PIPE_CLOSED = 141  # as a shell reports a program that SIGPIPE ended
 
@@ -144,8 +156,9 @@ def one_line(error: Exception, name: str) -> str:
     """What a failure is, on one line; empty if it is a bug."""
     if isinstance(error, PrefdagError):
         return f"{error}{how_to_restore(str(error))}"
-    if isinstance(error, MemoryError):
-        return f"{name}: not enough memory"
+    if _no_memory(error):
+        remedy = f"; params.yaml: {LIGHTER[name]}" if name in LIGHTER else ""
+        return f"{name}: not enough memory{remedy}"
     number = system_error(error)
     if number in MACHINE | PLACE:
         path = getattr(error, "filename", None) or getattr(error.__cause__, "filename", None)
@@ -168,8 +181,14 @@ def exit_code(error: Exception) -> int:
     """The exit code of a failure that is told in one line."""
     if isinstance(error, PrefdagError):
         return error.exit_code
-    machine = isinstance(error, MemoryError) or system_error(error) in MACHINE or _classes(error) & DATABASES
+    machine = _no_memory(error) or system_error(error) in MACHINE or _classes(error) & DATABASES
     return 1 if machine else 2
+
+
+def _no_memory(error: Exception) -> bool:
+    """Whether memory ran out: Python's, a GPU's, or that of torch on a CPU."""
+    on_cpu = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return isinstance(error, MemoryError) or on_cpu or "torch.OutOfMemoryError" in _classes(error)
 
 
 def _classes(error: Exception) -> set[str]:

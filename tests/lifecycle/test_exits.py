@@ -1,6 +1,7 @@
 """What a failed stage adds to its error when it runs under DVC."""
 
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -12,7 +13,8 @@ import pytest
 from paths import ROOT
 
 from prefdag.lifecycle.errors import DataError, ParamsError
-from prefdag.lifecycle.exits import BUG, as_stages_write, one_line_errors
+from prefdag.lifecycle.exits import BUG, LIGHTER, as_stages_write, one_line_errors
+from prefdag.runtime.yaml import flatten, read_yaml
 
 WRONG = ParamsError("params.yaml: beta: input should be greater than 0, not -1")
 HINT = "`git diff params.yaml` shows them, `git restore params.yaml` undoes all that is not committed\n"
@@ -95,6 +97,31 @@ def test_what_the_machine_or_a_path_refuses_is_one_line(
     with pytest.raises(SystemExit) as caught, one_line_errors("stage"):
         raise error
     assert (caught.value.code, capsys.readouterr().err) == (code, expected)
+
+
+def test_too_little_memory_says_what_to_change(capsys: Any) -> None:
+    """Of torch on a CPU for real; on a GPU, the error that it raises there."""
+    import torch
+
+    with pytest.raises(RuntimeError) as on_cpu:
+        torch.empty(2**60, dtype=torch.uint8)
+    for error in (MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."), on_cpu.value):
+        for stage, remedy in LIGHTER.items():
+            with pytest.raises(SystemExit) as caught, one_line_errors(stage):
+                raise error
+            assert (caught.value.code, capsys.readouterr().err) == (
+                1,
+                f"error: {stage}: not enough memory; params.yaml: {remedy}\n",
+            )
+
+
+def test_what_makes_a_stage_lighter_exists() -> None:
+    stages, params = read_yaml(ROOT / "dvc.yaml")["stages"], flatten(read_yaml(ROOT / "params.yaml"))
+    assert LIGHTER.keys() <= stages.keys()
+    for remedy in LIGHTER.values():
+        keys = re.findall(r"\w+\.[\w.]+", remedy)
+        assert keys
+        assert set(keys) <= params.keys()
 
 
 def test_a_repository_of_another_user_has_a_remedy(capsys: Any) -> None:

@@ -39,7 +39,14 @@ def test_a_new_project(mine: Path, root: Path) -> None:
     )  # the profile, which `prefdag profile default` undoes
     assert git(mine, "show", "HEAD:params.yaml") == (root / "params.yaml").read_text("utf-8")
     assert "max_pairs: 20" in (mine / "params.yaml").read_text("utf-8")
-    for name in ("stages/dpo_text.py", "profiles/tiny.yaml", "evals/pronouns.jsonl", "requirements.lock", ".gitignore"):
+    for name in (
+        "stages/dpo_text.py",
+        "profiles/tiny.yaml",
+        "evals/pronouns.jsonl",
+        "slurm/experiment.sh",
+        "requirements.lock",
+        ".gitignore",
+    ):
         assert (mine / name).read_bytes() == (root / name).read_bytes()
     ours, theirs = (read_yaml(folder / "dvc.yaml") for folder in (mine, root))
     assert list(ours["stages"]) == list(theirs["stages"])
