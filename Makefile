@@ -13,6 +13,9 @@ LOCK := $(UV) pip compile --quiet --universal --generate-hashes --no-header --no
 # What comes beside requirements.lock leaves its versions as they are, and is installed with --no-deps.
 BESIDE = $(LOCK) -c requirements.lock $$(sed -n 's/^\([a-z0-9._-]*\)==.*/--no-emit-package \1/p' $(1))
 
+# MLflow's server in compose.yaml: with users, on PostgreSQL, with artifacts on S3. The tests start it in .venv.
+SERVER := 'mlflow[auth]' 'psycopg[binary]' boto3
+
 # MLflow opens with an empty overview; this address lists the pipeline runs of the first experiment in the store, with the main
 # metrics as columns (prefdag/tracking/view.py).
 RUNS := \#/experiments/1/runs?viewStateShareKey=prefdag
@@ -92,8 +95,10 @@ lock: $(VENV)/.uv ## update the lock files to pyproject.toml and keep versions; 
 	echo uv | $(LOCK) $(ARGS) - --output-file requirements-uv.lock
 	echo bitsandbytes | $(LOCK) $(ARGS) --no-deps - --output-file requirements-qlora.lock
 	$(call BESIDE,requirements.lock) $(ARGS) --extra s3 pyproject.toml --output-file requirements-s3.lock
-	printf '%s\n' 'trl==1.16.*' 'moto[s3]' tensorboard wandb | $(call BESIDE,requirements.lock requirements-s3.lock) \
+	printf '%s\n' 'trl==1.16.*' 'moto[s3]' tensorboard wandb $(SERVER) | $(call BESIDE,requirements.lock requirements-s3.lock) \
 		-c requirements-s3.lock - --output-file requirements-test.lock
+	printf '%s\n' $(SERVER) | $(LOCK) $(ARGS) -c requirements.lock -c requirements-s3.lock -c requirements-test.lock \
+		- --output-file requirements-server.lock
 
 clean: ## remove .venv, caches and test outputs; keep data, models, reports and experiments
 	@if [ -s $(VENV)/.uv ] || [ -n "$$($(OURS))" ]; then echo rm -rf $(VENV); rm -rf $(VENV) && rm -f $(CHANGING); \

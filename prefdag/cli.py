@@ -297,7 +297,7 @@ def sync() -> None:
     result = runs.sync()
     typer.echo(f"sent {result.sent}, left {result.left}")
     if result.left:
-        raise PrefdagError("the tracking server did not accept the rest; run `prefdag sync` again later")
+        raise PrefdagError("the tracking server did not accept the rest; run `prefdag sync` again when it will")
 
 
 @app.command()

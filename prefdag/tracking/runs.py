@@ -28,7 +28,7 @@ from prefdag.runtime.yaml import flatten
 from prefdag.tracking import spool as spools
 from prefdag.tracking.delivery import clocked, deliver, log, sending
 from prefdag.tracking.keys import parameters
-from prefdag.tracking.store import DeliveryError, OutageError, Store, one_line
+from prefdag.tracking.store import CredentialsError, DeliveryError, OutageError, Store, one_line
 from prefdag.tracking.trackers import Trackers, requested, trackers
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def sync() -> SyncResult:
         except Exception as error:  # also a damaged spool: the others are sent
             reason = str(error) if isinstance(error, DeliveryError) else one_line(error)
             log.warning("MLflow at %s: %s; the run is kept in %s", store.name, reason, folder)
-            dead = isinstance(error, OutageError)
+            dead = isinstance(error, OutageError | CredentialsError)
             left += 1
         finally:
             spool.release()
@@ -145,13 +145,14 @@ def pipelines() -> list[tuple[str, dict[str, str], dict[str, float]]]:
     """Name, parameters and metrics of every finished run tagged kind=pipeline, in the order in which they were published.
 
     Raises:
-        PrefdagError: MLflow does not answer.
+        PrefdagError: MLflow does not answer, or refuses.
     """
     store = Store()
     try:
         runs = [] if store.known_dead() else clocked(lambda: store.ask(_finished), store, LONGEST)
     except DeliveryError as error:
-        raise PrefdagError(f"MLflow at {store.name}: {error}; try again when it answers") from None
+        remedy = "; try again when it answers" if isinstance(error, OutageError) else ""
+        raise PrefdagError(f"MLflow at {store.name}: {error}{remedy}") from None
     return [(run.info.run_name, run.data.params, run.data.metrics) for run in runs]
 
 

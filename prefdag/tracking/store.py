@@ -45,9 +45,12 @@ DAMAGED = ("file is not a database", "disk image is malformed", "no such table",
 LIMITS = {"metrics": 1000, "params": 100, "tags": 100}  # per request, set by MLflow
 
 # Defaults for MLflow. Its own retries are off, since they would also repeat the creation of a run. `Store` tries twice, so
-# a server that accepts connections and never answers is given up after 6 s.
+# a server that accepts connections and never answers is given up after 6 s. Large files go through the server: only it has
+# the credentials of its storage, and may be alone in reaching it.
 ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD": "false",
+    "MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD": "false",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "3",
     "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # errors are reported here, in one line
@@ -61,6 +64,10 @@ class DeliveryError(Exception):
 
 class OutageError(DeliveryError):
     """The server did not answer, or the answer is not MLflow's. Further requests are pointless."""
+
+
+class CredentialsError(DeliveryError):
+    """The server does not know who asks. Further requests are pointless until the environment is corrected."""
 
 
 class RefusalError(DeliveryError):
@@ -201,8 +208,6 @@ class Store:
             raise OutageError(f"mlflow cannot be imported ({one_line(error)})") from error
 
     def _try_twice(self, request: Callable[[], T], limit: float | None = None) -> T:
-        from mlflow.exceptions import MlflowException
-
         try:
             with self._clocked(limit):
                 try:
@@ -210,7 +215,14 @@ class Store:
                 except Exception:  # drivers raise anything; the second attempt decides
                     return request()
         except Exception as error:
-            if isinstance(error, MlflowException) and error.get_http_status_code() < 500:
+            status = _http_status(error)
+            if status == 401:
+                raise CredentialsError(_credentials_wanted(self.uri)) from error
+            if status == 403:
+                raise RefusalError(
+                    "this user may not do that; ask the server's administrator for permission"
+                ) from error
+            if status < 500:
                 raise RefusalError(one_line(error)) from error
             self.note_dead()
             raise OutageError(f"{one_line(_root(error))}{_remedy(error, self.name)}") from error
@@ -242,6 +254,32 @@ def import_mlflow() -> Any:
     import mlflow
 
     return mlflow
+
+
+def _http_status(error: Exception) -> int:
+    """The HTTP status with which MLflow answered, also about an artifact; 500 if there was no answer."""
+    from mlflow.exceptions import MlflowException
+    from requests import HTTPError
+
+    if isinstance(error, MlflowException):
+        return int(error.get_http_status_code())
+    return error.response.status_code if isinstance(error, HTTPError) and error.response is not None else 500
+
+
+def _credentials_wanted(uri: str) -> str:
+    """What to correct when a server does not know who asks. MLflow prefers a user to a token."""
+    from mlflow.utils.credentials import get_default_host_creds
+
+    sent = get_default_host_creds(uri)  # from the environment, or MLflow's own file in the home folder
+    if sent.username and sent.password:
+        return "wrong user name or password; correct MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+    if sent.token:
+        return "the token is unknown or has expired; set MLFLOW_TRACKING_TOKEN to a new one"
+    if urlsplit(uri).password:
+        return "wrong user name or password; correct those in MLFLOW_TRACKING_URI"
+    return (
+        "it wants to know who asks; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+    )
 
 
 def _fault(database: Path) -> str | None:

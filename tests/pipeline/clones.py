@@ -12,6 +12,7 @@ from ruamel.yaml import YAML
 
 # One thread and one hash seed, so that results can be compared byte by byte. Any request to the hub would fail.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "1", "HF_HUB_OFFLINE": "1", "DVC_NO_ANALYTICS": "1"}
+REPLACED = ("models", "data", "cache")
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 AFTER_DPO = [
     *("health_text", "evaluate_text", "answer_text", "judge_text"),
@@ -57,6 +58,19 @@ def clone(root: Path, folder: Path) -> None:
             (folder / name).unlink(missing_ok=True)
     git("add", "--all")
     git("commit", "--quiet", "--allow-empty", "--message", "Uncommitted changes")
+
+
+def link_copy(tiny: Path, folder: Path) -> None:
+    """Copy a clone in which the pipeline has run. The copies share files that are replaced, never modified in place."""
+
+    def link(source: str, target: str) -> None:
+        parts = Path(source).relative_to(tiny).parts
+        if parts[0] in REPLACED or parts[:2] == (".dvc", "cache"):
+            os.link(source, target)
+        else:
+            shutil.copy2(source, target)
+
+    shutil.copytree(tiny, folder, copy_function=link, symlinks=True)
 
 
 def set_params(folder: Path, changes: Mapping[str, object]) -> None:

@@ -10,12 +10,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from clones import Run, clone, run_in
+from clones import Run, clone, link_copy, run_in
 from filelock import FileLock
 
 HERE = Path(__file__).parent
-# Files that are replaced, never modified in place, so copies of the folder can share them.
-REPLACED = ("models", "data", "cache")
 
 
 # The longest tests start first, so that none of them is still running at the end. The other tests of the pipeline come last:
@@ -67,15 +65,7 @@ def tiny(root: Path, once: Callable[[str, Callable[[Path], None]], Path]) -> Pat
 def copy(tiny: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
     """A copy of `tiny` that a test may change."""
     folder = tiny.with_name(f"copy-{os.getpid()}-{abs(hash(request.node.nodeid))}")
-
-    def link(source: str, target: str) -> None:
-        parts = Path(source).relative_to(tiny).parts
-        if parts[0] in REPLACED or parts[:2] == (".dvc", "cache"):
-            os.link(source, target)
-        else:
-            shutil.copy2(source, target)
-
-    shutil.copytree(tiny, folder, copy_function=link, symlinks=True)
+    link_copy(tiny, folder)
     yield folder
     shutil.rmtree(folder)
     shutil.rmtree(f"{folder}.site", ignore_errors=True)

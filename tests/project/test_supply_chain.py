@@ -42,6 +42,16 @@ def test_what_comes_beside_the_lock_moves_nothing_in_it(root: Path) -> None:
     assert not test & (main | s3)
 
 
+def test_the_server_of_a_team_has_the_versions_that_are_tested(root: Path) -> None:
+    def versions(lock: str) -> dict[str, str]:
+        return dict(re.findall(r"^([\w.-]+)==(\S+)", (root / lock).read_text(), re.MULTILINE))
+
+    server = versions("requirements-server.lock")
+    tested = versions("requirements.lock") | versions("requirements-s3.lock") | versions("requirements-test.lock")
+    assert {"mlflow", "flask-wtf", "psycopg", "boto3"} <= server.keys()
+    assert {name: tested.get(name) for name in server} == server
+
+
 @pytest.fixture
 def wheel(tmp_path: Path) -> Path:
     path = tmp_path / "wheels" / "canary-1.0-py3-none-any.whl"
