@@ -2,7 +2,9 @@
 
 import os
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import slurm_cluster
@@ -13,11 +15,16 @@ from prefdag.runtime.yaml import read_yaml
 USER, ID = "nobody", "65534"
 
 
-def test_experiments_as_jobs(copy: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder that every user may enter, unlike those of pytest."""
+    with TemporaryDirectory(prefix="slurm-", ignore_cleanup_errors=True) as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+def test_experiments_as_jobs(copy: Path, folder: Path) -> None:
     """Each runs one stage, in a clone of its own, and is then an experiment of the folder that it was submitted from."""
-    folder = tmp_path_factory.mktemp("slurm")
-    for parent in (folder, *folder.parents[:3]):
-        parent.chmod(parent.stat().st_mode | 0o755)
     jobs = folder / "jobs"
     jobs.mkdir()
     # What the copy shares with others stays root's, and is read only.
