@@ -31,7 +31,7 @@ def read_config(model: str | None) -> PretrainedConfig:
     Raises:
         DataError: there is no such model, or it is not a causal language model.
     """
-    if model in PUBLISHED:
+    if model is not None and model in PUBLISHED:
         settings = dict(PUBLISHED[model])
         return AutoConfig.for_model(settings.pop("model_type"), **settings)
     path = BASE if model is None else Path(model)

@@ -57,8 +57,12 @@ def estimates(
     live = dpo.reference.logps == "live" or mismatched
     found.append(
         _training(
-            *("dpo_text", config, dpo.adapter, dpo.training),
-            *(groups(rows[split], mismatched=mismatched) for split in ("train", "val")),
+            "dpo_text",
+            config,
+            dpo.adapter,
+            dpo.training,
+            groups(rows["train"], mismatched=mismatched),
+            groups(rows["val"], mismatched=mismatched),
             params.seed,
             checkpointing=dpo.gradient_checkpointing,
             reference="moving" if dpo.reference.update != "none" else "live" if live else "none",

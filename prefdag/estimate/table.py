@@ -9,7 +9,7 @@ from prefdag.estimate.rows import longest_rows, read_rows
 from prefdag.estimate.stages import Estimate, estimates
 from prefdag.estimate.trace import checkpoint, peak
 
-HEAD = ("stage", "GB a process", "weights", "gradients", "optimiser", "reference", "activations")
+HEAD: tuple[str, ...] = ("stage", "GB a process", "weights", "gradients", "optimiser", "reference", "activations")
 HEAD += ("GB a checkpoint", "tokens", "validated", "PFLOP", "hours")
 
 
@@ -63,7 +63,8 @@ def measured_tflops() -> float:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     size, dtype = (8192, torch.bfloat16) if device == "cuda" else (1024, torch.float32)
     x = torch.randn(size, size, device=device, dtype=dtype)
-    seconds, end = [], time.perf_counter() + 1
+    seconds: list[float] = []
+    end = time.perf_counter() + 1
     while not seconds or time.perf_counter() < end:
         start = time.perf_counter()
         float(linear(x, x)[0, 0])  # waits for the GPU

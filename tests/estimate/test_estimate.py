@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from paths import ROOT
@@ -16,7 +18,7 @@ from prefdag.cli import app
 from prefdag.config.adapter import Lora
 from prefdag.estimate import page, table
 from prefdag.estimate.models import PUBLISHED, read_config
-from prefdag.estimate.rows import Rows, groups, largest_micro_batch, longest_rows, tokens
+from prefdag.estimate.rows import Rows, groups, largest_micro_batch, longest_rows, read_rows, tokens
 from prefdag.estimate.stages import estimates
 from prefdag.estimate.trace import ALLOCATOR, Peak, Trace, checkpoint, peak, trace_scoring, trace_training
 from prefdag.text import trainable
@@ -234,6 +236,17 @@ def test_arithmetic_by_hand(rows: Rows, models: dict[str, Path]) -> None:
     assert estimates(config, params, rows)[-1].flops == 6 * m * 38 + 4 * m * 12
     base = dataclasses.replace(params.sft_ref, training=dataclasses.replace(params.sft_ref.training, epochs=0))
     assert estimates(config, dataclasses.replace(params, sft_ref=base), rows)[0].stage == "ref_logps"
+
+
+def test_the_lengths_of_pairs_are_read(tmp_path: Path) -> None:
+    """Without the end of a truncated response, which is not scored, and without an absent one."""
+    row = {"prompt_ids": [1, 2, 3], "chosen_ids": [4, 5], "rejected_ids": [6, 7, 8]}
+    cut = {"chosen_truncated": False, "rejected_truncated": True}
+    table = pa.Table.from_pylist([row | cut, row | cut | {"rejected_ids": [], "rejected_truncated": False}])
+    for split in ("train", "val", "test"):
+        pq.write_table(table, tmp_path / f"{split}.parquet")
+    pair = Pair(range(3), range(2), range(2))
+    assert read_rows(tmp_path) == {key: [pair, pair._replace(rejected=None)] for key in ("train", "val", "test")}
 
 
 def test_the_longest_rows_follow_the_limits() -> None:
