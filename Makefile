@@ -78,8 +78,9 @@ dag: setup ## write deps and params of dvc.yaml, and the table in docs/pipeline.
 same-bytes: $(EXTRA)-s3 $(EXTRA)-test ## compare the outputs of the tiny pipeline with those of a revision: BASE=HEAD~1
 	@$(ACTIVATE) && python tests/pipeline/same_bytes.py $(BASE)
 
-docs: setup ## write docs/losses.md and docs/benchmarks.md from the code and the results
+docs: setup ## write docs/losses.md, docs/sizes.md and docs/benchmarks.md from the code and the results
 	@$(ACTIVATE) && python -m prefdag.project.losses_page > docs/losses.md
+	@$(ACTIVATE) && python -m prefdag.estimate.page > docs/sizes.md
 	@$(ACTIVATE) && python -m benchmarks.page > docs/benchmarks.md
 
 qlora: $(EXTRA)-qlora ## install bitsandbytes, for kind: qlora on a GPU

@@ -17,6 +17,7 @@ from prefdag.lifecycle.errors import DataError
 
 RESULTS = Path(__file__).parent
 GPU_RUNS = ("small lora", "small full", "1.7B lora", "1.7B full")
+SIDES: Sequence[tuple[Literal[">=", "<="], float]] = ((">=", 0.85), ("<=", 1.15))
 SIGNS = {">=": operator.ge, "<=": operator.le}
 
 
@@ -93,6 +94,18 @@ BENCHMARKS: Mapping[str, Benchmark] = {
             Goal("hh-rlhf, validate_pairs", "wall_seconds", "<=", 60),
             Goal("160,000 synthetic rows, validate_pairs", "wall_seconds", "<=", 180),
             Goal("160,000 synthetic rows, validate_pairs", "peak_rss_gb", "<=", 4),
+        ],
+    ),
+    "bench_estimate": Benchmark(
+        "The estimate of memory",
+        "What `prefdag estimate` says a DPO training takes, against the peak of the resident memory beyond that of the "
+        "imports (`base mb`), for models with random weights of three sizes (31, 55 and 129 million) in float32.",
+        [
+            Goal(f"{size}, {adapter}{suffix}", "estimated_per_measured", sign, bound)
+            for size in ("small", "medium", "large")
+            for adapter in ("lora", "full")
+            for suffix in ("", ", checkpointing")
+            for sign, bound in SIDES
         ],
     ),
     "bench_pipeline": Benchmark(

@@ -169,6 +169,33 @@ def pin(
 
 
 @app.command()
+def estimate(
+    model: Annotated[
+        str | None,
+        typer.Option(help="A folder with a config.json, or a name such as llama-3.1-8b.", show_default="models/base"),
+    ] = None,
+    pairs: Annotated[
+        int | None,
+        typer.Option(min=1, help="So many pairs of the greatest length, instead of data/pairs.", show_default=False),
+    ] = None,
+    gpus: Annotated[int, typer.Option(min=1, help="Processes that train together.")] = 1,
+    shard: Annotated[bool, typer.Option("--shard", help="Divide weights and optimiser over them.")] = False,
+    tflops: Annotated[
+        float | None,
+        typer.Option(min=1e-6, help="Sustained rate of each, 10^12 a second.", show_default="measured here"),
+    ] = None,
+) -> None:
+    """Say how much memory and time sft_ref, ref_logps and dpo_text take with params.yaml. Trains nothing, downloads nothing."""
+    from prefdag.lifecycle.environment import set_environment
+
+    set_environment()
+    from prefdag.estimate import table
+
+    for line in table.lines(model, pairs, gpus, tflops, shard=shard):
+        typer.echo(line)
+
+
+@app.command()
 def summary() -> None:
     """Print what DPO changed in five lines: rankings, KL, perplexity, accuracy of the classifier, where the report is."""
     from prefdag.report.page.summary import lines

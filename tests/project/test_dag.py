@@ -237,7 +237,7 @@ FLOORS = [
         "gate text image own_losses",
         "report",
     ),
-    *("export chat notebook", "cli project", "__main__ stages"),
+    *("export chat notebook estimate", "cli project", "__main__ stages"),
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms.split()}
 
