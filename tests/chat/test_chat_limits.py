@@ -22,6 +22,8 @@ from prefdag.chat import connection, guard
 from prefdag.chat.dialogue import ChatModels
 from prefdag.chat.server import make_app
 
+pytestmark = pytest.mark.slow
+
 COMPLETIONS = "/v1/chat/completions"
 HEAD = f"POST {COMPLETIONS} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
 OTHER = "127.0.0.2"  # the whole of 127.0.0.0/8 is this machine on Linux
@@ -145,7 +147,6 @@ DRIPS = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("begin", "drop", "message"), DRIPS.values(), ids=DRIPS)
 def test_a_request_that_drips_is_refused_in_time(
     begin: bytes, drop: bytes, message: str, port: int, monkeypatch: pytest.MonkeyPatch
@@ -174,7 +175,6 @@ def test_an_idle_connection_is_closed(port: int, monkeypatch: pytest.MonkeyPatch
         assert b" 408 " in everything(stream)
 
 
-@pytest.mark.slow
 def test_a_client_that_does_not_read_is_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The answer is far longer than what the system buffers. The next client is answered meanwhile."""
     monkeypatch.setattr(connection, "READ_SECONDS", 1.0)

@@ -25,6 +25,8 @@ from prefdag.text import trainable
 from prefdag.text.scoring.logps import Pair, response_logps
 from prefdag.text.scoring.packing import Group, pack
 
+pytestmark = pytest.mark.slow
+
 GROUPS = [Group(range(20), (range(30), range(14)))] * 2  # 128 tokens
 QLORA = Lora(kind="qlora", rank=2, alpha=4, dropout=0.0, target_modules=["q_proj"], rslora=False, dora=False)
 
@@ -180,7 +182,6 @@ def test_the_layers_of_other_models_stay_as_they_are(models: dict[str, Path]) ->
     assert not _agrees(rms_norm_forward, norm)
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_training_takes_what_is_foretold() -> None:
     """In a process of its own, by the pipeline's trainer: within 15% of the peak of the resident memory."""

@@ -14,10 +14,10 @@ def test_a_running_stage_is_not_started_again(tmp_path: Path, monkeypatch: pytes
     with stage_lock("dpo_text"), stage_lock("dpo_image"):
         with pytest.raises(PrefdagError, match=r"^dpo_text: already running in this directory"), stage_lock("dpo_text"):
             pass
-        monkeypatch.setenv("LOCAL_RANK", "1")
+        monkeypatch.setenv("RANK", "1")
         with stage_lock("dpo_text"):  # a second process of the same run
             pass
-    monkeypatch.delenv("LOCAL_RANK")
+    monkeypatch.delenv("RANK")
     with stage_lock("dpo_text"):
         pass
 
