@@ -29,6 +29,8 @@ def main(sft_ref: SftRef) -> None:
     )
     if sft_ref.gradient_checkpointing:
         trainable.checkpoint_gradients(model)
+    if sft_ref.shard == "full":
+        trainable.shard(model)
 
     def save(folder: Path) -> None:
         trainable.save_merged(model, folder)

@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
-from prefdag.config.adapter import Adapter
+from prefdag.config.adapter import Adapter, Shard
 from prefdag.config.reference import Reference
 from prefdag.config.training import Training
 from prefdag.runtime.types import strict
@@ -31,6 +31,7 @@ class DpoText:
     reference: TextReference
     training: Training
     gradient_checkpointing: bool
+    shard: Shard
 
     @model_validator(mode="after")
     def _whole_prefix(self) -> Self:
@@ -38,6 +39,12 @@ class DpoText:
             raise ValueError(
                 "gradient_checkpointing would lose the prefix, which layers keep in a cache: set it to false"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _float_shards(self) -> Self:
+        if self.shard == "full" and self.adapter.kind in {"qlora", "prefix"}:
+            raise ValueError(f"shard full does not support adapters of kind {self.adapter.kind}: set it to none")
         return self
 
     @model_validator(mode="after")

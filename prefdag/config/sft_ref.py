@@ -1,6 +1,10 @@
 """The section sft_ref."""
 
-from prefdag.config.adapter import MergedAdapter
+from typing import Self
+
+from pydantic import model_validator
+
+from prefdag.config.adapter import MergedAdapter, Shard
 from prefdag.config.training import Training
 from prefdag.runtime.types import Count, strict
 
@@ -17,4 +21,11 @@ class SftRef:
     adapter: MergedAdapter
     training: SupervisedTraining
     gradient_checkpointing: bool
+    shard: Shard
     seed: Count
+
+    @model_validator(mode="after")
+    def _float_shards(self) -> Self:
+        if self.shard == "full" and self.adapter.kind == "qlora":
+            raise ValueError("shard full does not support adapters of kind qlora: set it to none")
+        return self

@@ -29,8 +29,9 @@ def shared_out(
     own = []
     with progress(total or sum(map(len, batches)), unit, name, initial=done, disable=rank > 0) as bar:
         for first in range(0, len(batches), world):
-            if first + rank < len(batches):
-                own.append(compute(batches[first + rank]))
+            last = first + rank >= len(batches)
+            result = compute(batches[first if last else first + rank])  # a sharded model needs every process
+            own += [] if last else [result]
             bar.update(sum(map(len, batches[first : first + world])))
     if world == 1:
         return own

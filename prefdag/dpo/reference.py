@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from prefdag.distributed.sharding import is_part, local, reshard, summed
 from prefdag.dpo.hook import StepHook
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class MovingReference(StepHook):
                 due = False
         if not due:
             return
+        reshard(self.model)  # what it has gathered would stay as it was
         alpha = self.config.alpha or 1.0
         for name, policy in self.follow().items():
             reference = self.moving[name]
@@ -76,17 +78,22 @@ class FrozenCheck(StepHook):
         self.before = {name: [fingerprint(t) for t in tensors] for name, tensors in self.tensors.items()}
 
     def metrics(self) -> dict[str, float]:
-        """The number of tensors that changed."""
-        return {
-            name: float(sum(fingerprint(t) != old for t, old in zip(tensors, self.before[name], strict=True)))
-            for name, tensors in self.tensors.items()
-        }
+        """The number of tensors that changed; of sharded ones, the number of parts."""
+        return {name: self._changed(name) for name in self.tensors}
+
+    def _changed(self, name: str) -> float:
+        tensors = self.tensors[name]
+        count = float(sum(fingerprint(t) != old for t, old in zip(tensors, self.before[name], strict=True)))
+        return summed(count) if any(is_part(t) for t in tensors) else count
 
 
 @torch.no_grad()
 def fingerprint(tensor: Tensor) -> tuple[int, int]:
-    """Two sums over a tensor's bits, the second weighted by position: it detects changed values and exchanged ones."""
-    flat = tensor.detach().contiguous().view(-1).view(torch.uint8)
+    """Two sums over a tensor's bits, the second weighted by position: it detects changed values and exchanged ones.
+
+    Of a sharded tensor, those of this process's part.
+    """
+    flat = local(tensor.detach()).contiguous().view(-1).view(torch.uint8)
     flat = flat.clone() if flat.storage_offset() % 8 else flat
     even = len(flat) // 256 * 256
     words = flat[:even].view(torch.int64).view(-1, 32)

@@ -159,6 +159,7 @@ def train_settings(
             "reference": {"logps": "live" if live else "cached"} | reference,
             "training": {**chosen(TRAINING), "checkpoint_every": NEVER},
             "gradient_checkpointing": other["gradient_checkpointing"],
+            "shard": "none",
         },
         "tokens_per_batch": other["tokens_per_batch"],
     }

@@ -38,6 +38,8 @@ def new_policy(reference: Path, config: "DpoText", seed: int) -> "Policy":
     policy = trainable.add_adapter(model, config.adapter, seed, KEY)
     if config.gradient_checkpointing:
         trainable.checkpoint_gradients(policy)
+    if config.shard == "full":
+        trainable.shard(policy)
     return policy
 
 

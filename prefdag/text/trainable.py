@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils import CHAT_TEMPLATE_DIR
 
 from prefdag.config.adapter import Adapter, Full, Lora, Prefix
+from prefdag.distributed import sharding
 from prefdag.distributed.process import process
 from prefdag.lifecycle.errors import ParamsError
 from prefdag.runtime.artifacts import write_json
@@ -92,6 +93,11 @@ def add_adapter(model: PreTrainedModel, config: Adapter, seed: int, key: str) ->
             return policy
 
 
+def shard(policy: Policy) -> None:
+    """Divide a policy over the processes, a transformer layer at a time (see `sharding.shard`)."""
+    sharding.shard(policy, [m for m in policy.modules() if isinstance(m, GradientCheckpointingLayer)])
+
+
 def checkpoint_gradients(policy: Policy) -> None:
     """Recompute activations in the backward pass instead of keeping them (arXiv:1604.06174). Gradients stay the same."""
     policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -127,14 +133,24 @@ def frozen_copy(policy: Policy) -> nn.Module:
     """A copy of `policy` that stays as it is when the policy is trained further: in eval mode, without gradients.
 
     LoRA is merged into the layers it adapts. The copy shares the frozen tensors with the policy, so that it takes only the
-    memory of `effective_tensors`.
+    memory of `effective_tensors`. Of a sharded policy it is the model that the policy starts from, loaded again and sharded:
+    valid only before training.
     """
+    if sharding.is_sharded(policy):
+        return _loaded_again(policy)
     layers = lora_layers(policy)
     memo: dict[int, Any] = {id(t): t for t in (*policy.parameters(), *policy.buffers()) if not t.requires_grad}
     memo |= {id(layer): _merged(layer) for layer in layers.values()}
     frozen = copy.deepcopy(adapted_model(policy), memo).requires_grad_(False).eval()
     speed_up(frozen)
     return frozen
+
+
+def _loaded_again(policy: Policy) -> nn.Module:
+    base: Any = adapted_model(policy)
+    model = load(Path(base.name_or_path)).requires_grad_(False)
+    sharding.shard(model, [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)])
+    return model
 
 
 @torch.no_grad()
@@ -186,7 +202,13 @@ def untrained(policy: Policy) -> nn.Module:
 
 
 def save_merged(policy: Policy, folder: Path) -> None:
-    """Write the policy as a model folder that loads without peft: with LoRA merged and 4-bit weights dequantized."""
+    """Write the policy as a model folder that loads without peft: with LoRA merged and 4-bit weights dequantized.
+
+    All processes must call it if the policy is sharded; the first one writes.
+    """
+    if sharding.is_sharded(policy):
+        _save_whole(policy, folder)
+        return
     merged: Any = frozen_copy(policy) if isinstance(policy, PeftModel) else policy
     if getattr(merged, "is_quantized", False):
         merged = merged.dequantize()
@@ -196,16 +218,40 @@ def save_merged(policy: Policy, folder: Path) -> None:
 def save_policy(policy: Policy, folder: Path, reference: Path) -> None:
     """Write the trained weights: the adapter, for peft to load on top of the model in `reference`, or the whole model.
 
-    The same policy gives the same bytes every time. A whole model includes the tokenizer and loads on its own.
+    The same policy gives the same bytes every time. A whole model includes the tokenizer and loads on its own. All processes
+    must call it if the policy is sharded; the first one writes.
     """
     if not isinstance(policy, PeftModel):
-        policy.save_pretrained(folder)
+        if sharding.is_sharded(policy):
+            _save_whole(policy, folder)
+        else:
+            policy.save_pretrained(folder)
         copy_tokenizer(reference, folder)
         return
-    save_file(get_peft_model_state_dict(policy), folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    tensors = get_peft_model_state_dict(policy)
+    if sharding.is_sharded(policy):
+        tensors = sharding.whole_on_first(tensors)
+    save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     config = policy.active_peft_config.to_dict() | {"base_model_name_or_path": str(reference), "inference_mode": True}
     # peft keeps target modules in a set, whose order varies between processes.
     write_json(folder / ADAPTER_CONFIG, {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()})
+
+
+def _save_whole(policy: Policy, folder: Path) -> None:
+    """Gather a sharded policy, with LoRA merged, and write it as a model folder from the first process."""
+    layers = lora_layers(policy)
+    model: Any = adapted_model(policy)
+    inside = tuple(f"{name}." for name in layers)
+    tensors = {name: p for name, p in model.named_parameters() if not name.startswith(inside)}  # tied ones once
+    tensors |= {f"{name}.weight": merged_weight(layer) for name, layer in layers.items()}
+    biases = {f"{name}.bias": layer.get_base_layer().bias for name, layer in layers.items()}
+    tensors |= {name: bias for name, bias in biases.items() if bias is not None}
+    weights = sharding.whole_on_first(tensors)
+    if process().is_main_process:
+        with torch.device("meta"):
+            plain = AutoModelForCausalLM.from_config(model.config)
+        plain.generation_config = model.generation_config
+        plain.save_pretrained(folder, state_dict=weights)
 
 
 def copy_tokenizer(base: Path, folder: Path) -> None:

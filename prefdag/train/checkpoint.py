@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from prefdag.distributed.sharding import put, whole_on_first
 from prefdag.lifecycle.errors import DataError
 from prefdag.runtime.artifacts import read_json, scratch, sha256, stage_key, write_json, writing
 
@@ -38,13 +39,13 @@ class TrainState:
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
     def tensors(self) -> dict[str, Tensor]:
-        """Copies of all these tensors by name, detached, on the CPU."""
+        """Copies of all these tensors by name, detached, on the CPU. All processes must call it; only the first gets them."""
         named: dict[str, Tensor] = {f"model/{name}": p for name, p in self.trainable().items()}
         named |= {f"buffer/{name}": b for name, b in self.model.named_buffers()}
         for name, p in self.trainable().items():
             named |= {f"optimizer/{name}/{key}": value for key, value in self.optimizer.state[p].items()}
         named |= {f"hook/{name}": t for name, t in self.hooks.items()}
-        return {name: t.detach().cpu().contiguous().clone() for name, t in named.items()}
+        return whole_on_first(named)
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Restore the state that `tensors` returned."""
@@ -54,17 +55,18 @@ class TrainState:
             groups[kind][rest] = tensor
         with torch.no_grad():
             for name, p in self.trainable().items():
-                p.copy_(groups["model"][name])
+                put(p, groups["model"][name])
             for name, b in self.model.named_buffers():
-                b.copy_(groups["buffer"][name])
+                put(b, groups["buffer"][name])
             for name, t in self.hooks.items():
-                t.copy_(groups["hook"][name])
+                put(t, groups["hook"][name])
         for path, tensor in groups["optimizer"].items():
             name, _, key = path.rpartition("/")
             p = self.trainable()[name]
             # In the parameter's memory layout: fused optimisers walk both in memory order.
             like = torch.empty_like(p, dtype=tensor.dtype) if tensor.shape == p.shape else tensor.to(p.device)
-            self.optimizer.state[p][key] = like.copy_(tensor)
+            put(like, tensor)
+            self.optimizer.state[p][key] = like
 
 
 @dataclass(frozen=True)
@@ -78,11 +80,15 @@ class Checkpoints:
         """The checkpoints of a stage with these parameters and the current inputs and code."""
         return cls(scratch("checkpoints", stage, stage_key(stage, params)))
 
-    def save(self, step: int, state: TrainState, train: list[Any], validation: list[Any]) -> None:
-        """Write the state before step `step`, atomically, and delete the oldest checkpoint."""
+    def save(self, step: int, tensors: dict[str, Tensor], train: list[Any], validation: list[Any]) -> None:
+        """Write the state before step `step`, atomically, and delete the oldest checkpoint.
+
+        Args:
+            tensors: those of `TrainState.tensors`.
+        """
         with writing(self.folder / f"step-{step:08d}") as folder:
             folder.mkdir()
-            save_file(state.tensors(), folder / STATE)
+            save_file(tensors, folder / STATE)
             # Keys keep their order: they become the columns of a table.
             history = json.dumps({"step": step, "train": train, "validation": validation}, indent=2, allow_nan=False)
             (folder / HISTORY).write_text(history, "utf-8")

@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin
 from torch import nn
 
+from prefdag.distributed import sharding
 from prefdag.distributed.process import process
 from prefdag.lifecycle.errors import ParamsError
 from prefdag.lifecycle.interruption import Interrupted, interruptible, interruptible_together
@@ -77,13 +78,16 @@ def fit(
         )
     train, validation = tasks
     steps = batch_order(len(train.weights), config, seed)
+    sharded = sharding.is_sharded(model)
+    sharding.reshard(model)
     trainable = [p for p in model.parameters() if p.requires_grad]
     optimizer = make_optimizer(trainable, config)
     hook_state = {f"{i}/{name}": t for i, hook in enumerate(hooks) for name, t in hook.state().items()}
     state = TrainState(model, optimizer, hook_state)
     history = History([], [])
     start = checkpoints.restore(state, history.train, history.validation)
-    model, optimizer = accelerator.prepare(model, optimizer)
+    if not sharded:
+        model, optimizer = accelerator.prepare(model, optimizer)
     prepared = PreparedModel(accelerator, model, config.micro_batch_size)
 
     def validate(step: int) -> None:
@@ -112,9 +116,12 @@ def fit(
         metrics = forward_backward(prepared, train, rows, epoch, where=f"step {step}", backward=True)
         for hook in hooks:
             hook.before_update(step, metrics)
-        norm = float(accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm) or 0.0)
+        clipped = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+        norm = float(sharding.whole(torch.as_tensor(clipped)))
         if not math.isfinite(norm):
             raise not_finite(f"step {step}", "gradient norm", norm, [train.ids[i] for i in rows])
+        if sharded and {id(p) for p in trainable} != {id(p) for p in model.parameters() if p.requires_grad}:
+            raise RuntimeError("the optimiser has other parameters than the sharded model")  # it would train nothing
         optimizer.step()
         optimizer.zero_grad()
         for hook in hooks:
@@ -126,8 +133,10 @@ def fit(
             log(step, {"learning_rate": rate, "grad_norm": norm, **metrics})
 
     def save(step: int) -> None:
+        sharding.reshard(model)
+        tensors = state.tensors()
         if accelerator.is_main_process:
-            checkpoints.save(step, state, history.train, history.validation)
+            checkpoints.save(step, tensors, history.train, history.validation)
         accelerator.wait_for_everyone()  # a process that ends early would have the launcher end the one that saves
 
     def any_rank(received: bool) -> bool:

@@ -8,6 +8,7 @@ import pandas as pd
 from torch import nn
 
 from prefdag.distributed.process import process
+from prefdag.distributed.sharding import is_sharded, reshard
 from prefdag.runtime.artifacts import writing
 from prefdag.runtime.running import running_stage
 from prefdag.tracking import runs
@@ -40,7 +41,8 @@ def train_stage(
     checkpoints = Checkpoints.of_stage(stage.name, stage.params)
     with runs.stage_run(stage.name, stage.params, checkpoints.folder.name) as run:
         history = fit(model, tasks, config, seed=seed, checkpoints=checkpoints, log=run.log, hooks=hooks)
-        if not process().is_main_process:
+        reshard(model)
+        if not (process().is_main_process or is_sharded(model)):  # a sharded model is gathered from all processes
             return
         with writing(output.folder) as folder:
             folder.mkdir()
@@ -49,4 +51,5 @@ def train_stage(
                 # Without any step, as when the reference is not trained, the table is only a header.
                 table = pd.DataFrame(rows or None, columns=None if rows else NO_STEP)
                 table.to_csv(folder / f"{name}.csv", index=False, lineterminator="\n")
-    checkpoints.clear()
+    if process().is_main_process:
+        checkpoints.clear()

@@ -37,9 +37,19 @@ class PreparedModel:
         """The model without the wrapper that synchronises processes."""
         return self.accelerator.unwrap_model(self.model)
 
-    def micro_batches(self, rows: Sequence[int]) -> Iterator[tuple[list[int], AbstractContextManager[Any]]]:
-        """The rows of each forward pass, and its context: processes exchange gradients only in the last pass."""
-        parts = split_evenly(rows, self.micro_batch_size)
+    def passes(self, n_rows: int) -> int:
+        """How many forward passes each process makes for a step of `n_rows` rows: a sharded model needs as many of all."""
+        return math.ceil(math.ceil(n_rows / self.accelerator.num_processes) / self.micro_batch_size)
+
+    def micro_batches(
+        self, rows: Sequence[int], passes: int
+    ) -> Iterator[tuple[list[int], AbstractContextManager[Any]]]:
+        """The rows of each forward pass, and its context: processes exchange gradients only in the last pass.
+
+        A process with too few rows has passes without any.
+        """
+        parts = split_evenly(rows, self.micro_batch_size) if rows else []
+        parts += [[] for _ in range(passes - len(parts))]
         for number, part in enumerate(parts):
             yield part, self.accelerator.no_sync(self.model) if number < len(parts) - 1 else nullcontext()
 
@@ -60,23 +70,26 @@ def forward_backward(
         prepared = replace(prepared, model=prepared.unwrapped)  # for the reason in `forward_backward_jointly`
     mine = list(rows)[accelerator.process_index :: accelerator.num_processes]
     if task.jointly and (len(mine) > prepared.micro_batch_size or accelerator.num_processes > 1):
-        values = forward_backward_jointly(prepared, task, mine, epoch, weight, backward=backward)
+        values = forward_backward_jointly(prepared, task, rows, mine, epoch, weight, backward=backward)
         mine = gather_object(mine)
         sums = {name: value.sum(0) for name, value in values.items()}
     else:
-        counts = float(bool(mine))  # every process takes part in every step; one without rows has a loss of zero
-        mine = mine or list(rows)[:1]
         parts: list[dict[str, Tensor]] = []
-        for chunk, synchronised in prepared.micro_batches(mine):
+        computed: list[int] = []
+        for own, synchronised in prepared.micro_batches(mine, prepared.passes(len(rows))):
+            chunk, counts = own or list(rows)[:1], float(bool(own))  # a pass without rows counts for nothing
             with synchronised:
                 with accelerator.autocast():
                     losses, metrics = task.loss(task.forward(prepared.model, chunk, epoch))
                 if backward:
                     # Distributed backward averages over processes, but we want the sum.
                     accelerator.backward(losses.sum() * (counts * accelerator.num_processes / weight))
-            parts.append(weighted(losses, metrics))
+            found = weighted(losses, metrics)
+            parts.append(found if own else {name: torch.zeros_like(value) for name, value in found.items()})
+            computed += chunk
+        mine = computed
         values = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        totals = accelerator.reduce(torch.stack([counts * value.sum(0) for value in values.values()]), reduction="sum")
+        totals = accelerator.reduce(torch.stack([value.sum(0) for value in values.values()]), reduction="sum")
         sums = dict(zip(values, totals, strict=True))
     means = {
         name: float(total[0] / (weight if name == "loss" else total[1])) for name, total in sums.items() if total[1]
@@ -103,7 +116,14 @@ def weighted(losses: Tensor, metrics: Mapping[str, Tensor]) -> dict[str, Tensor]
 
 
 def forward_backward_jointly(
-    prepared: PreparedModel, task: Task, mine: Sequence[int], epoch: int | None, weight: float, *, backward: bool
+    prepared: PreparedModel,
+    task: Task,
+    rows: Sequence[int],
+    mine: Sequence[int],
+    epoch: int | None,
+    weight: float,
+    *,
+    backward: bool,
 ) -> dict[str, Tensor]:
     """Losses and metrics of all rows of all processes, in the order of `gather_object(mine)`, for a loss of all rows jointly.
 
@@ -115,10 +135,12 @@ def forward_backward_jointly(
     before = random_state()
     # Without the wrapper, which exchanges buffers at every forward pass: processes may have different numbers of passes.
     bare = prepared.unwrapped
+    passes, idle = prepared.passes(len(rows)), list(rows)[:1]
+    parts = []
     with torch.no_grad(), accelerator.autocast():
-        parts = (
-            [task.forward(bare, part, epoch) for part in split_evenly(mine, prepared.micro_batch_size)] if mine else []
-        )
+        for part, _ in prepared.micro_batches(mine, passes):
+            outputs = task.forward(bare, part or idle, epoch)
+            parts += [outputs] if part else []
     own = [map_tensors(lambda *each: torch.cat(each).cpu(), *parts)] if parts else []
     outputs = map_tensors(lambda *each: torch.cat(each).to(accelerator.device), *gather_object(own))
     leaves = [t.requires_grad_() for t in tensors(outputs) if backward and t.is_floating_point()]
@@ -127,15 +149,16 @@ def forward_backward_jointly(
         gradients = torch.autograd.grad(losses.sum() / weight, leaves, allow_unused=True)
         first = sum(gather_object([len(mine)])[: accelerator.process_index])
         set_random_state(before)
-        # A process without rows takes part in the backward pass all the same.
-        for part, synchronised in prepared.micro_batches(mine or [0]):
+        # A pass without rows takes part in the backward pass all the same.
+        for part, synchronised in prepared.micro_batches(mine, passes):
             with synchronised:
                 with accelerator.autocast():
-                    again = [t for t in tensors(task.forward(prepared.model, part, epoch)) if t.is_floating_point()]
+                    outputs = task.forward(prepared.model, part or idle, epoch)
+                again = [t for t in tensors(outputs) if t.is_floating_point()]
                 place = slice(first, first + len(part))
                 first += len(part)
                 products = [
-                    (output * (gradient[place] if mine else 0.0)).sum()
+                    (output * (gradient[place] if part else 0.0)).sum()
                     for output, gradient in zip(again, gradients, strict=True)
                     if gradient is not None and output.requires_grad
                 ]

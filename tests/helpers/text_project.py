@@ -45,4 +45,5 @@ def dpo_settings(**changes: Any) -> DpoText:
         reference=TextReference(logps="cached", update="none", alpha=None, every=None),
         training=training(**{"epochs": 10, "micro_batch_size": 2} | changes),
         gradient_checkpointing=False,
+        shard="none",
     )
