@@ -179,7 +179,7 @@ def estimate(
         typer.Option(min=1, help="So many pairs of the greatest length, instead of data/pairs.", show_default=False),
     ] = None,
     gpus: Annotated[int, typer.Option(min=1, help="Processes that train together.")] = 1,
-    shard: Annotated[bool, typer.Option("--shard", help="Divide weights and optimiser over them.")] = False,
+    shard: Annotated[bool, typer.Option("--shard", help="As with shard: full in params.yaml.")] = False,
     tflops: Annotated[
         float | None,
         typer.Option(min=1e-6, help="Sustained rate of each, 10^12 a second.", show_default="measured here"),

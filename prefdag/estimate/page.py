@@ -52,9 +52,9 @@ The trainer's own forward and backward pass and its optimiser run on torch's fak
 (`prefdag/estimate/trace.py`). The most that is alive at once is counted, whatever the architecture. A tenth is added
 for memory that the allocator cannot reuse. That tenth comes from the measurements below; it is not derived.
 
-`--shard` divides weights, gradients, optimiser and reference by the number of GPUs, and adds the largest unit that is
-gathered: a block, or embedding and head. In bfloat16, autocast keeps a copy of every trained weight until the forward
-pass ends, 2 bytes each; a sharded model is taken to cast its weights unit by unit.
+`--shard`, or `shard: full` in params.yaml, divides weights, gradients, optimiser and reference by the number of GPUs,
+and adds the largest unit that is gathered: a block, or embedding and head. In bfloat16, autocast keeps a copy of every
+trained weight until the forward pass ends, 2 bytes each; a sharded model is taken to cast its weights unit by unit.
 
 Time is arithmetic over rate. With N parameters, a token takes 2 N to score, 4 N with LoRA, 6 N with all weights, and 2 N
 more with gradient checkpointing (arXiv:2001.08361). Attention's own products are left out: rows of many thousand tokens

@@ -28,6 +28,7 @@ class Estimate:
     tokens: int  # trained on, or scored
     checked: int  # scored by validations during training
     flops: float
+    sharded: bool = False  # over all processes
 
     def hours(self, gpus: int, tflops: float) -> float:
         """At a sustained rate of `tflops` (10^12 a second) on each GPU."""
@@ -47,7 +48,7 @@ def estimates(
                 *("sft_ref", config, sft.adapter, sft.training, taught["train"], taught["val"], sft.seed),
                 checkpointing=sft.gradient_checkpointing,
                 gpus=gpus,
-                shard=shard,
+                shard=shard or sft.shard == "full",
             )
         )
     found.append(_scoring("ref_logps", config, params, [g for split in data.SPLITS for g in groups(rows[split])]))
@@ -68,7 +69,7 @@ def estimates(
             reference="moving" if dpo.reference.update != "none" else "live" if live else "none",
             twice=any(loss.jointly for loss in known),
             gpus=gpus,
-            shard=shard,
+            shard=shard or dpo.shard == "full",
         )
     )
     return found
@@ -108,7 +109,7 @@ def _training(
     each = step_flops(trace, full=adapter.kind == "full", checkpointing=checkpointing)
     extra = 2 * trace.parameters * ((reference != "none") + (twice and several))
     flops = trained * (each + extra) + checked * 2 * trace.parameters * forward
-    return Estimate(stage, trace, trained, checked, flops)
+    return Estimate(stage, trace, trained, checked, flops, sharded=shard and gpus > 1)
 
 
 def step_flops(trace: Trace, *, full: bool, checkpointing: bool) -> int:

@@ -22,15 +22,15 @@ def lines(model: str | None, pairs: int | None, gpus: int, tflops: float | None,
     source = "measured on this machine" if tflops is None else "as given"
     what = f"{found[-1].trace.parameters / 1e6:,.0f}M parameters, {gpus} {'process' if gpus == 1 else 'processes'}"
     return [
-        f"{what}{', sharded' if shard else ''}, {rate:.3g} TFLOP/s each ({source})",
-        *aligned([HEAD, *(row(each, gpus, rate, shard=shard) for each in found)]),
+        f"{what}{', sharded' if found[-1].sharded else ''}, {rate:.3g} TFLOP/s each ({source})",
+        *aligned([HEAD, *(row(each, gpus, rate) for each in found)]),
         "calculated; without Python and its libraries (1 GB), or a GPU's context",
     ]
 
 
-def row(each: Estimate, gpus: int, tflops: float, *, shard: bool) -> tuple[str, ...]:
-    """A stage as cells. Only training is sharded."""
-    trace, shards = each.trace, gpus if shard and each.trace.trained else 1
+def row(each: Estimate, gpus: int, tflops: float) -> tuple[str, ...]:
+    """A stage as cells."""
+    trace, shards = each.trace, gpus if each.sharded else 1
     parts = (trace.weights, trace.gradients, trace.optimizer, trace.reference)
     sizes = (peak(trace, shards), *(part / shards for part in parts), trace.working, checkpoint(trace))
     work = (f"{each.tokens:,}", f"{each.checked:,}", f"{each.flops / 1e15:.3g}", f"{each.hours(gpus, tflops):.2g}")

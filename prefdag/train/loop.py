@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import GradientAccumulationPlugin
+from accelerate.utils import AutocastKwargs, GradientAccumulationPlugin
 from torch import nn
 
 from prefdag.distributed import sharding
@@ -66,10 +66,13 @@ def fit(
         ParamsError: the batch size is not a multiple of the number of processes.
     """
     process()
+    sharded = sharding.is_sharded(model)
     accelerator = Accelerator(
         mixed_precision={"float32": "no", "bfloat16": "bf16"}[config.precision],
         # Set here, or the launcher's own setting would scale the loss: params.yaml alone defines the batch.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        # Autocast would keep a copy in bfloat16 of every gathered weight until the forward pass ends.
+        kwargs_handlers=[AutocastKwargs(cache_enabled=not sharded)],
     )
     if config.batch_size % accelerator.num_processes:
         raise ParamsError(
@@ -78,7 +81,6 @@ def fit(
         )
     train, validation = tasks
     steps = batch_order(len(train.weights), config, seed)
-    sharded = sharding.is_sharded(model)
     sharding.reshard(model)
     trainable = [p for p in model.parameters() if p.requires_grad]
     optimizer = make_optimizer(trainable, config)

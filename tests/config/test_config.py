@@ -153,6 +153,17 @@ def test_the_default_is_valid_and_complete() -> None:
             "dpo_text: gradient_checkpointing would lose the prefix",
         ),
         (
+            lambda values: (
+                put("dpo_text.adapter", {"kind": "prefix", "tokens": 8})(values)
+                or put("dpo_text.shard", "full")(values)
+            ),
+            "dpo_text: shard full does not support adapters of kind prefix: set it to none",
+        ),
+        (
+            lambda values: put("sft_ref.adapter.kind", "qlora")(values) or put("sft_ref.shard", "full")(values),
+            "sft_ref: shard full does not support adapters of kind qlora: set it to none",
+        ),
+        (
             put("validate_images.levels.invalid", "warn"),  # an unreadable image cannot be kept
             "validate_images.levels.invalid: input should be 'error' or 'drop', not 'warn'",
         ),
