@@ -44,6 +44,12 @@ def serving() -> Iterator[Buckets]:
         host, port = server.get_host_and_port()
         address = f"http://{host}:{port}"
 
+        def moto(action: str, content: str = "") -> None:
+            requests.post(f"{address}/moto-api/{action}", data=content, timeout=10).raise_for_status()
+
+        moto("reset")  # an earlier server of this process has left its users and checks
+        moto("reset-auth", "inf")
+
         def client(service: str, key: str = "start", secret: str = "start") -> Any:
             return boto3.client(
                 service,
@@ -57,9 +63,7 @@ def serving() -> Iterator[Buckets]:
         iam.create_user(UserName="me")
         iam.put_user_policy(UserName="me", PolicyName="all", PolicyDocument=EVERYTHING)
         made = iam.create_access_key(UserName="me")["AccessKey"]
-        requests.post(
-            f"{address}/moto-api/reset-auth", data="0", timeout=10
-        ).raise_for_status()  # from now on it checks
+        moto("reset-auth", "0")  # from now on it checks
         key, secret = made["AccessKeyId"], made["SecretAccessKey"]
         yield Buckets(address, key, secret, client("s3", key, secret))
     finally:
