@@ -31,7 +31,9 @@ export MLFLOW_TRACKING_URI=${MLFLOW_TRACKING_URI:-sqlite:///$project/mlflow.db}
 if [[ ! -d $clone ]]; then
     mkdir -p "${clone%/*}"
     git clone --quiet "$project" "$clone.part"
-    cp "$project/params.yaml" "$project/dvc.lock" "$clone.part"
+    for file in params.yaml dvc.lock; do
+        [[ ! -e $project/$file ]] || cp "$project/$file" "$clone.part"
+    done
     (cd "$clone.part" && dvc cache dir --quiet --local "$(cd "$project" && dvc cache dir)")
     mv "$clone.part" "$clone"
 fi
