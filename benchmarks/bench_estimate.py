@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import Contender, end_in_one_line, markdown, positive, run_rounds, summarise, write
-from prefdag.config.adapter import Adapter, Full, Lora
+from prefdag.config.adapter import Adapter, Full
 from prefdag.config.loss_options import LossOptions
 from prefdag.config.training import Training
+from prefdag.estimate import page
 from prefdag.text.scoring.logps import Pair
 
 RESULTS = Path(__file__).with_name("bench_estimate.csv")
@@ -32,28 +33,13 @@ SIZES = {
     "medium": (512, 12, 16384, 2, 4),
     "large": (1024, 8, 16384, 1, 2),
 }
-LORA = Lora(kind="lora", rank=8, alpha=16, dropout=0.0, target_modules="auto", rslora=False, dora=False)
-ADAPTERS: Mapping[str, Adapter] = {"lora": LORA, "full": Full(kind="full")}
+ADAPTERS: Mapping[str, Adapter] = {"lora": page.LORA, "full": Full(kind="full")}
 CONTENDERS = [
     f"{size}, {adapter}{suffix}"
     for size in ("small", "medium", "large")
     for adapter in ADAPTERS
     for suffix in ("", ", checkpointing")
 ]
-TRAINING = Training(
-    epochs=2,
-    batch_size=4,
-    micro_batch_size=4,
-    optimizer="adamw",
-    learning_rate=1e-5,
-    weight_decay=0.0,
-    warmup_fraction=0.0,
-    schedule="constant",
-    max_grad_norm=1.0,
-    precision="float32",
-    validate_every=10**9,
-    checkpoint_every=10**9,
-)
 PAIR = Pair([5] * 128, [6] * 96, [7] * 64)
 
 
@@ -97,7 +83,9 @@ def train(size: str, adapter: str, checkpointing: bool, folder: Path) -> None:
 def training(size: str) -> Training:
     """The settings for a size."""
     *_, micro_batch_size, batch_size = SIZES[size]
-    return replace(TRAINING, micro_batch_size=micro_batch_size, batch_size=batch_size)
+    return replace(
+        page.TRAINING, epochs=2, micro_batch_size=micro_batch_size, batch_size=batch_size, precision="float32"
+    )
 
 
 def measure(size: str, adapter: str, checkpointing: bool) -> dict[str, float]:

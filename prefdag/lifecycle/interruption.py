@@ -44,7 +44,7 @@ def interruptible() -> Iterator[Callable[[], AbstractContextManager[None]]]:
         if received:
             raise Interrupted(signal.Signals(received[0]).name)
 
-    with _received_by(receive):
+    with received_by(receive):
         yield whole
 
 
@@ -65,12 +65,12 @@ def interruptible_together(any_rank: Callable[[bool], bool]) -> Iterator[Callabl
         if any_rank(bool(received)):
             raise Interrupted("on one of the processes")
 
-    with _received_by(lambda number, frame: received.append(number)):
+    with received_by(lambda number, frame: received.append(number)):
         yield whole
 
 
 @contextmanager
-def _received_by(handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
+def received_by(handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
     """Let `handler` receive the signals while the block runs, if this is the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield

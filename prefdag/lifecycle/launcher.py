@@ -15,13 +15,15 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from types import FrameType
-
-import psutil
+from typing import TYPE_CHECKING
 
 from prefdag.lifecycle.errors import ParamsError, PrefdagError
+from prefdag.lifecycle.interruption import received_by
+
+if TYPE_CHECKING:
+    import psutil
 
 LAUNCHER = "PREFDAG_LAUNCHER"
 FAILURE = "PREFDAG_FAILURE"  # for the launched processes: the file that gets the first failure
@@ -74,7 +76,7 @@ def launch(module: str) -> None:
             process = subprocess.Popen(command, env=environment, start_new_session=True)
         except OSError as error:
             raise ParamsError(f"{LAUNCHER}: '{command[0]}' cannot be started: {error.strerror}") from None
-        with _passed_on(process):
+        with received_by(lambda number, frame: process.send_signal(number)):  # passed on
             code = process.wait()
         if code == 0:
             return
@@ -89,22 +91,6 @@ def _shared_folder() -> Path:
     folder = Path(".prefdag").absolute()
     folder.mkdir(exist_ok=True)
     return folder
-
-
-@contextlib.contextmanager
-def _passed_on(process: "subprocess.Popen[bytes]") -> Iterator[None]:
-    """Pass SIGINT and SIGTERM on to a process while the block runs."""
-
-    def send(number: int, frame: FrameType | None) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            process.send_signal(number)
-
-    before = {number: signal.signal(number, send) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def note_failure(line: str, code: int) -> bool:
@@ -133,14 +119,19 @@ def end_with_parent() -> None:
     host, _, pid = os.environ.get(PARENT, "").partition(" ")
     if host != socket.gethostname():
         return
+    import psutil  # commands import this module, too
+
     try:
-        parent = psutil.Process(int(pid))
+        end_with(psutil.Process(int(pid)))
     except psutil.NoSuchProcess:
         os.kill(os.getpid(), signal.SIGTERM)
-        return
+
+
+def end_with(process: "psutil.Process") -> None:
+    """Receive SIGTERM when another process dies."""
 
     def watch() -> None:
-        parent.wait()
+        process.wait()
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -1,8 +1,6 @@
 """Keeps a stage from running twice at once, and from outliving the `dvc` that started it."""
 
 import os
-import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +10,7 @@ from filelock import FileLock, Timeout
 
 from prefdag.distributed.rank import rank
 from prefdag.lifecycle.errors import PrefdagError
+from prefdag.lifecycle.launcher import end_with
 
 
 @contextmanager
@@ -38,12 +37,7 @@ def end_with_dvc() -> None:
         dvc = next((each for each in psutil.Process().parents() if _stage_of(each) != stage), None)
         if dvc is None:  # the variable was set by somebody else
             return
-
-        def watch() -> None:
-            dvc.wait()
-            os.kill(os.getpid(), signal.SIGTERM)
-
-        threading.Thread(target=watch, daemon=True).start()
+        end_with(dvc)
 
 
 def _stage_of(process: psutil.Process) -> str | None:

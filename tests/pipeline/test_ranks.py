@@ -1,11 +1,11 @@
 """Two processes share the work of a stage. What they compute has the bytes of one process; what they train, its values."""
 
-import socket
 from pathlib import Path
 
 import pytest
 from clones import Run, set_params, stages_run
 from safetensors.torch import load_file
+from team_server import free_port
 
 LAUNCHER = {"PREFDAG_LAUNCHER": "torchrun --standalone --nproc-per-node 2"}
 # Two machines, as srun would start them: one process on each, with the same folder.
@@ -34,10 +34,7 @@ def test_what_two_processes_compute_has_the_same_bytes(copy: Path, run: Run) -> 
 
 def test_what_two_machines_compute_has_the_same_bytes(copy: Path, run: Run, tmp_path: Path) -> None:
     before = (copy / "dvc.lock").read_bytes()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    (tmp_path / "nodes.sh").write_text(NODES.format(port=port))
+    (tmp_path / "nodes.sh").write_text(NODES.format(port=free_port()))
     run("dvc", "repro", "--single-item", "--force", "ref_logps", PREFDAG_LAUNCHER=f"bash {tmp_path}/nodes.sh")
     assert (copy / "dvc.lock").read_bytes() == before
 
