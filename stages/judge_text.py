@@ -6,7 +6,7 @@ from pathlib import Path
 from prefdag.config.judge_text import EndpointJudge, ImplicitJudge, JudgeText, RewardModelJudge
 from prefdag.config.loss import Loss
 from prefdag.config.loss_options import LossOptions
-from prefdag.distributed.rank import rank
+from prefdag.lifecycle.launcher import rank
 from prefdag.runtime.artifacts import read_table, scratch, write_json, writing
 from prefdag.runtime.stage import distributed_stage
 from prefdag.runtime.types import Positive

@@ -38,6 +38,11 @@ class LaunchError(PrefdagError):
         self.exit_code = code
 
 
+def rank() -> int:
+    """0 for the first process, or if it is the only one. Only that one writes, tracks and holds locks."""
+    return int(os.environ.get("RANK", "0"))
+
+
 def launched() -> bool:
     """Whether this process was started with PREFDAG_LAUNCHER."""
     return FAILURE in os.environ

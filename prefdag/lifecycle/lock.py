@@ -8,9 +8,8 @@ from pathlib import Path
 import psutil
 from filelock import FileLock, Timeout
 
-from prefdag.distributed.rank import rank
 from prefdag.lifecycle.errors import PrefdagError
-from prefdag.lifecycle.launcher import end_with
+from prefdag.lifecycle.launcher import end_with, rank
 
 
 @contextmanager

@@ -39,7 +39,7 @@ EXEMPT: Mapping[str, str] = {
     "prefdag/lifecycle/errors.py": "defines errors; a stage that fails writes nothing",
     "prefdag/lifecycle/exits.py": "ends a failed stage with one line and an exit code",
     "prefdag/lifecycle/interruption.py": "ends training after a complete step",
-    "prefdag/lifecycle/launcher.py": "runs a stage in several processes, and ends with what they end with",
+    "prefdag/lifecycle/launcher.py": "runs a stage in several processes; the first writes and ends as they end",
     "prefdag/lifecycle/lock.py": "refuses a second run of a stage and ends a stage whose DVC was killed",
     "prefdag/lifecycle/secrets.py": "removes secrets from what is logged and sent to MLflow",
     "prefdag/lifecycle/progress.py": "draws progress bars",

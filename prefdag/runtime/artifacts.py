@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import psutil
 
-from prefdag.distributed.rank import rank
 from prefdag.lifecycle.errors import DataError
+from prefdag.lifecycle.launcher import rank
 from prefdag.recorded import recorded
 from prefdag.runtime.dvc_files import names, read_dag
 from prefdag.runtime.hashing import file_hash

@@ -4,7 +4,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from prefdag.distributed.rank import rank
+from prefdag.lifecycle.launcher import rank
 from prefdag.runtime.artifacts import read_json, scratch, writing
 from prefdag.runtime.dvc_files import names, read_dag
 

@@ -21,8 +21,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefdag.distributed.rank import rank
 from prefdag.lifecycle.errors import PrefdagError
+from prefdag.lifecycle.launcher import rank
 from prefdag.runtime.artifacts import stage_key
 from prefdag.runtime.yaml import flatten
 from prefdag.tracking import spool as spools

@@ -31,7 +31,7 @@ def start(tmp_path: Path, root: Path) -> Start:
         head = """\
             import os, time
             from pathlib import Path
-            from prefdag.distributed.rank import rank as of_this_process
+            from prefdag.lifecycle.launcher import rank as of_this_process
             from prefdag.lifecycle.errors import DataError, NumericError
             from prefdag.runtime.artifacts import writing
             from prefdag.runtime.stage import distributed_stage
