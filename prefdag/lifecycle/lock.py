@@ -27,16 +27,20 @@ def stage_lock(name: str) -> Iterator[None]:
         raise PrefdagError(f"{name}: already running in this directory; stop that process or wait for it") from None
 
 
-def end_with_dvc() -> None:
+def end_with_dvc() -> psutil.Process | None:
     """Under DVC, receive SIGTERM when DVC dies, so that a killed `dvc repro` leaves no trainer behind.
 
     Watching the parent is not enough: it may be a shell or a launcher that outlives DVC.
+
+    Returns:
+        DVC's process, if there is one.
     """
-    if stage := os.environ.get("DVC_STAGE"):  # set for DVC's children, not for DVC itself
-        dvc = next((each for each in psutil.Process().parents() if _stage_of(each) != stage), None)
-        if dvc is None:  # the variable was set by somebody else
-            return
+    if not (stage := os.environ.get("DVC_STAGE")):  # set for DVC's children, not for DVC itself
+        return None
+    dvc = next((each for each in psutil.Process().parents() if _stage_of(each) != stage), None)
+    if dvc:  # otherwise the variable was set by somebody else
         end_with(dvc)
+    return dvc
 
 
 def _stage_of(process: psutil.Process) -> str | None:

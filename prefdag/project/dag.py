@@ -43,6 +43,7 @@ EXEMPT: Mapping[str, str] = {
     "prefdag/lifecycle/lock.py": "refuses a second run of a stage and ends a stage whose DVC was killed",
     "prefdag/lifecycle/secrets.py": "removes secrets from what is logged and sent to MLflow",
     "prefdag/lifecycle/progress.py": "draws progress bars",
+    "prefdag/lifecycle/warm.py": "runs a stage in a process that has its libraries imported",
     "prefdag/lifecycle/version.py": "refuses to run with another version than the one the project pins",
     "prefdag/tracking/delivery.py": "sends spools to MLflow",
     "prefdag/tracking/keys.py": "rewrites the names that MLflow refuses",

@@ -32,6 +32,7 @@ from prefdag.lifecycle.errors import DataError
 from prefdag.lifecycle.exits import flush, one_line_errors
 from prefdag.lifecycle.launcher import end_with_parent, launch, to_launch
 from prefdag.lifecycle.lock import end_with_dvc, stage_lock
+from prefdag.lifecycle.warm import can_fork, forked, run_forked
 from prefdag.runtime.dvc_files import DAG, names, read_dag
 from prefdag.runtime.running import running
 from prefdag.runtime.yaml import read_yaml
@@ -95,9 +96,13 @@ class stage:  # noqa: N801 - it is used as a decorator
                 epilog=f"Reads from params.yaml: {', '.join(self.keys) or 'nothing'}. dvc.yaml lists inputs and outputs.",
                 formatter_class=argparse.RawDescriptionHelpFormatter,
             ).parse_args()
-            set_environment()
-            end_with_dvc()
-            end_with_parent()
+            if not forked():
+                set_environment()
+                dvc = end_with_dvc()
+                end_with_parent()
+                module = f"stages.{self.name}"
+                if dvc and self.distributed and not to_launch() and can_fork() and run_forked(module, dvc):
+                    return
             gc.set_threshold(100_000)  # importing torch creates objects for seconds, and none of them is garbage
             logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
             logging.getLogger("prefdag").setLevel(logging.INFO)

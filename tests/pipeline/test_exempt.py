@@ -23,6 +23,7 @@ ALTERED = {
     "prefdag/lifecycle/progress.py": "progress = lambda *_, **__: tqdm(disable=True)",
     "prefdag/lifecycle/secrets.py": "without_secrets = lambda text: 'altered'",
     "prefdag/lifecycle/version.py": "check_version = lambda: None",
+    "prefdag/lifecycle/warm.py": "can_fork = lambda: False",
     "prefdag/own_losses/names.py": "check_own_options = lambda options: options",
     "prefdag/own_losses/checks.py": "check_loss = lambda *_: None",
     "prefdag/tracking/delivery.py": "send = deliver; deliver = lambda spool, store: [send(spool, store) for _ in range(2)]",

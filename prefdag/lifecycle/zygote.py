@@ -1,0 +1,101 @@
+"""Imports the libraries of the stages that compute, then forks itself into each of them. `warm.py` starts and asks it.
+
+    python -m prefdag.lifecycle.zygote LISTENER PIDFD    file descriptors: a listening socket, and the process to end with
+
+It imports nothing of the project's own, so a stage always runs the code that is on disk.
+"""
+
+import ctypes
+import gc
+import importlib
+import json
+import os
+import runpy
+import select
+import signal
+import socket
+import sys
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+# What the stages that compute import, in the end. One that is missing costs a stage its import; one too many costs memory.
+LIBRARIES = (
+    *(
+        "torch",
+        "torch.distributed.tensor",
+        "torchvision",
+        "pandas",
+        "pyarrow.parquet",
+        "pyarrow.dataset",
+        "scipy.stats",
+    ),
+    *(
+        "transformers",
+        "transformers.models.auto.modeling_auto",
+        "transformers.models.llama.modeling_llama",
+        "accelerate",
+    ),
+    *("peft", "safetensors.torch", "ruamel.yaml", "mlflow", "mlflow.store.tracking.sqlalchemy_store"),
+)
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def serve(listener: socket.socket, pidfd: int) -> str | None:
+    """Serve one stage after the other, until the process of `pidfd` ends.
+
+    Returns:
+        In a fork: the module to run. Otherwise None.
+    """
+    for library in LIBRARIES:
+        with suppress(Exception):  # the stage will say so
+            importlib.import_module(library)
+    gc.freeze()  # what is shared with the forks is not written to by their garbage collection
+    while pidfd not in select.select([listener.fileno(), pidfd], [], [])[0]:
+        connection, _ = listener.accept()
+        with connection, suppress(OSError):  # whoever asked may have gone
+            asked, streams, _, _ = socket.recv_fds(connection, 4, 3)
+            request = json.loads(connection.recv(int.from_bytes(asked), socket.MSG_WAITALL))
+            if not (pid := os.fork()):
+                listener.close()
+                become(request["environment"], streams, connection.dup())
+                return str(request["module"])
+            for stream in streams:
+                os.close(stream)
+            connection.sendall(b"%d\n" % pid)
+            _, status = os.waitpid(pid, 0)
+            connection.sendall(b"%d\n" % status)
+    return None
+
+
+def become(environment: dict[str, str], streams: list[int], connection: socket.socket) -> None:
+    """Take over the environment and the standard streams of the process that asked, and end when it ends."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
+        os.close(stream)
+    sys.stdout.reconfigure(line_buffering=sys.stdout.isatty())  # type: ignore[union-attr]
+    os.environ.clear()
+    os.environ.update(environment)
+    threading.Thread(target=end_with, args=(connection,), daemon=True).start()
+
+
+def end_with(connection: socket.socket) -> None:
+    """Kill this process when its peer closes the connection."""
+    with suppress(OSError):
+        connection.recv(1)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    listening, outlived = (int(each) for each in sys.argv[1:])
+    with socket.socket(fileno=listening) as listening_socket:
+        asked_for = serve(listening_socket, outlived)
+        path = listening_socket.getsockname() if asked_for is None else ""
+    if asked_for is None:
+        with suppress(OSError):
+            Path(path).unlink()
+        os._exit(0)
+    sys.argv[1:] = []
+    runpy.run_module(asked_for, run_name="__main__", alter_sys=True)
