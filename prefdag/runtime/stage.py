@@ -30,7 +30,7 @@ from pydantic import TypeAdapter
 from prefdag.lifecycle.environment import set_environment, use_utf8
 from prefdag.lifecycle.errors import DataError
 from prefdag.lifecycle.exits import flush, one_line_errors
-from prefdag.lifecycle.launcher import end_with_parent, launch, to_launch
+from prefdag.lifecycle.launcher import end_with_parent, follow_launch, launch, to_launch
 from prefdag.lifecycle.lock import end_with_dvc, stage_lock
 from prefdag.runtime.dvc_files import DAG, names, read_dag
 from prefdag.runtime.running import running
@@ -98,6 +98,7 @@ class stage:  # noqa: N801 - it is used as a decorator
             set_environment()
             end_with_dvc()
             end_with_parent()
+            follow_launch()
             gc.set_threshold(100_000)  # importing torch creates objects for seconds, and none of them is garbage
             logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
             logging.getLogger("prefdag").setLevel(logging.INFO)
