@@ -3,6 +3,11 @@
 import os
 
 
+def started_by_launcher() -> bool:
+    """Whether this process is one of several. A launcher sets both; a RANK alone is somebody else's variable."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
 def rank() -> int:
     """0 for the first process, or if it is the only one. Only that one writes, tracks and holds locks."""
-    return int(os.environ.get("RANK", "0"))
+    return int(os.environ["RANK"]) if started_by_launcher() else 0

@@ -23,6 +23,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from prefdag.distributed.rank import started_by_launcher
 from prefdag.lifecycle.errors import ParamsError, PrefdagError
 from prefdag.lifecycle.interruption import received_by
 
@@ -54,7 +55,7 @@ def launched() -> bool:
 
 def to_launch() -> bool:
     """Whether a stage that can use several processes has to start them. Raises `ParamsError` if a launcher did not."""
-    if not os.environ.get(LAUNCHER) or "RANK" in os.environ:
+    if not os.environ.get(LAUNCHER) or started_by_launcher():
         return False
     if launched():
         raise ParamsError(

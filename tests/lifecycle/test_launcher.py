@@ -13,6 +13,8 @@ from textwrap import dedent
 import psutil
 import pytest
 
+from prefdag.lifecycle.launcher import to_launch
+
 pytestmark = pytest.mark.slow
 
 TWO = "torchrun --standalone --nproc-per-node 2"
@@ -61,6 +63,15 @@ def end(process: "subprocess.Popen[str]", whole: bool = False) -> tuple[int, str
     """The exit code, and the last line of stderr, or all of it."""
     _, printed = process.communicate(timeout=90)
     return process.returncode, printed if whole else printed.splitlines()[-1] if printed else ""
+
+
+def test_only_a_launchers_rank_keeps_a_stage_from_launching(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFDAG_LAUNCHER", TWO)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert to_launch()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert not to_launch()
 
 
 def test_the_first_process_writes(start: Start, tmp_path: Path) -> None:
