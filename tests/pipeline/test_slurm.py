@@ -88,3 +88,17 @@ def test_experiments_as_jobs(copy: Path, folder: Path) -> None:
         run("dvc", "exp", "apply", "job-2-2")
         assert read_yaml(copy / "params.yaml")["answer_text"]["seed"] == 6
         assert (copy / "reports/text/answers.parquet").read_bytes() != before
+
+
+@pytest.mark.parametrize(
+    ("task", "line"),
+    [({}, "a file of experiments needs --array"), ({"SLURM_ARRAY_TASK_ID": "3"}, "error: sweep.txt has no line 3")],
+)
+def test_a_job_without_a_line_of_its_sweep_ends(tmp_path: Path, root: Path, task: dict[str, str], line: str) -> None:
+    (tmp_path / "sweep.txt").write_text("-S beta=0.1\n-S beta=0.2\n")
+    environment = {"PATH": os.environ["PATH"], "SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_JOB_ID": "7", **task}
+    command = ["bash", str(root / "slurm/experiment.sh"), "@sweep.txt"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert line in done.stderr.splitlines()[-1]
+    assert [path.name for path in tmp_path.iterdir()] == ["sweep.txt"]

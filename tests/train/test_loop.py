@@ -449,6 +449,7 @@ from pathlib import Path
 
 import torch
 from prefdag.distributed.process import process
+from prefdag.distributed.sharing import shared_out
 from safetensors.torch import save_file
 from linear_tasks import Shaky, ignore, regression, spread, trained_with_statistics
 from tiny_models import training
@@ -461,6 +462,8 @@ from prefdag.lifecycle.errors import ParamsError
 out = Path(sys.argv[1])
 out.mkdir(exist_ok=True)
 rank = process().process_index
+for n in (1, 2, 5):  # batches of one row
+    assert shared_out([[i] for i in range(n)], lambda batch: 10 * batch[0], "row", "") == [10 * i for i in range(n)]
 for n in (1, 9, 23):
     model = Shaky().eval()
     history = fit(
