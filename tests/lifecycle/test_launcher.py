@@ -105,6 +105,12 @@ def test_the_process_that_fails_ends_all_with_its_line_and_code(
     assert time.monotonic() - begin < 60
 
 
+def test_the_first_failure_is_told(start: Start) -> None:
+    """The other process fails once the first one has."""
+    wait = "while rank == 0 and not [*Path('.prefdag').glob('launch-*/failure.json')]: time.sleep(0.01)"
+    assert end(start(f"{wait}\n    raise DataError(f'by {{rank}}')"), whole=True) == (2, "error: by 1\n")
+
+
 def test_of_a_process_that_crashes_the_launcher_tells(start: Start) -> None:
     code, printed = end(start("time.sleep(600) if rank == 0 else os.kill(os.getpid(), 9)"), whole=True)
     assert (code, "Signal 9 (SIGKILL)" in printed) == (1, True)
