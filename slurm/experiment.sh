@@ -16,8 +16,9 @@ project=$SLURM_SUBMIT_DIR
 name=job-${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+-$SLURM_ARRAY_TASK_ID}
 clone=${PREFDAG_JOBS:-$project.jobs}/$name
 if [[ ${1:-} == @* ]]; then
-    read -ra arguments < <(sed -n "${SLURM_ARRAY_TASK_ID:?a file of experiments needs --array}p" "$project/${1#@}")
-    [[ ${#arguments[@]} -gt 0 ]] || { echo "error: ${1#@} has no line $SLURM_ARRAY_TASK_ID" >&2; exit 2; }
+    line=${SLURM_ARRAY_TASK_ID:?a file of experiments needs --array}
+    read -ra arguments < <(sed -n "${line}p" "$project/${1#@}") || true # it fails if there is no line
+    [[ ${#arguments[@]} -gt 0 ]] || { echo "error: ${1#@} has no line $line" >&2; exit 2; }
     arguments+=("${@:2}")
 else
     arguments=("$@")

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from prefdag.config.resnet_warmup import ResnetWarmup
-from prefdag.runtime.stage import stage
+from prefdag.runtime.stage import distributed_stage
 
 IMAGES = Path("data/validated/images")
 PAIRS = Path("data/image_pairs")
@@ -11,7 +11,7 @@ BASE = Path("models/resnet_base")
 REFERENCE = Path("models/resnet_reference")
 
 
-@stage
+@distributed_stage
 def main(resnet_warmup: ResnetWarmup) -> None:
     import torch
 

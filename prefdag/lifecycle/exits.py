@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any
 
 from prefdag.lifecycle.errors import DataError, PrefdagError
-from prefdag.lifecycle.launcher import launched, note_failure
+from prefdag.lifecycle.launcher import another_failed, launched, note_failure
 
 # Errors of the operating system. Of the machine, which may pass: exit code 1. Of a path that the user has to change: 2.
 MACHINE = {
@@ -73,8 +73,10 @@ def one_line_errors(name: str, *passed: type[BaseException]) -> Iterator[None]:
             end("", PIPE_CLOSED)
         line = "" if "PREFDAG_TRACEBACK" in os.environ else one_line(error, name)
         if not line:
-            if not note_failure(f"error: {name}: {type(error).__name__}; its traceback is above", 1):
-                end("", 1)
+            if another_failed():  # so this failure follows from that one
+                end("", 0)
+            if launched():
+                note_failure(f"error: {name}: {type(error).__name__}; its traceback is above", 1)
             if BUG not in getattr(error, "__notes__", ()):
                 error.add_note(BUG)
             raise
@@ -83,10 +85,9 @@ def one_line_errors(name: str, *passed: type[BaseException]) -> Iterator[None]:
 
 def _fail(line: str, code: int) -> None:
     """End the process with a line and an exit code. Of several processes that a launcher started, the first one's are passed
-    on, and its line is printed by the process that launched them, after the launcher's own report."""
+    on to the process that launched them, which prints the line."""
     if launched():
-        note_failure(line, code)
-        line = ""
+        line, code = "", note_failure(line, code)
     end(line, code)
 
 

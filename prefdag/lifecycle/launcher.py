@@ -3,6 +3,9 @@
 The launcher belongs to the machine, not to the result. So it stands in the environment, and dvc.lock has the same commands on
 every machine. The first process, the one that DVC started, only checks, launches and waits. To DVC and the user it looks like
 the stage itself: it passes signals on, and ends with the exit code and the line of the process that failed first.
+
+Signals and failures are files in a folder that all processes watch. So a failure that one line tells ends all processes without
+a word of the launcher, which would print a report of thirty lines. Of a process that crashed, only the launcher tells.
 """
 
 import contextlib
@@ -15,7 +18,8 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +31,11 @@ if TYPE_CHECKING:
 
 LAUNCHER = "PREFDAG_LAUNCHER"
 FAILURE = "PREFDAG_FAILURE"  # for the launched processes: the file that gets the first failure
+STARTED, SIGNAL = (
+    "started",
+    "signal",
+)  # files beside it: a process has started; the number of a signal that all are to get
+GRACE = 10.0  # seconds that processes have to end after a failure, before the launcher ends them
 PARENT = "PREFDAG_LAUNCHED_BY"  # host and process id
 
 
@@ -38,9 +47,14 @@ class LaunchError(PrefdagError):
         self.exit_code = code
 
 
+def started_by_launcher() -> bool:
+    """Whether this process is one of several. A launcher sets both; a RANK alone is somebody else's variable."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
 def rank() -> int:
     """0 for the first process, or if it is the only one. Only that one writes, tracks and holds locks."""
-    return int(os.environ.get("RANK", "0"))
+    return int(os.environ["RANK"]) if started_by_launcher() else 0
 
 
 def launched() -> bool:
@@ -50,7 +64,7 @@ def launched() -> bool:
 
 def to_launch() -> bool:
     """Whether a stage that can use several processes has to start them. Raises `ParamsError` if a launcher did not."""
-    if not os.environ.get(LAUNCHER) or "RANK" in os.environ:
+    if not os.environ.get(LAUNCHER) or started_by_launcher():
         return False
     if launched():
         raise ParamsError(
@@ -81,11 +95,12 @@ def launch(module: str) -> None:
             process = subprocess.Popen(command, env=environment, start_new_session=True)
         except OSError as error:
             raise ParamsError(f"{LAUNCHER}: '{command[0]}' cannot be started: {error.strerror}") from None
-        with received_by(lambda number, frame: process.send_signal(number)):  # passed on
-            code = process.wait()
-        if code == 0:
+        with received_by(_passed_on(process, failure)):
+            code = _wait(process, failure)
+        noted = _read(failure)
+        if code == 0 and noted is None:
             return
-        line, code = _read(failure) or (f"'{command[0]}' ended with exit code {code}; its own lines above say why", 1)
+        line, code = noted or (f"'{command[0]}' ended with exit code {code}; its own lines above say why", 1)
         if code == 130:
             raise KeyboardInterrupt
         raise LaunchError(line.removeprefix("error: "), code)
@@ -98,18 +113,54 @@ def _shared_folder() -> Path:
     return folder
 
 
-def note_failure(line: str, code: int) -> bool:
-    """In a launched process: note why it failed. False if another one has failed before, so that nothing needs to be said."""
-    if not (path := os.environ.get(FAILURE)):
-        return True
-    part = Path(f"{path}.{socket.gethostname()}.{os.getpid()}")
-    with contextlib.suppress(OSError):
-        part.write_text(json.dumps({"line": line, "code": code}), "utf-8")
+def _passed_on(process: "subprocess.Popen[bytes]", failure: Path) -> Callable[[int, object], None]:
+    """A handler of signals. The launched processes get the first one; a second one, and one that comes before they have
+    started, goes to the launcher, which ends them at once."""
+    started, sent = failure.with_name(STARTED), failure.with_name(SIGNAL)
+
+    def receive(number: int, frame: object) -> None:
         try:
+            if started.exists() and not sent.exists():
+                sent.with_suffix(".part").write_text(str(number))
+                sent.with_suffix(".part").rename(sent)
+                return
+        except OSError:  # a full disk
+            pass
+        process.send_signal(number)
+
+    return receive
+
+
+def _wait(process: "subprocess.Popen[bytes]", failure: Path) -> int:
+    """Wait for the launcher, and return its exit code. If it goes on after a failure, end it."""
+    deadline = None
+    while True:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.wait(1)
+        if deadline is None and failure.exists():
+            deadline = time.monotonic() + GRACE
+        elif deadline is not None and time.monotonic() > deadline:
+            process.terminate()
+            deadline += GRACE
+
+
+def note_failure(line: str, code: int) -> int:
+    """In a launched process: note why it failed, if no other one has before. Returns the exit code to end with: 0 if the
+    failure is noted, so that the launcher says nothing."""
+    path = os.environ[FAILURE]
+    part = Path(f"{path}.{socket.gethostname()}.{os.getpid()}")
+    try:
+        part.write_text(json.dumps({"line": line, "code": code}), "utf-8")
+        with contextlib.suppress(FileExistsError):
             os.link(part, path)  # unlike a rename, it fails if there is one
-        except FileExistsError:
-            return False
-    return True
+    except OSError:
+        return code
+    return 0
+
+
+def another_failed() -> bool:
+    """In a launched process: whether another one has noted a failure."""
+    return launched() and Path(os.environ[FAILURE]).exists()
 
 
 def _read(failure: Path) -> tuple[str, int] | None:
@@ -130,6 +181,28 @@ def end_with_parent() -> None:
         end_with(psutil.Process(int(pid)))
     except psutil.NoSuchProcess:
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+def follow_launch() -> None:
+    """In a launched process: receive the signals that the waiting one gets, and end soon after the failure of another one."""
+    if not launched():
+        return
+    failure = Path(os.environ[FAILURE])
+    with contextlib.suppress(OSError):
+        failure.with_name(STARTED).touch()
+    number = failure.with_name(SIGNAL)
+
+    def watch() -> None:
+        received = False
+        while not failure.exists():
+            time.sleep(0.2)
+            if not received and number.exists():
+                received = True
+                os.kill(os.getpid(), int(number.read_text()))
+        time.sleep(GRACE / 5)  # most end by themselves: what they send to the one that failed does not arrive
+        os._exit(0)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def end_with(process: "psutil.Process") -> None:

@@ -20,6 +20,7 @@ import psutil
 
 from prefdag.lifecycle.errors import PrefdagError
 from prefdag.lifecycle.interruption import received_by
+from prefdag.lifecycle.launcher import started_by_launcher
 
 WARM = "PREFDAG_WARM"  # off: every stage imports everything by itself
 FORKED = "PREFDAG_FORKED"  # for the fork
@@ -34,10 +35,13 @@ def forked() -> bool:
 
 
 def can_fork() -> bool:
-    """Not on a GPU, where a fork has never been tried. Not if a standard stream is closed, since it cannot be passed on."""
+    """Not on a GPU, where a fork has never been tried. Not one of several processes, which a launcher counts. Not if a standard
+    stream is closed, since it cannot be passed on."""
     gpu = Path("/dev/nvidiactl").exists() or Path("/dev/kfd").exists()
     streams = None not in (sys.stdin, sys.stdout, sys.stderr)
-    return sys.platform == "linux" and not gpu and streams and os.environ.get(WARM) != "off"
+    return (
+        sys.platform == "linux" and os.environ.get(WARM) != "off" and streams and not gpu and not started_by_launcher()
+    )
 
 
 def run_forked(module: str, dvc: psutil.Process) -> bool:

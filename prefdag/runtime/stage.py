@@ -30,7 +30,7 @@ from pydantic import TypeAdapter
 from prefdag.lifecycle.environment import set_environment, use_utf8
 from prefdag.lifecycle.errors import DataError
 from prefdag.lifecycle.exits import flush, one_line_errors
-from prefdag.lifecycle.launcher import end_with_parent, launch, to_launch
+from prefdag.lifecycle.launcher import end_with_parent, follow_launch, launch, to_launch
 from prefdag.lifecycle.lock import end_with_dvc, stage_lock
 from prefdag.lifecycle.warm import can_fork, forked, run_forked
 from prefdag.runtime.dvc_files import DAG, names, read_dag
@@ -100,6 +100,7 @@ class stage:  # noqa: N801 - it is used as a decorator
                 set_environment()
                 dvc = end_with_dvc()
                 end_with_parent()
+                follow_launch()
                 module = f"stages.{self.name}"
                 if dvc and self.distributed and not to_launch() and can_fork() and run_forked(module, dvc):
                     return

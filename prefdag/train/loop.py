@@ -22,6 +22,7 @@ from prefdag.distributed.process import process
 from prefdag.lifecycle.errors import ParamsError
 from prefdag.lifecycle.interruption import Interrupted, interruptible, interruptible_together
 from prefdag.lifecycle.progress import progress
+from prefdag.train.batch_statistics import composed, warn_of_idle_processes
 from prefdag.train.checkpoint import Checkpoints, TrainState
 from prefdag.train.optimizer import batch_order, learning_rate, make_optimizer
 from prefdag.train.random_state import seed_step
@@ -79,6 +80,8 @@ def fit(
             f"params.yaml: training.batch_size: {config.batch_size} rows over {accelerator.num_processes} "
             "processes; choose a multiple"
         )
+    if accelerator.is_main_process:
+        warn_of_idle_processes(model, accelerator.num_processes, config.batch_size, config.micro_batch_size)
     train, validation = tasks
     steps = batch_order(len(train.weights), config, seed)
     sharding.reshard(model)
@@ -115,7 +118,8 @@ def fit(
         for group in optimizer.param_groups:
             group["lr"] = rate
         seed_step(seed, step, accelerator.process_index)
-        metrics = forward_backward(prepared, train, rows, epoch, where=f"step {step}", backward=True)
+        with composed(accelerator, model, idle=not any(prepared.own_parts(rows))):
+            metrics = forward_backward(prepared, train, rows, epoch, where=f"step {step}", backward=True)
         for hook in hooks:
             hook.before_update(step, metrics)
         clipped = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)

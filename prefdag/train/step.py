@@ -11,12 +11,14 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from prefdag.lifecycle.errors import NumericError
+from prefdag.train.batch_statistics import normalising
 from prefdag.train.outputs import map_tensors, tensors
 from prefdag.train.random_state import random_state, set_random_state
 from prefdag.train.task import Task, split_evenly
@@ -37,19 +39,22 @@ class PreparedModel:
         """The model without the wrapper that synchronises processes."""
         return self.accelerator.unwrap_model(self.model)
 
-    def passes(self, n_rows: int) -> int:
-        """How many forward passes each process makes for a step of `n_rows` rows: a sharded model needs as many of all."""
-        return math.ceil(math.ceil(n_rows / self.accelerator.num_processes) / self.micro_batch_size)
+    def own_parts(self, rows: Sequence[int]) -> list[list[int]]:
+        """The rows of each forward pass of this process for a step of `rows`. A process with too few has passes without any.
 
-    def micro_batches(
-        self, rows: Sequence[int], passes: int
-    ) -> Iterator[tuple[list[int], AbstractContextManager[Any]]]:
-        """The rows of each forward pass, and its context: processes exchange gradients only in the last pass.
-
-        A process with too few rows has passes without any.
+        All processes make as many passes, which a sharded model needs. Batch normalisation needs the micro-batches of one
+        process instead: each takes some of these.
         """
-        parts = split_evenly(rows, self.micro_batch_size) if rows else []
-        parts += [[] for _ in range(passes - len(parts))]
+        rank, world, size = self.accelerator.process_index, self.accelerator.num_processes, self.micro_batch_size
+        if normalising(self.model):
+            parts = split_evenly(rows, size)
+            return [parts[i] for i in np.array_split(range(len(parts)), world)[rank]] or [[]]
+        own = list(rows)[rank::world]
+        parts = split_evenly(own, size) if own else []
+        return parts + [[]] * (math.ceil(math.ceil(len(rows) / world) / size) - len(parts))
+
+    def micro_batches(self, parts: Sequence[list[int]]) -> Iterator[tuple[list[int], AbstractContextManager[Any]]]:
+        """The rows of each forward pass, and its context: processes exchange gradients only in the last pass."""
         for number, part in enumerate(parts):
             yield part, self.accelerator.no_sync(self.model) if number < len(parts) - 1 else nullcontext()
 
@@ -68,16 +73,18 @@ def forward_backward(
     weight = float(sum(task.weights[i] for i in rows))
     if not backward:
         prepared = replace(prepared, model=prepared.unwrapped)  # for the reason in `forward_backward_jointly`
-    mine = list(rows)[accelerator.process_index :: accelerator.num_processes]
-    if task.jointly and (len(mine) > prepared.micro_batch_size or accelerator.num_processes > 1):
-        values = forward_backward_jointly(prepared, task, rows, mine, epoch, weight, backward=backward)
+    own_parts = prepared.own_parts(rows)
+    mine = [row for part in own_parts for row in part]
+    if task.jointly and (len(own_parts) > 1 or accelerator.num_processes > 1):
+        values = forward_backward_jointly(prepared, task, rows, own_parts, epoch, weight, backward=backward)
         mine = gather_object(mine)
         sums = {name: value.sum(0) for name, value in values.items()}
     else:
         parts: list[dict[str, Tensor]] = []
         computed: list[int] = []
-        for own, synchronised in prepared.micro_batches(mine, prepared.passes(len(rows))):
-            chunk, counts = own or list(rows)[:1], float(bool(own))  # a pass without rows counts for nothing
+        for own, synchronised in prepared.micro_batches(own_parts):
+            # A pass without rows counts for nothing. It gets as many as others: batch normalisation fails on a single one.
+            chunk, counts = own or list(rows)[: prepared.micro_batch_size], float(bool(own))
             with synchronised:
                 with accelerator.autocast():
                     losses, metrics = task.loss(task.forward(prepared.model, chunk, epoch))
@@ -119,13 +126,13 @@ def forward_backward_jointly(
     prepared: PreparedModel,
     task: Task,
     rows: Sequence[int],
-    mine: Sequence[int],
+    own_parts: Sequence[list[int]],
     epoch: int | None,
     weight: float,
     *,
     backward: bool,
 ) -> dict[str, Tensor]:
-    """Losses and metrics of all rows of all processes, in the order of `gather_object(mine)`, for a loss of all rows jointly.
+    """Losses and metrics of all rows of all processes, in the order of processes, for a loss of all rows jointly.
 
     The gradient is exact, in micro-batches (GradCache, arXiv:2101.06983). First the model's outputs for all rows, without
     gradient. Then the gradient of the loss with respect to these outputs. Then a second forward pass per micro-batch, with
@@ -135,10 +142,10 @@ def forward_backward_jointly(
     before = random_state()
     # Without the wrapper, which exchanges buffers at every forward pass: processes may have different numbers of passes.
     bare = prepared.unwrapped
-    passes, idle = prepared.passes(len(rows)), list(rows)[:1]
+    idle = list(rows)[: prepared.micro_batch_size]
     parts = []
     with torch.no_grad(), accelerator.autocast():
-        for part, _ in prepared.micro_batches(mine, passes):
+        for part, _ in prepared.micro_batches(own_parts):
             outputs = task.forward(bare, part or idle, epoch)
             parts += [outputs] if part else []
     own = [map_tensors(lambda *each: torch.cat(each).cpu(), *parts)] if parts else []
@@ -147,10 +154,10 @@ def forward_backward_jointly(
     losses, metrics = task.loss(outputs)
     if backward:
         gradients = torch.autograd.grad(losses.sum() / weight, leaves, allow_unused=True)
-        first = sum(gather_object([len(mine)])[: accelerator.process_index])
+        first = sum(gather_object([sum(map(len, own_parts))])[: accelerator.process_index])
         set_random_state(before)
         # A pass without rows takes part in the backward pass all the same.
-        for part, synchronised in prepared.micro_batches(mine, passes):
+        for part, synchronised in prepared.micro_batches(own_parts):
             with synchronised:
                 with accelerator.autocast():
                     outputs = task.forward(prepared.model, part or idle, epoch)

@@ -1,12 +1,16 @@
 """Small models and tasks in float64 for tests of the training loop."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 from tasks import task_of
+from tiny_models import training
 from torch import Tensor, nn
 
-from prefdag.train.task import LossAndMetrics, Task
+from prefdag.train.checkpoint import Checkpoints
+from prefdag.train.loop import fit
+from prefdag.train.task import LossAndMetrics, Task, Tasks
 
 
 def ignore(step: int, metrics: Mapping[str, float]) -> None:
@@ -58,3 +62,22 @@ class Shaky(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.body(self.frozen(x))
+
+
+def trained_with_statistics(n: int, micro_batch_size: int, checkpoints: Path) -> dict[str, Tensor]:
+    """The tensors of a model that normalises by the statistics of micro-batches, after three epochs of `n` rows; its losses.
+
+    Batches have 8 rows. Continues from the last checkpoint, one step before the end, if there is one.
+    """
+    model = Shaky()
+    model.body[2] = nn.Identity()  # processes have dropout masks of their own
+    history = fit(
+        model,
+        Tasks(regression(n), regression(13, seed=1)),
+        training(batch_size=8, micro_batch_size=micro_batch_size, epochs=3, validate_every=2, checkpoint_every=2),
+        seed=3,
+        checkpoints=Checkpoints(checkpoints),
+        log=ignore,
+    )
+    losses = torch.tensor([row["loss"] for row in history.train + history.validation])
+    return {**model.state_dict(), "losses": losses}

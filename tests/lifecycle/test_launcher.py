@@ -13,6 +13,8 @@ from textwrap import dedent
 import psutil
 import pytest
 
+from prefdag.lifecycle.launcher import to_launch
+
 pytestmark = pytest.mark.slow
 
 TWO = "torchrun --standalone --nproc-per-node 2"
@@ -57,10 +59,19 @@ def wait_for(*files: Path) -> None:
         time.sleep(0.05)
 
 
-def end(process: "subprocess.Popen[str]") -> tuple[int, str]:
-    """The exit code and the last line of stderr."""
+def end(process: "subprocess.Popen[str]", whole: bool = False) -> tuple[int, str]:
+    """The exit code, and the last line of stderr, or all of it."""
     _, printed = process.communicate(timeout=90)
-    return process.returncode, printed.splitlines()[-1] if printed else ""
+    return process.returncode, printed if whole else printed.splitlines()[-1] if printed else ""
+
+
+def test_only_a_launchers_rank_keeps_a_stage_from_launching(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFDAG_LAUNCHER", TWO)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert to_launch()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert not to_launch()
 
 
 def test_the_first_process_writes(start: Start, tmp_path: Path) -> None:
@@ -84,10 +95,34 @@ def test_the_first_process_writes(start: Start, tmp_path: Path) -> None:
 def test_the_process_that_fails_ends_all_with_its_line_and_code(
     start: Start, failure: str, code: int, line: str
 ) -> None:
-    """The other one would go on for minutes."""
+    """The other one would go on for minutes. The launcher's own report, of thirty lines, is not seen."""
     begin = time.monotonic()
-    assert end(start(f"time.sleep(600) if rank == 0 else exec({f'raise {failure}'!r})")) == (code, line)
+    ended, printed = end(start(f"if rank == 1: raise {failure}\n    time.sleep(600)"), whole=True)
+    assert (ended, printed.splitlines()[-1]) == (code, line)
+    bug = "its traceback is above" in line
+    assert ("Traceback" in printed, "This is a bug" in printed) == (bug, bug), printed
+    assert bug or printed == f"{line}\n", printed
     assert time.monotonic() - begin < 60
+
+
+def test_the_first_failure_is_told(start: Start) -> None:
+    """The other process fails once the first one has."""
+    wait = "while rank == 0 and not [*Path('.prefdag').glob('launch-*/failure.json')]: time.sleep(0.01)"
+    assert end(start(f"{wait}\n    raise DataError(f'by {{rank}}')"), whole=True) == (2, "error: by 1\n")
+
+
+def test_of_a_process_that_crashes_the_launcher_tells(start: Start) -> None:
+    code, printed = end(start("time.sleep(600) if rank == 0 else os.kill(os.getpid(), 9)"), whole=True)
+    assert (code, "Signal 9 (SIGKILL)" in printed) == (1, True)
+    assert printed.endswith("error: 'torchrun' ended with exit code 1; its own lines above say why\n")
+
+
+def test_a_launcher_that_goes_on_after_a_failure_is_ended(start: Start, tmp_path: Path) -> None:
+    """As on another machine where the failure is not seen."""
+    (tmp_path / "launch.sh").write_text('RANK=0 WORLD_SIZE=1 python "$@"; exec sleep 600')
+    begin = time.monotonic()
+    assert end(start("raise DataError('no')", f"bash {tmp_path}/launch.sh")) == (2, "error: no")
+    assert 10 < time.monotonic() - begin < 60
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -96,7 +131,8 @@ def test_a_signal_ends_all_processes(start: Start, tmp_path: Path, number: signa
     files = [tmp_path / f"started-{rank}" for rank in (0, 1)]
     wait_for(*files)
     process.send_signal(number)
-    code, _ = end(process)
+    code, printed = end(process, whole=True)
+    assert number == signal.SIGTERM or printed == "toy: interrupted; run it again to continue\n"
     assert code == {signal.SIGINT: 130, signal.SIGTERM: 1}[number]
     assert not any(psutil.pid_exists(int(file.read_text())) for file in files)
 

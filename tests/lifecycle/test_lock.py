@@ -15,9 +15,12 @@ def test_a_running_stage_is_not_started_again(tmp_path: Path, monkeypatch: pytes
         with pytest.raises(PrefdagError, match=r"^dpo_text: already running in this directory"), stage_lock("dpo_text"):
             pass
         monkeypatch.setenv("RANK", "1")
+        monkeypatch.setenv("WORLD_SIZE", "2")
         with stage_lock("dpo_text"):  # a second process of the same run
             pass
-    monkeypatch.delenv("RANK")
+    monkeypatch.delenv("WORLD_SIZE")  # the RANK that is left is no launcher's
+    with pytest.raises(PrefdagError), stage_lock("dpo_text"), stage_lock("dpo_text"):
+        pass
     with stage_lock("dpo_text"):
         pass
 

@@ -108,6 +108,7 @@ def test_stages_of_one_dvc_are_forks_of_one_process_that_ends_with_it(start: Sta
     ("command", "environment"),
     [
         (STAGE, {"PREFDAG_WARM": "off"}),
+        (STAGE, {"RANK": "0", "WORLD_SIZE": "2"}),  # a launcher counts its processes
         (f"{STAGE} <&-", {}),  # a stream cannot be passed on
         (f"unset DVC_STAGE; {STAGE}", {}),  # not under DVC
     ],

@@ -6,11 +6,13 @@ The result is kept in the scratch folder `.prefdag/tests`, where DVC reruns only
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from clones import Run, clone, link_copy, run_in
+from every_stage import make_small
 from filelock import FileLock
 
 HERE = Path(__file__).parent
@@ -61,6 +63,18 @@ def tiny(root: Path, once: Callable[[str, Callable[[Path], None]], Path]) -> Pat
         run_in(folder, "dvc", "repro")
 
     return once("tiny", make)
+
+
+@pytest.fixture(scope="session")
+def small(tiny: Path, once: Callable[[str, Callable[[Path], None]], Path]) -> Path:
+    """A project with a small random language model, and what one process makes of it. Tests only read it."""
+
+    def make(folder: Path) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        make_small(tiny, folder)
+        run_in(folder, sys.executable, "tests/pipeline/every_stage.py", PYTHONPATH=str(folder))
+
+    return once("small", make)
 
 
 @pytest.fixture

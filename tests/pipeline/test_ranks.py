@@ -1,13 +1,13 @@
-"""Two processes share the work of a stage. What they compute has the bytes of one process; what they train, its values."""
+"""Two processes share the work of every stage. What they compute has the bytes of one process; what they train, its values."""
 
+import shutil
 from pathlib import Path
 
 import pytest
-from clones import Run, set_params, stages_run
-from safetensors.torch import load_file
+from clones import Run, run_in, stages_run
+from every_stage import too_far
 from team_server import free_port
 
-LAUNCHER = {"PREFDAG_LAUNCHER": "torchrun --standalone --nproc-per-node 2"}
 # Two machines, as srun would start them: one process on each, with the same folder.
 NODES = """\
 for node in 1 2; do
@@ -17,37 +17,24 @@ status=0
 for job in $(jobs -p); do wait $job || status=$?; done
 exit $status
 """
-COMPUTED = ["ref_logps", "ref_evals", "evaluate_text", "answer_text", "judge_text", "evaluate_image"]
-TRAINED = {
-    "sft_ref": "models/reference",
-    "dpo_text": "models/dpo_text",
-    "dpo_image": "models/dpo_image",
-}
+PROCESSES = "torchrun --standalone --nproc-per-node 2"
 
 
-def test_what_two_processes_compute_has_the_same_bytes(copy: Path, run: Run) -> None:
+def test_with_a_launcher_dvc_records_the_same(copy: Path, run: Run) -> None:
     before = (copy / "dvc.lock").read_bytes()
-    output = run("dvc", "repro", "--single-item", "--force", *COMPUTED, **LAUNCHER).stdout
-    assert stages_run(output) == COMPUTED
+    stages = ["ref_logps", "evaluate_image"]
+    output = run("dvc", "repro", "--single-item", "--force", *stages, PREFDAG_LAUNCHER=PROCESSES).stdout
+    assert stages_run(output) == stages
     assert (copy / "dvc.lock").read_bytes() == before  # commands, too
 
 
-def test_what_two_machines_compute_has_the_same_bytes(copy: Path, run: Run, tmp_path: Path) -> None:
-    before = (copy / "dvc.lock").read_bytes()
-    (tmp_path / "nodes.sh").write_text(NODES.format(port=free_port()))
-    run("dvc", "repro", "--single-item", "--force", "ref_logps", PREFDAG_LAUNCHER=f"bash {tmp_path}/nodes.sh")
-    assert (copy / "dvc.lock").read_bytes() == before
-
-
-@pytest.mark.parametrize(("stage", "shard"), [*((stage, "none") for stage in TRAINED), ("sft_ref", "full")])
-def test_what_two_processes_train_has_the_same_values(stage: str, shard: str, copy: Path, tiny: Path, run: Run) -> None:
+@pytest.mark.parametrize("places", ["one machine", "two machines"])
+def test_every_stage_in_two_processes(places: str, small: Path, tmp_path: Path) -> None:
     """Within rounding, which Adam enlarges where a gradient is almost zero: sums over processes have another order."""
-    if shard != "none":
-        set_params(copy, {f"{stage}.shard": shard})
-    run("dvc", "repro", "--single-item", "--force", stage, **LAUNCHER)
-    (file,) = (copy / TRAINED[stage]).glob("*model.safetensors")
-    two, one = load_file(file), load_file(tiny / file.relative_to(copy))
-    assert two.keys() == one.keys()
-    for name, weights in one.items():
-        off = (two[name] - weights).float().norm()
-        assert off <= 0.01 * weights.float().norm(), name  # lora_B starts at zero, so it is all movement
+    nodes = tmp_path / "nodes.sh"
+    nodes.write_text(NODES.format(port=free_port()))
+    project = shutil.copytree(small, tmp_path / "project", symlinks=True)
+    launcher = PROCESSES.split() if places == "one machine" else ["bash", str(nodes)]
+    command = [*launcher, "tests/pipeline/every_stage.py", str(tmp_path / "results")]
+    run_in(project, *command, PYTHONPATH=str(project))
+    assert too_far(tmp_path / "results", small) == {}

@@ -44,6 +44,20 @@ def test_only_leftovers_of_killed_writers_are_removed(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"model", alive.name, other.name}
 
 
+@pytest.mark.parametrize(("world", "written"), [("2", False), (None, True)])
+def test_the_first_of_several_processes_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, world: str | None, written: bool
+) -> None:
+    """A RANK without WORLD_SIZE is no launcher's."""
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    if world:
+        monkeypatch.setenv("WORLD_SIZE", world)
+    with writing(tmp_path / "out") as path:
+        path.write_text("x")
+    assert (tmp_path / "out").exists() == written
+
+
 @pytest.mark.slow
 def test_a_settled_file_is_read_once_and_a_fresh_or_new_one_always(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

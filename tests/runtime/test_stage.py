@@ -83,6 +83,7 @@ def test_experiments_share_durations(project: Path, tmp_path: Path, monkeypatch:
     monkeypatch.chdir(temporary)
     assert durations()["test_stage"] == 2.0
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     note_duration("other", 3.0)
     assert durations()["other"] is None
 

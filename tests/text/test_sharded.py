@@ -1,6 +1,7 @@
-"""A model divided over two processes is trained as one process trains it, saved whole, and resumed on any number of them."""
+"""Two processes train a language model as one does, each with all of it or with half, and resume on any number of them."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -35,8 +36,7 @@ from prefdag.train.checkpoint import Checkpoints
 from prefdag.train.loop import fit
 from prefdag.train.task import Tasks
 
-models, out, stop_after = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
-names = sys.argv[4:]
+models, out, resume = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]
 world = process().num_processes
 frames = {"train": frame_of(7), "val": frame_of(3, seed=1)}  # uneven: 3 and 4 rows a step
 LIVE = TextReference(logps="live", update="none", alpha=None, every=None)
@@ -52,56 +52,69 @@ CASES = {
     "llama lora moving": ("llama", lora(rank=4, alpha=8), {"reference": MOVING}, "sigmoid"),
     "llama lora kto": ("llama", lora(rank=4, alpha=8), {}, "kto"),
     "llama full kto": ("llama", Full(kind="full"), {}, "kto"),
+    "tied full": ("tied", Full(kind="full"), {}, "sigmoid"),
 }
+SFT = {"sft lora": lora(rank=4, alpha=8), "sft full": Full(kind="full")}
+STOPPED = ["llama full", "llama lora moving"]
+stopping = False
 
 
 def log(step, metrics):
-    if step == stop_after and "learning_rate" in metrics:
+    if stopping and step == 2 and "learning_rate" in metrics:
         os.kill(os.getpid(), signal.SIGTERM)  # of the first process alone; all of them stop after this step
 
 
-def train(model, tasks, training, hooks, name):
-    assert is_sharded(model) == (world > 1)
+def train(model, tasks, hooks, save, target):
+    target.mkdir(parents=True, exist_ok=True)
+    training = dpo_settings(**STEPS).training
     try:
-        checkpoints = Checkpoints(out / name / "checkpoints")
-        history = fit(model, tasks, training, seed=3, checkpoints=checkpoints, log=log, hooks=hooks)
+        history = fit(model, tasks, training, seed=3, checkpoints=Checkpoints(target / "checkpoints"), log=log, hooks=hooks)
     except Interrupted:
-        return False
+        return
     reshard(model)
     if process().is_main_process:
-        (out / name / "history").write_text(repr([[row["loss"], row["grad_norm"]] for row in history.train]))
-        (out / name / "drift").write_text(repr([row.get("drift/reference") for row in history.validation]))
-    return True
+        (target / "history").write_text(repr([[row["loss"], row["grad_norm"]] for row in history.train]))
+        (target / "drift").write_text(repr([row.get("drift/reference") for row in history.validation]))
+    folder = target / f"policy-{process().process_index}"
+    folder.mkdir()
+    save(model, folder)
 
 
-for name, (kind, adapter, changes, loss) in CASES.items():
-    if names and name not in names:
-        continue
-    settings = dpo_settings(**STEPS)
-    settings = dataclasses.replace(settings, adapter=adapter, shard="full", **changes)
+def dpo(name, shard, target):
+    kind, adapter, changes, loss = CASES[name]
+    settings = dataclasses.replace(dpo_settings(**STEPS), adapter=adapter, shard=shard, **changes)
     policy = new_policy(models / kind, settings, seed=0)
+    assert is_sharded(policy) == (world > 1 and shard == "full")
     cached = lambda split, frame, pairs: all_pair_logps(trainable.before_training(policy), pairs, 100, split)
     run = dpo_run(policy, frames, preference_of(loss, 0.5), settings, cached, str)
-    (out / name).mkdir(parents=True, exist_ok=True)
-    if train(policy, run.tasks, settings.training, run.hooks, name):
-        folder = out / name / f"policy-{process().process_index}"
-        folder.mkdir()
-        trainable.save_policy(policy, folder, models / kind)
-for name, adapter in (("sft lora", lora(rank=4, alpha=8)), ("sft full", Full(kind="full"))):
-    if names and name not in names:
-        continue
-    policy = trainable.add_adapter(trainable.load_for_training(models / "gpt2", adapter, ""), adapter, 0, "")
-    trainable.shard(policy)
-    settings = dpo_settings(**STEPS)
+    train(policy, run.tasks, run.hooks, lambda *to: trainable.save_policy(*to, models / kind), target)
+
+
+def sft(name, shard, target):
+    policy = trainable.add_adapter(trainable.load_for_training(models / "gpt2", SFT[name], ""), SFT[name], 0, "")
+    if shard == "full":
+        trainable.shard(policy)
     tasks = Tasks(*(sft_task(chosen_groups(frame), frame["id"].tolist()) for frame in frames.values()))
-    (out / name).mkdir(parents=True, exist_ok=True)
-    if train(policy, tasks, settings.training, [], name):
-        folder = out / name / f"policy-{process().process_index}"
-        folder.mkdir()
-        trainable.save_merged(policy, folder)
+    train(policy, tasks, [], trainable.save_merged, target)
+
+
+if resume:  # what stands in these folders
+    for folder in resume:
+        for name in STOPPED:
+            dpo(name, "full", Path(folder) / name)
+else:
+    for shard in ("none", "full") if world > 1 else ("none",):
+        for name in CASES:
+            dpo(name, shard, out / shard / name)
+        for name in SFT:
+            sft(name, shard, out / shard / name)
+    stopping = True
+    for name in STOPPED:
+        dpo(name, "full", out / "stopped" / name)
 """
 DPO = ["llama lora", "llama full", "gpt2 full", "gpt2 lora", "llama full live", "llama full moving"]
-CASES = [*DPO, "llama lora moving", "llama lora kto", "llama full kto", "sft lora", "sft full"]
+CASES = [*DPO, "llama lora moving", "llama lora kto", "llama full kto", "tied full", "sft lora", "sft full"]
+CLOSE = {"rtol": 1e-3, "atol": 1e-4}
 
 
 @pytest.fixture(scope="module")
@@ -109,23 +122,25 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     for kind in ("llama", "gpt2"):
         write_model(folder / kind, kind)
+    write_model(folder / "tied", "llama", tie_word_embeddings=True)
     return folder
 
 
-def run(models: Path, out: Path, processes: int, *names: str, stop_after: int = -1) -> None:
+def run(models: Path, out: Path, processes: int, *resume: Path) -> None:
     root = Path(__file__).parents[2]
     script = out.with_name("script.py")
     script.write_text(SCRIPT)
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
     paths = os.pathsep.join([str(root), str(root / "tests/helpers")])
     environment = {**os.environ, "PYTHONPATH": paths, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, *launcher, script, models, out, str(stop_after), *names]
+    command = [sys.executable, *launcher, script, models, out, *resume]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-5000:]
 
 
 @pytest.fixture(scope="module")
 def one(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The results of one process."""
     out = tmp_path_factory.mktemp("one") / "out"
     run(models, out, 1)
     return out
@@ -133,43 +148,51 @@ def one(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def two(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The results of two, for each value of `shard`."""
     out = tmp_path_factory.mktemp("two") / "out"
     run(models, out, 2)
     return out
 
 
-def saved(out: Path, name: str) -> dict[str, torch.Tensor]:
-    (file,) = (out / name / "policy-0").glob("*model.safetensors")
+def saved(folder: Path) -> dict[str, torch.Tensor]:
+    (file,) = (folder / "policy-0").glob("*model.safetensors")
     return load_file(file)
 
 
+@pytest.mark.parametrize("shard", ["none", "full"])
 @pytest.mark.parametrize("name", CASES)
-def test_two_shards_are_trained_as_one_model(name: str, one: Path, two: Path, models: Path) -> None:
-    whole, shards = saved(one, name), saved(two, name)
+def test_two_processes_train_what_one_trains(name: str, shard: str, one: Path, two: Path, models: Path) -> None:
+    ours, theirs = two / shard / name, one / "none" / name
+    whole, shards = saved(theirs), saved(ours)
     assert shards.keys() == whole.keys()
     for key, tensor in whole.items():
         if key.endswith("c_attn.bias"):  # attention does not depend on the biases of keys: their gradient is rounding
             keys = slice(32, 64)
             shards[key][keys] = tensor[keys]
-        torch.testing.assert_close(
-            shards[key], tensor, rtol=1e-3, atol=1e-4, msg=lambda message, key=key: f"{key}: {message}"
-        )
-    losses = [torch.tensor(eval((out / name / "history").read_text())) for out in (one, two)]
+        torch.testing.assert_close(shards[key], tensor, **CLOSE, msg=lambda message, key=key: f"{key}: {message}")
+    losses = [torch.tensor(eval((folder / "history").read_text())) for folder in (ours, theirs)]
     torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-5)
-    assert (two / name / "drift").read_text() == (one / name / "drift").read_text()
+    assert (ours / "drift").read_text() == (theirs / "drift").read_text()
     if "full" in name:  # a tensor that the optimiser lost would stay as it was
         before = load_file(models / name.split()[0].replace("sft", "gpt2") / "model.safetensors")
         assert [key for key, tensor in shards.items() if torch.equal(tensor, before[key])] == []
 
 
-@pytest.mark.parametrize(("first", "then"), [(2, 1), (2, 2), (1, 2)])
-def test_a_checkpoint_of_some_processes_resumes_on_others(
-    first: int, then: int, one: Path, models: Path, tmp_path: Path
-) -> None:
-    names = ["llama full", "llama lora moving"]
-    run(models, tmp_path / "out", first, *names, stop_after=2)
-    assert not list((tmp_path / "out").glob("*/policy-*"))
-    run(models, tmp_path / "out", then, *names)
-    for name in names:
-        for key, tensor in saved(one, name).items():
-            torch.testing.assert_close(saved(tmp_path / "out", name)[key], tensor, rtol=1e-3, atol=1e-4)
+@pytest.fixture(scope="module")
+def resumed(one: Path, two: Path, models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What runs that stopped give when they are resumed, in folders such as 2-1: stopped with 2 processes, resumed by 1."""
+    out = tmp_path_factory.mktemp("resumed") / "out"
+    for first, then in ((2, 1), (2, 2), (1, 2)):
+        shutil.copytree({1: one, 2: two}[first] / "stopped", out / f"{first}-{then}")
+    assert not list(out.glob("*/*/policy-*"))
+    run(models, out, 1, out / "2-1")
+    run(models, out, 2, out / "2-2", out / "1-2")
+    return out
+
+
+@pytest.mark.parametrize("path", ["2-1", "2-2", "1-2"])
+@pytest.mark.parametrize("name", ["llama full", "llama lora moving"])
+def test_a_checkpoint_of_some_processes_resumes_on_others(name: str, path: str, resumed: Path, one: Path) -> None:
+    after = saved(resumed / path / name)
+    for key, tensor in saved(one / "none" / name).items():
+        torch.testing.assert_close(after[key], tensor, **CLOSE)

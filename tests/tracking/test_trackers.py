@@ -175,6 +175,7 @@ def test_an_unknown_tracker_stops_the_stage_before_it_begins(project: Path, monk
 def test_only_the_first_process_reports(calls: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(trackers.VARIABLE, "wandb")
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     train(1)
     with pytest.raises(FileNotFoundError):
         calls()

@@ -223,6 +223,7 @@ def test_values_that_are_not_finite_are_named_and_not_replaced() -> None:
 
 def test_only_the_first_of_several_processes_reports(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     with tracking.stage_run("dpo_text", {}, "rank") as run:
         run.log(0, {"loss": 1.0})
         run.file(Path("absent"))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from linear_tasks import Shaky, ignore, linear, regression
+from linear_tasks import Shaky, ignore, linear, regression, trained_with_statistics
 from memory_limit import memory_limit
 from tasks import objective_of, preference_of, task_of
 from tiny_models import disturb, random_groups, training, weights, with_lora, write_both
@@ -443,13 +443,15 @@ def test_no_batch_has_a_single_row_if_others_have_more() -> None:
 # Several processes
 
 SCRIPT = """
+import shutil
 import sys
 from pathlib import Path
 
 import torch
 from prefdag.distributed.process import process
+from prefdag.distributed.sharing import shared_out
 from safetensors.torch import save_file
-from linear_tasks import Shaky, ignore, regression, spread
+from linear_tasks import Shaky, ignore, regression, spread, trained_with_statistics
 from tiny_models import training
 
 from prefdag.train.checkpoint import Checkpoints
@@ -460,6 +462,8 @@ from prefdag.lifecycle.errors import ParamsError
 out = Path(sys.argv[1])
 out.mkdir(exist_ok=True)
 rank = process().process_index
+for n in (1, 2, 5):  # batches of one row
+    assert shared_out([[i] for i in range(n)], lambda batch: 10 * batch[0], "row", "") == [10 * i for i in range(n)]
 for n in (1, 9, 23):
     model = Shaky().eval()
     history = fit(
@@ -476,6 +480,11 @@ for n in (1, 9, 23):
     )
     losses = torch.tensor([row["loss"] for row in history.train + history.validation])
     save_file({**model.state_dict(), "losses": losses}, out / f"joint-{n}-{rank}.safetensors")
+for size in (8, 3, 2):  # 1, 3 and 4 micro-batches: none or unequally many for one of two
+    save_file(trained_with_statistics(24, size, out / f"size-{size}"), out / f"size-{size}-{rank}.safetensors")
+    if len(sys.argv) > 2:
+        resumed = trained_with_statistics(24, size, Path(sys.argv[2]) / f"size-{size}")
+        save_file(resumed, out / f"resumed-{size}-{rank}.safetensors")
 try:
     config = training(batch_size=3)
     fit(Shaky(), Tasks(regression(3), regression(3)), config, seed=0, checkpoints=Checkpoints(out / "x"), log=ignore)
@@ -490,7 +499,7 @@ ROUNDING = 1e-9  # of parameters whose gradient is zero; 1.7e-10 on one processo
 @pytest.mark.slow
 def test_two_processes_make_the_same_model_as_one(tmp_path: Path, root: Path) -> None:
     """Also if a batch has fewer rows than processes (n = 1, 9), if processes have unequal numbers of micro-batches (13
-    validation rows), and for a loss that depends on all rows of all processes."""
+    validation rows), for a loss that depends on all rows of all processes, and with the statistics of micro-batches."""
     from safetensors.torch import load_file
 
     script = tmp_path / "script.py"
@@ -498,8 +507,12 @@ def test_two_processes_make_the_same_model_as_one(tmp_path: Path, root: Path) ->
     paths = os.pathsep.join([str(root), str(root / "tests/helpers")])
     environment = {**os.environ, "PYTHONPATH": paths, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    for name, launcher in (("one", []), ("two", torchrun)):
-        subprocess.run([sys.executable, *launcher, script, tmp_path / name], check=True, env=environment, cwd=root)
+    subprocess.run([sys.executable, script, tmp_path / "one"], check=True, env=environment, cwd=root)
+    command = [sys.executable, *torchrun, script, tmp_path / "two", tmp_path / "one"]
+    done = subprocess.run(command, check=True, env=environment, cwd=root, stderr=subprocess.PIPE, text=True)
+    assert (
+        done.stderr.count("only 1 of 2 processes have work") == 2
+    )  # of 8 rows in one micro-batch, and of its resumption
     for n in (1, 9, 23):
         for rank in (0, 1):
             one, two = (
@@ -513,6 +526,14 @@ def test_two_processes_make_the_same_model_as_one(tmp_path: Path, root: Path) ->
         assert sorted(path.name for path in (tmp_path / "two" / str(n)).glob("*")) == sorted(
             path.name for path in (tmp_path / "one" / str(n)).glob("*")
         )
+    for size in (8, 3, 2):
+        one = load_file(tmp_path / "one" / f"size-{size}-0.safetensors")
+        for rank in (0, 1):
+            for name in ("size", "resumed"):  # the latter from the checkpoint of one process
+                two = load_file(tmp_path / "two" / f"{name}-{size}-{rank}.safetensors")
+                torch.testing.assert_close(two, one, rtol=1e-8, atol=ROUNDING)
+        resumed = trained_with_statistics(24, size, tmp_path / "two" / f"size-{size}")
+        torch.testing.assert_close(resumed, one, rtol=1e-8, atol=ROUNDING)
     for rank in (0, 1):
         assert "training.batch_size: 3 rows over 2 processes" in (tmp_path / "two" / f"refused-{rank}").read_text()
 

@@ -1,0 +1,140 @@
+"""Every stage that several processes can share, one after the other, in each of the processes that a launcher started.
+
+    torchrun --nproc-per-node 2 tests/pipeline/every_stage.py RESULTS
+
+This imports torch once, not once per stage. Outputs are copied into the folder RESULTS; `differences` compares them with those
+of one process, in a project that `make_small` has made.
+"""
+
+import json
+import shutil
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from prefdag.runtime import stage as stages
+from prefdag.runtime.dvc_files import names, read_dag
+
+COMPUTED = ["ref_logps", "ref_evals", "evaluate_text", "answer_text", "judge_text", "evaluate_image"]
+TRAINED = ["sft_ref", "resnet_warmup", "dpo_text", "dpo_image", "control_image"]
+SHARDED = ["sft_ref", "dpo_text"]
+STARTS = {
+    "sft_ref": "models/base",
+    "dpo_image": "models/resnet_reference",
+    "control_image": "models/resnet_reference",
+}
+SMALL = {
+    "hidden_size": 64,
+    "head_dim": 16,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "num_hidden_layers": 2,
+    "intermediate_size": 128,
+    "initializer_range": 0.1,
+}
+# What the outputs of two processes may differ by (see `differences`); where there is none, all bytes are the same.
+BOUNDS = {"sft_ref": 1e-3, "dpo_text": 1e-3, "dpo_image": 1e-2, "control_image": 1e-2, "resnet_warmup": 1e-4}
+RUNS = {f"{name}-none" for name in COMPUTED + TRAINED} | {f"{name}-full" for name in SHARDED}
+# Outputs are made again.
+LEFT_OUT = (
+    ".dvc",
+    ".git",
+    ".prefdag",
+    "dvc.lock",
+    "mlflow*",
+    "reference",
+    "resnet_reference",
+    "dpo_*",
+    "control_image",
+)
+
+
+def run_stages(results: Path | None) -> None:
+    """Run all of these stages. With `results`, run those first that others do not read, and each as two processes can."""
+    order = [name for name in read_dag() if name in COMPUTED + TRAINED]
+    for name in order if results is None else reversed(order):
+        for shard in ("none", "full") if results and name in SHARDED else ("none",):
+            stages.PARAMS = Path(f"shard-{shard}.yaml")
+            sys.argv = [name]
+            import_module(f"stages.{name}").main.run()
+            from prefdag.distributed.process import process
+
+            if results and process().is_main_process:
+                for out in names(read_dag()[name], "outs", "metrics"):
+                    copy_to(Path(out), results / f"{name}-{shard}" / out)
+
+
+def copy_to(path: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    (shutil.copytree if path.is_dir() else shutil.copyfile)(path, target)
+
+
+def make_small(tiny: Path, folder: Path) -> None:
+    """Copy a project in which the pipeline has run, without DVC's records, and with a small random language model."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    shutil.copytree(tiny, folder, ignore=shutil.ignore_patterns(*LEFT_OUT), symlinks=True)
+    base = folder / "models/base"
+    config = json.loads((base / "config.json").read_text()) | SMALL
+    for name in ("config.json", "model.safetensors"):
+        (base / name).unlink()  # read only
+    (base / "config.json").write_text(json.dumps(config))
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base)).save_pretrained(base)
+    text = (folder / "params.yaml").read_text()
+    assert text.count("  shard: none") == len(SHARDED)
+    for shard in ("none", "full"):
+        (folder / f"shard-{shard}.yaml").write_text(text.replace("  shard: none", f"  shard: {shard}"))
+
+
+def too_far(results: Path, project: Path) -> dict[str, float]:
+    """The `differences` that exceed their bound. Every stage must have run."""
+    found = differences(results, project)
+    assert found.keys() == RUNS
+    return {run: off for run, off in found.items() if off > BOUNDS.get(run.partition("-")[0], 0.0)}
+
+
+def differences(results: Path, project: Path) -> dict[str, float]:
+    """How far each stage's outputs are from those of one process, in `project`: 0 if all bytes are the same.
+
+    Otherwise the largest norm of a tensor's difference, as a share of the norm of its movement, or that of a number in a table.
+    """
+    found = {}
+    for folder in sorted(results.iterdir()):
+        name = folder.name.partition("-")[0]
+        outs = names(read_dag(project / "dvc.yaml")[name], "outs", "metrics")
+        files = files_in(project, outs)
+        assert files_in(folder, outs) == files
+        start = project / STARTS[name] / "model.safetensors" if name in STARTS else None
+        found[folder.name] = max(difference(folder / file, project / file, start) for file in files)
+    return found
+
+
+def files_in(folder: Path, outs: list[str]) -> list[Path]:
+    below = [path for out in outs for path in (folder / out, *(folder / out).rglob("*"))]
+    return sorted(path.relative_to(folder) for path in below if path.is_file())
+
+
+def difference(ours: Path, theirs: Path, start: Path | None) -> float:
+    from safetensors.torch import load_file
+
+    if ours.read_bytes() == theirs.read_bytes():
+        return 0.0
+    if ours.suffix == ".csv":
+        two, one = pd.read_csv(ours), pd.read_csv(theirs)
+        assert list(two) == list(one)
+        return float((np.abs(two - one) / np.maximum(np.abs(one), 1e-2)).max(axis=None))
+    assert ours.suffix == ".safetensors", ours
+    two, one, before = load_file(ours), load_file(theirs), load_file(start) if start else {}
+    assert two.keys() == one.keys()
+    moved = {name: one[name].double() - before[name].double() if before else one[name].double() for name in one}
+    off = {name: float((two[name].double() - one[name].double()).norm()) for name in one}
+    return max(off[name] / float(moved[name].norm()) for name in one if off[name])
+
+
+if __name__ == "__main__":
+    run_stages(Path(sys.argv[1]) if len(sys.argv) > 1 else None)
