@@ -77,6 +77,7 @@ def _update(p: Tensor, grad: Tensor, state: dict[str, Tensor], group: dict[str, 
     if not weight.numel():  # fewer rows than processes
         return
     codes, scales = ([local(state[f"{moment}{of}"]) for moment in MOMENTS] for of in ("", "_scale"))
+    assert all(code.dtype == torch.uint8 for code in codes)  # the kernel would read the bytes of any other as codes
     assert all(scale.is_contiguous() and scale.numel() * BLOCK == weight.numel() for scale in scales)
     optimizer_update_8bit_blockwise(
         "adam",
