@@ -60,10 +60,10 @@ sweep: repository setup ## run one experiment per beta (BETAS=0.1,0.3,0.5) and p
 origin: setup ## run the experiment this project grew from, small; docs/origin.md has ORIGIN and FILES
 	@$(ACTIVATE) && python -m benchmarks.origin run .prefdag/origin --profile $(ORIGIN) $(FILES)
 
-test: $(EXTRA)-s3 $(EXTRA)-test ## run the fast tests
+test: $(EXTRA)-s3 $(EXTRA)-qlora $(EXTRA)-test ## run the fast tests
 	@$(ACTIVATE) && pytest
 
-test-slow: $(EXTRA)-s3 $(EXTRA)-test ## run the slow tests
+test-slow: $(EXTRA)-s3 $(EXTRA)-qlora $(EXTRA)-test ## run the slow tests
 	@$(ACTIVATE) && pytest -m slow --durations=30
 
 chaos: $(EXTRA)-s3 $(EXTRA)-test ## run the destructive tests: kills, full disks, dead servers, flipped bytes; prints survived/tried
@@ -83,7 +83,7 @@ docs: setup ## write docs/losses.md, docs/sizes.md and docs/benchmarks.md from t
 	@$(ACTIVATE) && python -m prefdag.estimate.page > docs/sizes.md
 	@$(ACTIVATE) && python -m benchmarks.page > docs/benchmarks.md
 
-qlora: $(EXTRA)-qlora ## install bitsandbytes, for kind: qlora on a GPU
+qlora: $(EXTRA)-qlora ## install bitsandbytes, for kind: qlora on a GPU, and for optimizer: adamw_8bit
 
 s3: $(EXTRA)-s3 ## install dvc-s3, for sources and remotes on S3
 

@@ -31,8 +31,9 @@ class Training:
     epochs: PositiveInt
     batch_size: PositiveInt  # rows per optimiser step, over all processes
     micro_batch_size: PositiveInt  # rows per forward pass
-    optimizer: Annotated[  # AdamW: arXiv:1711.05101
-        Annotated[Literal["adamw", "adam", "sgd", "rmsprop"], Tag("<name>")] | Annotated[Momentum, Tag("<mapping>")],
+    optimizer: Annotated[  # AdamW: arXiv:1711.05101; 8 bits: arXiv:2110.02861
+        Annotated[Literal["adamw", "adamw_8bit", "adam", "sgd", "rmsprop"], Tag("<name>")]
+        | Annotated[Momentum, Tag("<mapping>")],
         Discriminator(shape),
     ]
     learning_rate: Positive

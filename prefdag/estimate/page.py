@@ -1,6 +1,7 @@
 """Generates docs/sizes.md. `make docs` writes it; a slow test compares it with the code."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from prefdag.config.adapter import Adapter, Full, Lora
 from prefdag.config.training import Training
@@ -12,7 +13,6 @@ from prefdag.text.scoring.packing import Group
 
 MODELS = {"gpt2": "GPT-2 124M", "smollm2-1.7b": "1.7B", "llama-3.1-8b": "8B", "llama-3.1-70b": "70B"}
 LORA = Lora(kind="lora", rank=8, alpha=16, dropout=0.0, target_modules="auto", rslora=False, dora=False)
-ADAPTERS: Mapping[str, Adapter] = {"LoRA": LORA, "full": Full(kind="full")}
 TRAINING = Training(
     epochs=1,
     batch_size=64,
@@ -27,6 +27,11 @@ TRAINING = Training(
     validate_every=10**9,
     checkpoint_every=10**9,
 )
+TRAINED: Mapping[str, tuple[Adapter, Training]] = {
+    "LoRA": (LORA, TRAINING),
+    "full": (Full(kind="full"), TRAINING),
+    "full, 8-bit AdamW": (Full(kind="full"), replace(TRAINING, optimizer="adamw_8bit")),
+}
 ROW = Group(range(130), (range(90), range(90)))
 PAIRS, GPUS, TFLOPS = 160_000, (1, 8, 32), 350.0
 
@@ -61,6 +66,10 @@ more with gradient checkpointing (arXiv:2001.08361). Attention's own products ar
 take longer. Scoring and training are taken to use all GPUs at the given rate. Validations are counted: with many pairs
 and a small `validate_every`, they take more than the training.
 
+AdamW's state takes 8 bytes for each trained number, and with `optimizer: adamw_8bit` 2.03
+([training.md](training.md#the-optimiser) says for which). On a CPU, bitsandbytes takes about 20 bytes for each number of
+the largest tensor while it updates it; they are not counted.
+
 Not counted: Python and its libraries, which take 1 GB of the host's memory; a GPU's context; the rows; the file of the
 model while it is read. A checkpoint is copied to the host's memory before it is written, and two are kept on disk. If
 packed rows do not work for a model, it takes more.
@@ -72,8 +81,8 @@ packed rows do not work for a model, it takes more.
 15%. Six of these were run once each (n = 1), before the tenth was added: the count alone was 0.81 to 0.92 of what was
 measured. With the tenth, which was chosen on the same six, it is 0.89 to 1.02. One size is a slow test.
 
-The table below is only calculated. Nothing in it has been held against a GPU, nor have sharding, qlora, bfloat16 and the
-hours.
+The table below is only calculated. Nothing in it has been held against a GPU, nor have sharding, qlora, 8-bit AdamW,
+bfloat16 and the hours.
 
 ## By model and GPUs
 
@@ -94,9 +103,9 @@ def page() -> str:
 def rows(model: str) -> Iterator[tuple[str, ...]]:
     """The rows of one model as cells."""
     config, tokens = read_config(model), PAIRS * ROW.n_tokens
-    for name, adapter in ADAPTERS.items():
+    for name, (adapter, training) in TRAINED.items():
         traces = {
-            sharded: trace_training(config, adapter, TRAINING, [ROW], "adapter", checkpointing=True, sharded=sharded)
+            sharded: trace_training(config, adapter, training, [ROW], "adapter", checkpointing=True, sharded=sharded)
             for sharded in (False, True)
         }
         for gpus in GPUS:

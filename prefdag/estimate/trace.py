@@ -153,8 +153,10 @@ def trace_training(
         gradients = _bytes(trained)
         optimizer = make_optimizer(trained, training)
         for p in trained:
+            p.grad = None if p in optimizer.state else torch.zeros_like(p)
+        optimizer.step()  # makes the states that are not there yet
+        for p in trained:
             p.grad = torch.zeros_like(p)
-        optimizer.step()
         states = peak.now - gradients
         if not accumulates:
             optimizer.zero_grad()

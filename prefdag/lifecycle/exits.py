@@ -37,7 +37,8 @@ DATABASES = {"sqlite3.DatabaseError", "sqlalchemy.exc.DatabaseError"}  # of MLfl
 # What makes a stage need less memory, in params.yaml.
 LIGHTER = {
     **{
-        stage: f"lower {stage}.training.micro_batch_size, or set {stage}.gradient_checkpointing to true"
+        stage: f"lower {stage}.training.micro_batch_size, set {stage}.gradient_checkpointing to true, or "
+        f"{stage}.training.optimizer to adamw_8bit"
         for stage in ("sft_ref", "dpo_text")
     },
     **{stage: f"lower {stage}.training.micro_batch_size" for stage in ("resnet_warmup", "dpo_image")},

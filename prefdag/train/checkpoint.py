@@ -63,8 +63,10 @@ class TrainState:
         for path, tensor in groups["optimizer"].items():
             name, _, key = path.rpartition("/")
             p = self.trainable()[name]
-            # In the parameter's memory layout: fused optimisers walk both in memory order.
-            like = torch.empty_like(p, dtype=tensor.dtype) if tensor.shape == p.shape else tensor.to(p.device)
+            like = self.optimizer.state[p].get(key)
+            if like is None:
+                # In the parameter's memory layout: fused optimisers walk both in memory order.
+                like = torch.empty_like(p, dtype=tensor.dtype) if tensor.shape == p.shape else tensor.to(p.device)
             put(like, tensor)
             self.optimizer.state[p][key] = like
 

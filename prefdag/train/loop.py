@@ -22,6 +22,7 @@ from prefdag.distributed.process import process
 from prefdag.lifecycle.errors import ParamsError
 from prefdag.lifecycle.interruption import Interrupted, interruptible, interruptible_together
 from prefdag.lifecycle.progress import progress
+from prefdag.train import eight_bit
 from prefdag.train.batch_statistics import composed, warn_of_idle_processes
 from prefdag.train.checkpoint import Checkpoints, TrainState
 from prefdag.train.optimizer import batch_order, learning_rate, make_optimizer
@@ -67,6 +68,8 @@ def fit(
         ParamsError: the batch size is not a multiple of the number of processes.
     """
     process()
+    if config.optimizer == "adamw_8bit":
+        eight_bit.check_installed()
     sharded = sharding.is_sharded(model)
     accelerator = Accelerator(
         mixed_precision={"float32": "no", "bfloat16": "bf16"}[config.precision],
@@ -92,7 +95,8 @@ def fit(
     history = History([], [])
     start = checkpoints.restore(state, history.train, history.validation)
     if not sharded:
-        model, optimizer = accelerator.prepare(model, optimizer)
+        # The optimiser's state is where the weights are; accelerate would give it their dtype too.
+        model, optimizer = accelerator.prepare(model, optimizer, device_placement=[True, False])
     prepared = PreparedModel(accelerator, model, config.micro_batch_size)
 
     def validate(step: int) -> None:

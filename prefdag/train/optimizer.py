@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from prefdag.config.training import StepDecay, Training
+from prefdag.train.eight_bit import AdamW8bit
 from prefdag.train.task import split_evenly
 
 
@@ -21,6 +22,8 @@ def make_optimizer(parameters: list[nn.Parameter], config: Training) -> torch.op
     match name:
         case "adamw":  # decoupled weight decay, arXiv:1711.05101
             return torch.optim.AdamW(parameters, rate, weight_decay=decay, fused=True)
+        case "adamw_8bit":
+            return AdamW8bit(parameters, rate, decay)
         case "adam":
             return torch.optim.Adam(parameters, rate, weight_decay=decay, fused=True)
         case "sgd":

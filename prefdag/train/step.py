@@ -140,7 +140,7 @@ def forward_backward_jointly(
     """
     accelerator = prepared.accelerator
     before = random_state()
-    # Without the wrapper, which exchanges buffers at every forward pass: processes may have different numbers of passes.
+    # Without the wrapper, which exchanges buffers at every forward pass: a pass without gradients needs none.
     bare = prepared.unwrapped
     idle = list(rows)[: prepared.micro_batch_size]
     parts = []

@@ -69,6 +69,20 @@ def test_the_parts_of_lora_by_hand(models: dict[str, Path]) -> None:
     assert traced(models["llama"], reference="live").reference == 4 * 22688
 
 
+def test_moments_in_eight_bits_by_hand(models: dict[str, Path]) -> None:
+    """Width 256 and MLP 512: all matrices have rows of whole blocks, and the five norms have not.
+
+    A layer: q and o 256 x 256 each, k and v 128 x 256 each, three of the MLP 512 x 256 each. Embedding and head: 64 x 256 each.
+    """
+    config = read_config(str(models["llama"]))
+    config.hidden_size, config.intermediate_size, config.head_dim = 256, 512, 64
+    n = 2 * (2 * 256 * 256 + 2 * 128 * 256 + 3 * 512 * 256) + 2 * 64 * 256
+    trace = trace_training(config, ADAPTERS["full"], training(optimizer="adamw_8bit"), GROUPS, "adapter")
+    assert trace.trained == n + 5 * 256
+    assert trace.optimizer == 2 * n + 2 * 4 * n // 256 + 8 * 5 * 256 + 4 * (2 * 7 + 2 + 5)
+    assert trace.gradients == 4 * trace.trained
+
+
 def test_what_a_layer_keeps_by_hand(models: dict[str, Path]) -> None:
     """One layer more keeps, per token, in floats: width d = 32, keys k = 16, heads 4 of h = 8, MLP m = 64.
 

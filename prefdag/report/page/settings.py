@@ -73,7 +73,7 @@ def supervised(config: "SftRef") -> str:
 
 def training(config: Training) -> str:
     """Optimiser, learning rate and schedule, epochs, batch size, precision."""
-    names = {"adamw": "AdamW", "adam": "Adam", "sgd": "SGD", "rmsprop": "RMSprop"}
+    names = {"adamw": "AdamW", "adamw_8bit": "8-bit AdamW", "adam": "Adam", "sgd": "SGD", "rmsprop": "RMSprop"}
     if isinstance(config.optimizer, Momentum):
         optimizer = f"{names[config.optimizer.kind]} with momentum {config.optimizer.momentum:g}"
     else:
