@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from tempfile import TemporaryFile
+from tempfile import TemporaryFile, gettempdir
 from typing import TypeVar, overload
 
 import numpy as np
@@ -83,17 +83,21 @@ def of_batch(batch: pa.RecordBatch) -> FormattedPairs:
 def joined(parts: Iterable[FormattedPairs]) -> FormattedPairs:
     """The rows of all parts, with their tokens in a memory-mapped file.
 
-    The file has no name, so it is gone when the process ends. The system reads its pages when they are needed, and takes them
-    back when memory runs short. It is in the folder that TMPDIR names.
+    The file is in the folder that TMPDIR names. It has no name, so nothing of it is left when the process ends. The system
+    reads its pages when they are needed, and takes them back when memory runs short.
     """
-    read, size = [], 0
-    with TemporaryFile() as file:
-        for part in parts:
-            file.write(part.tokens.data)
-            read.append(replace(part, tokens=part.tokens[:0], starts=part.starts + size))
-            size += len(part.tokens)
-        file.flush()
-        tokens = np.memmap(file, np.int32, "r")
+    read, size, nothing = [], 0, np.empty(0, np.int32)
+    try:
+        with TemporaryFile() as file:
+            for part in parts:
+                file.write(part.tokens.data)
+                read.append(replace(part, tokens=nothing, starts=part.starts + size))
+                size += len(part.tokens)
+            file.flush()
+            tokens = np.memmap(file, np.int32, "r")
+    except OSError as error:
+        error.filename = error.filename or gettempdir()  # the file has no name
+        raise
     return FormattedPairs(
         [name for part in read for name in part.ids],
         np.concatenate([part.preference for part in read]),
