@@ -129,7 +129,7 @@ def test_a_full_temporary_folder_is_named(tmp_path: Path, monkeypatch: pytest.Mo
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, limit[1]))
     try:
-        with pytest.raises(OSError) as error:
+        with pytest.raises(OSError, match="too large") as error:
             rows.read_split(tmp_path, "train")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
