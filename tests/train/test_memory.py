@@ -76,13 +76,13 @@ def test_five_hundred_steps(leak: int, tmp_path: Path) -> None:
 
 # A large file
 
-# A long id makes a row wide without adding tokens, so a few rows suffice to show whether they are kept.
+# A long path makes a row wide without adding tokens, so a few rows suffice to show whether they are kept.
 ROWS = """
 import pyarrow as pa, pyarrow.parquet as pq
 schema = None
 for first in range(0, n, 500):
     rows = [
-        {"id": f"{i:0{width}x}", "source": f"rows.json:{i + 1}",
+        {"id": f"{i:016x}", "source": f"{'x' * width}.json:{i + 1}",
          "prompt": [{"role": "user", "content": f"question {i} about it"}],
          "chosen": f"yes {i % 97}", "rejected": f"no {i % 89} never", "preference": 1.0}
         for i in range(first, min(n, first + 500))
@@ -113,7 +113,9 @@ if stage == "format_pairs":
     formatting.BATCH, formatting.batches = 200, keeping(formatting.batches)
 else:
     from prefdag.text.scoring import rows
-    rows.PART, rows.parts_of = 410, keeping(rows.parts_of)
+    read = rows.read_batches
+    # All columns, since the stage itself leaves out the long paths.
+    rows.PART, rows.read_batches = 410, keeping(lambda path, size, columns: read(path, size))
 importlib.import_module(f"stages.{stage}").main(getattr(load_params(), stage))
 print(peak())
 """
