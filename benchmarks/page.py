@@ -96,6 +96,13 @@ BENCHMARKS: Mapping[str, Benchmark] = {
             Goal("160,000 synthetic rows, validate_pairs", "peak_rss_gb", "<=", 4),
         ],
     ),
+    "bench_rows": Benchmark(
+        "Token ids in memory",
+        "160,000 synthetic pairs, prompts of 130 tokens and responses of 90, as `dpo_text` reads and keeps them and packs each "
+        "once, four at a time, and as `ref_logps` reads and packs them in parts. `before` is the last revision with Python "
+        "lists. `kept gb` is anonymous memory, `mapped gb` that of files, which the system takes back when memory runs short; "
+        "both are what the end of a run has beyond its imports.",
+    ),
     "bench_estimate": Benchmark(
         "The estimate of memory",
         "What `prefdag estimate` says a DPO training takes, against the peak of the resident memory beyond that of the "

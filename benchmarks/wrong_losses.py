@@ -131,13 +131,13 @@ def run(folder: Path) -> None:
     from prefdag.train.task import Task, Tasks
 
     params = load_params(folder / "params.yaml")
-    pairs: dict[str, list[Pair]] = {}
+    pairs: dict[str, Sequence[Pair]] = {}
     references: dict[str, PairLogps] = {}
     for split in ("train", "val", "test"):
-        frame = read_split(folder / "data/pairs", split)
-        pairs[split] = pair_rows(frame)
+        rows = read_split(folder / "data/pairs", split)
+        pairs[split] = pair_rows(rows)
         references[split] = read_ref_logps(
-            folder / "data/ref_logps", split, frame, folder / "data/pairs", folder / "models/reference"
+            folder / "data/ref_logps", split, rows.ids, folder / "data/pairs", folder / "models/reference"
         )
 
     def task(split: str, count: int, loss: Callable[[PairBatch], Tensor]) -> Task:

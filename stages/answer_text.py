@@ -21,17 +21,18 @@ def main(format_pairs: FormatPairs, answer_text: AnswerText) -> None:
     from prefdag.text.generation import answers
     from prefdag.text.generation.decoding import continuations
     from prefdag.text.model import load_models
-    from prefdag.text.scoring.rows import read_split
+    from prefdag.text.scoring.rows import pair_rows, read_split
     from prefdag.tokenizer.tokenizer import ChatTokenizer
 
     models = load_models(REFERENCE, POLICY, packed=False)
     tokenizer = ChatTokenizer(REFERENCE, format_pairs.template, format_pairs.template_options)
     stop_ids = tokenizer.stop_ids
     test = read_split(PAIRS, "test")
+    everything = pd.DataFrame({"id": test.ids, "prompt_ids": [list(map(int, pair.prompt)) for pair in pair_rows(test)]})
     # Several pairs can share a prompt, which is answered once.
-    prompts = test[~test["prompt_ids"].map(tuple).duplicated()][["id", "prompt_ids"]][: answer_text.prompts]
-    ids = [each.tolist() for each in prompts["prompt_ids"]]
-    prompts = prompts.assign(prompt_ids=ids, prompt=[tokenizer.decode(each) for each in ids])
+    prompts = everything[~everything["prompt_ids"].map(tuple).duplicated()][: answer_text.prompts]
+    ids = prompts["prompt_ids"].tolist()
+    prompts = prompts.assign(prompt=[tokenizer.decode(each) for each in ids])
 
     parts = []
     for decoding, sampling in (("greedy", None), ("sampled", (answer_text.temperature, answer_text.top_p))):

@@ -13,8 +13,6 @@ from prefdag.runtime.types import Count, Positive
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import pandas as pd
-
     from prefdag.text.scoring.logps import Pair, PairLogps
 
 PAIRS = Path("data/pairs")
@@ -44,14 +42,14 @@ def main(
     preference.check_reference(dpo_text.reference, "dpo_text.reference")
     policy = new_policy(REFERENCE, dpo_text, seed)
 
-    def cached(split: str, frame: "pd.DataFrame", pairs: "Sequence[Pair]") -> "PairLogps":
-        logps = read_ref_logps(REF_LOGPS, split, frame, PAIRS, REFERENCE)
+    def cached(split: str, ids: "Sequence[str]", pairs: "Sequence[Pair]") -> "PairLogps":
+        logps = read_ref_logps(REF_LOGPS, split, ids, PAIRS, REFERENCE)
         tolerance = START_TOLERANCE[dpo_text.training.precision]
         check_ref_logps(logps, trainable.before_training(policy), pairs, REF_LOGPS / f"{split}.parquet", tolerance)
         return logps
 
-    frames = {split: read_split(PAIRS, split) for split in ("train", "val")}
-    run = dpo_run(policy, frames, preference, dpo_text, cached, lambda split: f"{PAIRS / split}.parquet")
+    splits = {split: read_split(PAIRS, split) for split in ("train", "val")}
+    run = dpo_run(policy, splits, preference, dpo_text, cached, lambda split: f"{PAIRS / split}.parquet")
     output = Output(POLICY, lambda folder: trainable.save_policy(policy, folder, REFERENCE))
     train_stage(policy, run.tasks, dpo_text.training, seed, output, run.hooks)
 

@@ -39,14 +39,15 @@ def main(
     from prefdag.text import model as lm
     from prefdag.text.evaluation import choices, eval_logps
     from prefdag.text.evaluation import metrics as evaluate
-    from prefdag.text.scoring.rows import chosen_groups, pair_rows, read_split
+    from prefdag.text.scoring.rows import chosen_groups, pair_rows, read_split, with_chosen
     from prefdag.tokenizer.files import positions
     from prefdag.tokenizer.tokenizer import ChatTokenizer
     from stages.losses import LOSSES
 
     budget = evaluate_text.tokens_per_batch
     test = read_split(PAIRS, "test")
-    chosen = chosen_groups(test)
+    taught = with_chosen(test)
+    chosen = chosen_groups(taught)
     tokenizer = ChatTokenizer(REFERENCE, format_pairs.template, format_pairs.template_options)
     questions = read_eval_sets(EVALS, evaluate_text.max_eval_rows)
     groups = eval_logps.groups_by_set(
@@ -58,15 +59,14 @@ def main(
     models = lm.load_models(REFERENCE, POLICY)
     pairs = pair_rows(test)
     heldout, kl, logratios = evaluate.compare_heldout(models, pairs, budget)
-    tokens = evaluate.tokens_table(test["id"], pairs, logratios, tokenizer)
+    tokens = evaluate.tokens_table(test.ids, pairs, logratios, tokenizer)
     rewards = Preference(loss, beta, loss_options, {}, LOSSES).rewards(heldout)
     policy = eval_logps.compute_logps(models.policy, groups, budget, "policy")
     logps = {name: {"base": base[name], "reference": reference[name], "policy": policy[name]} for name in groups}
 
     of_chosen = evaluate.chosen_logps(heldout, base[eval_logps.HELDOUT])
-    labels = test["preference"].to_numpy()
-    metrics = {"heldout": evaluate.heldout_metrics(heldout, rewards, labels, kl, of_chosen, chosen)}
-    rows = [evaluate.rows_table("heldout", test["id"][test["chosen_ids"].map(len) > 0], of_chosen, chosen)]
+    metrics = {"heldout": evaluate.heldout_metrics(heldout, rewards, test.preference, kl, of_chosen, chosen)}
+    rows = [evaluate.rows_table("heldout", taught.ids, of_chosen, chosen)]
     for name, set_rows in cross_entropy_sets(questions).items():
         metrics[name] = evaluate.set_metrics(logps[name], groups[name])
         rows.append(evaluate.rows_table(name, [row.source for row in set_rows], logps[name], groups[name]))
@@ -78,7 +78,7 @@ def main(
             tables = {role: task.table(questions[name], values) for role, values in of_role.items()}
             metrics["choices"][name] = {role: task.metrics(table) for role, table in tables.items()}
             picked += [table.assign(set=name, model=role) for role, table in tables.items()]
-    table = evaluate.heldout_table(heldout, rewards).assign(id=test["id"])
+    table = evaluate.heldout_table(heldout, rewards).assign(id=test.ids)
     metrics["health"] = verdict.metrics(verdict.read(HEALTH))
 
     with ExitStack() as written:

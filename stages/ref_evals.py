@@ -21,7 +21,7 @@ def main(format_pairs: FormatPairs, evaluate_text: EvaluateText) -> None:
     from prefdag.pairs.eval_sets import read_eval_sets
     from prefdag.text import model as lm
     from prefdag.text.evaluation import eval_logps
-    from prefdag.text.scoring.rows import chosen_groups, read_split
+    from prefdag.text.scoring.rows import chosen_groups, read_split, with_chosen
     from prefdag.tokenizer.files import positions
     from prefdag.tokenizer.tokenizer import ChatTokenizer
 
@@ -31,7 +31,7 @@ def main(format_pairs: FormatPairs, evaluate_text: EvaluateText) -> None:
         questions, tokenizer, limits.resolved(format_pairs, FORMATTED), positions(REFERENCE)
     )
     # Not the reference's: evaluate_text computes these per token, beside the policy.
-    heldout = {eval_logps.HELDOUT: chosen_groups(read_split(PAIRS, "test"))}
+    heldout = {eval_logps.HELDOUT: chosen_groups(with_chosen(read_split(PAIRS, "test")))}
     with writing(REF_EVALS) as folder:
         folder.mkdir()
         for role, model, sets in (("base", BASE, {**heldout, **groups}), ("reference", REFERENCE, groups)):

@@ -27,13 +27,13 @@ def main(ref_logps: RefLogps) -> None:
         for split in ("train", "val", "test"):
             total, done = count_rows(PAIRS / f"{split}.parquet"), 0
             with pq.ParquetWriter(folder / f"{split}.parquet", schema) as writer:
-                for frame in parts_of(PAIRS, split):
+                for part in parts_of(PAIRS, split):
                     logps = all_pair_logps(
-                        model, pair_rows(frame), ref_logps.tokens_per_batch, split, done=done, total=total
+                        model, pair_rows(part), ref_logps.tokens_per_batch, split, done=done, total=total
                     )
                     columns = {name: values.double().numpy() for name, values in ref_columns(logps).items()}
-                    writer.write_table(pa.table({"id": frame["id"], **columns}, schema))
-                    done += len(frame)
+                    writer.write_table(pa.table({"id": part.ids, **columns}, schema))
+                    done += len(part)
         write_json(folder / "key.json", reference_key(PAIRS, REFERENCE, ref_logps.dtype))
 
 

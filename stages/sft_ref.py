@@ -13,16 +13,13 @@ REFERENCE = Path("models/reference")
 @distributed_stage
 def main(sft_ref: SftRef) -> None:
     from prefdag.text import trainable
-    from prefdag.text.scoring.rows import chosen_groups, read_split
+    from prefdag.text.scoring.rows import chosen_groups, read_split, with_chosen
     from prefdag.text.sft_task import sft_task
     from prefdag.train.session import Output, train_stage
     from prefdag.train.task import Tasks
 
-    frames = read_split(PAIRS, "train"), read_split(PAIRS, "val")
-    taught = [
-        frame[frame["chosen_ids"].map(len) > 0] for frame in frames
-    ]  # unpaired data has rows without a chosen response
-    train, validation = (sft_task(chosen_groups(frame), frame["id"].tolist()) for frame in taught)
+    taught = [with_chosen(read_split(PAIRS, split)) for split in ("train", "val")]
+    train, validation = (sft_task(chosen_groups(pairs), pairs.ids) for pairs in taught)
     key = "sft_ref.adapter"
     model = trainable.add_adapter(
         trainable.load_for_training(BASE, sft_ref.adapter, key), sft_ref.adapter, sft_ref.seed, key

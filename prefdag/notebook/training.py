@@ -5,7 +5,7 @@ import logging
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -35,7 +35,7 @@ from prefdag.notebook.settings import (
 from prefdag.pairs.annotators import merge_annotators
 from prefdag.pairs.formatting import format_pairs
 from prefdag.pairs.schema import ignored_columns, read_pairs, write_pairs
-from prefdag.runtime.artifacts import read_json, write_json
+from prefdag.runtime.artifacts import read_json, read_table, write_json
 from prefdag.text import trainable
 from prefdag.text.dpo_run import dpo_run, new_policy
 from prefdag.text.model import ADAPTER_CONFIG, prepare_generation
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from prefdag.text.model import Policy
+    from prefdag.text.scoring.formatted import FormattedPairs
     from prefdag.text.scoring.logps import Pair, PairLogps
 
 ROWS_FILE = "frame.jsonl"
@@ -149,9 +150,9 @@ def train(
     rows = settings.format_pairs
     with TemporaryDirectory() as temporary, as_arguments(ROWS_FILE):
         chat = ChatTokenizer(folder, rows.template, rows.template_options)
-        frames = _formatted(frame, folder, chat, settings, Path(temporary))
+        splits = _formatted(frame, folder, chat, settings, Path(temporary))
         policy = new_policy(folder, settings.dpo_text, seed)
-        history = _fit(policy, frames, preference, settings, Checkpoints(Path(temporary, "checkpoints")))
+        history = _fit(policy, splits, preference, settings, Checkpoints(Path(temporary, "checkpoints")))
     prepare_generation(policy)
     _stop_at(policy, chat.stop_ids)
     tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -168,19 +169,19 @@ def _stop_at(policy: "Policy", stop_ids: "Sequence[int]") -> None:
 
 def _fit(
     policy: "Policy",
-    frames: Mapping[str, pd.DataFrame],
+    splits: Mapping[str, "FormattedPairs"],
     preference: Preference,
     settings: Settings,
     checkpoints: Checkpoints,
 ) -> History:
     training = settings.dpo_text.training
 
-    def cached(split: str, frame: pd.DataFrame, pairs: "Sequence[Pair]") -> "PairLogps":
+    def cached(split: str, ids: "Sequence[str]", pairs: "Sequence[Pair]") -> "PairLogps":
         half = training.precision == "bfloat16"  # as the policy is scored
         with torch.autocast(process().device.type, torch.bfloat16) if half else nullcontext():
             return all_pair_logps(trainable.before_training(policy), pairs, settings.tokens_per_batch, "reference")
 
-    run = dpo_run(policy, frames, preference, settings.dpo_text, cached, lambda split: "frame")
+    run = dpo_run(policy, splits, preference, settings.dpo_text, cached, lambda split: "frame")
     AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
     return fit(
         policy,
@@ -195,7 +196,7 @@ def _fit(
 
 def _formatted(
     frame: Any, model: Path, tokenizer: ChatTokenizer, settings: Settings, folder: Path
-) -> dict[str, pd.DataFrame]:
+) -> "dict[str, FormattedPairs]":
     """The rows of the frame as the stage `format_pairs` writes them, by split; "val" only if there are such rows."""
     raw, out, pairs_file = folder / "raw", folder / "pairs", folder / "pairs.parquet"
     raw.mkdir()
@@ -219,9 +220,13 @@ def _formatted(
     rows = settings.format_pairs
     report = format_pairs(pairs_file, out, folder / "changes.csv", tokenizer, rows, positions(model))
     written = report.summary["rows"]
-    frames = {split: read_split(out, split) for split in ("train", "val") if split == "train" or written[split]}
-    # Errors name rows by their ids.
-    return {split: each.assign(id=each["source"].str.rpartition(":")[2]) for split, each in frames.items()}
+    splits = {split: read_split(out, split) for split in ("train", "val") if split == "train" or written[split]}
+    return {split: replace(each, ids=_row_numbers(out / f"{split}.parquet")) for split, each in splits.items()}
+
+
+def _row_numbers(path: Path) -> list[str]:
+    """The number in the frame of each formatted row: errors name rows by it."""
+    return [source.rpartition(":")[2] for source in read_table(path, columns=["source"])["source"].to_pylist()]
 
 
 def _without_nan(record: Mapping[Any, Any]) -> dict[str, Any]:

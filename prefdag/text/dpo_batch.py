@@ -9,6 +9,7 @@ from prefdag.dpo.pair_batch import PairBatch, Response
 
 if TYPE_CHECKING:
     from prefdag.text.scoring.logps import Pair, PairLogps, ResponseLogps
+    from prefdag.text.scoring.packing import TokenIds
 
 
 def pair_batch(pairs: Sequence["Pair"], policy: "PairLogps", reference: "PairLogps") -> PairBatch:
@@ -23,7 +24,7 @@ def pair_batch(pairs: Sequence["Pair"], policy: "PairLogps", reference: "PairLog
     return PairBatch(chosen, rejected, kl=policy.mismatched.logps.detach() - reference.mismatched.logps)
 
 
-def _response(texts: Sequence[Sequence[int] | None], policy: "ResponseLogps", reference: "ResponseLogps") -> Response:
+def _response(texts: Sequence["TokenIds | None"], policy: "ResponseLogps", reference: "ResponseLogps") -> Response:
     tokens = torch.tensor([1 if ids is None else len(ids) for ids in texts], device=policy.logps.device)
     return Response(
         logps=policy.logps,

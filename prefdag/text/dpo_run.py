@@ -12,17 +12,16 @@ from prefdag.text.scoring.rows import pair_rows, presence, soft_labels
 from prefdag.train.task import Task, Tasks
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from prefdag.config.dpo_text import DpoText
     from prefdag.dpo.hook import StepHook
     from prefdag.dpo.preference import Preference
     from prefdag.text.model import Policy
+    from prefdag.text.scoring.formatted import FormattedPairs
     from prefdag.text.scoring.logps import Pair, PairLogps
 
 KEY = "dpo_text.adapter"  # in params.yaml, for error messages
-# The reference's log-probabilities of a split's pairs, in their order; given the split, its rows and its pairs.
-CachedLogps = Callable[[str, "pd.DataFrame", Sequence["Pair"]], "PairLogps"]
+# The reference's log-probabilities of a split's pairs, in their order; given the split, the ids of its rows and its pairs.
+CachedLogps = Callable[[str, Sequence[str], Sequence["Pair"]], "PairLogps"]
 
 
 class DpoRun(NamedTuple):
@@ -45,13 +44,13 @@ def new_policy(reference: Path, config: "DpoText", seed: int) -> "Policy":
 
 def dpo_run(
     policy: "Policy",
-    frames: Mapping[str, "pd.DataFrame"],
+    splits: Mapping[str, "FormattedPairs"],
     preference: "Preference",
     config: "DpoText",
     cached: CachedLogps,
     where: Callable[[str], str],
 ) -> DpoRun:
-    """Train `policy`, from `new_policy`, on the formatted pairs in `frames`: "train" and, if there is one, "val".
+    """Train `policy`, from `new_policy`, on the formatted pairs in `splits`: "train" and, if there is one, "val".
 
     Args:
         cached: called once per split if `config.reference.logps` is cached.
@@ -71,16 +70,16 @@ def dpo_run(
     # Only if needed: with a fully trained policy, `untrained` is a copy.
     reference = moving.model if moving else trainable.untrained(policy) if live else None
 
-    def task(split: str, frame: "pd.DataFrame") -> Task:
-        pairs = pair_rows(frame, mismatched=preference.uses_kl)
-        labels, present = soft_labels(frame), presence(frame)
-        preference.check_rows(frame["preference"], present is None, where(split))
+    def task(split: str, rows: "FormattedPairs") -> Task:
+        pairs = pair_rows(rows, mismatched=preference.uses_kl)
+        labels, present = soft_labels(rows), presence(rows)
+        preference.check_rows(rows.preference, present is None, where(split))
         live = live_logps(reference, pairs) if reference else None
-        ref_logps = live if live and not looked_up else cached_logps(cached(split, frame, pairs), live)
-        return dpo_task(pairs, frame["id"].tolist(), preference, ref_logps, labels=labels, present=present)
+        ref_logps = live if live and not looked_up else cached_logps(cached(split, rows.ids, pairs), live)
+        return dpo_task(pairs, rows.ids, preference, ref_logps, labels=labels, present=present)
 
     hooks: list[StepHook] = [preference, moving or FrozenCheck(frozen)]
     if config.adapter.kind != "prefix":  # a new prefix does not start at the reference
         hooks.append(StartCheck(START_TOLERANCE[config.training.precision]))
-    tasks = {split: task(split, frame) for split, frame in frames.items()}
+    tasks = {split: task(split, rows) for split, rows in splits.items()}
     return DpoRun(Tasks(tasks["train"], tasks.get("val")), hooks)

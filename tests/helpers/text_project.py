@@ -5,9 +5,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from tiny_models import lora, random_groups, training, write_model
 
 from prefdag.config.dpo_text import DpoText, TextReference
+from prefdag.text.scoring.formatted import FormattedPairs, of_batch
 from stages import dpo_text
 
 EOS = 0
@@ -29,6 +31,11 @@ def frame_of(n: int, seed: int = 0) -> pd.DataFrame:
             "preference": 1.0,
         }
     )
+
+
+def pairs_of(frame: pd.DataFrame) -> FormattedPairs:
+    """The pairs of a frame as those of a file."""
+    return of_batch(pa.RecordBatch.from_pandas(frame))
 
 
 def write_text_project(root: Path, kind: str) -> None:

@@ -42,13 +42,13 @@ class Artefact(NamedTuple):
 
 
 def artefacts() -> list[Artefact]:
-    frame = rows.read_split(PAIRS, "val")
+    names = rows.read_split(PAIRS, "val").ids
     ids = read_table(VALIDATED, columns=["id"])["id"].to_pylist()[:5]
     return [
         Artefact(PAIRS / "val.parquet", lambda: rows.read_split(PAIRS, "val")),
         Artefact(VALIDATED, lambda: read_dialogues(VALIDATED, ids)),
-        Artefact(REF_LOGPS / "val.parquet", lambda: rows.read_ref_logps(REF_LOGPS, "val", frame, PAIRS, REFERENCE)),
-        Artefact(REF_LOGPS / "key.json", lambda: rows.read_ref_logps(REF_LOGPS, "val", frame, PAIRS, REFERENCE)),
+        Artefact(REF_LOGPS / "val.parquet", lambda: rows.read_ref_logps(REF_LOGPS, "val", names, PAIRS, REFERENCE)),
+        Artefact(REF_LOGPS / "key.json", lambda: rows.read_ref_logps(REF_LOGPS, "val", names, PAIRS, REFERENCE)),
         Artefact(Path("reports/text/tokens.parquet"), lambda: read_table(Path("reports/text/tokens.parquet"))),
         Artefact(Path("reports/text/metrics.json"), lambda: read_json(Path("reports/text/metrics.json"))),
         Artefact(Path("reports/text/pairs.csv"), lambda: read_csv(Path("reports/text/pairs.csv"))),

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from linear_tasks import ignore
 from tasks import preference_of
-from text_project import dpo_settings, frame_of
+from text_project import dpo_settings, frame_of, pairs_of
 from tiny_models import lora
 
 from prefdag.config.adapter import Full
@@ -30,7 +30,7 @@ from prefdag.lifecycle.interruption import Interrupted
 from prefdag.text import trainable
 from prefdag.text.dpo_run import dpo_run, new_policy
 from prefdag.text.scoring.logps import all_pair_logps
-from prefdag.text.scoring.rows import chosen_groups
+from prefdag.text.scoring.rows import chosen_groups, with_chosen
 from prefdag.text.sft_task import sft_task
 from prefdag.train.checkpoint import Checkpoints
 from prefdag.train.loop import fit
@@ -38,7 +38,7 @@ from prefdag.train.task import Tasks
 
 models, out, resume = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]
 world = process().num_processes
-frames = {"train": frame_of(7), "val": frame_of(3, seed=1)}  # uneven: 3 and 4 rows a step
+splits = {"train": pairs_of(frame_of(7)), "val": pairs_of(frame_of(3, seed=1))}  # uneven: 3 and 4 rows a step
 LIVE = TextReference(logps="live", update="none", alpha=None, every=None)
 STEPS = {"epochs": 2, "batch_size": 4, "micro_batch_size": 1, "learning_rate": 1e-2, "validate_every": 2, "checkpoint_every": 1}
 MOVING = TextReference(logps="live", update="polyak", alpha=0.3, every=None)
@@ -85,8 +85,8 @@ def dpo(name, shard, target):
     settings = dataclasses.replace(dpo_settings(**STEPS), adapter=adapter, shard=shard, **changes)
     policy = new_policy(models / kind, settings, seed=0)
     assert is_sharded(policy) == (world > 1 and shard == "full")
-    cached = lambda split, frame, pairs: all_pair_logps(trainable.before_training(policy), pairs, 100, split)
-    run = dpo_run(policy, frames, preference_of(loss, 0.5), settings, cached, str)
+    cached = lambda split, ids, pairs: all_pair_logps(trainable.before_training(policy), pairs, 100, split)
+    run = dpo_run(policy, splits, preference_of(loss, 0.5), settings, cached, str)
     train(policy, run.tasks, run.hooks, lambda *to: trainable.save_policy(*to, models / kind), target)
 
 
@@ -94,7 +94,7 @@ def sft(name, shard, target):
     policy = trainable.add_adapter(trainable.load_for_training(models / "gpt2", SFT[name], ""), SFT[name], 0, "")
     if shard == "full":
         trainable.shard(policy)
-    tasks = Tasks(*(sft_task(chosen_groups(frame), frame["id"].tolist()) for frame in frames.values()))
+    tasks = Tasks(*(sft_task(chosen_groups(pairs), pairs.ids) for pairs in map(with_chosen, splits.values())))
     train(policy, tasks, [], trainable.save_merged, target)
 
 

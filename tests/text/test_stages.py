@@ -18,7 +18,7 @@ from naive_logps import naive_logps
 from safetensors.torch import load_file
 from scipy import stats
 from tasks import NO_OPTIONS, preference_of, slow, without_tracking
-from text_project import EOS, SPLITS, dpo_settings, frame_of, write_text_project
+from text_project import EOS, SPLITS, dpo_settings, frame_of, pairs_of, write_text_project
 from tiny_models import TARGETS, disturb, lora, random_groups, training, with_lora, write_model
 from tokenizers import AddedToken, Tokenizer, pre_tokenizers
 from tokenizers import models as tokenizer_models
@@ -48,6 +48,7 @@ from prefdag.text.evaluation import choices, eval_logps, eval_rows
 from prefdag.text.evaluation import metrics as evaluate
 from prefdag.text.evaluation.eval_rows import EncodedRow
 from prefdag.text.scoring import rows
+from prefdag.text.scoring.formatted import of_batch
 from prefdag.text.scoring.logps import Pair, PairLogps, all_pair_logps, group_logps, pair_logps
 from prefdag.text.scoring.packing import Group
 from prefdag.tokenizer.tokenizer import ChatTokenizer
@@ -67,9 +68,18 @@ from stages import (
 # Scored tokens
 
 
+def listed(ids: Any) -> Any:
+    """Rows of token ids with lists in the place of arrays."""
+    if isinstance(ids, np.ndarray):
+        return ids.tolist()
+    return ids if ids is None else (tuple if isinstance(ids, tuple) else list)(map(listed, ids))
+
+
 def test_the_eos_after_a_cut_is_not_scored() -> None:
     frame = pd.DataFrame(
         {
+            "id": ["a", "b"],
+            "preference": 1.0,
             "prompt_ids": [np.array([5]), np.array([6, 7])],
             "chosen_ids": [np.array([1, 2, EOS]), np.array([3, EOS])],
             "chosen_truncated": [True, False],
@@ -77,11 +87,10 @@ def test_the_eos_after_a_cut_is_not_scored() -> None:
             "rejected_truncated": [False, True],
         }
     )
-    assert rows.scored(frame, "chosen") == [[1, 2], [3, EOS]]
-    assert rows.scored(frame, "rejected") == [[4, EOS], [8, 9]]
-    assert rows.pair_rows(frame) == [Pair([5], [1, 2], [4, EOS]), Pair([6, 7], [3, EOS], [8, 9])]
-    assert rows.presence(frame) is None
-    assert rows.chosen_groups(frame) == [Group([5], ([1, 2],)), Group([6, 7], ([3, EOS],))]
+    pairs = pairs_of(frame)
+    assert listed(rows.pair_rows(pairs)) == [([5], [1, 2], [4, EOS], None), ([6, 7], [3, EOS], [8, 9], None)]
+    assert rows.presence(pairs) is None
+    assert listed(rows.chosen_groups(pairs)) == [([5], ([1, 2],)), ([6, 7], ([3, EOS],))]
 
 
 def test_an_absent_response_is_never_scored() -> None:
@@ -89,6 +98,8 @@ def test_an_absent_response_is_never_scored() -> None:
     nothing = np.array([], dtype=np.int32)
     frame = pd.DataFrame(
         {
+            "id": ["a", "b", "c"],
+            "preference": 1.0,
             "prompt_ids": [np.array([5]), np.array([6]), np.array([7])],
             "chosen_ids": [np.array([1, EOS]), nothing, np.array([2, EOS])],
             "rejected_ids": [nothing, np.array([3, 4, EOS]), nothing],
@@ -96,13 +107,16 @@ def test_an_absent_response_is_never_scored() -> None:
             "rejected_truncated": [False, True, False],
         }
     )
-    assert rows.pair_rows(frame, mismatched=True) == [
-        Pair([5], [1, EOS], None, [3, 4]),
-        Pair([6], None, [3, 4], [2, EOS]),
-        Pair([7], [2, EOS], None, [1, EOS]),
+    pairs = pairs_of(frame)
+    assert listed(rows.pair_rows(pairs, mismatched=True)) == [
+        ([5], [1, EOS], None, [3, 4]),
+        ([6], None, [3, 4], [2, EOS]),
+        ([7], [2, EOS], None, [1, EOS]),
     ]
-    assert rows.chosen_groups(frame) == [Group([5], ([1, EOS],)), Group([7], ([2, EOS],))]
-    present = rows.presence(frame)
+    taught = rows.with_chosen(pairs)
+    assert taught.ids == ["a", "c"]
+    assert listed(rows.chosen_groups(taught)) == [([5], ([1, EOS],)), ([7], ([2, EOS],))]
+    present = rows.presence(pairs)
     assert present is not None
     assert [has.tolist() for has in present] == [[1, 0, 1], [0, 1, 0]]
     assert present[0].dtype == torch.float32
@@ -157,7 +171,7 @@ def test_a_cut_dialogue_is_scored_as_if_alone(kind: str, dtype: Any, seed: int, 
         alone.append(Group(prompt_ids[-most_prompt:], tuple(scored)))
         cut += [len(prompt_ids) > most_prompt, *(len(ids) > most_response for ids in encoded)]
     assert set(cut) == {True, False}
-    pairs = rows.pair_rows(pa.Table.from_pylist(records, schema=PAIRS_SCHEMA).to_pandas())
+    pairs = rows.pair_rows(of_batch(pa.RecordBatch.from_pylist(records, schema=PAIRS_SCHEMA)))
     plain = AutoModelForCausalLM.from_pretrained(folder).eval()
     expected = naive_logps(plain, alone)
     of_expected = gradients(expected, plain)
@@ -202,9 +216,9 @@ def test_cached_references_do_not_depend_on_batches(project: str) -> None:
     ref_logps.main(RefLogps(dtype="float32", tokens_per_batch=30))
     model = lm.load(dpo_text.REFERENCE)
     for split in SPLITS:
-        frame = rows.read_split(dpo_text.PAIRS, split)
-        cached = rows.read_ref_logps(dpo_text.REF_LOGPS, split, frame, dpo_text.PAIRS, dpo_text.REFERENCE)
-        groups = [pair.group for pair in rows.pair_rows(frame)]
+        pairs = rows.read_split(dpo_text.PAIRS, split)
+        cached = rows.read_ref_logps(dpo_text.REF_LOGPS, split, pairs.ids, dpo_text.PAIRS, dpo_text.REFERENCE)
+        groups = [pair.group for pair in rows.pair_rows(pairs)]
         expected = torch.tensor(group_logps(model, groups, 1000, split).reshape(-1, 2), dtype=torch.float32)
         logps = torch.stack([cached.chosen.logps, cached.rejected.logps], dim=1)
         torch.testing.assert_close(logps, expected, rtol=1e-5, atol=1e-4)
@@ -222,9 +236,9 @@ def test_dpo_starts_at_ln_2_and_learns(project: str, histories: list[tuple[Histo
     assert last["rewards/accuracy"] == 1.0
     assert sha256(dpo_text.REFERENCE) == before
     # The saved policy is the trained one: on the training rows its rewards prefer the chosen responses.
-    frame = rows.read_split(dpo_text.PAIRS, "train")
+    pairs = rows.pair_rows(rows.read_split(dpo_text.PAIRS, "train"))
     models = lm.load_models(dpo_text.REFERENCE, dpo_text.POLICY)
-    batch = evaluate.compare_heldout(models, rows.pair_rows(frame), 1000).batch
+    batch = evaluate.compare_heldout(models, pairs, 1000).batch
     assert (evaluate.heldout_table(batch, preference_of("sigmoid").rewards(batch))["margin"] > 0.1).all()
 
 
@@ -256,8 +270,8 @@ def test_wrong_references_stop_dpo_before_or_at_its_first_step() -> None:
 
 
 def read() -> PairLogps:
-    frame = rows.read_split(dpo_text.PAIRS, "train")
-    return rows.read_ref_logps(dpo_text.REF_LOGPS, "train", frame, dpo_text.PAIRS, dpo_text.REFERENCE)
+    ids = rows.read_split(dpo_text.PAIRS, "train").ids
+    return rows.read_ref_logps(dpo_text.REF_LOGPS, "train", ids, dpo_text.PAIRS, dpo_text.REFERENCE)
 
 
 @pytest.fixture

@@ -113,7 +113,9 @@ if stage == "format_pairs":
     formatting.BATCH, formatting.batches = 200, keeping(formatting.batches)
 else:
     from prefdag.text.scoring import rows
-    rows.PART, rows.parts_of = 410, keeping(rows.parts_of)
+    read = rows.read_batches
+    # All columns, since the stage itself leaves out the long paths.
+    rows.PART, rows.read_batches = 410, keeping(lambda path, size, columns: read(path, size))
 importlib.import_module(f"stages.{stage}").main(getattr(load_params(), stage))
 print(peak())
 """

@@ -69,7 +69,7 @@ def compare_heldout(models: "ReferenceAndPolicy", pairs: Sequence[Pair], max_tok
         batch = map_tensors(lambda tensor: tensor.double().cpu(), pair_batch(chunk, *logps))
         return Heldout(batch, float(tokens.kl.double().sum()), np.split(of_tokens, np.cumsum(lengths)[:-1]))
 
-    each_batch = list(batches([pair.group for pair in pairs], max_tokens))
+    each_batch = list(batches((pair.group for pair in pairs), max_tokens))
     parts = shared_out(each_batch, compute, "row", "heldout, reference and policy")
     batch = map_tensors(lambda *each: torch.cat(each), *(part.batch for part in parts))
     logratios = [of_response for part in parts for of_response in part.logratios]
@@ -95,7 +95,7 @@ def tokens_table(
         logratios: from `compare_heldout`.
     """
     responses = [
-        (name, side, list(getattr(pair, side)))
+        (name, side, np.asarray(getattr(pair, side)).tolist())
         for name, pair in zip(ids, pairs, strict=True)
         for side in ("chosen", "rejected")
         if getattr(pair, side) is not None

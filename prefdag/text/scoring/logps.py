@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from prefdag.distributed.sharing import shared_out
-from prefdag.text.scoring.packing import Group, Pack, batches, pack
+from prefdag.text.scoring.packing import Group, Pack, TokenIds, batches, pack
 from prefdag.text.scoring.states import head, response_states, response_token_logps
 from prefdag.text.scoring.vocabulary import log_collisions, token_logps
 from prefdag.train.outputs import map_tensors
@@ -26,10 +26,10 @@ class Pair(NamedTuple):
     `mismatched` is a response to another prompt: its log-ratio estimates KL(policy || reference) (KTO, arXiv:2402.01306).
     """
 
-    prompt: Sequence[int]
-    chosen: Sequence[int] | None
-    rejected: Sequence[int] | None
-    mismatched: Sequence[int] | None = None
+    prompt: TokenIds
+    chosen: TokenIds | None
+    rejected: TokenIds | None
+    mismatched: TokenIds | None = None
 
     @property
     def group(self) -> Group:
@@ -105,7 +105,7 @@ def all_pair_logps(
     def compute(rows: Sequence[int]) -> PairLogps:
         return map_tensors(Tensor.cpu, pair_logps(model, [pairs[i] for i in rows]))
 
-    each_batch = list(batches([pair.group for pair in pairs], max_tokens))
+    each_batch = list(batches((pair.group for pair in pairs), max_tokens))
     parts = shared_out(each_batch, compute, "row", name, done=done, total=total)
     return map_tensors(lambda *each: torch.cat(each), *parts)
 

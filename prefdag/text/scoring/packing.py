@@ -12,20 +12,24 @@ Worked example with two groups: prompt [1, 2] with responses [3, 4] and [5], and
 `attention.py` masks the other responses of the same prompt, and other groups.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+
+TokenIds = Sequence[int] | npt.NDArray[np.integer]
 
 
 class Group(NamedTuple):
     """A prompt and the responses to score after it, as token ids. None is empty."""
 
-    prompt: Sequence[int]
-    responses: tuple[Sequence[int], ...]
+    prompt: TokenIds
+    responses: tuple[TokenIds, ...]
 
     @property
     def n_tokens(self) -> int:
@@ -95,32 +99,36 @@ class Pack:
 
 def pack(groups: Sequence[Group]) -> Pack:
     """Pack `groups` into one row, in order. Raises `ValueError` for an empty prompt or response."""
-    ids: list[int] = []
-    positions: list[int] = []
-    predictors: list[int] = []
-    targets: list[int] = []
-    owners: list[int] = []
+    ids: list[TokenIds] = []
+    positions: list[np.ndarray] = []
+    predictors: list[np.ndarray] = []
+    targets: list[TokenIds] = []
+    owners: list[np.ndarray] = []
     segments: list[Segment] = []
-    owner = 0
+    end = 0
     for prompt, responses in groups:
-        if not len(prompt) or not all(map(len, responses)):
+        lengths = tuple(map(len, responses))
+        if not len(prompt) or not all(lengths):
             raise ValueError("a prompt and each response need at least one token; an empty prompt needs a BOS")
-        segments.append(Segment(len(ids), len(prompt), tuple(map(len, responses))))
-        ids += prompt
-        positions += range(len(prompt))
-        last = len(ids) - 1
-        for response in responses:
-            predictors += [last, *range(len(ids), len(ids) + len(response) - 1)]
-            targets += response
-            owners += [owner] * len(response)
-            positions += range(len(prompt), len(prompt) + len(response))
-            ids += response
-            owner += 1
-    tensor = torch.tensor
-    return Pack(tensor(ids), tensor(positions), tensor(predictors), tensor(targets), tensor(owners), tuple(segments))
+        segments.append(Segment(end, len(prompt), lengths))
+        ids += [prompt, *responses]
+        targets += responses
+        positions.append(np.arange(len(prompt)))
+        end += len(prompt)
+        last = end - 1
+        for length in lengths:
+            predictors.append(np.array([last, *range(end, end + length - 1)]))
+            positions.append(np.arange(len(prompt), len(prompt) + length))
+            end += length
+            owners.append(np.full(length, len(owners)))
+
+    def joined(parts: Sequence[TokenIds]) -> Tensor:
+        return torch.tensor(np.concatenate(parts, dtype=np.int64))
+
+    return Pack(joined(ids), joined(positions), joined(predictors), joined(targets), joined(owners), tuple(segments))
 
 
-def batches(groups: Sequence[Group], max_tokens: int) -> Iterator[list[int]]:
+def batches(groups: Iterable[Group], max_tokens: int) -> Iterator[list[int]]:
     """Indices of `groups`, in order, in batches of at most `max_tokens` tokens. A longer group is a batch on its own."""
     batch: list[int] = []
     total = 0

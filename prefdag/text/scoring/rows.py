@@ -5,70 +5,72 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
+import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
 from prefdag.lifecycle.errors import DataError
 from prefdag.runtime.artifacts import count_rows, read_batches, read_json, read_table, sha256
+from prefdag.text.scoring.formatted import COLUMNS, FormattedPairs, Ids, LazyRows, joined, of_batch
 from prefdag.text.scoring.logps import Pair, PairLogps, ResponseLogps, pair_logps
 from prefdag.text.scoring.packing import Group
 
 PART = 4096  # rows per part of `parts_of`
 
 
-def read_split(pairs: Path, split: str) -> pd.DataFrame:
-    """The pairs of a split, as `format_pairs` wrote them. Raises `DataError` if the split is empty."""
-    return pd.concat(list(parts_of(pairs, split)), ignore_index=True)
+def read_split(pairs: Path, split: str) -> FormattedPairs:
+    """The pairs of a split, as `format_pairs` wrote them, memory-mapped. Raises `DataError` if the split is empty."""
+    return joined(parts_of(pairs, split))
 
 
-def parts_of(pairs: Path, split: str) -> Iterator[pd.DataFrame]:
-    """The same in parts of `PART` rows."""
+def parts_of(pairs: Path, split: str) -> Iterator[FormattedPairs]:
+    """The same in parts of `PART` rows, in memory."""
     path = pairs / f"{split}.parquet"
     if not count_rows(path):
         raise DataError(f"{path}: no pairs; raise format_pairs.max_pairs or the split's fraction")
-    for batch in read_batches(path, PART):
-        yield batch.to_pandas()
+    for batch in read_batches(path, PART, COLUMNS.names):
+        try:
+            yield of_batch(batch)
+        except (KeyError, ValueError, pa.ArrowException) as error:
+            raise DataError(f"{path}: not as format_pairs writes it ({error}); `dvc repro` makes it again") from None
 
 
-def chosen_groups(frame: pd.DataFrame) -> list[Group]:
-    """Each prompt with its chosen response; rows without one are left out. `format_pairs` leaves some in every split."""
-    responses = scored(frame, "chosen")
-    return [Group(p.tolist(), (r,)) for p, r in zip(frame["prompt_ids"], responses, strict=True) if r]
+def with_chosen(pairs: FormattedPairs) -> FormattedPairs:
+    """The rows that have a chosen response. `format_pairs` leaves some in every split."""
+    return pairs.take(np.flatnonzero(pairs.lengths[:, 1]))
 
 
-def scored(frame: pd.DataFrame, side: str) -> list[list[int]]:
-    """The scored tokens of each response: all of them, except the EOS of a truncated response. Empty for an absent response.
-
-    Otherwise a model would learn to stop where `format_pairs.max_response_tokens` happened to truncate a response.
-    """
-    return [
-        ids.tolist()[:-1] if cut else ids.tolist()
-        for ids, cut in zip(frame[f"{side}_ids"], frame[f"{side}_truncated"], strict=True)
-    ]
+def chosen_groups(pairs: FormattedPairs) -> Sequence[Group]:
+    """Each prompt with its chosen response, which every row must have (`with_chosen`)."""
+    return LazyRows(range(len(pairs)), lambda row: Group(pairs.part(row, 0), (pairs.part(row, 1),)))
 
 
-def pair_rows(frame: pd.DataFrame, *, mismatched: bool = False) -> list[Pair]:
+def pair_rows(pairs: FormattedPairs, *, mismatched: bool = False) -> Sequence[Pair]:
     """Each prompt with its responses; with `mismatched`, also the chosen response (else the rejected one) of the next row."""
-    chosen, rejected = scored(frame, "chosen"), scored(frame, "rejected")
-    either = [c or r for c, r in zip(chosen, rejected, strict=True)]
-    others = [*either[1:], either[0]] if mismatched else [None] * len(either)
-    prompts = [ids.tolist() for ids in frame["prompt_ids"]]
-    return [Pair(p, c or None, r or None, o) for p, c, r, o in zip(prompts, chosen, rejected, others, strict=True)]
+
+    def pair(row: int) -> Pair:
+        prompt, chosen, rejected = (pairs.part(row, number) for number in range(3))
+        other = either((row + 1) % len(pairs)) if mismatched else None
+        return Pair(prompt, present(chosen), present(rejected), other)
+
+    def present(response: Ids) -> Ids | None:
+        return response if len(response) else None
+
+    def either(row: int) -> Ids:
+        return pairs.part(row, 1 if pairs.lengths[row, 1] else 2)
+
+    return LazyRows(range(len(pairs)), pair)
 
 
-def soft_labels(frame: pd.DataFrame) -> Tensor | None:
+def soft_labels(pairs: FormattedPairs) -> Tensor | None:
     """The rows' `preference`, float32 (rows,); None if all are 1."""
-    values = torch.tensor(frame["preference"].to_numpy(), dtype=torch.float32)
+    values = torch.tensor(pairs.preference, dtype=torch.float32)
     return None if bool((values == 1).all()) else values
 
 
-def presence(frame: pd.DataFrame) -> tuple[Tensor, Tensor] | None:
+def presence(pairs: FormattedPairs) -> tuple[Tensor, Tensor] | None:
     """1.0 where a row has a chosen response, and where it has a rejected one, float32 (rows,) each; None if all have both."""
-    chosen, rejected = (
-        torch.tensor(frame[f"{side}_ids"].map(len).to_numpy() > 0, dtype=torch.float32)
-        for side in ("chosen", "rejected")
-    )
+    chosen, rejected = torch.tensor(pairs.lengths[:, 1:] > 0, dtype=torch.float32).T.contiguous()
     return None if bool(chosen.all()) and bool(rejected.all()) else (chosen, rejected)
 
 
@@ -93,8 +95,8 @@ def reference_key(pairs: Path, reference: Path, dtype: str) -> dict[str, Any]:
     }
 
 
-def read_ref_logps(folder: Path, split: str, frame: pd.DataFrame, pairs: Path, reference: Path) -> PairLogps:
-    """The reference's log-probabilities of the rows of `frame`, in their order: float32, (rows,).
+def read_ref_logps(folder: Path, split: str, ids: Sequence[str], pairs: Path, reference: Path) -> PairLogps:
+    """The reference's log-probabilities of the rows of a split with these ids, in their order: float32, (rows,).
 
     Raises:
         DataError: they were computed from other pairs or by another model.
@@ -107,7 +109,7 @@ def read_ref_logps(folder: Path, split: str, frame: pd.DataFrame, pairs: Path, r
             )
     path = folder / f"{split}.parquet"
     logps = read_table(path, columns=["id", *REF_COLUMNS]).to_pandas()
-    if logps["id"].tolist() != frame["id"].tolist():
+    if logps["id"].tolist() != list(ids):
         raise DataError(
             f"{folder / split}.parquet: rows differ from those of {pairs / split}.parquet; run ref_logps again"
         )
