@@ -23,14 +23,7 @@ def main(sft_ref: SftRef) -> None:
         frame[frame["chosen_ids"].map(len) > 0] for frame in frames
     ]  # unpaired data has rows without a chosen response
     train, validation = (sft_task(chosen_groups(frame), frame["id"].tolist()) for frame in taught)
-    key = "sft_ref.adapter"
-    model = trainable.add_adapter(
-        trainable.load_for_training(BASE, sft_ref.adapter, key), sft_ref.adapter, sft_ref.seed, key
-    )
-    if sft_ref.gradient_checkpointing:
-        trainable.checkpoint_gradients(model)
-    if sft_ref.shard == "full":
-        trainable.shard(model)
+    model = trainable.new_policy(BASE, sft_ref, sft_ref.seed, "sft_ref.adapter")
 
     def save(folder: Path) -> None:
         trainable.save_merged(model, folder)

@@ -52,6 +52,16 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def with_part(divided: Tensor, part: Tensor) -> Tensor:
+    """A tensor divided as `divided` is, a `DTensor` that may have no data, with `part` as this process's part."""
+    assert isinstance(divided, DTensor)
+    assert divided.to_local().shape == part.shape
+    part = part.clone() if part.device.type == "cpu" else part  # which may lie in a file
+    return DTensor.from_local(
+        part, divided.device_mesh, divided.placements, run_check=False, shape=divided.shape, stride=divided.stride()
+    )
+
+
 def is_part(tensor: Tensor) -> bool:
     """Whether the tensor is divided."""
     return isinstance(tensor, DTensor)

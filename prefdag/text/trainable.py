@@ -4,7 +4,7 @@ import copy
 import importlib.util
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model, get_peft_model_state_dict
@@ -24,6 +24,11 @@ from prefdag.lifecycle.errors import ParamsError
 from prefdag.runtime.artifacts import write_json
 from prefdag.text.model import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Policy, Unadapted, adapted_model, load, lora_layers
 from prefdag.text.scoring.layers import speed_up, speed_up_adapters
+from prefdag.text.sharded import load_sharded
+
+if TYPE_CHECKING:
+    from prefdag.config.dpo_text import DpoText
+    from prefdag.config.sft_ref import SftRef
 
 
 def load_for_training(folder: Path, adapter: Adapter, key: str) -> PreTrainedModel:
@@ -51,6 +56,28 @@ def load_for_training(folder: Path, adapter: Adapter, key: str) -> PreTrainedMod
     # These layers compute in float32, or in `training.precision`, since autocast applies to them.
     nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
     return load(folder, quantization_config=nf4, device_map={"": process().device})
+
+
+def new_policy(folder: Path, config: "SftRef | DpoText", seed: int, key: str) -> Policy:
+    """The model in `folder` with a new adapter, or to be trained as a whole; divided over the processes if `config` says so.
+
+    Args:
+        key: the key of the adapter in params.yaml, for error messages.
+
+    Raises:
+        ParamsError: as `load_for_training` and `add_adapter`.
+    """
+
+    def adapted(model: PreTrainedModel) -> Policy:
+        return add_adapter(model, config.adapter, seed, key)
+
+    if config.shard == "full":
+        policy = load_sharded(folder, adapt=adapted)
+    else:
+        policy = adapted(load_for_training(folder, config.adapter, key))
+    if config.gradient_checkpointing:
+        checkpoint_gradients(policy)
+    return policy
 
 
 def add_adapter(model: PreTrainedModel, config: Adapter, seed: int, key: str) -> Policy:
@@ -93,11 +120,6 @@ def add_adapter(model: PreTrainedModel, config: Adapter, seed: int, key: str) ->
             return policy
 
 
-def shard(policy: Policy) -> None:
-    """Divide a policy over the processes, a transformer layer at a time (see `sharding.shard`)."""
-    sharding.shard(policy, [m for m in policy.modules() if isinstance(m, GradientCheckpointingLayer)])
-
-
 def checkpoint_gradients(policy: Policy) -> None:
     """Recompute activations in the backward pass instead of keeping them (arXiv:1604.06174). Gradients stay the same."""
     policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -137,20 +159,14 @@ def frozen_copy(policy: Policy) -> nn.Module:
     valid only before training.
     """
     if sharding.is_sharded(policy):
-        return _loaded_again(policy)
+        base: Any = adapted_model(policy)
+        return load_sharded(Path(base.name_or_path)).requires_grad_(False)
     layers = lora_layers(policy)
     memo: dict[int, Any] = {id(t): t for t in (*policy.parameters(), *policy.buffers()) if not t.requires_grad}
     memo |= {id(layer): _merged(layer) for layer in layers.values()}
     frozen = copy.deepcopy(adapted_model(policy), memo).requires_grad_(False).eval()
     speed_up(frozen)
     return frozen
-
-
-def _loaded_again(policy: Policy) -> nn.Module:
-    base: Any = adapted_model(policy)
-    model = load(Path(base.name_or_path)).requires_grad_(False)
-    sharding.shard(model, [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)])
-    return model
 
 
 @torch.no_grad()

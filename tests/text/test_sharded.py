@@ -90,9 +90,8 @@ for name, (kind, adapter, changes, loss) in CASES.items():
 for name, adapter in (("sft lora", lora(rank=4, alpha=8)), ("sft full", Full(kind="full"))):
     if names and name not in names:
         continue
-    policy = trainable.add_adapter(trainable.load_for_training(models / "gpt2", adapter, ""), adapter, 0, "")
-    trainable.shard(policy)
-    settings = dpo_settings(**STEPS)
+    settings = dataclasses.replace(dpo_settings(**STEPS), adapter=adapter, shard="full")
+    policy = trainable.new_policy(models / "gpt2", settings, 0, "")
     tasks = Tasks(*(sft_task(chosen_groups(frame), frame["id"].tolist()) for frame in frames.values()))
     (out / name).mkdir(parents=True, exist_ok=True)
     if train(policy, tasks, settings.training, [], name):

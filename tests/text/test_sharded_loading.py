@@ -1,0 +1,158 @@
+"""A model that is loaded by two processes, each of which reads and holds a part, is the model that one process loads."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_models import write_model
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+pytestmark = pytest.mark.slow
+
+SCRIPT = """
+import sys, threading, time
+from pathlib import Path
+
+import torch
+from tiny_models import lora, random_groups
+
+from prefdag.distributed import process as processes
+from prefdag.distributed import sharding
+from prefdag.distributed.process import process
+from prefdag.lifecycle.errors import DataError
+from prefdag.text import model as lm
+from prefdag.text import trainable
+from prefdag.text.scoring.logps import response_logps
+from prefdag.text.scoring.packing import pack
+from prefdag.text.sharded import load_sharded
+
+processes.keep_freed_memory = lambda: None  # so that the resident memory is what is alive
+models, world = Path(sys.argv[1]), process().num_processes
+packed = pack(random_groups(5))
+
+
+def described(policy):
+    half = next(lm.adapted_model(policy).parameters()).dtype == torch.bfloat16
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, half, cache_enabled=False):
+        logps = response_logps(policy, packed)
+    sharding.reshard(policy)
+    trained = {name: sharding.whole(p.detach()) for name, p in policy.named_parameters()}
+    return {"logps": logps, **trained, **dict(policy.named_buffers())}
+
+
+def kinds(policy):
+    return [type(module).__name__.removeprefix("FSDP") for module in policy.modules()]
+
+
+def same(folder, adapter=None, dtype="float32"):
+    adapt = (lambda model: trainable.add_adapter(model, adapter, 3, "")) if adapter else (lambda model: model)
+    one, two = adapt(lm.load(folder, dtype)), load_sharded(folder, dtype, adapt)
+    for p in two.parameters():
+        assert sharding.local(p).numel() < p.numel()
+    assert kinds(two) == kinds(one)
+    assert lm.adapted_model(two).prefdag_forward_mode == lm.adapted_model(one).prefdag_forward_mode
+    whole, divided = described(one), described(two)
+    assert divided.keys() == whole.keys()
+    for name, tensor in whole.items():
+        if name == "logps" or "magnitude" in name:
+            torch.testing.assert_close(divided[name], tensor, rtol=1e-5, atol=1e-4 if dtype == "float32" else 0.1)
+        else:
+            assert (divided[name].dtype, divided[name].tolist()) == (tensor.dtype, tensor.tolist()), name
+
+
+def anonymous():
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status["RssAnon"].split()[0]) * 1024
+
+
+def most_anonymous(load):
+    start, most, done = anonymous(), [0], threading.Event()
+
+    def watch():
+        while not done.wait(0.001):
+            most[0] = max(most[0], anonymous() - start)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    model = load()
+    done.set()
+    watcher.join()
+    return most[0]
+
+
+same(models / "llama")
+same(models / "llama", lora(dora=True, dropout=0.1))
+same(models / "llama", lora(), "bfloat16")
+same(models / "gpt2", lora())
+same(models / "gpt2", lora(dora=True))
+same(models / "tied")
+size = (models / "large/model.safetensors").stat().st_size * 2  # as float32
+divided = most_anonymous(lambda: load_sharded(models / "large"))
+whole = most_anonymous(lambda: lm.load(models / "large"))
+assert divided < 0.85 * size < size < whole, (divided, whole, size)
+for kind in ("none", "empty", "missing", "unexpected", "mismatched", "cut"):
+    found = []
+    for load in (lm.load, load_sharded):
+        try:
+            load(models / kind)
+        except DataError as error:
+            found.append(str(error))
+    assert len(found) == 2 and "\\n" not in found[1], found
+    assert found[0] == found[1] or kind == "cut", found
+"""
+
+
+def llama(**changes: Any) -> LlamaForCausalLM:
+    torch.manual_seed(1)
+    sizes = {
+        "vocab_size": 64,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+    }
+    return LlamaForCausalLM(LlamaConfig(**sizes | {"num_key_value_heads": 2, "initializer_range": 0.3} | changes))
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    write_model(folder / "gpt2", "gpt2")
+    llama(vocab_size=65).save_pretrained(
+        folder / "llama", max_shard_size="20KB"
+    )  # several files, rows that do not divide
+    llama(tie_word_embeddings=True).save_pretrained(folder / "tied")
+    large = llama(hidden_size=512, intermediate_size=1408, num_hidden_layers=20)
+    large.to(torch.bfloat16).save_pretrained(folder / "large")
+    (folder / "empty").mkdir()
+    for kind in ("missing", "unexpected", "mismatched", "cut"):
+        path = write_model(folder / kind, "llama") / "model.safetensors"
+        tensors = load_file(path)
+        if kind == "missing":
+            del tensors["model.layers.1.mlp.up_proj.weight"]
+        if kind == "unexpected":
+            tensors["model.other"] = torch.zeros(3)
+        if kind == "mismatched":
+            tensors["model.norm.weight"] = torch.zeros(7)
+        save_file(tensors, path, {"format": "pt"})
+        if kind == "cut":
+            path.write_bytes(path.read_bytes()[:-100])
+    return folder
+
+
+def test_parts_of_a_model_are_loaded_as_the_whole(models: Path, tmp_path: Path) -> None:
+    assert len(list((models / "llama").glob("*.safetensors"))) > 2
+    assert AutoModelForCausalLM.from_pretrained(models / "tied").config.tie_word_embeddings
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    paths = os.pathsep.join([str(Path(__file__).parents[2]), str(Path(__file__).parents[1] / "helpers")])
+    environment = {**os.environ, "PYTHONPATH": paths, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    environment["MALLOC_MMAP_THRESHOLD_"] = "65536"  # larger tensors give their memory back
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script, models]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-5000:]
