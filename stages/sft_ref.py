@@ -26,7 +26,7 @@ def main(sft_ref: SftRef) -> None:
     model = trainable.new_policy(BASE, sft_ref, sft_ref.seed, "sft_ref.adapter")
 
     def save(folder: Path) -> None:
-        trainable.save_merged(model, folder)
+        trainable.save_merged(model, folder, sft_ref.save_dtype)
         trainable.copy_tokenizer(BASE, folder)
 
     train_stage(model, Tasks(train, validation), sft_ref.training, sft_ref.seed, Output(REFERENCE, save))

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from prefdag.config.adapter import Adapter
     from prefdag.config.params import Params
     from prefdag.config.training import Training
+    from prefdag.runtime.types import Dtype
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ def estimates(
                 checkpointing=sft.gradient_checkpointing,
                 gpus=gpus,
                 shard=shard or sft.shard == "full",
+                dtype=sft.load_dtype,
             )
         )
     found.append(_scoring("ref_logps", config, params, [g for split in data.SPLITS for g in groups(rows[split])]))
@@ -70,6 +72,7 @@ def estimates(
             twice=any(loss.jointly for loss in known),
             gpus=gpus,
             shard=shard or dpo.shard == "full",
+            dtype=dpo.load_dtype,
         )
     )
     return found
@@ -89,6 +92,7 @@ def _training(
     twice: bool = False,  # a joint loss: all log-probabilities first, then those of each micro-batch again
     gpus: int,
     shard: bool,
+    dtype: "Dtype",
 ) -> Estimate:
     several = training.micro_batch_size * gpus < training.batch_size
     trace = trace_training(
@@ -101,6 +105,7 @@ def _training(
         reference=reference,
         accumulates=several or shard,
         sharded=shard,
+        dtype=dtype,
     )
     steps = training.epochs * math.ceil(len(train) / training.batch_size)
     validations = math.ceil(steps / training.validate_every) + 1

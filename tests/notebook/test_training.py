@@ -106,6 +106,7 @@ def test_the_weights_are_those_of_the_pipelines_stages(
         training=training(**SETTINGS, schedule="cosine", warmup_fraction=0.1, validate_every=2),
         gradient_checkpointing=False,
         shard="none",
+        load_dtype="float32",
     )
     # With dropout a policy would not start at its reference.
     if isinstance(config.adapter, Lora):

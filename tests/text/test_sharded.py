@@ -95,9 +95,10 @@ for name, adapter in (("sft lora", lora(rank=4, alpha=8)), ("sft full", Full(kin
     tasks = Tasks(*(sft_task(chosen_groups(frame), frame["id"].tolist()) for frame in frames.values()))
     (out / name).mkdir(parents=True, exist_ok=True)
     if train(policy, tasks, settings.training, [], name):
-        folder = out / name / f"policy-{process().process_index}"
-        folder.mkdir()
-        trainable.save_merged(policy, folder)
+        for dtype in ("float32", "bfloat16"):
+            folder = out / name / f"{'policy' if dtype == 'float32' else dtype}-{process().process_index}"
+            folder.mkdir()
+            trainable.save_merged(policy, folder, dtype)
 """
 DPO = ["llama lora", "llama full", "gpt2 full", "gpt2 lora", "llama full live", "llama full moving"]
 CASES = [*DPO, "llama lora moving", "llama lora kto", "llama full kto", "sft lora", "sft full"]
@@ -153,6 +154,10 @@ def test_two_shards_are_trained_as_one_model(name: str, one: Path, two: Path, mo
         torch.testing.assert_close(
             shards[key], tensor, rtol=1e-3, atol=1e-4, msg=lambda message, key=key: f"{key}: {message}"
         )
+    if "sft" in name:
+        rounded = load_file(two / name / "bfloat16-0" / "model.safetensors")
+        assert rounded.keys() == saved(two, name).keys()
+        assert all(torch.equal(rounded[key], tensor.bfloat16()) for key, tensor in saved(two, name).items())
     losses = [torch.tensor(eval((out / name / "history").read_text())) for out in (one, two)]
     torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-5)
     assert (two / name / "drift").read_text() == (one / name / "drift").read_text()

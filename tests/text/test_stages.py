@@ -371,6 +371,8 @@ def unpaired(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 training=training(SupervisedTraining, learning_rate=1e-3),
                 gradient_checkpointing=False,
                 shard="none",
+                load_dtype="float32",
+                save_dtype="float32",
                 seed=0,
             )
         )
@@ -473,7 +475,17 @@ def test_dpo_learns_from_unpaired_responses_and_evaluates_them(
 def test_without_supervised_steps_the_base_is_the_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     without_tracking(monkeypatch, tmp_path / "checkpoints")
     none = training(SupervisedTraining, epochs=0)
-    sft_ref.main(SftRef(adapter=lora(), training=none, gradient_checkpointing=False, shard="none", seed=0))
+    sft_ref.main(
+        SftRef(
+            adapter=lora(),
+            training=none,
+            gradient_checkpointing=False,
+            shard="none",
+            load_dtype="float32",
+            save_dtype="float32",
+            seed=0,
+        )
+    )
     base, reference = (load_file(folder / "model.safetensors") for folder in (sft_ref.BASE, sft_ref.REFERENCE))
     assert base.keys() == reference.keys()
     assert all(torch.equal(base[name], reference[name]) for name in base)
