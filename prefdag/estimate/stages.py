@@ -53,7 +53,11 @@ def estimates(
                 dtype=sft.load_dtype,
             )
         )
-    found.append(_scoring("ref_logps", config, params, [g for split in data.SPLITS for g in groups(rows[split])]))
+    found.append(
+        _scoring(
+            "ref_logps", config, params, [g for split in data.SPLITS for g in groups(rows[split])], gpus, shard=shard
+        )
+    )
     terms = [params.loss] if isinstance(params.loss, str) else list(params.loss)
     known = [LOSSES[name] for name in terms if name in LOSSES]
     mismatched = any("kl" in loss.keywords for loss in known)
@@ -126,9 +130,12 @@ def step_flops(trace: Trace, *, full: bool, checkpointing: bool) -> int:
     return 2 * trace.parameters * (2 + full + checkpointing)
 
 
-def _scoring(stage: str, config: "PretrainedConfig", params: "Params", rows: Sequence[Group]) -> Estimate:
+def _scoring(
+    stage: str, config: "PretrainedConfig", params: "Params", rows: Sequence[Group], gpus: int, *, shard: bool
+) -> Estimate:
     settings = params.ref_logps
     largest = max(batches(rows, settings.tokens_per_batch), key=lambda part: sum(rows[i].n_tokens for i in part))
     trace = trace_scoring(config, [rows[i] for i in largest], settings.dtype)
     scored = tokens(rows)
-    return Estimate(stage, trace, scored, 0, 2.0 * trace.parameters * scored)
+    sharded = (shard or settings.shard == "full") and gpus > 1
+    return Estimate(stage, trace, scored, 0, 2.0 * trace.parameters * scored, sharded=sharded)

@@ -21,18 +21,34 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from prefdag.distributed import sharding
 from prefdag.distributed.process import process
-from prefdag.text.model import Policy, load, lora_layers, named_errors, read_model
-from prefdag.text.scoring.layers import speed_up
+from prefdag.text.model import (
+    ADAPTER_CONFIG,
+    Policy,
+    ReferenceAndPolicy,
+    Unadapted,
+    load,
+    load_adapter,
+    load_models,
+    lora_layers,
+    named_errors,
+    read_model,
+)
+from prefdag.text.scoring.layers import speed_up, speed_up_adapters
 from prefdag.text.scoring.trial import set_forward_mode
 
 if TYPE_CHECKING:
+    from prefdag.config.adapter import Shard
     from prefdag.runtime.types import Dtype
 
 logging.getLogger("transformers.distributed.mixin").setLevel(logging.ERROR)  # warns of rules that a model does not need
 
 
 def load_sharded(
-    folder: Path, dtype: "Dtype" = "float32", adapt: Callable[[PreTrainedModel], Policy] = lambda model: model
+    folder: Path,
+    dtype: "Dtype" = "float32",
+    adapt: Callable[[PreTrainedModel], Policy] = lambda model: model,
+    *,
+    packed: bool = True,
 ) -> Policy:
     """As `load`, but each process has only a part of the weights. All processes must call it. One process has them all.
 
@@ -43,7 +59,7 @@ def load_sharded(
         DataError: as `load`.
     """
     if process().num_processes == 1:
-        return adapt(load(folder, dtype))
+        return adapt(load(folder, dtype, packed=packed))
     parts = _read_parts(folder, dtype)
     model: Any = _placeholders(parts)
     model.prefdag_attention = model.config._attn_implementation
@@ -55,11 +71,27 @@ def load_sharded(
     _forget(slots)
     sharding.shard(model, [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)])
     _fill(slots, values)
-    _set_magnitudes(policy)
     with policy.disable_adapter() if isinstance(policy, PeftModel) else nullcontext():
-        set_forward_mode(model)
+        set_forward_mode(model, packed=packed)
     sharding.reshard(model)
+    model._is_fsdp_managed_module = True  # `generate` then goes on until the last process has its answers
     return policy
+
+
+def load_to_score(folder: Path, dtype: "Dtype" = "float32", *, shard: "Shard") -> nn.Module:
+    """The model in `folder`, to compute log-probabilities with."""
+    return load_sharded(folder, dtype) if shard == "full" else load(folder, dtype)
+
+
+def load_both(reference: Path, policy: Path, *, shard: "Shard", packed: bool = True) -> ReferenceAndPolicy:
+    """As `load_models`, divided over the processes if `shard` says so."""
+    if shard == "none" or process().num_processes == 1:
+        return load_models(reference, policy, packed=packed)
+    if not (policy / ADAPTER_CONFIG).exists():
+        return ReferenceAndPolicy(load_sharded(reference, packed=packed), load_sharded(policy, packed=packed))
+    adapted: Any = load_sharded(reference, adapt=lambda model: load_adapter(model, policy), packed=packed)
+    speed_up_adapters(lora_layers(adapted).values())
+    return ReferenceAndPolicy(Unadapted(adapted), adapted)
 
 
 class _Slot(NamedTuple):
@@ -141,8 +173,8 @@ def _replace(slots: Iterator[_Slot] | Sequence[_Slot], new: Callable[[torch.Tens
 
 
 @torch.no_grad()
-def _set_magnitudes(policy: Policy) -> None:
-    """DoRA starts from the norms of the weights (arXiv:2402.09353, eq. 5), which the placeholders did not have."""
+def set_magnitudes(policy: Policy) -> None:
+    """Start DoRA from the norms of the weights (arXiv:2402.09353, eq. 5), which it could not see when it was added."""
     for layer in lora_layers(policy).values():
         if layer.lora_magnitude_vector:
             weight = layer.get_base_layer().weight

@@ -34,7 +34,7 @@ from prefdag.text.model import (
     lora_layers,
 )
 from prefdag.text.scoring.layers import speed_up, speed_up_adapters
-from prefdag.text.sharded import load_sharded
+from prefdag.text.sharded import load_sharded, set_magnitudes
 
 if TYPE_CHECKING:
     from prefdag.config.dpo_text import DpoText
@@ -85,6 +85,8 @@ def new_policy(folder: Path, config: "SftRef | DpoText", seed: int, key: str) ->
 
     if config.shard == "full":
         policy = load_sharded(folder, config.load_dtype, adapted)
+        if sharding.is_sharded(policy):
+            set_magnitudes(policy)
     else:
         policy = adapted(load_for_training(folder, config.adapter, key, config.load_dtype))
     if config.gradient_checkpointing:

@@ -89,7 +89,7 @@ def train(dtype: Dtype, adapter: Adapter, **changes: Any) -> None:
             seed=0,
         )
     )
-    ref_logps.main(RefLogps(dtype=dtype, tokens_per_batch=100))
+    ref_logps.main(RefLogps(dtype=dtype, tokens_per_batch=100, shard="none"))
     config = dpo_settings(**settings)
     config = dataclasses.replace(config, adapter=adapter, load_dtype=dtype)
     dpo_text.main(0.1, "sigmoid", 0, LossOptions(**NO_OPTIONS), {}, config)

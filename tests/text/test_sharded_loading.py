@@ -19,7 +19,10 @@ import sys, threading, time
 from pathlib import Path
 
 import torch
-from tiny_models import lora, random_groups
+from text_project import frame_of
+from tiny_models import disturb, lora, random_groups
+
+from prefdag.config.adapter import Full
 
 from prefdag.distributed import process as processes
 from prefdag.distributed import sharding
@@ -29,7 +32,11 @@ from prefdag.text import model as lm
 from prefdag.text import trainable
 from prefdag.text.scoring.logps import response_logps
 from prefdag.text.scoring.packing import pack
-from prefdag.text.sharded import load_sharded
+from prefdag.text.evaluation.metrics import compare_heldout
+from prefdag.text.generation.decoding import continuations
+from prefdag.text.scoring.logps import all_pair_logps
+from prefdag.text.scoring.rows import pair_rows
+from prefdag.text.sharded import load_both, load_sharded, load_to_score
 
 processes.keep_freed_memory = lambda: None  # so that the resident memory is what is alive
 models, world = Path(sys.argv[1]), process().num_processes
@@ -55,6 +62,7 @@ def kinds(policy):
 def same(folder, adapter=None, dtype="float32"):
     adapt = (lambda model: trainable.add_adapter(model, adapter, 3, "")) if adapter else (lambda model: model)
     one, two = adapt(lm.load(folder, dtype)), load_sharded(folder, dtype, adapt)
+    trainable.set_magnitudes(two)
     for p in two.parameters():
         assert sharding.local(p).numel() < p.numel()
     assert kinds(two) == kinds(one)
@@ -89,16 +97,48 @@ def most_anonymous(load):
     return most[0]
 
 
+size = (models / "large/model.safetensors").stat().st_size * 2  # as float32
+divided = most_anonymous(lambda: load_sharded(models / "large"))
+whole = most_anonymous(lambda: lm.load(models / "large"))
+assert divided < 0.85 * size < size < whole, (divided, whole, size)
 same(models / "llama")
 same(models / "llama", lora(dora=True, dropout=0.1))
 same(models / "llama", lora(), "bfloat16")
 same(models / "gpt2", lora())
 same(models / "gpt2", lora(dora=True))
 same(models / "tied")
-size = (models / "large/model.safetensors").stat().st_size * 2  # as float32
-divided = most_anonymous(lambda: load_sharded(models / "large"))
-whole = most_anonymous(lambda: lm.load(models / "large"))
-assert divided < 0.85 * size < size < whole, (divided, whole, size)
+
+
+def compare_scores(folder, adapter):
+    # What the scoring stages compute with both models.
+    reference, policy = models / folder, models / f"{folder} policy {getattr(adapter, 'dora', None)}"
+    trained = trainable.add_adapter(lm.load(reference), adapter, 0, "")
+    disturb(trained)
+    if process().is_main_process:
+        policy.mkdir()
+        trainable.save_policy(trained, policy, reference)
+    process().wait_for_everyone()
+    found = []
+    for shard in ("none", "full"):
+        both = load_both(reference, policy, shard=shard)
+        heldout = compare_heldout(both, pairs, 40)
+        answers = []
+        for model in load_both(reference, policy, shard=shard, packed=False):
+            options = {"stop_ids": [3], "batch_size": 2, "name": "", "seeds": [[i] for i in range(5)]}
+            for sampling in (None, (1.0, 0.9)):
+                answers.append(continuations(model, [p.prompt for p in pairs], max_new_tokens=9, sampling=sampling, **options))
+        scores = all_pair_logps(load_to_score(reference, shard=shard), pairs, 40, "")
+        found.append(([both.policy], heldout, answers, scores))
+    (whole, *one), (divided, *two) = found
+    assert (sharding.is_sharded(whole[0]), sharding.is_sharded(divided[0])) == (False, True)
+    assert len({len(answer) for of_model in one[1] for answer in of_model}) > 1  # some end before others
+    assert repr(one) == repr(two), (one, two)
+
+
+pairs = pair_rows(frame_of(5))
+torch.set_printoptions(precision=10)
+compare_scores("llama", lora(dora=True))
+compare_scores("gpt2", Full(kind="full"))
 for kind in ("none", "empty", "missing", "unexpected", "mismatched", "cut"):
     found = []
     for load in (lm.load, load_sharded):
