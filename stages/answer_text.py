@@ -20,11 +20,11 @@ def main(format_pairs: FormatPairs, answer_text: AnswerText) -> None:
 
     from prefdag.text.generation import answers
     from prefdag.text.generation.decoding import continuations
-    from prefdag.text.model import load_models
     from prefdag.text.scoring.rows import pair_rows, read_split
+    from prefdag.text.sharded import load_both
     from prefdag.tokenizer.tokenizer import ChatTokenizer
 
-    models = load_models(REFERENCE, POLICY, packed=False)
+    models = load_both(REFERENCE, POLICY, shard=answer_text.shard, packed=False)
     tokenizer = ChatTokenizer(REFERENCE, format_pairs.template, format_pairs.template_options)
     stop_ids = tokenizer.stop_ids
     test = read_split(PAIRS, "test")

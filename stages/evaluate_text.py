@@ -36,10 +36,10 @@ def main(
     from prefdag.health import verdict
     from prefdag.pairs import limits
     from prefdag.pairs.eval_sets import cross_entropy_sets, read_eval_sets
-    from prefdag.text import model as lm
     from prefdag.text.evaluation import choices, eval_logps
     from prefdag.text.evaluation import metrics as evaluate
     from prefdag.text.scoring.rows import chosen_groups, pair_rows, read_split, with_chosen
+    from prefdag.text.sharded import load_both
     from prefdag.tokenizer.files import positions
     from prefdag.tokenizer.tokenizer import ChatTokenizer
     from stages.losses import LOSSES
@@ -56,7 +56,7 @@ def main(
     base = eval_logps.read_logps(REF_EVALS / "base.parquet", {eval_logps.HELDOUT: chosen, **groups})
     reference = eval_logps.read_logps(REF_EVALS / "reference.parquet", groups)
 
-    models = lm.load_models(REFERENCE, POLICY)
+    models = load_both(REFERENCE, POLICY, shard=evaluate_text.shard)
     pairs = pair_rows(test)
     heldout, kl, logratios = evaluate.compare_heldout(models, pairs, budget)
     tokens = evaluate.tokens_table(test.ids, pairs, logratios, tokenizer)

@@ -24,7 +24,7 @@ def main(beta: Positive, loss: Loss, loss_options: LossOptions, judge_text: Judg
     from prefdag.dpo.preference import Preference
     from prefdag.pairs.turns import read_dialogues
     from prefdag.text.evaluation import endpoint, judge
-    from prefdag.text.model import load_models
+    from prefdag.text.sharded import load_both
     from stages.losses import LOSSES
 
     answers = read_table(ANSWERS).to_pandas()
@@ -32,7 +32,8 @@ def main(beta: Positive, loss: Loss, loss_options: LossOptions, judge_text: Judg
     match judge_text.judge:
         case ImplicitJudge():
             preference = Preference(loss, beta, loss_options, {}, LOSSES)
-            verdicts = judge.implicit(pairs, load_models(REFERENCE, POLICY), preference, judge_text.tokens_per_batch)
+            models = load_both(REFERENCE, POLICY, shard=judge_text.shard)
+            verdicts = judge.implicit(pairs, models, preference, judge_text.tokens_per_batch)
         case RewardModelJudge(source=source):
             pinned = hashlib.sha256(repr(source).encode()).hexdigest()[:16]
             verdicts = judge.reward_model(pairs, judge.fetch_reward_model(source, scratch("reward_models", pinned)))

@@ -19,9 +19,9 @@ REF_EVALS = Path("data/ref_evals")
 def main(format_pairs: FormatPairs, evaluate_text: EvaluateText) -> None:
     from prefdag.pairs import limits
     from prefdag.pairs.eval_sets import read_eval_sets
-    from prefdag.text import model as lm
     from prefdag.text.evaluation import eval_logps
     from prefdag.text.scoring.rows import chosen_groups, read_split, with_chosen
+    from prefdag.text.sharded import load_to_score
     from prefdag.tokenizer.files import positions
     from prefdag.tokenizer.tokenizer import ChatTokenizer
 
@@ -35,7 +35,8 @@ def main(format_pairs: FormatPairs, evaluate_text: EvaluateText) -> None:
     with writing(REF_EVALS) as folder:
         folder.mkdir()
         for role, model, sets in (("base", BASE, {**heldout, **groups}), ("reference", REFERENCE, groups)):
-            logps = eval_logps.compute_logps(lm.load(model), sets, evaluate_text.tokens_per_batch, role)
+            scorer = load_to_score(model, shard=evaluate_text.shard)
+            logps = eval_logps.compute_logps(scorer, sets, evaluate_text.tokens_per_batch, role)
             eval_logps.to_frame(logps).to_parquet(folder / f"{role}.parquet", index=False)
 
 

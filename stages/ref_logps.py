@@ -16,12 +16,12 @@ def main(ref_logps: RefLogps) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from prefdag.text import model as lm
     from prefdag.text.scoring.logps import all_pair_logps
     from prefdag.text.scoring.rows import REF_COLUMNS, pair_rows, parts_of, ref_columns, reference_key
+    from prefdag.text.sharded import load_to_score
 
     schema = pa.schema({"id": pa.string(), **dict.fromkeys(REF_COLUMNS, pa.float64())})
-    model = lm.load(REFERENCE, ref_logps.dtype)
+    model = load_to_score(REFERENCE, ref_logps.dtype, shard=ref_logps.shard)
     with writing(REF_LOGPS) as folder:
         folder.mkdir()
         for split in ("train", "val", "test"):

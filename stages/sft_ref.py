@@ -20,17 +20,10 @@ def main(sft_ref: SftRef) -> None:
 
     taught = [with_chosen(read_split(PAIRS, split)) for split in ("train", "val")]
     train, validation = (sft_task(chosen_groups(pairs), pairs.ids) for pairs in taught)
-    key = "sft_ref.adapter"
-    model = trainable.add_adapter(
-        trainable.load_for_training(BASE, sft_ref.adapter, key), sft_ref.adapter, sft_ref.seed, key
-    )
-    if sft_ref.gradient_checkpointing:
-        trainable.checkpoint_gradients(model)
-    if sft_ref.shard == "full":
-        trainable.shard(model)
+    model = trainable.new_policy(BASE, sft_ref, sft_ref.seed, "sft_ref.adapter")
 
     def save(folder: Path) -> None:
-        trainable.save_merged(model, folder)
+        trainable.save_merged(model, folder, sft_ref.save_dtype)
         trainable.copy_tokenizer(BASE, folder)
 
     train_stage(model, Tasks(train, validation), sft_ref.training, sft_ref.seed, Output(REFERENCE, save))

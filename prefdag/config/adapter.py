@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from prefdag.runtime.types import Fraction, PositiveInt, Text, shape, strict
+from prefdag.runtime.types import Dtype, Fraction, PositiveInt, Text, shape, strict
 
 
 @strict
@@ -48,3 +48,13 @@ Shard = Literal["none", "full"]
 
 Adapter = Annotated[Lora | Prefix | Full, Field(discriminator="kind")]
 MergedAdapter = Annotated[Lora | Full, Field(discriminator="kind")]
+
+
+def check_load_dtype(load_dtype: Dtype, kind: str, precision: Dtype) -> None:
+    """Raise `ValueError` if weights in bfloat16 would lose what is trained, or would not fit the computation."""
+    if load_dtype == "float32":
+        return
+    if kind != "lora":
+        raise ValueError(f"load_dtype bfloat16 does not support adapters of kind {kind}: set it to float32")
+    if precision == "float32":
+        raise ValueError("load_dtype bfloat16 needs training.precision bfloat16: set both to the same")

@@ -4,6 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from prefdag.config.adapter import Shard
 from prefdag.runtime.types import Count, Positive, PositiveInt, strict
 
 
@@ -15,3 +16,4 @@ class AnswerText:
     top_p: Annotated[float, Field(gt=0, le=1)]
     batch_size: PositiveInt  # prompts generated at once
     seed: Count
+    shard: Shard

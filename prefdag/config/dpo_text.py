@@ -4,10 +4,10 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
-from prefdag.config.adapter import Adapter, Shard
+from prefdag.config.adapter import Adapter, Shard, check_load_dtype
 from prefdag.config.reference import Reference
 from prefdag.config.training import Training
-from prefdag.runtime.types import strict
+from prefdag.runtime.types import Dtype, strict
 
 
 @strict
@@ -32,6 +32,7 @@ class DpoText:
     training: Training
     gradient_checkpointing: bool
     shard: Shard
+    load_dtype: Dtype  # of the reference's weights
 
     @model_validator(mode="after")
     def _whole_prefix(self) -> Self:
@@ -45,6 +46,15 @@ class DpoText:
     def _float_shards(self) -> Self:
         if self.shard == "full" and self.adapter.kind in {"qlora", "prefix"}:
             raise ValueError(f"shard full does not support adapters of kind {self.adapter.kind}: set it to none")
+        return self
+
+    @model_validator(mode="after")
+    def _exact_training(self) -> Self:
+        check_load_dtype(self.load_dtype, self.adapter.kind, self.training.precision)
+        if self.load_dtype == "bfloat16" and self.reference.update != "none":
+            raise ValueError(
+                "load_dtype bfloat16 would round away the steps of a reference that moves: set it to float32"
+            )
         return self
 
     @model_validator(mode="after")

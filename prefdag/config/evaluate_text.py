@@ -1,5 +1,6 @@
 """The section evaluate_text."""
 
+from prefdag.config.adapter import Shard
 from prefdag.runtime.types import PositiveInt, strict
 
 
@@ -7,3 +8,4 @@ from prefdag.runtime.types import PositiveInt, strict
 class EvaluateText:
     max_eval_rows: PositiveInt | None
     tokens_per_batch: PositiveInt
+    shard: Shard

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from prefdag.config.adapter import Shard
 from prefdag.config.sources import ModelSource
 from prefdag.runtime.types import Positive, PositiveInt, Text, strict
 
@@ -40,3 +41,4 @@ class EndpointJudge:
 class JudgeText:
     judge: Annotated[ImplicitJudge | RewardModelJudge | EndpointJudge, Field(discriminator="kind")]
     tokens_per_batch: PositiveInt  # used by the implicit judge
+    shard: Shard

@@ -1,5 +1,6 @@
 """The section ref_logps."""
 
+from prefdag.config.adapter import Shard
 from prefdag.runtime.types import Dtype, PositiveInt, strict
 
 
@@ -7,3 +8,4 @@ from prefdag.runtime.types import Dtype, PositiveInt, strict
 class RefLogps:
     dtype: Dtype
     tokens_per_batch: PositiveInt
+    shard: Shard

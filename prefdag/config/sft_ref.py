@@ -4,9 +4,9 @@ from typing import Self
 
 from pydantic import model_validator
 
-from prefdag.config.adapter import MergedAdapter, Shard
+from prefdag.config.adapter import MergedAdapter, Shard, check_load_dtype
 from prefdag.config.training import Training
-from prefdag.runtime.types import Count, strict
+from prefdag.runtime.types import Count, Dtype, strict
 
 
 @strict
@@ -22,10 +22,17 @@ class SftRef:
     training: SupervisedTraining
     gradient_checkpointing: bool
     shard: Shard
+    load_dtype: Dtype  # of the base model's weights
+    save_dtype: Dtype  # of the weights in models/reference
     seed: Count
 
     @model_validator(mode="after")
     def _float_shards(self) -> Self:
         if self.shard == "full" and self.adapter.kind == "qlora":
             raise ValueError("shard full does not support adapters of kind qlora: set it to none")
+        return self
+
+    @model_validator(mode="after")
+    def _exact_training(self) -> Self:
+        check_load_dtype(self.load_dtype, self.adapter.kind, self.training.precision)
         return self

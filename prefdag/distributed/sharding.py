@@ -52,6 +52,16 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def with_part(divided: Tensor, part: Tensor) -> Tensor:
+    """A tensor divided as `divided` is, a `DTensor` that may have no data, with `part` as this process's part."""
+    assert isinstance(divided, DTensor)
+    assert divided.to_local().shape == part.shape
+    part = part.clone() if part.device.type == "cpu" else part  # which may lie in a file
+    return DTensor.from_local(
+        part, divided.device_mesh, divided.placements, run_check=False, shape=divided.shape, stride=divided.stride()
+    )
+
+
 def is_part(tensor: Tensor) -> bool:
     """Whether the tensor is divided."""
     return isinstance(tensor, DTensor)
@@ -62,13 +72,17 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def whole_on_first(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies of the tensors on the CPU, gathered one by one; on other processes than the first, empty ones in their place."""
+def whole_on_first(tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    """Copies of the tensors on the CPU, gathered one by one; on other processes than the first, empty ones in their place.
+
+    Args:
+        dtype: of the copies; None: that of each tensor.
+    """
     first = process().is_main_process
     copies = {}
     for name, tensor in tensors.items():
         gathered = whole(tensor.detach())
-        copies[name] = gathered.cpu().contiguous().clone() if first else torch.empty(0)
+        copies[name] = gathered.to("cpu", dtype).contiguous().clone() if first else torch.empty(0)
     return copies
 
 

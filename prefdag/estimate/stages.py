@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from prefdag.config.adapter import Adapter
     from prefdag.config.params import Params
     from prefdag.config.training import Training
+    from prefdag.runtime.types import Dtype
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,14 @@ def estimates(
                 checkpointing=sft.gradient_checkpointing,
                 gpus=gpus,
                 shard=shard or sft.shard == "full",
+                dtype=sft.load_dtype,
             )
         )
-    found.append(_scoring("ref_logps", config, params, [g for split in data.SPLITS for g in groups(rows[split])]))
+    found.append(
+        _scoring(
+            "ref_logps", config, params, [g for split in data.SPLITS for g in groups(rows[split])], gpus, shard=shard
+        )
+    )
     terms = [params.loss] if isinstance(params.loss, str) else list(params.loss)
     known = [LOSSES[name] for name in terms if name in LOSSES]
     mismatched = any("kl" in loss.keywords for loss in known)
@@ -70,6 +76,7 @@ def estimates(
             twice=any(loss.jointly for loss in known),
             gpus=gpus,
             shard=shard or dpo.shard == "full",
+            dtype=dpo.load_dtype,
         )
     )
     return found
@@ -89,6 +96,7 @@ def _training(
     twice: bool = False,  # a joint loss: all log-probabilities first, then those of each micro-batch again
     gpus: int,
     shard: bool,
+    dtype: "Dtype",
 ) -> Estimate:
     several = training.micro_batch_size * gpus < training.batch_size
     trace = trace_training(
@@ -101,6 +109,7 @@ def _training(
         reference=reference,
         accumulates=several or shard,
         sharded=shard,
+        dtype=dtype,
     )
     steps = training.epochs * math.ceil(len(train) / training.batch_size)
     validations = math.ceil(steps / training.validate_every) + 1
@@ -121,9 +130,12 @@ def step_flops(trace: Trace, *, full: bool, checkpointing: bool) -> int:
     return 2 * trace.parameters * (2 + full + checkpointing)
 
 
-def _scoring(stage: str, config: "PretrainedConfig", params: "Params", rows: Sequence[Group]) -> Estimate:
+def _scoring(
+    stage: str, config: "PretrainedConfig", params: "Params", rows: Sequence[Group], gpus: int, *, shard: bool
+) -> Estimate:
     settings = params.ref_logps
     largest = max(batches(rows, settings.tokens_per_batch), key=lambda part: sum(rows[i].n_tokens for i in part))
     trace = trace_scoring(config, [rows[i] for i in largest], settings.dtype)
     scored = tokens(rows)
-    return Estimate(stage, trace, scored, 0, 2.0 * trace.parameters * scored)
+    sharded = (shard or settings.shard == "full") and gpus > 1
+    return Estimate(stage, trace, scored, 0, 2.0 * trace.parameters * scored, sharded=sharded)

@@ -134,6 +134,7 @@ def trace_training(
     reference: Reference = "none",
     accumulates: bool = True,
     sharded: bool = False,
+    dtype: "Dtype" = "float32",
 ) -> Trace:
     """A forward and backward pass over one micro-batch, the prompts and responses in `groups`, and the optimiser's update.
 
@@ -142,8 +143,9 @@ def trace_training(
         reference: live: scored beside the policy; moving: also updated from it.
         accumulates: gradients of other micro-batches are there already.
         sharded: weights are cast to bfloat16 unit by unit. Otherwise autocast keeps what it cast until the forward pass ends.
+        dtype: of the weights that are loaded.
     """
-    policy = _meta_model(config, "float32")
+    policy = _meta_model(config, dtype)
     with torch.device("meta"):
         policy = trainable.add_adapter(policy, adapter, 0, key)
     with _fake(policy), Peak() as peak:

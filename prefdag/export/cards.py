@@ -43,7 +43,7 @@ This folder holds the adapter that DPO trained. {base}
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({load}), ".")
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({load}, dtype="float32"), ".")
 ```
 """
 OWN_REFERENCE = """\

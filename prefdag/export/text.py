@@ -89,7 +89,7 @@ def check_merged(folder: Path, merged: nn.Module, expected: Tensor, rows: Iterab
 
 def check_adapter(folder: Path, reference: Path, expected: Tensor, rows: Iterable[Sequence[int]]) -> LogitDeviation:
     """Apply the adapter in `folder` to the reference, and compare its logits with the policy's. Raises `PrefdagError`."""
-    model = load_adapter(plain(reference), folder)
+    model = load_adapter(plain(reference).float(), folder)
     return check_logits(folder.name, logits(model, rows), expected)
 
 

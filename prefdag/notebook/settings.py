@@ -160,6 +160,7 @@ def train_settings(
             "training": {**chosen(TRAINING), "checkpoint_every": NEVER},
             "gradient_checkpointing": other["gradient_checkpointing"],
             "shard": "none",
+            "load_dtype": "float32",
         },
         "tokens_per_batch": other["tokens_per_batch"],
     }

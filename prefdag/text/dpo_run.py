@@ -33,13 +33,7 @@ class DpoRun(NamedTuple):
 
 def new_policy(reference: Path, config: "DpoText", seed: int) -> "Policy":
     """The model in `reference` with a new adapter, or to be trained as a whole. Raises `ParamsError`."""
-    model = trainable.load_for_training(reference, config.adapter, KEY)
-    policy = trainable.add_adapter(model, config.adapter, seed, KEY)
-    if config.gradient_checkpointing:
-        trainable.checkpoint_gradients(policy)
-    if config.shard == "full":
-        trainable.shard(policy)
-    return policy
+    return trainable.new_policy(reference, config, seed, KEY)
 
 
 def dpo_run(

@@ -5,6 +5,8 @@ A policy is the model itself (full fine-tuning) or a `PeftModel` around it. Both
 
 import textwrap
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -49,9 +51,16 @@ def load(folder: Path, dtype: "Dtype" = "float32", *, packed: bool = True, **opt
     Raises:
         DataError: the folder is missing or not a model, or its tensors are not exactly those of its architecture.
     """
-    if not folder.is_dir():
-        raise DataError(f"{folder}: not found; run `dvc repro` first")
-    try:
+    model: Any = read_model(folder, dtype, **options).to(process().device)
+    model.prefdag_attention = model.config._attn_implementation
+    speed_up(model)
+    set_forward_mode(model, packed=packed)
+    return model
+
+
+def read_model(folder: Path, dtype: "Dtype", **options: Any) -> PreTrainedModel:
+    """The model in `folder`, in eval mode, as transformers makes it. Arguments and errors are those of `load`."""
+    with named_errors(folder):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             recorded(folder),
             dtype=DTYPES[dtype],
@@ -61,22 +70,27 @@ def load(folder: Path, dtype: "Dtype" = "float32", *, packed: bool = True, **opt
             output_loading_info=True,
             **options,
         )
+    model: PreTrainedModel
+    model, report = loaded
+    for kind in ("missing", "unexpected", "mismatched"):
+        if names := sorted(map(str, report[f"{kind}_keys"])):
+            raise DataError(f"{folder}: {kind} tensor {names[0]}, of {len(names)}; `dvc repro` makes the model again")
+    return model.eval()
+
+
+@contextmanager
+def named_errors(folder: Path) -> Iterator[None]:
+    """In this context, whatever transformers raises about the model in `folder` becomes a `DataError`."""
+    if not folder.is_dir():
+        raise DataError(f"{folder}: not found; run `dvc repro` first")
+    try:
+        yield
     except torch.OutOfMemoryError:
         raise
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise DataError(
             f"{folder}: not a causal language model ({_short(error)}); `dvc repro` makes it again"
         ) from error
-    model: PreTrainedModel
-    model, report = loaded
-    for kind in ("missing", "unexpected", "mismatched"):
-        if names := sorted(map(str, report[f"{kind}_keys"])):
-            raise DataError(f"{folder}: {kind} tensor {names[0]}, of {len(names)}; `dvc repro` makes the model again")
-    model.eval().to(process().device)
-    model.prefdag_attention = model.config._attn_implementation
-    speed_up(model)
-    set_forward_mode(model, packed=packed)
-    return model
 
 
 class ReferenceAndPolicy(NamedTuple):

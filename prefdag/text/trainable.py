@@ -3,8 +3,9 @@
 import copy
 import importlib.util
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model, get_peft_model_state_dict
@@ -22,21 +23,37 @@ from prefdag.distributed import sharding
 from prefdag.distributed.process import process
 from prefdag.lifecycle.errors import ParamsError
 from prefdag.runtime.artifacts import write_json
-from prefdag.text.model import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Policy, Unadapted, adapted_model, load, lora_layers
+from prefdag.text.model import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    DTYPES,
+    Policy,
+    Unadapted,
+    adapted_model,
+    load,
+    lora_layers,
+)
 from prefdag.text.scoring.layers import speed_up, speed_up_adapters
+from prefdag.text.sharded import load_sharded, set_magnitudes
+
+if TYPE_CHECKING:
+    from prefdag.config.dpo_text import DpoText
+    from prefdag.config.sft_ref import SftRef
+    from prefdag.runtime.types import Dtype
 
 
-def load_for_training(folder: Path, adapter: Adapter, key: str) -> PreTrainedModel:
-    """Load the model in `folder` to train `adapter` on: with 4-bit linear layers for qlora, in float32 otherwise.
+def load_for_training(folder: Path, adapter: Adapter, key: str, dtype: "Dtype" = "float32") -> PreTrainedModel:
+    """Load the model in `folder` to train `adapter` on: with 4-bit linear layers for qlora.
 
     Args:
         key: the key of `adapter` in params.yaml, for error messages.
+        dtype: of the weights; of those that are not in 4 bits, float32 is the only one.
 
     Raises:
         ParamsError: qlora without a CUDA device, without bitsandbytes, or for a model with transposed weights (GPT-2).
     """
     if adapter.kind != "qlora":
-        return load(folder)
+        return load(folder, dtype)
     kind = f"params.yaml: {key}.kind"
     if process().device.type != "cuda":
         raise ParamsError(f"{kind}: qlora needs a CUDA device, and none was found; set it to lora")
@@ -51,6 +68,30 @@ def load_for_training(folder: Path, adapter: Adapter, key: str) -> PreTrainedMod
     # These layers compute in float32, or in `training.precision`, since autocast applies to them.
     nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
     return load(folder, quantization_config=nf4, device_map={"": process().device})
+
+
+def new_policy(folder: Path, config: "SftRef | DpoText", seed: int, key: str) -> Policy:
+    """The model in `folder` with a new adapter, or to be trained as a whole; divided over the processes if `config` says so.
+
+    Args:
+        key: the key of the adapter in params.yaml, for error messages.
+
+    Raises:
+        ParamsError: as `load_for_training` and `add_adapter`.
+    """
+
+    def adapted(model: PreTrainedModel) -> Policy:
+        return add_adapter(model, config.adapter, seed, key)
+
+    if config.shard == "full":
+        policy = load_sharded(folder, config.load_dtype, adapted)
+        if sharding.is_sharded(policy):
+            set_magnitudes(policy)
+    else:
+        policy = adapted(load_for_training(folder, config.adapter, key, config.load_dtype))
+    if config.gradient_checkpointing:
+        checkpoint_gradients(policy)
+    return policy
 
 
 def add_adapter(model: PreTrainedModel, config: Adapter, seed: int, key: str) -> Policy:
@@ -93,11 +134,6 @@ def add_adapter(model: PreTrainedModel, config: Adapter, seed: int, key: str) ->
             return policy
 
 
-def shard(policy: Policy) -> None:
-    """Divide a policy over the processes, a transformer layer at a time (see `sharding.shard`)."""
-    sharding.shard(policy, [m for m in policy.modules() if isinstance(m, GradientCheckpointingLayer)])
-
-
 def checkpoint_gradients(policy: Policy) -> None:
     """Recompute activations in the backward pass instead of keeping them (arXiv:1604.06174). Gradients stay the same."""
     policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -137,20 +173,14 @@ def frozen_copy(policy: Policy) -> nn.Module:
     valid only before training.
     """
     if sharding.is_sharded(policy):
-        return _loaded_again(policy)
+        base: Any = adapted_model(policy)
+        return load_sharded(Path(base.name_or_path)).requires_grad_(False)  # in float32, as the policy
     layers = lora_layers(policy)
     memo: dict[int, Any] = {id(t): t for t in (*policy.parameters(), *policy.buffers()) if not t.requires_grad}
     memo |= {id(layer): _merged(layer) for layer in layers.values()}
     frozen = copy.deepcopy(adapted_model(policy), memo).requires_grad_(False).eval()
     speed_up(frozen)
     return frozen
-
-
-def _loaded_again(policy: Policy) -> nn.Module:
-    base: Any = adapted_model(policy)
-    model = load(Path(base.name_or_path)).requires_grad_(False)
-    sharding.shard(model, [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)])
-    return model
 
 
 @torch.no_grad()
@@ -166,11 +196,14 @@ def effective_tensors(policy: Policy) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def merged_weight(layer: Any) -> Tensor:
-    """The single weight that replaces a `LoraLayer`'s base weight and adapter, in the shape and dtype of the base weight.
+def merged_weight(layer: Any, dtype: torch.dtype | None = None) -> Tensor:
+    """The single weight that replaces a `LoraLayer`'s base weight and adapter, in the shape of the base weight.
 
     LoRA: V = W + s B A, where s is alpha / rank, or alpha / sqrt(rank) with rsLoRA (arXiv:2312.03732). DoRA: m V / ||V||, with
     the norm over the layer's inputs (arXiv:2402.09353, eq. 5). W is not changed.
+
+    Args:
+        dtype: None: that of the base weight.
     """
     base = dequantize_module_weight(layer.get_base_layer())
     weight = base + layer.get_delta_weight("default")
@@ -178,7 +211,7 @@ def merged_weight(layer: Any) -> Tensor:
         inputs = 0 if layer.fan_in_fan_out else 1
         magnitude = layer.lora_magnitude_vector["default"].weight.unsqueeze(inputs)
         weight = magnitude * weight / torch.linalg.vector_norm(weight, dim=inputs, keepdim=True)
-    return weight.to(base.dtype)
+    return weight.to(dtype or base.dtype)
 
 
 def _merged(layer: Any) -> nn.Module:
@@ -201,18 +234,26 @@ def untrained(policy: Policy) -> nn.Module:
     return Unadapted(policy) if isinstance(policy, PeftModel) else frozen_copy(policy)
 
 
-def save_merged(policy: Policy, folder: Path) -> None:
+def save_merged(policy: Policy, folder: Path, dtype: "Dtype" = "float32") -> None:
     """Write the policy as a model folder that loads without peft: with LoRA merged and 4-bit weights dequantized.
 
     All processes must call it if the policy is sharded; the first one writes.
+
+    Args:
+        dtype: of the weights. LoRA is merged in float32 first.
     """
-    if sharding.is_sharded(policy):
-        _save_whole(policy, folder)
+    model: Any = adapted_model(policy)
+    quantized = getattr(model, "is_quantized", False)
+    if not quantized and (sharding.is_sharded(policy) or (dtype, model.dtype) != ("float32", torch.float32)):
+        _save_whole(policy, folder, dtype)
         return
     merged: Any = frozen_copy(policy) if isinstance(policy, PeftModel) else policy
-    if getattr(merged, "is_quantized", False):
+    if quantized:
         merged = merged.dequantize()
-    merged.save_pretrained(folder)
+    if dtype == "float32":
+        merged.save_pretrained(folder)
+    else:
+        _write(merged, {name: p.detach().to(DTYPES[dtype]) for name, p in merged.named_parameters()}, folder, dtype)
 
 
 def save_policy(policy: Policy, folder: Path, reference: Path) -> None:
@@ -223,7 +264,7 @@ def save_policy(policy: Policy, folder: Path, reference: Path) -> None:
     """
     if not isinstance(policy, PeftModel):
         if sharding.is_sharded(policy):
-            _save_whole(policy, folder)
+            _save_whole(policy, folder, "float32")
         else:
             policy.save_pretrained(folder)
         copy_tokenizer(reference, folder)
@@ -237,21 +278,26 @@ def save_policy(policy: Policy, folder: Path, reference: Path) -> None:
     write_json(folder / ADAPTER_CONFIG, {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()})
 
 
-def _save_whole(policy: Policy, folder: Path) -> None:
-    """Gather a sharded policy, with LoRA merged, and write it as a model folder from the first process."""
+def _save_whole(policy: Policy, folder: Path, dtype: "Dtype") -> None:
+    """Gather a policy, with LoRA merged, and write it as a model folder from the first process."""
     layers = lora_layers(policy)
     model: Any = adapted_model(policy)
     inside = tuple(f"{name}." for name in layers)
     tensors = {name: p for name, p in model.named_parameters() if not name.startswith(inside)}  # tied ones once
-    tensors |= {f"{name}.weight": merged_weight(layer) for name, layer in layers.items()}
+    tensors |= {f"{name}.weight": merged_weight(layer, DTYPES[dtype]) for name, layer in layers.items()}
     biases = {f"{name}.bias": layer.get_base_layer().bias for name, layer in layers.items()}
     tensors |= {name: bias for name, bias in biases.items() if bias is not None}
-    weights = sharding.whole_on_first(tensors)
+    weights = sharding.whole_on_first(tensors, DTYPES[dtype])
     if process().is_main_process:
-        with torch.device("meta"):
-            plain = AutoModelForCausalLM.from_config(model.config)
-        plain.generation_config = model.generation_config
-        plain.save_pretrained(folder, state_dict=weights)
+        _write(model, weights, folder, dtype)
+
+
+def _write(model: Any, weights: Mapping[str, Tensor], folder: Path, dtype: "Dtype") -> None:
+    """Write a model folder with the architecture of `model` and these weights."""
+    with torch.device("meta"):
+        plain = AutoModelForCausalLM.from_config(model.config, dtype=DTYPES[dtype])
+    plain.generation_config = model.generation_config
+    plain.save_pretrained(folder, state_dict=dict(weights))
 
 
 def copy_tokenizer(base: Path, folder: Path) -> None:

@@ -164,6 +164,24 @@ def test_the_default_is_valid_and_complete() -> None:
             "sft_ref: shard full does not support adapters of kind qlora: set it to none",
         ),
         (
+            lambda values: (
+                put("sft_ref.adapter", {"kind": "full"})(values) or put("sft_ref.load_dtype", "bfloat16")(values)
+            ),
+            "sft_ref: load_dtype bfloat16 does not support adapters of kind full: set it to float32",
+        ),
+        (
+            put("dpo_text.load_dtype", "bfloat16"),
+            "dpo_text: load_dtype bfloat16 needs training.precision bfloat16: set both to the same",
+        ),
+        (
+            lambda values: (
+                put("dpo_text.load_dtype", "bfloat16")(values)
+                or put("dpo_text.training.precision", "bfloat16")(values)
+                or put("dpo_text.reference", {"logps": "live", "update": "polyak", "alpha": 0.1, "every": None})(values)
+            ),
+            "dpo_text: load_dtype bfloat16 would round away the steps of a reference that moves: set it to float32",
+        ),
+        (
             put("validate_images.levels.invalid", "warn"),  # an unreadable image cannot be kept
             "validate_images.levels.invalid: input should be 'error' or 'drop', not 'warn'",
         ),

@@ -44,6 +44,13 @@ def traced(model: Path, adapter: Any = ADAPTERS["full"], config: Any = None, **o
 # Memory
 
 
+def test_weights_in_bfloat16_take_half_but_the_adapter(models: dict[str, Path]) -> None:
+    whole, half = (traced(models["llama"], ADAPTERS["lora"], dtype=dtype) for dtype in ("float32", "bfloat16"))
+    assert whole.weights - half.weights == 2 * 22688  # numbers of the frozen model, as below
+    assert half.gradients == whole.gradients == 4 * half.trained
+    assert half.optimizer == whole.optimizer
+
+
 def test_the_parts_of_a_tiny_llama_by_hand(models: dict[str, Path]) -> None:
     """Width 32, MLP 64, 2 layers, 4 heads of 8 and 2 key heads, 64 tokens.
 

@@ -66,7 +66,7 @@ def test_the_adapters_card_names_its_reference(card: str, params: Params) -> Non
     assert params.download_model.source.sha256 in text  # type: ignore[union-attr]
     assert "models/reference" not in own.partition("| Artefact |")[0], "elsewhere that is a repository of the hub"
     (code,) = re.findall(r"```python\n(.*?)```", own, re.DOTALL)
-    assert 'from_pretrained("./reference")' in code
+    assert 'from_pretrained("./reference", dtype="float32")' in code
 
 
 @pytest.mark.slow

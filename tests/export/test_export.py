@@ -535,5 +535,5 @@ def test_a_reference_that_is_the_hubs_model_is_named_by_id_and_commit(project: P
     assert (config["base_model_name_or_path"], config["revision"]) == ("owner/model", "a" * 40)
     assert not (project / "export/text_adapter/reference").exists()
     readme = (project / "export/text_adapter/README.md").read_text()
-    assert f'from_pretrained("owner/model", revision="{"a" * 40}")' in readme
+    assert f'from_pretrained("owner/model", revision="{"a" * 40}", dtype="float32")' in readme
     assert "it was not fine-tuned before DPO" in readme

@@ -53,4 +53,5 @@ def dpo_settings(**changes: Any) -> DpoText:
         training=training(**{"epochs": 10, "micro_batch_size": 2} | changes),
         gradient_checkpointing=False,
         shard="none",
+        load_dtype="float32",
     )

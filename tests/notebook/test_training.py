@@ -97,7 +97,7 @@ def test_the_weights_are_those_of_the_pipelines_stages(
     """The stages format the same rows, score them under the reference, and train with the same settings."""
     format_pairs.main(format_settings(template="chat", max_left_out=0.05, test_fraction=0.0, **LENGTHS))
     shutil.copyfile("data/pairs/val.parquet", "data/pairs/test.parquet")  # ref_logps scores every split
-    ref_logps.main(RefLogps(dtype="float32", tokens_per_batch=4096))
+    ref_logps.main(RefLogps(dtype="float32", tokens_per_batch=4096, shard="none"))
     without_tracking(monkeypatch, project / "checkpoints")
     lora = Lora(kind="lora", rank=4, alpha=8, dropout=0.1, target_modules="auto", rslora=False, dora=False)
     config = DpoText(
@@ -106,6 +106,7 @@ def test_the_weights_are_those_of_the_pipelines_stages(
         training=training(**SETTINGS, schedule="cosine", warmup_fraction=0.1, validate_every=2),
         gradient_checkpointing=False,
         shard="none",
+        load_dtype="float32",
     )
     # With dropout a policy would not start at its reference.
     if isinstance(config.adapter, Lora):

@@ -253,7 +253,7 @@ def test_the_stage_trains_on_an_own_loss(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.chdir(tmp_path)
     dpo_text.REFERENCE.parent.mkdir()
     write_text_project(tmp_path, "llama")
-    ref_logps.main(RefLogps(dtype="float32", tokens_per_batch=64))
+    ref_logps.main(RefLogps(dtype="float32", tokens_per_batch=64, shard="none"))
     without_tracking(monkeypatch, tmp_path / "checkpoints")
     monkeypatch.setattr(losses, "LOSSES", {"mine": Loss(mine, of_margin=True)})
     hashes = []

@@ -62,7 +62,7 @@ def close(a: History, b: History) -> bool:
 
 def test_live_references_equal_cached_ones(ran: list[tuple[History, nn.Module]]) -> None:
     """The policy without its adapters gives what ref_logps computed from the artefact. Training changes neither."""
-    ref_logps.main(RefLogps(dtype="float32", tokens_per_batch=30))
+    ref_logps.main(RefLogps(dtype="float32", tokens_per_batch=30, shard="none"))
     before = sha256(dpo_text.REFERENCE)
     for reference in (CACHED, LIVE):
         dpo(reference=reference)
@@ -141,7 +141,7 @@ def test_every_kind_of_loss_runs_on_cached_references(
     ran: list[tuple[History, nn.Module]], loss: Any, options: dict[str, Any]
 ) -> None:
     """KTO needs mismatched responses, which are not in the cache; LD-DPO needs parts of responses, which are."""
-    ref_logps.main(RefLogps(dtype="float32", tokens_per_batch=30))
+    ref_logps.main(RefLogps(dtype="float32", tokens_per_batch=30, shard="none"))
     dpo(loss, options=options, reference=CACHED, training=dpo_settings(epochs=6, micro_batch_size=2).training)
     history, _ = ran[0]
     assert history.train[-1]["loss"] < history.train[0]["loss"]

@@ -91,11 +91,14 @@ def dpo(name, shard, target):
 
 
 def sft(name, shard, target):
-    policy = trainable.add_adapter(trainable.load_for_training(models / "gpt2", SFT[name], ""), SFT[name], 0, "")
-    if shard == "full":
-        trainable.shard(policy)
+    settings = dataclasses.replace(dpo_settings(**STEPS), adapter=SFT[name], shard=shard)
+    policy = trainable.new_policy(models / "gpt2", settings, 0, "")
     tasks = Tasks(*(sft_task(chosen_groups(pairs), pairs.ids) for pairs in map(with_chosen, splits.values())))
-    train(policy, tasks, [], trainable.save_merged, target)
+    save = lambda model, folder: trainable.save_merged(model, folder, "float32")
+    train(policy, tasks, [], save, target)
+    rounded = target / f"bfloat16-{process().process_index}"
+    rounded.mkdir()
+    trainable.save_merged(policy, rounded, "bfloat16")
 
 
 if resume:  # what stands in these folders
@@ -170,6 +173,11 @@ def test_two_processes_train_what_one_trains(name: str, shard: str, one: Path, t
             keys = slice(32, 64)
             shards[key][keys] = tensor[keys]
         torch.testing.assert_close(shards[key], tensor, **CLOSE, msg=lambda message, key=key: f"{key}: {message}")
+    if "sft" in name:
+        rounded = load_file(ours / "bfloat16-0" / "model.safetensors")
+        whole = load_file(ours / "policy-0" / "model.safetensors")
+        assert rounded.keys() == whole.keys()
+        assert all(torch.equal(rounded[key], tensor.bfloat16()) for key, tensor in whole.items())
     losses = [torch.tensor(eval((folder / "history").read_text())) for folder in (ours, theirs)]
     torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-5)
     assert (ours / "drift").read_text() == (theirs / "drift").read_text()

@@ -213,7 +213,7 @@ def train(loss: Any = "sigmoid", seed: int = 0, **changes: Any) -> None:
 
 def test_cached_references_do_not_depend_on_batches(project: str) -> None:
     """A budget of 30 tokens makes other batches than one of 1000."""
-    ref_logps.main(RefLogps(dtype="float32", tokens_per_batch=30))
+    ref_logps.main(RefLogps(dtype="float32", tokens_per_batch=30, shard="none"))
     model = lm.load(dpo_text.REFERENCE)
     for split in SPLITS:
         pairs = rows.read_split(dpo_text.PAIRS, split)
@@ -225,7 +225,7 @@ def test_cached_references_do_not_depend_on_batches(project: str) -> None:
 
 
 def test_dpo_starts_at_ln_2_and_learns(project: str, histories: list[tuple[History, nn.Module]]) -> None:
-    ref_logps.main(RefLogps(dtype="float32", tokens_per_batch=30))
+    ref_logps.main(RefLogps(dtype="float32", tokens_per_batch=30, shard="none"))
     before = sha256(dpo_text.REFERENCE)
     train()
     ((history, _),) = histories
@@ -245,7 +245,7 @@ def test_dpo_starts_at_ln_2_and_learns(project: str, histories: list[tuple[Histo
 @pytest.mark.slow
 @pytest.mark.usefixtures("project", "histories", "one_thread")
 def test_dpo_is_a_function_of_its_seed() -> None:
-    ref_logps.main(RefLogps(dtype="float32", tokens_per_batch=30))
+    ref_logps.main(RefLogps(dtype="float32", tokens_per_batch=30, shard="none"))
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         train(seed=seed)
         dpo_text.POLICY.rename(name)
@@ -255,7 +255,7 @@ def test_dpo_is_a_function_of_its_seed() -> None:
 @pytest.mark.usefixtures("project", "histories")
 def test_wrong_references_stop_dpo_before_or_at_its_first_step() -> None:
     """Before the first step if one of the rows that are scored again is wrong, at the first step if only others are."""
-    ref_logps.main(RefLogps(dtype="float32", tokens_per_batch=30))
+    ref_logps.main(RefLogps(dtype="float32", tokens_per_batch=30, shard="none"))
     path = dpo_text.REF_LOGPS / "train.parquet"
     frame = pd.read_parquet(path)
     wrong = frame["chosen_logps"] + 0.1
@@ -385,10 +385,12 @@ def unpaired(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 training=training(SupervisedTraining, learning_rate=1e-3),
                 gradient_checkpointing=False,
                 shard="none",
+                load_dtype="float32",
+                save_dtype="float32",
                 seed=0,
             )
         )
-        ref_logps.main(RefLogps(dtype="float32", tokens_per_batch=100))
+        ref_logps.main(RefLogps(dtype="float32", tokens_per_batch=100, shard="none"))
     return folder
 
 
@@ -442,20 +444,24 @@ def test_dpo_learns_from_unpaired_responses_and_evaluates_them(
         folder = Path("data/raw/evals") / target
         folder.mkdir(parents=True)
         shutil.copy(root / "evals" / name, folder)
-    config = EvaluateText(max_eval_rows=2, tokens_per_batch=200)
+    config = EvaluateText(max_eval_rows=2, tokens_per_batch=200, shard="none")
     monkeypatch.setattr(choices, "PRIMER", "Q: Who?\nA: She.")  # the tiny model's window is small
     ref_evals.main(FORMAT, config)
     health_text.main(dpo_settings(), Health(kl_budget=1000.0, fail_on=[]))
     evaluate_text.main(0.5, loss, OPTIONS, FORMAT, config)
 
-    sampling = AnswerText(prompts=None, max_new_tokens=4, temperature=1.0, top_p=0.9, batch_size=3, seed=0)
+    sampling = AnswerText(
+        prompts=None, max_new_tokens=4, temperature=1.0, top_p=0.9, batch_size=3, seed=0, shard="none"
+    )
     answer_text.main(FORMAT, sampling)
     answers = pd.read_parquet(answer_text.ANSWERS)
     distinct = pd.read_parquet(dpo_text.PAIRS / "test.parquet")["prompt_ids"].map(tuple).nunique()
     assert answers["id"].nunique() == answers["prompt_ids"].map(tuple).nunique() == distinct
     assert len(answers) == 4 * distinct  # two models, two decodings
     assert read_json(answer_text.STATISTICS)["n_prompts"] == distinct
-    judge_text.main(0.5, loss, OPTIONS, JudgeText(judge=ImplicitJudge(kind="implicit"), tokens_per_batch=200))
+    judge_text.main(
+        0.5, loss, OPTIONS, JudgeText(judge=ImplicitJudge(kind="implicit"), tokens_per_batch=200, shard="none")
+    )
     keys = pd.read_parquet(judge_text.VERDICTS)[["id", "decoding"]]
     assert set(map(tuple, keys.to_numpy())) == set(map(tuple, answers[["id", "decoding"]].to_numpy()))
     assert len(keys) == 2 * distinct
@@ -487,7 +493,17 @@ def test_dpo_learns_from_unpaired_responses_and_evaluates_them(
 def test_without_supervised_steps_the_base_is_the_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     without_tracking(monkeypatch, tmp_path / "checkpoints")
     none = training(SupervisedTraining, epochs=0)
-    sft_ref.main(SftRef(adapter=lora(), training=none, gradient_checkpointing=False, shard="none", seed=0))
+    sft_ref.main(
+        SftRef(
+            adapter=lora(),
+            training=none,
+            gradient_checkpointing=False,
+            shard="none",
+            load_dtype="float32",
+            save_dtype="float32",
+            seed=0,
+        )
+    )
     base, reference = (load_file(folder / "model.safetensors") for folder in (sft_ref.BASE, sft_ref.REFERENCE))
     assert base.keys() == reference.keys()
     assert all(torch.equal(base[name], reference[name]) for name in base)

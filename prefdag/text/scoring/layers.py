@@ -8,6 +8,7 @@
   through their formulas step by step.
 """
 
+import copy
 import functools
 import inspect
 import sys
@@ -245,6 +246,17 @@ def _settings(layer: nn.Module) -> frozenset[tuple[str, Any]]:
     return frozenset((name, value) for name, value in settings.items() if name != "layer_idx")
 
 
+def _with_values(layer: nn.Module) -> nn.Module:
+    """The layer, or a copy with random weights if its own are placeholders (see `text/sharded.py`)."""
+    if all(weight.is_contiguous() for weight in layer.parameters()):
+        return layer
+    layer = copy.deepcopy(layer)
+    for weight in layer.parameters():
+        generator = torch.Generator(weight.device).manual_seed(0)
+        weight.data = torch.randn(weight.shape, generator=generator, dtype=weight.dtype, device=weight.device)
+    return layer
+
+
 @torch.no_grad()
 def _agrees(replacement: Callable[[Any, Tensor], Tensor], layer: Any) -> bool:
     """Whether `replacement` computes the same as `layer` on two examples. Attribute names alone do not tell.
@@ -252,6 +264,7 @@ def _agrees(replacement: Callable[[Any, Tensor], Tensor], layer: Any) -> bool:
     The second is large: some gated MLPs limit their values (DeepSeek V4). A layer with further arguments is another one
     (the gated norms of Bamba).
     """
+    layer = _with_values(layer)
     weight = next(layer.parameters())
     if not weight.is_floating_point() or not isinstance(getattr(layer, "act_fn", SILU[0]()), SILU):
         return False
