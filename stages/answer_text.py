@@ -10,6 +10,7 @@ from prefdag.runtime.artifacts import write_json, writing
 from prefdag.runtime.stage import distributed_stage
 
 PAIRS = Path("data/pairs")
+BASE = Path("models/base")
 REFERENCE = Path("models/reference")
 POLICY = Path("models/dpo_text")
 ANSWERS = Path("reports/text/answers.parquet")
@@ -59,7 +60,7 @@ def main(format_pairs: FormatPairs, answer_text: AnswerText) -> None:
             process()  # it starts when every process calls this
             if rank() > 0:  # the first one asks for several answers at once by itself
                 return
-            served, described = endpoint.connect(config, REFERENCE, POLICY, test)
+            served, described = endpoint.connect(config, REFERENCE, POLICY, BASE, test)
 
             def generate(model: str, name: str, sampling: tuple[float, float] | None) -> dict[str, list[Any]]:
                 sent = [endpoint.seed_of(seed) for seed in seeds]

@@ -39,6 +39,7 @@ class CompletionServer:
         self.checks: Callable[[Handler, dict[str, Any]], None] = lambda handler, body: send_json(
             handler, self.reply(body)
         )
+        self.listing: tuple[int, bytes] | None = None  # status and body of /v1/models in place of the right ones
         self.lock = Lock()
         outer = self
 
@@ -50,6 +51,9 @@ class CompletionServer:
                 if self.path == "/version":
                     send_json(self, {"version": "0.99.0"})
                 elif self.path == "/v1/models":
+                    if outer.listing is not None:
+                        write(self, outer.listing[1], outer.listing[0])
+                        return
                     entry = {"object": "model", "owned_by": "vllm", "parent": None, "max_model_len": 128}
                     send_json(
                         self, {"data": [{"id": name, "root": f"/models/{name}", **entry} for name in outer.models]}

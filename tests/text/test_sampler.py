@@ -2,7 +2,12 @@
 
 import json
 import logging
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -16,14 +21,18 @@ from completion_server import CompletionServer, Handler, send_json, write
 from dialogues import user
 from export_project import write_policy, write_reference
 from format_settings import format_settings
-from tiny_models import write_model
+from paths import ROOT
+from tiny_models import ADAPTERS, disturb, with_adapter, write_model
 
 from prefdag.check_params import load_params
 from prefdag.config.answer_text import AnswerText, EndpointSampler, LocalSampler
 from prefdag.lifecycle.errors import ParamsError, SourceError
 from prefdag.runtime.artifacts import read_json, sha256
 from prefdag.text import endpoint as http
-from prefdag.text.generation.endpoint import KEY, seed_of
+from prefdag.text import trainable
+from prefdag.text.endpoint import Endpoint
+from prefdag.text.generation import endpoint as sampling
+from prefdag.text.generation.endpoint import KEY, ServedModel, seed_of
 from prefdag.text.model import load, load_models
 from prefdag.tokenizer.tokenizer import ChatTokenizer
 from stages import answer_text
@@ -40,6 +49,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project up to dpo_text: a tiny reference, a policy far from it, and five test pairs, two of them with one prompt."""
     folder = tmp_path_factory.mktemp("project")
     reference = write_reference(folder / answer_text.REFERENCE)
+    write_model(folder / answer_text.BASE, "llama", seed=3, vocabulary=263)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         write_policy(answer_text.REFERENCE, "lora", answer_text.POLICY)
@@ -154,6 +164,7 @@ def test_the_server_gives_the_tokens_of_the_local_sampler(server: CompletionServ
         assert sampler[name]["sha256"] == sha256(folder)
         assert (sampler[name]["id"], sampler[name]["root"]) == (name, f"/models/{name}")
         assert sampler[name]["difference"] < 1e-4
+        assert sampler[name]["not_told_from"] == []
     responses = pd.read_parquet(answer_text.PAIRS / "test.parquet")["chosen_ids"]
     assert sampler["checked_tokens"] == responses.map(len).sum()
 
@@ -204,9 +215,63 @@ def test_models_in_each_others_place_are_refused_at_any_tolerance(server: Comple
     assert written() == []
 
 
+def test_the_base_model_in_the_place_of_the_reference_is_refused(server: CompletionServer) -> None:
+    server.models["reference"] = load(answer_text.BASE, packed=False)
+    with pytest.raises(SourceError, match=r"model 'reference' .* is nearer to models/base than to models/reference"):
+        answer(server, tolerance=1e9)
+
+
+@pytest.mark.parametrize(
+    ("noise", "apart", "outcome"),
+    [
+        (0.0, 0.0, "hidden"),  # the two are the same
+        (0.05, 0.1, "told"),
+        (0.05, 0.001, "hidden"),
+        (0.05, -0.1, "refused"),  # it serves the other one
+        (0.05, -0.001, "hidden"),
+    ],
+)
+def test_models_are_told_apart_as_far_as_rounding_lets(
+    noise: float, apart: float, outcome: str, monkeypatch: Any
+) -> None:
+    """The served model is ours, or with a negative `apart` the other one, with rounding errors."""
+    draw = np.random.default_rng(0)
+    ours, errors = draw.normal(size=400), noise * draw.normal(size=400)
+    other = ours + abs(apart) * draw.normal(size=400)
+    monkeypatch.setattr(sampling, "_prompt_logps", lambda *_: [(other if apart < 0 else ours) + errors])
+    model = ServedModel(Endpoint("s", "u", 1.0, "f", "K", None), "m", Path("ours"), "", 9, "")
+    logps = {Path("ours"): ours, Path("other"): other}
+    if outcome == "refused":
+        with pytest.raises(SourceError, match="is nearer to other than to ours"):
+            sampling.check(model, logps, [], 0.2)
+    else:
+        found = sampling.check(model, logps, [], 0.2)
+        assert found["not_told_from"] == (["other"] if outcome == "hidden" else [])
+        assert found["difference"] == pytest.approx(noise, rel=0.1)
+
+
 def test_a_model_that_is_not_served_is_refused(server: CompletionServer) -> None:
     with pytest.raises(SourceError, match=r"model 'mine' at .*: not served; the server has reference, policy"):
         answer(server, policy="mine")
+
+
+@pytest.mark.parametrize(
+    ("listing", "message"),
+    [
+        ((200, b"<html>"), "does not answer in the form of /models; check url"),
+        ((200, b'{"data": 3}'), "does not answer in the form of /models; check url"),
+        ((200, b'{"data": [{"id": []}]}'), "does not answer in the form of /models; check url"),
+        ((200, b'{"data": [{"id": {}}, 5]}'), "does not answer in the form of /models; check url"),
+        ((200, b'{"data": []}'), "not served; the server has no models"),
+        ((401, b""), f"status 401; set {KEY} to a valid key"),
+        ((404, b""), r"status 404; check url \(it ends before /models\)"),
+    ],
+)
+def test_an_odd_list_of_models_is_one_line(listing: tuple[int, bytes], message: str, server: CompletionServer) -> None:
+    server.listing = listing
+    with pytest.raises(SourceError, match=message):
+        answer(server)
+    assert (server.asked, written()) == ([], [])
 
 
 def test_a_server_without_log_probabilities_is_refused_or_trusted(
@@ -390,14 +455,40 @@ def test_a_run_that_failed_goes_on_with_the_replies_it_has(server: CompletionSer
     assert len(server.asked) == 7 + 16 - 6
 
 
+@pytest.mark.slow
+@pytest.mark.chaos
+def test_a_killed_run_asks_for_no_answer_twice(server: CompletionServer) -> None:
+    """Only those in progress at the kill are asked for again."""
+    code = f"""
+        from pathlib import Path
+        from prefdag.config.answer_text import AnswerText, EndpointSampler
+        from format_settings import format_settings
+        from stages import answer_text
+        answer_text.main(format_settings(template="chat"), {settings(server, parallel=2)!r})
+    """
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests" / "helpers")])}
+    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], env=environment)
+    whole = server.send
+
+    def kill(handler: Handler, body: dict[str, Any]) -> None:
+        process.kill() if len(server.asked) > 9 else whole(handler, body)
+
+    server.send = kill
+    assert process.wait() == -signal.SIGKILL
+    assert not answer_text.ANSWERS.exists()
+    time.sleep(0.2)
+    asked = len(server.asked)
+    server.send = whole
+    answer(server)
+    assert len({json.dumps(body) for body in server.asked}) == 16
+    assert 9 < asked < 16
+    assert len(server.asked) <= 16 + 2
+
+
 def test_a_policy_that_was_trained_again_is_asked_again(server: CompletionServer) -> None:
     """Under the same name at the same server. The reference's answers stay."""
     answer(server)
     shutil.rmtree(answer_text.POLICY)
-    from tiny_models import ADAPTERS, disturb, with_adapter
-
-    from prefdag.text import trainable
-
     policy = with_adapter(answer_text.REFERENCE, ADAPTERS["lora"])
     disturb(policy, seed=5)
     answer_text.POLICY.mkdir()

@@ -76,6 +76,9 @@ def sampler(metrics: Mapping[str, Any]) -> str:
         )
     else:
         sentence += "; nothing shows that these are our models."
+    for model in MODELS:
+        if near := found[model].get("not_told_from"):
+            sentence += f" That {found[model]['id']} is not {' or '.join(near)} is hidden by the server’s rounding."
     if count := found["reencoded"]:
         sentence += f" It sent no token ids for {number(count)} answers, so their text was tokenized again."
     return sentence

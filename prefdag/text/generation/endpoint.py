@@ -22,7 +22,7 @@ from torch import nn
 from prefdag.lifecycle.errors import SourceError
 from prefdag.runtime.artifacts import read_json, sha256
 from prefdag.text.endpoint import Endpoint, key_from_environment
-from prefdag.text.model import load_models
+from prefdag.text.model import load, load_models
 from prefdag.text.scoring.packing import Group, pack
 from prefdag.text.scoring.rows import pair_rows
 from prefdag.text.scoring.states import response_token_logps
@@ -44,9 +44,9 @@ PLAIN = {
     "frequency_penalty": 0.0,
 }
 DESCRIBED = ("id", "root", "parent", "owned_by", "max_model_len")  # what is recorded of the server's list of models
-CHECKED = 8  # responses on which served models and ours are compared
+CHECKED = 32  # responses on which served models and ours are compared
 LONGEST = 500  # characters of a recorded text of the server
-SAME = 1e-4  # nats per token: models that differ by less count as the same
+SURE = 0.25  # the largest standard error of a comparison that decides; the limit between two models is two of them away
 
 
 @dataclass(frozen=True)
@@ -70,12 +70,13 @@ class Completion(NamedTuple):
 
 
 def connect(
-    config: "EndpointSampler", reference: Path, policy: Path, test: pd.DataFrame
+    config: "EndpointSampler", reference: Path, policy: Path, base: Path, test: pd.DataFrame
 ) -> tuple[dict[str, ServedModel], dict[str, Any]]:
     """The served models by "reference" and "policy", and what is known of them and of their server.
 
     Args:
         reference, policy: the folders of ours.
+        base: the model that the reference started from, which might be served in its place.
         test: pairs as `format_pairs` writes them; the models are compared on a few of them.
 
     Raises:
@@ -93,13 +94,14 @@ def connect(
         log.warning("answer_text.sampler.tolerance is null: nothing shows that %s serves our models", config.url)
         return served, description
     groups = checked_groups(test)
-    models = load_models(reference, policy)
-    ours = {name: _our_logps(model, groups) for name, model in models._asdict().items()}
-    differences = check(served, ours, groups, config.tolerance)
+    ours = {base: _our_logps(load(base), groups)}
+    for folder, model in zip((reference, policy), load_models(reference, policy), strict=True):
+        ours[folder] = _our_logps(model, groups)
+    found = {name: check(model, ours, groups, config.tolerance) for name, model in served.items()}
     return served, {
         **description,
-        **{name: description[name] | {"difference": off} for name, off in differences.items()},
-        "checked_tokens": len(ours["reference"]),
+        **{name: description[name] | each for name, each in found.items()},
+        "checked_tokens": len(ours[reference]),
     }
 
 
@@ -263,40 +265,47 @@ def describe(served: Mapping[str, ServedModel]) -> dict[str, Any]:
 
 
 def check(
-    served: Mapping[str, ServedModel],
-    ours: Mapping[str, np.ndarray],
-    groups: Sequence[Group],
-    tolerance: float,
-) -> dict[str, float]:
-    """Compare the served models' log-probabilities of a few responses with ours.
+    model: ServedModel, ours: Mapping[Path, np.ndarray], groups: Sequence[Group], tolerance: float
+) -> dict[str, Any]:
+    """Compare a served model's log-probabilities of a few responses with those of our models.
 
     Returns:
-        The root mean square of the differences of each model, in nats per token.
+        `difference`, from the model that it should be: root mean square, in nats per token. `not_told_from`: other models of
+        ours that are so near to it that the rounding of the server hides which one it serves.
 
     Args:
-        ours: each model's log-probabilities of the tokens of all responses, (tokens,).
+        ours: log-probabilities of the tokens of all responses under each model of ours, (tokens,), by its folder.
         groups: prompts with one response each.
         tolerance: the largest difference that rounding and precision explain.
 
     Raises:
-        SourceError: a model differs by more, or it is nearer to another one of ours.
+        SourceError: the model differs by more, or it is nearer to another one of ours.
     """
-    differences = {}
-    for name, model in served.items():
-        theirs = np.concatenate(_prompt_logps(model, groups))
-        off = {other: float(np.sqrt(np.mean((theirs - logps) ** 2))) for other, logps in ours.items()}
-        if not off[name] <= tolerance:
-            raise _error(
-                model,
-                f"is not {model.folder}: its log-probabilities differ by {off[name]:.3g} nats per token; serve "
-                f"{model.folder}, or raise answer_text.sampler.tolerance ({tolerance:g}) if only its precision differs",
-            )
-        for other in served.keys() - {name}:
-            apart = float(np.sqrt(np.mean((ours[name] - ours[other]) ** 2)))
-            if apart > SAME and off[other] < off[name]:
-                raise _error(model, f"is nearer to {served[other].folder} than to {model.folder}; serve {model.folder}")
-        differences[name] = off[name]
-    return differences
+    theirs = np.concatenate(_prompt_logps(model, groups))
+    off = {folder: _distance(theirs, logps) for folder, logps in ours.items()}
+    own = off[model.folder]
+    if not own <= tolerance:
+        raise _error(
+            model,
+            f"is not {model.folder}: its log-probabilities differ by {own:.3g} nats per token; serve {model.folder}, or "
+            f"raise answer_text.sampler.tolerance ({tolerance:g}) if only its precision differs",
+        )
+    hidden = []
+    for folder in sorted(ours.keys() - {model.folder}):
+        # Where `theirs` lies on the line from ours (0) to the other one (1) has this standard error.
+        apart = _distance(ours[model.folder], ours[folder])
+        if not own < SURE * apart * math.sqrt(len(theirs)):
+            hidden.append(str(folder))
+        elif off[folder] < own:
+            raise _error(model, f"is nearer to {folder} than to {model.folder}; serve {model.folder}")
+    if hidden:
+        log.warning("%s may be %s: they differ by less than the server's rounding", model.name, " or ".join(hidden))
+    return {"difference": own, "not_told_from": hidden}
+
+
+def _distance(one: np.ndarray, other: np.ndarray) -> float:
+    """The root mean square of the difference."""
+    return float(np.sqrt(np.mean((one - other) ** 2)))
 
 
 @torch.no_grad()
