@@ -1,13 +1,16 @@
 """Generate the reference's and the policy's answers to held-out prompts, greedy and sampled, and compute their statistics."""
 
 from pathlib import Path
+from typing import Any
 
-from prefdag.config.answer_text import AnswerText
+from prefdag.config.answer_text import AnswerText, EndpointSampler, LocalSampler
 from prefdag.config.format_pairs import FormatPairs
+from prefdag.distributed.rank import rank
 from prefdag.runtime.artifacts import write_json, writing
 from prefdag.runtime.stage import distributed_stage
 
 PAIRS = Path("data/pairs")
+BASE = Path("models/base")
 REFERENCE = Path("models/reference")
 POLICY = Path("models/dpo_text")
 ANSWERS = Path("reports/text/answers.parquet")
@@ -18,13 +21,13 @@ STATISTICS = Path("reports/text/answers.json")
 def main(format_pairs: FormatPairs, answer_text: AnswerText) -> None:
     import pandas as pd
 
-    from prefdag.text.generation import answers
+    from prefdag.distributed.process import process
+    from prefdag.text.generation import answers, endpoint
     from prefdag.text.generation.decoding import continuations
     from prefdag.text.scoring.rows import pair_rows, read_split
     from prefdag.text.sharded import load_both
     from prefdag.tokenizer.tokenizer import ChatTokenizer
 
-    models = load_both(REFERENCE, POLICY, shard=answer_text.shard, packed=False)
     tokenizer = ChatTokenizer(REFERENCE, format_pairs.template, format_pairs.template_options)
     stop_ids = tokenizer.stop_ids
     test = read_split(PAIRS, "test")
@@ -33,28 +36,63 @@ def main(format_pairs: FormatPairs, answer_text: AnswerText) -> None:
     prompts = everything[~everything["prompt_ids"].map(tuple).duplicated()][: answer_text.prompts]
     ids = prompts["prompt_ids"].tolist()
     prompts = prompts.assign(prompt=[tokenizer.decode(each) for each in ids])
+    # Both models sample with the same noise, so an unchanged policy gives the same answers, and noise cancels out.
+    seeds = [[answer_text.seed, *key.encode()] for key in prompts["id"]]
+    described: dict[str, Any] = {}
+
+    match answer_text.sampler:
+        case LocalSampler():
+            models = load_both(REFERENCE, POLICY, shard=answer_text.shard, packed=False)._asdict()
+
+            def generate(model: str, name: str, sampling: tuple[float, float] | None) -> dict[str, list[Any]]:
+                generated = continuations(
+                    models[model],
+                    ids,
+                    max_new_tokens=answer_text.max_new_tokens,
+                    stop_ids=stop_ids,
+                    batch_size=answer_text.batch_size,
+                    name=name,
+                    sampling=sampling,
+                    seeds=seeds,
+                )
+                return {"ids": generated}
+
+        case EndpointSampler() as config:
+            process()  # it starts when every process calls this
+            if rank() > 0:  # the first one asks for several answers at once by itself
+                return
+            served, described = endpoint.connect(config, REFERENCE, POLICY, BASE, test)
+
+            def generate(model: str, name: str, sampling: tuple[float, float] | None) -> dict[str, list[Any]]:
+                sent = [endpoint.seed_of(seed) for seed in seeds]
+                completions = endpoint.completions(
+                    served[model],
+                    tokenizer,
+                    ids,
+                    max_new_tokens=answer_text.max_new_tokens,
+                    parallel=config.parallel,
+                    name=name,
+                    sampling=sampling,
+                    seeds=sent,
+                )
+                columns = {name: [getattr(each, name) for each in completions] for name in endpoint.Completion._fields}
+                return {"seed": sent, **columns}
 
     parts = []
     for decoding, sampling in (("greedy", None), ("sampled", (answer_text.temperature, answer_text.top_p))):
-        for name, model in models._asdict().items():
-            generated = continuations(
-                model,
-                ids,
-                max_new_tokens=answer_text.max_new_tokens,
-                stop_ids=stop_ids,
-                batch_size=answer_text.batch_size,
-                name=f"{decoding}, {name}",
-                sampling=sampling,
-                # Both models sample with the same noise, so an unchanged policy gives the same answers, and noise cancels out.
-                seeds=[[answer_text.seed, *key.encode()] for key in prompts["id"]],
-            )
+        for model in answers.MODELS:
+            columns = generate(model, f"{decoding}, {model}", sampling)
+            generated = columns.pop("ids")
             texts = [tokenizer.decode(each[:-1] if each[-1] in stop_ids else each) for each in generated]
-            parts.append(answers.rows(prompts.assign(decoding=decoding, model=name), texts, generated, stop_ids))
+            rows = answers.rows(prompts.assign(decoding=decoding, model=model), texts, generated, stop_ids)
+            parts.append(rows.assign(**columns))
     table = pd.concat(parts, ignore_index=True)
+    if described:
+        described = {"sampler": described | {"reencoded": int(table["reencoded"].sum())}}
 
-    with writing(ANSWERS) as rows, writing(STATISTICS) as statistics:
-        table.to_parquet(rows, index=False)
-        write_json(statistics, answers.statistics(table))
+    with writing(ANSWERS) as rows_file, writing(STATISTICS) as statistics:
+        table.to_parquet(rows_file, index=False)
+        write_json(statistics, answers.statistics(table) | described)
 
 
 if __name__ == "__main__":

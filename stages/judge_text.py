@@ -23,6 +23,7 @@ WIN_RATE = Path("reports/text/win_rate.json")
 def main(beta: Positive, loss: Loss, loss_options: LossOptions, judge_text: JudgeText) -> None:
     from prefdag.dpo.preference import Preference
     from prefdag.pairs.turns import read_dialogues
+    from prefdag.text.endpoint import key_from_environment
     from prefdag.text.evaluation import endpoint, judge
     from prefdag.text.sharded import load_both
     from stages.losses import LOSSES
@@ -40,7 +41,7 @@ def main(beta: Positive, loss: Loss, loss_options: LossOptions, judge_text: Judg
         case EndpointJudge() as config:
             if rank() > 0:  # it asks several contests at once by itself
                 return
-            verdicts = endpoint.judge(pairs, endpoint.Endpoint(config, endpoint.key_from_environment()))
+            verdicts = endpoint.judge(pairs, config, key_from_environment(endpoint.KEY))
     # By kind of judge: win rates of different judges are not comparable.
     win_rates = {judge_text.judge.kind: judge.win_rates(pairs, verdicts)}
     with writing(VERDICTS) as rows, writing(WIN_RATE) as rates:

@@ -43,9 +43,6 @@ class Full:
     kind: Literal["full"]
 
 
-# How the weights of a text training lie on several processes: each has all of them, or a part (FSDP2, arXiv:2304.11277).
-Shard = Literal["none", "full"]
-
 Adapter = Annotated[Lora | Prefix | Full, Field(discriminator="kind")]
 MergedAdapter = Annotated[Lora | Full, Field(discriminator="kind")]
 

@@ -4,10 +4,10 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
-from prefdag.config.adapter import Adapter, Shard, check_load_dtype
+from prefdag.config.adapter import Adapter, check_load_dtype
 from prefdag.config.reference import Reference
 from prefdag.config.training import Training
-from prefdag.runtime.types import Dtype, strict
+from prefdag.runtime.types import Dtype, Shard, strict
 
 
 @strict

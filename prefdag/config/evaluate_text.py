@@ -1,7 +1,6 @@
 """The section evaluate_text."""
 
-from prefdag.config.adapter import Shard
-from prefdag.runtime.types import PositiveInt, strict
+from prefdag.runtime.types import PositiveInt, Shard, strict
 
 
 @strict

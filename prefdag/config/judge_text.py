@@ -4,9 +4,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from prefdag.config.adapter import Shard
+from prefdag.config.endpoint import EndpointUrl
 from prefdag.config.sources import ModelSource
-from prefdag.runtime.types import Positive, PositiveInt, Text, strict
+from prefdag.runtime.types import Positive, PositiveInt, Shard, Text, strict
 
 
 @strict
@@ -29,8 +29,7 @@ class EndpointJudge:
     """A chat model behind an OpenAI-compatible server. Its key comes from the environment only."""
 
     kind: Literal["endpoint"]
-    # .../v1, without a user or a query, which can be secrets
-    url: Annotated[str, Field(pattern=r"^https?://[^\s/@?#]+(/[^\s@?#]*)?$")]
+    url: EndpointUrl
     model: Text
     max_tokens: PositiveInt  # for a verdict and its reasons
     timeout: Positive  # seconds for a whole reply

@@ -1,7 +1,6 @@
 """The section ref_logps."""
 
-from prefdag.config.adapter import Shard
-from prefdag.runtime.types import Dtype, PositiveInt, strict
+from prefdag.runtime.types import Dtype, PositiveInt, Shard, strict
 
 
 @strict

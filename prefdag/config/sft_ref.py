@@ -4,9 +4,9 @@ from typing import Self
 
 from pydantic import model_validator
 
-from prefdag.config.adapter import MergedAdapter, Shard, check_load_dtype
+from prefdag.config.adapter import MergedAdapter, check_load_dtype
 from prefdag.config.training import Training
-from prefdag.runtime.types import Count, Dtype, strict
+from prefdag.runtime.types import Count, Dtype, Shard, strict
 
 
 @strict

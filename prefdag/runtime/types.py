@@ -13,6 +13,8 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Text = Annotated[str, Field(min_length=1)]
 Dtype = Literal["float32", "bfloat16"]
+# How the weights of a language model lie on several processes: each has all of them, or a part (FSDP2, arXiv:2304.11277).
+Shard = Literal["none", "full"]
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(Field,))

@@ -37,8 +37,7 @@ from prefdag.text.scoring.layers import speed_up, speed_up_adapters
 from prefdag.text.scoring.trial import set_forward_mode
 
 if TYPE_CHECKING:
-    from prefdag.config.adapter import Shard
-    from prefdag.runtime.types import Dtype
+    from prefdag.runtime.types import Dtype, Shard
 
 logging.getLogger("transformers.distributed.mixin").setLevel(logging.ERROR)  # warns of rules that a model does not need
 

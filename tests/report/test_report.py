@@ -560,6 +560,43 @@ def test_the_page_can_be_made_from_unusual_runs(here: Path, params: Params) -> N
     assert "+0.000 tie" in page.text
 
 
+SERVED = {"id": "policy", "root": "/models/<b>", "sha256": "0" * 64}
+
+
+@pytest.mark.parametrize("checked", [True, False])
+def test_a_server_that_generated_the_answers_is_named(checked: bool, here: Path, params: Params) -> None:
+    statistics = read_json(here / "reports/text/answers.json")
+    off = {"difference": 0.0123, "not_told_from": []} if checked else {}
+    near = {"not_told_from": ["models/base"]} if checked else {}
+    sampler = {
+        "server": "uvicorn",
+        "version": "<1>",
+        "url": "http://h/v1",
+        "reencoded": 0 if checked else 3,
+        "reference": SERVED | off | {"id": "base"},
+        "policy": SERVED | off | near,
+        **({"checked_tokens": 1234} if checked else {}),
+    }
+    write_json(here / "reports/text/answers.json", statistics | {"sampler": sampler})
+    report.main(params)
+    page = Page(Path("reports/index.html").read_text("utf-8")).text
+    card = Path("reports/model_card.md").read_text("utf-8")
+    expected = "A server (uvicorn <1>) generated them with its models base and policy" + (
+        ", whose log-probabilities of 1,234 tokens differ from those of our models by 0.012 and 0.012 nats per token"
+        " (root mean square). That policy is not models/base is hidden by the server’s rounding."
+        if checked
+        else "; nothing shows that these are our models. It sent no token ids for 3 answers"
+    )
+    assert expected in card
+    assert expected in page
+    assert "with the same random seeds for both models" in page
+
+
+def test_the_local_sampler_is_not_called_a_server(built: tuple[str, str]) -> None:
+    assert "A server" not in "".join(built)
+    assert "with the same random noise for both models.\nLengths exclude" in built[0]
+
+
 @pytest.fixture
 def unpaired(here: Path) -> Path:
     """The inputs that a run on unpaired rows would give: three desirable responses to one undesirable."""

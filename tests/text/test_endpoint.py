@@ -19,8 +19,8 @@ from prefdag.config.judge_text import EndpointJudge
 from prefdag.config.loss_options import LossOptions
 from prefdag.lifecycle.errors import ParamsError, SourceError
 from prefdag.runtime.artifacts import write_json
+from prefdag.text import endpoint as http
 from prefdag.text.evaluation import endpoint, judge
-from prefdag.text.evaluation.endpoint import Endpoint
 from stages import judge_text
 
 CANARY = "sk-canary-0123456789"
@@ -78,8 +78,8 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     """A running server. The project is an empty folder, and retries follow almost immediately."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DVC_ROOT", raising=False)
-    monkeypatch.setattr(endpoint, "BACKOFF", 0.01)
-    monkeypatch.setattr(endpoint, "RETRIES", 2)
+    monkeypatch.setattr(http, "BACKOFF", 0.01)
+    monkeypatch.setattr(http, "RETRIES", 2)
     running = Server()
     thread = Thread(target=running.http.serve_forever, args=(0.05,), daemon=True)
     thread.start()
@@ -88,9 +88,9 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     running.http.server_close()
 
 
-def at(server: Server, key: str | None = None, **changes: Any) -> Endpoint:
+def at(server: Server, **changes: Any) -> EndpointJudge:
     options = {"url": server.url, "model": "m", "max_tokens": 32, "timeout": 5.0, "parallel": 1} | changes
-    return Endpoint(EndpointJudge(kind="endpoint", **options), key)
+    return EndpointJudge(kind="endpoint", **options)
 
 
 def test_the_judge_reads_calls_and_reasoning() -> None:
@@ -123,7 +123,7 @@ def test_both_orders_are_judged_and_equal_answers_are_not_sent(server: Server) -
 
 
 def judge_all(server: Server, **options: Any) -> pd.DataFrame:
-    return endpoint.judge(PAIRS, at(server, **options))
+    return endpoint.judge(PAIRS, at(server, **options), None)
 
 
 def test_a_judge_that_prefers_a_position_gives_only_ties(server: Server) -> None:
@@ -217,7 +217,7 @@ def test_no_verdict_is_requested_twice_after_a_failure(server: Server) -> None:
 def test_a_bad_server_is_a_one_line_error(reply: tuple[int, Any], message: str, server: Server) -> None:
     server.reply = lambda body: reply
     with pytest.raises(SourceError, match=message) as caught:
-        endpoint.judge(PAIRS, at(server, CANARY))
+        endpoint.judge(PAIRS, at(server), CANARY)
     assert str(caught.value).startswith(f"params.yaml: judge_text.judge.url: {server.url}/chat/completions ")
     assert "\n" not in str(caught.value)
     assert CANARY not in repr(caught.value)
@@ -234,7 +234,7 @@ def test_a_dead_server_is_a_one_line_error(server: Server) -> None:
 
 
 def test_a_server_that_hangs_times_out(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(endpoint, "RETRIES", 1)
+    monkeypatch.setattr(http, "RETRIES", 1)
     server.reply = lambda body: time.sleep(1) or completion("[[A]]")
     with pytest.raises(SourceError, match=r"cannot be reached \(timed out\)"):
         judge_all(server, timeout=0.2)
@@ -243,11 +243,11 @@ def test_a_server_that_hangs_times_out(server: Server, monkeypatch: pytest.Monke
 @pytest.mark.parametrize("key", ["sk a", "sk\nX-Other: 1", "schlüssel", "sk\x00"])
 def test_an_invalid_key_is_refused_without_showing_it(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if "\x00" in key:
-        monkeypatch.setattr(endpoint.os, "environ", {endpoint.KEY: key})
+        monkeypatch.setattr(http.os, "environ", {endpoint.KEY: key})
     else:
         monkeypatch.setenv(endpoint.KEY, key)
     with pytest.raises(ParamsError) as caught:
-        endpoint.key_from_environment()
+        http.key_from_environment(endpoint.KEY)
     assert str(caught.value).startswith("PREFDAG_JUDGE_KEY: ")
     assert key not in str(caught.value)
 
@@ -294,13 +294,13 @@ def test_the_stage_writes_its_verdicts_but_never_the_key(
     options: LossOptions = load_params(root / "params.yaml").loss_options
     from dataclasses import replace
 
-    judge_text.main(0.1, "sigmoid", options, replace(config, judge=at(server).config))
+    judge_text.main(0.1, "sigmoid", options, replace(config, judge=at(server)))
     assert {headers["Authorization"] for headers in server.headers} == {f"Bearer {CANARY}"}
     rates = json.loads(judge_text.WIN_RATE.read_text())
     assert rates["endpoint"]["greedy"]["wins"] == 1
     assert pd.read_parquet(judge_text.VERDICTS)["policy_first_reply"][0] == "You are ***. I think ... [[A]]"
     before = {path: path.read_bytes() for path in (judge_text.VERDICTS, judge_text.WIN_RATE)}
-    judge_text.main(0.1, "sigmoid", options, replace(config, judge=at(server).config))
+    judge_text.main(0.1, "sigmoid", options, replace(config, judge=at(server)))
     assert before == {path: path.read_bytes() for path in before}
 
     captured = capfd.readouterr()

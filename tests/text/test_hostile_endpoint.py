@@ -26,8 +26,9 @@ from paths import ROOT
 
 from prefdag.config.judge_text import EndpointJudge
 from prefdag.lifecycle.errors import SourceError
+from prefdag.text import endpoint as http
 from prefdag.text.evaluation import endpoint
-from prefdag.text.evaluation.endpoint import Endpoint, neutral, question, verdict
+from prefdag.text.evaluation.endpoint import neutral, question, verdict
 
 Handler = BaseHTTPRequestHandler
 PAIRS = contests_of([("a stone", "a rose")])
@@ -59,15 +60,15 @@ class Server:
 
     def judge(self, pairs: pd.DataFrame = PAIRS, **changes: Any) -> pd.DataFrame:
         options = {"url": self.url, "model": "m", "max_tokens": 32, "timeout": 5.0} | changes
-        return endpoint.judge(pairs, Endpoint(EndpointJudge(kind="endpoint", **options), None))
+        return endpoint.judge(pairs, EndpointJudge(kind="endpoint", **options), None)
 
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DVC_ROOT", raising=False)
-    monkeypatch.setattr(endpoint, "BACKOFF", 0.01)
-    monkeypatch.setattr(endpoint, "RETRIES", 0)
+    monkeypatch.setattr(http, "BACKOFF", 0.01)
+    monkeypatch.setattr(http, "RETRIES", 0)
     running = Server()
     threading.Thread(target=running.http.serve_forever, args=(0.05,), daemon=True).start()
     yield running
@@ -325,10 +326,10 @@ def test_a_killed_run_pays_for_no_verdict_twice(server: Server) -> None:
     code = f"""
         from judging import contests_of
         from prefdag.config.judge_text import EndpointJudge
-        from prefdag.text.evaluation.endpoint import Endpoint, judge
+        from prefdag.text.evaluation.endpoint import judge
         config = EndpointJudge(kind="endpoint", url={server.url!r}, model="m", max_tokens=32, timeout=5.0)
         print("ready", flush=True)
-        judge(contests_of([(f"stone {{n}}", f"rose {{n}}") for n in range(200)]), Endpoint(config, None))
+        judge(contests_of([(f"stone {{n}}", f"rose {{n}}") for n in range(200)]), config, None)
     """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests" / "helpers")])}
     for kills in range(1, 4):

@@ -25,7 +25,7 @@ from tokenizers import models as tokenizer_models
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from prefdag.config.answer_text import AnswerText
+from prefdag.config.answer_text import AnswerText, LocalSampler
 from prefdag.config.evaluate_text import EvaluateText
 from prefdag.config.health import Health
 from prefdag.config.judge_text import ImplicitJudge, JudgeText
@@ -451,7 +451,14 @@ def test_dpo_learns_from_unpaired_responses_and_evaluates_them(
     evaluate_text.main(0.5, loss, OPTIONS, FORMAT, config)
 
     sampling = AnswerText(
-        prompts=None, max_new_tokens=4, temperature=1.0, top_p=0.9, batch_size=3, seed=0, shard="none"
+        sampler=LocalSampler(kind="local"),
+        prompts=None,
+        max_new_tokens=4,
+        temperature=1.0,
+        top_p=0.9,
+        batch_size=3,
+        seed=0,
+        shard="none",
     )
     answer_text.main(FORMAT, sampling)
     answers = pd.read_parquet(answer_text.ANSWERS)

@@ -58,6 +58,7 @@ def render(results: "Results", params: "Params") -> str:
             text=text,
             unit="pairs" if text_sentences.is_paired(text) else "responses",
             n_prompts=results.text.answers.statistics["n_prompts"],
+            sampler=answers.sampler(results.text.answers.statistics),
             statistics=answers.statistics(results.text.answers.statistics),
             win_rate=answers.sentence(results.text.answers.win_rate),
             accuracy=Estimate.of(rewards, "accuracy"),

@@ -52,12 +52,36 @@ def view(answers: Answers, count: int) -> dict[str, Any]:
     (kind,) = answers.win_rate
     return {
         "n": answers.statistics["n_prompts"],
+        "sampler": sampler(answers.statistics),
         "statistics": statistics(answers.statistics),
         "judge": JUDGES[kind],
         "biased": kind == "implicit",
         "wins": wins(answers.win_rate),
         "examples": examples(answers, count),
     }
+
+
+def sampler(metrics: Mapping[str, Any]) -> str:
+    """Which server generated the answers, and how sure it is that it has our models; empty if the stage generated them."""
+    if (found := metrics.get("sampler")) is None:
+        return ""
+    software = " ".join(filter(None, (found["server"], found["version"])))
+    names = " and ".join(found[model]["id"] for model in MODELS)
+    sentence = f"A server{f' ({software})' if software else ''} generated them with its models {names}"
+    if "checked_tokens" in found:
+        off = " and ".join(f"{found[model]['difference']:.2g}" for model in MODELS)
+        sentence += (
+            f", whose log-probabilities of {number(found['checked_tokens'])} tokens differ from those of our models by "
+            f"{off} nats per token (root mean square)."
+        )
+    else:
+        sentence += "; nothing shows that these are our models."
+    for model in MODELS:
+        if near := found[model].get("not_told_from"):
+            sentence += f" That {found[model]['id']} is not {' or '.join(near)} is hidden by the server’s rounding."
+    if count := found["reencoded"]:
+        sentence += f" It sent no token ids for {number(count)} answers, so their text was tokenized again."
+    return sentence
 
 
 def statistics(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
