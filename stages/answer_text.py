@@ -5,7 +5,7 @@ from typing import Any
 
 from prefdag.config.answer_text import AnswerText, EndpointSampler, LocalSampler
 from prefdag.config.format_pairs import FormatPairs
-from prefdag.distributed.rank import rank
+from prefdag.lifecycle.launcher import rank
 from prefdag.runtime.artifacts import write_json, writing
 from prefdag.runtime.stage import distributed_stage
 

@@ -60,6 +60,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "prompt_ids": tokenizer.prompt(user(word)).ids,
             **{f"{side}_ids": tokenizer.response(f"{side} {word}").ids for side in ("chosen", "rejected")},
             **{f"{side}_truncated": False for side in ("chosen", "rejected")},
+            "preference": 1.0,
         }
         for number, word in enumerate(WORDS)
     ]
@@ -105,7 +106,14 @@ def settings(server: CompletionServer | None = None, **changes: Any) -> AnswerTe
         else LocalSampler(kind="local")
     )
     return AnswerText(
-        sampler=sampler, prompts=None, max_new_tokens=TOKENS, temperature=0.9, top_p=0.8, batch_size=3, seed=0
+        sampler=sampler,
+        prompts=None,
+        max_new_tokens=TOKENS,
+        temperature=0.9,
+        top_p=0.8,
+        batch_size=3,
+        seed=0,
+        shard="none",
     )
 
 

@@ -321,7 +321,7 @@ def _prompt_logps(model: ServedModel, groups: Sequence[Group]) -> list[np.ndarra
 
     def ask(session: requests.Session, group: Group) -> np.ndarray:
         (response,) = group.responses
-        ids = [*group.prompt, *response]
+        ids = [int(each) for each in (*group.prompt, *response)]  # JSON has no int32
         body = {"model": model.name, "prompt": ids, "max_tokens": 1, "temperature": 0.0, "echo": True, "logprobs": 1}
 
         def read(answer: Any) -> np.ndarray:
