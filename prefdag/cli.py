@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # What typer itself shows: the end of a command, and wrong options.
 OF_TYPER = (typer.Exit, typer.Abort, TyperException)
 REFERENCE = Path("models/reference")
-POLICY = Path("models/dpo_text")
+POLICY = Path("models/policy")
 EXPORT = Path("export")
 FRONTIER = Path("reports/frontier")  # .html and .csv
 COMPARISON = Path("reports/comparison")  # .html and .csv

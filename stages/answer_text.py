@@ -12,7 +12,7 @@ from prefdag.runtime.stage import distributed_stage
 PAIRS = Path("data/pairs")
 BASE = Path("models/base")
 REFERENCE = Path("models/reference")
-POLICY = Path("models/dpo_text")
+POLICY = Path("models/policy")
 ANSWERS = Path("reports/text/answers.parquet")
 STATISTICS = Path("reports/text/answers.json")
 

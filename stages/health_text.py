@@ -6,8 +6,9 @@ from prefdag.config.dpo_text import DpoText
 from prefdag.config.health import Health
 from prefdag.runtime.stage import stage
 
-HISTORY = Path("models/dpo_text/history.csv")
-VALIDATION = Path("models/dpo_text/validation.csv")
+HISTORY = Path("models/policy/history.csv")
+VALIDATION = Path("models/policy/validation.csv")
+CHOSEN = Path("reports/rounds/chosen.json")
 HEALTH = Path("reports/text/health.json")
 
 
@@ -16,10 +17,11 @@ def main(dpo_text: DpoText, health_text: Health) -> None:
     from prefdag.dpo.start import START_TOLERANCE
     from prefdag.health.findings import examine
     from prefdag.health.verdict import raise_if_fatal, to_json
-    from prefdag.runtime.artifacts import read_csv, write_json, writing
+    from prefdag.runtime.artifacts import read_csv, read_json, write_json, writing
 
-    # A new prefix does not start at the reference.
-    tolerance = None if dpo_text.adapter.kind == "prefix" else START_TOLERANCE[dpo_text.training.precision]
+    # A new prefix does not start at the reference, nor does a round that goes on from the policy before it.
+    elsewhere = dpo_text.adapter.kind == "prefix" or not read_json(CHOSEN)["at_reference"]
+    tolerance = None if elsewhere else START_TOLERANCE[dpo_text.training.precision]
     verdict = examine(read_csv(HISTORY), read_csv(VALIDATION), health_text, start_tolerance=tolerance)
     raise_if_fatal(verdict, health_text, "params.yaml: health_text")
     with writing(HEALTH) as path:

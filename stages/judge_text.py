@@ -3,7 +3,8 @@
 import hashlib
 from pathlib import Path
 
-from prefdag.config.judge_text import EndpointJudge, ImplicitJudge, JudgeText, RewardModelJudge
+from prefdag.config.judge_text import JudgeText
+from prefdag.config.judges import EndpointJudge, ImplicitJudge, RewardModelJudge
 from prefdag.config.loss import Loss
 from prefdag.config.loss_options import LossOptions
 from prefdag.lifecycle.launcher import rank
@@ -13,7 +14,7 @@ from prefdag.runtime.types import Positive
 
 MESSAGES = Path("data/validated/pairs.parquet")
 REFERENCE = Path("models/reference")
-POLICY = Path("models/dpo_text")
+POLICY = Path("models/policy")
 ANSWERS = Path("reports/text/answers.parquet")
 VERDICTS = Path("reports/text/verdicts.parquet")
 WIN_RATE = Path("reports/text/win_rate.json")

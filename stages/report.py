@@ -15,7 +15,8 @@ PAIRS_VALIDATION = Path("reports/validation/pairs")
 FORMATTED = Path("reports/validation/formatted")
 IMAGES_VALIDATION = Path("reports/validation/images")
 REFERENCE = Path("models/reference")
-DPO_TEXT = Path("models/dpo_text")
+POLICY = Path("models/policy")
+CHOSEN = Path("reports/rounds/chosen.json")
 RESNET_REFERENCE = Path("models/resnet_reference")
 DPO_IMAGE = Path("models/dpo_image")
 CONTROL_IMAGE = Path("models/control_image")
@@ -50,7 +51,11 @@ def main(params: Params) -> None:
     from prefdag.report.text.answers import read_answers
 
     key = read_json(REF_LOGPS_KEY)
-    hashed = (VALIDATED_PAIRS, DPO_TEXT, IMAGES, IMAGE_PAIRS, RESNET_REFERENCE, DPO_IMAGE, CONTROL_IMAGE)
+    policy = read_json(CHOSEN)["model"]  # of which models/policy is a copy
+    hashed = [
+        (str(path), path) for path in (VALIDATED_PAIRS, IMAGES, IMAGE_PAIRS, RESNET_REFERENCE, DPO_IMAGE, CONTROL_IMAGE)
+    ]
+    hashed.insert(1, (policy, POLICY))
     results = Results(
         text=read_text(
             metrics=TEXT_METRICS,
@@ -60,7 +65,7 @@ def main(params: Params) -> None:
             rows=PAIRS / "test.parquet",
             messages=VALIDATED_PAIRS,
             sft=REFERENCE,
-            dpo=DPO_TEXT,
+            dpo=POLICY,
             health=TEXT_HEALTH,
         ),
         image=read_image(
@@ -78,7 +83,7 @@ def main(params: Params) -> None:
         pairs=read_pairs_dataset(PAIRS, PAIRS_VALIDATION, FORMATTED),
         images=read_images_dataset(IMAGE_PAIRS, IMAGES_VALIDATION),
         # The reference is large; it was already hashed when its log-probabilities were computed.
-        hashes={str(REFERENCE): key["reference_sha256"], **{str(path): sha256(path) for path in hashed}},
+        hashes={str(REFERENCE): key["reference_sha256"], **{name: sha256(path) for name, path in hashed}},
         ref_logps=key,
     )
     html = page.render(results, params)

@@ -19,6 +19,7 @@ from prefdag.config.loss_options import LossOptions
 from prefdag.config.ref_logps import RefLogps
 from prefdag.config.report import Report
 from prefdag.config.resnet_warmup import ResnetWarmup
+from prefdag.config.rounds import Rounds
 from prefdag.config.sft_ref import SftRef
 from prefdag.config.validate_images import ValidateImages
 from prefdag.config.validate_pairs import ValidatePairs
@@ -47,6 +48,7 @@ class Params:
     ref_logps: RefLogps
     resnet_warmup: ResnetWarmup
     dpo_text: DpoText
+    rounds: Rounds
     dpo_image: DpoImage
     health_text: Health
     health_image: Health

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from prefdag.config.params import Params
 
 REFERENCE = Path("models/reference")
-POLICY = Path("models/dpo_text")
+POLICY = Path("models/policy")
 CLASSIFIER = Path("models/dpo_image")
 PAIRS = Path("data/pairs")
 DIALOGUES = Path("data/validated/pairs.parquet")

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -73,8 +73,8 @@ def to_launch() -> bool:
     return True
 
 
-def launch(module: str) -> None:
-    """Run `python -m MODULE` with the launcher, and wait for its processes.
+def launch(stage: Sequence[str]) -> None:
+    """Run `python -m STAGE`, a module and its arguments, with the launcher, and wait for its processes.
 
     Raises:
         LaunchError: one of them failed.
@@ -83,7 +83,7 @@ def launch(module: str) -> None:
     """
     with tempfile.TemporaryDirectory(prefix="launch-", dir=_shared_folder()) as folder:
         failure = Path(folder, "failure.json")
-        command = [*shlex.split(os.environ[LAUNCHER]), "-m", module]
+        command = [*shlex.split(os.environ[LAUNCHER]), "-m", *stage]
         environment = {
             **os.environ,
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",

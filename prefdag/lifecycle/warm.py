@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -44,8 +45,10 @@ def can_fork() -> bool:
     )
 
 
-def run_forked(module: str, dvc: psutil.Process) -> bool:
-    """Run `python -m MODULE` as a fork, and wait for it. If it fails, this process ends as it did.
+def run_forked(command: Sequence[str], dvc: psutil.Process) -> bool:
+    """Run `python -m COMMAND`, a module and its arguments, as a fork, and wait for it.
+
+    If it fails, this process ends as it did.
 
     Returns:
         Whether it ran: False if no process can be asked.
@@ -53,7 +56,7 @@ def run_forked(module: str, dvc: psutil.Process) -> bool:
     Raises:
         PrefdagError: the process that forks was killed meanwhile.
     """
-    request = json.dumps({"module": module, "environment": {**os.environ, FORKED: "1"}}).encode()
+    request = json.dumps({"command": command, "environment": {**os.environ, FORKED: "1"}}).encode()
     pid = status = b""
     with suppress(OSError), connect(dvc) as connection, connection.makefile("rb") as answers:
         socket.send_fds(connection, [len(request).to_bytes(4)], [0, 1, 2])
@@ -64,7 +67,7 @@ def run_forked(module: str, dvc: psutil.Process) -> bool:
     if not pid:
         return False
     if not status:
-        raise PrefdagError(f"{module}: the process that runs it was killed; run it again to continue")
+        raise PrefdagError(f"{command[0]}: the process that runs it was killed; run it again to continue")
     end_as(int(status))
     return True
 

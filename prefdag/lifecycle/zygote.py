@@ -41,11 +41,11 @@ LIBRARIES = (
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-def serve(listener: socket.socket, pidfd: int) -> str | None:
+def serve(listener: socket.socket, pidfd: int) -> list[str] | None:
     """Serve one stage after the other, until the process of `pidfd` ends.
 
     Returns:
-        In a fork: the module to run. Otherwise None.
+        In a fork: the module to run, and its arguments. Otherwise None.
     """
     for library in LIBRARIES:
         with suppress(Exception):  # the stage will say so
@@ -59,7 +59,7 @@ def serve(listener: socket.socket, pidfd: int) -> str | None:
             if not (pid := os.fork()):
                 listener.close()
                 become(request["environment"], streams, connection.dup())
-                return str(request["module"])
+                return list(request["command"])
             for stream in streams:
                 os.close(stream)
             connection.sendall(b"%d\n" % pid)
@@ -97,5 +97,5 @@ if __name__ == "__main__":
         with suppress(OSError):
             Path(path).unlink()
         os._exit(0)
-    sys.argv[1:] = []
-    runpy.run_module(asked_for, run_name="__main__", alter_sys=True)
+    module, *sys.argv[1:] = asked_for
+    runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -19,13 +19,13 @@ from ruamel.yaml.comments import CommentedSeq
 
 from prefdag.config.params import Params
 from prefdag.runtime.artifacts import writing
-from prefdag.runtime.dvc_files import names, read_dag
+from prefdag.runtime.dvc_files import names, read_dag, script
 
 DVC, PAGE = Path("dvc.yaml"), Path("docs/pipeline.md")
 LIBRARY = "requirements.txt"  # pins the library in a project that `prefdag init` made, which has only its stages
 CODE = ("prefdag/", "stages/")
 CACHE = "__pycache__"  # which modules name too
-ARTIFACT = re.compile(r"(data|models|reports|evals)/\S+")
+ARTIFACT = re.compile(r"(data|models|reports|evals)/\S+|\$\{item\.\w+\}")
 BEGIN, END = "<!-- written by `make dag` -->\n", "<!-- end -->\n"
 
 # Modules that cannot change an output (see docs/pipeline.md), with the reason.
@@ -125,13 +125,16 @@ def _folders(module: str, root: Path) -> frozenset[str]:
 
 
 def artifacts(tree: ast.Module) -> list[str]:
-    """The data, models and reports that a script names, in its order."""
+    """The data, models and reports that a script names, in its order; for the stages of a `foreach`, as dvc.yaml does."""
     constants = (node.value for node in ast.walk(tree) if isinstance(node, ast.Constant))
     return list(dict.fromkeys(text for text in constants if isinstance(text, str) and ARTIFACT.fullmatch(text)))
 
 
 def params(tree: ast.Module) -> list[str]:
-    """The keys of params.yaml that a script's `main` takes; `params` stands for all of them."""
+    """The keys of params.yaml that a script's `main` takes; `params` stands for all of them.
+
+    A positional-only argument is not one of them (see `prefdag.runtime.stage`).
+    """
     (main,) = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "main")
     names = [argument.arg for argument in main.args.args + main.args.kwonlyargs]
     return [field.name for field in fields(Params)] if names == ["params"] else names
@@ -139,7 +142,8 @@ def params(tree: ast.Module) -> list[str]:
 
 def written(dag: dict[str, Any], root: Path) -> dict[str, Any]:
     """Set `deps` and `params` of every stage in `dag`, the content of dvc.yaml, from the scripts below `root`, in place."""
-    for stage, entry in dag["stages"].items():
+    for stage, stages in dag["stages"].items():
+        entry = stages.get("do", stages)  # of a `foreach`
         tree = ast.parse((root / "stages" / f"{stage}.py").read_text("utf-8"))
         outs = names(entry, "outs", "metrics", "plots")
         for key, values in {
@@ -158,7 +162,7 @@ def written(dag: dict[str, Any], root: Path) -> dict[str, Any]:
 
 def table(root: Path) -> str:
     """A Markdown table of the modules, by package, and the stages that a change reruns; then a table of `EXEMPT`."""
-    stages = list(read_dag(root / DVC))
+    stages = list(dict.fromkeys(map(script, read_dag(root / DVC))))
     readers: dict[str, list[str]] = {}
     for stage in stages:
         for path in code(stage, root):

@@ -1,6 +1,9 @@
-"""dvc.yaml and dvc.lock, read with their shape checked: what others read from them is there and has the right type."""
+"""dvc.yaml and dvc.lock, read with their shape checked: what others read from them is there and has the right type.
 
-from collections.abc import Mapping
+A stage has the name that DVC gives it. A stage under `foreach` is several, such as sample_round@1 and sample_round@2.
+"""
+
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +25,9 @@ def check_files() -> None:
 
 
 def read_dag(path: Path = DAG) -> dict[str, dict[str, Any]]:
-    """The stages in dvc.yaml by name. Raises `ParamsError`."""
+    """The stages in dvc.yaml by name, those under `foreach` one by one. Raises `ParamsError`."""
     where = str(path)
-    stages = _stages(parse_mapping(read_text(path), where), where)
+    stages = dict(_expanded(_stages(parse_mapping(read_text(path), where), where), path))
     for name, entry in stages.items():
         for key in ("deps", "outs", "metrics", "plots", "params"):
             for item in _list(entry, key, f"{where}: stages.{name}", path):
@@ -60,6 +63,42 @@ def names(entry: Mapping[str, Any], *keys: str) -> list[str]:
     """The names under `keys` of a stage in dvc.yaml. An item is a name, or a mapping from one name to its options."""
     items = [item for key in keys for item in entry.get(key) or []]
     return [name for item in items for name in ([item] if isinstance(item, str) else item)]
+
+
+def script(name: str) -> str:
+    """The name of the script that a stage runs: sample_round for sample_round@1."""
+    return name.partition("@")[0]
+
+
+def filled(value: Any, variables: Mapping[str, str]) -> Any:
+    """`value` with each `${NAME}` in its texts replaced, also in lists and mappings; unknown names stay."""
+    if isinstance(value, str):
+        for name, text in variables.items():
+            value = value.replace(f"${{{name}}}", text)
+        return value
+    if isinstance(value, list):
+        return [filled(each, variables) for each in value]
+    if isinstance(value, Mapping):
+        return {filled(key, variables): filled(each, variables) for key, each in value.items()}
+    return value
+
+
+def _expanded(stages: Mapping[str, dict[str, Any]], path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each stage, and in place of one with `foreach` one for each of its keys."""
+    for name, entry in stages.items():
+        if "foreach" not in entry:
+            yield name, entry
+            continue
+        items, do = entry["foreach"], entry.get("do")
+        if not isinstance(items, Mapping) or not isinstance(do, Mapping):
+            raise ParamsError(
+                f"{path}: stages.{name}: expected foreach and do to be mappings; {RESTORE.format(path.name)}"
+            )
+        for key, item in items.items():
+            variables = {"key": str(key)}
+            if isinstance(item, Mapping):
+                variables |= {f"item.{field}": str(value) for field, value in item.items()}
+            yield f"{name}@{key}", dict(filled(do, variables))
 
 
 def _stages(tree: Mapping[str, Any], where: str) -> dict[str, dict[str, Any]]:

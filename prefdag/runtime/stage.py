@@ -8,6 +8,10 @@
 
 `python -m stages.NAME` checks the whole params.yaml, then calls `main` with its sections. Each section is an instance of the
 class that annotates the argument. `make dag` writes the arguments into dvc.yaml (see docs/pipeline.md).
+
+A stage under `foreach` in dvc.yaml takes the key as a positional-only argument. `python -m stages.NAME 2` is the stage NAME@2:
+
+    def main(number: Literal[1, 2, 3], /, beta: Positive) -> None: ...
 """
 
 import argparse
@@ -23,7 +27,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import TypeAdapter
 
@@ -55,30 +59,47 @@ class stage:  # noqa: N801 - it is used as a decorator
         return Path(inspect.getfile(self.main)).stem
 
     @property
+    def number(self) -> inspect.Parameter | None:
+        """The argument that tells the stages of a `foreach` apart, if it is one."""
+        first = next(iter(inspect.signature(self.main).parameters.values()), None)
+        return first if first is not None and first.kind is first.POSITIONAL_ONLY else None
+
+    def named(self, number: int | None) -> str:
+        """The stage's name in dvc.yaml."""
+        return self.name if number is None else f"{self.name}@{number}"
+
+    @property
+    def types(self) -> dict[str, Any]:
+        """The classes of the sections that the stage reads, by key of params.yaml; `params` stands for all of them."""
+        each = inspect.signature(self.main).parameters.values()
+        return {one.name: one.annotation for one in each if one.kind is not one.POSITIONAL_ONLY}
+
+    @property
     def keys(self) -> list[str]:
         """The top-level keys of params.yaml that the stage reads; `params` stands for all of them."""
-        return list(inspect.signature(self.main).parameters)
+        return list(self.types)
 
     def __call__(self, *arguments: Any, **named: Any) -> None:
         """Call `main` with its sections, as the current stage (see `running`)."""
-        sections = inspect.signature(self.main).bind(*arguments, **named).arguments
-        with running(self.name, sections):
-            self.main(**sections)
+        bound = inspect.signature(self.main).bind(*arguments, **named)
+        sections = {key: value for key, value in bound.arguments.items() if key in self.types}
+        number = bound.arguments[self.number.name] if self.number else None
+        with running(self.named(number), sections):
+            self.main(*bound.args, **bound.kwargs)
 
     def sections(self, tree: dict[str, Any]) -> dict[str, Any]:
-        """The arguments of `main` from the content of params.yaml; an argument called `params` gets all of it."""
-        types = {name: parameter.annotation for name, parameter in inspect.signature(self.main).parameters.items()}
+        """The sections that `main` takes from the content of params.yaml; an argument called `params` gets all of it."""
         # JSON mode is strict about types, but accepts a mapping for a dataclass.
         return {
             name: TypeAdapter(kind).validate_json(json.dumps(tree if name == "params" else tree[name]))
-            for name, kind in types.items()
+            for name, kind in self.types.items()
         }
 
-    def check_inputs(self) -> None:
+    def check_inputs(self, name: str) -> None:
         """Raise `DataError` if an input is absent. Libraries would each report that in their own way."""
         if not DAG.exists():
             return
-        for dep in names(read_dag().get(self.name, {}), "deps"):
+        for dep in names(read_dag().get(name, {}), "deps"):
             if dep.startswith(MADE) and not Path(dep).exists():
                 raise DataError(f"{dep}: not found; `dvc repro` makes it")
 
@@ -90,19 +111,25 @@ class stage:  # noqa: N801 - it is used as a decorator
         if self.main.__module__ == "__main__":
             use_utf8()
         with one_line_errors(self.name):
-            argparse.ArgumentParser(
+            parser = argparse.ArgumentParser(
                 f"python -m stages.{self.name}",
                 description=sys.modules[self.main.__module__].__doc__,
                 epilog=f"Reads from params.yaml: {', '.join(self.keys) or 'nothing'}. dvc.yaml lists inputs and outputs.",
                 formatter_class=argparse.RawDescriptionHelpFormatter,
-            ).parse_args()
+            )
+            if self.number:
+                parser.add_argument(
+                    "number", type=int, choices=get_args(self.number.annotation), help="which of the stages in dvc.yaml"
+                )
+            numbers: list[int] = list(vars(parser.parse_args()).values())
+            name = self.named(numbers[0] if numbers else None)
+            command = [f"stages.{self.name}", *map(str, numbers)]
             if not forked():
                 set_environment()
                 dvc = end_with_dvc()
                 end_with_parent()
                 follow_launch()
-                module = f"stages.{self.name}"
-                if dvc and self.distributed and not to_launch() and can_fork() and run_forked(module, dvc):
+                if dvc and self.distributed and not to_launch() and can_fork() and run_forked(command, dvc):
                     return
             gc.set_threshold(100_000)  # importing torch creates objects for seconds, and none of them is garbage
             logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
@@ -113,14 +140,14 @@ class stage:  # noqa: N801 - it is used as a decorator
             check_version()
             tree = read_yaml(PARAMS)
             check_params(tree, PARAMS)
-            self.check_inputs()
+            self.check_inputs(name)
             if self.distributed and to_launch():
-                launch(f"stages.{self.name}")
+                launch(command)
                 return
-            with stage_lock(self.name):
+            with stage_lock(name):
                 start = time.monotonic()
-                self(**self.sections(tree))
-                note_duration(self.name, time.monotonic() - start)
+                self(*numbers, **self.sections(tree))
+                note_duration(name, time.monotonic() - start)
         if self.main.__module__ == "__main__":
             # Everything is written and closed. Tearing down torch's modules would take two more seconds per stage.
             logging.shutdown()

@@ -19,6 +19,7 @@ from paths import ROOT
 from prefdag.config.params import Params
 from prefdag.project import dag
 from prefdag.project.dag import CODE
+from prefdag.runtime.dvc_files import read_dag
 from prefdag.runtime.yaml import read_yaml
 
 STAGES = sorted(path.stem for path in (ROOT / "stages").glob("*.py") if path.stem not in ("__init__", "losses"))
@@ -32,12 +33,14 @@ HEAVY = {"torch", "torchvision", "transformers", "peft", "accelerate", "mlflow",
 @pytest.fixture(scope="module")
 def stages() -> dict[str, Any]:
     entries: dict[str, Any] = read_yaml(ROOT / "dvc.yaml")["stages"]
-    return entries
+    return {name: entry.get("do", entry) for name, entry in entries.items()}
 
 
 def test_every_script_is_a_stage(stages: dict[str, Any]) -> None:
     assert sorted(stages) == STAGES
-    assert all(entry["cmd"] == f"python -m stages.{name}" for name, entry in stages.items())
+    for name, entry in stages.items():
+        command = f"python -m stages.{name}"
+        assert entry["cmd"] == command or re.fullmatch(rf"if .*; else {command} \${{key}}; fi", entry["cmd"]), name
 
 
 def test_dvc_yaml_matches_the_code() -> None:
@@ -58,10 +61,11 @@ def test_every_output_is_named_in_its_script(stages: dict[str, Any]) -> None:
         assert set(dag.names(entry, "outs", "metrics")) <= set(named), name
 
 
-def test_every_input_is_made_by_a_stage_or_in_git(stages: dict[str, Any]) -> None:
+def test_every_input_is_made_by_a_stage_or_in_git() -> None:
     """A misspelt path in a script would be a dependency that no stage makes."""
-    outs = {out for entry in stages.values() for out in dag.names(entry, "outs", "metrics")}
-    for name, entry in stages.items():
+    every = read_dag(ROOT / "dvc.yaml")
+    outs = {out for entry in every.values() for out in dag.names(entry, "outs", "metrics")}
+    for name, entry in every.items():
         for dep in entry["deps"]:
             made = any(out == dep or dep.startswith(f"{out}/") or out.startswith(f"{dep}/") for out in outs)
             assert made or (ROOT / dep).exists(), f"{name}: {dep}"
@@ -153,7 +157,7 @@ def test_a_stage_that_takes_params_depends_on_every_key() -> None:
 
 # What an edit reruns
 
-TRAININGS = {"sft_ref", "resnet_warmup", "control_image", "dpo_text", "dpo_image"}
+TRAININGS = {"sft_ref", "resnet_warmup", "control_image", "dpo_text", "dpo_image", "dpo_round"}
 
 
 def reruns(path: str, stages: dict[str, Any]) -> set[str]:
@@ -199,15 +203,17 @@ def test_an_edit_of_a_sections_class_reruns_the_stages_that_read_it(section: str
 @pytest.mark.parametrize("name", STAGES)
 def test_a_stage_checks_its_sections_as_params_does(name: str) -> None:
     """The arguments of `main` have the types of the fields of `Params`."""
-    main = importlib.import_module(f"stages.{name}").main.main
-    hints = typing.get_type_hints(main, include_extras=True)
+    main = importlib.import_module(f"stages.{name}").main
     fields = typing.get_type_hints(Params, include_extras=True)
-    for argument, kind in hints.items():
-        if argument not in ("params", "return"):
+    for argument, kind in main.types.items():
+        if argument != "params":
             assert kind == fields[argument], argument
 
 
-USE_LOSSES = {"dpo_text", "dpo_image", "evaluate_text", "evaluate_image", "judge_text"}
+USE_LOSSES = {
+    *("dpo_text", "dpo_image", "evaluate_text", "evaluate_image", "judge_text"),
+    *("judge_round", "dpo_round", "evaluate_round"),
+}
 
 
 def test_an_edit_of_the_users_losses_reruns_the_stages_that_use_them(stages: dict[str, Any]) -> None:
@@ -235,6 +241,7 @@ FLOORS = [
         "pairs train",
         "images dpo health",
         "gate text image own_losses",
+        "rounds",
         "report",
     ),
     *("export chat notebook estimate", "cli project", "__main__ stages"),

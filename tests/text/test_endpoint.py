@@ -15,7 +15,7 @@ import pytest
 from judging import contests_of
 
 from prefdag.check_params import load_params
-from prefdag.config.judge_text import EndpointJudge
+from prefdag.config.judges import EndpointJudge
 from prefdag.config.loss_options import LossOptions
 from prefdag.lifecycle.errors import ParamsError, SourceError
 from prefdag.runtime.artifacts import write_json

@@ -24,7 +24,7 @@ import pytest
 from judging import contests_of
 from paths import ROOT
 
-from prefdag.config.judge_text import EndpointJudge
+from prefdag.config.judges import EndpointJudge
 from prefdag.lifecycle.errors import SourceError
 from prefdag.text import endpoint as http
 from prefdag.text.evaluation import endpoint
@@ -325,7 +325,7 @@ def test_a_killed_run_pays_for_no_verdict_twice(server: Server) -> None:
     server.send = slowly
     code = f"""
         from judging import contests_of
-        from prefdag.config.judge_text import EndpointJudge
+        from prefdag.config.judges import EndpointJudge
         from prefdag.text.evaluation.endpoint import judge
         config = EndpointJudge(kind="endpoint", url={server.url!r}, model="m", max_tokens=32, timeout=5.0)
         print("ready", flush=True)

@@ -28,7 +28,8 @@ from transformers import AutoModelForCausalLM
 from prefdag.config.answer_text import AnswerText, LocalSampler
 from prefdag.config.evaluate_text import EvaluateText
 from prefdag.config.health import Health
-from prefdag.config.judge_text import ImplicitJudge, JudgeText
+from prefdag.config.judge_text import JudgeText
+from prefdag.config.judges import ImplicitJudge
 from prefdag.config.loss_options import LossOptions
 from prefdag.config.ref_logps import RefLogps
 from prefdag.config.sft_ref import SftRef, SupervisedTraining

@@ -25,7 +25,7 @@ IMAGES = "data/validated/images"
 TEXT_METRICS, IMAGE_METRICS = "reports/text/metrics.json", "reports/image/metrics.json"
 PAIRS, ROWS, CHOICES = "reports/text/pairs.csv", "reports/text/rows.parquet", "reports/text/choices.parquet"
 PREDICTIONS = "reports/image/predictions.csv"
-DPO_TEXT, DPO_IMAGE = "models/dpo_text", "models/dpo_image"
+POLICY, DPO_TEXT, DPO_IMAGE = "models/policy", "models/dpo_text", "models/dpo_image"
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def read(name: str) -> Experiment:
         rows=files.parquet(ROWS),
         choices=files.parquet(CHOICES),
         predictions=files.csv(PREDICTIONS),
-        text=_histories(files, DPO_TEXT),
+        text=_histories(files, POLICY if POLICY in files.hashes else DPO_TEXT),
         image=_histories(files, DPO_IMAGE),
         files=files,
     )

@@ -14,7 +14,7 @@ from prefdag.text.endpoint import Endpoint
 from prefdag.text.evaluation.judge import KEYS
 
 if TYPE_CHECKING:
-    from prefdag.config.judge_text import EndpointJudge
+    from prefdag.config.judges import EndpointJudge
     from prefdag.pairs.turns import Messages
 
 KEY = "PREFDAG_JUDGE_KEY"

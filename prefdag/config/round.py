@@ -1,0 +1,98 @@
+"""The settings of one round: sampling, judging and training again, after dpo_text."""
+
+from typing import Annotated, Any, Literal, Self, get_args
+
+from pydantic import Field, model_validator
+
+from prefdag.config.judges import EndpointJudge, Judge, RewardModelJudge
+from prefdag.runtime.types import Count, NonNegative, Positive, PositiveInt, Shard, strict
+
+RoundNumber = Literal[1, 2, 3]
+NUMBERS: tuple[RoundNumber, ...] = get_args(RoundNumber)
+
+
+@strict
+class Computing:
+    """How models are run. Results do not depend on it, except for ties within rounding."""
+
+    batch_size: PositiveInt  # answers generated at once
+    tokens_per_batch: PositiveInt  # of scoring
+    shard: Shard  # of sampling and scoring; dpo_text.shard is that of the training
+
+
+@strict
+class Sampling:
+    """How answers are sampled, to training prompts and to validation prompts."""
+
+    prompts: PositiveInt  # of the train split, other ones in every round; and at most as many validation prompts
+    samples: Annotated[int, Field(ge=2)]  # answers to each prompt
+    max_new_tokens: PositiveInt
+    temperature: Positive
+    top_p: Annotated[float, Field(gt=0, le=1)]
+    seed: Count  # of prompts, samples and whatever else is drawn
+
+
+@strict
+class Select:
+    """Which of the sampled prompts are judged: all, or `budget` of them at random."""
+
+    by: Literal["all", "random"]
+    budget: PositiveInt | None
+
+    @model_validator(mode="after")
+    def _used(self) -> Self:
+        if (self.by == "random") != (self.budget is not None):
+            raise ValueError(f"by '{self.by}' {'needs a' if self.by == 'random' else 'does not use'} budget")
+        return self
+
+
+@strict
+class Pairing:
+    """How answers become pairs."""
+
+    judge: Judge  # makes the pairs
+    pairs: Literal["best_worst", "best_random", "all"]
+    min_margin: NonNegative  # the scores of a pair differ by at least this
+    select: Select
+
+
+@strict
+class Continuing:
+    """How training goes on, with the settings of dpo_text."""
+
+    train_on: Literal["all", "new"]  # the pairs of all rounds so far, or of this one
+    start: Literal["previous", "first"]  # the policy before the round, or models/reference
+    reference: Literal["first", "previous"]  # models/reference, or the policy before the round
+
+
+@strict
+class Stopping:
+    """After which results no further round follows."""
+
+    stopping_judge: Judge | None  # null: no judge stops the rounds
+    stop_below: Annotated[
+        float, Field(ge=0, le=1)
+    ]  # win rate against the policy before the round, on validation prompts
+    kl_budget: Positive  # nats per response, from models/reference
+
+
+@strict
+class Round(Sampling, Pairing, Continuing, Stopping, Computing):
+    """All settings of one round."""
+
+    @model_validator(mode="after")
+    def _two_judges(self) -> Self:
+        """A judge that also makes the pairs would find that every round succeeds."""
+        if self.stopping_judge is not None and identity(self.stopping_judge) == identity(self.judge):
+            raise ValueError("stopping_judge is the judge that makes the pairs; choose another one, or null")
+        return self
+
+
+def identity(judge: Judge) -> Any:
+    """What tells one judge from another: not how it is asked."""
+    match judge:
+        case RewardModelJudge(source=source):
+            return source
+        case EndpointJudge(url=url, model=model):
+            return url, model
+    return judge

@@ -1,0 +1,1 @@
+"""Rounds of sampling, judging and training (iterative DPO)."""

@@ -1,0 +1,65 @@
+"""The plan of each round: one file for each of its stages, with no more than that stage reads. Imports no torch.
+
+So a stage reruns only if its own settings change, and another number of rounds leaves the earlier ones as they are.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pydantic import TypeAdapter
+from pydantic_core import to_jsonable_python
+
+from prefdag.config.judges import Judge
+from prefdag.config.round import NUMBERS, Computing, Continuing, Pairing, RoundNumber, Sampling, Stopping
+from prefdag.runtime.artifacts import read_json
+from prefdag.runtime.types import Count, strict
+
+if TYPE_CHECKING:
+    from prefdag.config.rounds import Rounds
+
+
+@strict
+class SamplePlan(Sampling, Computing):
+    skip: Count  # prompts that earlier rounds take
+
+
+@strict
+class JudgePlan(Pairing, Computing):
+    seed: Count
+
+
+@strict
+class TrainPlan(Continuing, Computing):
+    pass
+
+
+@strict
+class EvaluatePlan(Sampling, Computing, Continuing, Stopping):
+    judge: Judge  # that made the pairs
+
+
+PLANS = {"sample": SamplePlan, "judge": JudgePlan, "train": TrainPlan, "evaluate": EvaluatePlan}
+Plan = TypeVar("Plan", SamplePlan, JudgePlan, TrainPlan, EvaluatePlan)
+
+
+def plans(rounds: "Rounds") -> dict[RoundNumber, Mapping[str, Any]]:
+    """What each stage of each round reads, by the names of `PLANS`; null for a round that is off."""
+    every: dict[RoundNumber, Mapping[str, Any]] = {}
+    skip = 0
+    for number in NUMBERS:
+        own = rounds.round(number)
+        values = to_jsonable_python(own) | {"skip": skip}
+        skip += own.prompts
+        every[number] = {
+            stage: {each.name: values[each.name] for each in fields(kind)} if number <= rounds.count else None
+            for stage, kind in PLANS.items()
+        }
+    return every
+
+
+def read_plan(path: Path, kind: type[Plan]) -> Plan:
+    """The plan that `plan_rounds` wrote for a stage of a round that is on. Raises `DataError` if it is missing or broken."""
+    return TypeAdapter(kind).validate_json(json.dumps(read_json(path)))

@@ -1,0 +1,77 @@
+"""The prompts of a round, and the policy's answers to them."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from prefdag.lifecycle.errors import DataError
+from prefdag.text.generation import answers
+from prefdag.text.generation.decoding import continuations
+from prefdag.text.scoring.rows import pair_rows
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from prefdag.rounds.plan import EvaluatePlan, SamplePlan
+    from prefdag.text.scoring.formatted import FormattedPairs
+    from prefdag.tokenizer.tokenizer import ChatTokenizer
+
+
+def prompts_of(pairs: "FormattedPairs") -> pd.DataFrame:
+    """The different prompts of a split, `id` (of the first pair that has it) and `prompt_ids`, in their order."""
+    ids = [list(map(int, pair.prompt)) for pair in pair_rows(pairs)]
+    table = pd.DataFrame({"id": pairs.ids, "prompt_ids": ids})
+    return table[~table["prompt_ids"].map(tuple).duplicated()].reset_index(drop=True)
+
+
+def picked(prompts: pd.DataFrame, plan: "SamplePlan", number: int) -> pd.DataFrame:
+    """The prompts of a round: each round takes the next ones of one random order.
+
+    Raises:
+        DataError: there are too few.
+    """
+    last = plan.skip + plan.prompts
+    if last > len(prompts):
+        raise DataError(
+            f"data/pairs/train.parquet: {len(prompts)} prompts, but the rounds up to round {number} take {last}; "
+            "lower rounds.prompts or rounds.count"
+        )
+    order = np.random.default_rng(plan.seed).permutation(len(prompts))
+    return prompts.iloc[np.sort(order[plan.skip : last])].reset_index(drop=True)
+
+
+def sampled(
+    model: "nn.Module",
+    prompts: pd.DataFrame,
+    plan: "SamplePlan | EvaluatePlan",
+    tokenizer: "ChatTokenizer",
+    *,
+    samples: int,
+    number: int,
+    name: str,
+) -> pd.DataFrame:
+    """`samples` answers of a model to each prompt, one row each, the answers to a prompt together.
+
+    The columns are those of `answers.rows`, and `sample`, the answer's number from 0 on. An answer depends on its prompt, its
+    number and the round, not on the batch.
+
+    Args:
+        prompts: `id` and `prompt_ids`.
+    """
+    table = prompts.loc[prompts.index.repeat(samples)].reset_index(drop=True)
+    table = table.assign(sample=list(range(samples)) * len(prompts))
+    generated = continuations(
+        model,
+        table["prompt_ids"].tolist(),
+        max_new_tokens=plan.max_new_tokens,
+        stop_ids=tokenizer.stop_ids,
+        batch_size=plan.batch_size,
+        name=name,
+        sampling=(plan.temperature, plan.top_p),
+        seeds=[
+            [plan.seed, number, sample, *key.encode()] for key, sample in zip(table["id"], table["sample"], strict=True)
+        ],
+    )
+    texts = [tokenizer.decode(ids[:-1] if ids[-1] in tokenizer.stop_ids else ids) for ids in generated]
+    return answers.rows(table, texts, generated, tokenizer.stop_ids)

@@ -1,0 +1,82 @@
+"""Compare the policy of a round with the one before it on validation prompts, and decide whether a further round may follow."""
+
+from pathlib import Path
+
+from prefdag.config.format_pairs import FormatPairs
+from prefdag.config.loss import Loss
+from prefdag.config.loss_options import LossOptions
+from prefdag.config.round import RoundNumber
+from prefdag.lifecycle.launcher import rank
+from prefdag.runtime.artifacts import read_json, write_json, writing
+from prefdag.runtime.stage import distributed_stage
+from prefdag.runtime.types import Positive
+
+PLAN = Path("data/rounds/plan/${key}/evaluate.json")
+NEW = Path("data/rounds/${key}/pairs")
+PAIRS = Path("data/pairs")
+MESSAGES = Path("data/validated/pairs.parquet")
+REFERENCE = Path("models/reference")
+BEFORE = Path("${item.before}")
+POLICY = Path("models/rounds/${key}")
+RESULT = Path("reports/rounds/${key}.json")
+
+
+@distributed_stage
+def main(
+    number: RoundNumber, /, beta: Positive, loss: Loss, loss_options: LossOptions, format_pairs: FormatPairs
+) -> None:
+    from prefdag.dpo.preference import Preference
+    from prefdag.pairs.turns import read_dialogues
+    from prefdag.rounds import comparing, judging
+    from prefdag.rounds.places import place
+    from prefdag.rounds.plan import EvaluatePlan, read_plan
+    from prefdag.rounds.sampling import prompts_of, sampled
+    from prefdag.rounds.stopping import reasons_to_stop
+    from prefdag.text.scoring.rows import read_split
+    from prefdag.text.sharded import load_both
+    from prefdag.tokenizer.tokenizer import ChatTokenizer
+    from stages.losses import LOSSES
+
+    plan = read_plan(place(PLAN, number), EvaluatePlan)
+    before, policy = place(BEFORE, number), place(POLICY, number)
+    prompts = prompts_of(read_split(PAIRS, "val"))[: plan.prompts]
+    tokenizer = ChatTokenizer(REFERENCE, format_pairs.template, format_pairs.template_options)
+    answers = {}
+    for name, folder in (("before", before), ("after", policy)):
+        model = load_both(REFERENCE, folder, shard=plan.shard, packed=False).policy
+        answers[name] = sampled(model, prompts, plan, tokenizer, samples=1, number=number, name=f"validation, {name}")
+    kl = comparing.kl_to_reference(
+        load_both(REFERENCE, policy, shard=plan.shard), answers["after"], plan.tokens_per_batch
+    )
+
+    judges = {"judge": plan.judge} | ({"stopping_judge": plan.stopping_judge} if plan.stopping_judge else {})
+    contests = judging.head_to_head(answers["before"], answers["after"], read_dialogues(MESSAGES, prompts["id"]))
+    implicit = judging.Implicit(REFERENCE, before, Preference(loss, beta, loss_options, {}, LOSSES))
+    shared = {name: each for name, each in judges.items() if each.kind != "endpoint"}
+    verdicts = {name: judging.verdicts(each, contests, implicit, plan) for name, each in shared.items()}
+    if rank() > 0:
+        return
+    verdicts |= {
+        name: judging.verdicts(each, contests, implicit, plan) for name, each in judges.items() if name not in shared
+    }
+    rates = comparing.rates(contests, verdicts)
+    win_rate = rates["stopping_judge"]["win_rate"] if plan.stopping_judge else None
+    reasons = reasons_to_stop(plan, win_rate, kl)
+    result = {
+        "round": number,
+        "go": not reasons,
+        "start": plan.start,
+        "reference": plan.reference,
+        "reasons": reasons,
+        "kl_to_reference": kl,
+        "before": comparing.means(answers["before"]),
+        "after": comparing.means(answers["after"]),
+        "pairs": read_json(place(NEW, number) / "summary.json"),
+        **rates,
+    }
+    with writing(place(RESULT, number)) as path:
+        write_json(path, result)
+
+
+if __name__ == "__main__":
+    main.run()

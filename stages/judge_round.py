@@ -1,0 +1,56 @@
+"""Make the pairs of a round: a judge scores the sampled answers; pairs of earlier rounds are carried along."""
+
+from pathlib import Path
+
+from prefdag.config.format_pairs import FormatPairs
+from prefdag.config.judges import EndpointJudge
+from prefdag.config.loss import Loss
+from prefdag.config.loss_options import LossOptions
+from prefdag.config.round import RoundNumber
+from prefdag.lifecycle.launcher import rank
+from prefdag.runtime.artifacts import writing
+from prefdag.runtime.stage import distributed_stage
+from prefdag.runtime.types import Positive
+
+PLAN = Path("data/rounds/plan/${key}/judge.json")
+SAMPLES = Path("data/rounds/${key}/samples")
+EARLIER = Path("data/rounds/${item.last}/pairs")
+MESSAGES = Path("data/validated/pairs.parquet")
+REFERENCE = Path("models/reference")
+BEFORE = Path("${item.before}")
+PAIRS = Path("data/rounds/${key}/pairs")
+
+
+@distributed_stage
+def main(
+    number: RoundNumber, /, beta: Positive, loss: Loss, loss_options: LossOptions, format_pairs: FormatPairs
+) -> None:
+    from prefdag.dpo.preference import Preference
+    from prefdag.pairs.turns import read_dialogues
+    from prefdag.rounds import judging, pairing
+    from prefdag.rounds.places import place
+    from prefdag.rounds.plan import JudgePlan, read_plan
+    from prefdag.rounds.samples import read_samples
+    from prefdag.tokenizer.tokenizer import ChatTokenizer
+    from stages.losses import LOSSES
+
+    before, pairs = place(BEFORE, number), place(PAIRS, number)
+    plan = read_plan(place(PLAN, number), JudgePlan)
+    answers, made = read_samples(place(SAMPLES, number), before)
+    if isinstance(plan.judge, EndpointJudge) and rank() > 0:  # it asks about several contests at once by itself
+        return
+    asked = pairing.selected(list(dict.fromkeys(answers["id"])), plan.select, plan.seed)
+    answers = answers[answers["id"].isin(asked)].reset_index(drop=True)
+    implicit = judging.Implicit(REFERENCE, before, Preference(loss, beta, loss_options, {}, LOSSES))
+    scores = judging.scores(plan.judge, answers, read_dialogues(MESSAGES, asked), implicit, plan)
+    answers = answers.assign(score=scores)
+    tokenizer = ChatTokenizer(REFERENCE, format_pairs.template, format_pairs.template_options)
+    new, counts = pairing.pair_table(answers, plan, made, tokenizer.stop_ids[0])
+    table = pairing.carried(place(EARLIER, number), new)
+    with writing(pairs) as folder:
+        folder.mkdir()
+        pairing.write(folder, table, answers, counts | {"round": number})
+
+
+if __name__ == "__main__":
+    main.run()
