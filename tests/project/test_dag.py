@@ -33,7 +33,7 @@ HEAVY = {"torch", "torchvision", "transformers", "peft", "accelerate", "mlflow",
 @pytest.fixture(scope="module")
 def stages() -> dict[str, Any]:
     entries: dict[str, Any] = read_yaml(ROOT / "dvc.yaml")["stages"]
-    return {name: entry.get("do", entry) for name, entry in entries.items()}
+    return {name: {"params": [], **entry.get("do", entry)} for name, entry in entries.items()}
 
 
 def test_every_script_is_a_stage(stages: dict[str, Any]) -> None:
