@@ -25,6 +25,8 @@ PAIRS = Path("data/rounds/${key}/pairs")
 def main(
     number: RoundNumber, /, beta: Positive, loss: Loss, loss_options: LossOptions, format_pairs: FormatPairs
 ) -> None:
+    from pydantic_core import to_jsonable_python
+
     from prefdag.dpo.preference import Preference
     from prefdag.pairs.turns import read_dialogues
     from prefdag.rounds import judging, pairing
@@ -45,7 +47,7 @@ def main(
     scores = judging.scores(plan.judge, answers, read_dialogues(MESSAGES, asked), implicit, plan)
     answers = answers.assign(score=scores)
     tokenizer = ChatTokenizer(REFERENCE, format_pairs.template, format_pairs.template_options)
-    new, counts = pairing.pair_table(answers, plan, made, tokenizer.stop_ids[0])
+    new, counts = pairing.pair_table(answers, plan, made, to_jsonable_python(plan.judge), tokenizer.stop_ids[0])
     table = pairing.carried(place(EARLIER, number), new)
     with writing(pairs) as folder:
         folder.mkdir()

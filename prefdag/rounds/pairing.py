@@ -71,13 +71,14 @@ def couples(
 
 
 def pair_table(
-    answers: pd.DataFrame, plan: "JudgePlan", made: dict[str, Any], stop_id: int
+    answers: pd.DataFrame, plan: "JudgePlan", made: Mapping[str, Any], judge: Mapping[str, Any], stop_id: int
 ) -> tuple[pa.Table, dict[str, int]]:
     """The pairs of a round, and counts: prompts judged, those that gave a pair, those that gave none.
 
     Args:
         answers: as `sampling.sampled` made them, the judged ones, with `prompt` and `score`.
-        made: the round's `round`, `policy`, `sampler`, `seed` and `judge`.
+        made: the samples' `round`, `policy`, `sampler` and `seed`.
+        judge: the judge as in params.yaml.
         stop_id: ends an answer that was cut. As in data/pairs, it is not scored.
     """
     rows: list[dict[str, Any]] = []
@@ -91,7 +92,7 @@ def pair_table(
             row = {
                 **made,
                 "sampler": json.dumps(made["sampler"], sort_keys=True),
-                "judge": json.dumps(made["judge"], sort_keys=True),
+                "judge": json.dumps(judge, sort_keys=True),
                 "id": name,
                 "source": f"data/rounds/{made['round']}/samples/answers.parquet:{key}",
                 "prompt_id": key,
