@@ -1,0 +1,284 @@
+"""The stages of rounds, on a tiny model: sampling, judging, training and evaluation, in the places where dvc.yaml has them."""
+
+import dataclasses
+import json
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from format_settings import format_settings
+from paths import ROOT
+from tasks import NO_OPTIONS, without_tracking
+from text_project import dpo_settings
+from tiny_models import ADAPTERS, disturb, random_groups, with_adapter, write_model
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from prefdag.check_params import check_params
+from prefdag.config.loss_options import LossOptions
+from prefdag.config.ref_logps import RefLogps
+from prefdag.dpo.preference import squared_logratio
+from prefdag.lifecycle.errors import DataError, NumericError
+from prefdag.pairs.schema import read_pairs, write_pairs
+from prefdag.rounds import training as round_training
+from prefdag.rounds.plan import TrainPlan
+from prefdag.runtime.artifacts import read_json, sha256, write_json
+from prefdag.runtime.yaml import read_yaml
+from prefdag.text import model as lm
+from prefdag.text import trainable
+from prefdag.text.evaluation.metrics import compare_heldout
+from prefdag.text.scoring.logps import Pair, all_pair_logps
+from stages import (
+    dpo_round,
+    dpo_text,
+    evaluate_round,
+    format_pairs,
+    judge_round,
+    plan_rounds,
+    ref_logps,
+    sample_round,
+    select_policy,
+)
+
+OPTIONS = LossOptions(**NO_OPTIONS)
+FORMAT = format_settings(max_prompt_tokens=16, max_response_tokens=8, max_left_out=0.0, val_fraction=0.3)
+SETTINGS = {"count": 2, "prompts": 5, "samples": 3, "max_new_tokens": 6, "batch_size": 8, "kl_budget": 1e6}
+BETA, SEED = 0.5, 0
+OTHER_STARTS = [("previous", "previous"), ("first", "first"), ("first", "previous")]
+DPO = dpo_settings(epochs=3, batch_size=8)
+
+
+def write_tokenizer(folder: Path) -> None:
+    """One token per word, within the vocabulary of the tiny models."""
+    words = {word: i for i, word in enumerate(["</s>", "<unk>", "good", "bad", "Is", "it", *map(str, range(40))])}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.add_special_tokens(["</s>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>"}')
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project in which dpo_text has run: 24 prompts."""
+    folder = tmp_path_factory.mktemp("finished")
+    raw = folder / "raw"
+    raw.mkdir()
+    lines = [{"prompt": f"Is it {i} ?", "chosen": f"good {i}", "rejected": f"bad {i}"} for i in range(24)]
+    (raw / "rows.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        without_tracking(patch, folder / "checkpoints")
+        format_pairs.PAIRS.parent.mkdir(parents=True)
+        write_pairs(format_pairs.PAIRS, read_pairs(raw, "plain"))
+        write_tokenizer(write_model(Path("models/base"), "llama", eos_token_id=0))
+        format_pairs.main(FORMAT)
+        shutil.copytree("models/base", dpo_text.REFERENCE)
+        ref_logps.main(RefLogps(dtype="float32", tokens_per_batch=100, shard="none"))
+        dpo_text.main(BETA, "sigmoid", SEED, OPTIONS, {}, DPO)
+    return folder
+
+
+@pytest.fixture
+def project(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it as the working directory."""
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    without_tracking(monkeypatch, tmp_path / "checkpoints")
+    return tmp_path
+
+
+def plan(**changes: Any) -> None:
+    tree = read_yaml(ROOT / "params.yaml")
+    tree["rounds"] |= SETTINGS | changes
+    plan_rounds.main(check_params(tree, Path("params.yaml")).rounds, DPO)
+
+
+def run_round(number: Any, settings: Any = DPO) -> None:
+    """Run a round's stages, and in place of one that is off what the shell does in dvc.yaml."""
+    commands = {
+        name: each["do"]["cmd"] for name, each in read_yaml(ROOT / "dvc.yaml")["stages"].items() if "do" in each
+    }
+    of_loss = (BETA, "sigmoid", OPTIONS, FORMAT)
+    calls: Mapping[str, Any] = {
+        "sample_round": lambda: sample_round.main(number, FORMAT),
+        "judge_round": lambda: judge_round.main(number, *of_loss),
+        "dpo_round": lambda: dpo_round.main(number, BETA, "sigmoid", SEED, OPTIONS, {}, settings),
+        "evaluate_round": lambda: evaluate_round.main(number, *of_loss),
+    }
+    for name, call in calls.items():
+        command = commands[name].replace("${key}", str(number))
+        done = subprocess.run(command.replace("python", "exit 42 #").replace("; fi", "\nfi"), shell=True, check=False)
+        if done.returncode == 42:
+            call()
+        else:
+            assert done.returncode == 0
+
+
+def chosen() -> Any:
+    for number in (1, 2, 3):
+        if not Path(f"reports/rounds/{number}.json").exists():
+            write_json(Path(f"reports/rounds/{number}.json"), None)
+    select_policy.main()
+    return read_json(select_policy.CHOSEN)
+
+
+def pairs(number: int) -> pd.DataFrame:
+    return pd.read_parquet(f"data/rounds/{number}/pairs/train.parquet")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("project", "one_thread")
+def test_two_rounds() -> None:
+    """Each round samples from the policy before it, on prompts of its own, and trains on all pairs so far."""
+    plan()
+    for number in (1, 2, 3):
+        run_round(number)
+    samples = {n: pd.read_parquet(f"data/rounds/{n}/samples/answers.parquet") for n in (1, 2)}
+    assert [len(each) for each in samples.values()] == [15, 15]
+    assert not set(samples[1]["id"]) & set(samples[2]["id"])
+    train = set(pd.read_parquet("data/pairs/train.parquet")["id"])
+    assert set(samples[1]["id"]) | set(samples[2]["id"]) <= train
+
+    first, second = pairs(1), pairs(2)
+    pd.testing.assert_frame_equal(second[second["round"] == 1].reset_index(drop=True), first)
+    for number, policy in ((1, "models/dpo_text"), (2, "models/rounds/1")):
+        own = second[second["round"] == number]
+        assert len(own)
+        assert set(own["policy"]) == {sha256(Path(policy))}
+        for row in own.to_dict("records"):  # a row can be traced to its samples, and its scores to the judge
+            of_prompt = samples[number][samples[number]["id"] == row["prompt_id"]].set_index("sample")
+            for side in ("chosen", "rejected"):
+                answer = of_prompt.loc[row[f"{side}_sample"]]
+                assert answer["text"] == row[side]
+                assert answer["tokens"] == row[f"{side}_tokens"]
+            assert row["chosen_score"] > row["rejected_score"]
+            models = lm.load_models(Path("models/reference"), Path(policy))
+            answered = [
+                Pair(list(row["prompt_ids"]), list(of_prompt.loc[row[f"{side}_sample"]]["ids"]), None)
+                for side in ("chosen", "rejected")
+            ]
+            batch = compare_heldout(models, answered, 1000).batch
+            rewards = BETA * (batch.chosen.logps - batch.chosen.ref_logps)
+            np.testing.assert_allclose(rewards, [row["chosen_score"], row["rejected_score"]], atol=1e-4)
+
+    result = read_json(Path("reports/rounds/2.json"))
+    assert (result["go"], result["round"], result["judge"]["n"]) == (True, 2, 5)
+    assert result["kl_to_reference"] > read_json(Path("reports/rounds/1.json"))["kl_to_reference"] > 0
+    assert Path("models/rounds/3/off").exists()
+    assert read_json(Path("reports/rounds/3.json")) is None
+    assert chosen() == {"round": 2, "at_reference": False, "model": "models/rounds/2"}
+    assert sha256(Path("models/policy")) == sha256(Path("models/rounds/2")) != sha256(Path("models/rounds/1"))
+
+
+@pytest.mark.usefixtures("project")
+def test_without_rounds_the_policy_is_that_of_dpo_text() -> None:
+    plan(count=0)
+    for number in (1, 2, 3):
+        run_round(number)
+        for folder in (f"data/rounds/{number}/samples", f"data/rounds/{number}/pairs", f"models/rounds/{number}"):
+            assert [path.name for path in Path(folder).iterdir()] == ["off"]
+    assert chosen() == {"round": 0, "at_reference": True, "model": "models/dpo_text"}
+    assert sha256(Path("models/policy")) == sha256(Path("models/dpo_text"))
+
+
+@pytest.mark.usefixtures("project")
+def test_a_failing_round_is_not_chosen_and_switches_the_next_one_off() -> None:
+    plan(kl_budget=1e-9)
+    for number in (1, 2):
+        run_round(number)
+    result = read_json(Path("reports/rounds/1.json"))
+    assert not result["go"]
+    assert "nats per response is above rounds.kl_budget" in result["reasons"][0]
+    assert Path("models/rounds/1/adapter_model.safetensors").exists()
+    assert [path.name for path in Path("models/rounds/2").iterdir()] == ["off"]
+    assert chosen()["model"] == "models/dpo_text"
+
+
+@pytest.mark.usefixtures("project")
+def test_too_few_prompts_are_refused() -> None:
+    plan(prompts=9)
+    shutil.copytree("models/dpo_text", "models/rounds/1")
+    write_json(Path("reports/rounds/1.json"), {"go": True})
+    with pytest.raises(DataError, match=r"prompts, but the rounds up to round 2 take 18; lower rounds.prompts"):
+        sample_round.main(2, FORMAT)
+
+
+@pytest.mark.usefixtures("project")
+def test_answers_of_another_policy_are_refused() -> None:
+    """In judge_round, and again before training."""
+    plan(count=1)
+    run_round(1)
+    history = Path("models/dpo_text/history.csv")
+    history.write_text(history.read_text() + "\n")
+    with pytest.raises(DataError, match=r"made.json: answers of the policy \w{16}, but models/dpo_text is \w{16}; run"):
+        judge_round.main(1, BETA, "sigmoid", OPTIONS, FORMAT)
+    with pytest.raises(DataError, match=r"pairs/train.parquet: answers of the policy"):
+        dpo_round.main(1, BETA, "sigmoid", SEED, OPTIONS, {}, DPO)
+
+
+# Start and reference
+
+
+@pytest.mark.usefixtures("project", "one_thread")
+@pytest.mark.parametrize(
+    ("start", "reference"),
+    [("previous", "first"), *(pytest.param(*each, marks=pytest.mark.slow) for each in OTHER_STARTS)],
+)
+def test_step_0_is_where_start_and_reference_say(start: str, reference: str) -> None:
+    plan(count=1, start=start, reference=reference)
+    run_round(1)
+    history = pd.read_csv("models/rounds/1/history.csv")
+    zero = history["logratios/square"][0] < 1e-6
+    assert zero == (start == reference)
+    result = read_json(Path("reports/rounds/1.json"))
+    assert (result["start"], result["reference"]) == (start, reference)
+    if start == reference:
+        assert history["loss"][0] == pytest.approx(np.log(2), abs=1e-5)
+    else:  # the policy before is rewarded against the first reference, or the other way round
+        table = pairs(1)
+        models = lm.load_models(Path("models/reference"), Path("models/dpo_text"))
+        rows = [Pair(list(r["prompt_ids"]), *_scored(r)) for r in table.to_dict("records")]
+        batch = compare_heldout(models, rows, 1000).batch
+        assert DPO.training.batch_size >= len(rows)  # so that step 0 has all rows
+        assert history["logratios/square"][0] == pytest.approx(float(squared_logratio(batch).mean()), rel=1e-3)
+
+
+def _scored(row: Mapping[Any, Any]) -> list[list[int]]:
+    return [list(row[f"{side}_ids"])[: -1 if row[f"{side}_truncated"] else None] for side in ("chosen", "rejected")]
+
+
+@pytest.mark.usefixtures("project")
+def test_a_policy_that_does_not_start_at_the_previous_one_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the adapter's weights were not taken over."""
+    plan(count=1)
+    monkeypatch.setattr(round_training, "take_adapter", lambda policy, folder: None)
+    with pytest.raises(NumericError, match=r"step 0: .*, but the previous policy, from which the round starts, gives"):
+        run_round(1)
+
+
+@pytest.mark.parametrize("kind", list(ADAPTERS))
+def test_every_adapter_goes_on_from_the_policy_before(kind: str, tmp_path: Path) -> None:
+    """The loaded policy gives the log-probabilities of the saved one; an adapter of another shape is refused."""
+    reference = write_model(tmp_path / "llama", "llama")
+    adapter = ADAPTERS[kind]
+    before = with_adapter(reference, adapter)
+    disturb(before)
+    (tmp_path / "before").mkdir()
+    trainable.save_policy(before, tmp_path / "before", reference)
+    config = dataclasses.replace(DPO, adapter=adapter)
+    own = round_training.start_policy(
+        reference, tmp_path / "before", config, _train_plan(start="previous", reference="first"), 1
+    )
+    rows = [Pair(group.prompt, *group.responses) for group in random_groups(4, 2, seed=3)]
+    expected, found = (all_pair_logps(model, rows, 1000, "") for model in (before, own))
+    np.testing.assert_allclose(found.chosen.logps, expected.chosen.logps, atol=1e-4)
+    assert any(p.requires_grad for p in own.parameters())
+
+
+def _train_plan(**settings: Any) -> Any:
+    return TrainPlan(train_on="all", batch_size=1, tokens_per_batch=100, shard="none", **settings)
