@@ -99,10 +99,10 @@ def test_sync_fails_if_runs_are_left(left: int, code: int, monkeypatch: pytest.M
 def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """A folder with stand-ins for both models. The list has the arguments of loading, then every prompt with its options."""
     monkeypatch.chdir(tmp_path)
-    for model in ("reference", "dpo_text"):
+    for model in ("reference", "policy"):
         Path("models", model).mkdir(parents=True)
     Path("models/reference/config.json").write_text('{"max_position_embeddings": 300}')
-    write_lock(Path("models/reference"), Path("models/dpo_text"))
+    write_lock(Path("models/reference"), Path("models/policy"))
     Path("params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
     tokenizer = byte_tokenizer(tmp_path / "tokenizer")
     calls: list[Any] = []
@@ -144,7 +144,7 @@ def test_chat_asks_both_models_and_escapes_their_answers(trained: list[Any]) -> 
     """Brackets are not taken for markup, and escape sequences are spelled out."""
     result = prefdag("chat", "--prompt", "blue?", "--max-new-tokens", "7")
     params = load_params(ROOT / "params.yaml").format_pairs
-    assert trained[0] == (Path("models/reference"), Path("models/dpo_text"), params.template, params.template_options)
+    assert trained[0] == (Path("models/reference"), Path("models/policy"), params.template, params.template_options)
     assert trained[1:] == [(chatml("blue?"), {"max_new_tokens": 7, "temperature": 0.0, "seed": 0})] * 2
     header, _, answers = (line for line in result.stdout.splitlines() if line.strip())
     assert header.split() == ["reference", "policy"]
@@ -215,16 +215,16 @@ def test_the_web_chat_takes_no_prompt(trained: list[Any]) -> None:
 @pytest.mark.parametrize("record", ["changed", "absent"])
 def test_models_that_are_not_as_recorded_need_force(record: str, trained: list[Any]) -> None:
     if record == "changed":
-        Path("models/dpo_text/extra.json").write_text("{}")
+        Path("models/policy/extra.json").write_text("{}")
     else:
         write_lock(Path("models/reference"))
     result = prefdag("chat", "--prompt", "blue?")
     assert (result.exit_code, result.stdout, trained) == (2, "", [])
-    assert result.stderr.startswith("error: models/dpo_text: ")
+    assert result.stderr.startswith("error: models/policy: ")
     assert result.stderr.endswith("`--force` takes it as it is\n")
     result = prefdag("chat", "--prompt", "blue?", "--force")
     assert result.exit_code == 0
-    assert result.stderr.startswith("warning: models/dpo_text: ")
+    assert result.stderr.startswith("warning: models/policy: ")
     assert len(trained) == 3
 
 
@@ -232,7 +232,7 @@ def test_force_warns_of_each_model_that_is_not_as_recorded(trained: list[Any]) -
     write_lock()
     result = prefdag("chat", "--prompt", "blue?", "--force")
     assert result.exit_code == 0
-    for model in ("reference", "dpo_text"):
+    for model in ("reference", "policy"):
         assert f"warning: models/{model}: dvc.lock does not record it" in result.stderr
 
 

@@ -426,7 +426,7 @@ def test_a_target_that_cannot_be_written_is_refused_before_the_work(
     assert "File name too long; choose another folder" in done.stderr
 
 
-@pytest.mark.parametrize("path", ["models/dpo_text", "reports/model_card.md", "data/validated/pairs.parquet"])
+@pytest.mark.parametrize("path", ["models/policy", "reports/model_card.md", "data/validated/pairs.parquet"])
 def test_a_missing_input_is_named(path: str, project: Path) -> None:
     (project / path).rename(project / "away")
     done = CliRunner().invoke(app, ["export"])
@@ -497,7 +497,7 @@ def test_the_adapter_loads_on_the_plain_reference(project: Path) -> None:
     pipeline.export(Path("export"), load_params(), lambda line: None)
     base: Any = AutoModelForCausalLM.from_pretrained("models/reference")
     loaded = PeftModel.from_pretrained(base, "export/text_adapter").eval()
-    policy = lm.load_models(Path("models/reference"), Path("models/dpo_text"), packed=False).policy
+    policy = lm.load_models(Path("models/reference"), Path("models/policy"), packed=False).policy
     assert close(text.logits(loaded, ROWS), text.logits(policy, ROWS))
     assert np.isfinite(text.logits(loaded, ROWS).numpy()).all()
 

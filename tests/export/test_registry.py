@@ -165,7 +165,7 @@ def answer(request: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 def greedy(question: str) -> tuple[str, int]:
     """The policy's own answer, and the number of tokens in the prompt."""
-    models = load_models(Path("models/reference"), Path("models/dpo_text"), packed=False)
+    models = load_models(Path("models/reference"), Path("models/policy"), packed=False)
     tokenizer = ChatTokenizer(Path("models/reference"), "chat")
     prompt = tokenizer.prompt(user(question)).ids
     ids = continuation(models.policy, prompt, TOKENS, tokenizer.eos_id)

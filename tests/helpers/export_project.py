@@ -53,7 +53,7 @@ def write_policy(reference: Path, adapter: str, folder: Path) -> lm.Policy:
 def write_project(root: Path, adapter: str = "lora") -> Path:
     """Everything that `prefdag export` reads, below `root`."""
     reference = write_reference(root / "models/reference")
-    write_policy(reference, adapter, root / "models/dpo_text")
+    write_policy(reference, adapter, root / "models/policy")
     _write_pairs(root, ChatTokenizer(reference, "chat"))
     _write_images(root)
     with TemporaryDirectory() as inputs:

@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.chaos]
 fuzz = pytest.mark.slow  # also in CI, with fewer files
 
 PAIRS, REF_LOGPS, VALIDATED = Path("data/pairs"), Path("data/ref_logps"), Path("data/validated/pairs.parquet")
-REFERENCE, POLICY, RESNET = Path("models/reference"), Path("models/dpo_text"), Path("models/dpo_image")
+REFERENCE, POLICY, RESNET = Path("models/reference"), Path("models/policy"), Path("models/dpo_image")
 IMAGES, IMAGE_PAIRS = Path("data/validated/images"), Path("data/image_pairs")
 IN_CHAOS, IN_CI = 2000, 100
 
@@ -180,7 +180,7 @@ def test_without_dvc_lock_too_a_mutation_is_no_traceback(count: int) -> None:
 def test_a_policy_that_changed_is_neither_exported_nor_chatted_with(command: list[str], copy: Path, run: Run) -> None:
     """Even with --force, which says so, an adapter without a tensor is refused. A changed value is then taken, by the chat
     (an export takes half a minute)."""
-    path = copy / "models/dpo_text/adapter_model.safetensors"
+    path = copy / "models/policy/adapter_model.safetensors"
     tensors = load_file(path)
     first = min(tensors)
     for changed, forced in (
@@ -193,11 +193,11 @@ def test_a_policy_that_changed_is_neither_exported_nor_chatted_with(command: lis
         save_file(changed, path, metadata={"format": "pt"})
         done = run("prefdag", *command, check=False)
         assert done.returncode == 2
-        assert "error: models/dpo_text: changed since its stage wrote it" in done.stdout
+        assert "error: models/policy: changed since its stage wrote it" in done.stdout
         assert "`--force` takes it as it is" in done.stdout
         assert not (copy / "out").exists()
         done = run("prefdag", *command, "--force", check=False)
-        assert "warning: models/dpo_text: changed since" in done.stdout
+        assert "warning: models/policy: changed since" in done.stdout
         assert done.returncode == (2 if forced else 0), done.stdout
         assert (forced or "") in done.stdout
         assert "Traceback" not in done.stdout

@@ -616,7 +616,7 @@ def unpaired(here: Path) -> Path:
     write_json(Path("reports/text/metrics.json"), tree)
     # Metrics of pairs are missing, and a step may lack one kind of response.
     for name in ("history.csv", "validation.csv"):
-        path = Path("models/dpo_text", name)
+        path = Path("models/policy", name)
         history = pd.read_csv(path).drop(columns=["rewards/margin", "rewards/accuracy"])
         history.loc[1, "rewards/rejected"] = np.nan
         history.to_csv(path, index=False)
@@ -672,7 +672,7 @@ def test_pairs_from_another_run_are_refused(here: Path, params: Params) -> None:
     assert not list(Path("reports").glob(".*"))
 
 
-@pytest.mark.parametrize("name", ["models/dpo_text/history.csv", "reports/image/health.json"])
+@pytest.mark.parametrize("name", ["models/policy/history.csv", "reports/image/health.json"])
 def test_a_missing_input_is_one_line(here: Path, params: Params, name: str) -> None:
     Path(name).unlink()
     with pytest.raises(DataError, match=f"^{re.escape(name)}: not found; `dvc repro` makes it$"):

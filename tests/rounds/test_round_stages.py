@@ -150,6 +150,7 @@ def test_two_rounds() -> None:
         own = second[second["round"] == number]
         assert len(own)
         assert set(own["policy"]) == {sha256(Path(policy))}
+        models = lm.load_models(Path("models/reference"), Path(policy))
         for row in own.to_dict("records"):  # a row can be traced to its samples, and its scores to the judge
             of_prompt = samples[number][samples[number]["id"] == row["prompt_id"]].set_index("sample")
             for side in ("chosen", "rejected"):
@@ -157,7 +158,6 @@ def test_two_rounds() -> None:
                 assert answer["text"] == row[side]
                 assert answer["tokens"] == row[f"{side}_tokens"]
             assert row["chosen_score"] > row["rejected_score"]
-            models = lm.load_models(Path("models/reference"), Path(policy))
             answered = [
                 Pair(list(row["prompt_ids"]), list(of_prompt.loc[row[f"{side}_sample"]]["ids"]), None)
                 for side in ("chosen", "rejected")

@@ -202,7 +202,7 @@ def other_model(project: Path) -> Any:
 @pytest.mark.parametrize("name", ["reference", "policy"])
 def test_a_server_of_another_model_is_refused(name: str, server: CompletionServer, project: Path) -> None:
     server.models[name] = other_model(project)
-    folder = {"reference": "models/reference", "policy": "models/dpo_text"}[name]
+    folder = {"reference": "models/reference", "policy": "models/policy"}[name]
     message = (
         rf"model '{name}' at {server.url}: is not {folder}: its log-probabilities differ by \d.* nats per token; serve"
     )
@@ -213,11 +213,11 @@ def test_a_server_of_another_model_is_refused(name: str, server: CompletionServe
 
 
 def test_models_in_each_others_place_are_refused_at_any_tolerance(server: CompletionServer) -> None:
-    message = r"is nearer to models/dpo_text than to models/reference"
+    message = r"is nearer to models/policy than to models/reference"
     with pytest.raises(SourceError, match=message):
         answer(server, reference="policy", policy="reference", tolerance=1e9)
     with pytest.raises(
-        SourceError, match=r"model 'reference' .* is nearer to models/reference than to models/dpo_text"
+        SourceError, match=r"model 'reference' .* is nearer to models/reference than to models/policy"
     ):
         answer(server, reference="reference", policy="reference", tolerance=1e9)
     assert written() == []
@@ -502,7 +502,7 @@ def test_a_policy_that_was_trained_again_is_asked_again(server: CompletionServer
     answer_text.POLICY.mkdir()
     trainable.save_policy(policy, answer_text.POLICY, answer_text.REFERENCE)
     asked = len(server.asked)
-    with pytest.raises(SourceError, match=r"model 'policy' .* is not models/dpo_text"):  # the server has the old one
+    with pytest.raises(SourceError, match=r"model 'policy' .* is not models/policy"):  # the server has the old one
         answer(server)
     server.models = load_models(answer_text.REFERENCE, answer_text.POLICY, packed=False)._asdict()
     served = answer(server)

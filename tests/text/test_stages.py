@@ -63,6 +63,7 @@ from stages import (
     judge_text,
     ref_evals,
     ref_logps,
+    select_policy,
     sft_ref,
 )
 
@@ -448,6 +449,9 @@ def test_dpo_learns_from_unpaired_responses_and_evaluates_them(
     config = EvaluateText(max_eval_rows=2, tokens_per_batch=200, shard="none")
     monkeypatch.setattr(choices, "PRIMER", "Q: Who?\nA: She.")  # the tiny model's window is small
     ref_evals.main(FORMAT, config)
+    for path in select_policy.RESULTS:
+        write_json(path, None)  # no rounds
+    select_policy.main()
     health_text.main(dpo_settings(), Health(kl_budget=1000.0, fail_on=[]))
     evaluate_text.main(0.5, loss, OPTIONS, FORMAT, config)
 
