@@ -310,9 +310,7 @@ def write_inputs(folder: Path) -> None:
         ("control_image", False),
     ):
         write_run(folder / "models" / name, rng, 27, dpo=dpo)
-    write_json(
-        folder / "reports/rounds/chosen.json", {"round": 0, "at_reference": True, "model": "models/dpo_text"}
-    )
+    write_json(folder / "reports/rounds/chosen.json", {"round": 0, "at_reference": True, "model": "models/dpo_text"})
     write_json(folder / "reports/text/health.json", health.to_json(HEALTH))
     write_json(folder / "reports/image/health.json", health.to_json(health.Verdict([], ["drift", "divergence"], [])))
 

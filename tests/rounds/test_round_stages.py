@@ -32,6 +32,7 @@ from prefdag.text import model as lm
 from prefdag.text import trainable
 from prefdag.text.evaluation.metrics import compare_heldout
 from prefdag.text.scoring.logps import Pair, all_pair_logps
+from prefdag.train.checkpoint import Checkpoints
 from stages import (
     dpo_round,
     dpo_text,
@@ -49,7 +50,7 @@ FORMAT = format_settings(max_prompt_tokens=16, max_response_tokens=8, max_left_o
 SETTINGS = {"count": 2, "prompts": 5, "samples": 3, "max_new_tokens": 6, "batch_size": 8, "kl_budget": 1e6}
 BETA, SEED = 0.5, 0
 OTHER_STARTS = [("previous", "previous"), ("first", "first"), ("first", "previous")]
-DPO = dpo_settings(epochs=3, batch_size=8)
+DPO = dpo_settings(epochs=3, batch_size=8, checkpoint_every=1)
 
 
 def write_tokenizer(folder: Path) -> None:
@@ -173,6 +174,33 @@ def test_two_rounds() -> None:
     assert read_json(Path("reports/rounds/3.json")) is None
     assert chosen() == {"round": 2, "at_reference": False, "model": "models/rounds/2"}
     assert sha256(Path("models/policy")) == sha256(Path("models/rounds/2")) != sha256(Path("models/rounds/1"))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("project", "one_thread")
+def test_round_2_goes_on_after_a_kill_to_the_same_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if it were killed after its second checkpoint."""
+    plan(min_margin=0.0)
+    for number in (1, 2):
+        run_round(number)
+    expected = sha256(Path("models/rounds/2"))
+    shutil.rmtree("models/rounds/2")
+    saved = Checkpoints.save
+
+    def save(checkpoints: Checkpoints, step: int, *state: Any) -> None:
+        saved(checkpoints, step, *state)
+        if step == 2:
+            raise SystemExit(137)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", save)
+        with pytest.raises(SystemExit):
+            dpo_round.main(2, BETA, "sigmoid", SEED, OPTIONS, {}, DPO)
+    assert not Path("models/rounds/2").exists()
+    steps = without_tracking(monkeypatch, Path("checkpoints").absolute())
+    dpo_round.main(2, BETA, "sigmoid", SEED, OPTIONS, {}, DPO)
+    assert len(steps[0][0].train) > 2
+    assert sha256(Path("models/rounds/2")) == expected
 
 
 @pytest.mark.usefixtures("project")

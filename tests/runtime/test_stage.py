@@ -5,13 +5,18 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from prefdag.config.params import Params
 from prefdag.lifecycle import environment
 from prefdag.lifecycle.environment import BESIDE_OTHERS, other_stages, set_environment
+from prefdag.lifecycle.errors import ParamsError
 from prefdag.runtime import stage
+from prefdag.runtime.dvc_files import read_dag
+from prefdag.runtime.running import running_stage
+from prefdag.runtime.types import Positive
 from prefdag.tracking.durations import PROBE, durations, note_duration
 
 
@@ -107,3 +112,66 @@ def test_only_a_stage_that_succeeds_notes_its_duration(
     fails = False
     main.run()
     assert durations()["test_stage"] is not None
+
+
+# Stages under foreach
+
+
+FOREACH = """
+stages:
+  again:
+    foreach: {"1": {before: start}, "2": {before: models/1}}
+    do:
+      cmd: python -m stages.again ${key}
+      deps: ["${item.before}", stages/again.py]
+      outs: [{"models/${key}": {cache: false}}]
+"""
+
+
+def test_the_stages_of_a_foreach_are_read_as_dvc_names_them(project: Path) -> None:
+    Path("dvc.yaml").write_text(FOREACH)
+    assert read_dag() == {
+        "again@1": {
+            "cmd": "python -m stages.again 1",
+            "deps": ["start", "stages/again.py"],
+            "outs": [{"models/1": {"cache": False}}],
+        },
+        "again@2": {
+            "cmd": "python -m stages.again 2",
+            "deps": ["models/1", "stages/again.py"],
+            "outs": [{"models/2": {"cache": False}}],
+        },
+    }
+    note_duration("again@2", 5.0)
+    assert durations() == {"again@1": None, "again@2": 5.0}
+
+
+@pytest.mark.parametrize("wrong", ["foreach: 3, do: {cmd: x}", "foreach: {a: 1}", "foreach: [a], do: {cmd: x}"])
+def test_a_foreach_of_another_kind_is_one_line(project: Path, wrong: str) -> None:
+    Path("dvc.yaml").write_text(f"stages: {{one: {{{wrong}}}}}")
+    with pytest.raises(
+        ParamsError, match=r"^dvc.yaml: stages.one: expected foreach and do to be mappings; `git restore"
+    ):
+        read_dag()
+
+
+def test_a_stage_knows_which_of_a_foreach_it_is() -> None:
+    """The round is no section of params.yaml; locks, checkpoints and runs get the stage's whole name."""
+    names = []
+
+    def main(number: Literal[1, 2], /, beta: Positive) -> None:
+        names.append((number, beta, running_stage().name, running_stage().params))
+
+    again = stage.stage(main)
+    assert again.keys == ["beta"]
+    again(2, beta=0.5)
+    again(1, 0.3)
+    assert names == [(2, 0.5, "test_stage@2", {"beta": 0.5}), (1, 0.3, "test_stage@1", {"beta": 0.3})]
+
+
+@pytest.mark.parametrize("arguments", [[], ["4"], ["one"]])
+def test_a_round_that_does_not_exist_is_refused(arguments: list[str], root: Path) -> None:
+    command = [sys.executable, "-m", "stages.sample_round", *arguments]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("python -m stages.sample_round: error: ")

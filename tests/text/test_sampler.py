@@ -216,9 +216,7 @@ def test_models_in_each_others_place_are_refused_at_any_tolerance(server: Comple
     message = r"is nearer to models/policy than to models/reference"
     with pytest.raises(SourceError, match=message):
         answer(server, reference="policy", policy="reference", tolerance=1e9)
-    with pytest.raises(
-        SourceError, match=r"model 'reference' .* is nearer to models/reference than to models/policy"
-    ):
+    with pytest.raises(SourceError, match=r"model 'reference' .* is nearer to models/reference than to models/policy"):
         answer(server, reference="reference", policy="reference", tolerance=1e9)
     assert written() == []
 
