@@ -104,6 +104,13 @@ def test_without_rounds_every_stage_runs_once_and_is_off(repro: Repro) -> None:
     # another beta gives dpo_text other weights, and the trainings another parameter: what is off stays off
     Path("models/dpo_text/file").write_text("other weights")
     assert "plan_rounds" not in repro(beta=0.3)
+    assert chosen() == "models/dpo_text"
+    assert all(Path(f"models/rounds/{number}/off").exists() for number in (1, 2, 3))
+
+
+def test_a_higher_count_runs_the_new_rounds_alone(repro: Repro) -> None:
+    repro()
+    assert {"plan_rounds", *of(1, 2), "select_policy"} <= set(repro(count=2))
     assert Path("models/rounds/3/off").exists()
     assert chosen() == "models/rounds/2"
     assert set(repro(count=3)) == {"plan_rounds", *of(3), "select_policy"}
