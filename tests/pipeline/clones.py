@@ -91,3 +91,8 @@ def set_params(folder: Path, changes: Mapping[str, object]) -> None:
 def stages_run(output: str) -> list[str]:
     """The stages that ran, in order, read from the output of `dvc repro`."""
     return re.findall(r"^Running stage '(.*)':$", output, re.MULTILINE)
+
+
+def without_rounds(stages: list[str]) -> list[str]:
+    """Those that are not of rounds."""
+    return [name for name in stages if "_round" not in name and name != "select_policy"]

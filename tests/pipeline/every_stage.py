@@ -49,12 +49,14 @@ LEFT_OUT = (
     "resnet_reference",
     "dpo_*",
     "control_image",
+    "policy",
 )
 
 
 def run_stages(results: Path | None) -> None:
     """Run all of these stages. With `results`, run those first that others do not read, and each as two processes can."""
-    order = [name for name in read_dag() if name in COMPUTED + TRAINED]
+    alone = ["select_policy"] if results is None else []  # evaluate_text and others read its policy
+    order = [name for name in read_dag() if name in COMPUTED + TRAINED + alone]
     for name in order if results is None else reversed(order):
         for shard in ("none", "full") if results and name in SHARDED else ("none",):
             stages.PARAMS = Path(f"shard-{shard}.yaml")

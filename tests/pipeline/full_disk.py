@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from prefdag.runtime.artifacts import remove
-from prefdag.runtime.yaml import read_yaml
+from prefdag.runtime.dvc_files import read_dag
 
 SPARE = 8 * 2**20  # size of the file system in addition to FREE; it is filled
 
@@ -24,7 +24,7 @@ def mount(kind: str, options: str, place: Path) -> None:
 
 def outs(folder: Path, stage: str) -> list[str]:
     """The files and folders that a stage makes, from dvc.yaml."""
-    entry = read_yaml(folder / "dvc.yaml")["stages"][stage]
+    entry = read_dag(folder / "dvc.yaml")[stage]
     listed = [*entry.get("outs", []), *entry.get("metrics", []), *entry.get("plots", [])]
     return [out if isinstance(out, str) else next(iter(out)) for out in listed]
 

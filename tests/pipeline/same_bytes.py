@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 from clones import clone, run_in
 from full_disk import outs
 
-from prefdag.runtime.yaml import read_yaml
+from prefdag.runtime.dvc_files import read_dag
 
 ROOT = Path(__file__).parents[2]
 TEXT = {".html", ".md", ".json", ".csv", ".svg", ".txt"}
@@ -30,7 +30,7 @@ def built(folder: Path, revision: str | None) -> dict[str, bytes]:
         run_in(folder, "git", "checkout", "--quiet", "--detach", revision)
     for command in (["prefdag", "profile", "tiny"], ["dvc", "repro"]):
         run_in(folder, *command, PYTHONPATH=str(folder))
-    stages = read_yaml(folder / "dvc.yaml")["stages"]
+    stages = read_dag(folder / "dvc.yaml")
     paths = [folder / out for stage in stages for out in outs(folder, stage)]
     files = [file for path in paths for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file()]
     return {file.relative_to(folder).as_posix(): content(file) for file in files}

@@ -7,7 +7,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from clones import AFTER_DPO, Run, stages_run
+from clones import AFTER_DPO, Run, stages_run, without_rounds
 
 BETAS = [0.03, 0.3]
 
@@ -48,7 +48,8 @@ def test_two_workers_run_a_queue(copy: Path, run: Run) -> None:
         assert list(status.values()) == ["Success"] * finished
         if examples == 4:  # another beta reruns both DPO stages and all stages after them
             for name in status:
-                assert stages_run(run("dvc", "queue", "logs", name).stdout) == ["dpo_text", "dpo_image", *AFTER_DPO]
+                ran = stages_run(run("dvc", "queue", "logs", name).stdout)
+                assert without_rounds(ran) == ["dpo_text", "dpo_image", *AFTER_DPO]
         known = {pipeline.info.run_id for pipeline in runs}
         runs = pipeline_runs(copy)
         new = [pipeline for pipeline in runs if pipeline.info.run_id not in known]
