@@ -16,7 +16,7 @@ import pytest
 
 from prefdag.lifecycle.zygote import LIBRARIES
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only there are stages forked")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="only there are stages forked")]
 
 # Runs each argument as a command, as DVC does, and notes how it ended.
 DVC = """

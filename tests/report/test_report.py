@@ -541,6 +541,7 @@ def test_the_image_conclusion_follows_interval_and_test(
     assert ("no significant difference" in conclusion.sentences[1]) == (tone == "unclear")
 
 
+@pytest.mark.slow
 def test_the_page_can_be_made_from_unusual_runs(here: Path, params: Params) -> None:
     """No changed prediction, no sample answer, one validation, a history without rewards, and one held-out pair, a tie."""
     predictions = pd.read_csv("reports/image/predictions.csv")
