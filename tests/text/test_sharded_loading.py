@@ -19,7 +19,7 @@ import sys, threading, time
 from pathlib import Path
 
 import torch
-from text_project import frame_of
+from text_project import frame_of, pairs_of
 from tiny_models import disturb, lora, random_groups
 
 from prefdag.config.adapter import Full
@@ -135,7 +135,7 @@ def compare_scores(folder, adapter):
     assert repr(one) == repr(two), (one, two)
 
 
-pairs = pair_rows(frame_of(5))
+pairs = pair_rows(pairs_of(frame_of(5)))
 torch.set_printoptions(precision=10)
 compare_scores("llama", lora(dora=True))
 compare_scores("gpt2", Full(kind="full"))
