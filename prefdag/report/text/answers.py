@@ -26,6 +26,7 @@ JUDGES = {
     "implicit": "the policy’s own implicit reward",
     "reward_model": "a reward model",
     "endpoint": "a model at an endpoint",
+    "verify": "a program that checks each answer",
 }
 OUTCOMES = {"win": "the policy’s", "loss": "the reference’s", "tie": "neither", "unread": "unreadable"}
 
