@@ -97,6 +97,7 @@ def test_the_tolerance_is_what_is_written() -> None:
     for answer, chosen in (("0.3", "0.2"), ("1.1", "1.0"), ("1.0", "1.1")):
         assert score({"kind": "number", "tolerance": 0.1}, answer, chosen).value == 1
         assert score({"kind": "number", "tolerance": 0.099}, answer, chosen).value == 0
+    assert score({"kind": "number", "tolerance": 0.3}, "1.3", "1").value == 1  # as a float, 0.3 is a little less
 
 
 # Regular expressions, JSON, lengths
