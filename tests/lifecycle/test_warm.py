@@ -89,7 +89,10 @@ def test_the_libraries_exist() -> None:
         assert __import__(library)
 
 
-NOTE = "print(json.dumps([LOADED, os.getppid(), os.environ['DVC_STAGE'], os.getcwd(), sys.argv, beta]), flush=True)"
+NOTE = (
+    "name = Path('/proc/self/comm').read_text().strip(); "
+    "print(json.dumps([LOADED, os.getppid(), os.environ['DVC_STAGE'], os.getcwd(), name, sys.argv, beta]), flush=True)"
+)
 
 
 def test_stages_of_one_dvc_are_forks_of_one_process_that_ends_with_it(start: Start, tmp_path: Path, root: Path) -> None:
@@ -98,8 +101,16 @@ def test_stages_of_one_dvc_are_forks_of_one_process_that_ends_with_it(start: Sta
     first, second = (json.loads(line) for line in printed.splitlines())
     assert errors == ""
     script = str(tmp_path / "stages/toy.py")
-    assert first == [True, second[1], "toy-0", str(tmp_path), [script], 0.1]
-    assert second == [True, first[1], "toy-2", str(tmp_path), [script], -1]  # the code is that of the edit
+    assert first == [True, second[1], "toy-0", str(tmp_path), "stages.toy", [script], 0.1]
+    assert second == [
+        True,
+        first[1],
+        "toy-2",
+        str(tmp_path),
+        "stages.toy",
+        [script],
+        -1,
+    ]  # the code is that of the edit
     assert gone(first[1])
     assert [*(tmp_path / ".prefdag/warm").iterdir()] == []
 
