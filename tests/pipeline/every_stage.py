@@ -47,7 +47,8 @@ LEFT_OUT = (
     "mlflow*",
     "reference",
     "resnet_reference",
-    "dpo_*",
+    "dpo_text",
+    "dpo_image",
     "control_image",
 )
 
