@@ -115,6 +115,11 @@ BENCHMARKS: Mapping[str, Benchmark] = {
             for sign, bound in SIDES
         ],
     ),
+    "bench_imports": Benchmark(
+        "Imports",
+        "The tiny profile's `dvc repro` after a change of beta: both DPO trainings and all that follows them. The stages that "
+        "compute are forks of a process that has imported their libraries, or each imports them itself (`PREFDAG_WARM=off`).",
+    ),
     "bench_pipeline": Benchmark(
         "The pipeline itself",
         "A `dvc repro` with nothing to do, against one in a DAG with as many empty stages. Below it, each stage of the tiny "
