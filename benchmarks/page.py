@@ -106,10 +106,10 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "bench_estimate": Benchmark(
         "The estimate of memory",
         "What `prefdag estimate` says a DPO training takes, against the peak of the resident memory beyond that of the "
-        "imports (`base mb`), for models with random weights of three sizes (31, 55 and 129 million) in float32.",
+        "imports (`base mb`), for models with random weights of four sizes in float32.",
         [
             Goal(f"{size}, {adapter}{suffix}", "estimated_per_measured", sign, bound)
-            for size in ("small", "medium", "large")
+            for size in ("small", "medium", "large", "wide")
             for adapter in ("lora", "full")
             for suffix in ("", ", checkpointing")
             for sign, bound in SIDES
