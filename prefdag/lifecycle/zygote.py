@@ -21,22 +21,22 @@ from pathlib import Path
 
 # What the stages that compute import, in the end. One that is missing costs a stage its import; one too many costs memory.
 LIBRARIES = (
-    *(
-        "torch",
-        "torch.distributed.tensor",
-        "torchvision",
-        "pandas",
-        "pyarrow.parquet",
-        "pyarrow.dataset",
-        "scipy.stats",
-    ),
-    *(
-        "transformers",
-        "transformers.models.auto.modeling_auto",
-        "transformers.models.llama.modeling_llama",
-        "accelerate",
-    ),
-    *("peft", "safetensors.torch", "ruamel.yaml", "mlflow", "mlflow.store.tracking.sqlalchemy_store"),
+    "torch",
+    "torch.distributed.tensor",
+    "torchvision",
+    "pandas",
+    "pyarrow.parquet",
+    "pyarrow.dataset",
+    "scipy.stats",
+    "transformers",
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.llama.modeling_llama",
+    "accelerate",
+    "peft",
+    "safetensors.torch",
+    "ruamel.yaml",
+    "mlflow",
+    "mlflow.store.tracking.sqlalchemy_store",
 )
 PR_SET_PDEATHSIG, PR_SET_NAME = 1, 15  # linux/prctl.h
 

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from judging import contests_of
+from judging import contests_of, write_two_contests
 from pydantic import TypeAdapter
 
 from prefdag.check_params import check_params, load_params
@@ -386,25 +386,13 @@ def test_a_mistake_in_params_is_one_line(edit: dict[str, Any], message: str, nam
 
 
 def test_the_stage_judges_by_a_program(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from prefdag.text.generation import answers
     from stages import verify as own
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "stages").mkdir()
     (tmp_path / "stages" / "verify.py").write_text("CHECKS = {'mine': len}")
     monkeypatch.setattr(own, "CHECKS", {"mine": lambda messages, answer, chosen: answer == chosen})
-    keys = {"id": ["p0", "p1"], "decoding": "greedy", "prompt": "Hi"}
-    sides = {"reference": ["a stone", "b"], "policy": ["a rose", "c"]}
-    table = pd.concat(
-        answers.rows(pd.DataFrame(keys).assign(model=model, prompt_ids=[[5], [6]]), texts, [[7, 0], [8]], (0,))
-        for model, texts in sides.items()
-    )
-    Path("reports/text").mkdir(parents=True)
-    Path("data/validated").mkdir(parents=True)
-    table.to_parquet(judge_text.ANSWERS)
-    prompts = [[{"role": "user", "content": "Name one"}]] * 2
-    validated = {"id": ["p1", "p0"], "prompt": prompts, "chosen": ["b", "a rose"]}
-    pd.DataFrame(validated).to_parquet(judge_text.MESSAGES)
+    write_two_contests(chosen=["b", "a rose"])
     params: Any = load_params(root / "params.yaml")
     config = replace(params.judge_text, judge=judge_of(FUNCTION))
     judge_text.main(0.1, "sigmoid", params.loss_options, config)
