@@ -6,6 +6,7 @@ from pydantic import Field
 
 from prefdag.config.endpoint import EndpointUrl
 from prefdag.config.sources import ModelSource
+from prefdag.config.verify import VerifyJudge
 from prefdag.runtime.types import Positive, PositiveInt, Text, strict
 
 
@@ -36,4 +37,4 @@ class EndpointJudge:
     parallel: PositiveInt = 4  # contests asked about at once
 
 
-Judge = Annotated[ImplicitJudge | RewardModelJudge | EndpointJudge, Field(discriminator="kind")]
+Judge = Annotated[ImplicitJudge | RewardModelJudge | EndpointJudge | VerifyJudge, Field(discriminator="kind")]
