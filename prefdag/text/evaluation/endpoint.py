@@ -70,7 +70,9 @@ def outcome(one: str, other: str) -> str:
     return {"policy": "win", "reference": "loss"}.get(one, "tie") if one == other else "tie"
 
 
-def judge(contests: pd.DataFrame, config: "EndpointJudge", key: str | None) -> pd.DataFrame:
+def judge(
+    contests: pd.DataFrame, config: "EndpointJudge", key: str | None, where: str = "judge_text.judge"
+) -> pd.DataFrame:
     """The outcome of each of `judge.contests`, with the verdict in each order and the judge's replies.
 
     `parallel` contests are asked about at once. The order of the rows and their values do not depend on it.
@@ -78,7 +80,7 @@ def judge(contests: pd.DataFrame, config: "EndpointJudge", key: str | None) -> p
     Raises:
         SourceError: the server fails, as `Endpoint.ask`. Replies that arrived are kept.
     """
-    server = Endpoint("judge_text.judge", config.url, config.timeout, "judge", KEY, key)
+    server = Endpoint(where, config.url, config.timeout, "judge", KEY, key)
 
     def contest(session: requests.Session, row: Mapping[Any, Any]) -> dict[str, str | None]:
         texts = {"reference": row["text_reference"], "policy": row["text_policy"]}

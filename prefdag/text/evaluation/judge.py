@@ -5,7 +5,7 @@ contest: `outcome` "win" (the policy's answer is better), "tie", "loss" or "unre
 tie; no judge is asked.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from prefdag.distributed.process import process
 from prefdag.distributed.sharing import shared_out
 from prefdag.lifecycle.errors import DataError, ParamsError, PrefdagError
 from prefdag.lifecycle.progress import progress
+from prefdag.runtime.artifacts import read_table
 from prefdag.stats.intervals import paired_difference
 from prefdag.stats.rewards import length_controlled
 from prefdag.text.evaluation import verify
@@ -86,20 +87,31 @@ def implicit(
     return by_rewards(pairs, reference.numpy(), policy.numpy())
 
 
+def chosen_responses(path: Path, ids: Iterable[str]) -> dict[str, str | None]:
+    """The chosen responses of some validated rows, by id: what a check may compare an answer with."""
+    rows = read_table(path, columns=["id", "chosen"], filters=[("id", "in", set(ids))]).to_pylist()
+    return {row["id"]: row["chosen"] for row in rows}
+
+
 def by_checks(
-    pairs: pd.DataFrame, chosen: Mapping[str, str | None], config: "VerifyJudge", own: Mapping[str, verify.Function]
+    pairs: pd.DataFrame,
+    chosen: Mapping[str, str | None],
+    config: "VerifyJudge",
+    own: Mapping[str, verify.Function],
+    where: str = "judge_text.judge",
 ) -> pd.DataFrame:
     """Verdicts of a program, with `decided_by`, a check's name, and a reason for each answer.
 
     Args:
         chosen: the chosen response by prompt id.
         own: the user's functions.
+        where: the judge's key in params.yaml.
 
     Raises:
         ParamsError: as `verify.scorer`.
         DataError: no contest can be judged, since no chosen response has a number.
     """
-    scores = verify.scorer(config, own, "params.yaml: judge_text.judge.checks")
+    scores = verify.scorer(config, own, f"params.yaml: {where}.checks")
     rows = []
     with progress(len(pairs), "contest", "verify") as bar:
         for row in pairs.to_dict("records"):
@@ -109,16 +121,21 @@ def by_checks(
             bar.update()
     columns = ["reference", "policy", "decided_by", "reason_reference", "reason_policy"]
     table = pd.DataFrame(rows, columns=columns)
-    if table["policy"].isna().all():
-        raise DataError(
-            "data/validated/pairs.parquet: no chosen response of the held-out prompts has a number, with which a check of "
-            "judge_text.judge compares; choose other checks, or other data"
-        )
+    check_comparable(table["policy"].to_numpy(), where)
     evidence = table[columns[2:]].set_index(pairs.index)
     return by_rewards(pairs, table["reference"].to_numpy(), table["policy"].to_numpy()).join(evidence)
 
 
-def fetch_reward_model(source: "ModelSource", into: Path) -> Path:
+def check_comparable(scores: np.ndarray, where: str) -> None:
+    """Raises `DataError` if a program could score none of its answers: no prompt has anything to compare with."""
+    if np.isnan(scores).all():
+        raise DataError(
+            "data/validated/pairs.parquet: no chosen response of the answered prompts has a number, with which a check of "
+            f"{where} compares; choose other checks, or other data"
+        )
+
+
+def fetch_reward_model(source: "ModelSource", into: Path, where: str = "judge_text.judge") -> Path:
     """The folder of a reward model, downloaded into the scratch folder `into` if it is not there. Raises `SourceError`.
 
     The first process downloads, and the others wait.
@@ -132,22 +149,22 @@ def fetch_reward_model(source: "ModelSource", into: Path) -> Path:
         unpinned = isinstance(source, PathSource) and source.sha256 is None  # it may have changed
         if process().is_main_process and (unpinned or not into.is_dir()):
             with writing(into) as folder:
-                fetch(source, folder, "judge_text.judge.source")
+                fetch(source, folder, f"{where}.source")
                 # transformers would look for the adapter's base model, or load the adapter with the model
                 if fault := adapter_fault(path.name for path in folder.iterdir()):
-                    raise ParamsError(f"params.yaml: judge_text.judge.source: {fault}")
+                    raise ParamsError(f"params.yaml: {where}.source: {fault}")
     return into
 
 
 @torch.no_grad()
-def reward_model(pairs: pd.DataFrame, folder: Path) -> pd.DataFrame:
+def reward_model(pairs: pd.DataFrame, folder: Path, where: str = "judge_text.judge") -> pd.DataFrame:
     """Verdicts of a sequence-classification model with one label, on dialogue and answer in its own chat template.
 
     Raises:
         ParamsError: the folder holds no such model, or one whose head has no weights.
         DataError: a dialogue has more tokens than the model has positions.
     """
-    model, tokenizer = _load_reward_model(folder)
+    model, tokenizer = _load_reward_model(folder, f"params.yaml: {where}.source")
     window = getattr(model.config, "max_position_embeddings", None)
 
     def reward(messages: "Messages", tools: "Tools", answer: str, key: str) -> float:
@@ -158,7 +175,7 @@ def reward_model(pairs: pd.DataFrame, folder: Path) -> pd.DataFrame:
         if window and ids.shape[1] > window:
             raise DataError(
                 f"data/validated/pairs.parquet: {key}: {ids.shape[1]} tokens to judge, but the reward model of "
-                f"judge_text.judge has {window} positions; choose another one"
+                f"{where} has {window} positions; choose another one"
             )
         return float(model(input_ids=ids.to(model.device)).logits.float().squeeze())
 
@@ -173,11 +190,11 @@ def reward_model(pairs: pd.DataFrame, folder: Path) -> pd.DataFrame:
     return by_rewards(pairs, table[:, 0], table[:, 1])
 
 
-def _load_reward_model(folder: Path) -> tuple[Any, Any]:
+def _load_reward_model(folder: Path, where: str) -> tuple[Any, Any]:
     """Model and tokenizer, from safetensors and JSON only. Raises `ParamsError`."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    where, safe = "params.yaml: judge_text.judge.source", {"local_files_only": True, "trust_remote_code": False}
+    safe = {"local_files_only": True, "trust_remote_code": False}
     try:
         model, info = AutoModelForSequenceClassification.from_pretrained(
             folder, use_safetensors=True, output_loading_info=True, dtype=torch.float32, **safe

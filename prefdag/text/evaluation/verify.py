@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prefdag.config.verify import FunctionCheck, JsonCheck, LengthCheck, NumberCheck, RegexCheck
 from prefdag.lifecycle.errors import ParamsError
+from prefdag.own_losses.names import OWN_CHECKS
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -76,6 +77,19 @@ def scorer(judge: "VerifyJudge", own: Mapping[str, Function], where: str) -> Cal
     return scores
 
 
+@contextmanager
+def checking_own_file() -> Iterator[None]:
+    """Raises `ParamsError` in place of whatever an import of stages/verify.py in the block raises."""
+    try:
+        yield
+    except Exception as error:  # the user's code may raise anything
+        raise ParamsError(f"{OWN_CHECKS}: {type(error).__name__}: {_line(error)}; fix the file") from None
+
+
+def mean(scores: Sequence[Score]) -> float:
+    return sum(score.value for score in scores) / len(scores)
+
+
 def rewards(judge: "VerifyJudge", one: Sequence[Score], other: Sequence[Score]) -> tuple[float, float, str]:
     """The rewards of two answers to a prompt, of which the higher one is better, and the name of the check that decided.
 
@@ -83,8 +97,7 @@ def rewards(judge: "VerifyJudge", one: Sequence[Score], other: Sequence[Score]) 
     """
     names = [check.name or check.kind for check in judge.checks]
     if judge.combine == "mean" and len(names) > 1:
-        first, second = (sum(score.value for score in scores) / len(scores) for scores in (one, other))
-        return first, second, ""
+        return mean(one), mean(other), ""
     for name, a, b in zip(names, one, other, strict=True):
         if a.value != b.value:  # also NaN: what an important principle leaves open, a lesser one does not decide
             return a.value, b.value, "" if math.isnan(a.value) else name
