@@ -32,6 +32,8 @@ def main(
     from prefdag.rounds.plan import EvaluatePlan, read_plan
     from prefdag.rounds.sampling import prompts_of, sampled
     from prefdag.rounds.stopping import reasons_to_stop
+    from prefdag.text.evaluation import verify
+    from prefdag.text.evaluation.judge import chosen_responses
     from prefdag.text.scoring.rows import read_split
     from prefdag.text.sharded import load_both
     from prefdag.tokenizer.tokenizer import ChatTokenizer
@@ -51,13 +53,19 @@ def main(
 
     judges = {"judge": plan.judge} | ({"stopping_judge": plan.stopping_judge} if plan.stopping_judge else {})
     contests = judging.head_to_head(answers["before"], answers["after"], read_dialogues(MESSAGES, prompts["id"]))
-    implicit = judging.Implicit(REFERENCE, before, Preference(loss, beta, loss_options, {}, LOSSES))
-    shared = {name: each for name, each in judges.items() if each.kind != "endpoint"}
-    verdicts = {name: judging.verdicts(each, contests, implicit, plan) for name, each in shared.items()}
+    with verify.checking_own_file():
+        from stages.verify import CHECKS
+
+    preference = Preference(loss, beta, loss_options, {}, LOSSES)
+    needs = judging.Needs(REFERENCE, before, preference, plan, chosen_responses(MESSAGES, prompts["id"]), CHECKS)
+    shared = {name: each for name, each in judges.items() if isinstance(each, judging.SHARED)}
+    verdicts = {name: judging.verdicts(each, contests, needs, f"rounds.{name}") for name, each in shared.items()}
     if rank() > 0:
         return
     verdicts |= {
-        name: judging.verdicts(each, contests, implicit, plan) for name, each in judges.items() if name not in shared
+        name: judging.verdicts(each, contests, needs, f"rounds.{name}")
+        for name, each in judges.items()
+        if name not in shared
     }
     rates = comparing.rates(contests, verdicts)
     win_rate = rates["stopping_judge"]["win_rate"] if plan.stopping_judge else None

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from prefdag.config.format_pairs import FormatPairs
-from prefdag.config.judges import EndpointJudge
 from prefdag.config.loss import Loss
 from prefdag.config.loss_options import LossOptions
 from prefdag.config.round import RoundNumber
@@ -33,21 +32,28 @@ def main(
     from prefdag.rounds.places import place
     from prefdag.rounds.plan import JudgePlan, read_plan
     from prefdag.rounds.samples import read_samples
+    from prefdag.text.evaluation import verify
+    from prefdag.text.evaluation.judge import chosen_responses
     from prefdag.tokenizer.tokenizer import ChatTokenizer
     from stages.losses import LOSSES
 
     before, pairs = place(BEFORE, number), place(PAIRS, number)
     plan = read_plan(place(PLAN, number), JudgePlan)
     answers, made = read_samples(place(SAMPLES, number), before)
-    if isinstance(plan.judge, EndpointJudge) and rank() > 0:  # it asks about several contests at once by itself
+    if not isinstance(plan.judge, judging.SHARED) and rank() > 0:
         return
+    with verify.checking_own_file():
+        from stages.verify import CHECKS
+
     asked = pairing.selected(list(dict.fromkeys(answers["id"])), plan.select, plan.seed)
     answers = answers[answers["id"].isin(asked)].reset_index(drop=True)
-    implicit = judging.Implicit(REFERENCE, before, Preference(loss, beta, loss_options, {}, LOSSES))
-    scores = judging.scores(plan.judge, answers, read_dialogues(MESSAGES, asked), implicit, plan)
+    preference = Preference(loss, beta, loss_options, {}, LOSSES)
+    needs = judging.Needs(REFERENCE, before, preference, plan, chosen_responses(MESSAGES, asked), CHECKS)
+    scores, votes = judging.judged(plan.judge, answers, read_dialogues(MESSAGES, asked), needs, "rounds.judge")
     answers = answers.assign(score=scores)
     tokenizer = ChatTokenizer(REFERENCE, format_pairs.template, format_pairs.template_options)
-    new, counts = pairing.pair_table(answers, plan, made, to_jsonable_python(plan.judge), tokenizer.stop_ids[0])
+    judge = to_jsonable_python(plan.judge)
+    new, counts = pairing.pair_table(answers, votes, plan, made, judge, tokenizer.stop_ids[0])
     table = pairing.carried(place(EARLIER, number), new)
     with writing(pairs) as folder:
         folder.mkdir()

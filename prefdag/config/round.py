@@ -1,10 +1,12 @@
 """The settings of one round: sampling, judging and training again, after dpo_text."""
 
+from dataclasses import replace
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
 from prefdag.config.judges import EndpointJudge, Judge, RewardModelJudge
+from prefdag.config.verify import VerifyJudge
 from prefdag.runtime.types import Count, NonNegative, Positive, PositiveInt, Shard, strict
 
 RoundNumber = Literal[1, 2, 3]
@@ -95,4 +97,6 @@ def identity(judge: Judge) -> Any:
             return source
         case EndpointJudge(url=url, model=model):
             return url, model
+        case VerifyJudge(checks=checks, combine=combine):
+            return [replace(check, name=None) for check in checks], combine
     return judge

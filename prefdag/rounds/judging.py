@@ -1,4 +1,4 @@
-"""The judges of judge_text, in rounds: a score for each of several answers to a prompt, or verdicts on two models' answers."""
+"""The judges of judge_text, in rounds: scores of several answers to a prompt, or verdicts on two models' answers."""
 
 import hashlib
 from collections.abc import Iterable, Mapping
@@ -10,9 +10,12 @@ import numpy as np
 import pandas as pd
 
 from prefdag.config.judges import EndpointJudge, ImplicitJudge, Judge, RewardModelJudge
+from prefdag.config.verify import VerifyJudge
+from prefdag.lifecycle.progress import progress
+from prefdag.rounds.votes import Couple, Judged, Vote, by_scores, by_votes, vote
 from prefdag.runtime.artifacts import scratch
 from prefdag.text.endpoint import key_from_environment
-from prefdag.text.evaluation import endpoint, judge
+from prefdag.text.evaluation import endpoint, judge, verify
 from prefdag.text.sharded import load_both
 
 if TYPE_CHECKING:
@@ -20,18 +23,21 @@ if TYPE_CHECKING:
     from prefdag.dpo.preference import Preference
     from prefdag.pairs.turns import Asked
 
+SHARED = (ImplicitJudge, RewardModelJudge)  # every process takes part; of the others, only the first one asks
 
-class Implicit(NamedTuple):
-    """What the implicit judge needs: the policy before the round rewards answers, against the reference."""
+
+class Needs(NamedTuple):
+    """What judges need besides the answers."""
 
     reference: Path
-    policy: Path
+    policy: Path  # before the round: against the reference, it is the implicit judge
     preference: "Preference"
+    computing: "Computing"
+    chosen: Mapping[str, str | None]  # responses of the prompts' pairs, by prompt id, for checks
+    own: Mapping[str, verify.Function]  # checks of the user's
 
 
-def contests(
-    answers: pd.DataFrame, dialogues: Mapping[str, "Asked"], couples: Iterable[tuple[int, int]]
-) -> pd.DataFrame:
+def contests(answers: pd.DataFrame, dialogues: Mapping[str, "Asked"], couples: Iterable[Couple]) -> pd.DataFrame:
     """Contests of two answers to a prompt, as judges take them (`judge.contests`): rows of `answers` by number.
 
     The first answer of a couple is in the reference's place, the second in the policy's.
@@ -59,60 +65,79 @@ def head_to_head(before: pd.DataFrame, after: pd.DataFrame, dialogues: Mapping[s
     )
 
 
-def verdicts(config: Judge, pairs: pd.DataFrame, implicit: Implicit, computing: "Computing") -> pd.DataFrame:
-    """The judge's verdicts on `contests`. Of an endpoint's, only the first process may ask for them."""
+def verdicts(config: Judge, pairs: pd.DataFrame, needs: Needs, where: str) -> pd.DataFrame:
+    """The judge's verdicts on `contests`. Those of a judge that is not `SHARED` only the first process may ask for.
+
+    Args:
+        where: the judge's key in params.yaml.
+    """
     match config:
         case ImplicitJudge():
-            models = load_both(implicit.reference, implicit.policy, shard=computing.shard)
-            return judge.implicit(pairs, models, implicit.preference, computing.tokens_per_batch)
+            models = load_both(needs.reference, needs.policy, shard=needs.computing.shard)
+            return judge.implicit(pairs, models, needs.preference, needs.computing.tokens_per_batch)
         case RewardModelJudge(source=source):
             pinned = hashlib.sha256(repr(source).encode()).hexdigest()[:16]
-            return judge.reward_model(pairs, judge.fetch_reward_model(source, scratch("reward_models", pinned)))
+            folder = judge.fetch_reward_model(source, scratch("reward_models", pinned), where)
+            return judge.reward_model(pairs, folder, where)
         case EndpointJudge():
-            return endpoint.judge(pairs, config, key_from_environment(endpoint.KEY))
+            return endpoint.judge(pairs, config, key_from_environment(endpoint.KEY), where)
+        case VerifyJudge():
+            return judge.by_checks(pairs, needs.chosen, config, needs.own, where)
 
 
-def scores(
-    config: Judge,
+def judged(config: Judge, answers: pd.DataFrame, dialogues: Mapping[str, "Asked"], needs: Needs, where: str) -> Judged:
+    """What a judge says of answers, several to each prompt.
+
+    A judge that scores answers votes for the one with the higher score. The score of an endpoint and of a program that
+    takes its checks in order, which only compare, is the mean of an answer's votes.
+    """
+    groups = rows_by_prompt(answers)
+    couples = [couple for rows in groups for couple in combinations(rows, 2)]
+    match config:
+        case VerifyJudge():
+            return _by_program(config, answers, dialogues, couples, needs, where)
+        case EndpointJudge():
+            found = verdicts(config, contests(answers, dialogues, couples), needs, where)["outcome"]
+            values = (1 - judge.OUTCOMES.get(outcome, np.nan) for outcome in found)
+            return by_votes(len(answers), {each: Vote(value) for each, value in zip(couples, values, strict=True)})
+    seen = [couple for rows in groups for couple in two_by_two(rows)]
+    found = verdicts(config, contests(answers, dialogues, seen), needs, where)
+    scores = np.full(len(answers), np.nan)
+    for side, column in enumerate(("reward_reference", "reward_policy")):
+        scores[[couple[side] for couple in seen]] = found[column]
+    return by_scores(scores, couples)
+
+
+def rows_by_prompt(answers: pd.DataFrame) -> list[list[int]]:
+    """The row numbers of the answers to each prompt."""
+    places = pd.Series(range(len(answers)), index=answers["id"])
+    return [rows.tolist() for _, rows in places.groupby(level=0, sort=False)]
+
+
+def _by_program(
+    config: VerifyJudge,
     answers: pd.DataFrame,
     dialogues: Mapping[str, "Asked"],
-    implicit: Implicit,
-    computing: "Computing",
-) -> np.ndarray:
-    """The score of each answer, (answers,), comparable among the answers to a prompt; NaN if the judge has none.
-
-    That is its reward, or from a judge that only compares: the mean over the prompt's other answers of 1 where it is
-    the better one, 1/2 for a tie, and 0.
-    """
-    places = pd.Series(range(len(answers)), index=answers["id"])
-    groups = [rows.tolist() for _, rows in places.groupby(level=0, sort=False)]
-    if isinstance(config, EndpointJudge):
-        couples = [couple for rows in groups for couple in combinations(rows, 2)]
-        found = verdicts(config, contests(answers, dialogues, couples), implicit, computing)
-        return mean_outcomes(len(answers), couples, found["outcome"])
-    couples = [couple for rows in groups for couple in two_by_two(rows)]
-    found = verdicts(config, contests(answers, dialogues, couples), implicit, computing)
-    result = np.full(len(answers), np.nan)
-    for side, column in enumerate(("reward_reference", "reward_policy")):
-        result[[couple[side] for couple in couples]] = found[column]
+    couples: Iterable[Couple],
+    needs: Needs,
+    where: str,
+) -> Judged:
+    score = verify.scorer(config, needs.own, f"params.yaml: {where}.checks")
+    found = []
+    with progress(len(answers), "answer", "verify") as bar:
+        for key, text in zip(answers["id"], answers["text"], strict=True):
+            found.append(score(verify.Question(key, dialogues[key].messages, needs.chosen.get(key)), text))
+            bar.update()
+    votes = {(one, other): vote(*verify.rewards(config, found[one], found[other])) for one, other in couples}
+    if config.combine == "mean":
+        result = Judged(np.array([verify.mean(each) for each in found]), votes)
+    else:
+        result = by_votes(len(answers), votes)
+    judge.check_comparable(result.scores, where)
     return result
 
 
-def two_by_two(rows: list[int]) -> list[tuple[int, int]]:
+def two_by_two(rows: list[int]) -> list[Couple]:
     """The rows in couples; the last one of an odd number is coupled with the first one."""
     rows = [*rows, *rows[: len(rows) % 2]]
     return list(zip(rows[::2], rows[1::2], strict=True))
-
-
-def mean_outcomes(n: int, couples: list[tuple[int, int]], outcomes: Iterable[str]) -> np.ndarray:
-    """The mean outcome of each of `n` answers over its couples, (n,); NaN if none could be read.
-
-    Args:
-        outcomes: of the couples, for the second one: win, tie, loss or unread.
-    """
-    points: list[list[float]] = [[] for _ in range(n)]
-    for (one, other), outcome in zip(couples, outcomes, strict=True):
-        if outcome in judge.OUTCOMES:
-            points[other].append(judge.OUTCOMES[outcome])
-            points[one].append(1 - judge.OUTCOMES[outcome])
-    return np.array([np.mean(each) if each else np.nan for each in points])

@@ -19,6 +19,7 @@ from prefdag.runtime.artifacts import read_table, write_json
 if TYPE_CHECKING:
     from prefdag.config.round import Select
     from prefdag.rounds.plan import JudgePlan
+    from prefdag.rounds.votes import Couple, Vote
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,7 @@ ROUND_SCHEMA = pa.schema(
         pa.field("sampler", pa.string()),  # JSON
         pa.field("seed", pa.int64()),
         pa.field("judge", pa.string()),  # JSON, as in params.yaml
+        pa.field("decided_by", pa.string()),  # the check of a program that decided; null if several did together
         *(pa.field(f"{side}_sample", pa.int64()) for side in ("chosen", "rejected")),  # numbers of the answers
         *(pa.field(f"{side}_score", pa.float64()) for side in ("chosen", "rejected")),
         *(pa.field(f"{side}_tokens", pa.int64()) for side in ("chosen", "rejected")),  # without the stop token
@@ -71,12 +73,18 @@ def couples(
 
 
 def pair_table(
-    answers: pd.DataFrame, plan: "JudgePlan", made: Mapping[str, Any], judge: Mapping[str, Any], stop_id: int
+    answers: pd.DataFrame,
+    votes: "Mapping[Couple, Vote]",
+    plan: "JudgePlan",
+    made: Mapping[str, Any],
+    judge: Mapping[str, Any],
+    stop_id: int,
 ) -> tuple[pa.Table, dict[str, int]]:
     """The pairs of a round, and counts: prompts judged, those that gave a pair, those that gave none.
 
     Args:
         answers: as `sampling.sampled` made them, the judged ones, with `prompt` and `score`.
+        votes: of the judge, on rows of `answers`.
         made: the samples' `round`, `policy`, `sampler` and `seed`.
         judge: the judge as in params.yaml.
         stop_id: ends an answer that was cut. As in data/pairs, it is not scored.
@@ -87,12 +95,15 @@ def pair_table(
     for key, group in groups:
         records = group.to_dict("records")
         picked = couples([row["text"] for row in records], [row["score"] for row in records], plan, generator)
-        for chosen, rejected in ((records[i], records[j]) for i, j in picked):
+        for i, j in picked:
+            chosen, rejected = records[i], records[j]
+            couple = (group.index[min(i, j)], group.index[max(i, j)])
             name = f"{key}/round-{made['round']}/{chosen['sample']}-{rejected['sample']}"
             row = {
                 **made,
                 "sampler": json.dumps(made["sampler"], sort_keys=True),
                 "judge": json.dumps(judge, sort_keys=True),
+                "decided_by": votes[couple].decided_by or None,
                 "id": name,
                 "source": f"data/rounds/{made['round']}/samples/answers.parquet:{key}",
                 "prompt_id": key,

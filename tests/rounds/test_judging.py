@@ -7,8 +7,11 @@ import pandas as pd
 import pytest
 
 from prefdag.config.judges import EndpointJudge, ImplicitJudge, Judge
+from prefdag.config.verify import FunctionCheck, LengthCheck, NumberCheck, RegexCheck, VerifyJudge
+from prefdag.lifecycle.errors import DataError, ParamsError
 from prefdag.pairs.turns import Asked
 from prefdag.rounds import judging
+from prefdag.rounds.votes import Judged
 
 TEXTS = {"p": ["a", "bbb", "cc"], "q": ["dddd", "e"]}
 ANSWERS = pd.DataFrame(
@@ -22,9 +25,14 @@ DIALOGUES = {key: Asked([{"role": "user", "content": key}], None) for key in TEX
 ENDPOINT = EndpointJudge(kind="endpoint", url="https://host/v1", model="m", max_tokens=9, timeout=9.0)
 
 
-def scores(judge: Judge) -> list[float]:
+def judged(judge: Judge, answers: pd.DataFrame = ANSWERS, own: Any = None, **chosen: str) -> Judged:
     anything: Any = None
-    return list(judging.scores(judge, ANSWERS, DIALOGUES, anything, anything))
+    needs = judging.Needs(anything, anything, anything, anything, chosen, own or {})
+    return judging.judged(judge, answers, DIALOGUES, needs, "rounds.judge")
+
+
+def values(found: Judged) -> dict[tuple[int, int], float]:
+    return {couple: vote.value for couple, vote in found.votes.items()}
 
 
 def test_each_answer_gets_its_own_reward(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,7 +45,9 @@ def test_each_answer_gets_its_own_reward(monkeypatch: pytest.MonkeyPatch) -> Non
         return pd.DataFrame({f"reward_{side}": pairs[f"text_{side}"].map(len) for side in ("reference", "policy")})
 
     monkeypatch.setattr(judging, "verdicts", rewards)
-    assert scores(ImplicitJudge(kind="implicit")) == [1, 3, 2, 4, 1]
+    found = judged(ImplicitJudge(kind="implicit"))
+    assert list(found.scores) == [1, 3, 2, 4, 1]
+    assert values(found) == {(0, 1): 0, (0, 2): 0, (1, 2): 1, (3, 4): 1}
 
 
 def test_a_judge_that_compares_sees_every_two_answers_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,4 +57,61 @@ def test_a_judge_that_compares_sees_every_two_answers_once(monkeypatch: pytest.M
         return pd.DataFrame({"outcome": sign.map({1: "win", 0: "tie", -1: "loss"})})
 
     monkeypatch.setattr(judging, "verdicts", longer_wins)
-    assert scores(ENDPOINT) == [0.0, 1.0, 0.5, 1.0, 0.0]
+    found = judged(ENDPOINT)
+    assert list(found.scores) == [0.0, 1.0, 0.5, 1.0, 0.0]
+    assert values(found) == {(0, 1): 0, (0, 2): 0, (1, 2): 1, (3, 4): 1}
+
+
+# A program
+
+
+SUMS = pd.DataFrame(
+    [
+        {"id": "p", "prompt_ids": [1], "text": text, "ids": [1], "tokens": 1}
+        for text in ("7", "It is 7, really", "It is 8", "no")
+    ]
+)
+RIGHT, BRIEF = NumberCheck(kind="number", name="right"), LengthCheck(kind="length", unit="words", max=1, name="brief")
+LOUD = RegexCheck(kind="regex", pattern="!")
+
+
+def test_the_score_of_a_program_is_the_mean_of_its_checks() -> None:
+    found = judged(VerifyJudge(kind="verify", checks=[RIGHT, BRIEF]), SUMS, p="So 7")
+    assert list(found.scores) == [1.0, 0.5, 0.0, 0.5]
+    assert values(found) == {(0, 1): 1, (0, 2): 1, (0, 3): 1, (1, 2): 1, (1, 3): 0.5, (2, 3): 0}
+    assert {vote.decided_by for vote in found.votes.values()} == {""}
+    alone = judged(VerifyJudge(kind="verify", checks=[RIGHT]), SUMS, p="So 7")
+    assert alone.votes[0, 2] == (1.0, "right")
+
+
+def test_a_program_in_order_compares_and_says_which_check_decided() -> None:
+    """`right` decides between 7 and 8, `brief` between two right answers or two wrong ones. The score: the mean of votes."""
+    judge = VerifyJudge(kind="verify", checks=[RIGHT, BRIEF, LOUD], combine="in_order")
+    found = judged(judge, SUMS, p="So 7")
+    assert found.votes == {
+        (0, 1): (1.0, "brief"),
+        (0, 2): (1.0, "right"),
+        (0, 3): (1.0, "right"),
+        (1, 2): (1.0, "right"),
+        (1, 3): (1.0, "right"),
+        (2, 3): (0.0, "brief"),
+    }
+    np.testing.assert_allclose(found.scores, [1, 2 / 3, 0, 1 / 3])
+
+
+def test_a_function_of_the_users_gives_the_score() -> None:
+    own = {"long": lambda messages, answer, chosen: len(answer) + len(messages[0]["content"])}
+    function = FunctionCheck.__new__(FunctionCheck)  # its name is not in this repository's stages/verify.py
+    for key, value in {"kind": "function", "function": "long", "name": None}.items():
+        object.__setattr__(function, key, value)
+    assert list(judged(VerifyJudge(kind="verify", checks=[function]), own=own).scores) == [2, 4, 3, 5, 2]
+    with pytest.raises(ParamsError, match=r"^params.yaml: rounds.judge.checks.0.function: 'long' in CHECKS"):
+        judged(VerifyJudge(kind="verify", checks=[function]), own={"long": 3})
+
+
+def test_prompts_without_anything_to_compare_with_have_no_scores() -> None:
+    judge = VerifyJudge(kind="verify", checks=[RIGHT, BRIEF], combine="in_order")
+    with pytest.raises(DataError, match=r"no chosen response .* has a number, with which a check of rounds.judge"):
+        judged(judge, SUMS, p="none")
+    some = judged(judge, ANSWERS, p="3", q="none").scores
+    assert np.isnan(some).tolist() == [False] * 3 + [True] * 2

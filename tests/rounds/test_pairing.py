@@ -9,11 +9,12 @@ import pytest
 
 from prefdag.config.judges import ImplicitJudge
 from prefdag.config.round import Select
-from prefdag.rounds.judging import mean_outcomes, two_by_two
+from prefdag.rounds.judging import two_by_two
 from prefdag.rounds.pairing import carried, couples, pair_table, selected, write
 from prefdag.rounds.plan import JudgePlan
 from prefdag.rounds.selection import copy_model, described
 from prefdag.rounds.stopping import chosen_round
+from prefdag.rounds.votes import Vote, by_votes
 from prefdag.text.scoring.formatted import of_batch
 
 ALL = Select(by="all", budget=None)
@@ -84,8 +85,11 @@ ANSWERS = pd.DataFrame(
 ).assign(prompt="<p>", prompt_ids=[[1, 2]] * 4)
 
 
+VOTES = {(0, 1): Vote(0.0, "right"), (2, 3): Vote(0.5)}
+
+
 def test_a_pair_says_where_it_comes_from() -> None:
-    table, counts = pair_table(ANSWERS, plan(), MADE, {"kind": "implicit"}, 9)
+    table, counts = pair_table(ANSWERS, VOTES, plan(), MADE, {"kind": "implicit"}, 9)
     assert counts == {"prompts": 2, "prompts_kept": 1, "prompts_rejected": 1, "pairs": 1}
     (row,) = table.to_pylist()
     assert row == {
@@ -106,6 +110,7 @@ def test_a_pair_says_where_it_comes_from() -> None:
         "sampler": '{"kind": "local"}',
         "seed": 7,
         "judge": '{"kind": "implicit"}',
+        "decided_by": "right",
         "chosen_sample": 1,
         "rejected_sample": 0,
         "chosen_score": 3.0,
@@ -118,7 +123,7 @@ def test_a_pair_says_where_it_comes_from() -> None:
 
 
 def test_pairs_of_earlier_rounds_are_carried_along(tmp_path: Path) -> None:
-    table, counts = pair_table(ANSWERS, plan(), MADE, {"kind": "implicit"}, 9)
+    table, counts = pair_table(ANSWERS, VOTES, plan(), MADE, {"kind": "implicit"}, 9)
     assert carried(tmp_path, table).num_rows == 1
     write(tmp_path, table, ANSWERS, counts | {"round": 2})
     assert not (tmp_path / "off").exists()
@@ -126,7 +131,7 @@ def test_pairs_of_earlier_rounds_are_carried_along(tmp_path: Path) -> None:
 
 
 def test_a_round_without_pairs_ends_the_rounds_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    table, counts = pair_table(ANSWERS, plan(min_margin=9.0), MADE, {"kind": "implicit"}, 9)
+    table, counts = pair_table(ANSWERS, VOTES, plan(min_margin=9.0), MADE, {"kind": "implicit"}, 9)
     write(tmp_path, table, ANSWERS, counts | {"round": 2})
     assert (tmp_path / "off").exists()
     assert not (tmp_path / "train.parquet").exists()
@@ -139,10 +144,9 @@ def test_answers_are_judged_two_by_two() -> None:
 
 
 def test_a_judge_that_only_compares_scores_by_its_verdicts() -> None:
-    """The second answer of a couple wins, ties, or loses; an unread verdict counts for neither."""
-    each = [(0, 1), (0, 2), (1, 2), (3, 0)]
-    found = mean_outcomes(4, each, ["win", "tie", "loss", "unread"])
-    np.testing.assert_array_equal(found, [0.25, 1.0, 0.25, np.nan])
+    """A verdict that could not be read counts for neither answer."""
+    votes = {(0, 1): Vote(0.0), (0, 2): Vote(0.5), (1, 2): Vote(1.0), (0, 3): Vote(float("nan"))}
+    np.testing.assert_array_equal(by_votes(4, votes).scores, [0.25, 1.0, 0.25, np.nan])
 
 
 # Which policy is chosen

@@ -102,6 +102,11 @@ def test_two_judges_differ_by_what_they_judge_with() -> None:
     with pytest.raises(ParamsError, match="stopping_judge is the judge"):  # only asked in another way
         rounds(judge=ENDPOINT, stopping_judge=ENDPOINT | {"timeout": 60.0, "parallel": 2})
     assert rounds(judge=ENDPOINT, stopping_judge=ENDPOINT | {"model": "b"})
+    brief = {"kind": "length", "unit": "words", "max": 5}
+    program = {"kind": "verify", "checks": [brief]}
+    with pytest.raises(ParamsError, match="stopping_judge is the judge"):  # only called another way
+        rounds(judge=program, stopping_judge={"kind": "verify", "checks": [brief | {"name": "brief"}], "timeout": 1.0})
+    assert rounds(judge=program, stopping_judge={"kind": "verify", "checks": [brief | {"max": 6}]})
 
 
 @pytest.mark.parametrize(

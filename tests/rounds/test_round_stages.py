@@ -249,6 +249,29 @@ def test_answers_of_another_policy_are_refused() -> None:
         dpo_round.main(1, BETA, "sigmoid", SEED, OPTIONS, {}, DPO)
 
 
+# Judges
+
+
+GOOD = {"kind": "regex", "pattern": "good", "name": "good"}
+BRIEF = {"kind": "length", "unit": "words", "max": 4, "name": "brief"}
+
+
+@pytest.mark.usefixtures("project", "one_thread")
+def test_programs_judge_and_stop() -> None:
+    """A pair says which check decided: the first one on which its answers differ."""
+    both = {"kind": "verify", "checks": [GOOD, BRIEF], "combine": "in_order"}
+    plan(count=1, judge=both, stopping_judge={"kind": "verify", "checks": [BRIEF]}, pairs="all")
+    run_round(1)
+    table = pairs(1)
+    for row in table.to_dict("records"):
+        passed = [("good" in row[side], len(row[side].split()) <= 4) for side in ("chosen", "rejected")]
+        assert passed[0] > passed[1]
+        assert row["decided_by"] == ("good" if passed[0][0] != passed[1][0] else "brief")
+    assert set(table["decided_by"]) == {"good", "brief"}
+    result = read_json(Path("reports/rounds/1.json"))
+    assert result["judge"]["n"] == result["stopping_judge"]["n"] == 5
+
+
 # Start and reference
 
 
