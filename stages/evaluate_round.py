@@ -25,6 +25,7 @@ RESULT = Path("reports/rounds/${key}.json")
 def main(
     number: RoundNumber, /, beta: Positive, loss: Loss, loss_options: LossOptions, format_pairs: FormatPairs
 ) -> None:
+    from prefdag.config.judges import named
     from prefdag.dpo.preference import Preference
     from prefdag.pairs.turns import read_dialogues
     from prefdag.rounds import comparing, judging
@@ -51,7 +52,7 @@ def main(
         load_both(REFERENCE, policy, shard=plan.shard), answers["after"], plan.tokens_per_batch
     )
 
-    judges = {"judge": plan.judge} | ({"stopping_judge": plan.stopping_judge} if plan.stopping_judge else {})
+    judges = named(plan.judge) | ({"stopping_judge": plan.stopping_judge} if plan.stopping_judge else {})
     contests = judging.head_to_head(answers["before"], answers["after"], read_dialogues(MESSAGES, prompts["id"]))
     with verify.checking_own_file():
         from stages.verify import CHECKS
@@ -67,7 +68,7 @@ def main(
         for name, each in judges.items()
         if name not in shared
     }
-    rates = comparing.rates(contests, verdicts)
+    rates = comparing.rates(contests, judging.merged_verdicts(verdicts))
     win_rate = rates["stopping_judge"]["win_rate"] if plan.stopping_judge else None
     reasons = reasons_to_stop(plan, win_rate, kl)
     result = {

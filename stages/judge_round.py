@@ -24,14 +24,17 @@ PAIRS = Path("data/rounds/${key}/pairs")
 def main(
     number: RoundNumber, /, beta: Positive, loss: Loss, loss_options: LossOptions, format_pairs: FormatPairs
 ) -> None:
+    import numpy as np
     from pydantic_core import to_jsonable_python
 
+    from prefdag.config.judges import named
     from prefdag.dpo.preference import Preference
     from prefdag.pairs.turns import read_dialogues
     from prefdag.rounds import judging, pairing
     from prefdag.rounds.places import place
     from prefdag.rounds.plan import JudgePlan, read_plan
     from prefdag.rounds.samples import read_samples
+    from prefdag.rounds.votes import merged
     from prefdag.text.evaluation import verify
     from prefdag.text.evaluation.judge import chosen_responses
     from prefdag.tokenizer.tokenizer import ChatTokenizer
@@ -40,8 +43,6 @@ def main(
     before, pairs = place(BEFORE, number), place(PAIRS, number)
     plan = read_plan(place(PLAN, number), JudgePlan)
     answers, made = read_samples(place(SAMPLES, number), before)
-    if not isinstance(plan.judge, judging.SHARED) and rank() > 0:
-        return
     with verify.checking_own_file():
         from stages.verify import CHECKS
 
@@ -49,8 +50,17 @@ def main(
     answers = answers[answers["id"].isin(asked)].reset_index(drop=True)
     preference = Preference(loss, beta, loss_options, {}, LOSSES)
     needs = judging.Needs(REFERENCE, before, preference, plan, chosen_responses(MESSAGES, asked), CHECKS)
-    scores, votes = judging.judged(plan.judge, answers, read_dialogues(MESSAGES, asked), needs, "rounds.judge")
-    answers = answers.assign(score=scores)
+    dialogues = read_dialogues(MESSAGES, asked)
+    judges = named(plan.judge)
+    shared = [name for name, each in judges.items() if isinstance(each, judging.SHARED)]
+    found = {name: judging.judged(judges[name], answers, dialogues, needs, f"rounds.{name}") for name in shared}
+    if rank() > 0:
+        return
+    for name in [name for name in judges if name not in found]:
+        found[name] = judging.judged(judges[name], answers, dialogues, needs, f"rounds.{name}")
+    each = [found[name] for name in judges]
+    scores, votes = each[0] if len(each) == 1 else merged(each, judging.rows_by_prompt(answers))
+    answers = answers.assign(score=scores, scores=np.stack([judged.scores for judged in each], axis=1).tolist())
     tokenizer = ChatTokenizer(REFERENCE, format_pairs.template, format_pairs.template_options)
     judge = to_jsonable_python(plan.judge)
     new, counts = pairing.pair_table(answers, votes, plan, made, judge, tokenizer.stop_ids[0])

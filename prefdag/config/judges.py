@@ -1,8 +1,8 @@
 """The judges of judge_text and rounds."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from prefdag.config.endpoint import EndpointUrl
 from prefdag.config.sources import ModelSource
@@ -38,3 +38,20 @@ class EndpointJudge:
 
 
 Judge = Annotated[ImplicitJudge | RewardModelJudge | EndpointJudge | VerifyJudge, Field(discriminator="kind")]
+
+
+def _one_or_several(value: Any) -> str:
+    """`check` leaves these tags out of its messages."""
+    return "<list>" if isinstance(value, list) else "<mapping>"
+
+
+# One judge, or several whose votes are merged.
+Judges = Annotated[
+    Annotated[Judge, Tag("<mapping>")] | Annotated[list[Judge], Field(min_length=2), Tag("<list>")],
+    Discriminator(_one_or_several),
+]
+
+
+def named(judges: Judges, key: str = "judge") -> dict[str, Judge]:
+    """Judges by their keys in the section: `judge`, or `judge.0`, `judge.1`, ..."""
+    return {f"{key}.{i}": each for i, each in enumerate(judges)} if isinstance(judges, list) else {key: judges}

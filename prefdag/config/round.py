@@ -1,11 +1,12 @@
 """The settings of one round: sampling, judging and training again, after dpo_text."""
 
 from dataclasses import replace
+from itertools import combinations
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
-from prefdag.config.judges import EndpointJudge, Judge, RewardModelJudge
+from prefdag.config.judges import EndpointJudge, Judge, Judges, RewardModelJudge, named
 from prefdag.config.verify import VerifyJudge
 from prefdag.runtime.types import Count, NonNegative, Positive, PositiveInt, Shard, strict
 
@@ -52,7 +53,7 @@ class Select:
 class Pairing:
     """How answers become pairs."""
 
-    judge: Judge  # makes the pairs
+    judge: Judges  # makes the pairs; several, as a list: their votes are merged
     pairs: Literal["best_worst", "best_random", "all"]
     min_margin: NonNegative  # the scores of a pair differ by at least this
     select: Select
@@ -85,8 +86,12 @@ class Round(Sampling, Pairing, Continuing, Stopping, Computing):
     @model_validator(mode="after")
     def _two_judges(self) -> Self:
         """A judge that also makes the pairs would find that every round succeeds."""
-        if self.stopping_judge is not None and identity(self.stopping_judge) == identity(self.judge):
+        makers = {name: identity(judge) for name, judge in named(self.judge).items()}
+        if self.stopping_judge is not None and identity(self.stopping_judge) in makers.values():
             raise ValueError("stopping_judge is the judge that makes the pairs; choose another one, or null")
+        for one, other in combinations(makers, 2):
+            if makers[one] == makers[other]:
+                raise ValueError(f"{other} is the same judge as {one}, and would vote twice; remove it")
         return self
 
 

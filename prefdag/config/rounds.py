@@ -39,5 +39,6 @@ class Rounds(Round):
             return TypeAdapter(Round).validate_json(json.dumps(tree))
         except ValidationError as error:
             first = error.errors()[0]
-            place = ".".join(map(str, ("overrides", number, *first["loc"])))
+            keys = (str(key) for key in first["loc"] if not str(key).startswith("<"))  # tags are no keys
+            place = ".".join(("overrides", str(number), *keys))
             raise ValueError(f"{place}: {first['msg'].removeprefix('Value error, ')}") from None

@@ -85,6 +85,19 @@ def verdicts(config: Judge, pairs: pd.DataFrame, needs: Needs, where: str) -> pd
             return judge.by_checks(pairs, needs.chosen, config, needs.own, where)
 
 
+def merged_verdicts(verdicts: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """Verdicts by name, with those of "judge.0", "judge.1", ... merged into "judge": the majority, or a tie."""
+    several = [name for name in verdicts if name.startswith("judge.")]
+    if not several:
+        return dict(verdicts)
+    points = np.array([verdicts[name]["outcome"].map(judge.OUTCOMES) for name in several], dtype=float)  # unread: NaN
+    above = np.nansum(points - 0.5, axis=0)
+    unread = np.isnan(points).all(axis=0)
+    outcome = np.select([unread, above > 0, above < 0], ["unread", "win", "loss"], "tie")
+    together = verdicts[several[0]][judge.KEYS].assign(outcome=outcome)
+    return {"judge": together} | {name: each for name, each in verdicts.items() if name not in several}
+
+
 def judged(config: Judge, answers: pd.DataFrame, dialogues: Mapping[str, "Asked"], needs: Needs, where: str) -> Judged:
     """What a judge says of answers, several to each prompt.
 

@@ -36,6 +36,7 @@ ROUND_SCHEMA = pa.schema(
         pa.field("decided_by", pa.string()),  # the check of a program that decided; null if several did together
         *(pa.field(f"{side}_sample", pa.int64()) for side in ("chosen", "rejected")),  # numbers of the answers
         *(pa.field(f"{side}_score", pa.float64()) for side in ("chosen", "rejected")),
+        *(pa.field(f"{side}_scores", pa.list_(pa.float64())) for side in ("chosen", "rejected")),  # of each judge
         *(pa.field(f"{side}_tokens", pa.int64()) for side in ("chosen", "rejected")),  # without the stop token
     ]
 )
@@ -77,14 +78,14 @@ def pair_table(
     votes: "Mapping[Couple, Vote]",
     plan: "JudgePlan",
     made: Mapping[str, Any],
-    judge: Mapping[str, Any],
+    judge: Mapping[str, Any] | list[Any],
     stop_id: int,
 ) -> tuple[pa.Table, dict[str, int]]:
     """The pairs of a round, and counts: prompts judged, those that gave a pair, those that gave none.
 
     Args:
-        answers: as `sampling.sampled` made them, the judged ones, with `prompt` and `score`.
-        votes: of the judge, on rows of `answers`.
+        answers: as `sampling.sampled` made them, the judged ones, with `prompt`, `score` and `scores`, of each judge.
+        votes: of the judge, on rows of `answers`. Those of several judges give a pair its preference.
         made: the samples' `round`, `policy`, `sampler` and `seed`.
         judge: the judge as in params.yaml.
         stop_id: ends an answer that was cut. As in data/pairs, it is not scored.
@@ -97,19 +98,20 @@ def pair_table(
         picked = couples([row["text"] for row in records], [row["score"] for row in records], plan, generator)
         for i, j in picked:
             chosen, rejected = records[i], records[j]
-            couple = (group.index[min(i, j)], group.index[max(i, j)])
+            vote = votes[group.index[min(i, j)], group.index[max(i, j)]]
+            preferred = vote.value if i < j else 1 - vote.value
             name = f"{key}/round-{made['round']}/{chosen['sample']}-{rejected['sample']}"
             row = {
                 **made,
                 "sampler": json.dumps(made["sampler"], sort_keys=True),
                 "judge": json.dumps(judge, sort_keys=True),
-                "decided_by": votes[couple].decided_by or None,
+                "decided_by": vote.decided_by or None,
                 "id": name,
                 "source": f"data/rounds/{made['round']}/samples/answers.parquet:{key}",
                 "prompt_id": key,
                 "prompt": chosen["prompt"],
                 "prompt_ids": chosen["prompt_ids"],
-                "preference": 1.0,
+                "preference": preferred if isinstance(judge, list) else 1.0,
             }
             for side, answer in (("chosen", chosen), ("rejected", rejected)):
                 ids = list(map(int, answer["ids"]))
@@ -117,7 +119,7 @@ def pair_table(
                     side: answer["text"],
                     f"{side}_ids": ids if answer["ended"] else [*ids, stop_id],
                     f"{side}_truncated": not answer["ended"],
-                    **{f"{side}_{column}": answer[column] for column in ("sample", "score", "tokens")},
+                    **{f"{side}_{column}": answer[column] for column in ("sample", "score", "scores", "tokens")},
                 }
             rows.append(row)
     kept = len({row["prompt_id"] for row in rows})
@@ -137,7 +139,7 @@ def write(folder: Path, table: pa.Table, answers: pd.DataFrame, summary: Mapping
     Without a new pair there is nothing to train on: the file `off` then ends the rounds here.
     """
     write_json(folder / "summary.json", summary)
-    answers[["id", "sample", "score", "tokens", "text"]].to_parquet(folder / "scores.parquet", index=False)
+    answers[["id", "sample", "score", "scores", "tokens", "text"]].to_parquet(folder / "scores.parquet", index=False)
     if summary["pairs"]:
         pq.write_table(table, folder / "train.parquet")
         return

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import TypeAdapter
 from pydantic_core import to_jsonable_python
 
-from prefdag.config.judges import Judge
+from prefdag.config.judges import Judges
 from prefdag.config.round import NUMBERS, Computing, Continuing, Pairing, RoundNumber, Sampling, Stopping
 from prefdag.runtime.artifacts import read_json
 from prefdag.runtime.types import Count, strict
@@ -38,7 +38,7 @@ class TrainPlan(Continuing, Computing):
 
 @strict
 class EvaluatePlan(Sampling, Computing, Continuing, Stopping):
-    judge: Judge  # that made the pairs
+    judge: Judges  # made the pairs
 
 
 PLANS = {"sample": SamplePlan, "judge": JudgePlan, "train": TrainPlan, "evaluate": EvaluatePlan}

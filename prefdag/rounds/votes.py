@@ -1,9 +1,14 @@
 """What judges say of several answers to a prompt. Imports no torch."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
+
+from prefdag.pairs.annotators import bradley_terry
+
+DIGITS = 6  # of merged preferences, whose strengths are found numerically: a tie stays one
 
 Couple = tuple[int, int]  # two answers to a prompt, by their rows, the lower one first
 
@@ -40,3 +45,30 @@ def by_votes(n: int, votes: Mapping[Couple, Vote]) -> Judged:
             points[one].append(value)
             points[other].append(1 - value)
     return Judged(np.array([np.mean(each) if each else np.nan for each in points]), votes)
+
+
+def merged(each: Sequence[Judged], prompts: Iterable[Sequence[int]]) -> Judged:
+    """Several judges as one, as `annotators.merge_annotators` merges people: one vote of each, Bradley-Terry strengths.
+
+    A merged vote is the probability that the first answer is preferred. The score of an answer is the mean of that over the
+    prompt's other answers.
+
+    Args:
+        prompts: the rows of the answers to each prompt.
+    """
+    votes: dict[Couple, Vote] = {}
+    scores = np.full(len(each[0].scores), np.nan)
+    for rows in prompts:
+        wins = np.zeros((len(rows), len(rows)))
+        for a, b in combinations(range(len(rows)), 2):
+            cast = np.array([judged.votes[rows[a], rows[b]].value for judged in each])
+            wins[a, b], wins[b, a] = np.nansum(cast), np.nansum(1 - cast)
+        known = np.flatnonzero((wins + wins.T).any(axis=0))
+        if not len(known):
+            continue
+        preferences = bradley_terry(wins[np.ix_(known, known)]).round(DIGITS)
+        own = [rows[place] for place in known]
+        scores[own] = ((preferences.sum(axis=1) - preferences.diagonal()) / (len(own) - 1)).round(DIGITS)
+        for a, b in combinations(range(len(own)), 2):
+            votes[own[a], own[b]] = Vote(float(preferences[a, b]))
+    return Judged(scores, votes)

@@ -62,6 +62,20 @@ def test_a_judge_that_compares_sees_every_two_answers_once(monkeypatch: pytest.M
     assert values(found) == {(0, 1): 0, (0, 2): 0, (1, 2): 1, (3, 4): 1}
 
 
+def test_verdicts_of_several_judges_are_merged_by_majority() -> None:
+    outcomes = {
+        "judge.0": ["win", "win", "loss", "unread", "unread"],
+        "judge.1": ["win", "loss", "tie", "win", "unread"],
+        "stopping_judge": ["tie"] * 5,
+    }
+    keys = {"id": list("abcde"), "decoding": "sampled"}
+    found = judging.merged_verdicts({name: pd.DataFrame({**keys, "outcome": own}) for name, own in outcomes.items()})
+    assert {name: own["outcome"].tolist() for name, own in found.items()} == {
+        "judge": ["win", "tie", "loss", "win", "unread"],
+        "stopping_judge": ["tie"] * 5,
+    }
+
+
 # A program
 
 

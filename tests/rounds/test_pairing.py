@@ -1,5 +1,6 @@
 """Pairs from scored answers, worked out by hand."""
 
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from prefdag.rounds.pairing import carried, couples, pair_table, selected, write
 from prefdag.rounds.plan import JudgePlan
 from prefdag.rounds.selection import copy_model, described
 from prefdag.rounds.stopping import chosen_round
-from prefdag.rounds.votes import Vote, by_votes
+from prefdag.rounds.votes import Judged, Vote, by_scores, by_votes, merged
 from prefdag.text.scoring.formatted import of_batch
 
 ALL = Select(by="all", budget=None)
@@ -82,7 +83,7 @@ ANSWERS = pd.DataFrame(
         {"id": "q", "sample": 0, "text": "x", "ids": [5, 9], "tokens": 1, "ended": True, "score": 1.0},
         {"id": "q", "sample": 1, "text": "z", "ids": [8, 9], "tokens": 1, "ended": True, "score": 1.0},
     ]
-).assign(prompt="<p>", prompt_ids=[[1, 2]] * 4)
+).assign(prompt="<p>", prompt_ids=[[1, 2]] * 4, scores=[[1.0], [3.0], [1.0], [1.0]])
 
 
 VOTES = {(0, 1): Vote(0.0, "right"), (2, 3): Vote(0.5)}
@@ -115,6 +116,8 @@ def test_a_pair_says_where_it_comes_from() -> None:
         "rejected_sample": 0,
         "chosen_score": 3.0,
         "rejected_score": 1.0,
+        "chosen_scores": [3.0],
+        "rejected_scores": [1.0],
         "chosen_tokens": 2,
         "rejected_tokens": 1,
     }
@@ -147,6 +150,51 @@ def test_a_judge_that_only_compares_scores_by_its_verdicts() -> None:
     """A verdict that could not be read counts for neither answer."""
     votes = {(0, 1): Vote(0.0), (0, 2): Vote(0.5), (1, 2): Vote(1.0), (0, 3): Vote(float("nan"))}
     np.testing.assert_array_equal(by_votes(4, votes).scores, [0.25, 1.0, 0.25, np.nan])
+
+
+# Several judges
+
+
+def of(*values: float) -> Judged:
+    """A judge that gives the answers to one prompt these scores."""
+    return by_scores(np.array(values), combinations(range(len(values)), 2))
+
+
+def test_several_judges_have_a_vote_each() -> None:
+    """Of two answers, a preference is the share of the votes, whatever the scale of the scores; a tie is half a vote."""
+    found = merged([of(1, 2), of(0, 100), of(5, 4), of(3, 3)], [[0, 1]])
+    assert found.votes == {(0, 1): Vote(1.5 / 4)}
+    assert found.scores.tolist() == [0.375, 0.625]
+
+
+def test_the_votes_on_several_answers_are_merged_by_bradley_terry() -> None:
+    """Without PRIOR: of a cycle nothing is better; 2 of 3 votes are the odds 2 to 1 that the strengths then have."""
+    cycle = merged([of(3, 2, 1), of(2, 1, 3), of(1, 3, 2)], [[0, 1, 2]])
+    assert {vote.value for vote in cycle.votes.values()} == {0.5}
+    assert cycle.scores.tolist() == [0.5] * 3
+    nan = float("nan")
+    chain = merged(
+        [of(2, 1, nan), of(2, 1, nan), of(1, 2, nan), of(nan, 2, 1), of(nan, 2, 1), of(nan, 1, 2)], [[0, 1, 2]]
+    )
+    assert chain.votes[0, 1].value == pytest.approx(2 / 3, abs=0.01)
+    assert chain.votes[0, 2].value == pytest.approx(4 / 5, abs=0.01)  # 4 to 1, though no judge compared them
+    np.testing.assert_allclose(chain.scores, [(2 / 3 + 4 / 5) / 2, 0.5, (1 / 3 + 1 / 5) / 2], atol=0.01)
+
+
+def test_a_judge_without_a_score_does_not_vote() -> None:
+    nan = float("nan")
+    found = merged([of(1, 2, nan), of(nan, nan, nan)], [[0, 1, 2]])
+    np.testing.assert_array_equal(found.scores, [0, 1, nan])
+    assert merged([of(nan, nan)], [[0, 1]]).votes == {}
+
+
+def test_a_pair_of_several_judges_has_a_preference_and_their_scores() -> None:
+    votes = {(0, 1): Vote(0.25), (2, 3): Vote(0.5)}
+    answers = ANSWERS.assign(score=[0.25, 0.75, 0.5, 0.5], scores=[[1.0, 0.0], [3.0, 0.0], [1.0, 0.0], [1.0, 1.0]])
+    (row,) = pair_table(answers, votes, plan(), MADE, [{"kind": "a"}, {"kind": "b"}], 9)[0].to_pylist()
+    assert (row["chosen_sample"], row["preference"]) == (1, 0.75)
+    assert (row["chosen_score"], row["chosen_scores"], row["rejected_scores"]) == (0.75, [3.0, 0.0], [1.0, 0.0])
+    assert (row["judge"], row["decided_by"]) == ('[{"kind": "a"}, {"kind": "b"}]', None)
 
 
 # Which policy is chosen

@@ -66,6 +66,10 @@ def test_each_round_takes_other_prompts() -> None:
     assert [(own[n]["sample"]["skip"], own[n]["sample"]["prompts"]) for n in (1, 2, 3)] == [(0, 10), (10, 3), (13, 10)]
 
 
+IMPLICIT = {"kind": "implicit"}
+BRIEF = {"kind": "verify", "checks": [{"kind": "length", "unit": "words", "max": 5}]}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -73,6 +77,15 @@ def test_each_round_takes_other_prompts() -> None:
         ({"stopping_judge": {"kind": "implicit"}}, "rounds: stopping_judge is the judge that makes the pairs; choose"),
         ({"select": {"by": "random", "budget": None}}, "rounds.select: by 'random' needs a budget"),
         ({"select": {"by": "all", "budget": 3}}, "rounds.select: by 'all' does not use budget"),
+        ({"judge": [IMPLICIT]}, "rounds.judge: list should have at least 2 items"),
+        (
+            {"judge": [IMPLICIT, IMPLICIT]},
+            "rounds: judge.1 is the same judge as judge.0, and would vote twice; remove it",
+        ),
+        ({"judge": [BRIEF, IMPLICIT], "stopping_judge": IMPLICIT}, "rounds: stopping_judge is the judge that makes"),
+        ({"judge": [IMPLICIT, {"kind": "verify", "checks": []}]}, "rounds.judge.1.checks: list should have at least 1"),
+        ({"judge": {"kind": "implict"}}, "rounds.judge: input tag 'implict' found using 'kind' does not match any"),
+        ({"overrides": {"2": {"judge": [IMPLICIT]}}}, "rounds: overrides.2.judge: List should have at least 2"),
         ({"overrides": {"4": {}}}, "rounds: overrides.4: no such round; choose from 1, 2, 3"),
         (
             {"overrides": {"2": {"smaples": 8}}},

@@ -272,6 +272,28 @@ def test_programs_judge_and_stop() -> None:
     assert result["judge"]["n"] == result["stopping_judge"]["n"] == 5
 
 
+@pytest.mark.usefixtures("project")
+def test_several_judges_are_merged() -> None:
+    """Three programs have a vote each on two answers; the pair keeps what each of them said, and trains on the share."""
+    longer = {"kind": "length", "unit": "characters", "min": 12}
+    judges = [{"kind": "verify", "checks": [each]} for each in (GOOD, BRIEF, longer)]
+    plan(count=1, samples=2, prompts=12, judge=[*judges, {"kind": "implicit"}])
+    sample_round.main(1, FORMAT)
+    judge_round.main(1, BETA, "sigmoid", OPTIONS, FORMAT)
+    table = pairs(1)
+    for row in table.to_dict("records"):
+        each = zip(row["chosen_scores"], row["rejected_scores"], strict=True)
+        assert row["preference"] == np.mean([(np.sign(a - b) + 1) / 2 for a, b in each]) > 0.5
+        for side in ("chosen", "rejected"):
+            own = ["good" in row[side], len(row[side].split()) <= 4, len(row[side]) >= 12]
+            assert list(row[f"{side}_scores"])[:3] == own
+        assert len(json.loads(row["judge"])) == len(row["chosen_scores"]) == 4
+    assert (table["preference"] < 1).any()
+    dpo_round.main(1, BETA, "sigmoid", SEED, OPTIONS, {}, DPO)
+    evaluate_round.main(1, BETA, "sigmoid", OPTIONS, FORMAT)
+    assert read_json(Path("reports/rounds/1.json"))["judge"]["n"] == 7
+
+
 # Start and reference
 
 
