@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from prefdag.config.answer_text import AnswerText, EndpointSampler, LocalSampler
+from prefdag.config.answer_text import AnswerText, EndpointSampler
 from prefdag.config.format_pairs import FormatPairs
+from prefdag.config.samplers import LocalSampler
 from prefdag.lifecycle.launcher import rank
 from prefdag.runtime.artifacts import write_json, writing
 from prefdag.runtime.stage import distributed_stage

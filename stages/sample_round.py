@@ -1,9 +1,11 @@
 """Sample the answers of a round: the policy before it answers training prompts that no earlier round took."""
 
 from pathlib import Path
+from typing import Any
 
 from prefdag.config.format_pairs import FormatPairs
 from prefdag.config.round import RoundNumber
+from prefdag.lifecycle.launcher import rank
 from prefdag.runtime.artifacts import read_json, sha256, write_json, writing
 from prefdag.runtime.stage import distributed_stage
 
@@ -17,7 +19,7 @@ SAMPLES = Path("data/rounds/${key}/samples")
 
 @distributed_stage
 def main(number: RoundNumber, /, format_pairs: FormatPairs) -> None:
-    from prefdag.rounds.places import place
+    from prefdag.rounds.places import place, policies_before
 
     plan_file, said, before, samples = (place(path, number) for path in (PLAN, SAID, BEFORE, SAMPLES))
     if not read_json(said)["go"]:
@@ -26,26 +28,47 @@ def main(number: RoundNumber, /, format_pairs: FormatPairs) -> None:
             (folder / "off").touch()
         return
 
+    from prefdag.config.round import ServedPolicy
+    from prefdag.config.samplers import LocalSampler
+    from prefdag.distributed.process import process
     from prefdag.rounds.plan import SamplePlan, read_plan
     from prefdag.rounds.sampling import picked, prompts_of, sampled
+    from prefdag.rounds.serving import sampled_by_server
+    from prefdag.text.generation import endpoint
     from prefdag.text.scoring.rows import read_split
     from prefdag.text.sharded import load_both
     from prefdag.tokenizer.tokenizer import ChatTokenizer
 
     plan = read_plan(plan_file, SamplePlan)
-    prompts = picked(prompts_of(read_split(PAIRS, "train")), plan, number)
+    train = read_split(PAIRS, "train")
+    prompts = picked(prompts_of(train), plan, number)
     tokenizer = ChatTokenizer(REFERENCE, format_pairs.template, format_pairs.template_options)
-    policy = load_both(REFERENCE, before, shard=plan.shard, packed=False).policy
-    answers = sampled(policy, prompts, plan, tokenizer, samples=plan.samples, number=number, name=f"round {number}")
+    name = f"round {number}"
+    described: dict[str, Any] = {}
+    match plan.sampler:
+        case LocalSampler():
+            policy = load_both(REFERENCE, before, shard=plan.shard, packed=False).policy
+            answers = sampled(policy, prompts, plan, tokenizer, samples=plan.samples, number=number, name=name)
+        case ServedPolicy() as config:
+            process()  # it starts when every process calls this
+            if rank() > 0:  # the first one asks for several answers at once by itself
+                return
+            earlier = policies_before(number)[:-1]
+            served, described = endpoint.connect_policy(config, "rounds.sampler", REFERENCE, before, earlier, train)
+            answers = sampled_by_server(
+                served, prompts, plan, tokenizer, parallel=config.parallel, number=number, name=name
+            )
+            described |= {"reencoded": int(answers["reencoded"].sum())}
     answers = answers.assign(prompt=[tokenizer.decode(ids) for ids in answers["prompt_ids"]])
     made = {
         "round": number,
         "policy": sha256(before),
         "sampler": {
-            "kind": "local",
+            "kind": plan.sampler.kind,
             "temperature": plan.temperature,
             "top_p": plan.top_p,
             "max_new_tokens": plan.max_new_tokens,
+            **described,
         },
         "seed": plan.seed,
     }

@@ -1,32 +1,19 @@
 """The section answer_text."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 
-from prefdag.config.endpoint import EndpointUrl
-from prefdag.runtime.types import Count, NonNegative, Positive, PositiveInt, Shard, Text, strict
+from prefdag.config.samplers import LocalSampler, SamplingServer
+from prefdag.runtime.types import Count, Positive, PositiveInt, Shard, Text, strict
 
 
 @strict
-class LocalSampler:
-    """This process generates, with the models on its disk."""
+class EndpointSampler(SamplingServer):
+    """It serves both models."""
 
-    kind: Literal["local"]
-
-
-@strict
-class EndpointSampler:
-    """An OpenAI-compatible server, such as vLLM, that serves both models. Its key comes from the environment only."""
-
-    kind: Literal["endpoint"]
-    url: EndpointUrl
     reference: Text  # the names under which it serves the two models
     policy: Text
-    timeout: Positive  # seconds for a whole answer
-    # nats per token, root mean square: how far the log-probabilities of a served model may lie from ours; null: unchecked
-    tolerance: NonNegative | None
-    parallel: PositiveInt = 16  # answers asked for at once
 
 
 @strict

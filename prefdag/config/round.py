@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import Field, model_validator
 
 from prefdag.config.judges import EndpointJudge, Judge, Judges, RewardModelJudge, named
+from prefdag.config.samplers import LocalSampler, SamplingServer
 from prefdag.config.verify import VerifyJudge
-from prefdag.runtime.types import Count, NonNegative, Positive, PositiveInt, Shard, strict
+from prefdag.runtime.types import Count, NonNegative, Positive, PositiveInt, Shard, Text, strict
 
 RoundNumber = Literal[1, 2, 3]
 NUMBERS: tuple[RoundNumber, ...] = get_args(RoundNumber)
@@ -33,6 +34,20 @@ class Sampling:
     temperature: Positive
     top_p: Annotated[float, Field(gt=0, le=1)]
     seed: Count  # of prompts, samples and whatever else is drawn
+
+
+@strict
+class ServedPolicy(SamplingServer):
+    """It serves the policy before the round."""
+
+    model: Text  # the name under which it does
+
+
+@strict
+class Sampler:
+    """Where the answers to training prompts are sampled; those to validation prompts are always sampled in this process."""
+
+    sampler: Annotated[LocalSampler | ServedPolicy, Field(discriminator="kind")]
 
 
 @strict
@@ -80,7 +95,7 @@ class Stopping:
 
 
 @strict
-class Round(Sampling, Pairing, Continuing, Stopping, Computing):
+class Round(Sampling, Sampler, Pairing, Continuing, Stopping, Computing):
     """All settings of one round."""
 
     @model_validator(mode="after")

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 from pydantic_core import to_jsonable_python
 
 from prefdag.config.judges import Judges
-from prefdag.config.round import NUMBERS, Computing, Continuing, Pairing, RoundNumber, Sampling, Stopping
+from prefdag.config.round import NUMBERS, Computing, Continuing, Pairing, RoundNumber, Sampler, Sampling, Stopping
 from prefdag.runtime.artifacts import read_json
 from prefdag.runtime.types import Count, strict
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @strict
-class SamplePlan(Sampling, Computing):
+class SamplePlan(Sampling, Sampler, Computing):
     skip: Count  # prompts that earlier rounds take
 
 

@@ -59,8 +59,7 @@ def sampled(
     Args:
         prompts: `id` and `prompt_ids`.
     """
-    table = prompts.loc[prompts.index.repeat(samples)].reset_index(drop=True)
-    table = table.assign(sample=list(range(samples)) * len(prompts))
+    table = repeated(prompts, samples)
     generated = continuations(
         model,
         table["prompt_ids"].tolist(),
@@ -69,9 +68,21 @@ def sampled(
         batch_size=plan.batch_size,
         name=name,
         sampling=(plan.temperature, plan.top_p),
-        seeds=[
-            [plan.seed, number, sample, *key.encode()] for key, sample in zip(table["id"], table["sample"], strict=True)
-        ],
+        seeds=seeds_of(table, plan.seed, number),
     )
+    return answer_rows(table, generated, tokenizer)
+
+
+def repeated(prompts: pd.DataFrame, samples: int) -> pd.DataFrame:
+    """Each prompt `samples` times, with `sample`, from 0 on."""
+    table = prompts.loc[prompts.index.repeat(samples)].reset_index(drop=True)
+    return table.assign(sample=list(range(samples)) * len(prompts))
+
+
+def seeds_of(table: pd.DataFrame, seed: int, number: int) -> list[list[int]]:
+    return [[seed, number, sample, *key.encode()] for key, sample in zip(table["id"], table["sample"], strict=True)]
+
+
+def answer_rows(table: pd.DataFrame, generated: list[list[int]], tokenizer: "ChatTokenizer") -> pd.DataFrame:
     texts = [tokenizer.decode(ids[:-1] if ids[-1] in tokenizer.stop_ids else ids) for ids in generated]
     return answers.rows(table, texts, generated, tokenizer.stop_ids)

@@ -50,6 +50,10 @@ def test_a_higher_count_leaves_the_earlier_rounds_as_they_are() -> None:
     [
         ({"samples": 8}, {"sample", "evaluate"}),
         ({"min_margin": 0.5}, {"judge"}),
+        (
+            {"sampler": {"kind": "endpoint", "url": "http://h/v1", "model": "m", "timeout": 9.0, "tolerance": 0.1}},
+            {"sample"},
+        ),
         ({"train_on": "new"}, {"train", "evaluate"}),
         ({"stop_below": 0.4}, {"evaluate"}),
     ],

@@ -4,15 +4,17 @@ import dataclasses
 import json
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from completion_server import CompletionServer
 from format_settings import format_settings
 from paths import ROOT
+from safetensors.torch import load_file, save_file
 from tasks import NO_OPTIONS, without_tracking
 from text_project import dpo_settings
 from tiny_models import ADAPTERS, disturb, random_groups, with_adapter, write_model
@@ -22,16 +24,18 @@ from prefdag.check_params import check_params
 from prefdag.config.loss_options import LossOptions
 from prefdag.config.ref_logps import RefLogps
 from prefdag.dpo.preference import squared_logratio
-from prefdag.lifecycle.errors import DataError, NumericError
+from prefdag.lifecycle.errors import DataError, NumericError, SourceError
 from prefdag.pairs.schema import read_pairs, write_pairs
 from prefdag.rounds import training as round_training
 from prefdag.rounds.plan import TrainPlan
 from prefdag.runtime.artifacts import read_json, sha256, write_json
 from prefdag.runtime.yaml import read_yaml
+from prefdag.text import endpoint as http
 from prefdag.text import model as lm
 from prefdag.text import trainable
 from prefdag.text.evaluation.metrics import compare_heldout
 from prefdag.text.scoring.logps import Pair, all_pair_logps
+from prefdag.tokenizer.tokenizer import ChatTokenizer
 from prefdag.train.checkpoint import Checkpoints
 from stages import (
     dpo_round,
@@ -247,6 +251,116 @@ def test_answers_of_another_policy_are_refused() -> None:
         judge_round.main(1, BETA, "sigmoid", OPTIONS, FORMAT)
     with pytest.raises(DataError, match=r"pairs/train.parquet: answers of the policy"):
         dpo_round.main(1, BETA, "sigmoid", SEED, OPTIONS, {}, DPO)
+
+
+# A server as the sampler
+
+
+@pytest.fixture
+def server(project: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[CompletionServer]:
+    """It serves the policy of dpo_text, as "policy"."""
+    monkeypatch.setattr(http, "BACKOFF", 0.01)
+    monkeypatch.setattr(http, "RETRIES", 1)
+    models = lm.load_models(dpo_text.REFERENCE, Path("models/dpo_text"), packed=False)
+    with CompletionServer(
+        {"policy": models.policy}, ChatTokenizer(dpo_text.REFERENCE, "plain").decode
+    ).running() as own:
+        yield own
+
+
+def plan_server(server: CompletionServer, **changes: Any) -> None:
+    sampler = {
+        "kind": "endpoint",
+        "url": server.url,
+        "model": "policy",
+        "timeout": 20.0,
+        "tolerance": 1e-4,
+        "parallel": 1,
+    }
+    plan(count=2, sampler=sampler | changes)
+
+
+def samples() -> pd.DataFrame:
+    return pd.read_parquet("data/rounds/1/samples/answers.parquet")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
+def test_a_server_samples_and_each_reply_is_kept(server: CompletionServer) -> None:
+    plan_server(server)
+    sample_round.main(1, FORMAT)
+    table = samples()
+    assert len(table) == 15
+    assert sorted(table["seed"]) == sorted(body["seed"] for body in server.asked)
+    assert table["seed"].nunique() == 15
+    assert [json.loads(reply)["token_ids"] for reply in table["reply"]] == [list(ids) for ids in table["ids"]]
+    made = read_json(Path("data/rounds/1/samples/made.json"))
+    assert made["policy"] == made["sampler"]["policy"]["sha256"] == sha256(Path("models/dpo_text"))
+    assert made["sampler"]["policy"]["difference"] < 1e-4
+    judge_round.main(1, BETA, "sigmoid", OPTIONS, FORMAT)
+    assert json.loads(pairs(1)["sampler"][0]) == made["sampler"]
+    # The other policy of the two, left on the server for the next round
+    shutil.copytree("models/dpo_text", "models/rounds/1")
+    weights = Path("models/rounds/1/adapter_model.safetensors")
+    save_file({name: tensor * 1.5 for name, tensor in load_file(weights).items()}, weights)
+    write_json(Path("reports/rounds/1.json"), {"go": True})
+    plan_server(server, tolerance=10.0)
+    with pytest.raises(SourceError, match=SERVE_ROUND_1):
+        sample_round.main(2, FORMAT)
+    assert not Path("data/rounds/2").exists()
+
+
+SERVE_ROUND_1 = (
+    r"^params.yaml: rounds.sampler: model 'policy' at \S+: is nearer to models/dpo_text than to models/rounds/1; serve "
+    r"models/rounds/1 \(vllm serve models/reference --enable-lora --lora-modules policy=models/rounds/1\), then run this again$"
+)
+
+
+def test_a_killed_round_asks_only_for_what_it_has_not_got(server: CompletionServer) -> None:
+    plan_server(server)
+    answer = server.send
+
+    def send(handler: Any, body: dict[str, Any]) -> None:
+        if len(server.asked) > 6:
+            raise OSError  # hangs up
+        answer(handler, body)
+
+    server.send = send
+    with pytest.raises(SourceError, match="Replies received so far are kept"):
+        sample_round.main(1, FORMAT)
+    assert not Path("data/rounds/1/samples").exists()
+    before = [body["seed"] for body in server.asked[:6]]
+    server.send = answer
+    server.asked.clear()
+    sample_round.main(1, FORMAT)
+    assert len(server.asked) == 9
+    assert not {body["seed"] for body in server.asked} & set(before)
+    # another policy is asked again
+    history = Path("models/dpo_text/history.csv")
+    history.write_text(history.read_text() + "\n")
+    sample_round.main(1, FORMAT)
+    assert len(server.asked) == 9 + 15
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            "reference",
+            r"is not models/dpo_text: .* serve models/dpo_text \(vllm serve .*=models/dpo_text\), then run this",
+        ),
+        ("name", r"not served; the server has other; serve models/dpo_text \(vllm serve"),
+    ],
+)
+def test_another_model_on_the_server_is_refused(change: str, message: str, server: CompletionServer) -> None:
+    if change == "name":
+        server.models = {"other": server.models["policy"]}
+    else:
+        server.models = {"policy": lm.load(dpo_text.REFERENCE, packed=False)}
+    plan_server(server)
+    with pytest.raises(SourceError, match=message):
+        sample_round.main(1, FORMAT)
+    assert not server.asked
 
 
 # Judges

@@ -25,7 +25,8 @@ from paths import ROOT
 from tiny_models import ADAPTERS, disturb, with_adapter, write_model
 
 from prefdag.check_params import load_params
-from prefdag.config.answer_text import AnswerText, EndpointSampler, LocalSampler
+from prefdag.config.answer_text import AnswerText, EndpointSampler
+from prefdag.config.samplers import LocalSampler
 from prefdag.lifecycle.errors import ParamsError, SourceError
 from prefdag.runtime.artifacts import read_json, sha256
 from prefdag.text import endpoint as http

@@ -25,7 +25,8 @@ from tokenizers import models as tokenizer_models
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from prefdag.config.answer_text import AnswerText, LocalSampler
+from prefdag.config.answer_text import AnswerText
+from prefdag.config.samplers import LocalSampler
 from prefdag.config.evaluate_text import EvaluateText
 from prefdag.config.health import Health
 from prefdag.config.judge_text import JudgeText

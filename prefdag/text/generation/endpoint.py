@@ -8,7 +8,7 @@ import json
 import logging
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -28,6 +28,7 @@ from prefdag.text.scoring.states import response_token_logps
 
 if TYPE_CHECKING:
     from prefdag.config.answer_text import EndpointSampler
+    from prefdag.config.round import ServedPolicy
     from prefdag.text.scoring.formatted import FormattedPairs
     from prefdag.tokenizer.tokenizer import ChatTokenizer
 
@@ -59,6 +60,11 @@ class ServedModel:
     sha256: str  # of ours
     vocabulary: int  # how many token ids it knows
     kept_under: str  # what replies on disk are kept under: the hash of ours, and that of an adapter's base
+    command: str = ""  # that serves it, for messages
+
+    @property
+    def remedy(self) -> str:
+        return f"serve {self.folder}" + (f" ({self.command}), then run this again" if self.command else "")
 
 
 class Completion(NamedTuple):
@@ -83,25 +89,83 @@ def connect(
         SourceError: the server does not serve these models, as far as `check` can tell.
     """
     server = Endpoint("answer_text.sampler", config.url, config.timeout, "answers", KEY, key_from_environment(KEY))
-    vocabulary = int(read_json(reference / "config.json").get("vocab_size", 2**31))
+    vocabulary = _vocabulary(reference)
     first, second = sha256(reference), sha256(policy)
     served = {
         "reference": ServedModel(server, config.reference, reference, first, vocabulary, first),
         "policy": ServedModel(server, config.policy, policy, second, vocabulary, f"{first} {second}"),
     }
+
+    def ours() -> Iterator[tuple[Path, nn.Module]]:
+        yield base, load(base)
+        yield from zip((reference, policy), load_models(reference, policy), strict=True)
+
+    return served, checked(served, ours(), config.tolerance, test)
+
+
+def connect_policy(
+    config: "ServedPolicy", where: str, reference: Path, policy: Path, others: Sequence[Path], rows: "FormattedPairs"
+) -> tuple[ServedModel, dict[str, Any]]:
+    """The served policy, and what is known of it and its server.
+
+    Args:
+        where: the server's key in params.yaml.
+        others: other policies on the same reference, which might be served in its place.
+        rows: as `test` of `connect`.
+
+    Raises:
+        SourceError: the server does not serve this policy, as far as `check` can tell.
+    """
+    server = Endpoint(where, config.url, config.timeout, "answers", KEY, key_from_environment(KEY))
+    digest = sha256(policy)
+    adapter = (policy / "adapter_config.json").exists()
+    served = ServedModel(
+        server,
+        config.model,
+        policy,
+        digest,
+        _vocabulary(reference),
+        f"{sha256(reference)} {digest}",
+        f"vllm serve {reference} --enable-lora --lora-modules {config.model}={policy}"
+        if adapter
+        else f"vllm serve {policy} --served-model-name {config.model}",
+    )
+
+    def ours() -> Iterator[tuple[Path, nn.Module]]:
+        for other in others:
+            yield other, load_models(reference, other).policy
+        yield from zip((reference, policy), load_models(reference, policy), strict=True)
+
+    return served, checked({"policy": served}, ours(), config.tolerance, rows)
+
+
+def _vocabulary(reference: Path) -> int:
+    return int(read_json(reference / "config.json").get("vocab_size", 2**31))
+
+
+def checked(
+    served: Mapping[str, ServedModel],
+    ours: Iterable[tuple[Path, nn.Module]],
+    tolerance: float | None,
+    rows: "FormattedPairs",
+) -> dict[str, Any]:
+    """What is known of served models and their server, `check` included unless `tolerance` is None.
+
+    Args:
+        ours: models of ours by folder, one at a time: those that are served, and those that might be in their place.
+    """
     description = describe(served)
-    if config.tolerance is None:
-        log.warning("answer_text.sampler.tolerance is null: nothing shows that %s serves our models", config.url)
-        return served, description
-    groups = checked_groups(test)
-    ours = {base: _our_logps(load(base), groups)}
-    for folder, model in zip((reference, policy), load_models(reference, policy), strict=True):
-        ours[folder] = _our_logps(model, groups)
-    found = {name: check(model, ours, groups, config.tolerance) for name, model in served.items()}
-    return served, {
+    server = next(iter(served.values())).server
+    if tolerance is None:
+        log.warning("%s.tolerance is null: nothing shows that %s serves our models", server.name, server.url)
+        return description
+    groups = checked_groups(rows)
+    logps = {folder: _our_logps(model, groups) for folder, model in ours}
+    found = {name: check(model, logps, groups, tolerance) for name, model in served.items()}
+    return {
         **description,
         **{name: description[name] | each for name, each in found.items()},
-        "checked_tokens": len(ours[reference]),
+        "checked_tokens": len(next(iter(logps.values()))),
     }
 
 
@@ -251,7 +315,8 @@ def describe(served: Mapping[str, ServedModel]) -> dict[str, Any]:
         for model in served.values():
             if model.name not in entries:
                 known = ", ".join(str(said(each)) for each in list(entries)[:5])
-                raise _error(model, f"not served; the server has {known or 'no models'}")
+                remedy = f"; {model.remedy}" if model.command else ""
+                raise _error(model, f"not served; the server has {known or 'no models'}{remedy}")
         response = server.request(session, f"{server.url.rstrip('/').removesuffix('/v1')}/version")
     try:
         version = json.loads(response.body)["version"]
@@ -287,8 +352,8 @@ def check(
     if not own <= tolerance:
         raise _error(
             model,
-            f"is not {model.folder}: its log-probabilities differ by {own:.3g} nats per token; serve {model.folder}, or "
-            f"raise answer_text.sampler.tolerance ({tolerance:g}) if only its precision differs",
+            f"is not {model.folder}: its log-probabilities differ by {own:.3g} nats per token; {model.remedy}, or "
+            f"raise {model.server.name}.tolerance ({tolerance:g}) if only its precision differs",
         )
     hidden = []
     for folder in sorted(ours.keys() - {model.folder}):
@@ -297,7 +362,7 @@ def check(
         if not own < SURE * apart * math.sqrt(len(theirs)):
             hidden.append(str(folder))
         elif off[folder] < own:
-            raise _error(model, f"is nearer to {folder} than to {model.folder}; serve {model.folder}")
+            raise _error(model, f"is nearer to {folder} than to {model.folder}; {model.remedy}")
     if hidden:
         log.warning("%s may be %s: they differ by less than the server's rounding", model.name, " or ".join(hidden))
     return {"difference": own, "not_told_from": hidden}
@@ -331,7 +396,7 @@ def _prompt_logps(model: ServedModel, groups: Sequence[Group]) -> list[np.ndarra
                 raise _error(
                     model,
                     "comes without log-probabilities of the prompt (echo with logprobs), so its weights cannot be "
-                    "checked; take a server that sends them, such as vLLM, or set answer_text.sampler.tolerance to null",
+                    f"checked; take a server that sends them, such as vLLM, or set {model.server.name}.tolerance to null",
                 )
             values = np.array([float(each) for each in logps[len(group.prompt) : len(ids)]])
             if not all(map(math.isfinite, values)):
