@@ -6,7 +6,6 @@ from prefdag.config.format_pairs import FormatPairs
 from prefdag.config.loss import Loss
 from prefdag.config.loss_options import LossOptions
 from prefdag.config.round import RoundNumber
-from prefdag.lifecycle.launcher import rank
 from prefdag.runtime.artifacts import writing
 from prefdag.runtime.stage import distributed_stage
 from prefdag.runtime.types import Positive
@@ -27,7 +26,6 @@ def main(
     import numpy as np
     from pydantic_core import to_jsonable_python
 
-    from prefdag.config.judges import named
     from prefdag.dpo.preference import Preference
     from prefdag.pairs.turns import read_dialogues
     from prefdag.rounds import judging, pairing
@@ -46,19 +44,13 @@ def main(
     with verify.checking_own_file():
         from stages.verify import CHECKS
 
-    asked = pairing.selected(list(dict.fromkeys(answers["id"])), plan.select, plan.seed)
-    answers = answers[answers["id"].isin(asked)].reset_index(drop=True)
+    asked = answers["id"].unique()
     preference = Preference(loss, beta, loss_options, {}, LOSSES)
     needs = judging.Needs(REFERENCE, before, preference, plan, chosen_responses(MESSAGES, asked), CHECKS)
-    dialogues = read_dialogues(MESSAGES, asked)
-    judges = named(plan.judge)
-    shared = [name for name, each in judges.items() if isinstance(each, judging.SHARED)]
-    found = {name: judging.judged(judges[name], answers, dialogues, needs, f"rounds.{name}") for name in shared}
-    if rank() > 0:
+    found = judging.judged_by_all(plan, answers, read_dialogues(MESSAGES, asked), needs)
+    if found is None:  # the first process does the rest
         return
-    for name in [name for name in judges if name not in found]:
-        found[name] = judging.judged(judges[name], answers, dialogues, needs, f"rounds.{name}")
-    each = [found[name] for name in judges]
+    answers, each = found
     scores, votes = each[0] if len(each) == 1 else merged(each, judging.rows_by_prompt(answers))
     answers = answers.assign(score=scores, scores=np.stack([judged.scores for judged in each], axis=1).tolist())
     tokenizer = ChatTokenizer(REFERENCE, format_pairs.template, format_pairs.template_options)

@@ -52,15 +52,15 @@ class Sampler:
 
 @strict
 class Select:
-    """Which of the sampled prompts are judged: all, or `budget` of them at random."""
+    """Which of the sampled prompts make pairs: all, or `budget` of them."""
 
-    by: Literal["all", "random"]
+    by: Literal["all", "random", "uncertainty", "disagreement"]  # of the policy before the round; between judges
     budget: PositiveInt | None
 
     @model_validator(mode="after")
     def _used(self) -> Self:
-        if (self.by == "random") != (self.budget is not None):
-            raise ValueError(f"by '{self.by}' {'needs a' if self.by == 'random' else 'does not use'} budget")
+        if (self.by == "all") != (self.budget is None):
+            raise ValueError(f"by '{self.by}' {'does not use' if self.by == 'all' else 'needs a'} budget")
         return self
 
 
@@ -72,6 +72,12 @@ class Pairing:
     pairs: Literal["best_worst", "best_random", "all"]
     min_margin: NonNegative  # the scores of a pair differ by at least this
     select: Select
+
+    @model_validator(mode="after")
+    def _several(self) -> Self:
+        if self.select.by == "disagreement" and not isinstance(self.judge, list):
+            raise ValueError("select.by 'disagreement' is between several judges; make judge a list")
+        return self
 
 
 @strict

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from prefdag.config.judges import EndpointJudge, ImplicitJudge, Judge, RewardModelJudge
+from prefdag.config.judges import EndpointJudge, ImplicitJudge, Judge, RewardModelJudge, named
 from prefdag.config.verify import VerifyJudge
+from prefdag.lifecycle.launcher import rank
 from prefdag.lifecycle.progress import progress
-from prefdag.rounds.votes import Couple, Judged, Vote, by_scores, by_votes, vote
+from prefdag.rounds import selecting
+from prefdag.rounds.votes import Couple, Judged, Vote, by_scores, by_votes, only, vote
 from prefdag.runtime.artifacts import scratch
 from prefdag.text.endpoint import key_from_environment
 from prefdag.text.evaluation import endpoint, judge, verify
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from prefdag.config.round import Computing
     from prefdag.dpo.preference import Preference
     from prefdag.pairs.turns import Asked
+    from prefdag.rounds.plan import JudgePlan
 
 SHARED = (ImplicitJudge, RewardModelJudge)  # every process takes part; of the others, only the first one asks
 
@@ -98,6 +101,53 @@ def merged_verdicts(verdicts: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFr
     return {"judge": together} | {name: each for name, each in verdicts.items() if name not in several}
 
 
+def judged_by_all(
+    plan: "JudgePlan", answers: pd.DataFrame, dialogues: Mapping[str, "Asked"], needs: Needs
+) -> tuple[pd.DataFrame, list[Judged]] | None:
+    """The answers to the prompts that the plan selects, and what each judge says of them. None on all processes but the first.
+
+    An endpoint, which may cost money, is asked about no other prompts, unless they are selected by its own disagreement.
+    """
+    judges, select, budget = named(plan.judge), plan.select.by, plan.select.budget or 0
+    found: dict[str, Judged] = {}
+
+    def ask(*kinds: type) -> None:
+        for name, each in judges.items():
+            if isinstance(each, kinds) and name not in found:
+                found[name] = judged(each, answers, dialogues, needs, f"rounds.{name}")
+
+    if select == "random":
+        answers = _of_prompts(answers, selecting.at_random(_prompts(answers), budget, plan.seed))
+    if select == "uncertainty":
+        rewards = judged(ImplicitJudge(kind="implicit"), answers, dialogues, needs, "rounds.select").scores
+        texts = answers["text"].to_numpy()
+        unsure = [selecting.uncertainty(rewards[rows], texts[rows]) for rows in rows_by_prompt(answers)]
+        answers = _of_prompts(answers, selecting.highest(_prompts(answers), unsure, budget, plan.seed))
+    ask(*SHARED)
+    if rank() > 0:
+        return None
+    ask(VerifyJudge)
+    if select == "disagreement":
+        if len(found) < 2:
+            ask(EndpointJudge)
+        texts = answers["text"].to_numpy()
+        each = [selecting.disagreement(list(found.values()), rows, texts[rows]) for rows in rows_by_prompt(answers)]
+        kept = selecting.highest(_prompts(answers), each, budget, plan.seed)
+        rows = np.flatnonzero(answers["id"].isin(kept)).tolist()
+        found = {name: only(own, rows) for name, own in found.items()}
+        answers = _of_prompts(answers, kept)
+    ask(EndpointJudge)
+    return answers, [found[name] for name in judges]
+
+
+def _prompts(answers: pd.DataFrame) -> list[str]:
+    return list(dict.fromkeys(answers["id"]))
+
+
+def _of_prompts(answers: pd.DataFrame, prompts: set[str]) -> pd.DataFrame:
+    return answers[answers["id"].isin(prompts)].reset_index(drop=True)
+
+
 def judged(config: Judge, answers: pd.DataFrame, dialogues: Mapping[str, "Asked"], needs: Needs, where: str) -> Judged:
     """What a judge says of answers, several to each prompt.
 
@@ -110,8 +160,8 @@ def judged(config: Judge, answers: pd.DataFrame, dialogues: Mapping[str, "Asked"
         case VerifyJudge():
             return _by_program(config, answers, dialogues, couples, needs, where)
         case EndpointJudge():
-            found = verdicts(config, contests(answers, dialogues, couples), needs, where)["outcome"]
-            values = (1 - judge.OUTCOMES.get(outcome, np.nan) for outcome in found)
+            outcomes = verdicts(config, contests(answers, dialogues, couples), needs, where)["outcome"]
+            values = (1 - judge.OUTCOMES.get(outcome, np.nan) for outcome in outcomes)
             return by_votes(len(answers), {each: Vote(value) for each, value in zip(couples, values, strict=True)})
     seen = [couple for rows in groups for couple in two_by_two(rows)]
     found = verdicts(config, contests(answers, dialogues, seen), needs, where)

@@ -17,7 +17,6 @@ from prefdag.pairs.encoding import PAIRS_SCHEMA
 from prefdag.runtime.artifacts import read_table, write_json
 
 if TYPE_CHECKING:
-    from prefdag.config.round import Select
     from prefdag.rounds.plan import JudgePlan
     from prefdag.rounds.votes import Couple, Vote
 
@@ -40,13 +39,6 @@ ROUND_SCHEMA = pa.schema(
         *(pa.field(f"{side}_tokens", pa.int64()) for side in ("chosen", "rejected")),  # without the stop token
     ]
 )
-
-
-def selected(prompts: Sequence[str], select: "Select", seed: int) -> set[str]:
-    """The ids of the prompts that are judged."""
-    if select.budget is None or select.budget >= len(prompts):
-        return set(prompts)
-    return set(np.random.default_rng(seed).choice(prompts, select.budget, replace=False).tolist())
 
 
 def couples(

@@ -63,8 +63,8 @@ def merged(each: Sequence[Judged], prompts: Iterable[Sequence[int]]) -> Judged:
         for a, b in combinations(range(len(rows)), 2):
             cast = np.array([judged.votes[rows[a], rows[b]].value for judged in each])
             wins[a, b], wins[b, a] = np.nansum(cast), np.nansum(1 - cast)
-        known = np.flatnonzero((wins + wins.T).any(axis=0))
-        if not len(known):
+        known = np.flatnonzero((wins + wins.T).any(axis=0)).tolist()
+        if not known:
             continue
         preferences = bradley_terry(wins[np.ix_(known, known)]).round(DIGITS)
         own = [rows[place] for place in known]
@@ -72,3 +72,10 @@ def merged(each: Sequence[Judged], prompts: Iterable[Sequence[int]]) -> Judged:
         for a, b in combinations(range(len(own)), 2):
             votes[own[a], own[b]] = Vote(float(preferences[a, b]))
     return Judged(scores, votes)
+
+
+def only(judged: Judged, rows: Sequence[int]) -> Judged:
+    """What a judge says of some of the answers, in the order of `rows`, which are all answers to some prompts."""
+    places = {row: place for place, row in enumerate(rows)}
+    votes = {(places[a], places[b]): vote for (a, b), vote in judged.votes.items() if a in places}
+    return Judged(judged.scores[list(rows)], votes)

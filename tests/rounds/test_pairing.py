@@ -11,7 +11,7 @@ import pytest
 from prefdag.config.judges import ImplicitJudge
 from prefdag.config.round import Select
 from prefdag.rounds.judging import two_by_two
-from prefdag.rounds.pairing import carried, couples, pair_table, selected, write
+from prefdag.rounds.pairing import carried, couples, pair_table, write
 from prefdag.rounds.plan import JudgePlan
 from prefdag.rounds.selection import copy_model, described
 from prefdag.rounds.stopping import chosen_round
@@ -64,15 +64,6 @@ def test_equal_texts_equal_scores_and_missing_scores_make_no_pair(how: str) -> N
     assert couples(["a", "b"], [1.0, 1.0], plan(how), generator) == []
     assert couples(["a", "b"], [1.0, float("nan")], plan(how), generator) == []
     assert couples(["a", "b"], [float("nan")] * 2, plan(how), generator) == []
-
-
-def test_a_budget_selects_prompts_at_random() -> None:
-    prompts = [str(i) for i in range(20)]
-    assert selected(prompts, ALL, 0) == set(prompts)
-    some = Select(by="random", budget=5)
-    assert len(selected(prompts, some, 0)) == 5
-    assert selected(prompts, some, 0) == selected(prompts, some, 0) != selected(prompts, some, 1)
-    assert selected(prompts, Select(by="random", budget=99), 0) == set(prompts)
 
 
 MADE = {"round": 2, "policy": "abc", "sampler": {"kind": "local"}, "seed": 7}

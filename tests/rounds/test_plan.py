@@ -90,6 +90,11 @@ BRIEF = {"kind": "verify", "checks": [{"kind": "length", "unit": "words", "max":
         ({"judge": [IMPLICIT, {"kind": "verify", "checks": []}]}, "rounds.judge.1.checks: list should have at least 1"),
         ({"judge": {"kind": "implict"}}, "rounds.judge: input tag 'implict' found using 'kind' does not match any"),
         ({"overrides": {"2": {"judge": [IMPLICIT]}}}, "rounds: overrides.2.judge: List should have at least 2"),
+        (
+            {"select": {"by": "disagreement", "budget": 3}},
+            "rounds: select.by 'disagreement' is between several judges; make judge a list",
+        ),
+        ({"select": {"by": "uncertainty", "budget": None}}, "rounds.select: by 'uncertainty' needs a budget"),
         ({"overrides": {"4": {}}}, "rounds: overrides.4: no such round; choose from 1, 2, 3"),
         (
             {"overrides": {"2": {"smaples": 8}}},

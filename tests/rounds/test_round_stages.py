@@ -263,7 +263,7 @@ def server(project: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Completio
     monkeypatch.setattr(http, "RETRIES", 1)
     models = lm.load_models(dpo_text.REFERENCE, Path("models/dpo_text"), packed=False)
     with CompletionServer(
-        {"policy": models.policy}, ChatTokenizer(dpo_text.REFERENCE, "plain").decode
+        {"policy": models.policy}, ChatTokenizer(dpo_text.REFERENCE, FORMAT.template).decode
     ).running() as own:
         yield own
 
@@ -384,6 +384,25 @@ def test_programs_judge_and_stop() -> None:
     assert set(table["decided_by"]) == {"good", "brief"}
     result = read_json(Path("reports/rounds/1.json"))
     assert result["judge"]["n"] == result["stopping_judge"]["n"] == 5
+
+
+@pytest.mark.usefixtures("project", "one_thread")
+def test_prompts_of_which_the_policy_is_unsure_are_judged() -> None:
+    """Its implicit rewards of their answers are closer than those of any other prompt."""
+    plan(count=1, samples=2, select={"by": "uncertainty", "budget": 2}, judge={"kind": "verify", "checks": [BRIEF]})
+    sample_round.main(1, FORMAT)
+    judge_round.main(1, BETA, "sigmoid", OPTIONS, FORMAT)
+    judged = pd.read_parquet("data/rounds/1/pairs/scores.parquet")["id"].unique()
+    assert len(judged) == 2
+    models = lm.load_models(Path("models/reference"), Path("models/dpo_text"))
+    margins = {}
+    for key, group in samples().groupby("id"):
+        rows = [Pair(list(row["prompt_ids"]), list(row["ids"]), None) for row in group.to_dict("records")]
+        batch = compare_heldout(models, rows, 1000).batch
+        first, second = (batch.chosen.logps - batch.chosen.ref_logps).tolist()
+        if group["text"].nunique() > 1:
+            margins[key] = abs(first - second)
+    assert set(judged) == set(sorted(margins, key=margins.__getitem__)[:2])
 
 
 @pytest.mark.usefixtures("project")

@@ -26,13 +26,13 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from prefdag.config.answer_text import AnswerText
-from prefdag.config.samplers import LocalSampler
 from prefdag.config.evaluate_text import EvaluateText
 from prefdag.config.health import Health
 from prefdag.config.judge_text import JudgeText
 from prefdag.config.judges import ImplicitJudge
 from prefdag.config.loss_options import LossOptions
 from prefdag.config.ref_logps import RefLogps
+from prefdag.config.samplers import LocalSampler
 from prefdag.config.sft_ref import SftRef, SupervisedTraining
 from prefdag.dpo.pair_batch import PairBatch, Response
 from prefdag.lifecycle.errors import DataError, NumericError
