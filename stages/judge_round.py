@@ -31,7 +31,7 @@ def main(
     from prefdag.rounds import judging, pairing
     from prefdag.rounds.places import place
     from prefdag.rounds.plan import JudgePlan, read_plan
-    from prefdag.rounds.samples import read_samples
+    from prefdag.rounds.samples import ASKED, read_samples
     from prefdag.rounds.votes import merged
     from prefdag.text.evaluation import verify
     from prefdag.text.evaluation.judge import chosen_responses
@@ -44,10 +44,11 @@ def main(
     with verify.checking_own_file():
         from stages.verify import CHECKS
 
-    asked = answers["id"].unique()
+    asked, own = answers["id"].unique(), place(SAMPLES, number) / ASKED
+    messages = own if own.exists() else MESSAGES
     preference = Preference(loss, beta, loss_options, {}, LOSSES)
-    needs = judging.Needs(REFERENCE, before, preference, plan, chosen_responses(MESSAGES, asked), CHECKS)
-    found = judging.judged_by_all(plan, answers, read_dialogues(MESSAGES, asked), needs)
+    needs = judging.Needs(REFERENCE, before, preference, plan, chosen_responses(messages, asked), CHECKS)
+    found = judging.judged_by_all(plan, answers, read_dialogues(messages, asked), needs)
     if found is None:  # the first process does the rest
         return
     answers, each = found

@@ -12,6 +12,7 @@ from prefdag.runtime.stage import distributed_stage
 PLAN = Path("data/rounds/plan/${key}/sample.json")
 SAID = Path("reports/rounds/${item.last}.json")
 PAIRS = Path("data/pairs")
+FORMATTED = Path("reports/validation/formatted/summary.json")
 REFERENCE = Path("models/reference")
 BEFORE = Path("${item.before}")
 SAMPLES = Path("data/rounds/${key}/samples")
@@ -31,7 +32,10 @@ def main(number: RoundNumber, /, format_pairs: FormatPairs) -> None:
     from prefdag.config.round import ServedPolicy
     from prefdag.config.samplers import LocalSampler
     from prefdag.distributed.process import process
+    from prefdag.pairs.limits import resolved
     from prefdag.rounds.plan import SamplePlan, read_plan
+    from prefdag.rounds.prompts import fetched, prompt_table, read_prompts
+    from prefdag.rounds.samples import ASKED
     from prefdag.rounds.sampling import picked, prompts_of, sampled
     from prefdag.rounds.serving import sampled_by_server
     from prefdag.text.generation import endpoint
@@ -41,8 +45,14 @@ def main(number: RoundNumber, /, format_pairs: FormatPairs) -> None:
 
     plan = read_plan(plan_file, SamplePlan)
     train = read_split(PAIRS, "train")
-    prompts = picked(prompts_of(train), plan, number)
     tokenizer = ChatTokenizer(REFERENCE, format_pairs.template, format_pairs.template_options)
+    if plan.source is None:
+        table = prompts_of(train)
+    else:
+        limits = resolved(format_pairs, FORMATTED)
+        table = prompt_table(read_prompts(fetched(plan.source)), PAIRS, tokenizer, limits.max_prompt_tokens)
+    picks = picked(table, plan, number)
+    prompts = picks[["id", "prompt_ids"]]
     name = f"round {number}"
     described: dict[str, Any] = {}
     match plan.sampler:
@@ -76,6 +86,8 @@ def main(number: RoundNumber, /, format_pairs: FormatPairs) -> None:
         folder.mkdir()
         answers.to_parquet(folder / "answers.parquet", index=False)
         write_json(folder / "made.json", made)
+        if plan.source is not None:  # the others are in data/validated
+            picks.drop(columns="prompt_ids").to_parquet(folder / ASKED, index=False)
 
 
 if __name__ == "__main__":

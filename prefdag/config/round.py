@@ -4,10 +4,11 @@ from dataclasses import replace
 from itertools import combinations
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from prefdag.config.judges import EndpointJudge, Judge, Judges, RewardModelJudge, named
 from prefdag.config.samplers import LocalSampler, SamplingServer
+from prefdag.config.sources import PathSource, Source
 from prefdag.config.verify import VerifyJudge
 from prefdag.runtime.types import Count, NonNegative, Positive, PositiveInt, Shard, Text, strict
 
@@ -25,10 +26,29 @@ class Computing:
 
 
 @strict
+class PromptSource:
+    """Prompts from files of their own."""
+
+    source: Source
+    count: PositiveInt  # of one round
+
+    @model_validator(mode="after")
+    def _pinned(self) -> Self:
+        """DVC sees this section, not the file."""
+        if isinstance(self.source, PathSource) and self.source.sha256 is None:
+            raise ValueError("source.sha256: null, so an edit of the file would go unnoticed; `prefdag pin` writes it")
+        return self
+
+
+@strict
 class Sampling:
     """How answers are sampled, to training prompts and to validation prompts."""
 
-    prompts: PositiveInt  # of the train split, other ones in every round; and at most as many validation prompts
+    # Of the train split, or of a source; other ones in every round. And at most as many validation prompts
+    prompts: Annotated[
+        Annotated[PositiveInt, Tag("<number>")] | Annotated[PromptSource, Tag("<mapping>")],
+        Discriminator(lambda value: "<number>" if isinstance(value, int) else "<mapping>"),
+    ]
     samples: Annotated[int, Field(ge=2)]  # answers to each prompt
     max_new_tokens: PositiveInt
     temperature: Positive

@@ -121,7 +121,9 @@ def judged_by_all(
     if select == "uncertainty":
         rewards = judged(ImplicitJudge(kind="implicit"), answers, dialogues, needs, "rounds.select").scores
         texts = answers["text"].to_numpy()
-        unsure = [selecting.uncertainty(rewards[rows], texts[rows]) for rows in rows_by_prompt(answers)]
+        unsure = [
+            selecting.uncertainty(rewards[rows].tolist(), texts[rows].tolist()) for rows in rows_by_prompt(answers)
+        ]
         answers = _of_prompts(answers, selecting.highest(_prompts(answers), unsure, budget, plan.seed))
     ask(*SHARED)
     if rank() > 0:
@@ -131,7 +133,9 @@ def judged_by_all(
         if len(found) < 2:
             ask(EndpointJudge)
         texts = answers["text"].to_numpy()
-        each = [selecting.disagreement(list(found.values()), rows, texts[rows]) for rows in rows_by_prompt(answers)]
+        each = [
+            selecting.disagreement(list(found.values()), rows, texts[rows].tolist()) for rows in rows_by_prompt(answers)
+        ]
         kept = selecting.highest(_prompts(answers), each, budget, plan.seed)
         rows = np.flatnonzero(answers["id"].isin(kept)).tolist()
         found = {name: only(own, rows) for name, own in found.items()}

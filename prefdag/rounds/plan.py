@@ -13,9 +13,20 @@ from pydantic import TypeAdapter
 from pydantic_core import to_jsonable_python
 
 from prefdag.config.judges import Judges
-from prefdag.config.round import NUMBERS, Computing, Continuing, Pairing, RoundNumber, Sampler, Sampling, Stopping
+from prefdag.config.round import (
+    NUMBERS,
+    Computing,
+    Continuing,
+    Pairing,
+    PromptSource,
+    RoundNumber,
+    Sampler,
+    Sampling,
+    Stopping,
+)
+from prefdag.config.sources import Source
 from prefdag.runtime.artifacts import read_json
-from prefdag.runtime.types import Count, strict
+from prefdag.runtime.types import Count, PositiveInt, strict
 
 if TYPE_CHECKING:
     from prefdag.config.rounds import Rounds
@@ -23,7 +34,9 @@ if TYPE_CHECKING:
 
 @strict
 class SamplePlan(Sampling, Sampler, Computing):
-    skip: Count  # prompts that earlier rounds take
+    prompts: PositiveInt
+    source: Source | None  # of the prompts; None: the train split
+    skip: Count  # prompts of the same source that earlier rounds take
 
 
 @strict
@@ -38,6 +51,7 @@ class TrainPlan(Continuing, Computing):
 
 @strict
 class EvaluatePlan(Sampling, Computing, Continuing, Stopping):
+    prompts: PositiveInt
     judge: Judges  # made the pairs
 
 
@@ -48,11 +62,15 @@ Plan = TypeVar("Plan", SamplePlan, JudgePlan, TrainPlan, EvaluatePlan)
 def plans(rounds: "Rounds") -> dict[RoundNumber, Mapping[str, Any]]:
     """What each stage of each round reads, by the names of `PLANS`; null for a round that is off."""
     every: dict[RoundNumber, Mapping[str, Any]] = {}
-    skip = 0
+    taken: dict[str, int] = {}  # by source
     for number in NUMBERS:
         own = rounds.round(number)
-        values = to_jsonable_python(own) | {"skip": skip}
-        skip += own.prompts
+        source, count = (
+            (own.prompts.source, own.prompts.count) if isinstance(own.prompts, PromptSource) else (None, own.prompts)
+        )
+        skip = taken.get(repr(source), 0)
+        taken[repr(source)] = skip + count
+        values = to_jsonable_python(own) | {"prompts": count, "source": to_jsonable_python(source), "skip": skip}
         every[number] = {
             stage: {each.name: values[each.name] for each in fields(kind)} if number <= rounds.count else None
             for stage, kind in PLANS.items()

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from prefdag.text.scoring.formatted import FormattedPairs
 
 
+ASKED = "prompts.parquet"  # beside the answers: the prompts of a source, as data/validated has those of the pairs
+
+
 def read_samples(folder: Path, policy: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     """A round's answers, and how they were made. Raises `DataError` if `policy` is not the model that answered."""
     made: dict[str, Any] = read_json(folder / "made.json")

@@ -33,8 +33,9 @@ def picked(prompts: pd.DataFrame, plan: "SamplePlan", number: int) -> pd.DataFra
     """
     last = plan.skip + plan.prompts
     if last > len(prompts):
+        where = "data/pairs/train.parquet" if plan.source is None else "params.yaml: rounds.prompts.source"
         raise DataError(
-            f"data/pairs/train.parquet: {len(prompts)} prompts, but the rounds up to round {number} take {last}; "
+            f"{where}: {len(prompts)} prompts, but the rounds up to round {number} take {last}; "
             "lower rounds.prompts or rounds.count"
         )
     order = np.random.default_rng(plan.seed).permutation(len(prompts))

@@ -223,8 +223,8 @@ def test_an_edit_of_the_users_losses_reruns_the_stages_that_use_them(stages: dic
     assert {name for name, entry in stages.items() if "loss_options" in entry["params"]} >= USE_LOSSES
 
 
-def test_an_edit_of_the_users_checks_reruns_the_judge_alone(stages: dict[str, Any]) -> None:
-    assert reruns("stages/verify.py", stages) == {"judge_text"}
+def test_an_edit_of_the_users_checks_reruns_the_judges_alone(stages: dict[str, Any]) -> None:
+    assert reruns("stages/verify.py", stages) == {"judge_text", "judge_round", "evaluate_round"}
 
 
 def test_what_notebooks_use_reruns_nothing(stages: dict[str, Any]) -> None:

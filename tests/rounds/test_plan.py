@@ -12,6 +12,7 @@ from prefdag.check_params import check_params
 from prefdag.config.rounds import Rounds
 from prefdag.lifecycle.errors import ParamsError
 from prefdag.project import dag
+from prefdag.project.pin import sources
 from prefdag.rounds.places import place
 from prefdag.rounds.plan import PLANS, plans
 from prefdag.rounds.supported import check_training
@@ -74,9 +75,26 @@ IMPLICIT = {"kind": "implicit"}
 BRIEF = {"kind": "verify", "checks": [{"kind": "length", "unit": "words", "max": 5}]}
 
 
+def test_a_round_takes_the_next_prompts_of_its_source() -> None:
+    """Prompts of the train split and those of files are counted apart."""
+    mine = {"source": {"kind": "path", "path": "mine.jsonl", "sha256": "0" * 64}, "count": 7}
+    settings = rounds(count=3, prompts=mine, overrides={"2": {"prompts": 3}})
+    own = [plans(settings)[n]["sample"] for n in (1, 2, 3)]
+    assert [(each["skip"], each["prompts"]) for each in own] == [(0, 7), (0, 3), (7, 7)]
+    assert [each["source"] for each in own] == [mine["source"], None, mine["source"]]
+    assert plans(settings)[1]["evaluate"]["prompts"] == 7
+    assert ("rounds", "prompts", "source") in dict(sources(tree(prompts=mine)))  # `prefdag pin` finds it
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"prompts": 0}, "rounds.prompts: input should be greater than or equal to 1, not 0"),
+        (
+            {"prompts": {"source": {"kind": "path", "path": "a", "sha256": None}, "count": 1}},
+            "rounds.prompts: source.sha256: null, so an edit of the file would go unnoticed; `prefdag pin` writes it",
+        ),
+        ({"prompts": {"source": {"kind": "path", "path": "a", "sha256": "0"}}}, "rounds.prompts.count: missing"),
         ({"count": 4}, "rounds.count: input should be less than or equal to 3, not 4"),
         ({"stopping_judge": {"kind": "implicit"}}, "rounds: stopping_judge is the judge that makes the pairs; choose"),
         ({"select": {"by": "random", "budget": None}}, "rounds.select: by 'random' needs a budget"),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -251,6 +252,30 @@ def test_answers_of_another_policy_are_refused() -> None:
         judge_round.main(1, BETA, "sigmoid", OPTIONS, FORMAT)
     with pytest.raises(DataError, match=r"pairs/train.parquet: answers of the policy"):
         dpo_round.main(1, BETA, "sigmoid", SEED, OPTIONS, {}, DPO)
+
+
+@pytest.mark.usefixtures("project")
+def test_prompts_from_a_file() -> None:
+    """Two rounds share none; a prompt of the pairs is dropped; checks compare with the row's own response."""
+    lines = [{"prompt": f"good {i} ?", "chosen": f"It is {i}"} for i in range(10)]
+    Path("mine.jsonl").write_text("\n".join(map(json.dumps, [{"prompt": "Is it 3 ?"}, *lines])))
+    source = {"kind": "path", "path": "mine.jsonl", "sha256": sha256(Path("mine.jsonl"))}
+    plan(prompts={"source": source, "count": 5}, judge={"kind": "verify", "checks": [{"kind": "number"}]})
+    shutil.copytree("models/dpo_text", "models/rounds/1")
+    write_json(Path("reports/rounds/1.json"), {"go": True})
+    for number in (1, 2):
+        sample_round.main(number, FORMAT)  # type: ignore[arg-type]
+    asked = [pd.read_parquet(f"data/rounds/{number}/samples/prompts.parquet") for number in (1, 2)]
+    assert sorted(pd.concat(asked)["source"]) == sorted(f"mine.jsonl:{row}" for row in range(2, 12))
+    assert len(samples()) == 15
+    judge_round.main(1, BETA, "sigmoid", OPTIONS, FORMAT)
+    scores = pd.read_parquet("data/rounds/1/pairs/scores.parquet").merge(asked[0], on="id")
+    assert len(scores) == 15
+    for row in scores.to_dict("records"):
+        assert row["score"] == (re.findall(r"\d+", row["text"])[-1:] == row["chosen"].split()[-1:])
+    plan(prompts={"source": source, "count": 6})
+    with pytest.raises(DataError, match=r"prompts.source: 10 prompts, but the rounds up to round 2 take 12; lower"):
+        sample_round.main(2, FORMAT)
 
 
 # A server as the sampler

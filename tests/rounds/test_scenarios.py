@@ -23,7 +23,10 @@ from prefdag.runtime.dvc_files import read_dag, script
 from prefdag.runtime.yaml import read_yaml
 from stages import plan_rounds, sample_round, select_policy
 
-INPUTS = ("data/pairs", "data/validated/pairs.parquet", "models/reference")
+INPUTS = (
+    *("data/pairs", "data/validated/pairs.parquet", "models/reference"),
+    "reports/validation/formatted/summary.json",
+)
 DAG = {
     name: entry
     for name, entry in read_dag(ROOT / "dvc.yaml").items()
