@@ -26,6 +26,7 @@ from tiny_models import ADAPTERS, disturb, with_adapter, write_model
 
 from prefdag.check_params import load_params
 from prefdag.config.answer_text import AnswerText, EndpointSampler
+from prefdag.config.round import ServedPolicy
 from prefdag.config.samplers import LocalSampler
 from prefdag.lifecycle.errors import ParamsError, SourceError
 from prefdag.runtime.artifacts import read_json, sha256
@@ -531,17 +532,19 @@ def test_an_address_with_secrets_is_refused(root: Path, tmp_path: Path) -> None:
     text = (root / "params.yaml").read_text("utf-8")
     for url in ("https://me:secret@host/v1", "https://host/v1?key=x", "host/v1"):
         new = f"sampler: {{kind: endpoint, url: '{url}', reference: a, policy: b, timeout: 1, tolerance: 0.1}}"
-        (tmp_path / "params.yaml").write_text(text.replace("sampler: {kind: local}", new, 1))
+        before, section, after = text.partition("\nanswer_text:")
+        (tmp_path / "params.yaml").write_text(before + section + after.replace("sampler: {kind: local}", new, 1))
         with pytest.raises(ParamsError, match=r"answer_text.sampler.url: string should match"):
             load_params(tmp_path / "params.yaml")
 
 
-def test_the_example_in_params_yaml_is_valid(root: Path, tmp_path: Path) -> None:
-    text = (root / "params.yaml").read_text("utf-8").replace("  sampler: {kind: local}", "  # local", 1)
-    (tmp_path / "params.yaml").write_text(text.replace("  # sampler:", "  sampler:", 1))
-    sampler = load_params(tmp_path / "params.yaml").answer_text.sampler
-    assert isinstance(sampler, EndpointSampler)
-    assert replace(sampler, parallel=1).tolerance == 0.1
+def test_the_examples_in_params_yaml_are_valid(root: Path, tmp_path: Path) -> None:
+    text = (root / "params.yaml").read_text("utf-8").replace("  sampler: {kind: local}", "  # local")
+    (tmp_path / "params.yaml").write_text(text.replace("  # sampler:", "  sampler:"))
+    params = load_params(tmp_path / "params.yaml")
+    for sampler, kind in ((params.answer_text.sampler, EndpointSampler), (params.rounds.sampler, ServedPolicy)):
+        assert isinstance(sampler, kind)
+        assert replace(sampler, parallel=1).tolerance == 0.1
 
 
 def test_seeds_differ_by_prompt_and_fit_into_31_bits() -> None:
