@@ -8,7 +8,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from prefdag.config.judges import EndpointJudge, Judge, Judges, RewardModelJudge, named
 from prefdag.config.samplers import LocalSampler, SamplingServer
-from prefdag.config.sources import PathSource, Source
+from prefdag.config.sources import Source
 from prefdag.config.verify import VerifyJudge
 from prefdag.runtime.types import Count, NonNegative, Positive, PositiveInt, Shard, Text, strict
 
@@ -31,13 +31,6 @@ class PromptSource:
 
     source: Source
     count: PositiveInt  # of one round
-
-    @model_validator(mode="after")
-    def _pinned(self) -> Self:
-        """DVC sees this section, not the file."""
-        if isinstance(self.source, PathSource) and self.source.sha256 is None:
-            raise ValueError("source.sha256: null, so an edit of the file would go unnoticed; `prefdag pin` writes it")
-        return self
 
 
 @strict

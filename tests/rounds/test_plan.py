@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from paths import ROOT
 
-from prefdag.check_params import check_params
+from prefdag.check_params import check_params, load_params
 from prefdag.config.rounds import Rounds
 from prefdag.lifecycle.errors import ParamsError
 from prefdag.project import dag
-from prefdag.project.pin import sources
+from prefdag.project.pin import pin
 from prefdag.rounds.places import place
 from prefdag.rounds.plan import PLANS, plans
 from prefdag.rounds.supported import check_training
@@ -83,17 +83,27 @@ def test_a_round_takes_the_next_prompts_of_its_source() -> None:
     assert [(each["skip"], each["prompts"]) for each in own] == [(0, 7), (0, 3), (7, 7)]
     assert [each["source"] for each in own] == [mine["source"], None, mine["source"]]
     assert plans(settings)[1]["evaluate"]["prompts"] == 7
-    assert ("rounds", "prompts", "source") in dict(sources(tree(prompts=mine)))  # `prefdag pin` finds it
+
+
+def test_a_path_of_prompts_needs_a_pin_which_prefdag_pin_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.jsonl").write_text("{}")
+    mine = {"source": {"kind": "path", "path": str(tmp_path / "mine.jsonl"), "sha256": None}, "count": 7}
+    with pytest.raises(ParamsError, match=r"rounds.prompts.source.sha256: null, .*; `prefdag pin rounds` writes it"):
+        plans(rounds(count=1, prompts=mine))
+    assert plans(rounds(count=0, prompts=mine))
+    text = (ROOT / "params.yaml").read_text("utf-8").replace("  prompts: 64 ", f"  prompts: {json.dumps(mine)} ")
+    (tmp_path / "params.yaml").write_text(text.replace("  count: 0 ", "  count: 1 "), "utf-8")
+    monkeypatch.chdir(tmp_path)
+    assert not pin(["rounds"]).errors
+    assert plans(load_params().rounds)[1]["sample"]
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"prompts": 0}, "rounds.prompts: input should be greater than or equal to 1, not 0"),
-        (
-            {"prompts": {"source": {"kind": "path", "path": "a", "sha256": None}, "count": 1}},
-            "rounds.prompts: source.sha256: null, so an edit of the file would go unnoticed; `prefdag pin` writes it",
-        ),
         ({"prompts": {"source": {"kind": "path", "path": "a", "sha256": "0"}}}, "rounds.prompts.count: missing"),
         ({"count": 4}, "rounds.count: input should be less than or equal to 3, not 4"),
         ({"stopping_judge": {"kind": "implicit"}}, "rounds: stopping_judge is the judge that makes the pairs; choose"),
