@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 class SamplePlan(Sampling, Sampler, Computing):
     prompts: PositiveInt
     source: Source | None  # of the prompts; None: the train split
+    order: Count  # the seed of the prompts' order: that of all rounds, so that each takes other prompts
     skip: Count  # prompts of the same source that earlier rounds take
 
 
@@ -80,7 +81,8 @@ def plans(rounds: "Rounds") -> dict[RoundNumber, Mapping[str, Any]]:
             )
         skip = taken.get(repr(source), 0)
         taken[repr(source)] = skip + count
-        values = to_jsonable_python(own) | {"prompts": count, "source": to_jsonable_python(source), "skip": skip}
+        values = to_jsonable_python(own) | {"prompts": count, "source": to_jsonable_python(source)}
+        values |= {"order": rounds.seed, "skip": skip}
         every[number] = {
             stage: {each.name: values[each.name] for each in fields(kind)} if number <= rounds.count else None
             for stage, kind in PLANS.items()

@@ -38,7 +38,7 @@ def picked(prompts: pd.DataFrame, plan: "SamplePlan", number: int) -> pd.DataFra
             f"{where}: {len(prompts)} prompts, but the rounds up to round {number} take {last}; "
             "lower rounds.prompts or rounds.count"
         )
-    order = np.random.default_rng(plan.seed).permutation(len(prompts))
+    order = np.random.default_rng(plan.order).permutation(len(prompts))
     return prompts.iloc[np.sort(order[plan.skip : last])].reset_index(drop=True)
 
 

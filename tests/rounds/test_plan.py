@@ -5,16 +5,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from paths import ROOT
+from pydantic import TypeAdapter
 
 from prefdag.check_params import check_params, load_params
+from prefdag.config.round import NUMBERS
 from prefdag.config.rounds import Rounds
 from prefdag.lifecycle.errors import ParamsError
 from prefdag.project import dag
 from prefdag.project.pin import pin
 from prefdag.rounds.places import place
-from prefdag.rounds.plan import PLANS, plans
+from prefdag.rounds.plan import PLANS, SamplePlan, plans
+from prefdag.rounds.sampling import picked
 from prefdag.rounds.supported import check_training
 from prefdag.runtime.dvc_files import read_dag
 from prefdag.runtime.yaml import read_yaml
@@ -98,6 +102,15 @@ def test_a_path_of_prompts_needs_a_pin_which_prefdag_pin_writes(
     monkeypatch.chdir(tmp_path)
     assert not pin(["rounds"]).errors
     assert plans(load_params().rounds)[1]["sample"]
+
+
+def test_rounds_with_other_seeds_take_other_prompts_too() -> None:
+    own = plans(rounds(count=3, prompts=5, overrides={"2": {"seed": 1}, "3": {"seed": 2}}))
+    table = pd.DataFrame({"id": [str(i) for i in range(15)]})
+    read = TypeAdapter(SamplePlan).validate_json
+    taken = [set(picked(table, read(json.dumps(own[n]["sample"])), n)["id"]) for n in NUMBERS]
+    assert [len(each) for each in taken] == [5, 5, 5]
+    assert len(set.union(*taken)) == 15
 
 
 @pytest.mark.parametrize(
