@@ -90,7 +90,7 @@ def set_params(folder: Path, changes: Mapping[str, object]) -> None:
 
 def stages_run(output: str) -> list[str]:
     """The stages that ran, in order, read from the output of `dvc repro`."""
-    return re.findall(r"^Running stage '(.*)':$", output, re.MULTILINE)
+    return re.findall(r"^Running stage '(?:.*dvc\.yaml:)?(.*)':$", output, re.MULTILINE)
 
 
 def without_rounds(stages: list[str]) -> list[str]:
