@@ -46,7 +46,9 @@ def main(number: RoundNumber, /, format_pairs: FormatPairs) -> None:
     policy = load_both(REFERENCE, before, shard=plan.shard, packed=False).policy
 
     def sample(some: "pd.DataFrame", name: str) -> "pd.DataFrame":
-        return sampled(policy, some, plan, tokenizer, samples=plan.samples, number=number, name=f"round {number}, {name}")
+        return sampled(
+            policy, some, plan, tokenizer, samples=plan.samples, number=number, name=f"round {number}, {name}"
+        )
 
     stage = running_stage()
     kept = Checkpoints.of_stage(stage.name, stage.params)

@@ -1,4 +1,4 @@
-"""Writes the `deps` and `params` of every stage in dvc.yaml, and in those in folders, from the code, and the table of reruns in docs/pipeline.md.
+"""Writes the `deps` and `params` of every stage in every dvc.yaml from the code, and the table of reruns in docs/pipeline.md.
 
 docs/pipeline.md tells the rule. `cmd`, `outs`, `metrics` and `plots` are written by hand. `make dag` runs this module:
 

@@ -2,8 +2,8 @@
 
 A stage has the name that DVC gives it. A stage under `foreach` is several, such as sample_round@1 and sample_round@2.
 
-The stages of rounds are in files of their own, `rounds/*/dvc.yaml`, and their results in `rounds/*/dvc.lock`: after a stage, DVC
-reads and writes the whole dvc.lock that has it, so a stage costs less in a small one. Their paths start at the root, too (`wdir`).
+The stages of rounds are in files of their own, `rounds/*/dvc.yaml`, and recorded in `rounds/*/dvc.lock`: after each stage, DVC
+reads and writes the whole dvc.lock that records it, which costs less if it is small. Their paths start at the root, too.
 """
 
 from collections.abc import Iterator, Mapping
@@ -145,9 +145,7 @@ def _expanded(stages: Mapping[str, dict[str, Any]], path: Path) -> Iterator[tupl
             continue
         items, do = entry["foreach"], entry.get("do")
         if not isinstance(items, Mapping) or not isinstance(do, Mapping):
-            raise ParamsError(
-                f"{path}: stages.{name}: expected foreach and do to be mappings; {RESTORE.format(path)}"
-            )
+            raise ParamsError(f"{path}: stages.{name}: expected foreach and do to be mappings; {RESTORE.format(path)}")
         for key, item in items.items():
             variables = {"key": str(key)}
             if isinstance(item, Mapping):

@@ -35,7 +35,7 @@ def durations() -> dict[str, float | None]:
 
 
 def _path(name: str, entry: Mapping[str, Any]) -> Path:
-    """The record for the outputs of a stage in dvc.yaml, keyed by their names, sizes and bytes; of a large file, the bytes at either end."""
+    """The record for a stage's outputs, keyed by their names, sizes and bytes; of a large file, the bytes at either end."""
     digest = hashlib.sha256()
     for out in map(Path, names(entry, "outs", "metrics")):
         for file in sorted(path for path in (out, *out.rglob("*")) if path.is_file()):
