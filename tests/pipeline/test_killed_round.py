@@ -30,10 +30,8 @@ def stopping(self, target):
 Path.replace = stopping
 """
 SETTINGS = {"count": 2, "batch_size": 1, "kl_budget": 1e6}
-FIRST, SECOND = (
-    [f"rounds/{name}/dvc.yaml:{name}_round@{number}" for name in ("sample", "judge", "dpo", "evaluate")]
-    for number in (1, 2)
-)
+FIRST = [f"rounds/{name}/dvc.yaml:{name}_round@1" for name in ("sample", "judge", "dpo", "evaluate")]
+SECOND = [f"rounds/{name}/dvc.yaml:{name}_round@2" for name in ("sample", "judge", "dpo")]
 OUTPUTS = [Path("data/rounds/2/samples"), Path("models/rounds/2")]
 
 
@@ -46,7 +44,7 @@ def project(small: Path, tmp_path: Path) -> Path:
     run_in(folder, "git", "init", "--quiet")
     run_in(folder, "dvc", "init", "--quiet", "--force")
     set_params(folder, {f"rounds.{key}": value for key, value in SETTINGS.items()})
-    repro(folder, ["plan_rounds", *FIRST])
+    repro(folder, ["rounds/plan/dvc.yaml:plan_rounds", *FIRST])
     return folder
 
 
@@ -82,8 +80,8 @@ def test_a_killed_round_goes_on(project: Path) -> None:
     assert not (project / OUTPUTS[1]).exists()
     assert [*project.glob(".prefdag/checkpoints/sample_round@2/*")] == []
     log = repro(project, SECOND)
-    assert stages_run(log) == [f"{name}@2" for name in ("dpo_round", "evaluate_round")]
+    assert stages_run(log) == ["dpo_round@2"]
     assert "continuing from step 1" in log
     resumed = [sha256(project / path) for path in OUTPUTS]
-    assert len(stages_run(repro(project, SECOND[:3], "--force"))) == 3
+    assert len(stages_run(repro(project, [SECOND[0], SECOND[2]], "--force"))) == 2
     assert [sha256(project / path) for path in OUTPUTS] == resumed
