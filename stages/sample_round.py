@@ -1,13 +1,16 @@
 """Sample the answers of a round: the policy before it answers training prompts that no earlier round took."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefdag.config.format_pairs import FormatPairs
 from prefdag.config.round import RoundNumber
 from prefdag.lifecycle.launcher import rank
 from prefdag.runtime.artifacts import read_json, sha256, write_json, writing
 from prefdag.runtime.stage import distributed_stage
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 PLAN = Path("data/rounds/plan/${key}/sample.json")
 SAID = Path("reports/rounds/${item.last}.json")
@@ -33,15 +36,18 @@ def main(number: RoundNumber, /, format_pairs: FormatPairs) -> None:
     from prefdag.config.samplers import LocalSampler
     from prefdag.distributed.process import process
     from prefdag.pairs.limits import resolved
+    from prefdag.rounds.parts import read_parts, sample_parts
     from prefdag.rounds.plan import SamplePlan, read_plan
     from prefdag.rounds.prompts import fetched, prompt_table, read_prompts
     from prefdag.rounds.samples import ASKED
     from prefdag.rounds.sampling import picked, prompts_of, sampled
     from prefdag.rounds.serving import sampled_by_server
+    from prefdag.runtime.running import running_stage
     from prefdag.text.generation import endpoint
     from prefdag.text.scoring.rows import read_split
     from prefdag.text.sharded import load_both
     from prefdag.tokenizer.tokenizer import ChatTokenizer
+    from prefdag.train.checkpoint import Checkpoints
 
     plan = read_plan(plan_file, SamplePlan)
     train = read_split(PAIRS, "train")
@@ -55,10 +61,21 @@ def main(number: RoundNumber, /, format_pairs: FormatPairs) -> None:
     prompts = picks[["id", "prompt_ids"]]
     name = f"round {number}"
     described: dict[str, Any] = {}
+    stage = running_stage()
+    kept = Checkpoints.of_stage(stage.name, stage.params)
     match plan.sampler:
         case LocalSampler():
             policy = load_both(REFERENCE, before, shard=plan.shard, packed=False).policy
-            answers = sampled(policy, prompts, plan, tokenizer, samples=plan.samples, number=number, name=name)
+
+            def sample(some: "pd.DataFrame", part: str) -> "pd.DataFrame":
+                return sampled(
+                    policy, some, plan, tokenizer, samples=plan.samples, number=number, name=f"{name}, {part}"
+                )
+
+            parts = sample_parts(kept.folder, prompts, plan.batch_size, sample)
+            if rank() > 0:
+                return
+            answers = read_parts(parts, prompts)
         case ServedPolicy() as config:
             process()  # it starts when every process calls this
             if rank() > 0:  # the first one asks for several answers at once by itself
@@ -88,6 +105,7 @@ def main(number: RoundNumber, /, format_pairs: FormatPairs) -> None:
         write_json(folder / "made.json", made)
         if plan.source is not None:  # the others are in data/validated
             picks.drop(columns="prompt_ids").to_parquet(folder / ASKED, index=False)
+    kept.clear()
 
 
 if __name__ == "__main__":
