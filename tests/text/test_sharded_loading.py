@@ -124,9 +124,10 @@ def compare_scores(folder, adapter):
         heldout = compare_heldout(both, pairs, 40)
         answers = []
         for model in load_both(reference, policy, shard=shard, packed=False):
-            options = {"stop_ids": [3], "batch_size": 2, "name": "", "seeds": [[i] for i in range(5)]}
-            for sampling in (None, (1.0, 0.9)):
-                answers.append(continuations(model, [p.prompt for p in pairs], max_new_tokens=9, sampling=sampling, **options))
+            options = {"stop_ids": [3], "batch_size": 2, "name": "", "sampling": (1.0, 0.9), "max_new_tokens": 9}
+            for seeds in ([[None]] * 5, [[[i]] for i in range(5)], [[None, [i], [i, 1]] for i in range(5)]):
+                written = continuations(model, [p.prompt for p in pairs], seeds, **options)
+                answers.append([answer for each in written for answer in each])
         scores = all_pair_logps(load_to_score(reference, shard=shard), pairs, 40, "")
         found.append(([both.policy], heldout, answers, scores))
     (whole, *one), (divided, *two) = found
