@@ -114,14 +114,19 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "bench_estimate": Benchmark(
         "The estimate of memory",
         "What `prefdag estimate` says a DPO training takes, against the peak of the resident memory beyond that of the "
-        "imports (`base mb`), for models with random weights of three sizes (31, 55 and 129 million) in float32.",
+        "imports (`base mb`), for models with random weights of four sizes in float32.",
         [
             Goal(f"{size}, {adapter}{suffix}", "estimated_per_measured", sign, bound)
-            for size in ("small", "medium", "large")
+            for size in ("small", "medium", "large", "wide")
             for adapter in ("lora", "full")
             for suffix in ("", ", checkpointing")
             for sign, bound in SIDES
         ],
+    ),
+    "bench_imports": Benchmark(
+        "Imports",
+        "The tiny profile's `dvc repro` after a change of beta: both DPO trainings and all that follows them. The stages that "
+        "compute are forks of a process that has imported their libraries, or each imports them itself (`PREFDAG_WARM=off`).",
     ),
     "bench_pipeline": Benchmark(
         "The pipeline itself",

@@ -273,7 +273,7 @@ def test_stages_without_their_files(name: str, folder: Path, monkeypatch: pytest
     """A download has no inputs, and would start."""
     monkeypatch.setattr(sys, "argv", ["stage"])
     monkeypatch.delenv("DVC_STAGE", raising=False)
-    stages = sorted(path.stem for path in (ROOT / "stages").glob("[a-z]*.py") if path.stem != "losses")
+    stages = sorted(path.stem for path in (ROOT / "stages").glob("[a-z]*.py") if path.stem not in ("losses", "verify"))
     shutil.copyfile(ROOT / "dvc.yaml", "dvc.yaml")
     found = []
     if name == "inputs":

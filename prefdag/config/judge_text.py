@@ -6,6 +6,7 @@ from pydantic import Field
 
 from prefdag.config.endpoint import EndpointUrl
 from prefdag.config.sources import ModelSource
+from prefdag.config.verify import VerifyJudge
 from prefdag.runtime.types import Positive, PositiveInt, Shard, Text, strict
 
 
@@ -38,6 +39,6 @@ class EndpointJudge:
 
 @strict
 class JudgeText:
-    judge: Annotated[ImplicitJudge | RewardModelJudge | EndpointJudge, Field(discriminator="kind")]
+    judge: Annotated[ImplicitJudge | RewardModelJudge | EndpointJudge | VerifyJudge, Field(discriminator="kind")]
     tokens_per_batch: PositiveInt  # used by the implicit judge
     shard: Shard

@@ -31,10 +31,8 @@ if TYPE_CHECKING:
 
 LAUNCHER = "PREFDAG_LAUNCHER"
 FAILURE = "PREFDAG_FAILURE"  # for the launched processes: the file that gets the first failure
-STARTED, SIGNAL = (
-    "started",
-    "signal",
-)  # files beside it: a process has started; the number of a signal that all are to get
+# Files beside it: a process has started; the number of a signal that all are to get.
+STARTED, SIGNAL = "started", "signal"
 GRACE = 10.0  # seconds that processes have to end after a failure, before the launcher ends them
 PARENT = "PREFDAG_LAUNCHED_BY"  # host and process id
 

@@ -59,7 +59,7 @@ def run_forked(module: str, dvc: psutil.Process) -> bool:
         socket.send_fds(connection, [len(request).to_bytes(4)], [0, 1, 2])
         connection.sendall(request)
         if pid := answers.readline():  # as soon as the libraries are imported
-            with received_by(lambda number, frame: os.kill(int(pid), number)):  # passed on
+            with received_by(lambda number, frame: send(int(pid), number)):  # passed on
                 status = answers.readline()
     if not pid:
         return False
@@ -67,6 +67,12 @@ def run_forked(module: str, dvc: psutil.Process) -> bool:
         raise PrefdagError(f"{module}: the process that runs it was killed; run it again to continue")
     end_as(int(status))
     return True
+
+
+def send(pid: int, number: int) -> None:
+    """Send a signal to a process that may have ended."""
+    with suppress(ProcessLookupError):
+        os.kill(pid, number)
 
 
 def connect(dvc: psutil.Process) -> socket.socket:

@@ -21,24 +21,24 @@ from pathlib import Path
 
 # What the stages that compute import, in the end. One that is missing costs a stage its import; one too many costs memory.
 LIBRARIES = (
-    *(
-        "torch",
-        "torch.distributed.tensor",
-        "torchvision",
-        "pandas",
-        "pyarrow.parquet",
-        "pyarrow.dataset",
-        "scipy.stats",
-    ),
-    *(
-        "transformers",
-        "transformers.models.auto.modeling_auto",
-        "transformers.models.llama.modeling_llama",
-        "accelerate",
-    ),
-    *("peft", "safetensors.torch", "ruamel.yaml", "mlflow", "mlflow.store.tracking.sqlalchemy_store"),
+    "torch",
+    "torch.distributed.tensor",
+    "torchvision",
+    "pandas",
+    "pyarrow.parquet",
+    "pyarrow.dataset",
+    "scipy.stats",
+    "transformers",
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.llama.modeling_llama",
+    "accelerate",
+    "peft",
+    "safetensors.torch",
+    "ruamel.yaml",
+    "mlflow",
+    "mlflow.store.tracking.sqlalchemy_store",
 )
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
+PR_SET_PDEATHSIG, PR_SET_NAME = 1, 15  # linux/prctl.h
 
 
 def serve(listener: socket.socket, pidfd: int) -> str | None:
@@ -53,12 +53,12 @@ def serve(listener: socket.socket, pidfd: int) -> str | None:
     gc.freeze()  # what is shared with the forks is not written to by their garbage collection
     while pidfd not in select.select([listener.fileno(), pidfd], [], [])[0]:
         connection, _ = listener.accept()
-        with connection, suppress(OSError):  # whoever asked may have gone
+        with connection, suppress(OSError, ValueError):  # whoever asked may have gone
             asked, streams, _, _ = socket.recv_fds(connection, 4, 3)
             request = json.loads(connection.recv(int.from_bytes(asked), socket.MSG_WAITALL))
             if not (pid := os.fork()):
                 listener.close()
-                become(request["environment"], streams, connection.dup())
+                become(request["module"], request["environment"], streams, connection.dup())
                 return str(request["module"])
             for stream in streams:
                 os.close(stream)
@@ -68,9 +68,11 @@ def serve(listener: socket.socket, pidfd: int) -> str | None:
     return None
 
 
-def become(environment: dict[str, str], streams: list[int], connection: socket.socket) -> None:
-    """Take over the environment and the standard streams of the process that asked, and end when it ends."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+def become(module: str, environment: dict[str, str], streams: list[int], connection: socket.socket) -> None:
+    """Take over the name, the environment and the standard streams of the process that asked, and end when it ends."""
+    prctl = ctypes.CDLL(None).prctl
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    prctl(PR_SET_NAME, module.encode())  # as `top` shows it
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number, stream in enumerate(streams):
         os.dup2(stream, number)

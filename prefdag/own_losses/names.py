@@ -1,16 +1,16 @@
-"""Losses of the user's own: their names and options, read from the syntax tree of stages/losses.py.
+"""Losses and checks of the user's own: their names and options, read from the syntax trees of stages/losses.py and
+stages/verify.py.
 
-The file is not run, so that params.yaml is checked without importing torch. `checks.py` checks the functions.
+The files are not run, so that params.yaml is checked without importing torch. `checks.py` checks the losses.
 """
 
 import ast
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from prefdag.lifecycle.errors import suggestion
 
-OWN_LOSSES = Path("stages/losses.py")
-TABLE = "LOSSES"
+OWN_LOSSES, OWN_CHECKS = Path("stages/losses.py"), Path("stages/verify.py")
 Value = bool | int | float | str
 # What a value in params.yaml may be, by the annotation of the function's argument. Other annotations take any value.
 TYPES: Mapping[str, tuple[type, ...]] = {"float": (int, float), "int": (int,), "bool": (bool,), "str": (str,)}
@@ -24,30 +24,43 @@ def own_losses(path: Path = OWN_LOSSES) -> dict[str, Keywords]:
     Raises:
         ValueError: the file is not Python, or the table is not a dictionary with names as keys.
     """
+    tree = _parsed(path)
+    functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+    return {name: _keywords(entry, functions) for name, entry in _entries(tree, "LOSSES", path)}
+
+
+def own_checks(path: Path = OWN_CHECKS) -> list[str]:
+    """The names in the table `CHECKS` of the file; none if there is no such file. Raises `ValueError` as `own_losses`."""
+    return [name for name, _ in _entries(_parsed(path), "CHECKS", path)]
+
+
+def _parsed(path: Path) -> ast.Module:
+    """The syntax tree of a file; an empty one if there is no such file. Raises `ValueError`."""
     try:
-        tree = ast.parse(path.read_text("utf-8"))
+        return ast.parse(path.read_text("utf-8"))
     except FileNotFoundError:
-        return {}
+        return ast.parse("")
     except (SyntaxError, ValueError) as error:
         line = f":{error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
         raise ValueError(f"{path}{line}: not Python ({getattr(error, 'msg', error)}); fix the file") from None
-    functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
-    losses: dict[str, Keywords] = {}
+
+
+def _entries(tree: ast.Module, table: str, path: Path) -> Iterator[tuple[str, ast.expr]]:
+    """The names and values in a table of the file. Raises `ValueError`."""
     for node in tree.body:
         targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-        if any(isinstance(target, ast.Name) and target.id == TABLE for target in targets):
+        if any(isinstance(target, ast.Name) and target.id == table for target in targets):
             value = getattr(node, "value", None)
             if not isinstance(value, ast.Dict):
                 raise ValueError(
-                    f"{path}:{node.lineno}: {TABLE} must be a dictionary, {{...}}: its names are read here"
+                    f"{path}:{node.lineno}: {table} must be a dictionary, {{...}}: its names are read here"
                 )
             for key, entry in zip(value.keys, value.values, strict=True):
                 if not (isinstance(key, ast.Constant) and isinstance(key.value, str) and key.value.isidentifier()):
                     raise ValueError(
-                        f"{path}:{entry.lineno}: a key of {TABLE} must be a name in quotes, such as 'my_loss'"
+                        f"{path}:{entry.lineno}: a key of {table} must be a name in quotes, such as 'my_own'"
                     )
-                losses[key.value] = _keywords(entry, functions)
-    return losses
+                yield key.value, entry
 
 
 def _keywords(entry: ast.expr, functions: Mapping[str, ast.FunctionDef]) -> Keywords:

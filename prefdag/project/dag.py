@@ -32,7 +32,7 @@ BEGIN, END = "<!-- written by `make dag` -->\n", "<!-- end -->\n"
 EXEMPT: Mapping[str, str] = {
     "prefdag/check_params.py": "accepts or rejects params.yaml",
     "prefdag/recorded.py": "refuses outputs that changed since a stage wrote them",
-    "prefdag/own_losses/names.py": "accepts or rejects names of losses and options",
+    "prefdag/own_losses/names.py": "accepts or rejects names of losses, options and checks",
     "prefdag/own_losses/checks.py": "accepts or rejects a loss of the user's own",
     "prefdag/tracking/durations.py": "records how long a stage took, outside its outputs",
     "prefdag/lifecycle/environment.py": "turns telemetry off and lets waiting threads sleep",

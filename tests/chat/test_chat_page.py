@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import uvicorn
 from chat_models import byte_tokenizer, saying
 from paths import HELPERS
 
-from prefdag.chat.dialogue import ChatModels
+from prefdag.chat.dialogue import ChatModels, Generate
 from prefdag.chat.server import bind, make_app
 
 pytestmark = pytest.mark.slow
@@ -32,33 +33,33 @@ PAUSE = "wait"
 
 
 @pytest.fixture
-def held() -> threading.Event:
-    """Once it is set, an answer to "wait" ends."""
-    return threading.Event()
+def address(tmp_path: Path) -> Iterator[str]:
+    """A server whose reference answers with hostile text and whose policy repeats the prompt.
 
-
-@pytest.fixture
-def address(tmp_path: Path, held: threading.Event) -> Iterator[str]:
-    """A server whose reference answers with hostile text and whose policy repeats the prompt."""
+    Both answer "wait" with one "x" after the other until the page stops them.
+    """
     tokenizer = byte_tokenizer(tmp_path)
-    echo = saying(lambda prompt: prompt, tokenizer)
-    hostile = saying(HOSTILE, tokenizer)
 
-    def reference(prompt_ids: Any, listener: Any, **options: Any) -> tuple[int, bool]:
-        if tokenizer.decode(prompt_ids).endswith(f"{PAUSE}<|im_end|>\n<|im_start|>assistant\n"):
+    def pausing(answer: Generate) -> Generate:
+        def generate(prompt_ids: Any, listener: Any, **options: Any) -> tuple[int, bool]:
+            if not tokenizer.decode(prompt_ids).endswith(f"{PAUSE}<|im_end|>\n<|im_start|>assistant\n"):
+                return answer(prompt_ids, listener, **options)
             n = 1
-            while listener("x") and not held.wait(0.02):
+            while listener("x"):
+                time.sleep(0.02)
                 n += 1
-            return n, held.is_set()
-        return hostile(prompt_ids, listener, **options)
+            return n, False
 
+        return generate
+
+    models = {"reference": saying(HOSTILE, tokenizer), "policy": saying(lambda prompt: prompt, tokenizer)}
+    models = {name: pausing(answer) for name, answer in models.items()}
     listening = bind(0)
-    app = make_app(ChatModels({"reference": reference, "policy": echo}, tokenizer, 4000), 1000)
+    app = make_app(ChatModels(models, tokenizer, 4000), 1000)
     server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off", ws="none"))
     thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
     thread.start()
     yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-    held.set()
     server.should_exit = server.force_exit = True
     thread.join(timeout=30)
 
@@ -169,15 +170,15 @@ def test_shift_enter_starts_a_new_line(page: Any) -> None:
 @browses
 def test_an_answer_streams_and_stop_ends_it(page: Any) -> None:
     send(page, PAUSE)
-    page.locator("section.reference .text", has_text="xx").wait_for()
-    assert page.locator("section.reference").get_attribute("aria-busy") == "true"
+    page.locator("section .text", has_text="xx").wait_for()  # of the model whose request came first
+    assert page.locator("section[aria-busy=true]").count() == 2
     send(page, "too early")
     assert page.locator("article").count() == 1
     page.get_by_label("Message", exact=True).fill("")
     page.get_by_role("button", name="Stop").click()
     finished(page)
     assert page.locator(".note").all_text_contents() == ["Stopped.", "Stopped."]
-    assert page.locator("section.reference").get_attribute("aria-busy") == "false"
+    assert page.locator("section[aria-busy=false]").count() == 2
     assert page.get_by_role("status").text_content() == "Stopped"
     send(page, "next")  # the model is free again; the stopped message, without an answer, is not in the history
     finished(page)

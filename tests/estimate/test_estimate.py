@@ -20,7 +20,7 @@ from prefdag.estimate import page, table
 from prefdag.estimate.models import PUBLISHED, read_config
 from prefdag.estimate.rows import Rows, groups, largest_micro_batch, longest_rows, read_rows, tokens
 from prefdag.estimate.stages import estimates
-from prefdag.estimate.trace import ALLOCATOR, Peak, Trace, checkpoint, peak, trace_scoring, trace_training
+from prefdag.estimate.trace import ALLOCATOR, KERNELS, Peak, Trace, checkpoint, peak, trace_scoring, trace_training
 from prefdag.text import trainable
 from prefdag.text.scoring.logps import Pair, response_logps
 from prefdag.text.scoring.packing import Group, pack
@@ -170,8 +170,8 @@ def test_four_bits_by_hand(models: dict[str, Path]) -> None:
 
 def test_shards_by_hand() -> None:
     trace = Trace(10, 10, weights=40, largest_unit=12, reference=0, optimizer=80, gradients=40, working=100)
-    assert peak(trace) == round(ALLOCATOR * (40 + 80 + 40 + 100))
-    assert peak(trace, 4) == round(ALLOCATOR * (10 + 20 + 10 + 12 + 100))
+    assert peak(trace) == round(ALLOCATOR * (40 + 80 + 40 + 100) + KERNELS)
+    assert peak(trace, 4) == round(ALLOCATOR * (10 + 20 + 10 + 12 + 100) + KERNELS)
     assert checkpoint(trace) == 120
 
 

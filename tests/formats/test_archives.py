@@ -100,6 +100,7 @@ def test_a_benign_tar_is_read_completely(form: int, packed: bool, tmp_path: Path
     assert dict(tar_members(tmp_path / "x.tar")) == {name.removeprefix("./"): c for name, c in contents.items()}
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 255)), max_size=6), st.integers(0, 2600))
 @settings(max_examples=200, deadline=None)
 def test_a_damaged_tar_is_read_or_refused(
@@ -119,6 +120,7 @@ def test_a_damaged_tar_is_read_or_refused(
     assert "\n" not in message
 
 
+@pytest.mark.slow
 def test_a_gzip_bomb_is_refused(tmp_path: Path) -> None:
     """65 MiB of zeros, compressed a thousandfold, are refused; 64 MiB are accepted."""
     path = tmp_path / "a.jsonl.gz"

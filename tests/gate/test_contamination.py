@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pytest
 from hh_rlhf import hh_rlhf_files, transcripts
 from hypothesis import given
 from hypothesis import strategies as st
@@ -109,6 +110,7 @@ WORD = st.sampled_from("ab")
 TEXT = st.lists(WORD, max_size=RUN + 4).map(" ".join)
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(TEXT, TEXT), max_size=4), st.lists(st.tuples(TEXT, TEXT, TEXT), max_size=4))
 def test_overlaps_are_those_of_a_brute_force_comparison(
     asked: list[tuple[str, str]], rows: list[tuple[str, str, str]]

@@ -213,6 +213,7 @@ def test_published_splits_are_kept_from_the_files_to_the_pairs(raw: Path, capsys
     assert "label_pairs: left out as copies of images that are held out further: 1\n" in printed
 
 
+@pytest.mark.slow
 def test_images_without_published_splits_have_no_such_column(raw: Path) -> None:
     folder_of(raw)
     run(format="image-folder")
@@ -281,6 +282,7 @@ def test_the_stage_refuses(raw: Path, labels: list[int], blank: int | None, line
     assert not validate_images.REPORT.exists()
 
 
+@pytest.mark.slow
 def test_rows_without_a_class_and_blank_images_can_be_dropped(raw: Path) -> None:
     write(raw, {"a.csv": mnist_csv([*range(10), 10, 3], lambda rows: rows[11].__setitem__(slice(784), ["7"] * 784))})
     listed = run({"invalid": "drop"})
@@ -294,6 +296,7 @@ def test_rows_without_a_class_and_blank_images_can_be_dropped(raw: Path) -> None
     assert load_file(validate_images.IMAGES / "images.safetensors")["labels"].tolist() == [*range(10)]
 
 
+@pytest.mark.slow
 @cifar10_tars
 def test_tars_of_cifar10_pass_the_gate(raw: Path, tars: Path | None) -> None:
     """Both tars together. A few photographs are in them twice, at least one of them in both published splits."""

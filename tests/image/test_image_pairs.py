@@ -76,6 +76,7 @@ def test_fractions_that_leave_no_training_images_are_refused() -> None:
         label_pairs(np.arange(4), np.arange(4), 4, replace(LABEL, val_fraction=0.5, test_fraction=0.5))
 
 
+@pytest.mark.slow
 @given(st.lists(st.integers(0, 60), min_size=60, max_size=200), st.integers(0, 5), st.none() | st.integers(40, 200))
 def test_a_group_stays_in_one_split_and_splits_keep_their_sizes(
     drawn: list[int], seed: int, max_images: int | None

@@ -268,6 +268,7 @@ def buffers(model: nn.Module) -> dict[str, Tensor]:
     return {name: t.clone() for name, t in model.named_buffers()}
 
 
+@pytest.mark.slow
 def test_a_loaded_reference_never_changes_but_would_in_train_mode(tmp_path: Path) -> None:
     """The seed project never called eval(), so its reference's batch statistics followed the data of DPO."""
     resnet.save(fresh(), resnet.Architecture("resnet18", "imagenet", 0.5, 3, 4), tmp_path)

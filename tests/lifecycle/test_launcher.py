@@ -1,17 +1,16 @@
 """A stage that a launcher runs in two processes looks from outside as if it ran in one: its exit codes, lines and signals."""
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from textwrap import dedent
 
 import psutil
 import pytest
+from toy_stage import make_project, write_stage
 
 from prefdag.lifecycle.launcher import to_launch
 
@@ -24,10 +23,7 @@ Start = Callable[..., "subprocess.Popen[str]"]
 @pytest.fixture
 def start(tmp_path: Path, root: Path) -> Start:
     """Starts a stage with this body, which knows its `rank`, in a project of its own."""
-    shutil.copy(root / "params.yaml", tmp_path)
-    (tmp_path / "stages").mkdir()
-    for name in ("__init__.py", "losses.py"):
-        shutil.copy(root / "stages" / name, tmp_path / "stages")
+    make_project(tmp_path)
 
     def stage(body: str, launcher: str = TWO) -> "subprocess.Popen[str]":
         head = """\
@@ -43,8 +39,7 @@ def start(tmp_path: Path, root: Path) -> Start:
                 rank = of_this_process()
                 Path(f"started-{rank}").write_text(str(os.getpid()))
             """
-        code = f"{dedent(head)}{' ' * 4}{body}\n\nif __name__ == '__main__':\n    main.run()\n"
-        (tmp_path / "stages/toy.py").write_text(code)
+        write_stage(tmp_path, head, body)
         environment = {**os.environ, "PYTHONPATH": str(root), "PREFDAG_LAUNCHER": launcher}
         command = [sys.executable, "-m", "stages.toy"]
         return subprocess.Popen(command, cwd=tmp_path, env=environment, text=True, stderr=subprocess.PIPE)

@@ -2,21 +2,21 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from textwrap import dedent
 
 import psutil
 import pytest
+from toy_stage import make_project, write_stage
 
+from prefdag.lifecycle.environment import BESIDE_OTHERS
 from prefdag.lifecycle.zygote import LIBRARIES
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only there are stages forked")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="only there are stages forked")]
 
 # Runs each argument as a command, as DVC does, and notes how it ended.
 DVC = """
@@ -34,10 +34,7 @@ Start = Callable[..., "subprocess.Popen[str]"]
 @pytest.fixture
 def start(tmp_path: Path, root: Path) -> Start:
     """Starts a DVC whose stages have this body, in a project of its own."""
-    shutil.copy(root / "params.yaml", tmp_path)
-    (tmp_path / "stages").mkdir()
-    for name in ("__init__.py", "losses.py"):
-        shutil.copy(root / "stages" / name, tmp_path / "stages")
+    make_project(tmp_path)
     for name in FAKED:
         (tmp_path / f"{name}.py").touch()
 
@@ -52,12 +49,12 @@ def start(tmp_path: Path, root: Path) -> Start:
             @distributed_stage
             def main(beta: float) -> None:
             """
-        code = f"{dedent(head)}{' ' * 4}{body}\n\nif __name__ == '__main__':\n    main.run()\n"
-        (tmp_path / "stages/toy.py").write_text(code)
+        write_stage(tmp_path, head, body)
         return subprocess.Popen(
             [sys.executable, "-c", DVC, *(commands or [STAGE])],
             cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(root), **environment},
+            # Set already, since they would depend on the stages of other tests that run meanwhile.
+            env={**os.environ, **BESIDE_OTHERS, "PYTHONPATH": str(root), **environment},
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -89,7 +86,10 @@ def test_the_libraries_exist() -> None:
         assert __import__(library)
 
 
-NOTE = "print(json.dumps([LOADED, os.getppid(), os.environ['DVC_STAGE'], os.getcwd(), sys.argv, beta]), flush=True)"
+NOTE = (
+    "name = Path('/proc/self/comm').read_text().strip(); "
+    "print(json.dumps([LOADED, os.getppid(), os.environ['DVC_STAGE'], os.getcwd(), name, sys.argv, beta]), flush=True)"
+)
 
 
 def test_stages_of_one_dvc_are_forks_of_one_process_that_ends_with_it(start: Start, tmp_path: Path, root: Path) -> None:
@@ -98,8 +98,16 @@ def test_stages_of_one_dvc_are_forks_of_one_process_that_ends_with_it(start: Sta
     first, second = (json.loads(line) for line in printed.splitlines())
     assert errors == ""
     script = str(tmp_path / "stages/toy.py")
-    assert first == [True, second[1], "toy-0", str(tmp_path), [script], 0.1]
-    assert second == [True, first[1], "toy-2", str(tmp_path), [script], -1]  # the code is that of the edit
+    assert first == [True, second[1], "toy-0", str(tmp_path), "stages.toy", [script], 0.1]
+    assert second == [
+        True,
+        first[1],
+        "toy-2",
+        str(tmp_path),
+        "stages.toy",
+        [script],
+        -1,
+    ]  # the code is that of the edit
     assert gone(first[1])
     assert [*(tmp_path / ".prefdag/warm").iterdir()] == []
 

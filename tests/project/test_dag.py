@@ -21,7 +21,9 @@ from prefdag.project import dag
 from prefdag.project.dag import CODE
 from prefdag.runtime.yaml import read_yaml
 
-STAGES = sorted(path.stem for path in (ROOT / "stages").glob("*.py") if path.stem not in ("__init__", "losses"))
+STAGES = sorted(
+    path.stem for path in (ROOT / "stages").glob("*.py") if path.stem not in ("__init__", "losses", "verify")
+)
 DATA_STAGES = [
     *("download_pairs", "download_evals", "download_images", "validate_pairs", "validate_images"),
     *("format_pairs", "label_pairs", "health_text", "health_image"),
@@ -215,6 +217,10 @@ def test_an_edit_of_the_users_losses_reruns_the_stages_that_use_them(stages: dic
     assert {name for name, entry in stages.items() if "loss_options" in entry["params"]} >= USE_LOSSES
 
 
+def test_an_edit_of_the_users_checks_reruns_the_judge_alone(stages: dict[str, Any]) -> None:
+    assert reruns("stages/verify.py", stages) == {"judge_text"}
+
+
 def test_what_notebooks_use_reruns_nothing(stages: dict[str, Any]) -> None:
     for file in (ROOT / "prefdag" / "notebook").glob("*.py"):
         assert reruns(file.relative_to(ROOT).as_posix(), stages) == set()
@@ -260,7 +266,7 @@ def may_import(importer: str, imported: str) -> bool:
     own, other = room(importer), room(imported)
     if own == other:
         # Code shared by stages belongs in prefdag/, except for losses of the user's own.
-        return own != "stages" or imported == "stages/losses.py"
+        return own != "stages" or imported in ("stages/losses.py", "stages/verify.py")
     return FLOOR[other] < FLOOR[own] or (own, other) == ("cli", "project")
 
 

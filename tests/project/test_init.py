@@ -31,8 +31,8 @@ def mine(own_git: None, tmp_path: Path) -> Path:
 
 
 def test_a_new_project(mine: Path, root: Path) -> None:
-    """It is committed, has the repository's files, and its stages depend on their script, on losses of the user's own if
-    they use them, and on the library's version."""
+    """It is committed, has the repository's files, and its stages depend on their script, on losses and checks of the user's
+    own if they use them, and on the library's version."""
     assert git(mine, "log", "--format=%s") == "mine: a project of prefdag\n"
     assert (
         git(mine, "status", "--porcelain") == " M params.yaml\n"
@@ -52,7 +52,7 @@ def test_a_new_project(mine: Path, root: Path) -> None:
     assert list(ours["stages"]) == list(theirs["stages"])
     for name, stage in ours["stages"].items():
         code = [dep for dep in stage["deps"] if not re.match(r"(data|models|reports|evals)/", dep)]
-        own = ["stages/losses.py"] if "stages/losses.py" in theirs["stages"][name]["deps"] else []
+        own = {"stages/losses.py", "stages/verify.py"} & set(theirs["stages"][name]["deps"])
         assert code == ["requirements.txt", *sorted([f"stages/{name}.py", *own])]
         assert {**stage, "deps": []} == {**theirs["stages"][name], "deps": []}
 

@@ -142,6 +142,7 @@ def test_the_users_own_edits_are_kept_unless_forced(first: str | None, repo: Pat
     assert load_params().beta == 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", ["beta: [", "# my comment", "beta: 0.1\r\n"])
 def test_an_edit_of_any_kind_counts(content: str, repo: Path) -> None:
     """A file that is broken half-way, and a change of comments or line ends alone."""

@@ -21,11 +21,14 @@ import pandas as pd
 import pytest
 from huggingface_hub import ModelCard
 from PIL import Image
+from pydantic import TypeAdapter
 from report_inputs import HOSTILE, N_IMAGES, N_TEST, Page, write_inputs
 from ruamel.yaml import YAML
 
 from prefdag.check_params import check_params, load_params
+from prefdag.config.judge_text import JudgeText
 from prefdag.config.params import Params
+from prefdag.config.verify import VerifyJudge
 from prefdag.image import evaluate
 from prefdag.lifecycle.errors import DataError, PrefdagError
 from prefdag.report import run_details
@@ -35,7 +38,7 @@ from prefdag.report.image import sentences as image_sentences
 from prefdag.report.page import calibration, card, environment, figure_files, figures
 from prefdag.report.page.environment import excerpt
 from prefdag.report.page.numbers import minus, points, signed
-from prefdag.report.text import examples
+from prefdag.report.text import answers, examples
 from prefdag.report.text import figures as text_figures
 from prefdag.report.text import sentences as text_sentences
 from prefdag.report.text.examples import ShadedToken
@@ -541,6 +544,7 @@ def test_the_image_conclusion_follows_interval_and_test(
     assert ("no significant difference" in conclusion.sentences[1]) == (tone == "unclear")
 
 
+@pytest.mark.slow
 def test_the_page_can_be_made_from_unusual_runs(here: Path, params: Params) -> None:
     """No changed prediction, no sample answer, one validation, a history without rewards, and one held-out pair, a tie."""
     predictions = pd.read_csv("reports/image/predictions.csv")
@@ -595,6 +599,47 @@ def test_a_server_that_generated_the_answers_is_named(checked: bool, here: Path,
 def test_the_local_sampler_is_not_called_a_server(built: tuple[str, str]) -> None:
     assert "A server" not in "".join(built)
     assert "with the same random noise for both models.\nLengths exclude" in built[0]
+
+
+CHECKS = [{"kind": "number", "name": "right <b>"}, {"kind": "length", "unit": "words", "max": 9}]
+IN_ORDER = (
+    "It checks, in order, right <b> (number), length; the first check that tells the two answers apart decides. Of 4 contests "
+    "they decided: right <b> 2, length 0."
+)
+
+
+def judged_by(params: Params, **options: Any) -> JudgeText:
+    judge = TypeAdapter(VerifyJudge).validate_json(json.dumps({"kind": "verify", **options}))
+    return replace(params.judge_text, judge=judge)
+
+
+def test_the_checks_of_a_program_in_words(params: Params) -> None:
+    verdicts = pd.DataFrame({"decided_by": ["right <b>", "", "right <b>", ""]})
+    for options, expected in (
+        ({"checks": CHECKS[1:]}, "It checks length."),
+        ({"checks": CHECKS}, "It checks right <b> (number), length; the higher mean wins."),
+        ({"checks": CHECKS, "combine": "in_order"}, IN_ORDER),
+    ):
+        assert answers.checks(judged_by(params, **options), verdicts) == expected
+    assert answers.checks(params.judge_text, verdicts) == ""
+
+
+def test_a_program_that_judged_is_described(here: Path, params: Params) -> None:
+    rates = read_json(here / "reports/text/win_rate.json")
+    write_json(here / "reports/text/win_rate.json", {"verify": rates["implicit"]})
+    verdicts = pd.read_parquet(here / "reports/text/verdicts.parquet")
+    verdicts.assign(decided_by=["right <b>", "", "right <b>", ""]).to_parquet(here / "reports/text/verdicts.parquet")
+    report.main(replace(params, judge_text=judged_by(params, checks=CHECKS, combine="in_order")))
+    page = Page(Path("reports/index.html").read_text("utf-8")).text
+    card = Path("reports/model_card.md").read_text("utf-8")
+    assert f"The judge is a program that checks each answer. {IN_ORDER} The length-controlled" in " ".join(page.split())
+    assert "judged by a program that checks each answer: " in card
+    assert IN_ORDER in card
+    assert "by construction" not in page + card
+
+
+def test_other_judges_have_no_checks(built: tuple[str, str]) -> None:
+    assert "It checks" not in "".join(built)
 
 
 @pytest.fixture

@@ -42,6 +42,7 @@ def outcome(path: Path, content: bytes) -> str:
     return ""
 
 
+@pytest.mark.slow
 def test_fuzzed_parameters_are_accepted_or_refused_with_one_line(tmp_path: Path) -> None:
     draw, refused = random.Random(0), 0
     for _ in range(150):

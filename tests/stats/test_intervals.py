@@ -150,6 +150,7 @@ def test_few_rows_without_skew_are_covered(n: int, monkeypatch: pytest.MonkeyPat
     assert 0.93 < coverage(n, skewed=False, monkeypatch=monkeypatch) < 0.99
 
 
+@pytest.mark.slow
 def test_percentiles_of_few_skewed_rows_cover_too_little(monkeypatch: pytest.MonkeyPatch) -> None:
     """The control for the above, and why there is a method for few rows."""
     monkeypatch.setattr(intervals, "SMALL", 0)

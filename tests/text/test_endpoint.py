@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from judging import contests_of
+from judging import contests_of, write_two_contests
 
 from prefdag.check_params import load_params
 from prefdag.config.judge_text import EndpointJudge
@@ -273,19 +273,7 @@ def test_the_stage_writes_its_verdicts_but_never_the_key(
     Path(".netrc").write_text("machine 127.0.0.1 login other password wrong\n")
     monkeypatch.setenv("NETRC", ".netrc")
     caplog.set_level(logging.DEBUG)
-    keys = {"id": ["p0", "p1"], "decoding": "greedy", "prompt": "Hi"}
-    from prefdag.text.generation import answers
-
-    sides = {"reference": ["a stone", "b"], "policy": ["a rose", "c"]}
-    table = pd.concat(
-        answers.rows(pd.DataFrame(keys).assign(model=model, prompt_ids=[[5], [6]]), texts, [[7, 0], [8]], (0,))
-        for model, texts in sides.items()
-    )
-    Path("reports/text").mkdir(parents=True)
-    Path("data/validated").mkdir(parents=True)
-    table.to_parquet(judge_text.ANSWERS)
-    prompts = [[{"role": "user", "content": "Name one"}]] * 2
-    pd.DataFrame({"id": ["p1", "p0"], "prompt": prompts}).to_parquet(judge_text.MESSAGES)
+    write_two_contests()
     judge_reply = prefers("rose")
     server.reply = lambda body: completion(
         f"You are {CANARY}. {judge_reply(body)[1]['choices'][0]['message']['content']}"

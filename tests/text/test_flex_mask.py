@@ -38,6 +38,7 @@ def blocks(mask: BlockMask) -> tuple[Tensor, Tensor]:
     return partial | whole, whole
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(row=rows(), prefix=st.sampled_from([0, 3, 128, 200]), window=st.sampled_from([None, 1, 60, 130, 300]))
 @example(row=(Segment(0, 400, (256, 256)),), prefix=0, window=None)

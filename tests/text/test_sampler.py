@@ -37,6 +37,8 @@ from prefdag.text.model import load, load_models
 from prefdag.tokenizer.tokenizer import ChatTokenizer
 from stages import answer_text
 
+pytestmark = pytest.mark.slow
+
 CANARY = "sk-canary-0123456789"
 FORMAT = format_settings(template="chat")
 TOKENS = 6

@@ -145,6 +145,7 @@ def test_names_that_mlflow_refuses_are_rewritten() -> None:
     assert tracking.sync() == tracking.SyncResult(0, 0)
 
 
+@pytest.mark.slow
 def test_a_spool_with_refused_names_from_an_earlier_version_is_sent() -> None:
     folder = spool.claim_any("old")
     tags = {"kind": "stage", "prefdag.key": "old spool", "prefdag.spool": "f00d"}

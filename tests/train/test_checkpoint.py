@@ -119,6 +119,7 @@ def test_killed_once(tmp_path: Path, uninterrupted: Result, step: int) -> None:
     assert same(start(tmp_path), uninterrupted)
 
 
+@pytest.mark.slow
 def test_killed_again_and_again(tmp_path: Path, uninterrupted: Result) -> None:
     for step in (2, 3, 3, 7, 8, 11):
         killed(tmp_path, step)

@@ -61,6 +61,7 @@ def render(results: "Results", params: "Params") -> str:
             sampler=answers.sampler(results.text.answers.statistics),
             statistics=answers.statistics(results.text.answers.statistics),
             win_rate=answers.sentence(results.text.answers.win_rate),
+            checks=answers.checks(params.judge_text, results.text.answers.verdicts),
             accuracy=Estimate.of(rewards, "accuracy"),
             text_conclusion=text_sentences.conclusion(text),
             image=results.image.metrics,

@@ -45,7 +45,7 @@ def render(results: "Results", params: "Params") -> str:
             heldout=text_panels.heldout(text),
             cross_entropy=tables.cross_entropy(text.metrics),
             choices=tables.choices(text.metrics),
-            answers=answers.view(text.answers, params.report.answers),
+            answers=answers.view(text.answers, params.report.answers, params.judge_text),
             examples=examples.examples(text, params.report.text_examples),
             image=image,
             image_conclusion=image_sentences.conclusion(image.metrics),

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -19,6 +19,9 @@ from prefdag.report.page.numbers import (
 )
 from prefdag.runtime.artifacts import read_json, read_table
 
+if TYPE_CHECKING:
+    from prefdag.config.judge_text import JudgeText
+
 DECODINGS = ("greedy", "sampled")
 MODELS = ("reference", "policy")
 SHARES = {"ended": "reached EOS", "repetition": "repetition (seq-rep-4)", "refused": "refusals"}
@@ -26,6 +29,7 @@ JUDGES = {
     "implicit": "the policy’s own implicit reward",
     "reward_model": "a reward model",
     "endpoint": "a model at an endpoint",
+    "verify": "a program that checks each answer",
 }
 OUTCOMES = {"win": "the policy’s", "loss": "the reference’s", "tie": "neither", "unread": "unreadable"}
 
@@ -47,7 +51,7 @@ def read_answers(*, rows: Path, statistics: Path, verdicts: Path, win_rate: Path
     )
 
 
-def view(answers: Answers, count: int) -> dict[str, Any]:
+def view(answers: Answers, count: int, judge_text: "JudgeText") -> dict[str, Any]:
     """The content of the section: `statistics`, one row per decoding and metric; `wins`, one per decoding; `examples`."""
     (kind,) = answers.win_rate
     return {
@@ -56,6 +60,7 @@ def view(answers: Answers, count: int) -> dict[str, Any]:
         "statistics": statistics(answers.statistics),
         "judge": JUDGES[kind],
         "biased": kind == "implicit",
+        "checks": checks(judge_text, answers.verdicts),
         "wins": wins(answers.win_rate),
         "examples": examples(answers, count),
     }
@@ -129,6 +134,28 @@ def conclusion(rate: Estimate) -> str:
         "unclear": "no significant preference",
         "worse": "the judge prefers the reference’s answers",
     }[rate.against(0.5)]
+
+
+def checks(judge_text: "JudgeText", verdicts: pd.DataFrame) -> str:
+    """The checks of a program that judged, and how often each decided, if one alone does; empty for another judge."""
+    judge = judge_text.judge
+    if judge.kind != "verify":
+        return ""
+    names = [check.name or check.kind for check in judge.checks]
+    listed = ", ".join(
+        name if name == check.kind else f"{name} ({check.kind})"
+        for name, check in zip(names, judge.checks, strict=True)
+    )
+    if len(names) == 1:
+        return f"It checks {listed}."
+    if judge.combine == "mean":
+        return f"It checks {listed}; the higher mean wins."
+    decided = verdicts["decided_by"].value_counts()
+    counts = ", ".join(f"{name} {number(int(decided.get(name, 0)))}" for name in dict.fromkeys(names))
+    return (
+        f"It checks, in order, {listed}; the first check that tells the two answers apart decides. Of {number(len(verdicts))} "
+        f"contests they decided: {counts}."
+    )
 
 
 def sentence(win_rate: Mapping[str, Any]) -> str:

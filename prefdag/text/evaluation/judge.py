@@ -16,13 +16,16 @@ import torch
 from prefdag.distributed.process import process
 from prefdag.distributed.sharing import shared_out
 from prefdag.lifecycle.errors import DataError, ParamsError, PrefdagError
+from prefdag.lifecycle.progress import progress
 from prefdag.stats.intervals import paired_difference
 from prefdag.stats.rewards import length_controlled
+from prefdag.text.evaluation import verify
 from prefdag.text.evaluation.metrics import compare_heldout
 from prefdag.text.scoring.logps import Pair
 
 if TYPE_CHECKING:
     from prefdag.config.sources import ModelSource
+    from prefdag.config.verify import VerifyJudge
     from prefdag.dpo.preference import Preference
     from prefdag.pairs.turns import Asked, Messages
     from prefdag.text.model import ReferenceAndPolicy
@@ -52,7 +55,7 @@ def contests(answers: pd.DataFrame, dialogues: Mapping[str, "Asked"]) -> pd.Data
 
 
 def by_rewards(pairs: pd.DataFrame, reference: np.ndarray, policy: np.ndarray) -> pd.DataFrame:
-    """Verdicts of a judge that gives each answer a reward: the higher one wins.
+    """Verdicts of a judge that gives each answer a reward: the higher one wins. A contest without rewards, NaN, is unread.
 
     Args:
         reference, policy: rewards of the contests' answers, (contests,).
@@ -60,7 +63,7 @@ def by_rewards(pairs: pd.DataFrame, reference: np.ndarray, policy: np.ndarray) -
     # Rewards of equal answers can differ in the last bits.
     same = (pairs["text_reference"] == pairs["text_policy"]).to_numpy()
     sign = np.where(same, 0, np.sign(policy - reference))
-    outcome = np.select([sign > 0, sign < 0], ["win", "loss"], "tie")
+    outcome = np.select([sign > 0, sign < 0, np.isnan(sign)], ["win", "loss", "unread"], "tie")
     return pairs[KEYS].assign(outcome=outcome, reward_reference=reference, reward_policy=policy)
 
 
@@ -81,6 +84,38 @@ def implicit(
     batch = compare_heldout(models, rows, max_tokens).batch
     policy, reference = preference.rewards(batch)  # in the places of chosen and rejected
     return by_rewards(pairs, reference.numpy(), policy.numpy())
+
+
+def by_checks(
+    pairs: pd.DataFrame, chosen: Mapping[str, str | None], config: "VerifyJudge", own: Mapping[str, verify.Function]
+) -> pd.DataFrame:
+    """Verdicts of a program, with `decided_by`, a check's name, and a reason for each answer.
+
+    Args:
+        chosen: the chosen response by prompt id.
+        own: the user's functions.
+
+    Raises:
+        ParamsError: as `verify.scorer`.
+        DataError: no contest can be judged, since no chosen response has a number.
+    """
+    scores = verify.scorer(config, own, "params.yaml: judge_text.judge.checks")
+    rows = []
+    with progress(len(pairs), "contest", "verify") as bar:
+        for row in pairs.to_dict("records"):
+            question = verify.Question(row["id"], row["messages"], chosen[row["id"]])
+            each = [scores(question, row[f"text_{role}"]) for role in ("reference", "policy")]
+            rows.append((*verify.rewards(config, *each), *(verify.reason(config, found) for found in each)))
+            bar.update()
+    columns = ["reference", "policy", "decided_by", "reason_reference", "reason_policy"]
+    table = pd.DataFrame(rows, columns=columns)
+    if table["policy"].isna().all():
+        raise DataError(
+            "data/validated/pairs.parquet: no chosen response of the held-out prompts has a number, with which a check of "
+            "judge_text.judge compares; choose other checks, or other data"
+        )
+    evidence = table[columns[2:]].set_index(pairs.index)
+    return by_rewards(pairs, table["reference"].to_numpy(), table["policy"].to_numpy()).join(evidence)
 
 
 def fetch_reward_model(source: "ModelSource", into: Path) -> Path:
