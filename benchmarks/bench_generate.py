@@ -5,7 +5,7 @@
 FOLDER is a finished run of the pipeline: its models/reference answers the test prompts of its data/pairs, in one batch, in
 float32 on one thread.
 
-    1, 4    that many sampled answers per prompt
+    1, 4, 8 that many sampled answers per prompt
     both    a greedy and a sampled one, as the stage answer_text needs them; `generate` takes a call for each
 """
 
@@ -23,7 +23,7 @@ import torch
 from benchmarks.harness import Contender, end_in_one_line, markdown, positive, run_rounds, summarise, write
 
 RESULTS = Path(__file__).with_name("bench_generate.csv")
-KINDS = ("1", "4", "both")
+KINDS = ("1", "4", "8", "both")
 TEMPERATURE, TOP_P = 0.7, 0.95  # the pipeline's defaults
 
 Answers = list[list[int]]

@@ -10,12 +10,14 @@ import torch
 from naive_answers import continuation
 from tiny_models import ADAPTERS, disturb, write_model
 from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from prefdag.config.adapter import Adapter
+from prefdag.lifecycle.errors import NumericError
 from prefdag.stats.intervals import paired_difference, proportion
 from prefdag.text import model as lm
 from prefdag.text import trainable
-from prefdag.text.generation import answers, noise
+from prefdag.text.generation import answers, decoding, noise
 from prefdag.text.generation.decoding import continuations
 
 EOS = 0
@@ -99,6 +101,20 @@ def test_generation_settings_of_the_model_folder_are_ignored(model: Any) -> None
     assert answers_of(model) == expected
 
 
+def generated(model: Any, prompts: list[list[int]] = PROMPTS, max_new_tokens: int = 7) -> list[list[int]]:
+    """The greedy answers of transformers' `generate` in one batch, up to their EOS."""
+    width = max(map(len, prompts))
+    output = model.generate(
+        input_ids=torch.tensor([[EOS] * (width - len(ids)) + ids for ids in prompts]),
+        attention_mask=torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts]),
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        eos_token_id=EOS,
+        pad_token_id=EOS,
+    )
+    return [row[: row.index(EOS) + 1] if EOS in row else row for row in output[:, width:].tolist()]
+
+
 @pytest.mark.parametrize("config", ADAPTERS.values(), ids=ADAPTERS)
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_greedy_answers_equal_those_of_generate_in_the_same_batch(kind: str, config: Adapter, tmp_path: Path) -> None:
@@ -107,17 +123,113 @@ def test_greedy_answers_equal_those_of_generate_in_the_same_batch(kind: str, con
     )
     disturb(policy)
     policy.double()
-    width = max(map(len, PROMPTS))
-    output = policy.generate(
-        input_ids=torch.tensor([[EOS] * (width - len(ids)) + ids for ids in PROMPTS]),
-        attention_mask=torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in PROMPTS]),
-        max_new_tokens=7,
-        do_sample=False,
-        eos_token_id=EOS,
-        pad_token_id=EOS,
-    )
-    expected = [row[: row.index(EOS) + 1] if EOS in row else row for row in output[:, width:].tolist()]
-    assert answers_of(policy, batch_size=6) == expected
+    assert answers_of(policy, batch_size=6) == generated(policy)
+
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+}
+# By `_batch`: a tied output layer; windows that the prompts and answers outgrow; soft caps; learned positions.
+COMMON: dict[str, dict[str, Any]] = {
+    "llama": {"tie_word_embeddings": True},
+    "mistral": {"sliding_window": 5},
+    "gemma2": {"sliding_window": 4, "attn_logit_softcapping": 1.0, "query_pre_attn_scalar": 8},
+    "opt": {"ffn_dim": 64, "word_embed_proj_dim": 32},
+}
+# By `generate`: positions from the mask alone; state-space models and a hybrid; a model without a cache; Phi-3 drops its cache
+# and reads everything again when it outgrows its first context.
+SPECIAL: dict[str, dict[str, Any]] = {
+    "bloom": {"n_layer": 2, "n_head": 4},
+    "mamba": {"state_size": 4},
+    "lfm2": {"layer_types": ["conv", "full_attention"]},
+    "openai-gpt": {"n_embd": 32, "n_layer": 2, "n_head": 4},
+    "phi3": {
+        "pad_token_id": EOS,
+        "original_max_position_embeddings": 12,
+        "max_position_embeddings": 64,
+        "rope_parameters": {
+            "rope_type": "longrope",
+            "rope_theta": 10000.0,
+            "short_factor": [1.0] * 4,
+            "long_factor": [4.0] * 4,
+            "original_max_position_embeddings": 12,
+        },
+    },
+}
+
+
+def random_model(kind: str, options: dict[str, Any]) -> Any:
+    """In float32: with padding, BLOOM is not a number in float64."""
+    torch.manual_seed(0)
+    model: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **(SMALL | options))).eval()
+    for weight in model.parameters():
+        if weight.dim() > 1:
+            nn.init.normal_(weight, std=0.3)
+    return model
+
+
+@pytest.mark.parametrize("kind", [*COMMON, *SPECIAL])
+def test_greedy_answers_of_other_architectures_equal_those_of_generate(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = random_model(kind, (COMMON | SPECIAL)[kind])
+    options: dict[str, Any] = {"batch_size": 6, "max_new_tokens": 12}  # Phi-3's positions depend on the batch
+    expected = generated(model, max_new_tokens=12)
+    monkeypatch.setattr(decoding, "_batch_by_generate" if kind in COMMON else "_batch", None)
+    answers = answers_of(model, **options)
+    assert answers == expected
+    assert len(set(map(tuple, answers))) > 3
+    assert max(map(len, answers)) == 12
+    # Several answers of one prompt, greedy ones and samples, in every order.
+    seeds: Any = [[[i], None, [i, 1]] for i in range(len(PROMPTS))]
+    together = several_of(model, PROMPTS, seeds, sampling=(0.9, 0.9), **options)
+    assert [each[1] for each in together] == expected
+    alone = [answers_of(model, PROMPTS, (0.9, 0.9), [own[n] for own in seeds], **options) for n in (0, 2)]
+    assert [[each[0], each[2]] for each in together] == [list(each) for each in zip(*alone, strict=True)]
+    assert all(each[0] != each[2] for each in together)
+
+
+@pytest.mark.parametrize("sampling", [None, (1.0, 0.9)])
+def test_bfloat16_answers_are_likeliest_up_to_rounding_and_do_not_depend_on_ties(sampling: Any, tmp_path: Path) -> None:
+    model: Any = lm.load(write_model(tmp_path / "model", "llama"), "bfloat16", packed=False)
+    answers = answers_of(model, sampling=sampling, batch_size=6)
+    assert answers == answers_of(model, sampling=sampling, batch_size=6)
+    assert all(1 <= len(ids) <= 7 for ids in answers)
+    for prompt, ids in zip(PROMPTS, answers, strict=True) if sampling is None else ():
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1].float()
+        behind = logits.amax(-1) - logits.gather(-1, torch.tensor(ids)[:, None])[:, 0]
+        assert float(behind.max()) < 0.05 * float(logits.std())
+
+
+@SAMPLING
+def test_the_smallest_requests(sampling: Any, model: nn.Module) -> None:
+    assert several_of(model, [], []) == []
+    whole = answers_of(model, sampling=sampling)
+    first = [ids[0] for ids in whole]
+    assert answers_of(model, sampling=sampling, max_new_tokens=1) == [[token] for token in first]
+    # Answers that all end with their first token, and one prompt without an answer.
+    assert answers_of(model, sampling=sampling, stop_ids=(EOS, *first)) == [[token] for token in first]
+    seeds: Any = [[], [None], [None, None]]
+    greedy = answers_of(model)
+    assert several_of(model, PROMPTS[:3], seeds) == [[], [greedy[1]], [greedy[2]] * 2]
+    assert several_of(model, PROMPTS[:2], [[], []]) == [[], []]
+
+
+@pytest.mark.parametrize("kind", ["llama", "bloom"])
+def test_a_model_whose_logits_are_no_numbers_is_refused(kind: str) -> None:
+    model = random_model(kind, (COMMON | SPECIAL)[kind])
+    with torch.no_grad():
+        model.get_output_embeddings().weight[3, 0] = torch.nan
+    for sampling in (None, (1.0, 0.9)):
+        with pytest.raises(NumericError, match="not finite"):
+            answers_of(model, sampling=sampling)
 
 
 def test_answers_that_end_leave_the_batch_and_the_others_stay_the_same(model: nn.Module) -> None:
@@ -230,13 +342,24 @@ def test_the_nucleus_equals_that_of_a_full_sort(top_p: float) -> None:
     generator = torch.Generator().manual_seed(0)
     p = (torch.randn(5, 3000, generator=generator) * torch.tensor([[0.0], [0.5], [1], [3], [9]])).softmax(-1)
     ordered = p.sort(descending=True, stable=True).values
-    expected = ordered * (ordered.double().cumsum(-1) - ordered < top_p)
+    needed = ordered.double().cumsum(-1) - ordered < top_p
+    expected = ordered * (ordered >= ordered.where(needed, torch.inf).amin(-1, keepdim=True))
     for first in (2, 256, 3000):
         kept, tokens = noise.nucleus(p, top_p, first)
         assert torch.equal(p.gather(-1, tokens)[kept > 0], kept[kept > 0])
         # Rounding decides whether the last token of equal ones belongs to it.
         assert bool(((kept > 0).sum(-1) - (expected > 0).sum(-1)).abs().le(1).all())
         assert float((kept.sum(-1) - expected.sum(-1)).abs().max()) < 1e-3
+
+
+def test_draws_among_ties_do_not_depend_on_the_other_rows() -> None:
+    """As in bfloat16: many tokens are equally likely, also at the end of the nucleus. A flat row has the widest nucleus."""
+    generator = torch.Generator().manual_seed(0)
+    logits = (torch.randn(400, 3000, generator=generator)).round()
+    seeds = keys(*([i] for i in range(len(logits) + 1)))
+    alone = noise.draw(logits, 0.5, 0.6, seeds[:-1], 0)
+    with_flat = noise.draw(torch.cat([logits, torch.zeros(1, 3000)]), 0.5, 0.6, seeds, 0)
+    assert torch.equal(alone, with_flat[:-1])
 
 
 def test_nearly_equal_models_draw_nearly_always_the_same_token() -> None:

@@ -43,7 +43,8 @@ def exponentials(keys: Tensor, step: int, tokens: Tensor) -> Tensor:
 def draw(logits: Tensor, temperature: float, top_p: float, keys: Tensor, step: int) -> Tensor:
     """One token per row, (rows,), from logits (rows, vocabulary) in float32.
 
-    With top-p, they are drawn from the fewest likeliest tokens whose probabilities sum up to `top_p` or more.
+    With top-p, they are drawn from the fewest likeliest tokens whose probabilities sum up to `top_p` or more, and from those
+    just as likely as the last of them.
 
     Args:
         keys: one per row, from `key_of`, as 64-bit integers.
@@ -61,6 +62,8 @@ def draw(logits: Tensor, temperature: float, top_p: float, keys: Tensor, step: i
 def nucleus(probabilities: Tensor, top_p: float, first: int = LIKELIEST) -> tuple[Tensor, Tensor]:
     """The likeliest tokens (rows, n) and their probabilities, 0 for those outside of the row's nucleus.
 
+    Tokens as likely as the last one of the nucleus belong to it: low precision has many ties, and `topk` breaks them in ways
+    that depend on n, which depends on the other rows.
     Sorting the whole vocabulary would take longer than the model. So ever more of the likeliest tokens are looked at, at
     first `first`, until the nucleus of every row ends among them.
     """
@@ -68,7 +71,8 @@ def nucleus(probabilities: Tensor, top_p: float, first: int = LIKELIEST) -> tupl
     count = min(first, most)
     while True:
         likeliest, tokens = probabilities.topk(count)
-        inside = likeliest.cumsum(-1) - likeliest < top_p
+        needed = likeliest.cumsum(-1) - likeliest < top_p
+        inside = likeliest >= likeliest.where(needed, torch.inf).amin(-1, keepdim=True)
         if count == most or not inside[:, -1].any():
             return likeliest.where(inside, 0), tokens
         count = min(8 * count, most)
