@@ -86,6 +86,17 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         "Log-probabilities of responses, as in an evaluation, by this project and by a plain transformers loop over padded "
         "batches.",
     ),
+    "bench_generate": Benchmark(
+        "Generating answers",
+        "Answers to held-out prompts, by this project and by transformers' `generate` with the same batches, temperature and "
+        "top-p: one, four or eight sampled answers per prompt. `both` is what `answer_text` does, a greedy and a sampled "
+        "answer, which takes `generate` two calls. CPU time on one thread; a ratio is of tokens per CPU second.",
+        [
+            Goal(f"ours, {kind} / transformers, {kind}", "tokens_per_cpu_second", ">=", 4)
+            for kind in ("1", "4", "8", "both")
+        ],
+        partial=True,
+    ),
     "bench_gate": Benchmark(
         "The data gate",
         "The two stages between raw rows and training: `validate_pairs` reads and checks all rows of hh-rlhf's harmless-base "

@@ -44,19 +44,23 @@ def main(format_pairs: FormatPairs, answer_text: AnswerText) -> None:
     match answer_text.sampler:
         case LocalSampler():
             models = load_both(REFERENCE, POLICY, shard=answer_text.shard, packed=False)._asdict()
-
-            def generate(model: str, name: str, sampling: tuple[float, float] | None) -> dict[str, list[Any]]:
-                generated = continuations(
+            # The greedy and the sampled answer to a prompt are written together.
+            both = {
+                model: continuations(
                     models[model],
                     ids,
+                    [[None, seed] for seed in seeds],
+                    sampling=(answer_text.temperature, answer_text.top_p),
                     max_new_tokens=answer_text.max_new_tokens,
                     stop_ids=stop_ids,
                     batch_size=answer_text.batch_size,
-                    name=name,
-                    sampling=sampling,
-                    seeds=seeds,
+                    name=model,
                 )
-                return {"ids": generated}
+                for model in answers.MODELS
+            }
+
+            def generate(model: str, name: str, sampling: tuple[float, float] | None) -> dict[str, list[Any]]:
+                return {"ids": [greedy if sampling is None else sampled for greedy, sampled in both[model]]}
 
         case EndpointSampler() as config:
             process()  # it starts when every process calls this

@@ -61,16 +61,18 @@ def sampled(
         prompts: `id` and `prompt_ids`.
     """
     table = repeated(prompts, samples)
-    generated = continuations(
+    seeds = seeds_of(table, plan.seed, number)
+    by_prompt = continuations(
         model,
-        table["prompt_ids"].tolist(),
+        prompts["prompt_ids"].tolist(),
+        [seeds[start : start + samples] for start in range(0, len(seeds), samples)],
+        sampling=(plan.temperature, plan.top_p),
         max_new_tokens=plan.max_new_tokens,
         stop_ids=tokenizer.stop_ids,
-        batch_size=plan.batch_size,
+        batch_size=max(1, plan.batch_size // samples),
         name=name,
-        sampling=(plan.temperature, plan.top_p),
-        seeds=seeds_of(table, plan.seed, number),
     )
+    generated = [ids for each in by_prompt for ids in each]
     return answer_rows(table, generated, tokenizer)
 
 

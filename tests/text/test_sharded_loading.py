@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_models import write_model
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, BloomConfig, BloomForCausalLM, LlamaConfig, LlamaForCausalLM
 
 pytestmark = pytest.mark.slow
 
@@ -126,9 +126,10 @@ def compare_scores(folder, adapter):
         heldout = compare_heldout(both, pairs, 40)
         answers = []
         for model in load_both(reference, policy, shard=shard, packed=False):
-            options = {"stop_ids": [3], "batch_size": 2, "name": "", "seeds": [[i] for i in range(5)]}
-            for sampling in (None, (1.0, 0.9)):
-                answers.append(continuations(model, [p.prompt for p in pairs], max_new_tokens=9, sampling=sampling, **options))
+            options = {"stop_ids": [3], "batch_size": 2, "name": "", "sampling": (1.0, 0.9), "max_new_tokens": 9}
+            for seeds in ([[None]] * 5, [[[i]] for i in range(5)], [[None, [i], [i, 1]] for i in range(5)]):
+                written = continuations(model, [p.prompt for p in pairs], seeds, **options)
+                answers.append([answer for each in written for answer in each])
         scores = all_pair_logps(load_to_score(reference, shard=shard), pairs, 40, "")
         found.append(([both.policy], heldout, answers, scores))
     (whole, *one), (divided, *two) = found
@@ -141,6 +142,7 @@ pairs = pair_rows(pairs_of(frame_of(5)))
 torch.set_printoptions(precision=10)
 compare_scores("llama", lora(dora=True))
 compare_scores("gpt2", Full(kind="full"))
+compare_scores("bloom", Full(kind="full"))  # answers by transformers' `generate`
 for kind in ("none", "empty", "missing", "unexpected", "mismatched", "cut"):
     found = []
     for load in (lm.load, load_sharded):
@@ -169,6 +171,9 @@ def llama(**changes: Any) -> LlamaForCausalLM:
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     write_model(folder / "gpt2", "gpt2")
+    torch.manual_seed(0)
+    bloom = BloomConfig(vocab_size=64, hidden_size=32, n_layer=2, n_head=4, initializer_range=0.3)
+    BloomForCausalLM(bloom).save_pretrained(folder / "bloom")
     llama(vocab_size=65).save_pretrained(
         folder / "llama", max_shard_size="20KB"
     )  # several files, rows that do not divide
