@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ruamel.yaml import YAML
-from ruamel.yaml.nodes import MappingNode, Node
+from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
 
 from prefdag.lifecycle.errors import ParamsError
 from prefdag.runtime.yaml import parse
@@ -14,6 +14,8 @@ Path_ = tuple[str, ...]
 
 def set_values(text: str, values: Mapping[Path_, str]) -> str:
     """`text`, a YAML mapping, with text values at the given keys. Only the last key of each may be missing.
+
+    The key of an item of a list is its number, as text.
 
     Raises:
         ParamsError: a value cannot be replaced by itself, such as a text of several lines.
@@ -38,14 +40,14 @@ def _loaded(text: str) -> Any:
 
 def _parent(tree: Any, keys: Path_) -> Any:
     for key in keys[:-1]:
-        tree = tree[key]
+        tree = tree[int(key) if isinstance(tree, list) else key]
     return tree
 
 
 def _set(text: str, keys: Path_, value: str) -> str:
     mapping = YAML().compose(text)
     for key in keys[:-1]:
-        mapping = _item(mapping, key)[1]
+        mapping = mapping.value[int(key)] if isinstance(mapping, SequenceNode) else _item(mapping, key)[1]
     written = value if _loaded(value) == value else f'"{value}"'
     if keys[-1] not in [key.value for key, _ in mapping.value]:
         return _insert(text, mapping, f"{keys[-1]}: {written}")

@@ -79,13 +79,14 @@ def pin(only: Collection[str] = (), *, check: bool = False) -> Result:
 
 
 def sources(tree: Mapping[str, Any], above: Keys = ()) -> Iterator[tuple[Keys, dict[str, Any]]]:
-    """Every source in a parameter tree, with its keys."""
+    """Every source in a parameter tree, with its keys. The key of an item of a list is its number, as text."""
     for key, value in tree.items():
-        if isinstance(value, dict):
-            if value.get("kind") in PINS:
-                yield (*above, key), value
+        inside = {str(i): item for i, item in enumerate(value)} if isinstance(value, list) else value
+        if isinstance(inside, dict):
+            if inside.get("kind") in PINS:
+                yield (*above, key), inside
             else:
-                yield from sources(value, (*above, key))
+                yield from sources(inside, (*above, key))
 
 
 def _chosen(found: dict[Keys, dict[str, Any]], only: Collection[str]) -> dict[Keys, dict[str, Any]]:

@@ -54,6 +54,26 @@ def put(old: str, new: str) -> str:
 ROWS = "\n    kind: path   # mine\n    path: rows.jsonl\n    sha256: {}   # later"
 
 
+def test_it_pins_the_sources_in_a_list(project: Path) -> None:
+    """Several judges of rounds."""
+    judge = "{kind: reward_model, source: {kind: path, path: PATH}}"
+    judges = f"[{{kind: implicit}}, {judge.replace('PATH', 'rows.jsonl')}, {judge.replace('PATH', 'pictures')}]"
+    text = Path("params.yaml").read_text()
+    start = text.index("  judge: {kind: implicit}", text.index("\nrounds:"))
+    new = f"{text[:start]}  judge: {judges}{text[start + len('  judge: {kind: implicit}') :]}"
+    Path("params.yaml").write_text(new)
+    assert pin("rounds.judge.1").exit_code == 0
+    assert pin().exit_code == 0
+    after = new
+    for path in ("rows.jsonl", "pictures"):
+        after = after.replace(
+            f"{{kind: path, path: {path}}}", f"{{kind: path, sha256: {sha256(Path(path))}, path: {path}}}"
+        )
+    tree = YAML(typ="safe").load(Path("params.yaml").read_text())
+    assert tree == YAML(typ="safe").load(after)
+    assert load_params().rounds.count == 0
+
+
 def test_it_writes_files_and_folders_and_changes_nothing_else(project: Path) -> None:
     put("download_images", " {kind: path, path: pictures, sha256: null}  # a folder")
     before = put("download_pairs", ROWS.format("..."))
