@@ -111,7 +111,7 @@ def read(name: str) -> Experiment:
         DataError: the name is unknown, the run is not finished, or an output is in neither Git nor the cache.
     """
     files = Files(name, _system(name))
-    locks = ["dvc.lock", *(str(path).lstrip("/") for path in sorted(files.system.glob(f"{FOLDERS}/dvc.lock")))]
+    locks = ["dvc.lock", *(str(path).lstrip("/") for path in sorted(files.system.glob(f"/{FOLDERS}/dvc.lock")))]
     lock = {stage: entry for path in locks for stage, entry in parse_lock(files.text(path), _where(name, path)).items()}
     params = parse_mapping(files.text("params.yaml"), _where(name, "params.yaml"))
     check_finished(name, lock, params)
