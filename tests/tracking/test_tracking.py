@@ -159,6 +159,7 @@ def test_a_spool_with_refused_names_from_an_earlier_version_is_sent() -> None:
     assert (sent.data.params, sent.data.metrics, sent.info.status) == ({"files.a_b": "1"}, {"a_": 1.0}, "FINISHED")
 
 
+@pytest.mark.slow
 def test_names_stay_the_same_when_another_process_sends_the_rest() -> None:
     def killed() -> None:
         with tracking.stage_run("dpo_text", {}, "renamed") as run:
