@@ -73,7 +73,10 @@ def train(size: str, adapter: str, checkpointing: bool, folder: Path) -> None:
     from prefdag.train.loop import fit
     from prefdag.train.task import Tasks
 
-    policy = trainable.add_adapter(lm.load(folder), ADAPTERS[adapter], 0, "adapter")
+    model = lm.load(folder)
+    for tensor in model.parameters():
+        tensor.sum()  # weights are mapped from the file: as on a GPU, all of them are to be in memory
+    policy = trainable.add_adapter(model, ADAPTERS[adapter], 0, "adapter")
     if checkpointing:
         trainable.checkpoint_gradients(policy)
     pairs = [PAIR] * training(size).batch_size

@@ -9,17 +9,16 @@ import logging
 from datetime import UTC, datetime
 from pathlib import Path
 
-from prefdag.config.params import Params
 from prefdag.lifecycle.errors import PrefdagError
 from prefdag.runtime.artifacts import read_json, writing
 from prefdag.runtime.stage import stage
-from prefdag.runtime.yaml import flatten
 from prefdag.tracking.durations import durations
 from prefdag.tracking.publishing import numbers, publish
 from prefdag.tracking.runs import pipelines, revision
 
 log = logging.getLogger(__name__)
 
+PARAMETERS = Path("reports/parameters.json")
 MAIN_METRICS = Path("reports/metrics.json")
 METRICS = {
     "text": Path("reports/text/metrics.json"),
@@ -53,13 +52,14 @@ PUBLISHED = Path("reports/published.txt")
 
 
 @stage
-def main(params: Params) -> None:
+def main() -> None:
     """Publish the outputs of the other stages."""
     from prefdag.report import run_details
     from prefdag.report.compare import frontier
 
+    parameters = read_json(PARAMETERS)
     metrics = {track: read_json(path) for track, path in METRICS.items()}
-    this = f"beta={params.beta}", flatten(params), numbers(metrics)
+    this = f"beta={parameters['beta']}", parameters, numbers(metrics)
     try:
         experiments = frontier.points([this, *pipelines()])
     except PrefdagError as error:
@@ -72,7 +72,7 @@ def main(params: Params) -> None:
         html = run_details.fill(REPORT.read_text("utf-8"), seconds, revision(), moment, experiments)
         path.write_text(html, "utf-8")
     files = [page, MODEL_CARD, MAIN_METRICS, *METRICS.values(), *TABLES, *sorted(FIGURES.iterdir())]
-    publish(params, metrics, CURVES, files, main_metrics=read_json(MAIN_METRICS), seconds=seconds)
+    publish(parameters, metrics, CURVES, files, main_metrics=read_json(MAIN_METRICS), seconds=seconds)
     with writing(PUBLISHED) as path:
         path.write_text("This pipeline is a run in MLflow with the tag kind=pipeline; see docs/tracking.md.\n", "utf-8")
 

@@ -1,10 +1,13 @@
-"""Build the report (one self-contained HTML page), its figures as files, the model card, and the main metrics for DVC."""
+"""Build the report (one self-contained HTML page), its figures as files, and the model card; for DVC and MLflow also the main
+metrics and all parameters.
+"""
 
 from pathlib import Path
 
 from prefdag.config.params import Params
 from prefdag.runtime.artifacts import read_json, sha256, write_json, writing
 from prefdag.runtime.stage import stage
+from prefdag.runtime.yaml import flatten
 
 PAIRS = Path("data/pairs")
 VALIDATED_PAIRS = Path("data/validated/pairs.parquet")
@@ -37,6 +40,9 @@ CALIBRATION = Path("reports/image/calibration.csv")
 PAGE = Path("reports/index.html")
 CARD = Path("reports/model_card.md")
 FIGURES = Path("reports/figures")
+# All parameters by dotted key. publish reads them here: if they were its own parameters, dvc.lock would list all of them twice,
+# and DVC reads and writes all of dvc.lock after every stage.
+PARAMETERS = Path("reports/parameters.json")
 MAIN_METRICS = Path("reports/metrics.json")
 # The same bytes. DVC pushes only what it caches, and the run cache asks for the metrics, which are in Git, by their hash
 # (docs/team.md).
@@ -94,9 +100,11 @@ def main(params: Params) -> None:
         writing(PAGE) as path,
         writing(CARD) as card_path,
         writing(FIGURES) as figures,
+        writing(PARAMETERS) as parameters,
         writing(MAIN_METRICS) as metrics,
         writing(CACHED_METRICS) as cached_metrics,
     ):
+        write_json(parameters, flatten(params))
         write_json(metrics, main_metrics)
         write_json(cached_metrics, main_metrics)
         path.write_text(html, "utf-8")

@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
 ATTENTION = "prefdag_estimate"
 # What the count does not see, from measurements (benchmarks/bench_estimate.py): freed blocks that nothing else fits into, a
-# twentieth; and what kernels take inside, bytes.
-ALLOCATOR, KERNELS = 1.05, 45e6
+# share of all; and what libraries and kernels take for themselves, bytes.
+ALLOCATOR, KERNELS = 1.03, 95e6
 # Bytes of a 4-bit weight: half a byte, a byte of scale for 64 of them, and four for 256 of those.
 NF4 = 1 / 2 + 1 / 64 + 4 / (64 * 256)
 Reference = Literal["none", "live", "moving"]

@@ -8,21 +8,18 @@ from collections.abc import Iterable, Iterator, Mapping
 from operator import itemgetter
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from prefdag.lifecycle.errors import DataError
 from prefdag.runtime.yaml import flatten
 from prefdag.tracking import view
 from prefdag.tracking.runs import pipeline_run
 
-if TYPE_CHECKING:
-    from prefdag.config.params import Params
-
 SHOWN_PARAMS = ("beta", "loss", "seed")  # in MLflow's list of runs
 
 
 def publish(
-    params: "Params",
+    parameters: Mapping[str, Any],
     metrics: Mapping[str, Any],
     curves: Mapping[str, tuple[Path, Path]],
     files: Iterable[Path],
@@ -33,6 +30,7 @@ def publish(
     """Publish one flat run with all results of the pipeline. It lasts as long as its stages took together.
 
     Args:
+        parameters: all of them, by dotted key.
         metrics: nested; keys are joined by "/". Values that are not numbers are skipped.
         curves: history.csv (`STAGE/loss`, ...) and validation.csv (`STAGE/val/loss`, ...) by stage.
         files: logged as artifacts under the same paths.
@@ -49,7 +47,7 @@ def publish(
     ]
     main = numbers(main_metrics)
     lasted = sum(value for value in seconds.values() if value is not None)
-    with pipeline_run(params, lasted, view.tags(columns(main), SHOWN_PARAMS) if main else {}) as run:
+    with pipeline_run(parameters, lasted, view.tags(columns(main), SHOWN_PARAMS) if main else {}) as run:
         run.log(0, main | numbers(metrics) | numbers({"seconds": seconds}))
         # In order of the steps: Weights & Biases drops what comes later with an earlier step.
         for step, values in sorted(steps, key=itemgetter(0)):

@@ -25,16 +25,15 @@ from prefdag.lifecycle.errors import PrefdagError
 from prefdag.lifecycle.launcher import rank
 from prefdag.runtime.artifacts import stage_key
 from prefdag.runtime.yaml import flatten
+from prefdag.tracking import keys
 from prefdag.tracking import spool as spools
 from prefdag.tracking.delivery import clocked, deliver, log, sending
-from prefdag.tracking.keys import parameters
 from prefdag.tracking.store import CredentialsError, DeliveryError, OutageError, Store, one_line
 from prefdag.tracking.trackers import Trackers, requested, trackers
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-    from prefdag.config.params import Params
     from prefdag.tracking.spool import Event, Spool
 
 LONGEST = 1800.0  # seconds for one run of `sync`, or for the list of all runs, if the store keeps answering
@@ -93,15 +92,16 @@ def stage_run(stage: str, params: Mapping[str, Any], key: str | None = None) -> 
 
 @contextmanager
 def pipeline_run(
-    params: "Params", seconds: float = 0.0, experiment_tags: Mapping[str, str] | None = None
+    parameters: Mapping[str, Any], seconds: float = 0.0, experiment_tags: Mapping[str, str] | None = None
 ) -> Iterator[RunLogger]:
     """A run of the whole pipeline, tagged kind=pipeline, with all parameters. Its name gives beta and the experiment.
 
     Args:
+        parameters: by dotted key.
         seconds: how long the pipeline took; the run starts so long ago.
         experiment_tags: set on MLflow's experiment.
     """
-    start = _start(f"beta={params.beta} {_experiment()}", "publish", {"kind": "pipeline"}, flatten(params))
+    start = _start(f"beta={parameters['beta']} {_experiment()}", "publish", {"kind": "pipeline"}, parameters)
     start |= {"time": start["time"] - round(1000 * seconds), "experiment_tags": dict(experiment_tags or {})}
     with _reporting(f"pipeline-{uuid.uuid4().hex[:8]}", start) as run:
         yield run
@@ -200,7 +200,7 @@ def _start(name: str, stage: str, tags: Mapping[str, str], params: Mapping[str, 
             "mlflow.source.type": "LOCAL",
             "prefdag.spool": uuid.uuid4().hex,
         },
-        "params": parameters(params),
+        "params": keys.parameters(params),
     }
 
 

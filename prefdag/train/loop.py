@@ -22,7 +22,7 @@ from prefdag.distributed.process import process
 from prefdag.lifecycle.errors import ParamsError
 from prefdag.lifecycle.interruption import Interrupted, interruptible, interruptible_together
 from prefdag.lifecycle.progress import progress
-from prefdag.train import eight_bit
+from prefdag.train import eight_bit, movement
 from prefdag.train.batch_statistics import composed, warn_of_idle_processes
 from prefdag.train.checkpoint import Checkpoints, TrainState
 from prefdag.train.optimizer import batch_order, learning_rate, make_optimizer
@@ -88,8 +88,9 @@ def fit(
     train, validation = tasks
     steps = batch_order(len(train.weights), config, seed)
     sharding.reshard(model)
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    optimizer = make_optimizer(trainable, config)
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    optimizer = make_optimizer(list(trainable.values()), config)
+    held = {id(p) for p in trainable.values()}
     hook_state = {f"{i}/{name}": t for i, hook in enumerate(hooks) for name, t in hook.state().items()}
     state = TrainState(model, optimizer, hook_state)
     history = History([], [])
@@ -98,6 +99,7 @@ def fit(
         # The optimiser's state is where the weights are; accelerate would give it their dtype too.
         model, optimizer = accelerator.prepare(model, optimizer, device_placement=[True, False])
     prepared = PreparedModel(accelerator, model, config.micro_batch_size)
+    before = movement.fingerprints(trainable)
 
     def validate(step: int) -> None:
         if validation is None:
@@ -130,8 +132,8 @@ def fit(
         norm = float(sharding.whole(torch.as_tensor(clipped)))
         if not math.isfinite(norm):
             raise not_finite(f"step {step}", "gradient norm", norm, [train.ids[i] for i in rows])
-        if sharded and {id(p) for p in trainable} != {id(p) for p in model.parameters() if p.requires_grad}:
-            raise RuntimeError("the optimiser has other parameters than the sharded model")  # it would train nothing
+        if held != {id(p) for p in model.parameters() if p.requires_grad}:
+            raise RuntimeError("the optimiser has other parameters than the model")  # these would never be trained
         optimizer.step()
         optimizer.zero_grad()
         for hook in hooks:
@@ -173,6 +175,8 @@ def fit(
                     done = step + 1
                 if done % config.checkpoint_every == 0 and done < len(steps):
                     save(done)
+            sharding.reshard(model)
+            movement.warn_of_unchanged(accelerator, trainable, before, done - start)
             if not validated(len(steps)):
                 with nullcontext() if alone else whole():
                     validate(len(steps))

@@ -204,6 +204,7 @@ def options_of(draw: st.DrawFn, taken: set[str]) -> dict[str, Any]:
     return drawn
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", LOSS_NAMES)
 @given(data=st.data(), beta=st.floats(0.05, 2))
 @settings(deadline=None, max_examples=40)

@@ -58,9 +58,9 @@ def project(tmp_path_factory: pytest.TempPathFactory, patch: pytest.MonkeyPatch)
     patch.setenv("DVC_EXP_NAME", "lofty-loon")
     patch.chdir(root)
     metrics = {track: read_json(path) for track, path in registry.METRICS.items()}
-    publish(load_params(), metrics, {}, [])
+    publish(flatten(load_params()), metrics, {}, [])
     metrics["image"]["policy"]["accuracy"] = 0.25  # a later run with other models
-    publish(load_params(), metrics, {}, [])
+    publish(flatten(load_params()), metrics, {}, [])
     return root
 
 

@@ -92,6 +92,7 @@ def reads_what_was_written(row_format: str, data: st.DataObject, folders: pytest
 SETTINGS = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row_format", BUILDERS)
 @settings(SETTINGS, max_examples=10)
 @given(st.data())

@@ -131,6 +131,7 @@ def test_overlaps_are_those_of_a_brute_force_comparison(
     assert not overlaps.duplicated(["row", "pair"]).any()
 
 
+@pytest.mark.slow
 @hh_rlhf_files
 def test_pku_is_contaminated_by_hh_rlhf(tmp_path: Path, file: Path | None) -> None:
     """PKU's processed-hh-rlhf is hh-rlhf in another format: all of its rows overlap, and almost none of TruthfulQA's."""

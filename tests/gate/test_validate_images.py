@@ -186,6 +186,7 @@ def test_a_class_of_another_format_is_named_before_its_class_is_missed(raw: Path
         run({"invalid": level}, format="image-folder")
 
 
+@pytest.mark.slow
 def test_published_splits_are_kept_from_the_files_to_the_pairs(raw: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """train/a/0 is a darker copy of test/a/0, so it is in no split."""
     files = {

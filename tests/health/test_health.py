@@ -196,6 +196,7 @@ def length_columns(margin: list[float], sign: list[int], steps: int) -> Columns:
     }
 
 
+@pytest.mark.slow
 @given(margins, st.lists(st.sampled_from([-1, 0, 1]), min_size=1, max_size=6))
 def test_policy_indifferent_to_length_has_no_length_finding(margin: list[float], sign: list[int]) -> None:
     """Every margin is combined with every sign, so they are independent, whatever share of chosen responses is longer."""
@@ -205,6 +206,7 @@ def test_policy_indifferent_to_length_has_no_length_finding(margin: list[float],
     assert names_in(judged(columns, {name: values[:3] for name, values in columns.items()})) == []
 
 
+@pytest.mark.slow
 @given(margins, margins)
 def test_length_is_exploited_exactly_if_shorter_chosen_responses_lose(
     longer: list[float], shorter: list[float]

@@ -277,6 +277,7 @@ def test_dpo_starts_at_ln_2_and_learns(project: Path, ran: list[tuple[History, n
     assert last["step"] == 5 * 16 / 8
 
 
+@pytest.mark.slow
 def test_dpo_changes_neither_the_reference_nor_batch_statistics(
     project: Path, ran: list[tuple[History, nn.Module]]
 ) -> None:
@@ -524,6 +525,7 @@ def test_the_evaluation_writes_tables_that_agree_with_its_metrics(
     assert sha256(evaluate_image.METRICS.parent) == before
 
 
+@pytest.mark.slow
 def test_a_fatal_finding_stops_the_pipeline_and_keeps_the_policy(
     project: Path, ran: list[tuple[History, nn.Module]]
 ) -> None:
@@ -538,6 +540,7 @@ def test_a_fatal_finding_stops_the_pipeline_and_keeps_the_policy(
     assert sha256(dpo_image.POLICY) == policy
 
 
+@pytest.mark.slow
 def test_the_key_of_checkpoints_is_the_stage_and_its_parameters(
     project: Path, ran: list[tuple[History, nn.Module]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

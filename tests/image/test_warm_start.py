@@ -51,6 +51,7 @@ def fresh(stem: Any = "imagenet", channels: int = 3, arch: Any = "resnet18") -> 
 # Warm start
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stem", "channels", "left"),
     [("imagenet", 3, []), ("cifar", 3, ["conv1.weight"]), ("imagenet", 1, ["conv1.weight"])],

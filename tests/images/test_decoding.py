@@ -112,6 +112,7 @@ BROKEN_EXIF = st.binary(max_size=80) | st.builds(
 )
 
 
+@pytest.mark.slow
 @given(st.sampled_from(["JPEG", "PNG", "WEBP"]), BROKEN_EXIF)
 @settings(max_examples=200)
 def test_random_bytes_as_exif_leave_the_image_as_stored(kind: str, exif: bytes) -> None:

@@ -98,6 +98,7 @@ def test_the_split_follows_its_image(tmp_path: Path) -> None:
     assert len(data.faults) == 2
 
 
+@pytest.mark.slow
 @given(
     st.lists(st.sampled_from(["train", "train", "train", "val", "test"]), min_size=60, max_size=200),
     st.integers(0, 40),

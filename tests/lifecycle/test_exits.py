@@ -162,6 +162,7 @@ def test_a_stdout_that_is_closed_or_full(shell: str, code: int | None, line: str
     assert code is None or done.returncode == code
 
 
+@pytest.mark.slow
 def test_a_path_with_accents_in_a_locale_without_them(tmp_path: Path) -> None:
     folder = tmp_path / "é ü"
     folder.mkdir()

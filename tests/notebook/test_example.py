@@ -46,6 +46,7 @@ def test_the_stored_outputs_have_pictures_and_no_errors() -> None:
     assert NOTEBOOK.stat().st_size < 200_000
 
 
+@pytest.mark.slow
 def test_the_runner_stores_what_a_cell_prints_returns_and_draws() -> None:
     def outputs(source: str) -> list[Any]:
         cell = {"cell_type": "code", "source": [source]}

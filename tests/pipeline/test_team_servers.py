@@ -20,6 +20,7 @@ from team_server import Mlflow
 from prefdag.check_params import load_params
 from prefdag.export import registry
 from prefdag.runtime.artifacts import sha256, write_json
+from prefdag.runtime.yaml import flatten
 from prefdag.tracking import delivery, store
 from prefdag.tracking.publishing import publish
 
@@ -127,7 +128,7 @@ def test_a_version_in_the_registry(
     monkeypatch.setattr(delivery, "PATIENCE", delivery.LONGEST)
     monkeypatch.setattr(registry, "METRICS", {"image": tmp_path / "metrics.json"})
     write_classifier(tmp_path / "export")
-    publish(load_params(), {"image": metrics}, {}, [])
+    publish(flatten(load_params()), {"image": metrics}, {}, [])
     assert list(registry.register(tmp_path / "export", load_params())) == ["prefdag-image version 1"]
     (version,) = client.search_model_versions("name = 'prefdag-image'")
     assert version.tags["kl"] == "0.25"

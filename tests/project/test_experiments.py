@@ -76,6 +76,7 @@ def test_the_table_of_a_project(root: Path) -> None:
     assert run(*dvc, "metrics", "diff", "--all", "HEAD").count("reports/metrics.json") == 9
 
 
+@pytest.mark.slow
 def test_a_folder_without_dvc_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     done = CliRunner().invoke(app, ["experiments"])

@@ -109,6 +109,7 @@ def test_every_profile_is_valid_and_keeps_every_comment(name: str, repo: Path) -
     assert {change.key for change in changes} <= set(profiles.values(plain(after)))
 
 
+@pytest.mark.slow
 def test_profiles_do_not_add_up_and_default_restores_every_byte(repo: Path) -> None:
     committed = Path("params.yaml").read_bytes()
     profiles.apply("cifar10")
@@ -121,6 +122,7 @@ def test_profiles_do_not_add_up_and_default_restores_every_byte(repo: Path) -> N
     assert profiles.apply("default") == ([], None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [None, "tiny"])
 def test_the_users_own_edits_are_kept_unless_forced(first: str | None, repo: Path) -> None:
     if first:
@@ -158,6 +160,7 @@ def test_an_edit_of_any_kind_counts(content: str, repo: Path) -> None:
     assert Path("params.yaml").read_bytes() == whole
 
 
+@pytest.mark.slow
 def test_what_a_profile_wrote_is_no_edit(repo: Path) -> None:
     """Not even if the profile has changed since, or if a fresh clone has what the profile would write."""
     Path("profiles/mine.yaml").write_text("beta: 0.3\n")

@@ -141,6 +141,7 @@ def test_single_responses_and_missing_keys_have_no_interval(runs: tuple[Experime
     assert "text.heldout.kl" not in both
 
 
+@pytest.mark.slow
 def test_a_run_compared_with_itself_has_no_differences(runs: tuple[Experiment, Experiment]) -> None:
     first, _ = runs
     again = replace(first, name="again")
@@ -269,6 +270,7 @@ def test_margins_of_different_betas_are_drawn_as_log_ratios() -> None:
     assert margin_scale(same, odds) == ((0.1, 1.0), "Reward margin / β")
 
 
+@pytest.mark.slow
 def test_rewards_on_other_scales_get_no_conclusion(runs: tuple[Experiment, Experiment]) -> None:
     first, second = runs  # of different betas
     for key in ("text.heldout.rewards.margin", "text.heldout.rewards.chosen", "image.rewards.margin"):

@@ -567,6 +567,7 @@ def test_the_page_can_be_made_from_unusual_runs(here: Path, params: Params) -> N
 SERVED = {"id": "policy", "root": "/models/<b>", "sha256": "0" * 64}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checked", [True, False])
 def test_a_server_that_generated_the_answers_is_named(checked: bool, here: Path, params: Params) -> None:
     statistics = read_json(here / "reports/text/answers.json")
@@ -624,6 +625,7 @@ def test_the_checks_of_a_program_in_words(params: Params) -> None:
     assert answers.checks(params.judge_text, verdicts) == ""
 
 
+@pytest.mark.slow
 def test_a_program_that_judged_is_described(here: Path, params: Params) -> None:
     rates = read_json(here / "reports/text/win_rate.json")
     write_json(here / "reports/text/win_rate.json", {"verify": rates["implicit"]})

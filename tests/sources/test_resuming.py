@@ -174,6 +174,7 @@ fetch(eval(sys.argv[1]), Path("out"), "key")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["url", "pypi"])
 def test_a_transfer_whose_process_was_killed_goes_on(
     kind: str, site: Site, kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, root: Path

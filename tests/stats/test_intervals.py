@@ -139,12 +139,14 @@ def coverage(n: int, skewed: bool, monkeypatch: pytest.MonkeyPatch) -> float:
     return right / 600
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [5, 10, 20, 29])
 def test_few_skewed_rows_are_covered(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """95% is the aim; two standard errors of 600 samples are 1.8%."""
     assert coverage(n, skewed=True, monkeypatch=monkeypatch) > 0.92
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [5, 20])
 def test_few_rows_without_skew_are_covered(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0.93 < coverage(n, skewed=False, monkeypatch=monkeypatch) < 0.99

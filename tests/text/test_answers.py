@@ -126,6 +126,16 @@ def test_greedy_answers_equal_those_of_generate_in_the_same_batch(kind: str, con
     assert answers_of(policy, batch_size=6) == generated(policy)
 
 
+@pytest.mark.parametrize("kind", ["lora", "prefix"])
+def test_a_policy_without_its_adapter_answers_as_its_reference(kind: str, tmp_path: Path) -> None:
+    reference = lm.load(write_model(tmp_path / "model", "llama"), packed=False).double()
+    expected = answers_of(reference)
+    policy: Any = trainable.add_adapter(reference, ADAPTERS[kind], 0, "dpo_text.adapter")
+    disturb(policy)
+    policy.double()
+    assert answers_of(lm.Unadapted(policy)) == expected != answers_of(policy)
+
+
 SMALL: dict[str, Any] = {
     "vocab_size": 64,
     "hidden_size": 32,

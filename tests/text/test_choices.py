@@ -240,6 +240,7 @@ def test_sharing_a_prompt_changes_no_score(
     np.testing.assert_allclose(logps, expected, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(TEXT, WORDS, WORDS, WORDS, st.sampled_from("12"))
 def test_sentences_score_like_the_naive_twin(

@@ -95,6 +95,7 @@ def train(dtype: Dtype, adapter: Adapter, **changes: Any) -> None:
     dpo_text.main(0.1, "sigmoid", 0, LossOptions(**NO_OPTIONS), {}, config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "adapter"), [("float32", lora()), ("float32", FULL), ("bfloat16", lora())])
 @pytest.mark.usefixtures("one_thread", "any_precision")
 def test_the_policy_starts_at_a_reference_in_bfloat16(

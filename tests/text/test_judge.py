@@ -2,6 +2,10 @@
 
 import json
 import math
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +13,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from judging import contests_of
+from clones import set_params
+from judging import contests_of, write_two_contests
 from tasks import preference_of
 from tiny_models import disturb, with_lora, write_model
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
@@ -161,6 +166,28 @@ def test_a_reward_model_reads_the_dialogue_in_its_template(folder: Path) -> None
     assert verdicts["outcome"].tolist() == ["win", "loss", "tie", "tie"]
     assert verdicts["reward_policy"].tolist() == pytest.approx([2, -1, 0, 2], abs=1e-4)
     assert verdicts["reward_reference"].tolist() == pytest.approx([-1, 2, 0, 2], abs=1e-4)
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_contests_of_a_reward_model(
+    folder: Path, tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They write the bytes of one process."""
+    written = []
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    for name, launcher in (("one", []), ("two", torchrun)):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        write_two_contests()
+        shutil.copy(root / "params.yaml", ".")
+        source = {"kind": "path", "path": str(folder), "sha256": sha256(folder)}
+        set_params(Path(), {"judge_text.judge": {"kind": "reward_model", "source": source}})
+        command = [sys.executable, *launcher, "-m", "stages.judge_text"]
+        environment = {**os.environ, "PYTHONPATH": str(root), "DVC_ROOT": str(tmp_path / name), "OMP_NUM_THREADS": "1"}
+        subprocess.run(command, env=environment, check=True, capture_output=True, text=True, timeout=300)
+        written.append([Path(f"reports/text/{file}").read_bytes() for file in ("verdicts.parquet", "win_rate.json")])
+    assert json.loads(written[0][1])["reward_model"]["greedy"]["n"] == 2
+    assert written[0] == written[1]
 
 
 def test_folders_that_hold_no_reward_model_are_refused_in_one_line(tmp_path: Path) -> None:

@@ -61,6 +61,7 @@ def test_shared_prompts_padded_rows_and_single_responses_agree(kind: str, dtype:
         assert_close(gradients(logps, model), of_expected, relative)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
 def test_groups_of_random_lengths_agree(seed: int, tmp_path: Path) -> None:
     folder = write_model(tmp_path / "llama", "llama", seed)

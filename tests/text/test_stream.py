@@ -50,6 +50,7 @@ def streamed(model: torch.nn.Module, eos_id: int = NEVER, n: int = 24, **options
     return pieces, tokens, ended
 
 
+@pytest.mark.slow
 def test_the_pieces_are_the_greedy_answer(models: lm.ReferenceAndPolicy) -> None:
     answers = [decode(continuation(model, PROMPT, 24, NEVER)) for model in models]
     assert len({*answers}) == 2

@@ -9,6 +9,7 @@ import pytest
 
 from prefdag.check_params import load_params
 from prefdag.lifecycle.errors import PrefdagError
+from prefdag.runtime.yaml import flatten
 from prefdag.tracking import runs, store
 from prefdag.tracking.publishing import publish
 
@@ -82,7 +83,7 @@ def test_the_line_says_what_to_correct(
 
 def test_the_first_refusal_ends_a_sync(server: Refusing, caplog: pytest.LogCaptureFixture) -> None:
     for _ in range(3):
-        publish(load_params(), {}, {}, [])
+        publish(flatten(load_params()), {}, {}, [])
     server.asked = 0
     caplog.clear()
     assert runs.sync() == runs.SyncResult(sent=0, left=3)

@@ -25,6 +25,7 @@ from paths import ROOT
 
 from prefdag.check_params import load_params
 from prefdag.lifecycle.errors import DataError
+from prefdag.runtime.yaml import flatten
 from prefdag.tracking import delivery, spool, store, view
 from prefdag.tracking import runs as tracking
 from prefdag.tracking.publishing import publish
@@ -158,6 +159,7 @@ def test_a_spool_with_refused_names_from_an_earlier_version_is_sent() -> None:
     assert (sent.data.params, sent.data.metrics, sent.info.status) == ({"files.a_b": "1"}, {"a_": 1.0}, "FINISHED")
 
 
+@pytest.mark.slow
 def test_names_stay_the_same_when_another_process_sends_the_rest() -> None:
     def killed() -> None:
         with tracking.stage_run("dpo_text", {}, "renamed") as run:
@@ -283,7 +285,7 @@ def check_pipeline(run: Any) -> None:
 def test_publish_writes_one_run_with_everything(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DVC_EXP_NAME", "whole-pipe")
     params = load_params(ROOT / "params.yaml")
-    publish(params, **pipeline(project))
+    publish(flatten(params), **pipeline(project))
     (run,) = runs("tags.`dvc.exp_name` = 'whole-pipe'")
     assert run.info.run_name == f"beta={params.beta} whole-pipe"
     assert run.info.artifact_uri.startswith((project / "mlartifacts").as_uri())
@@ -296,14 +298,16 @@ def test_publish_writes_one_run_with_everything(project: Path, monkeypatch: pyte
 def test_the_pipelines_run_lasts_as_long_as_its_stages(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DVC_EXP_NAME", "long-one")
     start = time.time()
-    publish(load_params(ROOT / "params.yaml"), **pipeline(project), seconds={"a": 90.5, "b": None, "c": 3600.0})
+    publish(
+        flatten(load_params(ROOT / "params.yaml")), **pipeline(project), seconds={"a": 90.5, "b": None, "c": 3600.0}
+    )
     (run,) = runs("tags.`dvc.exp_name` = 'long-one'")
     assert 3690.5 <= (run.info.end_time - run.info.start_time) / 1000 < 3690.6 + time.time() - start
     assert abs(run.info.end_time / 1000 - time.time()) < 60
     assert (run.data.metrics["seconds/a"], run.data.metrics["seconds/c"]) == (90.5, 3600)
     assert "seconds/b" not in run.data.metrics
     monkeypatch.setenv("DVC_EXP_NAME", "later-but-longer")  # it starts earlier, and is published later
-    publish(load_params(ROOT / "params.yaml"), **pipeline(project), seconds={"a": 9000.0})
+    publish(flatten(load_params(ROOT / "params.yaml")), **pipeline(project), seconds={"a": 9000.0})
     names = [name.partition(" ")[2] for name, *_ in tracking.pipelines()]
     assert names.index("long-one") < names.index("later-but-longer")
 
@@ -313,7 +317,7 @@ def test_the_list_of_runs_shows_the_main_metrics(project: Path, monkeypatch: pyt
     monkeypatch.setenv("DVC_EXP_NAME", "seen")
     interval = {"rewards/accuracies_low": 0.5, "rewards/accuracies": 0.6, "rewards/accuracies_high": 0.7}
     main = {"image": {"kl": 0.5, "accuracy": 0.9}, "text": {"findings": 1, "kl": 0.1, **interval}}
-    publish(load_params(ROOT / "params.yaml"), **pipeline(project), main_metrics=main)
+    publish(flatten(load_params(ROOT / "params.yaml")), **pipeline(project), main_metrics=main)
     (run,) = runs("tags.`dvc.exp_name` = 'seen'")
     tags = client_of_database().get_experiment_by_name("prefdag").tags
     shown = json.loads(tags[view.TAG])
@@ -334,13 +338,13 @@ def test_a_malformed_curve_is_one_line(project: Path, content: str) -> None:
     inputs = pipeline(project)
     (project / "models" / "dpo_text" / "history.csv").write_text(content)
     with pytest.raises(DataError, match=r"^models/dpo_text/history.csv:1: not a row of numbers"):
-        publish(load_params(ROOT / "params.yaml"), **inputs)
+        publish(flatten(load_params(ROOT / "params.yaml")), **inputs)
 
 
 def test_a_missing_curve_is_one_line(project: Path) -> None:
     curves = {"dpo_text": (Path("absent.csv"), Path("absent.csv"))}
     with pytest.raises(DataError, match=r"^absent.csv: not found; `dvc repro` makes it$"):
-        publish(load_params(ROOT / "params.yaml"), {}, curves, [])
+        publish(flatten(load_params(ROOT / "params.yaml")), {}, curves, [])
 
 
 # --- a server that does not answer, and processes that die
@@ -363,7 +367,7 @@ def test_a_dead_server_causes_warnings_and_sync_sends_everything_once(
     assert len(requests) == 2  # connecting, which needs no network yet, and one request
     assert tracking.sync() == tracking.SyncResult(sent=0, left=1)
     requests.clear()
-    publish(load_params(ROOT / "params.yaml"), **pipeline(project))
+    publish(flatten(load_params(ROOT / "params.yaml")), **pipeline(project))
     assert requests == []  # the server is known to be dead
     (project / "reports" / "index.html").write_text("of a later run")
     warnings = [record.getMessage() for record in caplog.records]
@@ -540,7 +544,7 @@ def test_a_server_that_is_killed_midway(project: Path, tmp_path: Path, monkeypat
             server.wait()
             for step in range(20, 40):
                 run.log(step, {"loss": step / 7})
-        publish(load_params(ROOT / "params.yaml"), **pipeline(project))
+        publish(flatten(load_params(ROOT / "params.yaml")), **pipeline(project))
         assert tracking.sync() == tracking.SyncResult(sent=0, left=2)
         server = serve()
         assert tracking.sync() == tracking.SyncResult(sent=2, left=0)

@@ -76,6 +76,7 @@ def step(policy: nn.Module, task: Task, micro_batch_size: int) -> tuple[Mapping[
     return metrics, {name: p.grad.clone() for name, p in policy.named_parameters() if p.grad is not None}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("loss", "options"), CASES, ids=str)
 def test_a_step_does_not_depend_on_the_micro_batch(
     policy: nn.Module, task_for: Any, loss: Any, options: dict[str, Any]

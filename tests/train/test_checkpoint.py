@@ -248,6 +248,7 @@ def test_everything_in_a_checkpoint_is_needed(tmp_path: Path, uninterrupted: Res
     assert not same(start(tmp_path), uninterrupted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lost", ["learning_rate", "batch_order", "seed_step"])
 def test_the_place_in_the_training_is_needed(
     tmp_path: Path, uninterrupted: Result, lost: str, monkeypatch: pytest.MonkeyPatch
@@ -305,6 +306,7 @@ DAMAGE: dict[str, Callable[[Path], None]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
 def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(
     tmp_path: Path, uninterrupted: Result, damage: Callable[[Path], None]

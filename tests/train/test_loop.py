@@ -212,6 +212,7 @@ def gradients(model: nn.Module, task: Task, micro_batch_size: int) -> tuple[dict
     return metrics, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 @pytest.mark.parametrize("objective", ["sft", "dpo"])
 def test_gradients_of_language_models_do_not_depend_on_the_micro_batch(
@@ -248,6 +249,7 @@ def test_the_launcher_cannot_change_the_scale_of_the_gradient(monkeypatch: pytes
     assert train(linear(), regression(8), tmp_path / "b").train == plain.train
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_a_policy_starts_at_its_reference(models: dict[str, Path], kind: str, tmp_path: Path) -> None:
     """Even if the base model has its own dropout (GPT-2: 0.1): the reference was scored without, so the policy must be too."""
