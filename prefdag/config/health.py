@@ -7,6 +7,7 @@ from prefdag.runtime.types import Positive, strict
 FindingName = Literal[  # noqa: RUF041
     Literal["not_at_reference", "zero_gradient", "likelihood_displacement", "length_exploitation"],
     Literal["reward_saturation", "kl_out_of_budget", "drift", "divergence"],
+    Literal["judge_exploitation", "length_drift", "falling_diversity"],  # of rounds
 ]
 
 
