@@ -13,7 +13,7 @@ from prefdag.health.verdict import Finding, Verdict
 from prefdag.stats.intervals import gap, weighted
 
 if TYPE_CHECKING:
-    from prefdag.config.health import FindingName
+    from prefdag.config.health import RoundsFinding
 
 CHANGED = (
     0.1  # of the value before the rounds: with many prompts, an interval alone finds changes that nobody would notice
@@ -32,7 +32,7 @@ def examine(table: DataFrame) -> Verdict:
     last = next((number for number, row in enumerate(records, 1) if row["chosen"]), 0)
     chosen = records[:last]
     varied = not any(isnan(value) for value in (first["distinct"], *(row["distinct_change"] for row in chosen)))
-    checks: dict[FindingName, list[str | None]] = {
+    checks: dict[RoundsFinding, list[str | None]] = {
         "judge_exploitation": [judge_exploitation(compared)] if compared else [],
         "length_drift": [length_drift(first, chosen[-1])] if chosen else [],
         "falling_diversity": [falling_diversity(first, chosen)] if chosen and varied else [],
@@ -65,11 +65,12 @@ def length_drift(first: Row, last: Row) -> str | None:
     The interval is that of independent answers. Both policies answered the same prompts, so it is rather too wide.
     """
     low, high = gap(_estimate(last, "tokens"), _estimate(first, "tokens"))
-    if low <= 0 <= high or abs(last["tokens"] - first["tokens"]) <= CHANGED * first["tokens"]:
+    change = last["tokens"] - first["tokens"]
+    if low <= 0 <= high or abs(change) <= CHANGED * first["tokens"]:
         return None
     return (
-        f"after round {last['round']}, the mean length of validation answers went from {first['tokens']:.1f} to {last['tokens']:.1f} "
-        f"tokens (difference {last['tokens'] - first['tokens']:+.1f}, 95% interval {low:+.1f} to {high:+.1f})"
+        f"after round {last['round']}, the mean length of validation answers went from {first['tokens']:.1f} to "
+        f"{last['tokens']:.1f} tokens (difference {change:+.1f}, 95% interval {low:+.1f} to {high:+.1f})"
     )
 
 
@@ -85,7 +86,8 @@ def falling_diversity(first: Row, rows: Sequence[Row]) -> str | None:
         return None
     return (
         f"after round {rows[-1]['round']}, {-100 * change:.1f} points less of the bigrams in validation answers are different, "
-        f"at equal lengths (95% interval {-100 * high:.1f} to {-100 * low:.1f}); before the rounds, {first['distinct']:.1%} were"
+        f"at equal lengths (95% interval {-100 * high:.1f} to {-100 * low:.1f}); "
+        f"before the rounds, {first['distinct']:.1%} were"
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from prefdag.stats import intervals, paired
+from prefdag.stats import intervals
 from prefdag.text.evaluation.judge import OUTCOMES, win_rates
 from prefdag.text.evaluation.metrics import compare_heldout
 from prefdag.text.generation.answers import DISTINCT, ids_without_end, ngrams
@@ -102,11 +102,11 @@ def rates(contests: pd.DataFrame, verdicts: Mapping[str, pd.DataFrame]) -> dict[
     read = ~(np.isnan(one) | np.isnan(other))
     if read.any():
         same = (one == other)[read].tolist()
-        gap = paired.means(one[read], other[read], np.ones(int(read.sum())))
+        gap = (one - other)[read].tolist()
         found["agreement"] = {
             "n": len(same),
             **_estimate("agreement", float(np.mean(same)), *intervals.share(same)),
-            **_estimate("gap", gap["difference"], gap["difference_low"], gap["difference_high"]),
+            **_estimate("gap", float(np.mean(gap)), *intervals.mean(gap)),
         }
     return found
 
