@@ -39,9 +39,9 @@ def rows(results: Mapping[int, Mapping[str, Any] | None], chosen: int) -> list[d
             **result.get("agreement", {}),
             **result["judge"],
             **stopping,
-            **kl,
             **result["after"],
             **result["change"],
+            **kl,
         }
         found.append({**row, **result["pairs"], "round": number, "good": int(result["go"])})
     return [{name: row.get(name) for name in COLUMNS} | {"chosen": int(row["round"] == chosen)} for row in found]

@@ -328,12 +328,11 @@ def write_rounds(folder: Path) -> None:
     before = {
         **estimate("tokens", 20.5, 2.5),
         **estimate("distinct", 0.62, 0.05),
-        **estimate("kl_to_reference", 0.4, 0.1),
     }
     shares = {**estimate("repetition", 0.125, 0.02), **estimate("ended", 0.5, 0.1), **estimate("refused", 0.25, 0.05)}
     first = {
         "go": True,
-        "before": before | shares,
+        "before": before | shares | estimate("kl_to_reference", 0.4, 0.1),
         "after": {**before, **shares, **estimate("tokens", 31.5, 3.5)},
         "change": estimate("distinct_change", -0.031, 0.02),
         "judge": rates | {"n": 64},

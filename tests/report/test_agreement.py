@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 import pytest
-from report_inputs import HEALTH, write_inputs
+from report_inputs import HEALTH, write_inputs, write_rounds, write_run
 from ruamel.yaml import YAML
 
 from prefdag.check_params import load_params
@@ -50,6 +50,8 @@ def project(tmp_path_factory: pytest.TempPathFactory, params: Params, root: Path
     """A folder in which `report` and `publish` have run."""
     folder = tmp_path_factory.mktemp("agreement")
     write_inputs(folder)
+    write_rounds(folder)
+    write_run(folder / "models/rounds/1", np.random.default_rng(1), 9, dpo=True)
     shutil.copy(root / "dvc.yaml", folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
