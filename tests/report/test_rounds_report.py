@@ -69,7 +69,7 @@ def test_the_table_has_every_measure_with_its_interval(page: Page) -> None:
 
 def test_report_and_card_say_which_policy_and_why_no_further_round_ran(page: Page, folder: Path) -> None:
     sentence = (
-        "2 of 3 rounds of DPO on the policy’s own answers ran; the chosen policy is the policy of round 1. Round 2 was the "
+        "2 of 3 rounds of DPO on the policy’s own answers ran; the policy of round 1 was chosen. Round 2 was the "
         "last: the KL of 12.8 nats per response is above rounds.kl_budget, 10."
     )
     assert sentence in page.text
@@ -99,7 +99,7 @@ def test_hostile_answers_are_shown_and_not_run(page: Page, html: str) -> None:
 def test_the_figures_have_every_number_in_words(page: Page) -> None:
     labels = [a["aria-label"] or "" for tag, a in page.tags if tag == "svg"]
     (rates,) = (label for label in labels if "round 1, judge: 70.0% (59.0% to 81.0%)" in label)
-    assert "round 1, stopping: 45.0% (33.0% to 57.0%)" in rates
+    assert "round 1, stopping judge: 45.0% (33.0% to 57.0%)" in rates
     assert any("round 0: 0.400 (0.300 to 0.500); round 1: 2.250" in label for label in labels)
 
 

@@ -78,8 +78,8 @@ def view(rounds: Rounds, params: "Params") -> dict[str, Any]:
 def summary(rounds: Rounds, params: "Params") -> str:
     """How many rounds ran, which policy was chosen, and why no further one ran. The report and the card print it unchanged."""
     last, chosen, count = int(rounds.table["round"].iloc[-1]), rounds.chosen["round"], params.rounds.count
-    policy = f"the policy of round {chosen}" if chosen else "that of dpo_text, since no round was good"
-    ran = f"{last} of {count} {plural('round', count)} of DPO on the policy’s own answers ran; the chosen policy is {policy}."
+    policy = f"the policy of round {chosen}" if chosen else "no round was good, so the policy of dpo_text"
+    ran = f"{last} of {count} {plural('round', count)} of DPO on the policy’s own answers ran; {policy} was chosen."
     if reasons := rounds.chosen["reasons"]:
         return f"{ran} Round {last} was the last: {'; '.join(reasons)}."
     return ran if last == count else f"{ran} No pair could be made in round {last + 1}."
@@ -141,7 +141,7 @@ def _cell(row: Mapping[Any, Any], column: str, write: Any) -> tuple[str, str]:
 
 def panels(table: pd.DataFrame) -> list[Panel]:
     """Win rates and KL by round."""
-    judges = {"win_rate": ("first", "judge"), "stopping_win_rate": ("second", "stopping")}
+    judges = {"win_rate": ("first", "judge"), "stopping_win_rate": ("second", "stopping judge")}
     rates = Markup(by_round(table, judges, name="rounds-win-rate", level=0.5, as_percent=True))
     kl = Markup(by_round(table, {"kl_to_reference": ("policy", "")}, name="rounds-kl"))
     return [
