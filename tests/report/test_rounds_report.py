@@ -11,6 +11,7 @@ from report_inputs import HOSTILE, Page, write_inputs, write_rounds
 
 from prefdag.check_params import check_params
 from prefdag.config.params import Params
+from prefdag.report.text import rounds
 from prefdag.runtime.yaml import read_yaml
 from stages import report
 
@@ -125,9 +126,15 @@ def test_a_judge_of_the_test_prompts_that_made_the_pairs_is_named(
     )
     assert "no independent evidence" not in page.text
     monkeypatch.chdir(folder)
-    rounds = {"judge": {"kind": "implicit"}, "stopping_judge": None, "count": 2}
-    report.main(settings(root, rounds=rounds, report={"text_examples": 0}))
+    changes = {"judge": {"kind": "implicit"}, "stopping_judge": None, "count": 2}
+    report.main(settings(root, rounds=changes, report={"text_examples": 0}))
     text = Page(Path("reports/index.html").read_text("utf-8")).text
     assert "Its judge is the one that made the pairs , so it is no independent evidence" in text
     assert "No stopping judge was set, so nothing checks that judge." in text
     assert "Pairs of the last round" not in text
+
+
+def test_several_judges_are_all_named() -> None:
+    assert rounds._written('[{"kind": "implicit"}, {"kind": "endpoint", "model": "m", "timeout": 9}]') == (
+        "implicit, endpoint (model m, timeout 9)"
+    )

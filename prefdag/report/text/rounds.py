@@ -98,8 +98,10 @@ def judges(rounds: Rounds, params: "Params") -> str:
 
 
 def _of_rounds(rounds: Rounds, params: "Params", key: str) -> list[Any]:
+    """The judges of the rounds that ran, which may have several each."""
     last = int(rounds.table["round"].iloc[-1])
-    return [getattr(params.rounds.round(number), key) for number in NUMBERS if number <= last]
+    every = (getattr(params.rounds.round(number), key) for number in NUMBERS if number <= last)
+    return [judge for each in every for judge in (each if isinstance(each, list) else [each])]
 
 
 def _title(row: Mapping[Any, Any]) -> str:
@@ -212,7 +214,12 @@ def pairs(table: pd.DataFrame, count: int) -> list[dict[str, Any]]:
 
 
 def _written(settings: str) -> str:
-    """JSON of settings as words: implicit, or local (max_new_tokens 48, temperature 1.0)."""
-    kind, rest = (found := json.loads(settings)).pop("kind"), found
+    """JSON of settings, or of a list of them, as words: implicit, or local (max_new_tokens 48, temperature 1.0)."""
+    found = json.loads(settings)
+    return ", ".join(map(_words, found if isinstance(found, list) else [found]))
+
+
+def _words(settings: Mapping[str, Any]) -> str:
+    kind, rest = settings["kind"], {key: value for key, value in settings.items() if key != "kind"}
     inside = ", ".join(f"{key} {value if isinstance(value, str) else json.dumps(value)}" for key, value in rest.items())
     return f"{kind} ({inside})" if inside else str(kind)
