@@ -219,6 +219,13 @@ def test_distinct_by_hand() -> None:
     assert comparing.distinct([[1, 2], [3]]) == {"distinct": 1.0, "distinct_low": 0.0, "distinct_high": 1.0}
 
 
+def test_distinct_without_an_answer_keeps_what_others_have_too() -> None:
+    """12 21 12, 34 and 34: 3 of 5 bigrams differ; without each: 1 of 2, 3 of 4, 3 of 4."""
+    found = comparing._with_and_without_each([[1, 2, 1, 2], [3, 4], [3, 4]])
+    assert found is not None
+    assert (found[0], found[1].tolist()) == (0.6, [0.5, 0.75, 0.75])
+
+
 def test_the_change_of_distinct_is_that_at_equal_lengths() -> None:
     """ab bc ab against bc cb: two bigrams of each are left, all different before. Then ab ab: 1/2."""
     assert comparing.distinct([[1, 2, 3, 1, 2]])["distinct"] == 0.75
@@ -275,5 +282,7 @@ def test_the_table_has_a_row_per_round_and_one_before(tmp_path: Path) -> None:
     assert found["agreement"][1] == 1.0
     assert found["kl_to_reference"].tolist() == [1.0] * 3
     assert found[["prompts_kept", "prompts_rejected", "pairs"]].to_numpy()[1].tolist() == [7, 2, 8]
+    assert [row["chosen"] for row in table.rows({1: first, 2: first}, 2)] == [0, 0, 1]
+    assert [row["chosen"] for row in table.rows({1: first}, 0)] == [1, 0]
     table.write(path, table.rows({1: None}, 0))
     assert path.read_text() == ",".join(table.COLUMNS) + "\n"

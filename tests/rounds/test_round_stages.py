@@ -189,13 +189,15 @@ def test_two_rounds() -> None:
 
 
 def check_table(*results: Mapping[str, Any]) -> None:
-    """The row before the rounds, and one for each; the same policy has the same KL before a round as after the last one."""
+    """The row before the rounds, and one for each, with the numbers of its result."""
     table = pd.read_csv(select_policy.TABLE)
     assert table["round"].tolist() == [0, 1, 2]
     assert table["kl_to_reference"].tolist() == [
         pytest.approx(value)
         for value in (results[0]["before"]["kl_to_reference"], *(r["kl_to_reference"] for r in results))
     ]
+    for result in results:
+        assert 0 < result["before"]["kl_to_reference"] < result["kl_to_reference"]
     assert (table["kl_to_reference_low"] <= table["kl_to_reference"]).all()
     assert (table["kl_to_reference"] < table["kl_to_reference_high"]).all()
     assert table["tokens"].tolist() == [results[0]["before"]["tokens"], *(r["after"]["tokens"] for r in results)]
