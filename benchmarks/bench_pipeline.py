@@ -21,7 +21,7 @@ import pandas as pd
 
 from benchmarks.harness import Contender, end_in_one_line, markdown, positive, run_rounds, summarise, write
 from prefdag.lifecycle.errors import DataError, PrefdagError
-from prefdag.runtime.yaml import read_yaml
+from prefdag.runtime.dvc_files import read_dag
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).with_name("bench_pipeline.csv")
@@ -38,7 +38,7 @@ def nothing_to_do(folder: Path, rounds: int) -> pd.DataFrame:
     if not (folder / "dvc.yaml").is_file() or subprocess.run([*DVC, "status", "--quiet"], cwd=folder).returncode:
         raise DataError(f"{folder}: not an up-to-date clone of the project; run `dvc repro` there first")
     with tempfile.TemporaryDirectory() as empty:
-        empty_dag(Path(empty), len(read_yaml(folder / "dvc.yaml")["stages"]))
+        empty_dag(Path(empty), len(read_dag(folder / "dvc.yaml")))
         names = {"done pipeline": folder, "empty DAG": Path(empty)}
         contenders = [Contender(name, ["sh", "-c", NO_OP], where) for name, where in names.items()]
         return summarise(run_rounds(contenders, rounds), "empty DAG")

@@ -12,8 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from prefdag.lifecycle.errors import DataError
-from prefdag.runtime.dvc_files import LOCK, read_lock
+from prefdag.runtime.dvc_files import LOCK, files, parse_lock
 from prefdag.runtime.hashing import dvc_hash
+from prefdag.runtime.yaml import read_text
 
 _checks = True  # False inside `unchecked`
 
@@ -62,16 +63,18 @@ def check_recorded(path: Path) -> None:
 
 def _output(path: Path) -> tuple[str, str] | None:
     """The recorded output that `path` is or is in, and its hash."""
-    if not LOCK.exists():
-        return None
     here = path.relative_to(Path.cwd()) if path.is_absolute() and path.is_relative_to(Path.cwd()) else path
-    status = LOCK.stat()
-    hashes = outputs(LOCK, status.st_ino, status.st_size, status.st_mtime_ns)
     names = [parent.as_posix() for parent in (here, *here.parents)]
-    return next(((name, hashes[name]) for name in names if name in hashes), None)
+    for lock in filter(Path.exists, files(LOCK)):
+        status = lock.stat()
+        hashes = outputs(lock, status.st_ino, status.st_size, status.st_mtime_ns)
+        if name := next((name for name in names if name in hashes), None):
+            return name, hashes[name]
+    return None
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=16)
 def outputs(lock: Path, *identity: int) -> Mapping[str, str]:
-    """The hashes of all outputs in dvc.lock, by path. Raises `ParamsError` if DVC did not write it."""
-    return {out["path"]: out["md5"] for stage in read_lock(lock).values() for out in stage.get("outs") or []}
+    """The hashes of the outputs in one dvc.lock, by path. Raises `ParamsError` if DVC did not write it."""
+    stages = parse_lock(read_text(lock), str(lock))
+    return {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs") or []}

@@ -32,8 +32,8 @@ export MLFLOW_TRACKING_URI=${MLFLOW_TRACKING_URI:-sqlite:///$project/mlflow.db}
 if [[ ! -d $clone ]]; then
     mkdir -p "${clone%/*}"
     git clone --quiet "$project" "$clone.part"
-    for file in params.yaml dvc.lock; do
-        [[ ! -e $project/$file ]] || cp "$project/$file" "$clone.part"
+    for file in "$project"/{params.yaml,dvc.lock,rounds/*/dvc.lock}; do
+        [[ ! -e $file ]] || cp "$file" "$clone.part/${file#"$project/"}"
     done
     (cd "$clone.part" && dvc cache dir --quiet --local "$(cd "$project" && dvc cache dir)")
     mv "$clone.part" "$clone"

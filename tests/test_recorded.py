@@ -114,3 +114,14 @@ def test_a_broken_file_is_one_line(content: bytes, tmp_path: Path) -> None:
             read(path)
         assert str(caught.value).startswith(f"{path}: not ")
         assert "\n" not in str(caught.value)
+
+
+def test_an_output_of_a_stage_in_a_folder_is_checked() -> None:
+    folder = Path("rounds/more")
+    folder.mkdir(parents=True)
+    (folder / "dvc.lock").write_text(f"stages: {{more: {{cmd: x, outs: [{{path: own.json, md5: {FILE}}}]}}}}")
+    Path("own.json").write_text(CONTENT)
+    check_recorded(Path("own.json"))
+    Path("own.json").write_text("3")
+    with pytest.raises(DataError, match=r"^own\.json: changed since"):
+        recorded(Path("own.json"))

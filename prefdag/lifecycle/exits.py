@@ -37,15 +37,18 @@ DATABASES = {"sqlite3.DatabaseError", "sqlalchemy.exc.DatabaseError"}  # of MLfl
 # What makes a stage need less memory, in params.yaml.
 LIGHTER = {
     **{
-        stage: f"lower {stage}.training.micro_batch_size, set {stage}.gradient_checkpointing to true, or "
-        f"{stage}.training.optimizer to adamw_8bit"
-        for stage in ("sft_ref", "dpo_text")
+        stage: f"lower {section}.training.micro_batch_size, set {section}.gradient_checkpointing to true, or "
+        f"{section}.training.optimizer to adamw_8bit"
+        for stage, section in {"sft_ref": "sft_ref", "dpo_text": "dpo_text", "dpo_round": "dpo_text"}.items()
     },
     **{stage: f"lower {stage}.training.micro_batch_size" for stage in ("resnet_warmup", "dpo_image")},
     "control_image": "lower dpo_image.training.micro_batch_size",
     **{stage: f"lower {stage}.tokens_per_batch" for stage in ("ref_logps", "evaluate_text", "judge_text")},
     "ref_evals": "lower evaluate_text.tokens_per_batch",
     "answer_text": "lower answer_text.batch_size",
+    "sample_round": "lower rounds.batch_size",
+    "judge_round": "lower rounds.tokens_per_batch",
+    "evaluate_round": "lower rounds.batch_size and rounds.tokens_per_batch",
 }
 BUG = "This is a bug in prefdag, not a mistake of yours. Please report it with the lines above."
 PIPE_CLOSED = 141  # as a shell reports a program that SIGPIPE ended

@@ -1,4 +1,4 @@
-"""Writes the `deps` and `params` of every stage in dvc.yaml from the code, and the table of reruns in docs/pipeline.md.
+"""Writes the `deps` and `params` of every stage in every dvc.yaml from the code, and the table of reruns in docs/pipeline.md.
 
 docs/pipeline.md tells the rule. `cmd`, `outs`, `metrics` and `plots` are written by hand. `make dag` runs this module:
 
@@ -19,7 +19,7 @@ from ruamel.yaml.comments import CommentedSeq
 
 from prefdag.config.params import Params
 from prefdag.runtime.artifacts import writing
-from prefdag.runtime.dvc_files import names, read_dag, script
+from prefdag.runtime.dvc_files import files, names, read_dag, script
 
 DVC, PAGE = Path("dvc.yaml"), Path("docs/pipeline.md")
 LIBRARY = "requirements.txt"  # pins the library in a project that `prefdag init` made, which has only its stages
@@ -214,13 +214,13 @@ def _yaml() -> YAML:
 
 
 def main(root: Path = Path()) -> None:
-    """Write dvc.yaml and, if there is one, the table in docs/pipeline.md below `root`."""
-    # Both are computed before either is written. That is safe: the table reads only stage names from dvc.yaml.
-    texts = {DVC: dump(written(load(root / DVC), root))}
+    """Write every dvc.yaml and, if there is one, the table in docs/pipeline.md below `root`."""
+    # All are computed before one is written. That is safe: the table reads only stage names from dvc.yaml.
+    texts = {path: dump(written(load(path), root)) for path in files(root / DVC)}
     if (root / PAGE).exists():
-        texts[PAGE] = page((root / PAGE).read_text("utf-8"), root)
+        texts[root / PAGE] = page((root / PAGE).read_text("utf-8"), root)
     for path, text in texts.items():
-        with writing(root / path) as temporary:
+        with writing(path) as temporary:
             temporary.write_text(text, "utf-8")
 
 

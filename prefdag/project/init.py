@@ -20,7 +20,18 @@ from prefdag.project.shipped import FILES
 from prefdag.runtime.artifacts import sha256, writing
 
 LOCKS = ["requirements.lock", "requirements-s3.lock"]
-COPIED = ["stages", "profiles", "evals", "slurm", "params.yaml", "dvc.yaml", *LOCKS, ".gitignore", ".dvcignore"]
+COPIED = [
+    "stages",
+    "profiles",
+    "evals",
+    "slurm",
+    "rounds",
+    "params.yaml",
+    "dvc.yaml",
+    *LOCKS,
+    ".gitignore",
+    ".dvcignore",
+]
 TEMPLATES = Path(__file__).with_name("templates")
 WRITTEN = {"README.md": "README.md.j2", ".github/workflows/pipeline.yml": "pipeline.yml.j2"}
 WHEELS = "wheels"  # a library that was installed from a file goes along in this folder
@@ -125,7 +136,7 @@ def _run(folder: Path, *command: str) -> "subprocess.CompletedProcess[str]":
 
 def _copy(source: Path, target: Path) -> None:
     if source.is_dir():
-        shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", "dvc.lock"))
     else:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prefdag.lifecycle.errors import ParamsError
 from prefdag.lifecycle.progress import progress
-from prefdag.runtime.dvc_files import DAG, LOCK, names, read_dag, read_lock
+from prefdag.runtime.dvc_files import DAG, LOCK, lock_of, names, read_dag, read_lock
 from prefdag.runtime.hashing import file_hash, file_hashes, folder_hash
 from prefdag.runtime.yaml import read_yaml
 
@@ -181,8 +181,9 @@ def _shape_differences(row: Row, wanted: Mapping[str, Any] | None, entry: Mappin
     """Where the entries of a stage in dvc.yaml and dvc.lock do not belong together."""
     stage = row.stage
     if entry is None:
+        file = lock_of(stage)
         row.lock = "no"
-        yield f"{LOCK}: has no stage {stage}, so its outputs cannot be checked; `git restore {LOCK}` or `dvc repro` adds it"
+        yield f"{file}: has no stage {stage}, so its outputs cannot be checked; `git restore {file}` or `dvc repro` adds it"
         return
     problems = []
     if wanted is None:

@@ -17,7 +17,7 @@ import psutil
 from prefdag.lifecycle.errors import DataError
 from prefdag.lifecycle.launcher import rank
 from prefdag.recorded import recorded
-from prefdag.runtime.dvc_files import names, read_dag
+from prefdag.runtime.dvc_files import names, read_stage
 from prefdag.runtime.hashing import file_hash
 
 if TYPE_CHECKING:
@@ -212,6 +212,6 @@ def stage_key(stage: str, params: Mapping[str, Any]) -> str:
 
     Checkpoints are kept under this key, so a changed parameter, input or line of code starts training at step zero.
     """
-    deps = names(read_dag()[stage], "deps")
+    deps = names(read_stage(stage), "deps")
     parts = {"stage": stage, "params": dict(params), "deps": {dep: sha256(Path(dep)) for dep in deps}}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

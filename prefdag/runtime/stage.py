@@ -37,7 +37,7 @@ from prefdag.lifecycle.exits import flush, one_line_errors
 from prefdag.lifecycle.launcher import end_with_parent, follow_launch, launch, to_launch
 from prefdag.lifecycle.lock import end_with_dvc, stage_lock
 from prefdag.lifecycle.warm import can_fork, forked, run_forked
-from prefdag.runtime.dvc_files import DAG, names, read_dag
+from prefdag.runtime.dvc_files import DAG, names, read_stage
 from prefdag.runtime.running import running
 from prefdag.runtime.yaml import read_yaml
 from prefdag.tracking.durations import note_duration
@@ -99,7 +99,7 @@ class stage:  # noqa: N801 - it is used as a decorator
         """Raise `DataError` if an input is absent. Libraries would each report that in their own way."""
         if not DAG.exists():
             return
-        for dep in names(read_dag().get(name, {}), "deps"):
+        for dep in names(read_stage(name), "deps"):
             if dep.startswith(MADE) and not Path(dep).exists():
                 raise DataError(f"{dep}: not found; `dvc repro` makes it")
 

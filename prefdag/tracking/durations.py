@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from prefdag.lifecycle.launcher import rank
 from prefdag.runtime.artifacts import read_json, scratch, writing
-from prefdag.runtime.dvc_files import names, read_dag
+from prefdag.runtime.dvc_files import names, read_dag, read_stage
 
 PROBE = 2**20  # bytes hashed at either end of a large file
 
@@ -19,7 +21,7 @@ def note_duration(name: str, seconds: float) -> None:
     """
     if rank() > 0 or not Path("dvc.yaml").exists():
         return
-    with writing(_path(name)) as path:
+    with writing(_path(name, read_stage(name))) as path:
         path.write_text(json.dumps({"seconds": round(seconds, 3)}), "utf-8")
 
 
@@ -28,14 +30,14 @@ def durations() -> dict[str, float | None]:
 
     Also covers outputs that DVC restored from its cache, and those of other experiments.
     """
-    paths = {name: _path(name) for name in read_dag()}
+    paths = {name: _path(name, entry) for name, entry in read_dag().items()}
     return {name: float(read_json(path)["seconds"]) if path.exists() else None for name, path in paths.items()}
 
 
-def _path(name: str) -> Path:
+def _path(name: str, entry: Mapping[str, Any]) -> Path:
     """The record for a stage's outputs, keyed by their names, sizes and bytes; of a large file, the bytes at either end."""
     digest = hashlib.sha256()
-    for out in map(Path, names(read_dag()[name], "outs", "metrics")):
+    for out in map(Path, names(entry, "outs", "metrics")):
         for file in sorted(path for path in (out, *out.rglob("*")) if path.is_file()):
             size = file.stat().st_size
             with file.open("rb") as stream:

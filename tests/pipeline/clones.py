@@ -21,21 +21,25 @@ AFTER_DPO = [
 
 
 def run_in(folder: Path, *command: str, check: bool = True, **environment: str) -> "subprocess.CompletedProcess[str]":
-    """Run a command in a folder, with `ENVIRONMENT` and without the user's settings. Merges stderr into stdout."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "GIT_", "MLFLOW_"))}
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    names = {f"GIT_{who}_{what}": "a@example.com" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
-    own = {"PATH": path, "DVC_SITE_CACHE_DIR": f"{folder}.site", **names}
+    """Run a command in a folder, in its `environment_of`. Merges stderr into stdout."""
     done = subprocess.run(
         command,
         cwd=folder,
-        env={**kept, **ENVIRONMENT, **own, **environment},
+        env=environment_of(folder) | environment,
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )
     assert not check or done.returncode == 0, f"{' '.join(command)}: exit {done.returncode}\n{done.stdout[-8000:]}"
     return done
+
+
+def environment_of(folder: Path) -> dict[str, str]:
+    """The environment of commands in a folder: `ENVIRONMENT`, without the user's settings."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "GIT_", "MLFLOW_"))}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    names = {f"GIT_{who}_{what}": "a@example.com" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+    return {**kept, **ENVIRONMENT, "PATH": path, "DVC_SITE_CACHE_DIR": f"{folder}.site", **names}
 
 
 def clone(root: Path, folder: Path) -> None:
@@ -90,7 +94,7 @@ def set_params(folder: Path, changes: Mapping[str, object]) -> None:
 
 def stages_run(output: str) -> list[str]:
     """The stages that ran, in order, read from the output of `dvc repro`."""
-    return re.findall(r"^Running stage '(.*)':$", output, re.MULTILINE)
+    return re.findall(r"^Running stage '(?:.*dvc\.yaml:)?(.*)':$", output, re.MULTILINE)
 
 
 def without_rounds(stages: list[str]) -> list[str]:

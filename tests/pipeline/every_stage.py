@@ -19,7 +19,8 @@ from prefdag.runtime import stage as stages
 from prefdag.runtime.dvc_files import names, read_dag
 
 COMPUTED = ["ref_logps", "ref_evals", "evaluate_text", "answer_text", "judge_text", "evaluate_image"]
-TRAINED = ["sft_ref", "resnet_warmup", "dpo_text", "dpo_image", "control_image"]
+COMPUTED += ["sample_round@1", "judge_round@1", "evaluate_round@1"]
+TRAINED = ["sft_ref", "resnet_warmup", "dpo_text", "dpo_image", "control_image", "dpo_round@1"]
 SHARDED = ["sft_ref", "dpo_text", "ref_logps", "ref_evals", "evaluate_text", "answer_text", "judge_text"]
 STARTS = {
     "sft_ref": "models/base",
@@ -36,7 +37,14 @@ SMALL = {
     "initializer_range": 0.1,
 }
 # What the outputs of two processes may differ by (see `differences`); where there is none, all bytes are the same.
-BOUNDS = {"sft_ref": 1e-3, "dpo_text": 1e-3, "dpo_image": 1e-2, "control_image": 1e-2, "resnet_warmup": 1e-4}
+BOUNDS = {
+    "sft_ref": 1e-3,
+    "dpo_text": 1e-3,
+    "dpo_round@1": 1e-3,
+    "dpo_image": 1e-2,
+    "control_image": 1e-2,
+    "resnet_warmup": 1e-4,
+}
 RUNS = {f"{name}-none" for name in COMPUTED + TRAINED} | {f"{name}-full" for name in SHARDED}
 # Outputs are made again.
 LEFT_OUT = (
@@ -56,13 +64,14 @@ LEFT_OUT = (
 
 def run_stages(results: Path | None) -> None:
     """Run all of these stages. With `results`, run those first that others do not read, and each as two processes can."""
-    alone = ["select_policy"] if results is None else []  # evaluate_text and others read its policy
+    alone = ["plan_rounds", "select_policy"] if results is None else []  # what others read of them stays
     order = [name for name in read_dag() if name in COMPUTED + TRAINED + alone]
     for name in order if results is None else reversed(order):
         for shard in ("none", "full") if results and name in SHARDED else ("none",):
             stages.PARAMS = Path(f"shard-{shard}.yaml")
-            sys.argv = [name]
-            import_module(f"stages.{name}").main.run()
+            script, *number = name.split("@")
+            sys.argv = [script, *number]
+            import_module(f"stages.{script}").main.run()
             from prefdag.distributed.process import process
 
             if results and process().is_main_process:
@@ -89,7 +98,10 @@ def make_small(tiny: Path, folder: Path) -> None:
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base)).save_pretrained(base)
     text = (folder / "params.yaml").read_text()
-    assert text.count("  shard: none") == len(SHARDED) - 1  # ref_evals reads that of evaluate_text
+    # ref_evals reads that of evaluate_text; the one of rounds is in the plan.
+    assert text.count("  shard: none") == len(SHARDED)
+    assert text.count("  count: 0 ") == 1
+    text = text.replace("  count: 0 ", "  count: 1 ")
     for shard in ("none", "full"):
         (folder / f"shard-{shard}.yaml").write_text(text.replace("  shard: none", f"  shard: {shard}"))
 

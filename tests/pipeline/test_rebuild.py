@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from clones import Run, run_in, set_params
 
-from prefdag.runtime.yaml import read_yaml
+from prefdag.runtime.dvc_files import read_lock
 
 CANARY = "-".join(["canary", "5f1d", "7a0c3e"])  # no file contains it in one piece, not even this one
 SECRETS = {
@@ -50,8 +50,8 @@ def again(root: Path, once: Callable[[str, Callable[[Path], None]], Path]) -> Pa
 
 
 def outputs(folder: Path) -> dict[str, str]:
-    """The hash of every output of every stage, from dvc.lock."""
-    stages = read_yaml(folder / "dvc.lock")["stages"]
+    """The hash of every output of every stage, from all dvc.lock."""
+    stages = read_lock(folder / "dvc.lock")
     return {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs", [])}
 
 

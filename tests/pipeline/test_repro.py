@@ -12,7 +12,7 @@ def test_a_second_run_has_nothing_to_do(run: Run) -> None:
 
 def test_only_parameters_lock_and_metrics_change_in_git(run: Run) -> None:
     changed = run("git", "status", "--porcelain", "--untracked-files=all").stdout.splitlines()
-    known = r"(\?\?| M) (params\.yaml|dvc\.lock|reports/metrics\.json)"
+    known = r"(\?\?| M) (params\.yaml|(rounds/\w+/)?dvc\.lock|reports/metrics\.json)"
     assert [line for line in changed if not re.fullmatch(known, line)] == []
 
 

@@ -9,7 +9,7 @@ import pytest
 from buckets import Buckets
 from clones import link_copy, run_in, stages_run
 
-from prefdag.runtime.yaml import read_yaml
+from prefdag.runtime.dvc_files import files, read_lock
 
 LARGE = 10**8  # bytes
 NOBODY = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}  # nothing listens there; the run waits in the spool
@@ -66,12 +66,12 @@ def colleague(mine: Path, tmp_path: Path) -> Path:
 def test_only_publish_runs_where_all_results_come_from_the_run_cache(storage: Buckets, colleague: Path) -> None:
     """As for parameters that somebody else has tried, whose dvc.lock is not in this branch."""
     lock, metrics = colleague / "dvc.lock", colleague / "reports/metrics.json"
-    before = read_yaml(lock), metrics.read_bytes()
-    lock.unlink()
-    metrics.unlink()
+    before = read_lock(lock), metrics.read_bytes()
+    for file in (*files(lock), metrics):
+        file.unlink()
     environment = storage.environment | NOBODY
     assert stages_run(run_in(colleague, "dvc", "repro", "--pull", **environment).stdout) == ["publish"]
-    assert (read_yaml(lock), metrics.read_bytes()) == before
+    assert (read_lock(lock), metrics.read_bytes()) == before
 
 
 def test_a_colleague_computes_nothing_again(storage: Buckets, mine: Path, colleague: Path) -> None:

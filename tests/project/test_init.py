@@ -14,6 +14,7 @@ from prefdag.cli import app
 from prefdag.lifecycle import version
 from prefdag.lifecycle.errors import PrefdagError
 from prefdag.project import init
+from prefdag.runtime.dvc_files import read_dag, script
 from prefdag.runtime.yaml import read_yaml
 
 pytestmark = pytest.mark.slow
@@ -48,13 +49,13 @@ def test_a_new_project(mine: Path, root: Path) -> None:
         ".gitignore",
     ):
         assert (mine / name).read_bytes() == (root / name).read_bytes()
-    ours, theirs = (read_yaml(folder / "dvc.yaml") for folder in (mine, root))
-    assert list(ours["stages"]) == list(theirs["stages"])
-    for name, stage in ours["stages"].items():
+    ours, theirs = (read_dag(folder / "dvc.yaml") for folder in (mine, root))
+    assert list(ours) == list(theirs)
+    for name, stage in ours.items():
         code = [dep for dep in stage["deps"] if not re.match(r"(data|models|reports|evals)/", dep)]
-        own = {"stages/losses.py", "stages/verify.py"} & set(theirs["stages"][name]["deps"])
-        assert code == ["requirements.txt", *sorted([f"stages/{name}.py", *own])]
-        assert {**stage, "deps": []} == {**theirs["stages"][name], "deps": []}
+        own = {"stages/losses.py", "stages/verify.py"} & set(theirs[name]["deps"])
+        assert code == ["requirements.txt", *sorted([f"stages/{script(name)}.py", *own])]
+        assert {**stage, "deps": []} == {**theirs[name], "deps": []}
 
 
 def test_its_workflow_runs_the_tiny_profile(mine: Path) -> None:
@@ -88,9 +89,9 @@ def test_a_project_inside_a_repository(own_git: None, tmp_path: Path, root: Path
     assert git(tmp_path, "status", "--porcelain") == "?? .gitignore\n?? mine/\n"  # nothing under a temporary name
     assert note.startswith("part of the Git repository around it")
     assert not (tmp_path / "mine" / ".git").exists()
-    command = ["dvc", "stage", "list", "--name-only"]
+    command = ["dvc", "stage", "list", "--all", "--name-only"]
     listed = subprocess.run(command, cwd=tmp_path / "mine", check=True, capture_output=True, text=True).stdout
-    assert listed.split() == list(read_yaml(root / "dvc.yaml")["stages"])
+    assert {name.rpartition(":")[2] for name in listed.split()} == set(read_dag(root / "dvc.yaml"))
 
 
 def test_a_folder_that_the_repository_ignores_is_one_of_its_own(own_git: None, tmp_path: Path) -> None:

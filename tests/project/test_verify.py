@@ -254,3 +254,20 @@ def test_a_missing_lock_is_refused() -> None:
     verify.LOCK.unlink()
     with pytest.raises(ParamsError, match=r"^dvc.lock: not found"):
         list(verify.differences())
+
+
+def test_a_stage_in_a_folder_is_checked_too() -> None:
+    folder = Path("rounds/more")
+    folder.mkdir(parents=True)
+    (folder / "dvc.yaml").write_text(
+        "stages: {more: {wdir: ../.., cmd: cp one.txt more.txt, deps: [one.txt], outs: [more.txt]}}"
+    )
+    file = folder / "dvc.lock"
+    missing = (
+        f"{file}: has no stage more, so its outputs cannot be checked; `git restore {file}` or `dvc repro` adds it"
+    )
+    assert list(verify.differences()) == [missing]
+    dvc("repro", "--single-item", f"{folder}/dvc.yaml:more")
+    assert list(verify.differences()) == []
+    flip(Path("more.txt"))
+    assert list(verify.differences()) == ["more.txt: not what stage more wrote"]

@@ -354,7 +354,8 @@ write_run(YAML(typ="safe").load(open("params.yaml"))["beta"])
 
 @pytest.fixture
 def repository(tmp_path: Path, own_git: None) -> Path:
-    """A repository whose one stage writes a run: beta 0.1 at the last commit, 0.3 as the experiment "other"."""
+    """A repository whose stage writes a run: beta 0.1 at the last commit, 0.3 as the experiment "other". It needs a file that a
+    stage with a dvc.yaml of its own writes."""
 
     def run(*command: str) -> None:
         subprocess.run(command, check=True, capture_output=True)
@@ -364,7 +365,10 @@ def repository(tmp_path: Path, own_git: None) -> Path:
     Path("params.yaml").write_text("beta: 0.1\nloss: sigmoid\nreport:\n  text_examples: 4\n  image_examples: 6\n")
     metrics = [{f"reports/{track}/metrics.json": {"cache": False}} for track in ("text", "image")]
     stage = {"cmd": f"{sys.executable} write.py", "params": ["beta"], "outs": OUTS, "metrics": metrics}
-    Path("dvc.yaml").write_text(json.dumps({"stages": {"write": stage}}))
+    Path("dvc.yaml").write_text(json.dumps({"stages": {"write": stage | {"deps": ["models/more"]}}}))
+    Path("rounds/more").mkdir(parents=True)
+    more = {"cmd": "mkdir -p models && touch models/more", "wdir": "../..", "outs": ["models/more"]}
+    Path("rounds/more/dvc.yaml").write_text(json.dumps({"stages": {"more": more}}))
     Path(".gitignore").write_text(
         ".site\n/data\n/models\n/reports/*/*\n!/reports/*/metrics.json\n/reports/comparison*\n"
     )
@@ -388,6 +392,7 @@ def test_experiments_are_read_from_dvc(repository: Path) -> None:
     headlines = "A and B rank the same unseen preferences correctly.\nA and B classify the same images correctly.\n"
     written = "reports/comparison.html, reports/comparison.csv\n"
     assert compare() == (0, headlines + written, "")
+    assert all("models/more" in experiments.read(name).outputs for name in ("workspace", "HEAD", "other"))
     code, stdout, _ = compare("HEAD", "other")
     assert code == 0
     assert stdout.endswith(written)

@@ -15,7 +15,7 @@ from prefdag.project import dag
 from prefdag.rounds.places import place
 from prefdag.rounds.plan import PLANS, plans
 from prefdag.rounds.supported import check_training
-from prefdag.runtime.dvc_files import read_dag
+from prefdag.runtime.dvc_files import files, read_dag
 from prefdag.runtime.yaml import read_yaml
 
 Change = Callable[..., Rounds]
@@ -129,7 +129,8 @@ def test_trainings_that_rounds_cannot_continue_are_refused(key: str, value: Any,
 @pytest.mark.parametrize("number", [1, 2, 3])
 def test_a_stage_finds_its_files_where_dvc_does(number: int) -> None:
     """The scripts name their paths as dvc.yaml does, and put the number in themselves."""
-    raw, filled = read_yaml(ROOT / "dvc.yaml")["stages"], read_dag(ROOT / "dvc.yaml")
+    raw = {name: entry for file in files(ROOT / "dvc.yaml") for name, entry in read_yaml(file)["stages"].items()}
+    filled = read_dag(ROOT / "dvc.yaml")
     for name in ("sample_round", "judge_round", "dpo_round", "evaluate_round"):
         for key in ("deps", "outs"):
             ours = [str(place(Path(path), number)) for path in dag.names(raw[name]["do"], key)]

@@ -29,6 +29,7 @@ from prefdag.pairs.schema import read_pairs, write_pairs
 from prefdag.rounds import training as round_training
 from prefdag.rounds.plan import TrainPlan
 from prefdag.runtime.artifacts import read_json, sha256, write_json
+from prefdag.runtime.dvc_files import read_dag
 from prefdag.runtime.yaml import read_yaml
 from prefdag.text import model as lm
 from prefdag.text import trainable
@@ -104,9 +105,7 @@ def plan(**changes: Any) -> None:
 
 def run_round(number: Any, settings: Any = DPO) -> None:
     """Run a round's stages, and in place of one that is off what the shell does in dvc.yaml."""
-    commands = {
-        name: each["do"]["cmd"] for name, each in read_yaml(ROOT / "dvc.yaml")["stages"].items() if "do" in each
-    }
+    commands = {name: entry["cmd"] for name, entry in read_dag(ROOT / "dvc.yaml").items()}
     of_loss = (BETA, "sigmoid", OPTIONS, FORMAT)
     calls: Mapping[str, Any] = {
         "sample_round": lambda: sample_round.main(number, FORMAT),
@@ -115,7 +114,7 @@ def run_round(number: Any, settings: Any = DPO) -> None:
         "evaluate_round": lambda: evaluate_round.main(number, *of_loss),
     }
     for name, call in calls.items():
-        command = commands[name].replace("${key}", str(number))
+        command = commands[f"{name}@{number}"]
         done = subprocess.run(command.replace("python", "exit 42 #").replace("; fi", "\nfi"), shell=True, check=False)
         if done.returncode == 42:
             call()

@@ -14,7 +14,7 @@ from prefdag.lifecycle import environment
 from prefdag.lifecycle.environment import BESIDE_OTHERS, other_stages, set_environment
 from prefdag.lifecycle.errors import ParamsError
 from prefdag.runtime import stage
-from prefdag.runtime.dvc_files import read_dag
+from prefdag.runtime.dvc_files import check_files, lock_of, read_dag, read_stage
 from prefdag.runtime.running import running_stage
 from prefdag.runtime.types import Positive
 from prefdag.tracking.durations import PROBE, durations, note_duration
@@ -175,3 +175,36 @@ def test_a_round_that_does_not_exist_is_refused(arguments: list[str], root: Path
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("python -m stages.sample_round: error: ")
+
+
+# Files in folders
+
+
+def in_folder(text: str, name: str = "dvc.yaml") -> None:
+    Path("rounds/more").mkdir(parents=True, exist_ok=True)
+    Path("rounds/more", name).write_text(text)
+
+
+def test_stages_in_folders_come_where_they_are_needed(project: Path) -> None:
+    """Stages of a circle, which DVC refuses, are read, too."""
+    Path("dvc.yaml").write_text("stages: {a: {outs: [x]}, b: {outs: [y]}, c: {deps: [z/part]}, d: {}}")
+    in_folder("stages: {f: {deps: [w], outs: [z]}, e: {deps: [x], outs: [w]}, g: {deps: [h], outs: [h]}}")
+    assert list(read_dag()) == ["a", "b", "e", "f", "c", "d", "g"]
+    assert read_stage("c") == {"deps": ["z/part"]}
+    assert read_stage("e") == {"deps": ["x"], "outs": ["w"]}
+    with pytest.raises(ParamsError, match=r"^dvc.yaml: stages: has no k; `git restore dvc.yaml`"):
+        read_stage("k")
+    assert [lock_of(name) for name in ("a", "e")] == [Path("dvc.lock"), Path("rounds/more/dvc.lock")]
+    note_duration("e", 5.0)
+    assert durations()["e"] == 5.0
+
+
+@pytest.mark.parametrize("name", ["dvc.yaml", "dvc.lock"])
+def test_a_damaged_file_in_a_folder_is_one_line(project: Path, name: str) -> None:
+    Path(name).write_text("stages: {}")
+    in_folder("stages: 3", name)
+    with pytest.raises(ParamsError, match=rf"^rounds/more/{name}: stages: .*`git restore rounds/more/{name}`"):
+        check_files()
+    in_folder("stages: {a: {outs: 3}}", name)
+    with pytest.raises(ParamsError, match=rf"^rounds/more/{name}: stages.a.outs: .*`git restore rounds/more/{name}`"):
+        check_files()

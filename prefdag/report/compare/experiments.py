@@ -15,7 +15,7 @@ import pandas as pd
 from prefdag.lifecycle.errors import DataError
 from prefdag.lifecycle.exits import as_stages_write
 from prefdag.report.page.results import CSV, Histories
-from prefdag.runtime.dvc_files import parse_lock
+from prefdag.runtime.dvc_files import FOLDERS, parse_lock
 from prefdag.runtime.yaml import flatten, parse_mapping
 
 WORKSPACE = "workspace"
@@ -111,7 +111,8 @@ def read(name: str) -> Experiment:
         DataError: the name is unknown, the run is not finished, or an output is in neither Git nor the cache.
     """
     files = Files(name, _system(name))
-    lock = parse_lock(files.text("dvc.lock"), _where(name, "dvc.lock"))
+    locks = ["dvc.lock", *(str(path).lstrip("/") for path in sorted(files.system.glob(f"/{FOLDERS}/dvc.lock")))]
+    lock = {stage: entry for path in locks for stage, entry in parse_lock(files.text(path), _where(name, path)).items()}
     params = parse_mapping(files.text("params.yaml"), _where(name, "params.yaml"))
     check_finished(name, lock, params)
     files = replace(files, hashes=outputs(lock))
