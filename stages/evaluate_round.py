@@ -35,6 +35,7 @@ def main(
     from prefdag.rounds.stopping import reasons_to_stop
     from prefdag.text.evaluation import verify
     from prefdag.text.evaluation.judge import chosen_responses
+    from prefdag.text.generation.answers import ids_without_end
     from prefdag.text.scoring.rows import read_split
     from prefdag.text.sharded import load_both
     from prefdag.tokenizer.tokenizer import ChatTokenizer
@@ -44,13 +45,12 @@ def main(
     before, policy = place(BEFORE, number), place(POLICY, number)
     prompts = prompts_of(read_split(PAIRS, "val"))[: plan.prompts]
     tokenizer = ChatTokenizer(REFERENCE, format_pairs.template, format_pairs.template_options)
-    answers = {}
+    answers, kl = {}, {}
     for name, folder in (("before", before), ("after", policy)):
         model = load_both(REFERENCE, folder, shard=plan.shard, packed=False).policy
         answers[name] = sampled(model, prompts, plan, tokenizer, samples=1, number=number, name=f"validation, {name}")
-    kl = comparing.kl_to_reference(
-        load_both(REFERENCE, policy, shard=plan.shard), answers["after"], plan.tokens_per_batch
-    )
+        models = load_both(REFERENCE, folder, shard=plan.shard)
+        kl[name] = comparing.kl_to_reference(models, answers[name], plan.tokens_per_batch)
 
     judges = named(plan.judge) | ({"stopping_judge": plan.stopping_judge} if plan.stopping_judge else {})
     contests = judging.head_to_head(answers["before"], answers["after"], read_dialogues(MESSAGES, prompts["id"]))
@@ -70,16 +70,17 @@ def main(
     }
     rates = comparing.rates(contests, judging.merged_verdicts(verdicts))
     win_rate = rates["stopping_judge"]["win_rate"] if plan.stopping_judge else None
-    reasons = reasons_to_stop(plan, win_rate, kl)
+    reasons = reasons_to_stop(plan, win_rate, kl["after"]["kl_to_reference"])
     result = {
         "round": number,
         "go": not reasons,
         "start": plan.start,
         "reference": plan.reference,
         "reasons": reasons,
-        "kl_to_reference": kl,
-        "before": comparing.means(answers["before"]),
+        **kl["after"],
+        "before": comparing.means(answers["before"]) | kl["before"],
         "after": comparing.means(answers["after"]),
+        "change": comparing.distinct_change(*map(ids_without_end, answers.values())),
         "pairs": read_json(place(NEW, number) / "summary.json"),
         **rates,
     }

@@ -58,7 +58,7 @@ def main(
 
     models = load_both(REFERENCE, POLICY, shard=evaluate_text.shard)
     pairs = pair_rows(test)
-    heldout, kl, logratios = evaluate.compare_heldout(models, pairs, budget)
+    heldout, kl, logratios, _ = evaluate.compare_heldout(models, pairs, budget)
     tokens = evaluate.tokens_table(test.ids, pairs, logratios, tokenizer)
     rewards = Preference(loss, beta, loss_options, {}, LOSSES).rewards(heldout)
     policy = eval_logps.compute_logps(models.policy, groups, budget, "policy")

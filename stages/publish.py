@@ -33,10 +33,13 @@ CURVES = {
     "dpo_image": (Path("models/dpo_image/history.csv"), Path("models/dpo_image/validation.csv")),
     "control_image": (Path("models/control_image/history.csv"), Path("models/control_image/validation.csv")),
 }
+ROUND_POLICIES = [Path("models/rounds/1"), Path("models/rounds/2"), Path("models/rounds/3")]
+ROUNDS = Path("reports/rounds/table.csv")
 REPORT = Path("reports/index.html")
 MODEL_CARD = Path("reports/model_card.md")
 FIGURES = Path("reports/figures")
 TABLES = [
+    ROUNDS,
     Path("reports/text/cross_entropy.csv"),
     Path("reports/text/pairs.csv"),
     Path("reports/text/rows.parquet"),
@@ -72,7 +75,14 @@ def main() -> None:
         html = run_details.fill(REPORT.read_text("utf-8"), seconds, revision(), moment, experiments)
         path.write_text(html, "utf-8")
     files = [page, MODEL_CARD, MAIN_METRICS, *METRICS.values(), *TABLES, *sorted(FIGURES.iterdir())]
-    publish(parameters, metrics, CURVES, files, main_metrics=read_json(MAIN_METRICS), seconds=seconds)
+    trained = {f"dpo_round@{number}": folder for number, folder in enumerate(ROUND_POLICIES, 1)}
+    curves = CURVES | {
+        name: (folder / "history.csv", folder / "validation.csv")
+        for name, folder in trained.items()
+        if (folder / "history.csv").exists()
+    }
+    main_metrics = {track: values for track, values in read_json(MAIN_METRICS).items() if track != "rounds"}
+    publish(parameters, metrics, curves, files, main_metrics=main_metrics, rounds=ROUNDS, seconds=seconds)
     with writing(PUBLISHED) as path:
         path.write_text("This pipeline is a run in MLflow with the tag kind=pipeline; see docs/tracking.md.\n", "utf-8")
 

@@ -20,6 +20,8 @@ IMAGES_VALIDATION = Path("reports/validation/images")
 REFERENCE = Path("models/reference")
 POLICY = Path("models/policy")
 CHOSEN = Path("reports/rounds/chosen.json")
+ROUNDS = Path("reports/rounds/table.csv")
+ROUND_PAIRS = [Path("data/rounds/1/pairs"), Path("data/rounds/2/pairs"), Path("data/rounds/3/pairs")]
 RESNET_REFERENCE = Path("models/resnet_reference")
 DPO_IMAGE = Path("models/dpo_image")
 CONTROL_IMAGE = Path("models/control_image")
@@ -55,6 +57,7 @@ def main(params: Params) -> None:
     from prefdag.report.page import report_page as page
     from prefdag.report.page.results import Results, read_image, read_images_dataset, read_pairs_dataset, read_text
     from prefdag.report.text.answers import read_answers
+    from prefdag.report.text.rounds import read_rounds
 
     key = read_json(REF_LOGPS_KEY)
     policy = read_json(CHOSEN)["model"]  # of which models/policy is a copy
@@ -91,11 +94,13 @@ def main(params: Params) -> None:
         # The reference is large; it was already hashed when its log-probabilities were computed.
         hashes={str(REFERENCE): key["reference_sha256"], **{name: sha256(path) for name, path in hashed}},
         ref_logps=key,
+        rounds=read_rounds(ROUNDS, CHOSEN, ROUND_PAIRS),
     )
     html = page.render(results, params)
     text, image = results.text, results.image
     findings = {"text": len(text.health.findings), "image": len(image.health.findings)}
-    main_metrics = summary.main_metrics(text.metrics, text.answers.win_rate, image.metrics, findings)
+    rows = results.rounds.table.to_dict("records") if results.rounds else []
+    main_metrics = summary.main_metrics(text.metrics, text.answers.win_rate, image.metrics, findings, rows)
     with (
         writing(PAGE) as path,
         writing(CARD) as card_path,

@@ -4,10 +4,12 @@ from typing import Literal
 
 from prefdag.runtime.types import Positive, strict
 
-FindingName = Literal[  # noqa: RUF041
+TrainingFinding = Literal[  # noqa: RUF041
     Literal["not_at_reference", "zero_gradient", "likelihood_displacement", "length_exploitation"],
     Literal["reward_saturation", "kl_out_of_budget", "drift", "divergence"],
 ]
+RoundsFinding = Literal["judge_exploitation", "length_drift", "falling_diversity"]
+FindingName = Literal[TrainingFinding, RoundsFinding]
 
 
 @strict

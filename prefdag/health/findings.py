@@ -18,7 +18,7 @@ from prefdag.health.verdict import Finding, Verdict
 from prefdag.stats import intervals
 
 if TYPE_CHECKING:
-    from prefdag.config.health import FindingName, Health
+    from prefdag.config.health import Health, TrainingFinding
 
 MOST = 0.5  # share of pairs: if more than half have no gradient, further steps train on the few others
 FALLEN = 0.01  # nats per response, 1% of its likelihood: a smaller drop is negligible, and may be rounding
@@ -41,7 +41,7 @@ def examine(history: DataFrame, validation: DataFrame, config: "Health", *, star
         lengths[0] is not None and not lengths[0].any()
     ):  # every pair has responses of equal length: classes, or all truncated to one length
         lengths = [None]
-    checks: dict[FindingName, tuple[Callable[..., str | None], tuple[Any, ...]]] = {
+    checks: dict[TrainingFinding, tuple[Callable[..., str | None], tuple[Any, ...]]] = {
         "not_at_reference": (not_at_reference, (val("logratios/square"), start_tolerance)),
         "zero_gradient": (zero_gradient, (train("gradient/zero"), val("gradient/zero"))),
         "likelihood_displacement": (likelihood_displacement, (val("logps/chosen"), val("logps/rejected"))),

@@ -29,6 +29,15 @@ class Verdict:
     not_checked: Sequence["FindingName"]
 
 
+def joined(first: Verdict, second: Verdict) -> Verdict:
+    """Both verdicts as one."""
+    return Verdict(
+        [*first.findings, *second.findings],
+        [*first.checked, *second.checked],
+        [*first.not_checked, *second.not_checked],
+    )
+
+
 def raise_if_fatal(verdict: Verdict, config: "Health", key: str) -> None:
     """Raises `NumericError` if a finding is in `config.fail_on`; `key` is where `config` is in params.yaml."""
     fatal = [finding for finding in verdict.findings if finding.name in config.fail_on]

@@ -13,14 +13,17 @@ LARGE = 2**26  # bytes
 
 
 def described(results: Mapping[int, Mapping[str, Any] | None]) -> dict[str, Any]:
-    """The chosen round, and whether its training started at its reference, so that log-ratios were zero at first.
+    """The chosen round, whether its training started at its reference, so that log-ratios were zero at first, and why no
+    round follows the last one that ran: `reasons`, empty if that one was good.
 
     Args:
         results: what evaluate_round wrote, by round; None for a round that is off.
     """
     number = chosen_round(results)
     result = results.get(number)
-    return {"round": number, "at_reference": result is None or result["start"] == result["reference"]}
+    at_reference = result is None or result["start"] == result["reference"]
+    reasons: list[str] = next((each["reasons"] for _, each in sorted(results.items(), reverse=True) if each), [])
+    return {"round": number, "at_reference": at_reference, "reasons": reasons}
 
 
 def copy_model(source: Path, target: Path) -> None:

@@ -160,3 +160,13 @@ def difference(first: Sequence[float], second: Sequence[float]) -> tuple[float, 
     freedom = squares.sum() ** 2 / (squares**2 / np.maximum(n - 1, 1)).sum()
     low, high = stats.t.interval(LEVEL, freedom, loc=center, scale=math.sqrt(squares.sum()))
     return float(low), float(high)
+
+
+def gap(first: tuple[float, float, float], second: tuple[float, float, float]) -> tuple[float, float]:
+    """The interval of first - second of two independent estimates, each (value, low, high): MOVER.
+
+    Zou and Donner 2008 (Statistics in Medicine 27:1693), eq. 4. Too wide if the two go up and down together.
+    """
+    (one, one_low, one_high), (other, other_low, other_high) = first, second
+    down, up = math.hypot(one - one_low, other_high - other), math.hypot(one_high - one, other - other_low)
+    return one - other - down, one - other + up

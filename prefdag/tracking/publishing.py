@@ -25,6 +25,7 @@ def publish(
     files: Iterable[Path],
     *,
     main_metrics: Mapping[str, Any] = MappingProxyType({}),
+    rounds: Path | None = None,
     seconds: Mapping[str, float | None] = MappingProxyType({}),
 ) -> None:
     """Publish one flat run with all results of the pipeline. It lasts as long as its stages took together.
@@ -35,6 +36,7 @@ def publish(
         curves: history.csv (`STAGE/loss`, ...) and validation.csv (`STAGE/val/loss`, ...) by stage.
         files: logged as artifacts under the same paths.
         main_metrics: nested, as `metrics`; the columns of MLflow's list of runs.
+        rounds: the table of rounds (`rounds/win_rate`, ...), whose steps are the rounds.
         seconds: how long each stage took, logged as `seconds/STAGE`; None if unknown.
 
     Raises:
@@ -45,6 +47,8 @@ def publish(
         for stage, (history, validation) in curves.items()
         for row in (*_rows(history, stage), *_rows(validation, f"{stage}/val"))
     ]
+    if rounds:
+        steps += _rows(rounds, "rounds", step="round")
     main = numbers(main_metrics)
     lasted = sum(value for value in seconds.values() if value is not None)
     with pipeline_run(parameters, lasted, view.tags(columns(main), SHOWN_PARAMS) if main else {}) as run:
@@ -75,14 +79,14 @@ def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def _rows(path: Path, prefix: str) -> Iterator[tuple[int, dict[str, float]]]:
-    """For each row of a CSV file, its step and its other cells as `PREFIX/COLUMN`; empty cells are skipped."""
+def _rows(path: Path, prefix: str, step: str = "step") -> Iterator[tuple[int, dict[str, float]]]:
+    """For each row of a CSV file, its column `step` and its other cells as `PREFIX/COLUMN`; empty cells are skipped."""
     try:
         with path.open(encoding="utf-8", newline="") as stream:
             for number, row in enumerate(csv.DictReader(stream), 1):
                 try:
-                    step = int(row.pop("step"))
-                    yield step, {f"{prefix}/{column}": float(cell) for column, cell in row.items() if cell}
+                    at = int(row.pop(step))
+                    yield at, {f"{prefix}/{column}": float(cell) for column, cell in row.items() if cell}
                 except (KeyError, TypeError, ValueError) as error:
                     raise DataError(f"{path}:{number}: not a row of numbers ({error}); `dvc repro` makes it") from None
     except FileNotFoundError:

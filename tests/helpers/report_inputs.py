@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 
 from prefdag.health import verdict as health
 from prefdag.image import evaluate
+from prefdag.rounds import table as round_table
 from prefdag.runtime.artifacts import write_json
 from prefdag.text.generation import answers
 
@@ -310,9 +311,71 @@ def write_inputs(folder: Path) -> None:
         ("control_image", False),
     ):
         write_run(folder / "models" / name, rng, 27, dpo=dpo)
-    write_json(folder / "reports/rounds/chosen.json", {"round": 0, "at_reference": True, "model": "models/dpo_text"})
+    chosen = {"round": 0, "at_reference": True, "reasons": [], "model": "models/dpo_text"}
+    write_json(folder / "reports/rounds/chosen.json", chosen)
+    round_table.write(folder / "reports/rounds/table.csv", [])
     write_json(folder / "reports/text/health.json", health.to_json(HEALTH))
     write_json(folder / "reports/image/health.json", health.to_json(health.Verdict([], ["drift", "divergence"], [])))
+
+
+def estimate(name: str, value: float, spread: float) -> dict[str, float]:
+    return {name: value, f"{name}_low": value - spread, f"{name}_high": value + spread}
+
+
+def write_rounds(folder: Path) -> None:
+    """Two rounds, of which the first is chosen, since the second went beyond the KL budget; three pairs each."""
+    rates = estimate("win_rate", 0.7, 0.11) | estimate("length_controlled", 0.61, 0.12)
+    before = {
+        **estimate("tokens", 20.5, 2.5),
+        **estimate("distinct", 0.62, 0.05),
+    }
+    shares = {**estimate("repetition", 0.125, 0.02), **estimate("ended", 0.5, 0.1), **estimate("refused", 0.25, 0.05)}
+    first = {
+        "go": True,
+        "before": before | shares | estimate("kl_to_reference", 0.4, 0.1),
+        "after": {**before, **shares, **estimate("tokens", 31.5, 3.5)},
+        "change": estimate("distinct_change", -0.031, 0.02),
+        "judge": rates | {"n": 64},
+        "stopping_judge": estimate("win_rate", 0.45, 0.12) | {"n": 64},
+        "agreement": estimate("agreement", 0.66, 0.1) | estimate("gap", 0.25, 0.2),
+        "pairs": {"prompts": 64, "prompts_kept": 51, "prompts_rejected": 13, "pairs": 51, "round": 1},
+        **estimate("kl_to_reference", 2.25, 0.5),
+    }
+    second = first | {"go": False} | estimate("kl_to_reference", 12.75, 1.5)
+    round_table.write(folder / "reports/rounds/table.csv", round_table.rows({1: first, 2: second, 3: None}, 1))
+    reasons = ["the KL of 12.8 nats per response is above rounds.kl_budget, 10"]
+    chosen = {"round": 1, "at_reference": False, "reasons": reasons, "model": "models/rounds/1"}
+    write_json(folder / "reports/rounds/chosen.json", chosen)
+    pairs = []
+    for number in (1, 2):
+        answered = [
+            {"id": f"p{i}", "sample": j, "text": f"{HOSTILE} {number} {i} {j}"} for i in range(3) for j in range(2)
+        ]
+        pairs += [
+            {
+                "round": number,
+                "id": f"{worse['id']}/round-{number}/1-0",
+                "prompt_id": worse["id"],
+                "prompt": f"Ask {HOSTILE}",
+                "policy": f"{number}" * 64,
+                "sampler": '{"kind": "local", "temperature": 1.0}',
+                "seed": 7,
+                "judge": '{"kind": "endpoint", "model": "m"}',
+                "chosen": better["text"],
+                "chosen_sample": 1,
+                "chosen_score": 1.5,
+                "chosen_tokens": 9,
+                "rejected": worse["text"],
+                "rejected_sample": 0,
+                "rejected_score": -0.25,
+                "rejected_tokens": 8,
+            }
+            for worse, better in zip(answered[::2], answered[1::2], strict=True)
+        ]
+        for name in ("samples", "pairs"):
+            (folder / f"data/rounds/{number}/{name}").mkdir(parents=True)
+        pd.DataFrame(answered).to_parquet(folder / f"data/rounds/{number}/samples/answers.parquet")
+        pd.DataFrame(pairs).to_parquet(folder / f"data/rounds/{number}/pairs/train.parquet")
 
 
 class Page(HTMLParser):

@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 import pytest
-from report_inputs import HEALTH, write_inputs
+from report_inputs import HEALTH, write_inputs, write_rounds, write_run
 from ruamel.yaml import YAML
 
 from prefdag.check_params import load_params
@@ -50,6 +50,9 @@ def project(tmp_path_factory: pytest.TempPathFactory, params: Params, root: Path
     """A folder in which `report` and `publish` have run."""
     folder = tmp_path_factory.mktemp("agreement")
     write_inputs(folder)
+    write_rounds(folder)
+    write_run(folder / "models/rounds/1", np.random.default_rng(1), 9, dpo=True)
+    shutil.copytree(folder / "models/policy", folder / "models/dpo_text")
     shutil.copy(root / "dvc.yaml", folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -94,10 +97,22 @@ def main_metrics_of(project: Path) -> dict[str, float]:
 
 
 def test_mlflow_has_every_metric(project: Path, run: Any) -> None:
-    curves = tuple(f"{stage}/" for stage in publish.CURVES)
+    curves = tuple(f"{stage}/" for stage in (*publish.CURVES, "dpo_round_1", "rounds"))
+    main = {key: value for key, value in main_metrics_of(project).items() if not key.startswith("rounds/")}
     assert {
         key: value for key, value in run.metrics.items() if not key.startswith((*curves, "seconds/"))
-    } == main_metrics_of(project) | metrics_of(project)
+    } == main | metrics_of(project)
+    assert not any(key.startswith("dpo_round_2/") for key in run.metrics)
+    history = pd.read_csv(project / "models/rounds/1/history.csv")
+    assert run.metrics["dpo_round_1/loss"] == history["loss"].iloc[-1]
+
+
+def test_mlflow_has_every_number_of_the_rounds(project: Path, run: Any) -> None:
+    """MLflow's latest values are those of the last round that has one; steps are rounds (test_tracking.py)."""
+    table = pd.read_csv(project / publish.ROUNDS).set_index("round")
+    last = {f"rounds/{name}": values.dropna().iloc[-1] for name, values in table.items() if values.notna().any()}
+    assert {key: value for key, value in run.metrics.items() if key.startswith("rounds/")} == last
+    assert last["rounds/kl_to_reference"] == 12.75
 
 
 def test_the_main_metrics_are_those_of_the_evaluations(project: Path) -> None:
@@ -114,8 +129,13 @@ def test_the_main_metrics_are_those_of_the_evaluations(project: Path) -> None:
         "image/kl": "image/kl",
     }
     findings = {f"{track}/findings": len(HEALTH.findings) if track == "text" else 0 for track in ("text", "image")}
-    assert main == {name: metrics[key] for name, key in names.items()} | findings
-    assert len(main) <= 14
+    rounds = {name for name in main if name.startswith("rounds/")}
+    assert {name: value for name, value in main.items() if name not in rounds} == {
+        name: metrics[key] for name, key in names.items()
+    } | findings
+    assert len(main) - len(rounds) <= 14
+    table = pd.read_csv(project / publish.ROUNDS, index_col="round")
+    assert all(main[name] == table[name.split("/")[2]][int(name.split("/")[1])] for name in rounds)
 
 
 def test_dvc_has_every_metric(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

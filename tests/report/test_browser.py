@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
-from report_inputs import N_TEST, write_inputs
+from report_inputs import N_TEST, write_inputs, write_rounds
 
 from prefdag.check_params import load_params
 from prefdag.config.params import Params
@@ -100,6 +100,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory, params: Params) -> dict[str,
         write_inputs(folder)
         if name == "hostile":
             make_hostile(folder)
+            write_rounds(folder)
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(folder)
             report.main(params)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from paths import ROOT
 
+from prefdag.runtime.dvc_files import names, read_dag
 from prefdag.runtime.yaml import read_yaml
 
 TEMPLATES = sorted((ROOT / ".dvc" / "plots").glob("*.json"))
@@ -30,8 +31,7 @@ def test_a_shape_is_no_colour(path: Path) -> None:
 
 
 def test_plots_are_drawn_from_outputs(dag: dict[str, Any]) -> None:
-    stages = dag["stages"].values()
-    outputs = {next(iter(out)) if isinstance(out, dict) else out for stage in stages for out in stage.get("outs", ())}
+    outputs = {out for stage in read_dag(ROOT / "dvc.yaml").values() for out in names(stage, "outs")}
     templates = BUILT_IN | {path.stem for path in TEMPLATES}
     used = set()
     for plot in dag["plots"]:

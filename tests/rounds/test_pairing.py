@@ -191,7 +191,7 @@ def test_a_pair_of_several_judges_has_a_preference_and_their_scores() -> None:
 # Which policy is chosen
 
 
-GOOD = {"go": True, "start": "previous", "reference": "first"}
+GOOD = {"go": True, "start": "previous", "reference": "first", "reasons": []}
 
 
 @pytest.mark.parametrize(
@@ -208,9 +208,14 @@ def test_the_last_good_round_is_chosen(results: dict[int, Any], expected: int) -
 
 
 def test_health_is_told_whether_the_chosen_training_started_at_its_reference() -> None:
-    assert described({1: None}) == {"round": 0, "at_reference": True}
-    assert described({1: GOOD}) == {"round": 1, "at_reference": False}
-    assert described({1: GOOD | {"reference": "previous"}}) == {"round": 1, "at_reference": True}
+    assert described({1: None}) == {"round": 0, "at_reference": True, "reasons": []}
+    assert not described({1: GOOD})["at_reference"]
+    assert described({1: GOOD | {"reference": "previous"}}) == {"round": 1, "at_reference": True, "reasons": []}
+
+
+def test_the_reasons_are_those_of_the_last_round_that_ran() -> None:
+    failed = GOOD | {"go": False, "reasons": ["too far"]}
+    assert described({1: GOOD, 2: failed, 3: None}) == {"round": 1, "at_reference": False, "reasons": ["too far"]}
 
 
 def test_a_policy_is_copied_and_large_files_linked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
@@ -22,9 +22,11 @@ from tiny_models import ADAPTERS, disturb, random_groups, with_adapter, write_mo
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from prefdag.check_params import check_params
+from prefdag.config.health import Health, RoundsFinding
 from prefdag.config.loss_options import LossOptions
 from prefdag.config.ref_logps import RefLogps
 from prefdag.dpo.preference import squared_logratio
+from prefdag.health.verdict import Verdict, read
 from prefdag.lifecycle.errors import DataError, NumericError, SourceError
 from prefdag.pairs.schema import read_pairs, write_pairs
 from prefdag.rounds import training as round_training
@@ -44,6 +46,7 @@ from stages import (
     dpo_text,
     evaluate_round,
     format_pairs,
+    health_text,
     judge_round,
     plan_rounds,
     ref_logps,
@@ -132,6 +135,11 @@ def chosen() -> Any:
     return read_json(select_policy.CHOSEN)
 
 
+def health() -> Verdict:
+    health_text.main(DPO, Health(kl_budget=1e6, fail_on=[]))
+    return read(health_text.HEALTH)
+
+
 def pairs(number: int) -> pd.DataFrame:
     return pd.read_parquet(f"data/rounds/{number}/pairs/train.parquet")
 
@@ -176,8 +184,30 @@ def test_two_rounds() -> None:
     assert result["kl_to_reference"] > read_json(Path("reports/rounds/1.json"))["kl_to_reference"] > 0
     assert Path("models/rounds/3/off").exists()
     assert read_json(Path("reports/rounds/3.json")) is None
-    assert chosen() == {"round": 2, "at_reference": False, "model": "models/rounds/2"}
+    assert chosen() == {"round": 2, "at_reference": False, "reasons": [], "model": "models/rounds/2"}
+    check_table(read_json(Path("reports/rounds/1.json")), result)
+    verdict = health()
+    assert verdict.checked[-2:] == ["length_drift", "falling_diversity"]
+    assert "judge_exploitation" in verdict.not_checked  # there is no stopping judge
     assert sha256(Path("models/policy")) == sha256(Path("models/rounds/2")) != sha256(Path("models/rounds/1"))
+
+
+def check_table(*results: Mapping[str, Any]) -> None:
+    """The row before the rounds, and one for each, with the numbers of its result."""
+    table = pd.read_csv(select_policy.TABLE)
+    assert table["round"].tolist() == [0, 1, 2]
+    assert table["kl_to_reference"].tolist() == [
+        pytest.approx(value)
+        for value in (results[0]["before"]["kl_to_reference"], *(r["kl_to_reference"] for r in results))
+    ]
+    for result in results:
+        assert 0 < result["before"]["kl_to_reference"] < result["kl_to_reference"]
+    assert (table["kl_to_reference_low"] <= table["kl_to_reference"]).all()
+    assert (table["kl_to_reference"] < table["kl_to_reference_high"]).all()
+    assert table["tokens"].tolist() == [results[0]["before"]["tokens"], *(r["after"]["tokens"] for r in results)]
+    for row, result in zip(table.to_dict("records")[1:], results, strict=True):
+        assert row["win_rate"] == result["judge"]["win_rate"]
+        assert row["pairs"] == result["pairs"]["pairs"] == (pairs(2)["round"] == row["round"]).sum()
 
 
 @pytest.mark.slow
@@ -214,7 +244,10 @@ def test_without_rounds_the_policy_is_that_of_dpo_text() -> None:
         run_round(number)
         for folder in (f"data/rounds/{number}/samples", f"data/rounds/{number}/pairs", f"models/rounds/{number}"):
             assert [path.name for path in Path(folder).iterdir()] == ["off"]
-    assert chosen() == {"round": 0, "at_reference": True, "model": "models/dpo_text"}
+    assert chosen() == {"round": 0, "at_reference": True, "reasons": [], "model": "models/dpo_text"}
+    assert len(select_policy.TABLE.read_text().splitlines()) == 1
+    verdict = health()
+    assert not set(get_args(RoundsFinding)) & {*verdict.checked, *verdict.not_checked}
     assert sha256(Path("models/policy")) == sha256(Path("models/dpo_text"))
 
 

@@ -72,7 +72,9 @@ def repro(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Repro:
             return
         (out,) = outs
         if stage == "evaluate_round":
-            write_json(out, {"go": int(number) not in fails, "start": "previous", "reference": "first"})
+            parts: dict[str, Any] = {name: {} for name in ("before", "after", "change", "judge", "pairs")}
+            go = int(number) not in fails
+            write_json(out, {"go": go, "start": "previous", "reference": "first", "reasons": [], **parts})
             return
         out.mkdir(parents=True)
         (out / "hash").write_text(key(name, params))

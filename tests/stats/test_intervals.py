@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import optimize, stats
 
 from prefdag.stats import intervals
-from prefdag.stats.intervals import mean, paired_difference, proportion, ratio_difference, share, weighted
+from prefdag.stats.intervals import gap, mean, paired_difference, proportion, ratio_difference, share, weighted
 
 
 @given(n=st.integers(1, 10_000), share=st.floats(0, 1))
@@ -111,6 +111,11 @@ def test_weighted_adds_distances_in_squares() -> None:
     center = 0.5 * 0.5 + 0.5 * 0.3
     assert weighted([(0.5, 0.4, 0.8), (0.3, 0.0, 0.4)], [0.5, 0.5]) == pytest.approx((center - down, center + up))
     assert weighted([(0.5, 0.4, 0.8)], [1.0]) == pytest.approx((0.4, 0.8))
+
+
+def test_gap_adds_the_distances_that_face_each_other() -> None:
+    """0.5 (0.2 to 0.6) minus 0.3 (0.0 to 0.7): down sqrt(0.3^2 + 0.4^2) = 0.5, up sqrt(0.1^2 + 0.3^2)."""
+    assert gap((0.5, 0.2, 0.6), (0.3, 0.0, 0.7)) == pytest.approx((0.2 - 0.5, 0.2 + math.sqrt(0.1)))
 
 
 def test_ratio_difference_is_paired() -> None:

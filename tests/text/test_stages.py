@@ -714,7 +714,7 @@ def test_heldout_log_probabilities_equal_a_naive_loop(tmp_path: Path, kind: str)
     disturb(policy)
     pairs = [Pair(prompt, *responses) for prompt, responses in random_groups(7, 2, seed=4)]
     models = lm.ReferenceAndPolicy(trainable.untrained(policy), policy)
-    batch, kl, logratios = evaluate.compare_heldout(models, pairs, max_tokens=40)
+    batch, kl, logratios, of_responses = evaluate.compare_heldout(models, pairs, max_tokens=40)
 
     logps: dict[str, list[float]] = {"logps": [], "ref_logps": []}
     kls: list[float] = []
@@ -739,9 +739,11 @@ def test_heldout_log_probabilities_equal_a_naive_loop(tmp_path: Path, kind: str)
         assert getattr(batch.rejected, name).tolist() == pytest.approx(values[1::2], abs=1e-4)
     assert [len(of_response) for of_response in logratios] == [len(of_response) for of_response in ratios]
     np.testing.assert_allclose(np.concatenate(logratios), np.concatenate(ratios), atol=1e-4)
+    assert [len(of_response) for of_response in of_responses] == [len(of_response) for of_response in ratios]
+    np.testing.assert_allclose(np.concatenate(of_responses), kls, atol=1e-4)
     # One response of each pair alone: the same numbers, and zeros for absent responses.
     lone = [Pair(p, c if i % 2 else None, None if i % 2 else r) for i, (p, c, r, _) in enumerate(pairs)]
-    halves, _, of_lone = evaluate.compare_heldout(models, lone, max_tokens=40)
+    halves, _, of_lone, _ = evaluate.compare_heldout(models, lone, max_tokens=40)
     assert [len(values) for values in of_lone] == [len(logratios[2 * i + 1 - i % 2]) for i in range(len(pairs))]
     for i in range(len(pairs)):
         present, absent = (halves.chosen, halves.rejected) if i % 2 else (halves.rejected, halves.chosen)

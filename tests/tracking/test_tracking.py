@@ -333,6 +333,16 @@ def test_the_list_of_runs_shows_the_main_metrics(project: Path, monkeypatch: pyt
     assert address in (ROOT / "Makefile").read_text("utf-8")
 
 
+def test_each_round_is_a_step(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DVC_EXP_NAME", "in-rounds")
+    table = Path("table.csv")
+    table.write_text("round,win_rate,kl_to_reference\n0,,0.4\n1,0.7,2.25\n2,0.6,3.5\n")
+    publish(load_params(ROOT / "params.yaml"), **pipeline(project), rounds=table)
+    (run,) = runs("tags.`dvc.exp_name` = 'in-rounds'")
+    assert history(run, "rounds/win_rate") == [(1, 0.7), (2, 0.6)]
+    assert history(run, "rounds/kl_to_reference") == [(0, 0.4), (1, 2.25), (2, 3.5)]
+
+
 @pytest.mark.parametrize("content", ["step,loss\n0,one\n", "loss\n0.5\n", "step,loss\n0,0.5,7\n"])
 def test_a_malformed_curve_is_one_line(project: Path, content: str) -> None:
     inputs = pipeline(project)

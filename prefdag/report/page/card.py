@@ -12,7 +12,7 @@ from prefdag.report.page import settings
 from prefdag.report.page.environment import environment
 from prefdag.report.page.numbers import Estimate
 from prefdag.report.page.provenance import source_name, versions
-from prefdag.report.text import answers
+from prefdag.report.text import answers, rounds
 from prefdag.report.text import sentences as text_sentences
 from prefdag.report.text.tables import SETS
 
@@ -62,6 +62,7 @@ def render(results: "Results", params: "Params") -> str:
             statistics=answers.statistics(results.text.answers.statistics),
             win_rate=answers.sentence(results.text.answers.win_rate),
             checks=answers.checks(params.judge_text, results.text.answers.verdicts),
+            rounds=results.rounds and rounds.summary(results.rounds, params),
             accuracy=Estimate.of(rewards, "accuracy"),
             text_conclusion=text_sentences.conclusion(text),
             image=results.image.metrics,

@@ -16,6 +16,7 @@ from prefdag.report.page import gate, provenance, settings
 from prefdag.report.page.environment import environment
 from prefdag.report.text import answers, examples, tables
 from prefdag.report.text import panels as text_panels
+from prefdag.report.text import rounds as text_rounds
 from prefdag.report.text import sentences as text_sentences
 from prefdag.runtime.yaml import flatten
 
@@ -42,6 +43,7 @@ def render(results: "Results", params: "Params") -> str:
             cut=text_sentences.cut(results.pairs.formatted),
             text_numbers=text_panels.key_numbers(text),
             text_curves=text_panels.curves(text),
+            rounds=results.rounds and text_rounds.view(results.rounds, params),
             heldout=text_panels.heldout(text),
             cross_entropy=tables.cross_entropy(text.metrics),
             choices=tables.choices(text.metrics),

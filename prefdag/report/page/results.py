@@ -15,6 +15,7 @@ from prefdag.runtime.artifacts import read_json, read_table, read_tensors
 
 if TYPE_CHECKING:
     from prefdag.report.text.answers import Answers
+    from prefdag.report.text.rounds import Rounds
 
 SPLITS = ("train", "val", "test")
 RESPONSES = ("chosen", "rejected", "chosen_truncated", "rejected_truncated")  # as the model has to write them
@@ -112,6 +113,7 @@ class Results:
     images: ImagesDataset
     hashes: Mapping[str, str]
     ref_logps: Mapping[str, Any]
+    rounds: "Rounds | None"  # None if none ran
 
 
 def read_text(

@@ -1,6 +1,7 @@
 """The numbers that matter most: `reports/metrics.json` for `dvc exp show` and MLflow, and the five lines after `make repro`."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prefdag.report.image.sentences import compared
@@ -8,11 +9,16 @@ from prefdag.report.page.numbers import Estimate, number, percent, percent_span,
 from prefdag.report.text.sentences import is_paired
 
 Metrics = Mapping[str, Any]
+SHOWN = ("win_rate", "stopping_win_rate", "kl_to_reference", "tokens", "distinct")  # of each round
 
 
 def main_metrics(
-    text: Metrics, win_rate: Metrics, image: Metrics, findings: Mapping[str, int]
-) -> dict[str, dict[str, float]]:
+    text: Metrics,
+    win_rate: Metrics,
+    image: Metrics,
+    findings: Mapping[str, int],
+    rounds: Sequence[Mapping[Any, Any]] = (),
+) -> dict[str, dict[str, Any]]:
     """A dozen metrics by track, named as trainers usually name them. An interval has the endings _low and _high.
 
     Args:
@@ -20,6 +26,7 @@ def main_metrics(
         win_rate: from judge_text, by kind of judge. Rates of different judges are not comparable, so the name has the kind.
         image: from evaluate_image.
         findings: number of findings about the health of the DPO run, by track.
+        rounds: the rows of the table of rounds.
     """
     heldout = text["heldout"]
     ranking = "rewards/accuracies" if is_paired(text) else "rewards/auc"
@@ -44,7 +51,13 @@ def main_metrics(
             "kl": image["kl"],
             "findings": findings["image"],
         },
+        **({"rounds": {str(row["round"]): _round(row) for row in rounds}} if rounds else {}),
     }
+
+
+def _round(row: Mapping[Any, Any]) -> Metrics:
+    """Of a row of the table, what `dvc metrics show` shows: the numbers that there are."""
+    return {name: row[name] for name in ("chosen", *SHOWN) if not math.isnan(row[name])}
 
 
 def lines(text: Metrics, image: Metrics, report: str) -> list[str]:

@@ -51,6 +51,7 @@ class Heldout(NamedTuple):
     batch: "PairBatch"  # float64, on the CPU; `present` is set
     kl: float
     logratios: list[np.ndarray]  # log pi/pi_ref of each response, (tokens,), in the order of the groups
+    kls: list[np.ndarray]  # the KL at each position of each response, nats, (tokens,), in the same order
 
 
 @torch.no_grad()
@@ -65,21 +66,24 @@ def compare_heldout(models: "ReferenceAndPolicy", pairs: Sequence[Pair], max_tok
         tokens = vocabulary.logps_and_kl(*policy, *reference, packed.targets)
         logps = (sum_over_tokens(chunk, packed, each) for each in (tokens.policy, tokens.reference))
         lengths = [len(response) for pair in chunk for response in pair.group.responses]
-        of_tokens = (tokens.policy - tokens.reference).cpu().numpy()
+        ends = np.cumsum(lengths)[:-1]
+        logratios, kls = (
+            np.split(each.cpu().numpy(), ends) for each in (tokens.policy - tokens.reference, tokens.kl.double())
+        )
         batch = map_tensors(lambda tensor: tensor.double().cpu(), pair_batch(chunk, *logps))
-        return Heldout(batch, float(tokens.kl.double().sum()), np.split(of_tokens, np.cumsum(lengths)[:-1]))
+        return Heldout(batch, float(tokens.kl.double().sum()), logratios, kls)
 
     each_batch = list(batches((pair.group for pair in pairs), max_tokens))
     parts = shared_out(each_batch, compute, "row", "heldout, reference and policy")
     batch = map_tensors(lambda *each: torch.cat(each), *(part.batch for part in parts))
-    logratios = [of_response for part in parts for of_response in part.logratios]
+    logratios, kls = ([each for part in parts for each in getattr(part, name)] for name in ("logratios", "kls"))
     has_chosen, has_rejected = (
         torch.tensor([getattr(pair, side) is not None for pair in pairs]).double() for side in ("chosen", "rejected")
     )
     batch = batch._replace(
         chosen=batch.chosen._replace(present=has_chosen), rejected=batch.rejected._replace(present=has_rejected)
     )
-    return Heldout(batch, sum(part.kl for part in parts) / sum(map(len, logratios)), logratios)
+    return Heldout(batch, sum(part.kl for part in parts) / sum(map(len, logratios)), logratios, kls)
 
 
 def tokens_table(
