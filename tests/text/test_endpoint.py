@@ -258,9 +258,10 @@ def test_an_invalid_key_is_refused_without_showing_it(key: str, monkeypatch: pyt
 def test_an_address_with_secrets_or_without_a_scheme_is_refused(url: str, root: Path, tmp_path: Path) -> None:
     old = "judge: {kind: implicit}"
     text = (root / "params.yaml").read_text("utf-8")
-    assert old in text
+    start = text.index("\njudge_text:")
+    assert old in text[start:]
     new = f"judge: {{kind: endpoint, url: '{url}', model: m, max_tokens: 1, timeout: 1}}"
-    (tmp_path / "params.yaml").write_text(text.replace(old, new, 1))
+    (tmp_path / "params.yaml").write_text(text[:start] + text[start:].replace(old, new, 1))
     with pytest.raises(ParamsError, match=r"judge_text.judge.url: string should match"):
         load_params(tmp_path / "params.yaml")
 

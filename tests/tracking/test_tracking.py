@@ -337,7 +337,7 @@ def test_each_round_is_a_step(project: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("DVC_EXP_NAME", "in-rounds")
     table = Path("table.csv")
     table.write_text("round,win_rate,kl_to_reference\n0,,0.4\n1,0.7,2.25\n2,0.6,3.5\n")
-    publish(load_params(ROOT / "params.yaml"), **pipeline(project), rounds=table)
+    publish(flatten(load_params(ROOT / "params.yaml")), **pipeline(project), rounds=table)
     (run,) = runs("tags.`dvc.exp_name` = 'in-rounds'")
     assert history(run, "rounds/win_rate") == [(1, 0.7), (2, 0.6)]
     assert history(run, "rounds/kl_to_reference") == [(0, 0.4), (1, 2.25), (2, 3.5)]
