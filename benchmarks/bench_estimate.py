@@ -2,7 +2,7 @@
 
     python -m benchmarks.bench_estimate [--rounds 3]
 
-Models of four sizes with random weights train for two steps of DPO on pairs of random tokens: LoRA and all weights, with and
+Models of five sizes with random weights train for two steps of DPO on pairs of random tokens: LoRA and all weights, with and
 without gradient checkpointing, in the pipeline's own trainer. `measured_mb` is the peak of the resident memory in training
 beyond that of the imports, `estimated_mb` what the estimate says about it.
 """
@@ -33,7 +33,8 @@ SIZES = {
     "small": (384, 10, 16384, 4, 4),
     "medium": (512, 12, 16384, 2, 4),
     "large": (1024, 8, 16384, 1, 2),
-    "wide": (768, 4, 32768, 2, 2),  # not one of those that the estimate's constants were chosen on
+    "wide": (768, 4, 32768, 2, 2),
+    "deep": (256, 20, 49152, 3, 3),  # measured after the estimate's constants were chosen
 }
 ADAPTERS: Mapping[str, Adapter] = {"lora": page.LORA, "full": Full(kind="full")}
 CONTENDERS = [
