@@ -58,6 +58,8 @@ class EvaluatePlan(Sampling, Computing, Continuing, Stopping):
 
 
 PLANS = {"sample": SamplePlan, "judge": JudgePlan, "train": TrainPlan, "evaluate": EvaluatePlan}
+SCRIPTS = {"sample": "sample_round", "judge": "judge_round", "train": "dpo_round", "evaluate": "evaluate_round"}
+KEY = "key"  # in a plan: changes with the code and the parameters of the stage, which then runs again
 Plan = TypeVar("Plan", SamplePlan, JudgePlan, TrainPlan, EvaluatePlan)
 
 
@@ -92,4 +94,6 @@ def plans(rounds: "Rounds") -> dict[RoundNumber, Mapping[str, Any]]:
 
 def read_plan(path: Path, kind: type[Plan]) -> Plan:
     """The plan that `plan_rounds` wrote for a stage of a round that is on. Raises `DataError` if it is missing or broken."""
-    return TypeAdapter(kind).validate_json(json.dumps(read_json(path)))
+    tree = read_json(path)
+    del tree[KEY]
+    return TypeAdapter(kind).validate_json(json.dumps(tree))

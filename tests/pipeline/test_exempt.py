@@ -1,4 +1,4 @@
-"""Modules that no stage depends on cannot change an output: with all of `dag.EXEMPT` altered, outputs have the same bytes."""
+"""Modules that no stage depends on cannot change an output: with all of `EXEMPT` altered, outputs have the same bytes."""
 
 import re
 from collections.abc import Iterable
@@ -7,7 +7,7 @@ from pathlib import Path
 from clones import Run
 from full_disk import outs
 
-from prefdag.project.dag import EXEMPT
+from prefdag.project.dependencies import EXEMPT
 from prefdag.runtime.artifacts import sha256
 
 # Code that is appended to each module and changes its behaviour.

@@ -17,8 +17,9 @@ import pytest
 from paths import ROOT
 
 from prefdag.config.params import Params
-from prefdag.project import dag
-from prefdag.project.dag import CODE
+from prefdag.project import dag, dependencies
+from prefdag.project.dependencies import CODE
+from prefdag.rounds.plan import SCRIPTS
 from prefdag.runtime.dvc_files import files, read_dag
 from prefdag.runtime.yaml import read_yaml
 
@@ -34,8 +35,23 @@ HEAVY = {"torch", "torchvision", "transformers", "peft", "accelerate", "mlflow",
 
 @pytest.fixture(scope="module")
 def stages() -> dict[str, Any]:
+    """The entries of dvc.yaml. Those of stages that run again by their plan have the code and parameters that are in it."""
     entries = {name: entry for file in files(ROOT / "dvc.yaml") for name, entry in read_yaml(file)["stages"].items()}
-    return {name: {"params": [], **entry.get("do", entry)} for name, entry in entries.items()}
+    stages = {name: {"params": [], **entry.get("do", entry)} for name, entry in entries.items()}
+    for name in dag.planned(ROOT):
+        stages[name]["deps"] = [*stages[name]["deps"], *dependencies.code(name, ROOT)]
+        stages[name]["params"] = dependencies.arguments(dependencies.parsed(name, ROOT))
+    stages[dag.PLANNER]["deps"] = dependencies.code(dag.PLANNER, ROOT)
+    return stages
+
+
+def test_the_plan_has_what_changes_the_stages_of_rounds() -> None:
+    assert set(dag.planned(ROOT)) == set(SCRIPTS.values())
+    entry = read_dag(ROOT / "dvc.yaml")[dag.PLANNER]
+    for name in SCRIPTS.values():
+        assert set(dependencies.arguments(dependencies.parsed(name, ROOT))) <= set(entry["params"])
+        for path in dependencies.code(name, ROOT):
+            assert {path, *(parent.as_posix() for parent in Path(path).parents)} & set(entry["deps"]), path
 
 
 def test_every_script_is_a_stage(stages: dict[str, Any]) -> None:
@@ -58,7 +74,7 @@ def test_the_table_of_reruns_matches_the_code() -> None:
 def test_every_output_is_named_in_its_script(stages: dict[str, Any]) -> None:
     """`outs` and `metrics` are written by hand. Every file that a script names is one of them or a dependency."""
     for name, entry in stages.items():
-        named = dag.artifacts(ast.parse((ROOT / "stages" / f"{name}.py").read_text("utf-8")))
+        named = dependencies.artifacts(ast.parse((ROOT / "stages" / f"{name}.py").read_text("utf-8")))
         assert set(dag.names(entry, "outs", "metrics")) <= set(named), name
 
 
@@ -167,11 +183,13 @@ def reruns(path: str, stages: dict[str, Any]) -> set[str]:
     return {name for name, entry in stages.items() if {path, *folders} & set(entry["deps"])}
 
 
-@pytest.mark.parametrize("path", sorted(dag.EXEMPT))
+@pytest.mark.parametrize("path", sorted(dependencies.EXEMPT))
 def test_an_exempt_module_exists_and_reruns_nothing(path: str, stages: dict[str, Any]) -> None:
     assert (ROOT / path).is_file()
     assert reruns(path, stages) == set()
-    assert any(path in dag.imports(file, ROOT) for file in modules()), "nothing imports it: remove it from the list"
+    assert any(path in dependencies.imports(file, ROOT) for file in modules()), (
+        "nothing imports it: remove it from the list"
+    )
 
 
 @pytest.mark.parametrize("module", ["findings", "verdict"])
@@ -266,7 +284,7 @@ def room(file: str) -> str:
 
 def may_import(importer: str, imported: str) -> bool:
     if (
-        imported in dag.EXEMPT
+        imported in dependencies.EXEMPT
     ):  # what only checks or reports may be called from anywhere: `stage` checks all of params.yaml
         return True
     own, other = room(importer), room(imported)
@@ -278,7 +296,7 @@ def may_import(importer: str, imported: str) -> bool:
 
 def test_imports_go_one_way() -> None:
     files = modules()
-    edges = [(importer, imported) for importer in files for imported in sorted(dag.imports(importer, ROOT))]
+    edges = [(importer, imported) for importer in files for imported in sorted(dependencies.imports(importer, ROOT))]
     assert len(edges) > len(files)
     wrong = [f"{importer} imports {imported}" for importer, imported in edges if not may_import(importer, imported)]
     assert not wrong, "\n".join(wrong)
@@ -328,8 +346,8 @@ def test_packages_contain_only_a_docstring() -> None:
 @pytest.mark.parametrize("stage", [name for name in DATA_STAGES if name in STAGES])
 def test_data_stages_never_import_torch(stage: str) -> None:
     """Not even inside functions, except for torchvision's CIFAR-10, which only that source needs."""
-    for file in dag.reached(f"stages/{stage}.py", ROOT):
-        for node in dag.executed(ast.parse((ROOT / file).read_text("utf-8"))):
+    for file in dependencies.reached(f"stages/{stage}.py", ROOT):
+        for node in dependencies.executed(ast.parse((ROOT / file).read_text("utf-8"))):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom):
                 names = [str(node.module)]

@@ -1,6 +1,7 @@
 """The settings of rounds and their plan: what is refused, and which stages a change of settings concerns."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ from prefdag.config.round import NUMBERS
 from prefdag.config.rounds import Rounds
 from prefdag.lifecycle.errors import ParamsError
 from prefdag.project import dag
+from prefdag.project.dependencies import fingerprint, imports
 from prefdag.project.pin import pin
 from prefdag.rounds.places import place
-from prefdag.rounds.plan import PLANS, SamplePlan, plans
+from prefdag.rounds.plan import PLANS, SCRIPTS, SamplePlan, plans
 from prefdag.rounds.sampling import picked
 from prefdag.rounds.supported import check_training
 from prefdag.runtime.dvc_files import files, read_dag
@@ -204,3 +206,53 @@ def test_a_stage_finds_its_files_where_dvc_does(number: int) -> None:
             ours = [str(place(Path(path), number)) for path in dag.names(raw[name]["do"], key)]
             assert ours == dag.names(filled[f"{name}@{number}"], key)
             assert "$" not in json.dumps(ours)
+
+
+# What runs a stage again by its plan
+
+
+@pytest.fixture(scope="module")
+def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the project's code."""
+    folder = tmp_path_factory.mktemp("code")
+    for name in ("prefdag", "stages"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
+
+
+def fingerprints(root: Path, **changes: Any) -> dict[str, str]:
+    params = vars(load_params(ROOT / "params.yaml")) | changes
+    imports.cache_clear()
+    return {script: fingerprint(script, params, root) for script in SCRIPTS.values()}
+
+
+def differing(root: Path, before: dict[str, str], **changes: Any) -> set[str]:
+    return {script for script, key in fingerprints(root, **changes).items() if key != before[script]}
+
+
+@pytest.mark.parametrize(
+    ("path", "scripts"),
+    [
+        ("prefdag/text/scoring/logps.py", set(SCRIPTS.values())),
+        ("prefdag/rounds/pairing.py", {"judge_round"}),
+        ("prefdag/rounds/training.py", {"dpo_round"}),
+        ("stages/verify.py", {"judge_round", "evaluate_round"}),
+        ("prefdag/health/verdict.py", set()),
+        ("prefdag/lifecycle/errors.py", set()),
+    ],
+)
+def test_an_edit_changes_the_plans_of_the_stages_that_use_the_module(
+    path: str, scripts: set[str], copied: Path
+) -> None:
+    before = fingerprints(copied)
+    with (copied / path).open("a") as file:
+        file.write("\n# a comment\n")
+    assert differing(copied, before) == scripts
+
+
+def test_another_parameter_changes_the_plans_of_the_stages_that_take_it(copied: Path) -> None:
+    before = fingerprints(copied)
+    assert differing(copied, before) == set()
+    assert differing(copied, before, beta=0.7) == {"judge_round", "dpo_round", "evaluate_round"}
+    assert differing(copied, before, seed=1) == {"dpo_round"}
+    assert differing(copied, before, health_text=None) == set()

@@ -105,7 +105,8 @@ def project(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def plan(**changes: Any) -> None:
     tree = read_yaml(ROOT / "params.yaml")
     tree["rounds"] |= SETTINGS | changes
-    plan_rounds.main(check_params(tree, Path("params.yaml")).rounds, DPO)
+    rounds = check_params(tree, Path("params.yaml")).rounds
+    plan_rounds.main(BETA, "sigmoid", SEED, OPTIONS, {}, FORMAT, DPO, rounds)
 
 
 def run_round(number: Any, settings: Any = DPO) -> None:

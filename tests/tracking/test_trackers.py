@@ -16,7 +16,7 @@ from paths import ROOT
 from tasks import slow
 
 from prefdag.lifecycle.errors import ParamsError
-from prefdag.project.dag import EXEMPT
+from prefdag.project.dependencies import EXEMPT
 from prefdag.tracking import runs, trackers
 
 WANDB = """
