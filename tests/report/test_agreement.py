@@ -63,7 +63,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, params: Params, root: Path
             if not path.exists():
                 path.write_bytes(b"a table")
         report.main(params)
-        publish.main(params)
+        publish.main()
         yield folder
 
 

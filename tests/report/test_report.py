@@ -891,7 +891,7 @@ def test_the_published_page_has_details_of_its_run(
     monkeypatch.setattr(publish, "pipelines", list)
     monkeypatch.setattr(publish, "durations", lambda: {"dpo_text": 187.4, "sft_ref": None, "publish": 1.0})
     monkeypatch.setattr(publish, "revision", lambda: {"mlflow.source.git.commit": "c0ffee", "dvc.exp_name": HOSTILE})
-    publish.main(params)
+    publish.main()
     assert Path("reports/index.html").read_text("utf-8") == built[0]
     html = Path("reports/published.html").read_text("utf-8")
     page = Page(html)
@@ -923,7 +923,7 @@ def test_the_published_page_has_the_frontier(
     metrics["text"]["heldout"]["kl"] += 1.0
     other = {"beta": "0.3", "loss.sigmoid": "0.8", "loss.sft": "1.0"}
     monkeypatch.setattr(publish, "pipelines", lambda: [("another", other, numbers(metrics))])
-    publish.main(params)
+    publish.main()
     page = Page(Path("reports/published.html").read_text("utf-8"))
     drawn = [
         attributes["aria-label"]
@@ -937,7 +937,7 @@ def test_the_published_page_has_the_frontier(
         raise PrefdagError("MLflow at http://away: no answer")
 
     monkeypatch.setattr(publish, "pipelines", dead)
-    publish.main(params)
+    publish.main()
     assert "MLflow did not answer" in Page(Path("reports/published.html").read_text("utf-8")).text
 
 
