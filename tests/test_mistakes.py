@@ -160,7 +160,8 @@ def in_a_process(folder: Path, chosen: Iterable[str], *prefix: str, **environmen
 def test_the_finished_run_is_one(folder: Path) -> None:
     """Otherwise, every command might stop at the same mistake."""
     for call in ("summary", "verify", "frontier", "compare", "pin --check", "experiments", "profile tiny"):
-        assert CliRunner().invoke(app, call.split()).exit_code == 0, call
+        done = CliRunner().invoke(app, call.split())
+        assert done.exit_code == 0, (call, done.output)
 
 
 def test_what_is_wrong_is_found() -> None:

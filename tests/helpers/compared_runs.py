@@ -131,7 +131,7 @@ def experiment(name: str, seed: int, better: float = 0.5, **params: Any) -> Expe
 
 OUTS = [
     *("data/raw/evals", "data/pairs", "data/validated/pairs.parquet", "data/validated/images"),
-    *("models/dpo_text", "models/dpo_image", "reports/image/predictions.csv"),
+    *("models/dpo_text", "models/policy", "models/dpo_image", "reports/image/predictions.csv"),
     *(f"reports/text/{name}" for name in ("pairs.csv", "rows.parquet", "choices.parquet")),
 ]
 
@@ -139,7 +139,12 @@ OUTS = [
 def write_run(beta: float) -> None:
     """The outputs of a run with this beta, in the current directory, as the stages lay them out."""
     run = experiment("", round(10 * beta))
-    for folder in {str(Path(path).parent) for path in OUTS} | {"models/dpo_text", "models/dpo_image", "data/pairs"}:
+    for folder in {str(Path(path).parent) for path in OUTS} | {
+        "models/dpo_text",
+        "models/policy",
+        "models/dpo_image",
+        "data/pairs",
+    }:
         Path(folder).mkdir(parents=True, exist_ok=True)
     for path, content in stored().items():
         Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -151,7 +156,11 @@ def write_run(beta: float) -> None:
     run.rows.to_parquet("reports/text/rows.parquet")
     run.choices.to_parquet("reports/text/choices.parquet")
     run.predictions.to_csv("reports/image/predictions.csv", index=False)
-    for folder, trained in (("models/dpo_text", run.text), ("models/dpo_image", run.image)):
+    for folder, trained in (
+        ("models/dpo_text", run.text),
+        ("models/policy", run.text),
+        ("models/dpo_image", run.image),
+    ):
         trained.history.to_csv(f"{folder}/history.csv", index=False)
         trained.validation.to_csv(f"{folder}/validation.csv", index=False)
     for track in ("text", "image"):

@@ -1,6 +1,7 @@
 """Stage dpo_text with every kind of reference and of policy, on a tiny model."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,9 @@ def test_prefix_tuning_does_not_start_at_its_reference(ran: list[tuple[History, 
     dpo(adapter=Prefix(kind="prefix", tokens=3), reference=LIVE)
     assert abs(ran[0][0].train[0]["rewards/chosen"]) > 1e-3
     config = dataclasses.replace(dpo_settings(), adapter=Prefix(kind="prefix", tokens=3), reference=LIVE)
+    shutil.copytree("models/dpo_text", "models/policy")
+    Path("reports/rounds").mkdir(parents=True)
+    Path("reports/rounds/table.csv").write_text("round\n")  # none
     health_text.main(config, Health(kl_budget=1000.0, fail_on=[]))
     assert "not_at_reference" in read_json(health_text.HEALTH)["not_checked"]
 
