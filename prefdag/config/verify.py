@@ -86,6 +86,15 @@ class LengthCheck:
 
 
 @strict
+class InstructionsCheck:
+    """The share of the instructions in the prompt's last message that the answer follows: those that
+    prefdag/text/evaluation/instructions.py can check."""
+
+    kind: Literal["instructions"]
+    name: Text | None = None
+
+
+@strict
 class FunctionCheck:
     """A function of the user's own."""
 
@@ -95,7 +104,7 @@ class FunctionCheck:
 
 
 Check = Annotated[
-    RegexCheck | NumberCheck | JsonCheck | LengthCheck | FunctionCheck,
+    RegexCheck | NumberCheck | JsonCheck | LengthCheck | InstructionsCheck | FunctionCheck,
     Field(discriminator="kind"),
 ]
 

@@ -125,7 +125,7 @@ def test_a_function_of_the_users_gives_the_score() -> None:
 
 def test_prompts_without_anything_to_compare_with_have_no_scores() -> None:
     judge = VerifyJudge(kind="verify", checks=[RIGHT, BRIEF], combine="in_order")
-    with pytest.raises(DataError, match=r"no chosen response .* has a number, with which a check of rounds.judge"):
+    with pytest.raises(DataError, match=r"rounds.judge.*: of the answered prompts, none has what a check needs"):
         judged(judge, SUMS, p="none")
     some = judged(judge, ANSWERS, p="3", q="none").scores
     assert np.isnan(some).tolist() == [False] * 3 + [True] * 2

@@ -109,7 +109,7 @@ def by_checks(
 
     Raises:
         ParamsError: as `verify.scorer`.
-        DataError: no contest can be judged, since no chosen response has a number.
+        DataError: no prompt has what the checks need.
     """
     scores = verify.scorer(config, own, f"params.yaml: {where}.checks")
     rows = []
@@ -130,8 +130,8 @@ def check_comparable(scores: np.ndarray, where: str) -> None:
     """Raises `DataError` if a program could score none of its answers: no prompt has anything to compare with."""
     if np.isnan(scores).all():
         raise DataError(
-            "data/validated/pairs.parquet: no chosen response of the answered prompts has a number, with which a check of "
-            f"{where} compares; choose other checks, or other data"
+            f"data/validated/pairs.parquet: {where}: of the answered prompts, none has what a check needs (number: a number in the "
+            "chosen response; instructions: one in the prompt); choose other checks, or other data"
         )
 
 

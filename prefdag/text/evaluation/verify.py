@@ -15,9 +15,10 @@ from contextlib import contextmanager
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from prefdag.config.verify import FunctionCheck, JsonCheck, LengthCheck, NumberCheck, RegexCheck
+from prefdag.config.verify import FunctionCheck, InstructionsCheck, JsonCheck, LengthCheck, NumberCheck, RegexCheck
 from prefdag.lifecycle.errors import ParamsError
 from prefdag.own_losses.names import OWN_CHECKS
+from prefdag.text.evaluation import instructions
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -125,6 +126,8 @@ def _compiled(check: "Check", own: Mapping[str, Function], where: str) -> Scorer
             return _json(check, where)
         case LengthCheck():
             return _length(check)
+        case InstructionsCheck():
+            return _follows
         case FunctionCheck():
             return _function(check, own, where)
 
@@ -211,6 +214,14 @@ def _length(check: LengthCheck) -> Scorer:
         return Score(float(right), f"{length} {check.unit}")
 
     return score
+
+
+def _follows(question: Question, answer: str) -> Score:
+    stated = list(instructions.found(question.messages[-1]["content"], answer))
+    if not stated:
+        return Score(math.nan, "the prompt states no instruction that can be checked")
+    said = (f"{each.text}: {'followed' if each.followed else 'not followed'}" for each in stated)
+    return Score(sum(each.followed for each in stated) / len(stated), _short(", ".join(said)))
 
 
 def _function(check: FunctionCheck, own: Mapping[str, Function], where: str) -> Scorer:
