@@ -69,4 +69,5 @@ def test_the_score_is_the_share_of_the_instructions_in_the_last_message() -> Non
     assert [score(both, answer)[0].value for answer in ("wet", "wet, cold", "wet, cold, grey")] == [1.0, 0.5, 0.0]
     assert score(both, "wet, cold")[0].reason == "at most 2 words: followed, Use no commas: not followed"
     (none,) = score(asked("Describe rain."), "wet")
-    assert math.isnan(none.value) and "no instruction" in none.reason
+    assert math.isnan(none.value)
+    assert "no instruction" in none.reason

@@ -4,10 +4,8 @@ import re
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-NUMBERS = {
-    name: n
-    for n, name in enumerate(["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"], start=1)
-}
+WORDS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+NUMBERS = {word: number for number, word in enumerate(WORDS, start=1)}
 NUMBER = rf"(\d+|{'|'.join(NUMBERS)})"
 # A sentence ends with a mark, perhaps in quotes, before white space or the end.
 SENTENCE_END = re.compile(r"[.!?]+[\"'”’)]*(?=\s|$)")

@@ -130,8 +130,8 @@ def check_comparable(scores: np.ndarray, where: str) -> None:
     """Raises `DataError` if a program could score none of its answers: no prompt has anything to compare with."""
     if np.isnan(scores).all():
         raise DataError(
-            f"data/validated/pairs.parquet: {where}: of the answered prompts, none has what a check needs (number: a number in the "
-            "chosen response; instructions: one in the prompt); choose other checks, or other data"
+            f"data/validated/pairs.parquet: {where}: of the answered prompts, none has what a check needs (number: a number in "
+            "the chosen response; instructions: one in the prompt); choose other checks, or other data"
         )
 
 
