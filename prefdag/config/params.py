@@ -7,6 +7,7 @@ from prefdag.config.download_images import DownloadImages
 from prefdag.config.download_model import DownloadModel
 from prefdag.config.download_pairs import DownloadPairs
 from prefdag.config.download_resnet import DownloadResnet
+from prefdag.config.control_text import ControlText
 from prefdag.config.dpo_image import DpoImage
 from prefdag.config.dpo_text import DpoText
 from prefdag.config.evaluate_text import EvaluateText
@@ -48,6 +49,7 @@ class Params:
     ref_logps: RefLogps
     resnet_warmup: ResnetWarmup
     dpo_text: DpoText
+    control_text: ControlText
     rounds: Rounds
     dpo_image: DpoImage
     health_text: Health
