@@ -28,6 +28,7 @@ FRONTIER = Path("reports/frontier")  # .html and .csv
 COMPARISON = Path("reports/comparison")  # .html and .csv
 REPORT = Path("reports/index.html")
 TEXT_METRICS, IMAGE_METRICS = Path("reports/text/metrics.json"), Path("reports/image/metrics.json")
+WIN_RATE = Path("reports/text/win_rate.json")
 
 
 class OneLineErrors(TyperGroup):
@@ -197,13 +198,13 @@ def estimate(
 
 @app.command()
 def summary() -> None:
-    """Print what DPO changed in five lines: rankings, KL, perplexity, accuracy of the classifier, where the report is."""
+    """Print what DPO changed in five lines: rankings, answers, KL and perplexity, the classifier, where the report is."""
     from prefdag.report.page.summary import lines
     from prefdag.runtime.artifacts import read_json
 
-    text, image = read_json(TEXT_METRICS), read_json(IMAGE_METRICS)
-    with as_stages_write(f"{TEXT_METRICS} or {IMAGE_METRICS}"):
-        shown = lines(text, image, f"{REPORT} (opens offline)")
+    text, win_rate, image = map(read_json, (TEXT_METRICS, WIN_RATE, IMAGE_METRICS))
+    with as_stages_write(f"{TEXT_METRICS}, {WIN_RATE} or {IMAGE_METRICS}"):
+        shown = lines(text, win_rate, image, f"{REPORT} (opens offline)")
     for line in shown:
         typer.echo(line)
 

@@ -1,4 +1,4 @@
-"""Judge the policy's answers against the reference's: verdicts, and the win rate with its interval."""
+"""Judge the policy's answers against the reference's and the control's: verdicts, and win rates with intervals."""
 
 from pathlib import Path
 from typing import Any
@@ -35,15 +35,15 @@ def main(beta: Positive, loss: Loss, loss_options: LossOptions, judge_text: Judg
         return CHECKS
 
     answers = read_table(ANSWERS).to_pandas()
-    reference, policy = (answers[answers["model"] == model] for model in ("reference", "policy"))
-    pairs = judge.contests(reference, policy, read_dialogues(MESSAGES, answers["id"]))
+    pairs = judge.against_each(answers, read_dialogues(MESSAGES, answers["id"]))
     needs = judging.Needs(REFERENCE, POLICY, judge_text, MESSAGES, preference, checks)
     found = judging.all_verdicts({"judge": judge_text.judge}, pairs, needs, "judge_text")
     if found is None:  # the first process does the rest
         return
-    verdicts = found["judge"]
+    verdicts = found["judge"].assign(against=pairs["against"])
+    by_model = {str(model): judge.win_rates(pairs.loc[rows.index], rows) for model, rows in verdicts.groupby("against")}
     # By kind of judge: win rates of different judges are not comparable.
-    win_rates = {judge_text.judge.kind: judge.win_rates(pairs, verdicts)}
+    win_rates = {judge_text.judge.kind: by_model.pop("reference") | by_model}
     with writing(VERDICTS) as rows, writing(WIN_RATE) as rates:
         verdicts.to_parquet(rows, index=False)
         write_json(rates, win_rates)

@@ -31,6 +31,7 @@ CURVES = {
     "resnet_warmup": (Path("models/resnet_reference/history.csv"), Path("models/resnet_reference/validation.csv")),
     "dpo_text": (Path("models/dpo_text/history.csv"), Path("models/dpo_text/validation.csv")),
     "dpo_image": (Path("models/dpo_image/history.csv"), Path("models/dpo_image/validation.csv")),
+    "control_text": (Path("models/control_text/history.csv"), Path("models/control_text/validation.csv")),
     "control_image": (Path("models/control_image/history.csv"), Path("models/control_image/validation.csv")),
 }
 ROUND_POLICIES = [Path("models/rounds/1"), Path("models/rounds/2"), Path("models/rounds/3")]
@@ -75,12 +76,9 @@ def main() -> None:
         html = run_details.fill(REPORT.read_text("utf-8"), seconds, revision(), moment, experiments)
         path.write_text(html, "utf-8")
     files = [page, MODEL_CARD, MAIN_METRICS, *METRICS.values(), *TABLES, *sorted(FIGURES.iterdir())]
-    trained = {f"dpo_round@{number}": folder for number, folder in enumerate(ROUND_POLICIES, 1)}
-    curves = CURVES | {
-        name: (folder / "history.csv", folder / "validation.csv")
-        for name, folder in trained.items()
-        if (folder / "history.csv").exists()
-    }
+    rounds = {f"dpo_round@{number}": folder for number, folder in enumerate(ROUND_POLICIES, 1)}
+    trained = CURVES | {name: (folder / "history.csv", folder / "validation.csv") for name, folder in rounds.items()}
+    curves = {name: files for name, files in trained.items() if files[0].exists()}  # a round or a control may be off
     main_metrics = {track: values for track, values in read_json(MAIN_METRICS).items() if track != "rounds"}
     publish(parameters, metrics, curves, files, main_metrics=main_metrics, rounds=ROUNDS, seconds=seconds)
     with writing(PUBLISHED) as path:

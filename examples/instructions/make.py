@@ -21,21 +21,21 @@ PAIRS = Path(__file__).parent / "pairs.jsonl"
 
 SAMPLES = 6  # answers to a prompt
 SAMPLING = (0.8, 0.95)  # temperature and top_p
-SAMPLED_TOKENS = 64
-MAX_TOKENS = 40  # of an answer in a pair: none needs to be cut
+MAX_TOKENS = 40  # of an answer: one that has not ended by then is in no pair, so that none needs to be cut
 HELD_OUT = 34  # topics of the test split
-LIMITS = {"train": 260, "test": 150}  # pairs; of the train split, format_pairs takes some for validation
+LIMITS = {"train": 330, "test": 150}  # pairs; of the train split, format_pairs takes some for validation
 SEEDS = {"train": 2, "test": 1}
 
-TOPICS = (
-    "cats;dogs;horses;bees;owls;whales;spiders;penguins;the moon;the sun;stars;rain;snow;storms;clouds;rainbows;the sea;rivers;"
-    "mountains;deserts;forests;islands;volcanoes;caves;trees;roses;mushrooms;grass;bread;cheese;honey;chocolate;apples;soup;"
-    "rice;salt;coffee;tea;water;milk;bicycles;trains;ships;planes;cars;bridges;castles;lighthouses;libraries;markets;schools;"
-    "hospitals;museums;gardens;windows;stairs;books;letters;maps;clocks;mirrors;candles;lamps;pencils;paper;glass;gold;stone;"
-    "wood;wool;silk;music;dancing;painting;poems;films;photographs;stories;jokes;riddles;chess;football;swimming;running;"
-    "climbing;fishing;cooking;sewing;winter;spring;summer;autumn;mornings;evenings;holidays;birthdays;sleep;dreams;friendship;"
-    "courage;patience;silence;laughter;memory"
-).split(";")
+TOPICS = """
+cats, dogs, horses, bees, owls, whales, spiders, penguins, the moon, the sun, stars, rain, snow, storms, clouds,
+rainbows, the sea, rivers, mountains, deserts, forests, islands, volcanoes, caves, trees, roses, mushrooms, grass,
+bread, cheese, honey, chocolate, apples, soup, rice, salt, coffee, tea, water, milk, bicycles, trains, ships, planes,
+cars, bridges, castles, lighthouses, libraries, markets, schools, hospitals, museums, gardens, windows, stairs, books,
+letters, maps, clocks, mirrors, candles, lamps, pencils, paper, glass, gold, stone, wood, wool, silk, music, dancing,
+painting, poems, films, photographs, stories, jokes, riddles, chess, football, swimming, running, climbing, fishing,
+cooking, sewing, winter, spring, summer, autumn, mornings, evenings, holidays, birthdays, sleep, dreams, friendship,
+courage, patience, silence, laughter, memory
+"""
 QUESTIONS = (
     "What is special about {}?",
     "Tell me something about {}.",
@@ -46,14 +46,13 @@ QUESTIONS = (
 )
 SENTENCES = [f"Answer in exactly {n}." for n in ("one sentence", "two sentences", "three sentences")]
 AT_MOST = [f"Use at most {n} words." for n in (10, 12, 15, "ten")]
-AT_LEAST = [f"Use at least {n} words." for n in (20, 25, 30)]
+AT_LEAST = [f"Use at least {n} words." for n in (15, 20, 25)]
 WORDS = ("wonderful", "never", "green", "quiet", "money", "strange", "often", "little", "brave", "simple")
 INSTRUCTIONS = (  # every topic has a prompt for each
     SENTENCES,
     AT_MOST,
     AT_LEAST,
     ["End your answer with a question."],
-    ["Put your whole answer in double quotes."],
     ["Do not use any commas.", "Use no commas."],
     [f'Use the word "{word}".' for word in WORDS],
     SENTENCES,
@@ -71,7 +70,7 @@ class Answer(NamedTuple):
 
 def prompts(split: str) -> list[str]:
     """The prompts of a split, whose topics are in no other split."""
-    topics = list(TOPICS)
+    topics = [topic.strip() for topic in TOPICS.split(",")]
     random.Random(0).shuffle(topics)
     rng = random.Random(SEEDS[split])
     return [
@@ -87,7 +86,7 @@ def _prompt(topic: str, instructions: list[str], rng: random.Random) -> str:
 
 
 def sampled(asked: list[str], name: str) -> list[list[Answer]]:
-    """The base model's answers to each prompt that ended within `MAX_TOKENS`."""
+    """The base model's answers to each prompt, without those that did not end."""
     tokenizer = ChatTokenizer(BASE, "chat", {})
     dialogues = [tokenizer.dialogue([{"role": "user", "content": prompt}], None) for prompt in asked]
     answers = continuations(
@@ -95,7 +94,7 @@ def sampled(asked: list[str], name: str) -> list[list[Answer]]:
         [dialogue.prompt(1000).ids for dialogue in dialogues],
         [[[7, row, sample] for sample in range(SAMPLES)] for row in range(len(asked))],
         sampling=SAMPLING,
-        max_new_tokens=SAMPLED_TOKENS,
+        max_new_tokens=MAX_TOKENS,
         stop_ids=tokenizer.stop_ids,
         batch_size=8,
         name=name,
@@ -103,14 +102,14 @@ def sampled(asked: list[str], name: str) -> list[list[Answer]]:
 
     def kept(prompt: str, ids: list[int]) -> Iterator[Answer]:
         text = tokenizer.decode(ids[:-1])
-        if ids[-1] in tokenizer.stop_ids and len(ids) <= MAX_TOKENS and text.strip():
+        if ids[-1] in tokenizer.stop_ids and text.strip():
             yield Answer(text, len(ids), all(each.followed for each in found(prompt, text)))
 
     return [[each for ids in some for each in kept(prompt, ids)] for prompt, some in zip(asked, answers, strict=True)]
 
 
 def pairs(asked: list[str], answers: list[list[Answer]]) -> Iterator[dict[str, Any]]:
-    """A pair for each prompt that has an answer that follows it and one that does not.
+    """A pair for each prompt that has an answer that follows the instruction, and one that does not.
 
     The chosen answer is the longer one as often as the shorter one, as far as the answers allow: length tells nothing.
     """

@@ -2,12 +2,12 @@
 
 from prefdag.config.answer_text import AnswerText
 from prefdag.config.constraints import Constraints
+from prefdag.config.control_text import ControlText
 from prefdag.config.download_evals import DownloadEvals
 from prefdag.config.download_images import DownloadImages
 from prefdag.config.download_model import DownloadModel
 from prefdag.config.download_pairs import DownloadPairs
 from prefdag.config.download_resnet import DownloadResnet
-from prefdag.config.control_text import ControlText
 from prefdag.config.dpo_image import DpoImage
 from prefdag.config.dpo_text import DpoText
 from prefdag.config.evaluate_text import EvaluateText

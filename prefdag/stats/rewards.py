@@ -24,7 +24,8 @@ def reward_metrics(
     Args:
         chosen, rejected: rewards, (pairs,).
         preference: the true probability that chosen is preferred, (pairs,); None: 1.
-        longer: length of chosen minus length of rejected, (pairs,), in any unit; None: no length-controlled accuracy.
+        longer: length of chosen minus length of rejected, (pairs,), in any unit; None: neither `by_length` nor a
+            length-controlled accuracy.
     """
     margin = (chosen - rejected).double()
     p = torch.ones_like(margin) if preference is None else preference.to(margin)
@@ -44,7 +45,24 @@ def reward_metrics(
         "log_loss": float((-p * F.logsigmoid(margin) - (1 - p) * F.logsigmoid(-margin)).mean()),
         "brier": float(((margin.sigmoid() - p) ** 2).mean()),
         "calibration_error": calibration_error(margin, p),
-    } | ({} if longer is None else length_controlled(right, torch.where(p >= 0.5, longer, -longer)))
+    } | (
+        {}
+        if longer is None
+        else by_length(p, longer) | length_controlled(right, torch.where(p >= 0.5, longer, -longer))
+    )
+
+
+def by_length(preference: Tensor, longer: Tensor) -> dict[str, float]:
+    """The accuracy of a ranker that always prefers the longer response: a control. Equal lengths count half.
+
+    Args:
+        preference: the true probability that chosen is preferred, (pairs,).
+        longer: length of chosen minus length of rejected, (pairs,).
+    """
+    right = torch.where(longer > 0, preference, 1 - preference)
+    right[longer == 0] = 0.5
+    low, high = share(right.tolist())
+    return {"by_length": float(right.mean()), "by_length_low": low, "by_length_high": high}
 
 
 def length_controlled(right: Tensor, longer: Tensor) -> dict[str, float]:

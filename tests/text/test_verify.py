@@ -333,9 +333,7 @@ def test_verdicts_by_hand() -> None:
 
 
 def test_without_any_expected_number_there_is_no_verdict() -> None:
-    with pytest.raises(
-        DataError, match=r"judge: of the answered prompts, none has what a check needs"
-    ):
+    with pytest.raises(DataError, match=r"judge: of the answered prompts, none has what a check needs"):
         judge.by_checks(contests_of([("1", "2")]), {"p0": "None"}, judge_of({"kind": "number"}), {})
 
 

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prefdag.report.image.sentences import compared
-from prefdag.report.page.numbers import Estimate, number, percent, percent_span, points, signed, signed_span
+from prefdag.report.page.numbers import Estimate, number, percent, percent_span, points
+from prefdag.report.text import answers
 from prefdag.report.text.sentences import is_paired
 
 Metrics = Mapping[str, Any]
@@ -60,10 +61,11 @@ def _round(row: Mapping[Any, Any]) -> Metrics:
     return {name: row[name] for name in ("chosen", *SHOWN) if not math.isnan(row[name])}
 
 
-def lines(text: Metrics, image: Metrics, report: str) -> list[str]:
+def lines(text: Metrics, win_rate: Metrics, image: Metrics, report: str) -> list[str]:
     """What DPO changed, in five lines for a terminal. An interval that includes no change is called no significant difference.
 
     Args:
+        win_rate: from judge_text, by kind of judge.
         report: the address of the report.
     """
     heldout, n_images = text["heldout"], image["n_test"]
@@ -83,10 +85,10 @@ def lines(text: Metrics, image: Metrics, report: str) -> list[str]:
             f"50% before DPO (chance), {percent(accuracy.value)} after (95% interval {percent_span(accuracy)}, {rows}): "
             f"{chance.get(accuracy.against(0.5), 'worse than chance')}"
         ),
-        "Text, KL to the reference": f"{number(heldout['kl'], 4)} nats per token",
-        "Text, perplexity": (
-            f"{perplexity[0]} before DPO, {perplexity[1]} after; cross-entropy {signed(change.value, 4)} nats per token "
-            f"(95% interval {signed_span(change, 4)}): {nats}"
+        "Text, answers": _answers(win_rate),
+        "Text, KL and perplexity": (
+            f"{number(heldout['kl'], 4)} nats per token from the reference; perplexity {perplexity[0]} before DPO, "
+            f"{perplexity[1]} after: {nats}"
         ),
         "Images, accuracy": (
             f"{percent(image['reference']['accuracy'])} before DPO, {percent(classified.value)} after (95% interval "
@@ -97,3 +99,20 @@ def lines(text: Metrics, image: Metrics, report: str) -> list[str]:
     }
     width = max(map(len, shown))
     return [f"{title:<{width}}  {line}" for title, line in shown.items()]
+
+
+def _answers(win_rate: Metrics) -> str:
+    """What the judge says of greedy answers: the scores, if it gives any, and how often it prefers the policy's."""
+    (judge,) = win_rate
+    against = {row["against"]: row for row in answers.wins(win_rate) if row["decoding"] == "greedy"}
+    reference, control = against["reference"], against.get("control")
+    caution = ", which favours the policy" if judge == "implicit" else ""
+    preferred = (
+        f"better than the reference’s in {percent(reference['rate'].value)} (95% interval "
+        f"{percent_span(reference['rate'])}, n = {number(reference['n'])}, judge: {judge}{caution}): {reference['conclusion']}"
+    )
+    if reference["policy_score"] is None:
+        return preferred
+    trained = f", {percent(control['other_score'].value)} after as much cross-entropy" if control else ""
+    before, after = percent(reference["other_score"].value), percent(reference["policy_score"].value)
+    return f"score {before} before DPO, {after} after{trained}; {preferred}"

@@ -1,4 +1,4 @@
-"""The answers of reference and policy in report and card: statistics, win rate, and answers side by side."""
+"""The answers of reference, policy and control in report and card: statistics, win rates, and answers side by side."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -36,19 +36,21 @@ OUTCOMES = {"win": "the policy’s", "loss": "the reference’s", "tie": "neithe
 
 @dataclass(frozen=True)
 class Answers:
-    """Answers to held-out prompts (one row each), statistics over them, and verdicts on which answer is better."""
+    """Answers to held-out prompts (one row each), statistics over them, and verdicts on the policy's and the reference's."""
 
     rows: pd.DataFrame
     statistics: Mapping[str, Any]
     verdicts: pd.DataFrame
-    win_rate: Mapping[str, Any]  # one entry, by the kind of judge
+    win_rate: Mapping[
+        str, Any
+    ]  # one entry, by the kind of judge: against the reference, and the control if there is one
 
 
 def read_answers(*, rows: Path, statistics: Path, verdicts: Path, win_rate: Path) -> Answers:
     """The outputs of stages answer_text and judge_text. Raises `DataError`."""
-    return Answers(
-        read_table(rows).to_pandas(), read_json(statistics), read_table(verdicts).to_pandas(), read_json(win_rate)
-    )
+    judged = read_table(verdicts).to_pandas()
+    judged = judged[judged["against"] == "reference"]
+    return Answers(read_table(rows).to_pandas(), read_json(statistics), judged, read_json(win_rate))
 
 
 def view(answers: Answers, count: int, judge_text: "JudgeText") -> dict[str, Any]:
@@ -57,11 +59,13 @@ def view(answers: Answers, count: int, judge_text: "JudgeText") -> dict[str, Any
     return {
         "n": answers.statistics["n_prompts"],
         "sampler": sampler(answers.statistics),
+        "models": models(answers.statistics),
         "statistics": statistics(answers.statistics),
         "judge": JUDGES[kind],
         "biased": kind == "implicit",
         "checks": checks(judge_text, answers.verdicts),
         "wins": wins(answers.win_rate),
+        "scored": "score_policy" in answers.win_rate[kind][DECODINGS[0]],
         "examples": examples(answers, count),
     }
 
@@ -89,50 +93,62 @@ def sampler(metrics: Mapping[str, Any]) -> str:
     return sentence
 
 
+def models(metrics: Mapping[str, Any]) -> list[str]:
+    """The models that answered."""
+    return [model for model in ("reference", "control", "policy") if model in metrics[DECODINGS[0]]]
+
+
 def statistics(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One row per decoding and metric: both means and policy minus reference, as printed."""
+    """One row per decoding and metric: the mean of each model, and policy minus reference, as printed."""
     table = []
     for decoding in DECODINGS:
         part = metrics[decoding]
-        means = {model: Estimate.of(part[model], "tokens") for model in MODELS}
+        means = {model: Estimate.of(part[model], "tokens") for model in models(metrics)}
         change = Estimate.of(part["differences"]["tokens"], "difference")
         cells = {m: (number(e.value, 1), f"{number(e.low, 1)}{DASH}{number(e.high, 1)}") for m, e in means.items()}
         lines = [("length in tokens", cells, (signed(change.value, 1), signed_span(change, 1)))]
         for measure, name in SHARES.items():
-            means = {model: Estimate.of(part[model], measure) for model in MODELS}
+            means = {model: Estimate.of(part[model], measure) for model in models(metrics)}
             change = Estimate.of(part["differences"][measure], "difference")
             difference = (points(change.value), f"{points(change.low)} to {points(change.high)} points")
             lines.append((name, {m: (percent(e.value), percent_span(e)) for m, e in means.items()}, difference))
-        if all("distinct" in part[model] for model in MODELS):
-            cells = {model: (percent(part[model]["distinct"]), "") for model in MODELS}
+        if all("distinct" in part[model] for model in models(metrics)):
+            cells = {model: (percent(part[model]["distinct"]), "") for model in models(metrics)}
             lines.append(("distinct bigrams (distinct-2)", cells, ("", "")))
         table += [{"decoding": decoding, "measure": name, **cells, "change": change} for name, cells, change in lines]
     return table
 
 
 def wins(win_rate: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One row per decoding: counts, the win rate and, if there is one, the length-controlled win rate."""
+    """One row per decoding and other model: counts, the win rate, and what else the judge gives."""
     (rates,) = win_rate.values()
-    return [
-        {
-            **rates[decoding],
-            "decoding": decoding,
-            "rate": Estimate.of(rates[decoding], "win_rate"),
-            "controlled": Estimate.of(rates[decoding], "length_controlled")
-            if "length_controlled" in rates[decoding]
-            else None,
-            "conclusion": conclusion(Estimate.of(rates[decoding], "win_rate")),
-        }
-        for decoding in DECODINGS
-    ]
+    by_model = {"reference": rates} | ({"control": rates["control"]} if "control" in rates else {})
+    return [_wins(each[decoding], model, decoding) for model, each in by_model.items() for decoding in DECODINGS]
 
 
-def conclusion(rate: Estimate) -> str:
-    """Whose answers the judge prefers."""
+def _wins(rates: Mapping[str, Any], model: str, decoding: str) -> dict[str, Any]:
+    rate = Estimate.of(rates, "win_rate")
+    optional = {
+        "controlled": "length_controlled",
+        "policy_score": "score_policy",
+        "other_score": "score_other",
+    }
+    return {
+        **rates,
+        "decoding": decoding,
+        "against": model,
+        "rate": rate,
+        **{name: Estimate.of(rates, key) if key in rates else None for name, key in optional.items()},
+        "conclusion": conclusion(rate, model),
+    }
+
+
+def conclusion(rate: Estimate, other: str) -> str:
+    """Whose answers the judge prefers: the policy's or the other model's."""
     return {
         "better": "the judge prefers the policy’s answers",
         "unclear": "no significant preference",
-        "worse": "the judge prefers the reference’s answers",
+        "worse": f"the judge prefers the {other}’s answers",
     }[rate.against(0.5)]
 
 
@@ -161,13 +177,17 @@ def checks(judge_text: "JudgeText", verdicts: pd.DataFrame) -> str:
 def sentence(win_rate: Mapping[str, Any]) -> str:
     """The win rates and their judge, in words."""
     (kind,) = win_rate
-    parts = [
-        f"{percent(row['rate'].value)} of {number(row['n'])} {row['decoding']} answers (95% interval "
-        f"{percent_span(row['rate'])}; {row['wins']} won, {row['ties']} tied, {row['losses']} lost; {row['conclusion']})"
-        for row in wins(win_rate)
-    ]
     caution = ", which favours the policy by construction" if kind == "implicit" else ""
-    return f"Win rate of the policy over the reference, judged by {JUDGES[kind]}{caution}: {'; '.join(parts)}."
+    parts: dict[str, list[str]] = {"reference": [], "control": []}
+    for row in wins(win_rate):
+        parts[row["against"]].append(
+            f"{percent(row['rate'].value)} of {number(row['n'])} {row['decoding']} answers (95% interval "
+            f"{percent_span(row['rate'])}; {row['wins']} won, {row['ties']} tied, {row['losses']} lost; {row['conclusion']})"
+        )
+    first = f"Win rate of the policy over the reference, judged by {JUDGES[kind]}{caution}: {'; '.join(parts['reference'])}."
+    if not parts["control"]:
+        return first
+    return f"{first} Over the control, trained by cross-entropy on the same budget: {'; '.join(parts['control'])}."
 
 
 def examples(answers: Answers, count: int) -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ from prefdag.lifecycle.errors import DataError, ParamsError, PrefdagError
 from prefdag.lifecycle.progress import progress
 from prefdag.runtime.artifacts import read_table
 from prefdag.sources.model_files import adapter_fault
+from prefdag.stats import intervals
 from prefdag.stats.intervals import paired_difference
 from prefdag.stats.rewards import length_controlled
 from prefdag.text.evaluation import verify
@@ -53,6 +54,18 @@ def contests(reference: pd.DataFrame, policy: pd.DataFrame, dialogues: Mapping[s
     asked: list[Any] = [dialogues[name] for name in both["id"]]
     offered = pd.Series([each.tools for each in asked], index=both.index, dtype=object)
     return both.assign(messages=pd.Series([each.messages for each in asked], index=both.index), tools=offered)
+
+
+def against_each(answers: pd.DataFrame, dialogues: Mapping[str, "Asked"]) -> pd.DataFrame:
+    """The contests of the policy with every other model that answered, with that model's name as `against`.
+
+    Args:
+        answers: with `model`: reference, policy, and control if there is one.
+    """
+    by_model = {str(model): rows for model, rows in answers.groupby("model", sort=False)}
+    policy = by_model.pop("policy")
+    each = [contests(rows, policy, dialogues).assign(against=model) for model, rows in by_model.items()]
+    return pd.concat(each, ignore_index=True)
 
 
 def by_rewards(pairs: pd.DataFrame, reference: np.ndarray, policy: np.ndarray) -> pd.DataFrame:
@@ -207,7 +220,8 @@ def win_rates(pairs: pd.DataFrame, verdicts: pd.DataFrame) -> dict[str, Any]:
 
     (wins - losses) / n is a difference of two shares of the same rows, with Tango's score interval; the win rate is half of it
     plus one half. `n` counts the contests with a verdict, `unread` those without. The length-controlled rate weighs contests
-    as if the policy's answer were longer as often as shorter (`rewards.length_controlled`); it needs both kinds.
+    as if the policy's answer were longer as often as shorter (`rewards.length_controlled`); it needs both kinds. A program adds
+    `scores`.
 
     Raises:
         PrefdagError: a decoding has no readable verdict.
@@ -237,5 +251,17 @@ def win_rates(pairs: pd.DataFrame, verdicts: pd.DataFrame) -> dict[str, Any]:
             "win_rate_low": (1 + low) / 2,
             "win_rate_high": (1 + high) / 2,
             **length_controlled(right, torch.tensor(longer[mine][read])),
+            **(scores(verdicts[mine]) if "reason_policy" in verdicts else {}),
         }
     return rates
+
+
+def scores(verdicts: pd.DataFrame) -> dict[str, float]:
+    """The mean score by a program of both models' answers, `score_policy` and `score_other`, each with a 95% interval."""
+    found: dict[str, float] = {}
+    for name, column in (("policy", "reward_policy"), ("other", "reward_reference")):
+        values = verdicts[column].dropna().tolist()
+        shares = all(0 <= value <= 1 for value in values)
+        low, high = intervals.share(values) if shares else intervals.mean(values)
+        found |= {f"score_{name}": float(np.mean(values)), f"score_{name}_low": low, f"score_{name}_high": high}
+    return found

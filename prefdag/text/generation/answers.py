@@ -9,7 +9,7 @@ import pandas as pd
 
 from prefdag.stats import intervals
 
-MODELS = ("reference", "policy")
+MODELS = ("reference", "policy", "control")  # the control only if there is one
 DECODINGS = ("greedy", "sampled")
 NGRAM = 4  # tokens: the n-grams of `repetition`
 DISTINCT = 2  # tokens: the n-grams of `distinct`
@@ -85,6 +85,7 @@ def statistics(table: pd.DataFrame) -> dict[str, Any]:
     results: dict[str, Any] = {"n_prompts": int(table["id"].nunique())}
     for decoding, part in table.groupby("decoding"):
         by_model = {model: part[part["model"] == model].sort_values("id") for model in MODELS}
+        by_model = {model: rows for model, rows in by_model.items() if len(rows)}
         assert by_model["policy"]["id"].tolist() == by_model["reference"]["id"].tolist()
         results[str(decoding)] = {
             **{model: _means(answers) for model, answers in by_model.items()},
