@@ -78,6 +78,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.rmtree("inputs")
         shutil.copyfile(ROOT / "params.yaml", "params.yaml")
         shutil.copytree(ROOT / "evals", "evals")
+        shutil.copytree(ROOT / "examples", "examples")
         for path in map(Path, OUTPUTS):
             if not path.exists():
                 path.touch() if path.suffix else path.mkdir(parents=True)

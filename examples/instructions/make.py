@@ -22,20 +22,22 @@ PAIRS = Path(__file__).parent / "pairs.jsonl"
 SAMPLES = 6  # answers to a prompt
 SAMPLING = (0.8, 0.95)  # temperature and top_p
 MAX_TOKENS = 40  # of an answer: one that has not ended by then is in no pair, so that none needs to be cut
-HELD_OUT = 34  # topics of the test split
-LIMITS = {"train": 330, "test": 150}  # pairs; of the train split, format_pairs takes some for validation
 SEEDS = {"train": 2, "test": 1}
 
-TOPICS = """
-cats, dogs, horses, bees, owls, whales, spiders, penguins, the moon, the sun, stars, rain, snow, storms, clouds,
-rainbows, the sea, rivers, mountains, deserts, forests, islands, volcanoes, caves, trees, roses, mushrooms, grass,
-bread, cheese, honey, chocolate, apples, soup, rice, salt, coffee, tea, water, milk, bicycles, trains, ships, planes,
-cars, bridges, castles, lighthouses, libraries, markets, schools, hospitals, museums, gardens, windows, stairs, books,
-letters, maps, clocks, mirrors, candles, lamps, pencils, paper, glass, gold, stone, wood, wool, silk, music, dancing,
-painting, poems, films, photographs, stories, jokes, riddles, chess, football, swimming, running, climbing, fishing,
-cooking, sewing, winter, spring, summer, autumn, mornings, evenings, holidays, birthdays, sleep, dreams, friendship,
-courage, patience, silence, laughter, memory
-"""
+TOPICS = {
+    "train": """
+maps, climbing, libraries, birthdays, patience, bread, rice, jokes, letters, clouds, winter, mornings, owls, clocks,
+forests, laughter, rainbows, islands, chocolate, chess, cats, films, swimming, schools, museums, painting, roses,
+silence, castles, rain, dogs, penguins, courage, gold, books, holidays, mushrooms, bicycles, stairs, evenings, fishing,
+music, mirrors, ships, the sun, cooking, milk, mountains, stories, wood, apples, riddles, snow, spring, coffee, rivers,
+paper, grass, poems, bridges, candles, water, hospitals, lamps, glass, soup, whales, gardens, dreams, markets
+""",
+    "test": """
+honey, pencils, tea, the moon, summer, trees, the sea, running, caves, cars, windows, storms, cheese, sleep, memory,
+friendship, autumn, lighthouses, horses, planes, trains, dancing, photographs, salt, stone, wool, silk, stars, sewing,
+bees, volcanoes, football, deserts, spiders, kites, ponds, onions, drums, ladders, parks, shells, fog
+""",
+}
 QUESTIONS = (
     "What is special about {}?",
     "Tell me something about {}.",
@@ -70,14 +72,9 @@ class Answer(NamedTuple):
 
 def prompts(split: str) -> list[str]:
     """The prompts of a split, whose topics are in no other split."""
-    topics = [topic.strip() for topic in TOPICS.split(",")]
-    random.Random(0).shuffle(topics)
     rng = random.Random(SEEDS[split])
-    return [
-        _prompt(topic, instructions, rng)
-        for topic in (topics[:HELD_OUT] if split == "test" else topics[HELD_OUT:])
-        for instructions in INSTRUCTIONS
-    ]
+    topics = (topic.strip() for topic in TOPICS[split].split(","))
+    return [_prompt(topic, instructions, rng) for topic in topics for instructions in INSTRUCTIONS]
 
 
 def _prompt(topic: str, instructions: list[str], rng: random.Random) -> str:
@@ -131,11 +128,9 @@ def _sign(one: Answer, other: Answer) -> int:
 
 def main() -> None:
     with PAIRS.open("w", encoding="utf-8") as file:
-        for split, limit in LIMITS.items():
+        for split in TOPICS:
             asked = prompts(split)
-            made = list(pairs(asked, sampled(asked, split)))
-            random.Random(0).shuffle(made)
-            for pair in made[:limit]:
+            for pair in pairs(asked, sampled(asked, split)):
                 file.write(json.dumps({"split": split, **pair}, ensure_ascii=False) + "\n")
 
 

@@ -24,6 +24,7 @@ COPIED = [
     "stages",
     "profiles",
     "evals",
+    "examples",
     "slurm",
     "rounds",
     "params.yaml",

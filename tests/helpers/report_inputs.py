@@ -140,7 +140,11 @@ def write_answers(folder: Path, ids: list[str], texts: dict[str, list[str]]) -> 
     )
     table.to_parquet(folder / "answers.parquet")
     write_json(folder / "answers.json", answers.statistics(table))
-    verdicts = table[["id", "decoding"]].drop_duplicates().assign(outcome=["win", "unread", "loss", "tie"])
+    verdicts = (
+        table[["id", "decoding"]]
+        .drop_duplicates()
+        .assign(outcome=["win", "unread", "loss", "tie"], against="reference")
+    )
     verdicts.to_parquet(folder / "verdicts.parquet")
     counts = {"n": 1, "wins": 1, "ties": 0, "losses": 0, "unread": 1}
     rate = {"win_rate": 1.0, "win_rate_low": 0.6034, "win_rate_high": 1.0}
@@ -230,6 +234,9 @@ def write_inputs(folder: Path) -> None:
             "rejected": -1.02,
             "log_loss": 0.652,
             "calibration_error": 0.081,
+            "by_length": 0.525,
+            "by_length_low": 0.375,
+            "by_length_high": 0.671,
             "length_controlled": 0.6412,
             "length_controlled_low": 0.512,
             "length_controlled_high": 0.77,

@@ -44,6 +44,7 @@ def test_a_new_project(mine: Path, root: Path) -> None:
         "stages/dpo_text.py",
         "profiles/tiny.yaml",
         "evals/pronouns.jsonl",
+        "examples/instructions/make.py",
         "slurm/experiment.sh",
         "requirements.lock",
         ".gitignore",

@@ -1,6 +1,7 @@
 """`prefdag pin` writes hashes and commits into params.yaml, and changes nothing else."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,9 +33,9 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """This project's params.yaml and eval sets, and a file and a folder of one's own."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DVC_ROOT", raising=False)
-    (tmp_path / "evals").mkdir()
-    for path in [Path("params.yaml"), *(path.relative_to(ROOT) for path in (ROOT / "evals").iterdir())]:
-        path.write_bytes((ROOT / path).read_bytes())
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    for name in ("evals", "examples"):
+        shutil.copytree(ROOT / name, name)
     Path("pictures/cats").mkdir(parents=True)
     Path("pictures/cats/one.png").write_bytes(b"1")
     Path("rows.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')

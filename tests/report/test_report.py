@@ -594,12 +594,12 @@ def test_a_server_that_generated_the_answers_is_named(checked: bool, here: Path,
     )
     assert expected in card
     assert expected in page
-    assert "with the same random seeds for both models" in page
+    assert "with the same random seeds for all models" in page
 
 
 def test_the_local_sampler_is_not_called_a_server(built: tuple[str, str]) -> None:
     assert "A server" not in "".join(built)
-    assert "with the same random noise for both models.\nLengths exclude" in built[0]
+    assert "with the same random noise for all models.\nLengths exclude" in built[0]
 
 
 CHECKS = [{"kind": "number", "name": "right <b>"}, {"kind": "length", "unit": "words", "max": 9}]

@@ -13,6 +13,8 @@ from prefdag.cli import app
 from prefdag.report.page.summary import lines, main_metrics
 from prefdag.runtime.yaml import read_yaml
 
+ENDS = ("", "_low", "_high")
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -33,13 +35,13 @@ def test_the_command_prints_five_lines(folder: Path, monkeypatch: pytest.MonkeyP
     done = CliRunner().invoke(app, ["summary"])
     assert done.exit_code == 0, done.output
     assert done.stdout.splitlines() == [
-        "Text, pairs ranked right   50% before DPO (chance), 67.5% after (95% interval 53.5–81.5%, n = 40): better than chance",
-        "Text, KL to the reference  0.0312 nats per token",
-        "Text, perplexity           10.49 before DPO, 9.97 after; cross-entropy −0.0500 nats per token (95% interval "
-        "−0.0712 to −0.0034): lower",
-        "Images, accuracy           95.0% before DPO, 95.7% after (95% interval 93.7–97.7%, n = 300); difference +0.7 points: "
+        "Text, pairs ranked right  50% before DPO (chance), 67.5% after (95% interval 53.5–81.5%, n = 40): better than chance",
+        "Text, answers             better than the reference’s in 100.0% (95% interval 60.3–100.0%, n = 1, judge: implicit, "
+        "which favours the policy): the judge prefers the policy’s answers",
+        "Text, KL and perplexity   0.0312 nats per token from the reference; perplexity 10.49 before DPO, 9.97 after: lower",
+        "Images, accuracy          95.0% before DPO, 95.7% after (95% interval 93.7–97.7%, n = 300); difference +0.7 points: "
         "no significant difference",
-        "Report                     reports/index.html (opens offline)",
+        "Report                    reports/index.html (opens offline)",
     ]
 
 
@@ -67,14 +69,30 @@ def test_a_ranking_is_called_what_its_interval_allows(
     metrics: dict[str, Any], low: float, high: float, words: str
 ) -> None:
     metrics["text"]["heldout"]["rewards"] |= {"accuracy_low": low, "accuracy_high": high}
-    assert lines(metrics["text"], metrics["image"], "x")[0].endswith(words)
+    assert lines(**metrics, report="x")[0].endswith(words)
+
+
+def test_scores_and_the_control_stand_in_the_line_on_answers(metrics: dict[str, Any]) -> None:
+    def rates(policy: float, other: float, rate: float) -> dict[str, float]:
+        scores = {f"score_{name}{end}": value for name, value in (("policy", policy), ("other", other)) for end in ENDS}
+        counts = {"n": 150, "wins": 40, "ties": 90, "losses": 20, "unread": 0}
+        return counts | scores | {"win_rate": rate, "win_rate_low": rate - 0.05, "win_rate_high": rate + 0.05}
+
+    against = {"greedy": rates(0.6, 0.45, 0.575), "sampled": rates(0.5, 0.4, 0.55)}
+    metrics["win_rate"] = {"verify": against | {"control": {name: rates(0.6, 0.48, 0.56) for name in against}}}
+    assert lines(**metrics, report="x")[1] == (
+        "Text, answers             score 45.0% before DPO, 60.0% after, 48.0% after as much cross-entropy; better than the "
+        "reference’s in 57.5% (95% interval 52.5–62.5%, n = 150, judge: verify): the judge prefers the policy’s answers"
+    )
+    del metrics["win_rate"]["verify"]["control"]
+    assert "cross-entropy" not in lines(**metrics, report="x")[1]
 
 
 def test_unpaired_responses_are_no_pairs(metrics: dict[str, Any]) -> None:
     heldout = metrics["text"]["heldout"]
     del heldout["n_pairs"]
     heldout |= {"n_chosen": 30, "n_rejected": 20}
-    first, *_ = lines(metrics["text"], metrics["image"], "x")
+    first, *_ = lines(**metrics, report="x")
     assert first.startswith("Text, responses ranked right  50% before")
     assert "n = 30 and 20" in first
     names = set(main_metrics(metrics["text"], metrics["win_rate"], metrics["image"], {"text": 0, "image": 0})["text"])

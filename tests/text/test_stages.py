@@ -26,6 +26,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from prefdag.config.answer_text import AnswerText
+from prefdag.config.control_text import ControlText
 from prefdag.config.evaluate_text import EvaluateText
 from prefdag.config.health import Health
 from prefdag.config.judge_text import JudgeText
@@ -57,6 +58,7 @@ from prefdag.tokenizer.tokenizer import ChatTokenizer
 from prefdag.train.loop import History
 from stages import (
     answer_text,
+    control_text,
     dpo_text,
     evaluate_text,
     format_pairs,
@@ -456,6 +458,7 @@ def test_dpo_learns_from_unpaired_responses_and_evaluates_them(
     health_text.main(dpo_settings(), Health(kl_budget=1000.0, fail_on=[]))
     evaluate_text.main(0.5, loss, OPTIONS, FORMAT, config)
 
+    control_text.main(0, dpo_settings(), ControlText(train=True, learning_rate=1e-2))
     sampling = AnswerText(
         sampler=LocalSampler(kind="local"),
         prompts=None,
@@ -470,15 +473,18 @@ def test_dpo_learns_from_unpaired_responses_and_evaluates_them(
     answers = pd.read_parquet(answer_text.ANSWERS)
     distinct = pd.read_parquet(dpo_text.PAIRS / "test.parquet")["prompt_ids"].map(tuple).nunique()
     assert answers["id"].nunique() == answers["prompt_ids"].map(tuple).nunique() == distinct
-    assert len(answers) == 4 * distinct  # two models, two decodings
+    assert len(answers) == 6 * distinct  # three models, two decodings
     assert read_json(answer_text.STATISTICS)["n_prompts"] == distinct
     judge_text.main(
         0.5, loss, OPTIONS, JudgeText(judge=ImplicitJudge(kind="implicit"), tokens_per_batch=200, shard="none")
     )
-    keys = pd.read_parquet(judge_text.VERDICTS)[["id", "decoding"]]
+    judged = pd.read_parquet(judge_text.VERDICTS)
+    keys = judged.loc[judged["against"] == "reference", ["id", "decoding"]]
     assert set(map(tuple, keys.to_numpy())) == set(map(tuple, answers[["id", "decoding"]].to_numpy()))
     assert len(keys) == 2 * distinct
-    assert read_json(judge_text.WIN_RATE)["implicit"]["sampled"]["n"] == distinct
+    rates = read_json(judge_text.WIN_RATE)["implicit"]
+    assert rates["sampled"]["n"] == rates["control"]["sampled"]["n"] == distinct
+    assert len(judged) == 2 * len(keys)
 
     test = pd.read_parquet(dpo_text.PAIRS / "test.parquet")
     heldout = read_json(evaluate_text.METRICS)["heldout"]
