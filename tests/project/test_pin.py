@@ -60,8 +60,8 @@ def test_it_pins_the_sources_in_a_list(project: Path) -> None:
     judge = "{kind: reward_model, source: {kind: path, path: PATH}}"
     judges = f"[{{kind: implicit}}, {judge.replace('PATH', 'rows.jsonl')}, {judge.replace('PATH', 'pictures')}]"
     text = Path("params.yaml").read_text()
-    start = text.index("  judge: {kind: implicit}", text.index("\nrounds:"))
-    new = f"{text[:start]}  judge: {judges}{text[start + len('  judge: {kind: implicit}') :]}"
+    start = text.index("  judge: ", text.index("\nrounds:"))
+    new = f"{text[:start]}  judge: {judges}{text[text.index(chr(10), start) :]}"
     Path("params.yaml").write_text(new)
     assert pin("rounds.judge.1").exit_code == 0
     assert pin().exit_code == 0

@@ -20,6 +20,7 @@ ENDPOINT = {"kind": "endpoint", "url": "https://host/v1", "model": "m", "max_tok
 
 def settings(root: Path, **sections: Any) -> Params:
     tree = read_yaml(root / "params.yaml")
+    tree["judge_text"]["judge"] = {"kind": "implicit"}  # as the inputs have it
     tree["rounds"] |= {"count": 3, "judge": ENDPOINT, "stopping_judge": {"kind": "implicit"}}
     for name, changes in sections.items():
         tree[name] |= changes

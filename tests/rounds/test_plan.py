@@ -30,7 +30,7 @@ Change = Callable[..., Rounds]
 
 def tree(**changes: Any) -> dict[str, Any]:
     params = read_yaml(ROOT / "params.yaml")
-    params["rounds"] |= changes
+    params["rounds"] |= {"judge": IMPLICIT} | changes
     return params
 
 

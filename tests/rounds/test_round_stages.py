@@ -104,7 +104,7 @@ def project(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def plan(**changes: Any) -> None:
     tree = read_yaml(ROOT / "params.yaml")
-    tree["rounds"] |= SETTINGS | changes
+    tree["rounds"] |= SETTINGS | {"judge": {"kind": "implicit"}} | changes
     rounds = check_params(tree, Path("params.yaml")).rounds
     plan_rounds.main(BETA, "sigmoid", SEED, OPTIONS, {}, FORMAT, DPO, rounds)
 
