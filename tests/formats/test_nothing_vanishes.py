@@ -99,19 +99,9 @@ SETTINGS = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("row_format", BUILDERS)
-@settings(SETTINGS, max_examples=10)
-@given(st.data())
-def test_what_was_written_comes_out_or_is_named(
-    tmp_path_factory: pytest.TempPathFactory, row_format: str, data: st.DataObject
-) -> None:
-    reads_what_was_written(row_format, data, tmp_path_factory)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("row_format", BUILDERS)
 @settings(SETTINGS, max_examples=60)
 @given(st.data())
-def test_what_was_written_comes_out_or_is_named_in_many_rows(
+def test_what_was_written_comes_out_or_is_named(
     tmp_path_factory: pytest.TempPathFactory, row_format: str, data: st.DataObject
 ) -> None:
     reads_what_was_written(row_format, data, tmp_path_factory)

@@ -1,5 +1,7 @@
 """The pipeline on the tiny profile runs once. Every test here starts from the result, most from their own copy.
 
+Its language model is a small random one. test_rebuild.py runs the profile with its own model.
+
 The result is kept in the scratch folder `.prefdag/tests`, where DVC reruns only what has changed since.
 """
 
@@ -11,9 +13,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from clones import Run, clone, link_copy, run_in
-from every_stage import make_small
+from clones import Run, clone, link_copy, run_in, set_params
+from every_stage import make_project
 from filelock import FileLock
+from small_model import write_small
 
 from prefdag.runtime.dvc_files import files
 
@@ -22,7 +25,10 @@ HERE = Path(__file__).parent
 
 # The longest tests start first, so that none of them is still running at the end. The other tests of the pipeline come last:
 # while the first worker runs the pipeline, the others have tests that do not wait for it.
-LONGEST = ["test_queue.py", "test_rebuild.py", "test_repro.py", "test_exempt.py"]
+LONGEST = [
+    *("test_queue.py", "test_rebuild.py", "test_repro.py", "test_slurm.py", "test_team.py", "test_ranks.py"),
+    *("test_killed_round.py", "test_dead_server.py", "test_exempt.py", "test_team_servers.py", "test_sampler.py"),
+]
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -55,7 +61,7 @@ def once(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str,
 
 @pytest.fixture(scope="session")
 def tiny(root: Path, once: Callable[[str, Callable[[Path], None]], Path]) -> Path:
-    """The clone in which the tiny profile has run. Tests only read it."""
+    """The clone in which the tiny profile has run, with a small language model. Tests only read it."""
 
     def make(folder: Path) -> None:
         clone(root, folder)
@@ -63,6 +69,10 @@ def tiny(root: Path, once: Callable[[str, Callable[[Path], None]], Path]) -> Pat
         # The committed one has the downloads as up to date, so the run cache would not get them.
         for lock in files(folder / "dvc.lock"):
             lock.unlink()
+        run_in(folder, "dvc", "repro", "download_model")  # for its tokenizer
+        model = folder.with_name("model")
+        write_small(folder / "models" / "base", model)
+        set_params(folder, {"download_model.source": {"kind": "path", "path": str(model), "sha256": None}})
         run_in(folder, "dvc", "repro")
 
     return once("tiny", make)
@@ -70,11 +80,11 @@ def tiny(root: Path, once: Callable[[str, Callable[[Path], None]], Path]) -> Pat
 
 @pytest.fixture(scope="session")
 def small(tiny: Path, once: Callable[[str, Callable[[Path], None]], Path]) -> Path:
-    """A project with a small random language model, and what one process makes of it. Tests only read it."""
+    """A project without DVC's records, and what one process makes of it. Tests only read it."""
 
     def make(folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
-        make_small(tiny, folder)
+        make_project(tiny, folder)
         run_in(folder, sys.executable, "tests/pipeline/every_stage.py", PYTHONPATH=str(folder))
 
     return once("small", make)

@@ -3,10 +3,9 @@
     torchrun --nproc-per-node 2 tests/pipeline/every_stage.py RESULTS
 
 This imports torch once, not once per stage. Outputs are copied into the folder RESULTS; `differences` compares them with those
-of one process, in a project that `make_small` has made.
+of one process, in a project that `make_project` has made.
 """
 
-import json
 import shutil
 import sys
 from importlib import import_module
@@ -26,15 +25,6 @@ STARTS = {
     "sft_ref": "models/base",
     "dpo_image": "models/resnet_reference",
     "control_image": "models/resnet_reference",
-}
-SMALL = {
-    "hidden_size": 64,
-    "head_dim": 16,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "num_hidden_layers": 2,
-    "intermediate_size": 128,
-    "initializer_range": 0.1,
 }
 # What the outputs of two processes may differ by (see `differences`); where there is none, all bytes are the same.
 BOUNDS = {
@@ -84,19 +74,9 @@ def copy_to(path: Path, target: Path) -> None:
     (shutil.copytree if path.is_dir() else shutil.copyfile)(path, target)
 
 
-def make_small(tiny: Path, folder: Path) -> None:
-    """Copy a project in which the pipeline has run, without DVC's records, and with a small random language model."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
+def make_project(tiny: Path, folder: Path) -> None:
+    """Copy a project in which the pipeline has run, without DVC's records and what these stages make."""
     shutil.copytree(tiny, folder, ignore=shutil.ignore_patterns(*LEFT_OUT), symlinks=True)
-    base = folder / "models/base"
-    config = json.loads((base / "config.json").read_text()) | SMALL
-    for name in ("config.json", "model.safetensors"):
-        (base / name).unlink()  # read only
-    (base / "config.json").write_text(json.dumps(config))
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base)).save_pretrained(base)
     text = (folder / "params.yaml").read_text()
     # ref_evals reads that of evaluate_text; the one of rounds is in the plan.
     assert text.count("  shard: none") == len(SHARDED)

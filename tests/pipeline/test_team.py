@@ -17,7 +17,7 @@ Clone = Callable[..., Path]
 
 
 def large(folder: Path) -> dict[str, Path]:
-    """The large files in a DVC cache by their place in it: the base model and the reference, half a gigabyte each."""
+    """The large files in a DVC cache by their place in it: the model of the profile, half a gigabyte."""
     cache = folder / ".dvc/cache"
     files = (path for path in cache.rglob("*") if path.is_file() and path.stat().st_size > LARGE)
     return {path.relative_to(cache).as_posix(): path for path in files}

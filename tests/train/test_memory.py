@@ -94,7 +94,7 @@ for first in range(0, n, 500):
 writer.close()
 print(n)
 """
-# The stages read 2,000 and 4,096 rows at a time; here a tenth of that, because the file is smaller as well.
+# The stages read 2,000 and 4,096 rows at a time; here a fortieth of that, because the file has fewer rows as well.
 STAGE = """
 import importlib
 from prefdag.check_params import load_params
@@ -110,17 +110,17 @@ def keeping(read):
 
 if stage == "format_pairs":
     from prefdag.pairs import formatting
-    formatting.BATCH, formatting.batches = 200, keeping(formatting.batches)
+    formatting.BATCH, formatting.batches = 50, keeping(formatting.batches)
 else:
     from prefdag.text.scoring import rows
     read = rows.read_batches
     # All columns, since the stage itself leaves out the long paths.
-    rows.PART, rows.read_batches = 410, keeping(lambda path, size, columns: read(path, size))
+    rows.PART, rows.read_batches = 102, keeping(lambda path, size, columns: read(path, size))
 importlib.import_module(f"stages.{stage}").main(getattr(load_params(), stage))
 print(peak())
 """
 STAGES = ("format_pairs", "ref_logps")
-WIDTH = 16_000
+WIDTH = 64_000
 
 
 def peaks(folder: Path, root: Path, n: int, keep: bool) -> dict[str, float]:
@@ -136,12 +136,12 @@ def peaks(folder: Path, root: Path, n: int, keep: bool) -> dict[str, float]:
 
 
 def test_sixteen_times_the_rows(tmp_path: Path, root: Path) -> None:
-    """8,000 rows instead of 500: keeping 7,500 rows of 16 kB would take 120 MB. Libraries cache less than half of that."""
+    """2,000 rows instead of 125: keeping 1,875 rows of 64 kB would take 120 MB. Libraries cache less than half of that."""
     few, many, kept = (
         peaks(tmp_path / name, root, n, keep)
-        for name, n, keep in (("few", 500, False), ("many", 8_000, False), ("kept", 8_000, True))
+        for name, n, keep in (("few", 125, False), ("many", 2_000, False), ("kept", 2_000, True))
     )
-    limit = 7_500 * WIDTH / 2
+    limit = 1_875 * WIDTH / 2
     for stage in STAGES:
         grown = many[stage] - few[stage]
         assert grown < limit, f"{stage}: {grown / MB:.0f} MB more"
