@@ -35,12 +35,13 @@ def main(
 ) -> None:
     from prefdag.project.dependencies import fingerprint
     from prefdag.rounds.plan import KEY, SCRIPTS, plans
-    from prefdag.rounds.supported import check_training
+    from prefdag.rounds.supported import check_pins, check_training
     from prefdag.runtime.running import running_stage
 
     keys = {}
     if rounds.count:
         check_training(dpo_text)
+        check_pins(rounds)
         keys = {name: fingerprint(script, running_stage().sections, ROOT) for name, script in SCRIPTS.items()}
     with writing(PLAN) as folder, writing(NO_PAIRS) as no_pairs, writing(GOOD) as good:
         for number, stages in plans(rounds).items():

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag
 
 from prefdag.config.endpoint import EndpointUrl
-from prefdag.config.sources import ModelSource
+from prefdag.config.sources import ModelSource, PathSource
 from prefdag.config.verify import VerifyJudge
 from prefdag.runtime.types import Positive, PositiveInt, Text, strict
 
@@ -35,6 +35,10 @@ class EndpointJudge:
     max_tokens: PositiveInt  # for a verdict and its reasons
     timeout: Positive  # seconds for a whole reply
     parallel: PositiveInt = 4  # contests asked about at once
+    principles: PathSource | None = None  # a file; null: which answer is better on the whole
+    combine: Literal["in_order", "mean"] = (
+        "in_order"  # the first principle that tells the answers apart decides, or all do
+    )
 
 
 Judge = Annotated[ImplicitJudge | RewardModelJudge | EndpointJudge | VerifyJudge, Field(discriminator="kind")]

@@ -130,7 +130,7 @@ class Round(Sampling, Sampler, Pairing, Continuing, Stopping, Computing):
 
 
 def identity(judge: Judge) -> Any:
-    """What tells one judge from another: not how it is asked."""
+    """What tells one judge from another: not how it is asked, nor by which principles."""
     match judge:
         case RewardModelJudge(source=source):
             return source

@@ -42,8 +42,11 @@ def judged(
         case VerifyJudge():
             return _by_program(config, answers, dialogues, couples, needs, where)
         case EndpointJudge():
-            values = (1 - judge.OUTCOMES.get(outcome, np.nan) for outcome in verdicts(couples)["outcome"])
-            return by_votes(len(answers), {each: Vote(value) for each, value in zip(couples, values, strict=True)})
+            found = verdicts(couples)
+            if config.principles is None:
+                found = found.assign(points=found["outcome"].map(judge.OUTCOMES), decided_by="")
+            cast = (Vote(1 - points, name) for points, name in zip(found["points"], found["decided_by"], strict=True))
+            return by_votes(len(answers), dict(zip(couples, cast, strict=True)))
     seen = [couple for rows in groups for couple in two_by_two(rows)]
     found = verdicts(seen)
     scores = np.full(len(answers), np.nan)

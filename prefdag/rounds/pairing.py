@@ -32,7 +32,7 @@ ROUND_SCHEMA = pa.schema(
         pa.field("sampler", pa.string()),  # JSON
         pa.field("seed", pa.int64()),
         pa.field("judge", pa.string()),  # JSON, as in params.yaml
-        pa.field("decided_by", pa.string()),  # the check of a program that decided; null if several did together
+        pa.field("decided_by", pa.string()),  # the check or principle that decided; null if several did together
         *(pa.field(f"{side}_sample", pa.int64()) for side in ("chosen", "rejected")),  # numbers of the answers
         *(pa.field(f"{side}_score", pa.float64()) for side in ("chosen", "rejected")),
         *(pa.field(f"{side}_scores", pa.list_(pa.float64())) for side in ("chosen", "rejected")),  # of each judge

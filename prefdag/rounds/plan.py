@@ -24,8 +24,7 @@ from prefdag.config.round import (
     Sampling,
     Stopping,
 )
-from prefdag.config.sources import PathSource, Source
-from prefdag.lifecycle.errors import ParamsError
+from prefdag.config.sources import Source
 from prefdag.runtime.artifacts import read_json
 from prefdag.runtime.types import Count, PositiveInt, strict
 
@@ -64,11 +63,7 @@ Plan = TypeVar("Plan", SamplePlan, JudgePlan, TrainPlan, EvaluatePlan)
 
 
 def plans(rounds: "Rounds") -> dict[RoundNumber, Mapping[str, Any]]:
-    """What each stage of each round reads, by the names of `PLANS`; null for a round that is off.
-
-    Raises:
-        ParamsError: prompts are read from a path without a pin. DVC sees the section, not the file.
-    """
+    """What each stage of each round reads, by the names of `PLANS`; null for a round that is off."""
     every: dict[RoundNumber, Mapping[str, Any]] = {}
     taken: dict[str, int] = {}  # by source
     for number in NUMBERS:
@@ -76,11 +71,6 @@ def plans(rounds: "Rounds") -> dict[RoundNumber, Mapping[str, Any]]:
         source, count = (
             (own.prompts.source, own.prompts.count) if isinstance(own.prompts, PromptSource) else (None, own.prompts)
         )
-        if number <= rounds.count and isinstance(source, PathSource) and source.sha256 is None:
-            raise ParamsError(
-                "params.yaml: rounds.prompts.source.sha256: null, so an edit of the file would go unnoticed; "
-                "`prefdag pin rounds` writes it"
-            )
         skip = taken.get(repr(source), 0)
         taken[repr(source)] = skip + count
         values = to_jsonable_python(own) | {"prompts": count, "source": to_jsonable_python(source)}

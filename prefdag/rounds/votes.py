@@ -17,7 +17,7 @@ class Vote(NamedTuple):
     """A judge's choice between two answers."""
 
     value: float  # 1 for the first answer, 0 for the second one, 1/2 for a tie; NaN: the judge cannot tell
-    decided_by: str = ""  # the check of a program that decided; empty if several did together
+    decided_by: str = ""  # the check or principle that decided; empty if several did together
 
 
 class Judged(NamedTuple):

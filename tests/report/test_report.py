@@ -11,6 +11,7 @@ import xml.etree.ElementTree as ET
 from base64 import b64decode, b64encode
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,7 +28,9 @@ from ruamel.yaml import YAML
 
 from prefdag.check_params import check_params
 from prefdag.config.judge_text import JudgeText
+from prefdag.config.judges import EndpointJudge
 from prefdag.config.params import Params
+from prefdag.config.sources import PathSource
 from prefdag.config.verify import VerifyJudge
 from prefdag.image import evaluate
 from prefdag.lifecycle.errors import DataError, PrefdagError
@@ -625,6 +628,19 @@ def test_the_checks_of_a_program_in_words(params: Params) -> None:
     ):
         assert answers.checks(judged_by(params, **options), verdicts) == expected
     assert answers.checks(params.judge_text, verdicts) == ""
+
+
+def test_a_servers_principles_in_words(params: Params) -> None:
+    verdicts = pd.DataFrame({"decided_by": ["rose", "", "brief", "rose"]})
+    file = PathSource(kind="path", path="principles.yaml", sha256="0" * 64)
+    judge = EndpointJudge(kind="endpoint", url="https://host/v1", model="m", max_tokens=9, timeout=9.0, principles=file)
+    by = partial(replace, params.judge_text)
+    assert answers.checks(by(judge=judge), verdicts).endswith(
+        "apart decides. Of 4 contests they decided: brief 1, rose 2."
+    )
+    mean = replace(judge, combine="mean")
+    assert answers.checks(by(judge=mean), verdicts) == "It compares by principles; their mean decides."
+    assert answers.checks(by(judge=replace(judge, principles=None)), verdicts) == ""
 
 
 @pytest.mark.slow

@@ -1,5 +1,7 @@
 """Scores of several answers to a prompt, by judges that see two at a time."""
 
+import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ import pandas as pd
 import pytest
 
 from prefdag.config.judges import EndpointJudge, ImplicitJudge, Judge
+from prefdag.config.sources import PathSource
 from prefdag.config.verify import FunctionCheck, LengthCheck, NumberCheck, RegexCheck, VerifyJudge
 from prefdag.lifecycle.errors import DataError, ParamsError
 from prefdag.pairs.turns import Asked
@@ -70,6 +73,21 @@ def test_a_judge_that_compares_sees_every_two_answers_once(monkeypatch: pytest.M
     found = judged(ENDPOINT)
     assert list(found.scores) == [0.0, 1.0, 0.5, 1.0, 0.0]
     assert values(found) == {(0, 1): 0, (0, 2): 0, (1, 2): 1, (3, 4): 1}
+
+
+def test_the_votes_of_a_judge_with_principles_are_their_points(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Points are the second answer's."""
+    table = pd.DataFrame({"points": [1.0, 0.25, math.nan, 0.5], "decided_by": ["rose", "", "", ""]})
+    monkeypatch.setattr(judges, "verdicts", lambda *_: table)
+    source = PathSource(kind="path", path="principles.yaml", sha256="0" * 64)
+    found = judged(dataclasses.replace(ENDPOINT, principles=source))
+    assert {couple: vote for couple, vote in found.votes.items() if couple != (1, 2)} == {
+        (0, 1): (0.0, "rose"),
+        (0, 2): (0.75, ""),
+        (3, 4): (0.5, ""),
+    }
+    assert math.isnan(found.votes[1, 2].value)
+    assert list(found.scores) == [0.375, 1.0, 0.25, 0.5, 0.5]
 
 
 def test_verdicts_of_several_judges_are_merged_by_majority() -> None:

@@ -21,7 +21,7 @@ from prefdag.project.pin import pin
 from prefdag.rounds.places import place
 from prefdag.rounds.plan import PLANS, SCRIPTS, SamplePlan, plans
 from prefdag.rounds.sampling import picked
-from prefdag.rounds.supported import check_training
+from prefdag.rounds.supported import check_pins, check_training
 from prefdag.runtime.dvc_files import files, read_dag
 from prefdag.runtime.yaml import read_yaml
 
@@ -91,19 +91,25 @@ def test_a_round_takes_the_next_prompts_of_its_source() -> None:
     assert plans(settings)[1]["evaluate"]["prompts"] == 7
 
 
-def test_a_path_of_prompts_needs_a_pin_which_prefdag_pin_writes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("what", ["prompts.source", "judge.1.principles"])
+def test_a_path_needs_a_pin_which_prefdag_pin_writes(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "mine.jsonl").write_text("{}")
-    mine = {"source": {"kind": "path", "path": str(tmp_path / "mine.jsonl"), "sha256": None}, "count": 7}
-    with pytest.raises(ParamsError, match=r"rounds.prompts.source.sha256: null, .*; `prefdag pin rounds` writes it"):
-        plans(rounds(count=1, prompts=mine))
-    assert plans(rounds(count=0, prompts=mine))
-    text = (ROOT / "params.yaml").read_text("utf-8").replace("  prompts: 64 ", f"  prompts: {json.dumps(mine)} ")
-    (tmp_path / "params.yaml").write_text(text.replace("  count: 0 ", "  count: 1 "), "utf-8")
+    (tmp_path / "mine").write_text("{}")
+    source = {"kind": "path", "path": str(tmp_path / "mine"), "sha256": None}
+    server = {"kind": "endpoint", "url": "https://host/v1", "model": "m", "max_tokens": 9, "timeout": 9.0}
+    edits: dict[str, Any] = {"prompts": {"source": source, "count": 7}}
+    if what != "prompts.source":
+        edits = {"judge": [IMPLICIT, {**server, "principles": source}]}
+    with pytest.raises(
+        ParamsError, match=rf"^params.yaml: rounds.{what}.sha256: null, .*; `prefdag pin rounds` writes it"
+    ):
+        check_pins(rounds(count=1, **edits))
+    check_pins(rounds(count=0, **edits))
+    (tmp_path / "params.yaml").write_text(json.dumps(tree(count=1, **edits), indent=2), "utf-8")
     monkeypatch.chdir(tmp_path)
     assert not pin(["rounds"]).errors
-    assert plans(load_params().rounds)[1]["sample"]
+    check_pins(load_params().rounds)
 
 
 def test_rounds_with_other_seeds_take_other_prompts_too() -> None:

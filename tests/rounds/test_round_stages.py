@@ -14,6 +14,8 @@ import pandas as pd
 import pytest
 from completion_server import CompletionServer
 from format_settings import format_settings
+from judge_server import Server as JudgeServer
+from judge_server import completion
 from paths import ROOT
 from safetensors.torch import load_file, save_file
 from tasks import NO_OPTIONS, without_tracking
@@ -442,6 +444,38 @@ def test_programs_judge_and_stop() -> None:
     assert set(table["decided_by"]) == {"good", "brief"}
     result = read_json(Path("reports/rounds/1.json"))
     assert result["judge"]["n"] == result["stopping_judge"]["n"] == 5
+
+
+@pytest.mark.usefixtures("project", "one_thread")
+def test_a_server_judges_by_principles() -> None:
+    """A pair says which one decided, and no verdict is asked for twice."""
+
+    def answer(body: dict[str, Any]) -> tuple[int, Any]:
+        told, asked = (message["content"] for message in body["messages"])
+        texts = [part.split("]\n")[1].split("\n[End")[0] for part in asked.split("[Start of Assistant")[1:]]
+        one, other = (-len(text.split()) if "brief" in told else "good" in text for text in texts)
+        return completion(f"[[{'A' if one > other else 'B' if one < other else 'C'}]]")
+
+    file = Path("principles.yaml")
+    file.write_text("good: Be good.\nbrief: Be brief.\n")
+    principles = {"kind": "path", "path": str(file), "sha256": sha256(file)}
+    with JudgeServer().running() as server:
+        server.reply = answer
+        judge = {"kind": "endpoint", "url": server.url, "model": "m", "max_tokens": 9, "timeout": 9.0}
+        plan(count=1, judge=judge | {"principles": principles}, pairs="all")
+        sample_round.main(1, FORMAT)
+        judge_round.main(1, BETA, "sigmoid", OPTIONS, FORMAT)
+        asked = len(server.asked)
+        judge_round.main(1, BETA, "sigmoid", OPTIONS, FORMAT)
+        assert len(server.asked) == asked
+    table = pairs(1)
+    for row in table.to_dict("records"):
+        good, brief = zip(
+            *(("good" in row[side], -len(row[side].split())) for side in ("chosen", "rejected")), strict=True
+        )
+        assert row["decided_by"] == ("good" if good[0] > good[1] else "brief" if brief[0] > brief[1] else None)
+    assert {"good", "brief"} <= set(table["decided_by"])
+    assert json.loads(table["judge"][0])["principles"] == principles
 
 
 @pytest.mark.usefixtures("project", "one_thread")

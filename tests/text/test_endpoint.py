@@ -5,14 +5,13 @@ import logging
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pandas as pd
 import pytest
+from judge_server import Server, completion, prefers
 from judging import contests_of, write_two_contests
 
 from prefdag.check_params import load_params
@@ -26,52 +25,6 @@ from stages import judge_text
 
 CANARY = "sk-canary-0123456789"
 PAIRS = contests_of([("a stone", "a rose"), ("x", "y"), ("same", "same")])
-Reply = Callable[[dict[str, Any]], tuple[int, Any]]
-
-
-def completion(text: str | None) -> tuple[int, Any]:
-    return 200, {"choices": [{"message": {"role": "assistant", "content": text}}]}
-
-
-def prefers(word: str) -> Reply:
-    """A judge that prefers the answer with this word; if neither has it, it is a tie."""
-
-    def reply(body: dict[str, Any]) -> tuple[int, Any]:
-        first, second = body["messages"][-1]["content"].split("[Start of Assistant B's response")
-        return completion(f"I think ... [[{'A' if word in first else 'B' if word in second else 'C'}]]")
-
-    return reply
-
-
-class Server:
-    """A fake server that answers with `reply`; `asked`, `headers` and `paths` record the requests."""
-
-    def __init__(self) -> None:
-        self.reply: Reply = prefers("rose")
-        self.asked: list[dict[str, Any]] = []
-        self.headers: list[dict[str, str]] = []
-        self.paths: list[str] = []
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                outer.asked.append(body)
-                outer.headers.append(dict(self.headers))
-                outer.paths.append(self.path)
-                status, value = outer.reply(body)
-                data = value if isinstance(value, bytes) else json.dumps(value).encode()
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(data)))
-                if 300 <= status < 400:
-                    self.send_header("Location", "/elsewhere")
-                self.end_headers()
-                self.wfile.write(data)
-
-            def log_message(self, *_: Any) -> None: ...
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_address[1]}/v1"
 
 
 @pytest.fixture
@@ -81,12 +34,8 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.delenv("DVC_ROOT", raising=False)
     monkeypatch.setattr(http, "BACKOFF", 0.01)
     monkeypatch.setattr(http, "RETRIES", 2)
-    running = Server()
-    thread = Thread(target=running.http.serve_forever, args=(0.05,), daemon=True)
-    thread.start()
-    yield running
-    running.http.shutdown()
-    running.http.server_close()
+    with Server().running() as own:
+        yield own
 
 
 def at(server: Server, **changes: Any) -> EndpointJudge:

@@ -21,6 +21,7 @@ from prefdag.runtime.artifacts import read_json, read_table
 
 if TYPE_CHECKING:
     from prefdag.config.judge_text import JudgeText
+    from prefdag.config.judges import EndpointJudge
 
 DECODINGS = ("greedy", "sampled")
 MODELS = ("reference", "policy")
@@ -153,8 +154,13 @@ def conclusion(rate: Estimate, other: str) -> str:
 
 
 def checks(judge_text: "JudgeText", verdicts: pd.DataFrame) -> str:
-    """The checks of a program that judged, and how often each decided, if one alone does; empty for another judge."""
+    """The checks of a program that judged, or that a server had principles, and how often each decided, if one alone does.
+
+    Empty for another judge.
+    """
     judge = judge_text.judge
+    if judge.kind == "endpoint" and judge.principles:
+        return _principles(judge, verdicts["decided_by"])
     if judge.kind != "verify":
         return ""
     names = [check.name or check.kind for check in judge.checks]
@@ -171,6 +177,17 @@ def checks(judge_text: "JudgeText", verdicts: pd.DataFrame) -> str:
     return (
         f"It checks, in order, {listed}; the first check that tells the two answers apart decides. Of {number(len(verdicts))} "
         f"contests they decided: {counts}."
+    )
+
+
+def _principles(judge: "EndpointJudge", decided_by: pd.Series) -> str:
+    if judge.combine == "mean":
+        return "It compares by principles; their mean decides."
+    decided = decided_by[decided_by != ""].value_counts()
+    counts = ", ".join(f"{name} {number(int(decided[name]))}" for name in sorted(decided.index))
+    return (
+        "It compares by principles, in order; the first one that tells the two answers apart decides. Of "
+        f"{number(len(decided_by))} contests they decided: {counts or 'none'}."
     )
 
 

@@ -97,12 +97,19 @@ def rewards(judge: "VerifyJudge", one: Sequence[Score], other: Sequence[Score]) 
     The name is empty if several checks decided together, or none did.
     """
     names = [check.name or check.kind for check in judge.checks]
-    if judge.combine == "mean" and len(names) > 1:
-        return mean(one), mean(other), ""
+    return decide(names, judge.combine, [score.value for score in one], [score.value for score in other])
+
+
+def decide(
+    names: Sequence[str], combine: str, one: Sequence[float], other: Sequence[float]
+) -> tuple[float, float, str]:
+    """As `rewards`, of what each of some checks or principles gives two answers."""
+    if combine == "mean" and len(names) > 1:
+        return sum(one) / len(one), sum(other) / len(other), ""
     for name, a, b in zip(names, one, other, strict=True):
-        if a.value != b.value:  # also NaN: what an important principle leaves open, a lesser one does not decide
-            return a.value, b.value, "" if math.isnan(a.value) else name
-    return one[-1].value, other[-1].value, ""
+        if a != b:  # also NaN: what an important principle leaves open, a lesser one does not decide
+            return a, b, "" if math.isnan(a) else name
+    return one[-1], other[-1], ""
 
 
 def reason(judge: "VerifyJudge", scores: Sequence[Score]) -> str:
