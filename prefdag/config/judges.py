@@ -7,7 +7,7 @@ from pydantic import Discriminator, Field, Tag
 from prefdag.config.endpoint import EndpointUrl
 from prefdag.config.sources import ModelSource
 from prefdag.config.verify import VerifyJudge
-from prefdag.runtime.types import Positive, PositiveInt, Text, strict
+from prefdag.runtime.types import Positive, PositiveInt, Text, shape, strict
 
 
 @strict
@@ -22,7 +22,10 @@ class RewardModelJudge:
     """A sequence-classification model, in safetensors, that gives a conversation one score."""
 
     kind: Literal["reward_model"]
-    source: ModelSource
+    # trained: by the stage reward_model
+    source: Annotated[
+        Annotated[Literal["trained"], Tag("<name>")] | Annotated[ModelSource, Tag("<mapping>")], Discriminator(shape)
+    ]
 
 
 @strict
