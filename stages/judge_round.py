@@ -1,6 +1,7 @@
 """Make the pairs of a round: a judge scores the sampled answers; pairs of earlier rounds are carried along."""
 
 from pathlib import Path
+from typing import Any
 
 from prefdag.config.format_pairs import FormatPairs
 from prefdag.config.loss import Loss
@@ -15,6 +16,7 @@ SAMPLES = Path("data/rounds/${key}/samples")
 EARLIER = Path("data/rounds/${item.last}/pairs")
 MESSAGES = Path("data/validated/pairs.parquet")
 REFERENCE = Path("models/reference")
+REWARD_MODEL = Path("models/reward_model")
 BEFORE = Path("${item.before}")
 PAIRS = Path("data/rounds/${key}/pairs")
 
@@ -28,31 +30,37 @@ def main(
 
     from prefdag.dpo.preference import Preference
     from prefdag.pairs.turns import read_dialogues
-    from prefdag.rounds import judging, pairing
+    from prefdag.rounds import pairing
+    from prefdag.rounds.asking import judged_by_all
+    from prefdag.rounds.judging import rows_by_prompt
     from prefdag.rounds.places import place
     from prefdag.rounds.plan import JudgePlan, read_plan
     from prefdag.rounds.samples import ASKED, read_samples
     from prefdag.rounds.votes import merged
-    from prefdag.text.evaluation import verify
-    from prefdag.text.evaluation.judge import chosen_responses
+    from prefdag.text.evaluation.judging import Needs
     from prefdag.tokenizer.tokenizer import ChatTokenizer
-    from stages.losses import LOSSES
+
+    def preference() -> Preference:
+        from stages.losses import LOSSES
+
+        return Preference(loss, beta, loss_options, {}, LOSSES)
+
+    def checks() -> dict[str, Any]:
+        from stages.verify import CHECKS
+
+        return CHECKS
 
     before, pairs = place(BEFORE, number), place(PAIRS, number)
     plan = read_plan(place(PLAN, number), JudgePlan)
     answers, made = read_samples(place(SAMPLES, number), before)
-    with verify.checking_own_file():
-        from stages.verify import CHECKS
-
-    asked, own = answers["id"].unique(), place(SAMPLES, number) / ASKED
+    own = place(SAMPLES, number) / ASKED
     messages = own if own.exists() else MESSAGES
-    preference = Preference(loss, beta, loss_options, {}, LOSSES)
-    needs = judging.Needs(REFERENCE, before, preference, plan, chosen_responses(messages, asked), CHECKS)
-    found = judging.judged_by_all(plan, answers, read_dialogues(messages, asked), needs)
+    needs = Needs(REFERENCE, before, REWARD_MODEL, plan, messages, preference, checks)
+    found = judged_by_all(plan, answers, read_dialogues(messages, answers["id"].unique()), needs)
     if found is None:  # the first process does the rest
         return
     answers, each = found
-    scores, votes = each[0] if len(each) == 1 else merged(each, judging.rows_by_prompt(answers))
+    scores, votes = each[0] if len(each) == 1 else merged(each, rows_by_prompt(answers))
     answers = answers.assign(score=scores, scores=np.stack([judged.scores for judged in each], axis=1).tolist())
     tokenizer = ChatTokenizer(REFERENCE, format_pairs.template, format_pairs.template_options)
     judge = to_jsonable_python(plan.judge)

@@ -6,12 +6,12 @@ from prefdag.config.reward_model import RewardModel
 from prefdag.lifecycle.launcher import rank
 from prefdag.runtime.artifacts import read_json, write_json, writing
 from prefdag.runtime.stage import distributed_stage
+from prefdag.text.evaluation.chance import HELDOUT
 
 PAIRS = Path("data/pairs")
 REFERENCE = Path("models/reference")
 MODEL = Path("models/reward_model")
 FIGURES = Path("reports/text/reward_model.json")
-HELDOUT = "heldout.json"  # in the model's folder, the same figures: a judge reads them where it reads the model
 
 
 @distributed_stage
@@ -29,7 +29,6 @@ def main(reward_model: RewardModel) -> None:
 def train(config: RewardModel) -> None:
     from prefdag.lifecycle.errors import DataError
     from prefdag.text import reward_model as model
-    from prefdag.text.evaluation.trained_judge import heldout
     from prefdag.text.scoring.rows import read_split
     from prefdag.train.session import Output, train_stage
     from prefdag.train.task import Tasks
@@ -44,7 +43,7 @@ def train(config: RewardModel) -> None:
 
     def save(folder: Path) -> None:
         model.save(network, folder, REFERENCE)
-        write_json(folder / HELDOUT, heldout(folder, splits["test"]))
+        write_json(folder / HELDOUT, model.heldout(folder, splits["test"]))
 
     tasks = Tasks(model.reward_task(splits["train"]), model.reward_task(splits["val"]))
     train_stage(network, tasks, config.training, config.seed, Output(MODEL, save))

@@ -58,3 +58,8 @@ Judges = Annotated[
 def named(judges: Judges, key: str = "judge") -> dict[str, Judge]:
     """Judges by their keys in the section: `judge`, or `judge.0`, `judge.1`, ..."""
     return {f"{key}.{i}": each for i, each in enumerate(judges)} if isinstance(judges, list) else {key: judges}
+
+
+def is_trained(judge: Judge | None) -> bool:
+    """Whether the judge is the reward model that the stage reward_model trains."""
+    return isinstance(judge, RewardModelJudge) and judge.source == "trained"

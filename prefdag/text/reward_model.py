@@ -17,6 +17,9 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 
 from prefdag.distributed.process import process
 from prefdag.lifecycle.errors import DataError, ParamsError
+from prefdag.lifecycle.progress import progress
+from prefdag.stats.reward_model import figures
+from prefdag.text.rewards import load, reward
 from prefdag.text.scoring.formatted import FormattedPairs, LazyRows
 from prefdag.text.scoring.packing import Group, pack
 from prefdag.text.scoring.states import head, response_states
@@ -129,6 +132,19 @@ def check_lengths(pairs: FormattedPairs, network: RewardNetwork, where: str) -> 
             f"{where}: {pairs.ids[int(tokens.argmax())]}: {int(tokens.max()) - 1} tokens; a reward model of this kind takes up "
             f"to {window - 1}: lower format_pairs.max_response_tokens"
         )
+
+
+def heldout(folder: Path, pairs: FormattedPairs) -> dict[str, Any]:
+    """The figures of the reward model that `save` wrote to `folder`, on pairs that all have two responses."""
+    model = load(folder)
+    rows = []
+    with progress(len(pairs), "pair", "held-out pairs") as bar:
+        for prompt, responses in both_groups(pairs):
+            rows.append([reward(model, prompt, response) for response in responses])
+            bar.update()
+    chosen, rejected = torch.tensor(rows, dtype=torch.float64).T
+    chosen_tokens, rejected_tokens = torch.tensor(pairs.lengths[:, 1:]).T
+    return figures(chosen, rejected, torch.tensor(pairs.preference), (chosen_tokens, rejected_tokens))
 
 
 def reward_task(pairs: FormattedPairs) -> Task:
