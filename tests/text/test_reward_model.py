@@ -16,7 +16,7 @@ from judging import contests_of
 from scipy.stats import pearsonr
 from tasks import without_tracking
 from text_project import frame_of, pairs_of, write_text_project
-from tiny_models import ADAPTERS, disturb, lora, random_groups, training, write_both
+from tiny_models import ADAPTERS, disturb, lora, random_groups, training, write_both, write_model
 from transformers import AutoModelForSequenceClassification
 
 from prefdag.check_params import check_params
@@ -30,6 +30,7 @@ from prefdag.text import reward_model as rm
 from prefdag.text.evaluation import trained_judge
 from prefdag.text.evaluation.chance import HELDOUT, check_beats_chance
 from prefdag.text.rewards import load, reward
+from prefdag.text.scoring.packing import Group
 from prefdag.train.checkpoint import Checkpoints
 from stages import reward_model
 
@@ -88,6 +89,19 @@ def test_rewards_and_gradients_are_those_of_transformers(kind: str, adapter: str
         assert own.keys() == theirs.keys()
         for name, gradient in theirs.items():
             torch.testing.assert_close(own[name], gradient, rtol=2e-3, atol=2e-4, msg=name)
+
+
+def test_a_response_that_ends_with_the_padding_token_is_read_to_its_end(tmp_path: Path) -> None:
+    """As of SmolLM2, whose padding token ends a response: transformers would take the last token before it."""
+    folder = write_model(tmp_path / "llama", "llama", pad_token_id=0)
+    network = rm.new_reward_network(folder, settings())
+    disturb(network)
+    rm.save(network, tmp_path / "saved", folder)
+    model = load(tmp_path / "saved")
+    for group in (Group([5, 6], ([7, 0],)), Group([5, 6], ([7],))):
+        assert reward(model, group.prompt, group.responses[0]) == pytest.approx(
+            rm.rewards(network, [group]).item(), abs=1e-3
+        )
 
 
 def test_the_first_loss_is_ln_2(tmp_path: Path) -> None:
