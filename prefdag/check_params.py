@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from prefdag.config.judges import is_trained
 from prefdag.config.params import Params
 from prefdag.lifecycle.errors import ParamsError, suggestion
 from prefdag.runtime.yaml import read_yaml
@@ -32,7 +33,12 @@ def load_params(path: Path = Path("params.yaml")) -> Params:
 
 def check_params(tree: Mapping[str, Any], path: Path) -> Params:
     """The typed form of `tree`, read from `path`. Raises `ParamsError` as `load_params` does."""
-    return checked(_PARAMS, tree, str(path))
+    params = checked(_PARAMS, tree, str(path))
+    if not params.reward_model.train:
+        for name, judges in (params.rounds.judges() | {"judge_text.judge": [params.judge_text.judge]}).items():
+            if any(map(is_trained, judges)):
+                raise ParamsError(f"{path}: {name}.source: trained, but reward_model.train is false; set it to true")
+    return params
 
 
 def checked(kind: TypeAdapter[T], tree: Mapping[str, Any], where: str) -> T:

@@ -16,6 +16,7 @@ NEW = Path("data/rounds/${key}/pairs")
 PAIRS = Path("data/pairs")
 MESSAGES = Path("data/validated/pairs.parquet")
 REFERENCE = Path("models/reference")
+REWARD_MODEL = Path("models/reward_model")
 BEFORE = Path("${item.before}")
 POLICY = Path("models/rounds/${key}")
 RESULT = Path("reports/rounds/${key}.json")
@@ -63,7 +64,7 @@ def main(
 
     judges = named(plan.judge) | ({"stopping_judge": plan.stopping_judge} if plan.stopping_judge else {})
     contests = head_to_head(answers["before"], answers["after"], read_dialogues(MESSAGES, prompts["id"]))
-    needs = Needs(REFERENCE, before, plan, MESSAGES, preference, checks)
+    needs = Needs(REFERENCE, before, REWARD_MODEL, plan, MESSAGES, preference, checks)
     verdicts = all_verdicts(judges, contests, needs, "rounds")
     if verdicts is None:  # the first process does the rest
         return

@@ -16,6 +16,7 @@ SAMPLES = Path("data/rounds/${key}/samples")
 EARLIER = Path("data/rounds/${item.last}/pairs")
 MESSAGES = Path("data/validated/pairs.parquet")
 REFERENCE = Path("models/reference")
+REWARD_MODEL = Path("models/reward_model")
 BEFORE = Path("${item.before}")
 PAIRS = Path("data/rounds/${key}/pairs")
 
@@ -54,7 +55,7 @@ def main(
     answers, made = read_samples(place(SAMPLES, number), before)
     own = place(SAMPLES, number) / ASKED
     messages = own if own.exists() else MESSAGES
-    needs = Needs(REFERENCE, before, plan, messages, preference, checks)
+    needs = Needs(REFERENCE, before, REWARD_MODEL, plan, messages, preference, checks)
     found = judged_by_all(plan, answers, read_dialogues(messages, answers["id"].unique()), needs)
     if found is None:  # the first process does the rest
         return

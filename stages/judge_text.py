@@ -12,6 +12,7 @@ from prefdag.runtime.types import Positive
 
 MESSAGES = Path("data/validated/pairs.parquet")
 REFERENCE = Path("models/reference")
+REWARD_MODEL = Path("models/reward_model")
 POLICY = Path("models/policy")
 ANSWERS = Path("reports/text/answers.parquet")
 VERDICTS = Path("reports/text/verdicts.parquet")
@@ -36,7 +37,7 @@ def main(beta: Positive, loss: Loss, loss_options: LossOptions, judge_text: Judg
 
     answers = read_table(ANSWERS).to_pandas()
     pairs = judge.against_each(answers, read_dialogues(MESSAGES, answers["id"]))
-    needs = judging.Needs(REFERENCE, POLICY, judge_text, MESSAGES, preference, checks)
+    needs = judging.Needs(REFERENCE, POLICY, REWARD_MODEL, judge_text, MESSAGES, preference, checks)
     found = judging.all_verdicts({"judge": judge_text.judge}, pairs, needs, "judge_text")
     if found is None:  # the first process does the rest
         return

@@ -26,6 +26,12 @@ METRICS = {
     "win_rate": Path("reports/text/win_rate.json"),
     "image": Path("reports/image/metrics.json"),
 }
+# Of reward models; null if params.yaml says so.
+REWARD_MODELS = {
+    "reward_model": Path("reports/text/reward_model.json"),
+    "reward_model_image": Path("reports/image/reward_model.json"),
+}
+REWARD_MODEL = Path("models/reward_model")
 CURVES = {
     "sft_ref": (Path("models/reference/history.csv"), Path("models/reference/validation.csv")),
     "resnet_warmup": (Path("models/resnet_reference/history.csv"), Path("models/resnet_reference/validation.csv")),
@@ -63,6 +69,7 @@ def main() -> None:
 
     parameters = read_json(PARAMETERS)
     metrics = {track: read_json(path) for track, path in METRICS.items()}
+    reward_models = {name: figures for name, path in REWARD_MODELS.items() if (figures := read_json(path))}
     this = f"beta={parameters['beta']}", parameters, numbers(metrics)
     try:
         experiments = frontier.points([this, *pipelines()])
@@ -76,11 +83,17 @@ def main() -> None:
         html = run_details.fill(REPORT.read_text("utf-8"), seconds, revision(), moment, experiments)
         path.write_text(html, "utf-8")
     files = [page, MODEL_CARD, MAIN_METRICS, *METRICS.values(), *TABLES, *sorted(FIGURES.iterdir())]
+    files += [REWARD_MODELS[name] for name in reward_models]
     rounds = {f"dpo_round@{number}": folder for number, folder in enumerate(ROUND_POLICIES, 1)}
-    trained = CURVES | {name: (folder / "history.csv", folder / "validation.csv") for name, folder in rounds.items()}
-    curves = {name: files for name, files in trained.items() if files[0].exists()}  # a round or a control may be off
+    trained = CURVES | {
+        name: (folder / "history.csv", folder / "validation.csv")
+        for name, folder in (rounds | {"reward_model": REWARD_MODEL}).items()
+    }
+    curves = {name: files for name, files in trained.items() if files[0].exists()}  # the others are off
     main_metrics = {track: values for track, values in read_json(MAIN_METRICS).items() if track != "rounds"}
-    publish(parameters, metrics, curves, files, main_metrics=main_metrics, rounds=ROUNDS, seconds=seconds)
+    publish(
+        parameters, metrics | reward_models, curves, files, main_metrics=main_metrics, rounds=ROUNDS, seconds=seconds
+    )
     with writing(PUBLISHED) as path:
         path.write_text("This pipeline is a run in MLflow with the tag kind=pipeline; see docs/tracking.md.\n", "utf-8")
 

@@ -39,6 +39,8 @@ PREDICTIONS = Path("reports/image/predictions.csv")
 CLASSES = Path("reports/image/classes.csv")
 CONFUSION = Path("reports/image/confusion.csv")
 CALIBRATION = Path("reports/image/calibration.csv")
+TEXT_REWARDS = Path("reports/text/reward_model.json")
+IMAGE_REWARDS = Path("reports/image/reward_model.json")
 PAGE = Path("reports/index.html")
 CARD = Path("reports/model_card.md")
 FIGURES = Path("reports/figures")
@@ -95,12 +97,15 @@ def main(params: Params) -> None:
         hashes={str(REFERENCE): key["reference_sha256"], **{name: sha256(path) for name, path in hashed}},
         ref_logps=key,
         rounds=read_rounds(ROUNDS, CHOSEN, ROUND_PAIRS),
+        reward_models={"text": read_json(TEXT_REWARDS), "image": read_json(IMAGE_REWARDS)},
     )
     html = page.render(results, params)
     text, image = results.text, results.image
     findings = {"text": len(text.health.findings), "image": len(image.health.findings)}
     rows = results.rounds.table.to_dict("records") if results.rounds else []
-    main_metrics = summary.main_metrics(text.metrics, text.answers.win_rate, image.metrics, findings, rows)
+    main_metrics = summary.main_metrics(
+        text.metrics, text.answers.win_rate, image.metrics, findings, rows, results.reward_models
+    )
     with (
         writing(PAGE) as path,
         writing(CARD) as card_path,

@@ -7,7 +7,7 @@ from pydantic import Discriminator, Field, Tag
 from prefdag.config.endpoint import EndpointUrl
 from prefdag.config.sources import ModelSource, PathSource
 from prefdag.config.verify import VerifyJudge
-from prefdag.runtime.types import Positive, PositiveInt, Text, strict
+from prefdag.runtime.types import Positive, PositiveInt, Text, shape, strict
 
 
 @strict
@@ -22,7 +22,10 @@ class RewardModelJudge:
     """A sequence-classification model, in safetensors, that gives a conversation one score."""
 
     kind: Literal["reward_model"]
-    source: ModelSource
+    # trained: by the stage reward_model
+    source: Annotated[
+        Annotated[Literal["trained"], Tag("<name>")] | Annotated[ModelSource, Tag("<mapping>")], Discriminator(shape)
+    ]
 
 
 @strict
@@ -59,3 +62,8 @@ Judges = Annotated[
 def named(judges: Judges, key: str = "judge") -> dict[str, Judge]:
     """Judges by their keys in the section: `judge`, or `judge.0`, `judge.1`, ..."""
     return {f"{key}.{i}": each for i, each in enumerate(judges)} if isinstance(judges, list) else {key: judges}
+
+
+def is_trained(judge: Judge | None) -> bool:
+    """Whether the judge is the reward model that the stage reward_model trains."""
+    return isinstance(judge, RewardModelJudge) and judge.source == "trained"

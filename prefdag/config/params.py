@@ -20,6 +20,8 @@ from prefdag.config.loss_options import LossOptions
 from prefdag.config.ref_logps import RefLogps
 from prefdag.config.report import Report
 from prefdag.config.resnet_warmup import ResnetWarmup
+from prefdag.config.reward_model import RewardModel
+from prefdag.config.reward_model_image import RewardModelImage
 from prefdag.config.rounds import Rounds
 from prefdag.config.sft_ref import SftRef
 from prefdag.config.validate_images import ValidateImages
@@ -47,7 +49,9 @@ class Params:
     label_pairs: LabelPairs
     sft_ref: SftRef
     ref_logps: RefLogps
+    reward_model: RewardModel
     resnet_warmup: ResnetWarmup
+    reward_model_image: RewardModelImage
     dpo_text: DpoText
     control_text: ControlText
     rounds: Rounds

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 from pydantic_core import to_jsonable_python
 
+from prefdag.config.judges import Judge, named
 from prefdag.config.round import NUMBERS, Round, RoundNumber
 from prefdag.lifecycle.errors import suggestion
 from prefdag.runtime.types import strict
@@ -42,3 +43,14 @@ class Rounds(Round):
             keys = (str(key) for key in first["loc"] if not str(key).startswith("<"))  # tags are no keys
             place = ".".join(("overrides", str(number), *keys))
             raise ValueError(f"{place}: {first['msg'].removeprefix('Value error, ')}") from None
+
+    def judges(self) -> dict[str, list[Judge]]:
+        """The judges of all rounds that are on, by key in params.yaml."""
+        found: dict[str, list[Judge]] = {}
+        for number in NUMBERS[: self.count]:
+            own = self.round(number)
+            for name, judge in named(own.judge).items():
+                found.setdefault(f"rounds.{name}", []).append(judge)
+            if own.stopping_judge:
+                found.setdefault("rounds.stopping_judge", []).append(own.stopping_judge)
+        return found

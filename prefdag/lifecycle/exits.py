@@ -39,7 +39,12 @@ LIGHTER = {
     **{
         stage: f"lower {section}.training.micro_batch_size, set {section}.gradient_checkpointing to true, or "
         f"{section}.training.optimizer to adamw_8bit"
-        for stage, section in {"sft_ref": "sft_ref", "dpo_text": "dpo_text", "dpo_round": "dpo_text"}.items()
+        for stage, section in {
+            "sft_ref": "sft_ref",
+            "reward_model": "reward_model",
+            "dpo_text": "dpo_text",
+            "dpo_round": "dpo_text",
+        }.items()
     },
     **{stage: f"lower {stage}.training.micro_batch_size" for stage in ("resnet_warmup", "dpo_image")},
     "control_image": "lower dpo_image.training.micro_batch_size",

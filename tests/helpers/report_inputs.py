@@ -321,6 +321,8 @@ def write_inputs(folder: Path) -> None:
     chosen = {"round": 0, "at_reference": True, "reasons": [], "model": "models/dpo_text"}
     write_json(folder / "reports/rounds/chosen.json", chosen)
     round_table.write(folder / "reports/rounds/table.csv", [])
+    for track in ("text", "image"):
+        write_json(folder / f"reports/{track}/reward_model.json", None)
     write_json(folder / "reports/text/health.json", health.to_json(HEALTH))
     write_json(folder / "reports/image/health.json", health.to_json(health.Verdict([], ["drift", "divergence"], [])))
 

@@ -65,7 +65,10 @@ COMMENTED: list[tuple[Iterable[str], set[str]]] = [
     # The test can fail.
     (
         ["prefdag/train/loop.py"],
-        {"sft_ref", "resnet_warmup", "control_image", "dpo_text", "dpo_image", "rounds/plan/dvc.yaml:plan_rounds"},
+        {
+            *("sft_ref", "reward_model", "resnet_warmup", "control_image", "dpo_text", "dpo_image"),
+            "rounds/plan/dvc.yaml:plan_rounds",
+        },
     ),
 ]
 

@@ -40,7 +40,7 @@ def judged(judge: Judge, answers: pd.DataFrame = ANSWERS, own: Any = None, **cho
     anything: Any = None
     rows = Path("rows.parquet")
     pd.DataFrame({"id": list(TEXTS), "chosen": map(chosen.get, TEXTS)}).to_parquet(rows)
-    needs = Needs(anything, anything, anything, rows, anything, lambda: own or {})
+    needs = Needs(anything, anything, anything, anything, rows, anything, lambda: own or {})
     return judging.judged(judge, answers, DIALOGUES, needs, "rounds.judge")
 
 

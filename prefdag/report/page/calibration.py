@@ -1,6 +1,6 @@
 """Calibration diagrams of reward margins and of a classifier's confidence."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -35,6 +35,17 @@ def of_margins(margin: pd.Series, preference: pd.Series, *, name: str) -> str:
 
     bins = "; ".join(f"predicted {percent(x)}, observed {percent(y)}" for x, y, *_ in dots)
     description = f"Calibration of {number(len(margin))} margins in {len(dots)} bins: {bins}."
+    return _diagram(dots, (0.5, max(x for x, *_ in dots)), "policy", name, description)
+
+
+def of_bins(bins: Sequence[Mapping[str, float]], *, name: str) -> str:
+    """One dot per bin of pairs of a reward model, as prefdag/stats/reward_model.py writes them."""
+    dots = [(each["predicted"], each["observed"], each["observed_low"], each["observed_high"]) for each in bins]
+    described = "; ".join(
+        f"predicted {percent(each['predicted'])}, observed {percent(each['observed'])}, n = {each['n']}"
+        for each in bins
+    )
+    description = f"Calibration of the reward model in {len(dots)} bins: {described}."
     return _diagram(dots, (0.5, max(x for x, *_ in dots)), "policy", name, description)
 
 

@@ -12,7 +12,7 @@ from prefdag.report.image import disagreements
 from prefdag.report.image import figures as image_figures
 from prefdag.report.image import panels as image_panels
 from prefdag.report.image import sentences as image_sentences
-from prefdag.report.page import gate, provenance, settings
+from prefdag.report.page import gate, provenance, reward_models, settings
 from prefdag.report.page.environment import environment
 from prefdag.report.text import answers, examples, tables
 from prefdag.report.text import panels as text_panels
@@ -44,6 +44,8 @@ def render(results: "Results", params: "Params") -> str:
             text_numbers=text_panels.key_numbers(text),
             text_curves=text_panels.curves(text),
             rounds=results.rounds and text_rounds.view(results.rounds, params),
+            reward_model=reward_models.view(results.reward_models["text"], "reward-model"),
+            image_reward_model=reward_models.view(results.reward_models["image"], "image-reward-model"),
             heldout=text_panels.heldout(text),
             cross_entropy=tables.cross_entropy(text.metrics),
             choices=tables.choices(text.metrics),

@@ -114,6 +114,7 @@ class Results:
     hashes: Mapping[str, str]
     ref_logps: Mapping[str, Any]
     rounds: "Rounds | None"  # None if none ran
+    reward_models: Mapping[str, Mapping[str, Any] | None]  # the figures of each track's; None if there is none
 
 
 def read_text(

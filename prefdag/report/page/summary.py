@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from prefdag.report.image.sentences import compared
@@ -19,6 +20,7 @@ def main_metrics(
     image: Metrics,
     findings: Mapping[str, int],
     rounds: Sequence[Mapping[Any, Any]] = (),
+    reward_models: Mapping[str, Metrics | None] = MappingProxyType({}),
 ) -> dict[str, dict[str, Any]]:
     """A dozen metrics by track, named as trainers usually name them. An interval has the endings _low and _high.
 
@@ -28,6 +30,7 @@ def main_metrics(
         image: from evaluate_image.
         findings: number of findings about the health of the DPO run, by track.
         rounds: the rows of the table of rounds.
+        reward_models: the figures of the reward model of each track; None if there is none.
     """
     heldout = text["heldout"]
     ranking = "rewards/accuracies" if is_paired(text) else "rewards/auc"
@@ -43,6 +46,7 @@ def main_metrics(
             "perplexity_before": heldout["reference"]["perplexity"],
             **{f"win_rate_{judge}": rates["greedy"]["win_rate"] for judge, rates in win_rate.items()},
             "findings": findings["text"],
+            **_reward_model(reward_models.get("text")),
         },
         "image": {
             "accuracy": classified.value,
@@ -51,9 +55,17 @@ def main_metrics(
             "accuracy_before": image["reference"]["accuracy"],
             "kl": image["kl"],
             "findings": findings["image"],
+            **_reward_model(reward_models.get("image")),
         },
         **({"rounds": {str(row["round"]): _round(row) for row in rounds}} if rounds else {}),
     }
+
+
+def _reward_model(figures: Metrics | None) -> Metrics:
+    if figures is None:
+        return {}
+    names = ("accuracy", "accuracy_low", "accuracy_high", "calibration_error")
+    return {f"reward_model_{name}": figures[name] for name in names}
 
 
 def _round(row: Mapping[Any, Any]) -> Metrics:

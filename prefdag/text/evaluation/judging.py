@@ -10,7 +10,7 @@ from prefdag.config.judges import EndpointJudge, ImplicitJudge, Judge, RewardMod
 from prefdag.config.verify import VerifyJudge
 from prefdag.lifecycle.launcher import rank
 from prefdag.text.endpoint import key_from_environment
-from prefdag.text.evaluation import endpoint, judge, verify
+from prefdag.text.evaluation import endpoint, judge, trained_judge, verify
 from prefdag.text.fetched import fetched
 from prefdag.text.sharded import load_both
 
@@ -27,6 +27,7 @@ class Needs(NamedTuple):
 
     reference: Path
     policy: Path  # its implicit reward is against the reference
+    reward_model: Path  # that of the stage reward_model
     computing: "Computing | JudgeText"
     messages: Path  # rows with the prompts' chosen responses, for checks
     preference: Callable[[], "Preference"]  # imports losses of the user's
@@ -44,6 +45,8 @@ def verdicts(config: Judge, pairs: pd.DataFrame, needs: Needs, where: str) -> pd
             models = load_both(needs.reference, needs.policy, shard=needs.computing.shard)
             return judge.implicit(pairs, models, needs.preference(), needs.computing.tokens_per_batch)
         case RewardModelJudge(source=source):
+            if source == "trained":
+                return trained_judge.verdicts(pairs, needs.reward_model, where)
             return judge.reward_model(pairs, fetched(source, "reward_models", f"{where}.source"), where)
         case EndpointJudge():
             return endpoint.judge(pairs, config, key_from_environment(endpoint.KEY), where)
