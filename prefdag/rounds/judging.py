@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from prefdag.config.judges import EndpointJudge, ImplicitJudge, Judge, RewardModelJudge, named
+from prefdag.config.judges import EndpointJudge, ImplicitJudge, Judge, RewardModelJudge, automatic
 from prefdag.config.verify import VerifyJudge
 from prefdag.lifecycle.launcher import rank
 from prefdag.lifecycle.progress import progress
@@ -104,11 +104,11 @@ def merged_verdicts(verdicts: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFr
 def judged_by_all(
     plan: "JudgePlan", answers: pd.DataFrame, dialogues: Mapping[str, "Asked"], needs: Needs
 ) -> tuple[pd.DataFrame, list[Judged]] | None:
-    """The answers to the prompts that the plan selects, and what each judge says of them. None on all processes but the first.
+    """The answers to the prompts that the plan selects, and what each judge but people says of them. None on all but the first process.
 
     An endpoint, which may cost money, is asked about no other prompts, unless they are selected by its own disagreement.
     """
-    judges, select, budget = named(plan.judge), plan.select.by, plan.select.budget or 0
+    judges, select, budget = automatic(plan.judge), plan.select.by, plan.select.budget or 0
     found: dict[str, Judged] = {}
 
     def ask(*kinds: type) -> None:
