@@ -1,12 +1,12 @@
 """Compare the policy of a round with the one before it on validation prompts, and decide whether a further round may follow."""
 
 from pathlib import Path
+from typing import Any
 
 from prefdag.config.format_pairs import FormatPairs
 from prefdag.config.loss import Loss
 from prefdag.config.loss_options import LossOptions
 from prefdag.config.round import RoundNumber
-from prefdag.lifecycle.launcher import rank
 from prefdag.runtime.artifacts import read_json, write_json, writing
 from prefdag.runtime.stage import distributed_stage
 from prefdag.runtime.types import Positive
@@ -28,18 +28,27 @@ def main(
     from prefdag.config.judges import automatic
     from prefdag.dpo.preference import Preference
     from prefdag.pairs.turns import read_dialogues
-    from prefdag.rounds import comparing, judging
+    from prefdag.rounds import comparing
+    from prefdag.rounds.judging import head_to_head
     from prefdag.rounds.places import place
     from prefdag.rounds.plan import EvaluatePlan, read_plan
     from prefdag.rounds.sampling import prompts_of, sampled
     from prefdag.rounds.stopping import reasons_to_stop
-    from prefdag.text.evaluation import verify
-    from prefdag.text.evaluation.judge import chosen_responses
+    from prefdag.text.evaluation.judging import Needs, all_verdicts
     from prefdag.text.generation.answers import ids_without_end
     from prefdag.text.scoring.rows import read_split
     from prefdag.text.sharded import load_both
     from prefdag.tokenizer.tokenizer import ChatTokenizer
-    from stages.losses import LOSSES
+
+    def preference() -> Preference:
+        from stages.losses import LOSSES
+
+        return Preference(loss, beta, loss_options, {}, LOSSES)
+
+    def checks() -> dict[str, Any]:
+        from stages.verify import CHECKS
+
+        return CHECKS
 
     plan = read_plan(place(PLAN, number), EvaluatePlan)
     before, policy = place(BEFORE, number), place(POLICY, number)
@@ -53,22 +62,12 @@ def main(
         kl[name] = comparing.kl_to_reference(models, answers[name], plan.tokens_per_batch)
 
     judges = automatic(plan.judge) | ({"stopping_judge": plan.stopping_judge} if plan.stopping_judge else {})
-    contests = judging.head_to_head(answers["before"], answers["after"], read_dialogues(MESSAGES, prompts["id"]))
-    with verify.checking_own_file():
-        from stages.verify import CHECKS
-
-    preference = Preference(loss, beta, loss_options, {}, LOSSES)
-    needs = judging.Needs(REFERENCE, before, preference, plan, chosen_responses(MESSAGES, prompts["id"]), CHECKS)
-    shared = {name: each for name, each in judges.items() if isinstance(each, judging.SHARED)}
-    verdicts = {name: judging.verdicts(each, contests, needs, f"rounds.{name}") for name, each in shared.items()}
-    if rank() > 0:
+    contests = head_to_head(answers["before"], answers["after"], read_dialogues(MESSAGES, prompts["id"]))
+    needs = Needs(REFERENCE, before, plan, MESSAGES, preference, checks)
+    verdicts = all_verdicts(judges, contests, needs, "rounds")
+    if verdicts is None:  # the first process does the rest
         return
-    verdicts |= {
-        name: judging.verdicts(each, contests, needs, f"rounds.{name}")
-        for name, each in judges.items()
-        if name not in shared
-    }
-    rates = comparing.rates(contests, judging.merged_verdicts(verdicts))
+    rates = comparing.rates(contests, comparing.merged_verdicts(verdicts))
     win_rate = rates["stopping_judge"]["win_rate"] if plan.stopping_judge else None
     reasons = reasons_to_stop(plan, win_rate, kl["after"]["kl_to_reference"])
     result = {

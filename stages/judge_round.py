@@ -1,6 +1,7 @@
 """Make the pairs of a round: a judge scores the sampled answers; pairs of earlier rounds are carried along."""
 
 from pathlib import Path
+from typing import Any
 
 from prefdag.config.format_pairs import FormatPairs
 from prefdag.config.loss import Loss
@@ -30,29 +31,35 @@ def main(
     from prefdag.config.judges import people
     from prefdag.dpo.preference import Preference
     from prefdag.pairs.turns import read_dialogues
-    from prefdag.rounds import judging, pairing
+    from prefdag.rounds import pairing
+    from prefdag.rounds.asking import judged_by_all
+    from prefdag.rounds.judging import rows_by_prompt
     from prefdag.rounds.people import judged_by_people, with_names
     from prefdag.rounds.places import place
     from prefdag.rounds.plan import JudgePlan, read_plan
     from prefdag.rounds.samples import ASKED, read_samples
     from prefdag.rounds.votes import merged
-    from prefdag.text.evaluation import verify
-    from prefdag.text.evaluation.judge import chosen_responses
+    from prefdag.text.evaluation.judging import Needs
     from prefdag.tokenizer.tokenizer import ChatTokenizer
-    from stages.losses import LOSSES
+
+    def preference() -> Preference:
+        from stages.losses import LOSSES
+
+        return Preference(loss, beta, loss_options, {}, LOSSES)
+
+    def checks() -> dict[str, Any]:
+        from stages.verify import CHECKS
+
+        return CHECKS
 
     before, pairs = place(BEFORE, number), place(PAIRS, number)
     plan = read_plan(place(PLAN, number), JudgePlan)
     answers, made = read_samples(place(SAMPLES, number), before)
-    with verify.checking_own_file():
-        from stages.verify import CHECKS
-
-    asked, own = answers["id"].unique(), place(SAMPLES, number) / ASKED
+    own = place(SAMPLES, number) / ASKED
     messages = own if own.exists() else MESSAGES
-    preference = Preference(loss, beta, loss_options, {}, LOSSES)
-    needs = judging.Needs(REFERENCE, before, preference, plan, chosen_responses(messages, asked), CHECKS)
-    dialogues = read_dialogues(messages, asked)
-    found = judging.judged_by_all(plan, answers, dialogues, needs)
+    dialogues = read_dialogues(messages, answers["id"].unique())
+    needs = Needs(REFERENCE, before, plan, messages, preference, checks)
+    found = judged_by_all(plan, answers, dialogues, needs)
     if found is None:  # the first process does the rest
         return
     answers, each = found
@@ -61,7 +68,7 @@ def main(
         labelled = judged_by_people(config, answers, dialogues, place(LABELS, number))
         each += labelled.each.values()
     one = len(each) == 1 and labelled is None
-    scores, votes = each[0] if one else merged(each, judging.rows_by_prompt(answers))
+    scores, votes = each[0] if one else merged(each, rows_by_prompt(answers))
     answers = answers.assign(score=scores, scores=np.stack([judged.scores for judged in each], axis=1).tolist())
     tokenizer = ChatTokenizer(REFERENCE, format_pairs.template, format_pairs.template_options)
     judge = with_names(to_jsonable_python(plan.judge), labelled.each if labelled else ())

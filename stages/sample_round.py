@@ -1,16 +1,11 @@
 """Sample the answers of a round: the policy before it answers training prompts that no earlier round took."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from prefdag.config.format_pairs import FormatPairs
 from prefdag.config.round import RoundNumber
-from prefdag.lifecycle.launcher import rank
 from prefdag.runtime.artifacts import read_json, sha256, write_json, writing
 from prefdag.runtime.stage import distributed_stage
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 PLAN = Path("data/rounds/plan/${key}/sample.json")
 SAID = Path("reports/rounds/${item.last}.json")
@@ -23,7 +18,7 @@ SAMPLES = Path("data/rounds/${key}/samples")
 
 @distributed_stage
 def main(number: RoundNumber, /, format_pairs: FormatPairs) -> None:
-    from prefdag.rounds.places import place, policies_before
+    from prefdag.rounds.places import place
 
     plan_file, said, before, samples = (place(path, number) for path in (PLAN, SAID, BEFORE, SAMPLES))
     if not read_json(said)["go"]:
@@ -32,20 +27,15 @@ def main(number: RoundNumber, /, format_pairs: FormatPairs) -> None:
             (folder / "off").touch()
         return
 
-    from prefdag.config.round import ServedPolicy
-    from prefdag.config.samplers import LocalSampler
-    from prefdag.distributed.process import process
     from prefdag.pairs.limits import resolved
-    from prefdag.rounds.parts import read_parts, sample_parts
+    from prefdag.rounds.answering import answered
     from prefdag.rounds.plan import SamplePlan, read_plan
-    from prefdag.rounds.prompts import fetched, prompt_table, read_prompts
+    from prefdag.rounds.prompts import KEY, prompt_table, read_prompts
     from prefdag.rounds.samples import ASKED
-    from prefdag.rounds.sampling import picked, prompts_of, sampled
-    from prefdag.rounds.serving import sampled_by_server
+    from prefdag.rounds.sampling import picked, prompts_of
     from prefdag.runtime.running import running_stage
-    from prefdag.text.generation import endpoint
+    from prefdag.text.fetched import fetched
     from prefdag.text.scoring.rows import read_split
-    from prefdag.text.sharded import load_both
     from prefdag.tokenizer.tokenizer import ChatTokenizer
     from prefdag.train.checkpoint import Checkpoints
 
@@ -56,36 +46,16 @@ def main(number: RoundNumber, /, format_pairs: FormatPairs) -> None:
         table = prompts_of(train)
     else:
         limits = resolved(format_pairs, FORMATTED)
-        table = prompt_table(read_prompts(fetched(plan.source)), PAIRS, tokenizer, limits.max_prompt_tokens)
+        rows = read_prompts(fetched(plan.source, "prompts", KEY))
+        table = prompt_table(rows, PAIRS, tokenizer, limits.max_prompt_tokens)
     picks = picked(table, plan, number)
     prompts = picks[["id", "prompt_ids"]]
-    name = f"round {number}"
-    described: dict[str, Any] = {}
     stage = running_stage()
     kept = Checkpoints.of_stage(stage.name, stage.params)
-    match plan.sampler:
-        case LocalSampler():
-            policy = load_both(REFERENCE, before, shard=plan.shard, packed=False).policy
-
-            def sample(some: "pd.DataFrame", part: str) -> "pd.DataFrame":
-                return sampled(
-                    policy, some, plan, tokenizer, samples=plan.samples, number=number, name=f"{name}, {part}"
-                )
-
-            parts = sample_parts(kept.folder, prompts, plan.batch_size, sample)
-            if rank() > 0:
-                return
-            answers = read_parts(parts, prompts)
-        case ServedPolicy() as config:
-            process()  # it starts when every process calls this
-            if rank() > 0:  # the first one asks for several answers at once by itself
-                return
-            earlier = policies_before(number)[:-1]
-            served, described = endpoint.connect_policy(config, "rounds.sampler", REFERENCE, before, earlier, train)
-            answers = sampled_by_server(
-                served, prompts, plan, tokenizer, parallel=config.parallel, number=number, name=name
-            )
-            described |= {"reencoded": int(answers["reencoded"].sum())}
+    found = answered(plan, prompts, train, tokenizer, REFERENCE, kept.folder, number)
+    if found is None:  # the first process does the rest
+        return
+    answers, described = found
     answers = answers.assign(prompt=[tokenizer.decode(ids) for ids in answers["prompt_ids"]])
     made = {
         "round": number,

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
@@ -24,9 +24,11 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from prefdag.chat.protocol import error_body
 from prefdag.chat.server import PAGE, guarded_app
-from prefdag.labelling.comparisons import Comparison
 from prefdag.labelling.labels import Label, Outcome, append, latest, read_labels
 from prefdag.lifecycle.errors import PrefdagError
+
+if TYPE_CHECKING:
+    from prefdag.labelling.comparisons import Comparison
 
 FILES = {
     "chat.css": "text/css",
@@ -72,7 +74,7 @@ class Said(Person):
 class Labels:
     """The labels in a folder, and the comparisons that they are of. Each person has a file of their own."""
 
-    def __init__(self, folder: Path, comparisons: Sequence[Comparison]) -> None:
+    def __init__(self, folder: Path, comparisons: Sequence["Comparison"]) -> None:
         self.folder = folder
         self.comparisons = {each.id: each for each in comparisons}
         self.counted = {
@@ -106,18 +108,18 @@ class Labels:
     def _append(self, label: Label) -> None:
         append(self.folder / f"{label.annotator}.jsonl", label)
 
-    def next(self, annotator: str) -> Comparison | None:
+    def next(self, annotator: str) -> "Comparison | None":
         """What a person sees next: first what nobody has labelled. Comparisons of one prompt come together, and people
         begin with different ones."""
         people = Counter(key for _, key in self.counted)
         open_ = [each for each in self.comparisons.values() if (annotator, each.id) not in self.counted]
 
-        def place(each: Comparison) -> tuple[bool, int, int]:
+        def place(each: "Comparison") -> tuple[bool, int, int]:
             return people[each.id] > 0, _drawn(annotator, each.prompt_id), _drawn(annotator, each.id)
 
         return min(open_, key=place, default=None)
 
-    def state(self, annotator: str, shown: Comparison | None, note: str = "") -> dict[str, Any]:
+    def state(self, annotator: str, shown: "Comparison | None", note: str = "") -> dict[str, Any]:
         """What the page shows a person."""
         own = sum(name == annotator for name, _ in self.counted)
         labelled = len({key for _, key in self.counted})
@@ -135,7 +137,7 @@ class Labels:
         return state
 
 
-def side(annotator: str, comparison: Comparison) -> Side:
+def side(annotator: str, comparison: "Comparison") -> Side:
     """Which answer a person sees on the left: at random, and always the same."""
     return "first" if _drawn(annotator, comparison.id, "side") % 2 else "second"
 

@@ -2,12 +2,13 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from prefdag.labelling.labels import Label
+if TYPE_CHECKING:
+    from prefdag.labelling.labels import Label
 
 
-def summary(counted: Mapping[tuple[str, str], Label], ids: Iterable[str]) -> dict[str, Any]:
+def summary(counted: Mapping[tuple[str, str], "Label"], ids: Iterable[str]) -> dict[str, Any]:
     """Counts of people and labels, and how far two people agree where both compared.
 
     `agreement` is the share of agreeing pairs of people, the mean over the comparisons with several people, `compared_twice`.

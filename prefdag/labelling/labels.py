@@ -110,8 +110,8 @@ def latest(read: Iterable[Read]) -> dict[tuple[str, str], Label]:
         if len({each.label.outcome for each in several}) > 1 and not all(each.label.time for each in several):
             one, other = several[:2]
             raise DataError(
-                f"{one.file}:{one.row}: {one.label.annotator} labelled {one.label.id} otherwise in {other.file}:{other.row}, and "
-                "there is no time to tell which is later; remove one of them"
+                f"{one.file}:{one.row}: {one.label.annotator} labelled {one.label.id} otherwise in {other.file}:{other.row}, "
+                "and there is no time to tell which is later; remove one of them"
             )
         chosen = max(several, key=lambda each: each.label.time).label
         last.append((chosen.time, key, chosen))

@@ -10,7 +10,7 @@ import pandas as pd
 from scipy import stats
 
 from prefdag.stats import intervals
-from prefdag.text.evaluation.judge import OUTCOMES, win_rates
+from prefdag.text.evaluation.judge import KEYS, OUTCOMES, win_rates
 from prefdag.text.evaluation.metrics import compare_heldout
 from prefdag.text.generation.answers import DISTINCT, ids_without_end, ngrams
 from prefdag.text.scoring.logps import Pair
@@ -89,6 +89,19 @@ def _jackknife(value: float, without: np.ndarray) -> tuple[float, float]:
     error = math.sqrt((n - 1) / n * float(((without - without.mean()) ** 2).sum()))
     reach = float(stats.t.ppf((1 + intervals.LEVEL) / 2, n - 1)) * error
     return value - reach, value + reach
+
+
+def merged_verdicts(verdicts: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """Verdicts by name, with those of "judge.0", "judge.1", ... merged into "judge": the majority, or a tie."""
+    several = [name for name in verdicts if name.startswith("judge.")]
+    if not several:
+        return dict(verdicts)
+    points = np.array([verdicts[name]["outcome"].map(OUTCOMES) for name in several], dtype=float)  # unread: NaN
+    above = np.nansum(points - 0.5, axis=0)
+    unread = np.isnan(points).all(axis=0)
+    outcome = np.select([unread, above > 0, above < 0], ["unread", "win", "loss"], "tie")
+    together = verdicts[several[0]][KEYS].assign(outcome=outcome)
+    return {"judge": together} | {name: each for name, each in verdicts.items() if name not in several}
 
 
 def rates(contests: pd.DataFrame, verdicts: Mapping[str, pd.DataFrame]) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from prefdag.distributed.process import process
 from prefdag.formats.context import tools_of, with_history, with_system
 from prefdag.formats.dialogues import dialogue, ends_with_user, reply
 from prefdag.formats.faults import Fault
@@ -20,27 +19,15 @@ from prefdag.formats.values import holds
 from prefdag.lifecycle.errors import DataError
 from prefdag.pairs import turns
 from prefdag.pairs.ngrams import normalised
-from prefdag.runtime.artifacts import read_table, scratch, writing
-from prefdag.sources.fetching import fetch
+from prefdag.runtime.artifacts import read_table
 
 if TYPE_CHECKING:
-    from prefdag.config.sources import Source
     from prefdag.tokenizer.tokenizer import ChatTokenizer
 
 log = logging.getLogger(__name__)
 
 KEY = "rounds.prompts.source"
 SPLITS = ("train", "val", "test")
-
-
-def fetched(source: "Source") -> Path:
-    """The folder of a source's files, downloaded by the first process if it is not there. Raises `SourceError`."""
-    into = scratch("prompts", hashlib.sha256(repr(source).encode()).hexdigest()[:16])
-    with process().main_process_first():
-        if process().is_main_process and not into.is_dir():
-            with writing(into) as folder:
-                fetch(source, folder, KEY)
-    return into
 
 
 def read_prompts(folder: Path) -> Iterator[dict[str, Any]]:

@@ -19,17 +19,12 @@ def contests_of(texts: list[tuple[str, str]], decoding: str = "greedy") -> pd.Da
     def ids(text: str) -> list[int]:
         return [*(1 + ord(c) % 60 for c in text), EOS]
 
-    table = pd.concat(
-        answers.rows(
-            prompts.assign(decoding=decoding, model=model, prompt="Hi"),
-            [pair[side] for pair in texts],
-            [ids(pair[side]) for pair in texts],
-            (EOS,),
-        )
-        for side, model in enumerate(("reference", "policy"))
-    )
+    tables = [
+        answers.rows(prompts.assign(decoding=decoding), side, list(map(ids, side)), (EOS,))
+        for side in map(list, zip(*texts, strict=True))
+    ]
     asked = {key: Asked([{"role": "user", "content": f"Say {key}"}], None) for key in prompts["id"]}
-    return judge.contests(table, asked)
+    return judge.contests(*tables, asked)
 
 
 def write_two_contests(**columns: object) -> None:

@@ -1,5 +1,6 @@
 """Scores of several answers to a prompt, by judges that see two at a time."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,10 @@ from prefdag.config.judges import EndpointJudge, ImplicitJudge, Judge
 from prefdag.config.verify import FunctionCheck, LengthCheck, NumberCheck, RegexCheck, VerifyJudge
 from prefdag.lifecycle.errors import DataError, ParamsError
 from prefdag.pairs.turns import Asked
-from prefdag.rounds import judging
+from prefdag.rounds import comparing, judging
 from prefdag.rounds.votes import Judged
+from prefdag.text.evaluation import judging as judges
+from prefdag.text.evaluation.judging import Needs
 
 TEXTS = {"p": ["a", "bbb", "cc"], "q": ["dddd", "e"]}
 ANSWERS = pd.DataFrame(
@@ -25,9 +28,16 @@ DIALOGUES = {key: Asked([{"role": "user", "content": key}], None) for key in TEX
 ENDPOINT = EndpointJudge(kind="endpoint", url="https://host/v1", model="m", max_tokens=9, timeout=9.0)
 
 
+@pytest.fixture(autouse=True)
+def _in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
 def judged(judge: Judge, answers: pd.DataFrame = ANSWERS, own: Any = None, **chosen: str) -> Judged:
     anything: Any = None
-    needs = judging.Needs(anything, anything, anything, anything, chosen, own or {})
+    rows = Path("rows.parquet")
+    pd.DataFrame({"id": list(TEXTS), "chosen": map(chosen.get, TEXTS)}).to_parquet(rows)
+    needs = Needs(anything, anything, anything, rows, anything, lambda: own or {})
     return judging.judged(judge, answers, DIALOGUES, needs, "rounds.judge")
 
 
@@ -44,7 +54,7 @@ def test_each_answer_gets_its_own_reward(monkeypatch: pytest.MonkeyPatch) -> Non
             assert row["messages"] == [{"role": "user", "content": row["id"]}]
         return pd.DataFrame({f"reward_{side}": pairs[f"text_{side}"].map(len) for side in ("reference", "policy")})
 
-    monkeypatch.setattr(judging, "verdicts", rewards)
+    monkeypatch.setattr(judges, "verdicts", rewards)
     found = judged(ImplicitJudge(kind="implicit"))
     assert list(found.scores) == [1, 3, 2, 4, 1]
     assert values(found) == {(0, 1): 0, (0, 2): 0, (1, 2): 1, (3, 4): 1}
@@ -56,7 +66,7 @@ def test_a_judge_that_compares_sees_every_two_answers_once(monkeypatch: pytest.M
         sign = np.sign(pairs["tokens_policy"] - pairs["tokens_reference"])
         return pd.DataFrame({"outcome": sign.map({1: "win", 0: "tie", -1: "loss"})})
 
-    monkeypatch.setattr(judging, "verdicts", longer_wins)
+    monkeypatch.setattr(judges, "verdicts", longer_wins)
     found = judged(ENDPOINT)
     assert list(found.scores) == [0.0, 1.0, 0.5, 1.0, 0.0]
     assert values(found) == {(0, 1): 0, (0, 2): 0, (1, 2): 1, (3, 4): 1}
@@ -69,7 +79,7 @@ def test_verdicts_of_several_judges_are_merged_by_majority() -> None:
         "stopping_judge": ["tie"] * 5,
     }
     keys = {"id": list("abcde"), "decoding": "sampled"}
-    found = judging.merged_verdicts({name: pd.DataFrame({**keys, "outcome": own}) for name, own in outcomes.items()})
+    found = comparing.merged_verdicts({name: pd.DataFrame({**keys, "outcome": own}) for name, own in outcomes.items()})
     assert {name: own["outcome"].tolist() for name, own in found.items()} == {
         "judge": ["win", "tie", "loss", "win", "unread"],
         "stopping_judge": ["tie"] * 5,

@@ -10,7 +10,7 @@ import pytest
 from prefdag.config.judges import EndpointJudge, ImplicitJudge
 from prefdag.config.round import Select
 from prefdag.config.verify import JsonCheck, LengthCheck, VerifyJudge
-from prefdag.rounds import judging
+from prefdag.rounds import asking, judging
 from prefdag.rounds.plan import JudgePlan
 from prefdag.rounds.selecting import at_random, disagreement, highest, uncertainty
 from prefdag.rounds.votes import Judged, Vote, by_scores, only
@@ -101,7 +101,7 @@ def ask(monkeypatch: pytest.MonkeyPatch, select: Select, *judges: Any) -> tuple[
         seed=0,
     )
     anything: Any = None
-    return judging.judged_by_all(plan, ANSWERS, anything, anything), asked
+    return asking.judged_by_all(plan, ANSWERS, anything, anything), asked
 
 
 def test_an_endpoint_is_asked_about_the_prompts_of_which_the_policy_is_unsure(monkeypatch: pytest.MonkeyPatch) -> None:

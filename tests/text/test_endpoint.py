@@ -3,6 +3,7 @@
 import json
 import logging
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -269,7 +270,9 @@ def test_an_address_with_secrets_or_without_a_scheme_is_refused(url: str, root: 
 def test_the_stage_writes_its_verdicts_but_never_the_key(
     server: Server, root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capfd: Any
 ) -> None:
-    """Even if the server repeats the key and urllib3 logs everything."""
+    """Even if the server repeats the key and urllib3 logs everything. Losses and checks of the user's are not imported."""
+    for own in ("losses", "verify"):
+        monkeypatch.setitem(sys.modules, f"stages.{own}", None)
     monkeypatch.setenv(endpoint.KEY, f"{CANARY}\n")
     Path(".netrc").write_text("machine 127.0.0.1 login other password wrong\n")
     monkeypatch.setenv("NETRC", ".netrc")

@@ -26,6 +26,7 @@ from prefdag.runtime.artifacts import sha256
 from prefdag.stats.intervals import paired_difference
 from prefdag.text import model as lm
 from prefdag.text.evaluation import judge
+from prefdag.text.fetched import fetched
 from prefdag.text.scoring.logps import group_logps
 from prefdag.text.scoring.packing import Group
 
@@ -223,29 +224,30 @@ def test_a_dialogue_beyond_the_window_is_named(tmp_path: Path) -> None:
         judge.reward_model(contests_of([("a a a", "b")]), small)
 
 
-def test_a_source_is_fetched_once_and_checked(folder: Path, tmp_path: Path) -> None:
+def test_a_source_is_fetched_once_and_checked(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path / "project"))
     source = PathSource(kind="path", path=str(folder), sha256=sha256(folder))
-    into = tmp_path / "scratch" / "model"
-    assert sha256(judge.fetch_reward_model(source, into)) == source.sha256
+    assert sha256(fetched(source, "models", "key.source")) == source.sha256
     (folder / "config.json").write_text("{}")
-    assert sha256(judge.fetch_reward_model(source, into)) == source.sha256  # not fetched again
-    with pytest.raises(SourceError, match=r"^params.yaml: judge_text.judge.source: sha256 is "):
-        judge.fetch_reward_model(source, tmp_path / "scratch" / "other")
-    assert not (tmp_path / "scratch" / "other").exists()
+    assert sha256(fetched(source, "models", "key.source")) == source.sha256  # not fetched again
+    with pytest.raises(SourceError, match=r"^params.yaml: key.source: sha256 is "):
+        fetched(source, "others", "key.source")
+    assert not list((tmp_path / "project/.prefdag/others").iterdir())
 
 
-def test_a_source_without_a_pin_is_fetched_each_time(folder: Path, tmp_path: Path) -> None:
+def test_a_source_without_a_pin_is_fetched_each_time(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path / "project"))
     source = PathSource(kind="path", path=str(folder), sha256=None)
-    into = tmp_path / "scratch" / "model"
-    judge.fetch_reward_model(source, into)
+    fetched(source, "models", "key.source")
     (folder / "config.json").write_text("{}")
-    assert (judge.fetch_reward_model(source, into) / "config.json").read_text() == "{}"
+    assert (fetched(source, "models", "key.source") / "config.json").read_text() == "{}"
 
 
-def test_an_adapter_is_no_reward_model(folder: Path, tmp_path: Path) -> None:
+def test_an_adapter_is_no_reward_model(folder: Path) -> None:
     (folder / "adapter_config.json").write_text("{}")
-    source = PathSource(kind="path", path=str(folder), sha256=None)
     with pytest.raises(
         ParamsError, match=r"^params.yaml: judge_text.judge.source: adapter_config.json: an adapter beside"
     ):
-        judge.fetch_reward_model(source, tmp_path / "scratch" / "model")
+        judge.reward_model(contests_of([("a", "b")]), folder)

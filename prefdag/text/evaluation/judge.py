@@ -18,6 +18,7 @@ from prefdag.distributed.sharing import shared_out
 from prefdag.lifecycle.errors import DataError, ParamsError, PrefdagError
 from prefdag.lifecycle.progress import progress
 from prefdag.runtime.artifacts import read_table
+from prefdag.sources.model_files import adapter_fault
 from prefdag.stats.intervals import paired_difference
 from prefdag.stats.rewards import length_controlled
 from prefdag.text.evaluation import verify
@@ -25,7 +26,6 @@ from prefdag.text.evaluation.metrics import compare_heldout
 from prefdag.text.scoring.logps import Pair
 
 if TYPE_CHECKING:
-    from prefdag.config.sources import ModelSource
     from prefdag.config.verify import VerifyJudge
     from prefdag.dpo.preference import Preference
     from prefdag.pairs.turns import Asked, Messages
@@ -36,20 +36,20 @@ OUTCOMES = {"win": 1.0, "tie": 0.5, "loss": 0.0}
 KEYS = ["id", "decoding"]
 
 
-def contests(answers: pd.DataFrame, dialogues: Mapping[str, "Asked"]) -> pd.DataFrame:
-    """One row per prompt and decoding.
+def contests(reference: pd.DataFrame, policy: pd.DataFrame, dialogues: Mapping[str, "Asked"]) -> pd.DataFrame:
+    """One row per contest: a row of `reference` against the row of `policy` in the same place, which answers the same prompt.
 
-    Columns `id`, `decoding`, `prompt_ids`, `messages`, `tools`, and each model's `text`, `ids`, `tokens`.
+    Columns `id`, `decoding`, `prompt_ids`, `messages`, `tools`, and each one's `text`, `ids`, `tokens`.
 
     Args:
-        answers: as stage answer_text wrote them.
+        reference, policy: answers, as `answers.rows` made them, with their `decoding`.
         dialogues: the whole dialogue by prompt id.
     """
+    one, other = (table.reset_index(drop=True) for table in (reference, policy))
+    assert one[KEYS].equals(other[KEYS])
     columns = ["text", "ids", "tokens"]
-    reference, policy = (answers[answers["model"] == model] for model in ("reference", "policy"))
-    both = reference[[*KEYS, "prompt_ids", *columns]].merge(
-        policy[[*KEYS, *columns]], on=KEYS, suffixes=("_reference", "_policy"), validate="one_to_one"
-    )
+    sides = (one[columns].add_suffix("_reference"), other[columns].add_suffix("_policy"))
+    both = pd.concat([one[[*KEYS, "prompt_ids"]], *sides], axis=1)
     asked: list[Any] = [dialogues[name] for name in both["id"]]
     offered = pd.Series([each.tools for each in asked], index=both.index, dtype=object)
     return both.assign(messages=pd.Series([each.messages for each in asked], index=both.index), tools=offered)
@@ -135,27 +135,6 @@ def check_comparable(scores: np.ndarray, where: str) -> None:
         )
 
 
-def fetch_reward_model(source: "ModelSource", into: Path, where: str = "judge_text.judge") -> Path:
-    """The folder of a reward model, downloaded into the scratch folder `into` if it is not there. Raises `SourceError`.
-
-    The first process downloads, and the others wait.
-    """
-    from prefdag.config.sources import PathSource
-    from prefdag.runtime.artifacts import writing
-    from prefdag.sources.fetching import fetch
-    from prefdag.sources.model_files import adapter_fault
-
-    with process().main_process_first():
-        unpinned = isinstance(source, PathSource) and source.sha256 is None  # it may have changed
-        if process().is_main_process and (unpinned or not into.is_dir()):
-            with writing(into) as folder:
-                fetch(source, folder, f"{where}.source")
-                # transformers would look for the adapter's base model, or load the adapter with the model
-                if fault := adapter_fault(path.name for path in folder.iterdir()):
-                    raise ParamsError(f"params.yaml: {where}.source: {fault}")
-    return into
-
-
 @torch.no_grad()
 def reward_model(pairs: pd.DataFrame, folder: Path, where: str = "judge_text.judge") -> pd.DataFrame:
     """Verdicts of a sequence-classification model with one label, on dialogue and answer in its own chat template.
@@ -194,6 +173,9 @@ def _load_reward_model(folder: Path, where: str) -> tuple[Any, Any]:
     """Model and tokenizer, from safetensors and JSON only. Raises `ParamsError`."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+    # transformers would look for the adapter's base model, or load the adapter with the model
+    if fault := adapter_fault(path.name for path in folder.iterdir()):
+        raise ParamsError(f"{where}: {fault}")
     safe = {"local_files_only": True, "trust_remote_code": False}
     try:
         model, info = AutoModelForSequenceClassification.from_pretrained(
