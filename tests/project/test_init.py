@@ -45,6 +45,7 @@ def test_a_new_project(mine: Path, root: Path) -> None:
         "profiles/tiny.yaml",
         "evals/pronouns.jsonl",
         "slurm/experiment.sh",
+        "labels/round-3/.gitkeep",
         "requirements.lock",
         ".gitignore",
     ):
@@ -52,7 +53,7 @@ def test_a_new_project(mine: Path, root: Path) -> None:
     ours, theirs = (read_dag(folder / "dvc.yaml") for folder in (mine, root))
     assert list(ours) == list(theirs)
     for name, stage in ours.items():
-        code = [dep for dep in stage["deps"] if not re.match(r"(data|models|reports|evals)/", dep)]
+        code = [dep for dep in stage["deps"] if not re.match(r"(data|models|reports|evals|labels)/", dep)]
         scripts = [dep for dep in theirs[name]["deps"] if dep.startswith("stages/")]
         assert code == (["requirements.txt", *scripts] if scripts else [])  # none: its plan has its code
         assert {**stage, "deps": []} == {**theirs[name], "deps": []}
