@@ -158,8 +158,8 @@ def test_people_and_their_agreement_are_named(folder: Path, root: Path, monkeypa
     assert not any("round 1, judge:" in (a["aria-label"] or "") for tag, a in page.tags if tag == "svg")
     alone = rounds.labelled({**people, "people": 1, "labels": 1, "comparisons": 1})
     assert alone == [
-        "In the last round, 1 person gave 1 label on 1 comparison; no comparison has votes of two people, so their agreement is "
-        "unknown."
+        "In the last round, 1 person gave 1 label on 1 comparison; no comparison has votes of two people, so their "
+        "agreement is unknown."
     ]
     assert rounds.labelled(None) == []
 
