@@ -53,7 +53,8 @@ def judged_by_people(
     if others:
         log.warning("%s: %d labels are of other answers than this round asks about, and are not used", folder, others)
     names = sorted({name for name, key in counted if key in ids})
-    each = {name: _votes(name, counted, asked, answers) for name in names}
+    # If all answers to each prompt are equal, nobody is asked, and nobody has no votes.
+    each = {name: _votes(name, counted, asked, answers) for name in names or ["nobody"]}
     return People(each, _table(asked, counted, names), summary(counted, ids))
 
 

@@ -107,6 +107,15 @@ def test_with_0_the_labels_that_there_are_suffice() -> None:
     assert asked(labels=0).each["ann"].votes[0, 1] == Vote(0)
 
 
+def test_equal_answers_ask_nobody() -> None:
+    """There is nothing to wait for, and no answer has a score, so no pair is made."""
+    same = ANSWERS.assign(text="same")
+    found = judged_by_people(PeopleJudge(kind="people"), same, ASKED, FOLDER)
+    assert len(found.labels) == 0
+    assert found.summary["comparisons"] == 0
+    assert np.isnan(merged(list(found.each.values()), ROWS).scores).all()
+
+
 def test_labels_of_other_answers_do_not_count(caplog: pytest.LogCaptureFixture) -> None:
     say("ann", *["first"] * 4, ids=["other", *IDS[1:]])
     with pytest.raises(
