@@ -47,7 +47,7 @@ def judged_by_people(
     write_forms(to_label(folder.name), list(asked.values()))
     counted = latest(read_labels(folder))
     ids = {each.id for each in asked.values()}
-    people_of = Counter(key for _, key in counted if key in ids)
+    people_of = Counter(key for _, key in counted)
     others = sum(key not in ids for _, key in counted)
     check_complete(config, folder, [people_of[key] for key in ids], others)
     if others:
