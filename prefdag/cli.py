@@ -389,6 +389,29 @@ def _chat_models() -> "ChatModels":
     return ChatModels(generate, tokenizer, positions(REFERENCE))
 
 
+@app.command()
+def label(
+    number: Annotated[int, typer.Argument(metavar="ROUND", min=1, max=3, help="The round whose answers to label.")],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the page; 0: any free port.")] = 7860,
+) -> None:
+    """Open a local page on which people say which of two answers is better: several at once, each with a name of their own.
+
+    `dvc repro` says when a round has something to label, and goes on when that is done. Labels are saved at once, in
+    labels/round-ROUND/NAME.jsonl.
+    """
+    from prefdag.chat import labelling
+    from prefdag.chat.server import bind, serve
+    from prefdag.labelling.forms import read_comparisons, to_label
+
+    name = f"round-{number}"
+    comparisons = read_comparisons(to_label(name))
+    with labelling.only_server(name):
+        listening = bind(port)
+        app = labelling.make_app(labelling.Labels(Path("labels", name), comparisons))
+        typer.echo(f"http://127.0.0.1:{listening.getsockname()[1]}   {len(comparisons)} comparisons (Ctrl-C stops it)")
+        serve(app, listening)
+
+
 class Part(StrEnum):
     """The folders of an export."""
 

@@ -26,7 +26,7 @@ RESULT = Path("reports/rounds/${key}.json")
 def main(
     number: RoundNumber, /, beta: Positive, loss: Loss, loss_options: LossOptions, format_pairs: FormatPairs
 ) -> None:
-    from prefdag.config.judges import named
+    from prefdag.config.judges import automatic
     from prefdag.dpo.preference import Preference
     from prefdag.pairs.turns import read_dialogues
     from prefdag.rounds import comparing
@@ -62,7 +62,7 @@ def main(
         models = load_both(REFERENCE, folder, shard=plan.shard)
         kl[name] = comparing.kl_to_reference(models, answers[name], plan.tokens_per_batch)
 
-    judges = named(plan.judge) | ({"stopping_judge": plan.stopping_judge} if plan.stopping_judge else {})
+    judges = automatic(plan.judge) | ({"stopping_judge": plan.stopping_judge} if plan.stopping_judge else {})
     contests = head_to_head(answers["before"], answers["after"], read_dialogues(MESSAGES, prompts["id"]))
     needs = Needs(REFERENCE, before, REWARD_MODEL, plan, MESSAGES, preference, checks)
     verdicts = all_verdicts(judges, contests, needs, "rounds")
@@ -82,6 +82,7 @@ def main(
         "after": comparing.means(answers["after"]),
         "change": comparing.distinct_change(*map(ids_without_end, answers.values())),
         "pairs": read_json(place(NEW, number) / "summary.json"),
+        "judge": {"n": len(prompts)},  # of people there is no more to say: they are not asked about validation prompts
         **rates,
     }
     with writing(place(RESULT, number)) as path:

@@ -14,6 +14,7 @@ from prefdag.runtime.types import Positive
 PLAN = Path("data/rounds/plan/${key}/judge.json")
 SAMPLES = Path("data/rounds/${key}/samples")
 EARLIER = Path("data/rounds/${item.last}/pairs")
+LABELS = Path("labels/round-${key}")
 MESSAGES = Path("data/validated/pairs.parquet")
 REFERENCE = Path("models/reference")
 REWARD_MODEL = Path("models/reward_model")
@@ -28,11 +29,13 @@ def main(
     import numpy as np
     from pydantic_core import to_jsonable_python
 
+    from prefdag.config.judges import people
     from prefdag.dpo.preference import Preference
     from prefdag.pairs.turns import read_dialogues
     from prefdag.rounds import pairing
     from prefdag.rounds.asking import judged_by_all
     from prefdag.rounds.judging import rows_by_prompt
+    from prefdag.rounds.people import judged_by_people, with_names
     from prefdag.rounds.places import place
     from prefdag.rounds.plan import JudgePlan, read_plan
     from prefdag.rounds.samples import ASKED, read_samples
@@ -55,20 +58,29 @@ def main(
     answers, made = read_samples(place(SAMPLES, number), before)
     own = place(SAMPLES, number) / ASKED
     messages = own if own.exists() else MESSAGES
+    dialogues = read_dialogues(messages, answers["id"].unique())
     needs = Needs(REFERENCE, before, REWARD_MODEL, plan, messages, preference, checks)
-    found = judged_by_all(plan, answers, read_dialogues(messages, answers["id"].unique()), needs)
+    found = judged_by_all(plan, answers, dialogues, needs)
     if found is None:  # the first process does the rest
         return
     answers, each = found
-    scores, votes = each[0] if len(each) == 1 else merged(each, rows_by_prompt(answers))
+    labelled = None
+    if (config := people(plan.judge)) is not None:
+        labelled = judged_by_people(config, answers, dialogues, place(LABELS, number))
+        each += labelled.each.values()
+    one = len(each) == 1 and labelled is None
+    scores, votes = each[0] if one else merged(each, rows_by_prompt(answers))
     answers = answers.assign(score=scores, scores=np.stack([judged.scores for judged in each], axis=1).tolist())
     tokenizer = ChatTokenizer(REFERENCE, format_pairs.template, format_pairs.template_options)
-    judge = to_jsonable_python(plan.judge)
+    judge = with_names(to_jsonable_python(plan.judge), labelled.each if labelled else ())
     new, counts = pairing.pair_table(answers, votes, plan, made, judge, tokenizer.stop_ids[0])
     table = pairing.carried(place(EARLIER, number), new)
     with writing(pairs) as folder:
         folder.mkdir()
-        pairing.write(folder, table, answers, counts | {"round": number})
+        said = {"people": labelled.summary} if labelled else {}
+        pairing.write(folder, table, answers, {**counts, "round": number, **said})
+        if labelled:
+            labelled.labels.to_csv(folder / "labels.csv", index=False, lineterminator="\n")
 
 
 if __name__ == "__main__":

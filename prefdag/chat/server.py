@@ -16,7 +16,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -100,19 +100,15 @@ class AnswerQueue:
             cancelled.set()
 
 
-def make_app(chat: "ChatModels", max_new_tokens: int) -> FastAPI:
-    """The application.
+def guarded_app(title: str, files: Mapping[str, str]) -> FastAPI:
+    """An application behind `Guard`, whose errors have one form.
 
     Args:
-        max_new_tokens: the longest answer to a request that does not set a limit.
+        files: media types of the files in `PAGE` that it serves, by name.
     """
     # FastAPI's documentation pages are off, since they load scripts from another host.
-    app = FastAPI(title="prefdag chat", docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(title=title, docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(Guard)  # outermost, so that every response has its headers
-    answers = AnswerQueue(chat)
-    numbers = itertools.count(1)
-    environment = Environment(loader=FileSystemLoader(PAGE), autoescape=True)
-    page = environment.get_template("index.html").render(max_new_tokens=max_new_tokens, limit=MAX_NEW_TOKENS)
 
     @app.exception_handler(RequestValidationError)
     async def malformed(_: Request, error: RequestValidationError) -> JSONResponse:
@@ -124,11 +120,6 @@ def make_app(chat: "ChatModels", max_new_tokens: int) -> FastAPI:
         message = ": ".join(filter(None, [where, first["msg"]]))
         return JSONResponse(error_body(_line(message), param=_line(where) or None), 400)
 
-    @app.exception_handler(PrefdagError)
-    async def refused(_: Request, error: PrefdagError) -> JSONResponse:
-        code = "context_length_exceeded" if isinstance(error, DataError) else None
-        return JSONResponse(error_body(str(error), param="messages", code=code), 400)
-
     @app.exception_handler(HTTPException)
     async def failed(request: Request, error: HTTPException) -> JSONResponse:
         """Whatever the frameworks refuse: unknown paths and methods, bodies that are not JSON."""
@@ -136,15 +127,35 @@ def make_app(chat: "ChatModels", max_new_tokens: int) -> FastAPI:
         message = messages.get(error.status_code, str(error.detail))
         return JSONResponse(error_body(_line(message)), error.status_code, error.headers)
 
+    @app.get("/{name}")
+    async def file(name: str) -> Response:
+        if name not in files:
+            return JSONResponse(error_body("not found"), 404)
+        return Response((PAGE / name).read_bytes(), media_type=files[name])
+
+    return app
+
+
+def make_app(chat: "ChatModels", max_new_tokens: int) -> FastAPI:
+    """The application.
+
+    Args:
+        max_new_tokens: the longest answer to a request that does not set a limit.
+    """
+    app = guarded_app("prefdag chat", FILES)
+    answers = AnswerQueue(chat)
+    numbers = itertools.count(1)
+    environment = Environment(loader=FileSystemLoader(PAGE), autoescape=True)
+    page = environment.get_template("index.html").render(max_new_tokens=max_new_tokens, limit=MAX_NEW_TOKENS)
+
+    @app.exception_handler(PrefdagError)
+    async def refused(_: Request, error: PrefdagError) -> JSONResponse:
+        code = "context_length_exceeded" if isinstance(error, DataError) else None
+        return JSONResponse(error_body(str(error), param="messages", code=code), 400)
+
     @app.get("/")
     async def index() -> Response:
         return Response(page, media_type="text/html")
-
-    @app.get("/{name}")
-    async def file(name: str) -> Response:
-        if name not in FILES:
-            return JSONResponse(error_body("not found"), 404)
-        return Response((PAGE / name).read_bytes(), media_type=FILES[name])
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:

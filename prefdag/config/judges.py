@@ -7,7 +7,7 @@ from pydantic import Discriminator, Field, Tag
 from prefdag.config.endpoint import EndpointUrl
 from prefdag.config.sources import ModelSource, PathSource
 from prefdag.config.verify import VerifyJudge
-from prefdag.runtime.types import Positive, PositiveInt, Text, shape, strict
+from prefdag.runtime.types import Count, Positive, PositiveInt, Text, shape, strict
 
 
 @strict
@@ -44,6 +44,14 @@ class EndpointJudge:
     )
 
 
+@strict
+class PeopleJudge:
+    """People, of rounds only: they label what `dvc repro` wrote, and it goes on when enough of them did."""
+
+    kind: Literal["people"]
+    labels: Count = 1  # people who must have labelled each comparison; 0: go on with the labels that there are
+
+
 Judge = Annotated[ImplicitJudge | RewardModelJudge | EndpointJudge | VerifyJudge, Field(discriminator="kind")]
 
 
@@ -52,18 +60,31 @@ def _one_or_several(value: Any) -> str:
     return "<list>" if isinstance(value, list) else "<mapping>"
 
 
+RoundJudge = Annotated[
+    ImplicitJudge | RewardModelJudge | EndpointJudge | VerifyJudge | PeopleJudge, Field(discriminator="kind")
+]
 # One judge, or several whose votes are merged.
 Judges = Annotated[
-    Annotated[Judge, Tag("<mapping>")] | Annotated[list[Judge], Field(min_length=2), Tag("<list>")],
+    Annotated[RoundJudge, Tag("<mapping>")] | Annotated[list[RoundJudge], Field(min_length=2), Tag("<list>")],
     Discriminator(_one_or_several),
 ]
 
 
-def named(judges: Judges, key: str = "judge") -> dict[str, Judge]:
+def named(judges: Judges, key: str = "judge") -> dict[str, RoundJudge]:
     """Judges by their keys in the section: `judge`, or `judge.0`, `judge.1`, ..."""
     return {f"{key}.{i}": each for i, each in enumerate(judges)} if isinstance(judges, list) else {key: judges}
 
 
-def is_trained(judge: Judge | None) -> bool:
+def is_trained(judge: RoundJudge | None) -> bool:
     """Whether the judge is the reward model that the stage reward_model trains."""
     return isinstance(judge, RewardModelJudge) and judge.source == "trained"
+
+
+def automatic(judges: Judges) -> dict[str, Judge]:
+    """Those that are no people, by their keys: what a program asks by itself."""
+    return {name: each for name, each in named(judges).items() if not isinstance(each, PeopleJudge)}
+
+
+def people(judges: Judges) -> PeopleJudge | None:
+    """The people among them, if there are any."""
+    return next((each for each in named(judges).values() if isinstance(each, PeopleJudge)), None)

@@ -6,7 +6,16 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from prefdag.config.judges import EndpointJudge, Judge, Judges, RewardModelJudge, named
+from prefdag.config.judges import (
+    EndpointJudge,
+    Judge,
+    Judges,
+    PeopleJudge,
+    RewardModelJudge,
+    RoundJudge,
+    automatic,
+    named,
+)
 from prefdag.config.samplers import LocalSampler, SamplingServer
 from prefdag.config.sources import Source
 from prefdag.config.verify import VerifyJudge
@@ -88,8 +97,8 @@ class Pairing:
 
     @model_validator(mode="after")
     def _several(self) -> Self:
-        if self.select.by == "disagreement" and not isinstance(self.judge, list):
-            raise ValueError("select.by 'disagreement' is between several judges; make judge a list")
+        if self.select.by == "disagreement" and len(automatic(self.judge)) < 2:
+            raise ValueError("select.by 'disagreement' is between several judges who are no people; list two in judge")
         return self
 
 
@@ -129,13 +138,15 @@ class Round(Sampling, Sampler, Pairing, Continuing, Stopping, Computing):
         return self
 
 
-def identity(judge: Judge) -> Any:
+def identity(judge: RoundJudge) -> Any:
     """What tells one judge from another: not how it is asked, nor by which principles."""
     match judge:
         case RewardModelJudge(source=source):
             return source
         case EndpointJudge(url=url, model=model):
             return url, model
+        case PeopleJudge():
+            return "people"
         case VerifyJudge(checks=checks, combine=combine):
             return [replace(check, name=None) for check in checks], combine
     return judge

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 from pydantic_core import to_jsonable_python
 
-from prefdag.config.judges import Judge, named
+from prefdag.config.judges import RoundJudge, named
 from prefdag.config.round import NUMBERS, Round, RoundNumber
 from prefdag.lifecycle.errors import suggestion
 from prefdag.runtime.types import strict
@@ -44,9 +44,9 @@ class Rounds(Round):
             place = ".".join(("overrides", str(number), *keys))
             raise ValueError(f"{place}: {first['msg'].removeprefix('Value error, ')}") from None
 
-    def judges(self) -> dict[str, list[Judge]]:
+    def judges(self) -> dict[str, list[RoundJudge]]:
         """The judges of all rounds that are on, by key in params.yaml."""
-        found: dict[str, list[Judge]] = {}
+        found: dict[str, list[RoundJudge]] = {}
         for number in NUMBERS[: self.count]:
             own = self.round(number)
             for name, judge in named(own.judge).items():

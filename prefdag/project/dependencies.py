@@ -16,7 +16,7 @@ from prefdag.runtime.artifacts import sha256
 LIBRARY = "requirements.txt"  # pins the library in a project that `prefdag init` made, which has only its stages
 CODE = ("prefdag/", "stages/")
 CACHE = "__pycache__"  # which modules name too
-ARTIFACT = re.compile(r"(data|models|reports|evals)/\S+|\$\{item\.\w+\}")
+ARTIFACT = re.compile(r"(data|models|reports|evals|labels)/\S+|\$\{item\.\w+\}")
 
 # Modules that cannot change an output (see docs/pipeline.md), with the reason.
 EXEMPT: Mapping[str, str] = {

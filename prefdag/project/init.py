@@ -14,6 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from prefdag.config.round import NUMBERS
 from prefdag.lifecycle.errors import DataError, PrefdagError
 from prefdag.project import dag, profiles
 from prefdag.project.shipped import FILES
@@ -35,6 +36,8 @@ COPIED = [
 ]
 TEMPLATES = Path(__file__).with_name("templates")
 WRITTEN = {"README.md": "README.md.j2", ".github/workflows/pipeline.yml": "pipeline.yml.j2"}
+LABELS = "labels"  # of people, a folder for each round; Git keeps an empty one for a file in it
+KEEP = ".gitkeep"
 WHEELS = "wheels"  # a library that was installed from a file goes along in this folder
 
 
@@ -67,6 +70,9 @@ def init(folder: Path, profile: str = profiles.DEFAULT) -> list[str]:
         new.mkdir()
         for name in COPIED:
             _copy(FILES / name, new / name)
+        for number in NUMBERS:
+            (new / LABELS / f"round-{number}").mkdir(parents=True)
+            (new / LABELS / f"round-{number}" / KEEP).touch()
         (new / "requirements.txt").write_text(
             "# The library that runs the stages. Every stage depends on this file: another version reruns the pipeline.\n"
             f"{pin.requirement}\n",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from prefdag.config.judges import EndpointJudge, ImplicitJudge, named
+from prefdag.config.judges import EndpointJudge, ImplicitJudge, automatic
 from prefdag.config.verify import VerifyJudge
 from prefdag.lifecycle.launcher import rank
 from prefdag.rounds import judging, selecting
@@ -23,11 +23,12 @@ if TYPE_CHECKING:
 def judged_by_all(
     plan: "JudgePlan", answers: pd.DataFrame, dialogues: Mapping[str, "Asked"], needs: "Needs"
 ) -> tuple[pd.DataFrame, list[Judged]] | None:
-    """The answers to the prompts that the plan selects, and what each judge says of them. None on all processes but the first.
+    """The answers to the prompts that the plan selects, and what each judge but people says of them. None on all
+    processes but the first.
 
     An endpoint, which may cost money, is asked about no other prompts, unless they are selected by its own disagreement.
     """
-    judges, select, budget = named(plan.judge), plan.select.by, plan.select.budget or 0
+    judges, select, budget = automatic(plan.judge), plan.select.by, plan.select.budget or 0
     found: dict[str, Judged] = {}
 
     def ask(*kinds: type) -> None:

@@ -77,11 +77,12 @@ def pair_table(
 
     Args:
         answers: as `sampling.sampled` made them, the judged ones, with `prompt`, `score` and `scores`, of each judge.
-        votes: of the judge, on rows of `answers`. Those of several judges give a pair its preference.
+        votes: of the judge, on rows of `answers`. Those of several judges, or of people, give a pair its preference.
         made: the samples' `round`, `policy`, `sampler` and `seed`.
         judge: the judge as in params.yaml.
         stop_id: ends an answer that was cut. As in data/pairs, it is not scored.
     """
+    merged = isinstance(judge, list) or judge["kind"] == "people"
     rows: list[dict[str, Any]] = []
     generator = np.random.default_rng([plan.seed, int(made["round"])])
     groups = list(answers.groupby("id", sort=False))
@@ -103,7 +104,7 @@ def pair_table(
                 "prompt_id": key,
                 "prompt": chosen["prompt"],
                 "prompt_ids": chosen["prompt_ids"],
-                "preference": preferred if isinstance(judge, list) else 1.0,
+                "preference": preferred if merged else 1.0,
             }
             for side, answer in (("chosen", chosen), ("rejected", rejected)):
                 ids = list(map(int, answer["ids"]))
@@ -125,7 +126,7 @@ def carried(earlier: Path, new: pa.Table) -> pa.Table:
     return pa.concat_tables([read_table(path), new]) if path.exists() else new
 
 
-def write(folder: Path, table: pa.Table, answers: pd.DataFrame, summary: Mapping[str, int]) -> None:
+def write(folder: Path, table: pa.Table, answers: pd.DataFrame, summary: Mapping[str, Any]) -> None:
     """Write the pairs of all rounds so far, the scored answers of this one, and the summary.
 
     Without a new pair there is nothing to train on: the file `off` then ends the rounds here.

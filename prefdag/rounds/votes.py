@@ -5,6 +5,7 @@ from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
+from scipy.sparse.csgraph import connected_components
 
 from prefdag.pairs.annotators import bradley_terry
 
@@ -51,7 +52,7 @@ def merged(each: Sequence[Judged], prompts: Iterable[Sequence[int]]) -> Judged:
     """Several judges as one, as `annotators.merge_annotators` merges people: one vote of each, Bradley-Terry strengths.
 
     A merged vote is the probability that the first answer is preferred. The score of an answer is the mean of that over the
-    prompt's other answers.
+    prompt's other answers. Answers without a vote, or with none that links them to most others, have no score.
 
     Args:
         prompts: the rows of the answers to each prompt.
@@ -63,8 +64,8 @@ def merged(each: Sequence[Judged], prompts: Iterable[Sequence[int]]) -> Judged:
         for a, b in combinations(range(len(rows)), 2):
             cast = np.array([judged.votes[rows[a], rows[b]].value for judged in each])
             wins[a, b], wins[b, a] = np.nansum(cast), np.nansum(1 - cast)
-        known = np.flatnonzero((wins + wins.T).any(axis=0)).tolist()
-        if not known:
+        known = _linked(wins)
+        if len(known) < 2:
             continue
         preferences = bradley_terry(wins[np.ix_(known, known)]).round(DIGITS)
         own = [rows[place] for place in known]
@@ -72,6 +73,12 @@ def merged(each: Sequence[Judged], prompts: Iterable[Sequence[int]]) -> Judged:
         for a, b in combinations(range(len(own)), 2):
             votes[own[a], own[b]] = Vote(float(preferences[a, b]))
     return Judged(scores, votes)
+
+
+def _linked(wins: np.ndarray) -> list[int]:
+    """The answers that votes link, as a chain of comparisons; the largest such group, since two groups cannot be compared."""
+    _, group = connected_components(wins + wins.T, directed=False)
+    return np.flatnonzero(group == np.bincount(group).argmax()).tolist()
 
 
 def only(judged: Judged, rows: Sequence[int]) -> Judged:

@@ -385,6 +385,7 @@ def write_rounds(folder: Path) -> None:
             (folder / f"data/rounds/{number}/{name}").mkdir(parents=True)
         pd.DataFrame(answered).to_parquet(folder / f"data/rounds/{number}/samples/answers.parquet")
         pd.DataFrame(pairs).to_parquet(folder / f"data/rounds/{number}/pairs/train.parquet")
+        write_json(folder / f"data/rounds/{number}/pairs/summary.json", {"round": number, "pairs": 3})
 
 
 class Page(HTMLParser):

@@ -262,7 +262,7 @@ FLOORS = [
         "check_params recorded sources stats tracking",
         "formats tokenizer",
         "pairs train",
-        "images dpo health",
+        "images dpo health labelling",
         "gate text image own_losses",
         "rounds",
         "report",

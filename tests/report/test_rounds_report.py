@@ -12,6 +12,7 @@ from report_inputs import HOSTILE, Page, write_inputs, write_rounds
 from prefdag.check_params import check_params
 from prefdag.config.params import Params
 from prefdag.report.text import rounds
+from prefdag.runtime.artifacts import write_json
 from prefdag.runtime.yaml import read_yaml
 from stages import report
 
@@ -133,6 +134,35 @@ def test_a_judge_of_the_test_prompts_that_made_the_pairs_is_named(
     assert "Its judge is the one that made the pairs , so it is no independent evidence" in text
     assert "No stopping judge was set, so nothing checks that judge." in text
     assert "Pairs of the last round" not in text
+
+
+def test_people_and_their_agreement_are_named(folder: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """People alone have no win rate on validation answers: no figure, and a dash in the table."""
+    monkeypatch.chdir(folder)
+    table, summary = Path("reports/rounds/table.csv"), Path("data/rounds/2/pairs/summary.json")
+    kept = {path: path.read_bytes() for path in (table, summary)}
+    rows = pd.read_csv(table)
+    rows.loc[:, rows.columns.str.contains("win_rate|length_controlled|agreement|gap")] = float("nan")
+    rows.to_csv(table, index=False)
+    people = {"people": 2, "labels": 30, "comparisons": 20, "ties": 1, "skipped": 0, "compared_twice": 10}
+    write_json(summary, {"people": people | {"agreement": 0.8, "kappa": 0.612}})
+    changes = {"judge": {"kind": "people"}, "stopping_judge": None, "count": 2}
+    report.main(settings(root, rounds=changes))
+    page = Page(Path("reports/index.html").read_text("utf-8"))
+    for path, content in kept.items():
+        path.write_bytes(content)
+    assert "The judge that made the pairs is people." in page.text
+    assert (
+        "In the last round, 2 people gave 30 labels on 20 comparisons; where two people compared the same answers, they agree "
+        "in 80.0% of the cases, n = 10 (Fleiss’ kappa 0.61)."
+    ) in page.text
+    assert not any("round 1, judge:" in (a["aria-label"] or "") for tag, a in page.tags if tag == "svg")
+    alone = rounds.labelled({**people, "people": 1, "labels": 1, "comparisons": 1})
+    assert alone == [
+        "In the last round, 1 person gave 1 label on 1 comparison; no comparison has votes of two people, so their "
+        "agreement is unknown."
+    ]
+    assert rounds.labelled(None) == []
 
 
 def test_several_judges_are_all_named() -> None:

@@ -519,6 +519,76 @@ def test_several_judges_are_merged() -> None:
     assert read_json(Path("reports/rounds/1.json"))["judge"]["n"] == 7
 
 
+def say(folder: Path, name: str, outcome: Any) -> None:
+    """Labels of a person on all that is to be labelled, as in a filled table. `outcome` is given both answers."""
+    table = pd.read_csv("labels/to_label/round-1/to_label.csv", keep_default_na=False)
+    table["outcome"] = [outcome(first, second) for first, second in zip(table["first"], table["second"], strict=True)]
+    folder.mkdir(parents=True, exist_ok=True)
+    table.to_csv(folder / f"{name}.csv", index=False)
+
+
+@pytest.mark.usefixtures("project", "one_thread")
+def test_people_label_and_the_round_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It stops with one line; labels come; the pairs are those that the labels say, with the share of the people."""
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    labels = Path("labels/round-1")
+    plan(count=1, samples=2, prompts=5, judge={"kind": "people"}, select={"by": "random", "budget": 4})
+    sample_round.main(1, FORMAT)
+    stops = r"^labels/round-1: (\d) of \1 comparisons wait for the label of a person; `prefdag label 1` shows them"
+    with pytest.raises(DataError, match=stops):
+        judge_round.main(1, BETA, "sigmoid", OPTIONS, FORMAT)
+    assert not Path("data/rounds/1/pairs").exists()
+    say(labels, "ann", lambda first, second: "first" if first < second else "second")
+    say(labels, "bob", lambda first, second: "tie")
+    judge_round.main(1, BETA, "sigmoid", OPTIONS, FORMAT)
+    table, summary = pairs(1), read_json(Path("data/rounds/1/pairs/summary.json"))
+    asked = pd.read_csv("labels/to_label/round-1/to_label.csv")
+    assert len(table) == len(asked) == summary["people"]["compared_twice"] > 1
+    assert (table["chosen"] < table["rejected"]).all()
+    assert set(table["preference"]) == {0.75}  # one vote and a half of two
+    assert {(tuple(row["chosen_scores"]), tuple(row["rejected_scores"])) for row in table.to_dict("records")} == {
+        ((1.0, 0.5), (0.0, 0.5))
+    }
+    assert json.loads(table["judge"][0]) == {"kind": "people", "labels": 1, "people": ["ann", "bob"]}
+    used = pd.read_csv("data/rounds/1/pairs/labels.csv")
+    assert used["annotator"].tolist() == ["ann", "bob"] * len(asked)
+    assert set(used["prompt_id"]) == set(table["prompt_id"])
+    before = sha256(Path("data/rounds/1/pairs"))
+    judge_round.main(1, BETA, "sigmoid", OPTIONS, FORMAT)
+    assert sha256(Path("data/rounds/1/pairs")) == before
+    # A label more: eve is for the other answer.
+    say(labels, "eve", lambda first, second: "second" if first < second else "first")
+    judge_round.main(1, BETA, "sigmoid", OPTIONS, FORMAT)
+    assert read_json(Path("data/rounds/1/pairs/summary.json"))["pairs"] == 0
+    (labels / "eve.csv").unlink()
+    judge_round.main(1, BETA, "sigmoid", OPTIONS, FORMAT)
+    dpo_round.main(1, BETA, "sigmoid", SEED, OPTIONS, {}, DPO)
+    evaluate_round.main(1, BETA, "sigmoid", OPTIONS, FORMAT)
+    assert read_json(Path("reports/rounds/1.json"))["judge"] == {"n": 5}
+    assert chosen()["round"] == 1
+    rows = pd.read_csv(select_policy.TABLE)
+    assert rows["win_rate"].isna().all()
+    assert rows["n"].tolist()[1] == 5
+    assert "judge_exploitation" in health().not_checked
+
+
+@pytest.mark.usefixtures("project")
+def test_people_and_a_program_are_merged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A person and a program have a vote each; the scores of a pair are the program's, then the person's."""
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    plan(count=1, samples=2, judge=[{"kind": "people"}, {"kind": "verify", "checks": [GOOD]}])
+    sample_round.main(1, FORMAT)
+    with pytest.raises(DataError, match="comparisons wait for the label of a person"):
+        judge_round.main(1, BETA, "sigmoid", OPTIONS, FORMAT)
+    say(Path("labels/round-1"), "ann", lambda first, second: "first" if len(first) > len(second) else "second")
+    judge_round.main(1, BETA, "sigmoid", OPTIONS, FORMAT)
+    for row in pairs(1).to_dict("records"):
+        good = [float("good" in row[side]) for side in ("chosen", "rejected")]
+        assert [row[f"{side}_scores"][0] for side in ("chosen", "rejected")] == good
+        votes = [(1 + np.sign(good[0] - good[1])) / 2, row["chosen_scores"][1]]
+        assert row["preference"] == np.mean(votes) > 0.5
+
+
 # Start and reference
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from prefdag.config.params import Params
 
 MOST = 2  # pairs shown
-OF_ROUNDS = {**JUDGES, "implicit": "the implicit reward of the policy before the round"}
+OF_ROUNDS = {**JUDGES, "people": "people", "implicit": "the implicit reward of the policy before the round"}
 SHARES = {
     "win_rate": "Win rate against the policy before, by the judge",
     "length_controlled": "– length-controlled",
@@ -43,11 +43,12 @@ COUNTS = {"pairs": "Pairs kept", "prompts_kept": "Prompts with a pair", "prompts
 
 @dataclass(frozen=True)
 class Rounds:
-    """The table of rounds that ran, what select_policy chose, and the new pairs of the last round that ran."""
+    """The table of rounds that ran, what select_policy chose, and of the last round that ran its new pairs and its people."""
 
     table: pd.DataFrame
     chosen: Mapping[str, Any]
     pairs: pd.DataFrame
+    people: Mapping[str, Any] | None  # as `agreement.summary`; None if no people labelled
 
 
 def read_rounds(table: Path, chosen: Path, pairs: Sequence[Path]) -> Rounds | None:
@@ -56,7 +57,8 @@ def read_rounds(table: Path, chosen: Path, pairs: Sequence[Path]) -> Rounds | No
         return None
     last = int(rows["round"].iloc[-1])
     every = read_table(pairs[last - 1] / "train.parquet").to_pandas()
-    return Rounds(rows, read_json(chosen), every[every["round"] == last])
+    people = read_json(pairs[last - 1] / "summary.json").get("people")
+    return Rounds(rows, read_json(chosen), every[every["round"] == last], people)
 
 
 def view(rounds: Rounds, params: "Params") -> dict[str, Any]:
@@ -66,7 +68,7 @@ def view(rounds: Rounds, params: "Params") -> dict[str, Any]:
     return {
         "summary": summary(rounds, params),
         "n": number(int(records[-1]["n"])),
-        "judges": judges(rounds, params),
+        "judges": " ".join([judges(rounds, params), *labelled(rounds.people)]),
         "not_independent": identity(params.judge_text.judge) in made,
         "titles": [_title(row) for row in records],
         "rows": lines(records),
@@ -95,6 +97,21 @@ def judges(rounds: Rounds, params: "Params") -> str:
         return f"The judge that made the pairs is {made}. No stopping judge was set, so nothing checks that judge."
     other = " or ".join(dict.fromkeys(OF_ROUNDS.get(each.kind, each.kind) for each in stopping))
     return f"The judge that made the pairs is {made}; the stopping judge, which did not, is {other}."
+
+
+def labelled(people: Mapping[str, Any] | None) -> list[str]:
+    """How many people labelled the last round, and how far they agree; empty without people."""
+    if people is None:
+        return []
+    said = (
+        f"In the last round, {people['people']} {'person' if people['people'] == 1 else 'people'} gave {people['labels']} "
+        f"{plural('label', people['labels'])} on {people['comparisons']} {plural('comparison', people['comparisons'])}"
+    )
+    if "agreement" not in people:
+        return [f"{said}; no comparison has votes of two people, so their agreement is unknown."]
+    kappa = f" (Fleiss’ kappa {people['kappa']:.2f})" if "kappa" in people else ""
+    agreed = f"where two people compared the same answers, they agree in {percent(people['agreement'])} of the cases"
+    return [f"{said}; {agreed}, n = {people['compared_twice']}{kappa}."]
 
 
 def _of_rounds(rounds: Rounds, params: "Params", key: str) -> list[Any]:
@@ -143,13 +160,13 @@ def _cell(row: Mapping[Any, Any], column: str, write: Any) -> tuple[str, str]:
 
 def panels(table: pd.DataFrame) -> list[Panel]:
     """Win rates and KL by round."""
+    kl = {"kl_to_reference": ("policy", "")}
     judges = {"win_rate": ("first", "judge"), "stopping_win_rate": ("second", "stopping judge")}
-    rates = Markup(by_round(table, judges, name="rounds-win-rate", level=0.5, as_percent=True))
-    kl = Markup(by_round(table, {"kl_to_reference": ("policy", "")}, name="rounds-kl"))
-    return [
-        Panel("Win rate against the policy before", rates),
-        Panel("KL to the first reference, nats per response", kl),
-    ]
+    found = [Panel("KL to the first reference, nats per response", Markup(by_round(table, kl, name="rounds-kl")))]
+    if table[list(judges)].notna().any(axis=None):  # people alone do not judge validation answers
+        rates = Markup(by_round(table, judges, name="rounds-win-rate", level=0.5, as_percent=True))
+        found.insert(0, Panel("Win rate against the policy before", rates))
+    return found
 
 
 def by_round(
