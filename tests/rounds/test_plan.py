@@ -141,7 +141,7 @@ def test_rounds_with_other_seeds_take_other_prompts_too() -> None:
         ({"overrides": {"2": {"judge": [IMPLICIT]}}}, "rounds: overrides.2.judge: List should have at least 2"),
         (
             {"select": {"by": "disagreement", "budget": 3}},
-            "rounds: select.by 'disagreement' is between several judges; make judge a list",
+            "rounds: select.by 'disagreement' is between several judges who are no people; list two in judge",
         ),
         ({"select": {"by": "uncertainty", "budget": None}}, "rounds.select: by 'uncertainty' needs a budget"),
         ({"overrides": {"4": {}}}, "rounds: overrides.4: no such round; choose from 1, 2, 3"),

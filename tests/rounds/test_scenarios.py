@@ -22,15 +22,15 @@ from prefdag.runtime.dvc_files import read_dag, script
 from prefdag.runtime.yaml import read_yaml
 from stages import plan_rounds, sample_round, select_policy
 
-INPUTS = (
-    *("data/pairs", "data/validated/pairs.parquet", "models/reference"),
-    "reports/validation/formatted/summary.json",
-)
+FOLDERS = ("data/", "models/", "reports/")
 DAG = {
     name: entry
     for name, entry in read_dag(ROOT / "dvc.yaml").items()
     if script(name).endswith("_round") or name in ("plan_rounds", "select_policy")
 }
+MADE = {out for entry in DAG.values() for out in dag.names(entry, "outs")}
+# What other stages make.
+INPUTS = {dep for entry in DAG.values() for dep in dag.names(entry, "deps") if dep.startswith(FOLDERS)} - MADE
 STAGES = ("sample_round", "judge_round", "dpo_round", "evaluate_round")
 # A stage runs after those that make its inputs.
 ORDER = ["plan_rounds", *(f"{name}@{number}" for number in (1, 2, 3) for name in STAGES), "select_policy"]
@@ -45,7 +45,7 @@ def of(*numbers: int) -> set[str]:
 def repro(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Repro:
     """Runs what has changed, given the settings of rounds and the rounds that fail; returns the names of what ran."""
     monkeypatch.chdir(tmp_path)
-    for name in (*INPUTS, "models/dpo_text"):
+    for name in INPUTS:
         Path(name).mkdir(parents=True)
         (Path(name) / "file").write_text(name)
     known: dict[str, str] = {}
@@ -80,7 +80,7 @@ def repro(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Repro:
         (out / "hash").write_text(key(name, params))
 
     def key(name: str, params: dict[str, Any]) -> str:
-        deps = [dep for dep in dag.names(DAG[name], "deps") if dep.startswith(("data/", "models/", "reports/"))]
+        deps = [dep for dep in dag.names(DAG[name], "deps") if dep.startswith(FOLDERS)]
         read = {dep: sha256(Path(dep)) for dep in deps}
         values = {each: params[each] for each in DAG[name].get("params", [])}
         return hashlib.sha256(json.dumps([read, values], sort_keys=True).encode()).hexdigest()

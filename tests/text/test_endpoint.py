@@ -14,11 +14,12 @@ import pytest
 from judge_server import Server, completion, prefers
 from judging import contests_of, write_two_contests
 
-from prefdag.check_params import load_params
+from prefdag.check_params import check_params, load_params
 from prefdag.config.judges import EndpointJudge
 from prefdag.config.loss_options import LossOptions
 from prefdag.lifecycle.errors import ParamsError, SourceError
 from prefdag.runtime.artifacts import write_json
+from prefdag.runtime.yaml import read_yaml
 from prefdag.text import endpoint as http
 from prefdag.text.evaluation import endpoint, judge
 from stages import judge_text
@@ -206,14 +207,10 @@ def test_an_invalid_key_is_refused_without_showing_it(key: str, monkeypatch: pyt
     "url", ["https://me:secret@host/v1", "https://host/v1?key=x", "host/v1", "ftp://host", "https://"]
 )
 def test_an_address_with_secrets_or_without_a_scheme_is_refused(url: str, root: Path, tmp_path: Path) -> None:
-    old = "judge: {kind: implicit}"
-    text = (root / "params.yaml").read_text("utf-8")
-    start = text.index("\njudge_text:")
-    assert old in text[start:]
-    new = f"judge: {{kind: endpoint, url: '{url}', model: m, max_tokens: 1, timeout: 1}}"
-    (tmp_path / "params.yaml").write_text(text[:start] + text[start:].replace(old, new, 1))
+    tree = read_yaml(root / "params.yaml")
+    tree["judge_text"]["judge"] = {"kind": "endpoint", "url": url, "model": "m", "max_tokens": 1, "timeout": 1.0}
     with pytest.raises(ParamsError, match=r"judge_text.judge.url: string should match"):
-        load_params(tmp_path / "params.yaml")
+        check_params(tree, tmp_path / "params.yaml")
 
 
 def test_the_stage_writes_its_verdicts_but_never_the_key(
