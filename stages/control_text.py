@@ -5,6 +5,7 @@ from pathlib import Path
 
 from prefdag.config.control_text import ControlText
 from prefdag.config.dpo_text import DpoText
+from prefdag.lifecycle.launcher import rank
 from prefdag.runtime.artifacts import writing
 from prefdag.runtime.stage import distributed_stage
 from prefdag.runtime.types import Count
@@ -17,9 +18,10 @@ CONTROL = Path("models/control_text")
 @distributed_stage
 def main(seed: Count, dpo_text: DpoText, control_text: ControlText) -> None:
     if not control_text.train:
-        with writing(CONTROL) as folder:
-            folder.mkdir()
-            (folder / "off").touch()
+        if rank() == 0:
+            with writing(CONTROL) as folder:
+                folder.mkdir()
+                (folder / "off").touch()
         return
 
     from prefdag.text import trainable
