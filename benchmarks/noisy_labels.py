@@ -4,10 +4,10 @@
     python -m benchmarks.noisy_labels table         the tables of docs/noisy_labels.md
 
 FOLDER is a pipeline run: each seed splits its validated images again. A reference is warmed up on 500 images with right
-labels. Then people compare two classes on 1,500 others, and the arms continue from the reference on their answers, with
-the same steps. To afford a grid on one core, only the last of the four blocks and the head are trained, without shifts, on what
-the reference's first three blocks make of an image; one setting trains the whole network. An arm's settings are those of its tries with the lowest cross-entropy on
-the first seed's validation split, whose labels are right.
+labels. Then people compare two classes on 1,500 others, and the arms continue from the reference on their answers, with the
+same steps. To afford a grid on one core, they train only the last of the four blocks and the head, without shifts, on what the
+reference's first three blocks make of an image; one setting trains the whole network. An arm's settings are those of its three
+tries with the lowest cross-entropy on the first seed's validation split, whose labels are right.
 """
 
 import argparse
@@ -226,8 +226,8 @@ class Setting:
 
 SETTINGS: Mapping[str, Setting] = {
     "top two, 40% wrong": Setting("top two", (0.4,)),
-    "top two, 40% wrong, whole network": Setting("top two", (0.4,), whole=True),
     "random, 40% wrong": Setting("random", (0.4,)),
+    "top two, 40% wrong, whole network": Setting("top two", (0.4,), whole=True),
     "top two, five annotators": Setting("top two", ANNOTATORS),
     "top two, 0% wrong": Setting("top two", (0.0,)),
     "random, 40% wrong, reference trained on them": Setting("random", (0.4,), same=True),
