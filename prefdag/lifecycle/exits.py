@@ -43,6 +43,7 @@ LIGHTER = {
             "sft_ref": "sft_ref",
             "reward_model": "reward_model",
             "dpo_text": "dpo_text",
+            "control_text": "dpo_text",
             "dpo_round": "dpo_text",
         }.items()
     },

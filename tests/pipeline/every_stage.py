@@ -19,7 +19,7 @@ from prefdag.runtime.dvc_files import names, read_dag
 
 COMPUTED = ["ref_logps", "ref_evals", "evaluate_text", "answer_text", "judge_text", "evaluate_image"]
 COMPUTED += ["sample_round@1", "judge_round@1", "evaluate_round@1"]
-TRAINED = ["sft_ref", "resnet_warmup", "dpo_text", "dpo_image", "control_image", "dpo_round@1"]
+TRAINED = ["sft_ref", "resnet_warmup", "control_text", "dpo_text", "dpo_image", "control_image", "dpo_round@1"]
 SHARDED = ["sft_ref", "dpo_text", "ref_logps", "ref_evals", "evaluate_text", "answer_text", "judge_text"]
 STARTS = {
     "sft_ref": "models/base",
@@ -30,6 +30,7 @@ STARTS = {
 BOUNDS = {
     "sft_ref": 1e-3,
     "dpo_text": 1e-3,
+    "control_text": 1e-3,
     "dpo_round@1": 1e-3,
     "dpo_image": 1e-2,
     "control_image": 1e-2,
@@ -48,6 +49,7 @@ LEFT_OUT = (
     "dpo_text",
     "dpo_image",
     "control_image",
+    "control_text",
     "policy",
 )
 

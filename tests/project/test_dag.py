@@ -174,7 +174,16 @@ def test_a_stage_that_takes_params_depends_on_every_key() -> None:
 
 # What an edit reruns
 
-TRAININGS = {"sft_ref", "reward_model", "resnet_warmup", "control_image", "dpo_text", "dpo_image", "dpo_round"}
+TRAININGS = {
+    "sft_ref",
+    "reward_model",
+    "resnet_warmup",
+    "control_image",
+    "control_text",
+    "dpo_text",
+    "dpo_image",
+    "dpo_round",
+}
 
 
 def reruns(path: str, stages: dict[str, Any]) -> set[str]:
