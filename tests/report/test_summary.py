@@ -36,8 +36,8 @@ def test_the_command_prints_five_lines(folder: Path, monkeypatch: pytest.MonkeyP
     assert done.exit_code == 0, done.output
     assert done.stdout.splitlines() == [
         "Text, pairs ranked right  50% before DPO (chance), 67.5% after (95% interval 53.5–81.5%, n = 40): better than chance",
-        "Text, answers             better than the reference’s in 100.0% (95% interval 60.3–100.0%, n = 1, judge: implicit, "
-        "which favours the policy): the judge prefers the policy’s answers",
+        "Text, answers             better than the reference’s in 100.0% of 1 (95% interval 60.3–100.0%), judged by the "
+        "policy’s own implicit reward, which favours the policy: the judge prefers the policy’s answers",
         "Text, KL and perplexity   0.0312 nats per token from the reference; perplexity 10.49 before DPO, 9.97 after: lower",
         "Images, accuracy          95.0% before DPO, 95.7% after (95% interval 93.7–97.7%, n = 300); difference +0.7 points: "
         "no significant difference",
@@ -81,8 +81,9 @@ def test_scores_and_the_control_stand_in_the_line_on_answers(metrics: dict[str, 
     against = {"greedy": rates(0.6, 0.45, 0.575), "sampled": rates(0.5, 0.4, 0.55)}
     metrics["win_rate"] = {"verify": against | {"control": {name: rates(0.6, 0.48, 0.56) for name in against}}}
     assert lines(**metrics, report="x")[1] == (
-        "Text, answers             score 45.0% before DPO, 60.0% after, 48.0% after as much cross-entropy; better than the "
-        "reference’s in 57.5% (95% interval 52.5–62.5%, n = 150, judge: verify): the judge prefers the policy’s answers"
+        "Text, answers             score 45.0% before DPO, 60.0% after (95% interval 60.0–60.0%), 48.0% after as much "
+        "cross-entropy; better than the reference’s in 57.5% of 150 (95% interval 52.5–62.5%), judged by a program that checks "
+        "each answer: the judge prefers the policy’s answers"
     )
     del metrics["win_rate"]["verify"]["control"]
     assert "cross-entropy" not in lines(**metrics, report="x")[1]

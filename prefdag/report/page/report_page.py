@@ -39,7 +39,7 @@ def render(results: "Results", params: "Params") -> str:
             source_name=provenance.source_name,
             text=text,
             paired=paired,
-            text_conclusion=text_sentences.conclusion(text.metrics),
+            text_conclusion=text_sentences.conclusion(text.metrics, text.answers.win_rate),
             cut=text_sentences.cut(results.pairs.formatted),
             text_numbers=text_panels.key_numbers(text),
             text_curves=text_panels.curves(text),

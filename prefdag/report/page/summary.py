@@ -97,7 +97,7 @@ def lines(text: Metrics, win_rate: Metrics, image: Metrics, report: str) -> list
             f"50% before DPO (chance), {percent(accuracy.value)} after (95% interval {percent_span(accuracy)}, {rows}): "
             f"{chance.get(accuracy.against(0.5), 'worse than chance')}"
         ),
-        "Text, answers": _answers(win_rate),
+        "Text, answers": answers.effect(win_rate),
         "Text, KL and perplexity": (
             f"{number(heldout['kl'], 4)} nats per token from the reference; perplexity {perplexity[0]} before DPO, "
             f"{perplexity[1]} after: {nats}"
@@ -111,20 +111,3 @@ def lines(text: Metrics, win_rate: Metrics, image: Metrics, report: str) -> list
     }
     width = max(map(len, shown))
     return [f"{title:<{width}}  {line}" for title, line in shown.items()]
-
-
-def _answers(win_rate: Metrics) -> str:
-    """What the judge says of greedy answers: the scores, if it gives any, and how often it prefers the policy's."""
-    (judge,) = win_rate
-    against = {row["against"]: row for row in answers.wins(win_rate) if row["decoding"] == "greedy"}
-    reference, control = against["reference"], against.get("control")
-    caution = ", which favours the policy" if judge == "implicit" else ""
-    preferred = (
-        f"better than the reference’s in {percent(reference['rate'].value)} (95% interval "
-        f"{percent_span(reference['rate'])}, n = {number(reference['n'])}, judge: {judge}{caution}): {reference['conclusion']}"
-    )
-    if reference["policy_score"] is None:
-        return preferred
-    trained = f", {percent(control['other_score'].value)} after as much cross-entropy" if control else ""
-    before, after = percent(reference["other_score"].value), percent(reference["policy_score"].value)
-    return f"score {before} before DPO, {after} after{trained}; {preferred}"

@@ -207,6 +207,23 @@ def sentence(win_rate: Mapping[str, Any]) -> str:
     return f"{first} Over the control, trained by cross-entropy on the same budget: {'; '.join(parts['control'])}."
 
 
+def effect(win_rate: Mapping[str, Any]) -> str:
+    """What the judge says of greedy answers, without a full stop: the scores, if any, and how often the policy's win."""
+    (kind,) = win_rate
+    against = {row["against"]: row for row in wins(win_rate) if row["decoding"] == "greedy"}
+    reference, control = against["reference"], against.get("control")
+    caution = ", which favours the policy" if kind == "implicit" else ""
+    preferred = (
+        f"better than the reference’s in {percent(reference['rate'].value)} of {number(reference['n'])} (95% interval "
+        f"{percent_span(reference['rate'])}), judged by {JUDGES[kind]}{caution}: {reference['conclusion']}"
+    )
+    if reference["policy_score"] is None:
+        return preferred
+    after = f"{percent(reference['policy_score'].value)} after (95% interval {percent_span(reference['policy_score'])})"
+    trained = f", {percent(control['other_score'].value)} after as much cross-entropy" if control else ""
+    return f"score {percent(reference['other_score'].value)} before DPO, {after}{trained}; {preferred}"
+
+
 def examples(answers: Answers, count: int) -> list[dict[str, Any]]:
     """The first `count` prompts of the split, so that none is hand-picked, with both answers for each decoding."""
     outcomes = answers.verdicts.set_index(["id", "decoding"])["outcome"]

@@ -8,7 +8,7 @@ from prefdag.report.page import calibration
 from prefdag.report.page.figures import Line
 from prefdag.report.page.numbers import Estimate, number, percent, percent_span, signed, signed_span
 from prefdag.report.page.panels import RANKED, KeyNumber, Panel, chosen_and_rejected, dpo_curves, panel
-from prefdag.report.text import figures
+from prefdag.report.text import answers, figures
 from prefdag.report.text.sentences import is_paired
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def key_numbers(text: "TextTrack") -> list[KeyNumber]:
-    """Ranking accuracy, mean margin, KL and perplexity."""
+    """Ranking accuracy, the answers' score if the judge gives any, else the mean margin, KL and perplexity."""
     heldout = text.metrics["heldout"]
     accuracy, margin = Estimate.of(heldout["rewards"], "accuracy"), Estimate.of(heldout["rewards"], "margin")
     if is_paired(text.metrics):
@@ -27,7 +27,7 @@ def key_numbers(text: "TextTrack") -> list[KeyNumber]:
         rows = f"n = {number(heldout['n_chosen'])} and {number(heldout['n_rejected'])} responses"
     return [
         KeyNumber(ranked, percent(accuracy.value), percent_span(accuracy), rows, accuracy),
-        KeyNumber(difference, signed(margin.value), signed_span(margin), rows),
+        _score(text) or KeyNumber(difference, signed(margin.value), signed_span(margin), rows),
         KeyNumber("KL to the reference", number(heldout["kl"], 4), "nats per token", rows),
         KeyNumber(
             "Perplexity",
@@ -36,6 +36,16 @@ def key_numbers(text: "TextTrack") -> list[KeyNumber]:
             f"n = {number(heldout['n_tokens'])} tokens",
         ),
     ]
+
+
+def _score(text: "TextTrack") -> KeyNumber | None:
+    greedy = [row for row in answers.wins(text.answers.win_rate) if row["decoding"] == "greedy"]
+    if (score := greedy[0]["policy_score"]) is None:
+        return None
+    others = ", ".join(f"{row['against']} {percent(row['other_score'].value)}" for row in greedy)
+    return KeyNumber(
+        "Score of the answers", percent(score.value), others, f"n = {number(greedy[0]['n'])} answers", score
+    )
 
 
 def curves(text: "TextTrack") -> list[Panel]:

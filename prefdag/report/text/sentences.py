@@ -5,6 +5,7 @@ from typing import Any
 
 from prefdag.report.page.conclusions import Conclusion, against_zero
 from prefdag.report.page.numbers import Estimate, number, percent, percent_span, signed, signed_span
+from prefdag.report.text import answers
 
 
 def is_paired(metrics: Mapping[str, Any]) -> bool:
@@ -12,8 +13,8 @@ def is_paired(metrics: Mapping[str, Any]) -> bool:
     return "n_pairs" in metrics["heldout"]
 
 
-def conclusion(metrics: Mapping[str, Any]) -> Conclusion:
-    """What reports/text/metrics.json shows."""
+def conclusion(metrics: Mapping[str, Any], win_rate: Mapping[str, Any] | None = None) -> Conclusion:
+    """What reports/text/metrics.json shows, and reports/text/win_rate.json, if it is given."""
     heldout = metrics["heldout"]
     rewards = heldout["rewards"]
     accuracy, margin = Estimate.of(rewards, "accuracy"), Estimate.of(rewards, "margin")
@@ -48,6 +49,7 @@ def conclusion(metrics: Mapping[str, Any]) -> Conclusion:
         headline,
         (
             ranked,
+            *([f"Greedy answers to held-out prompts: {answers.effect(win_rate)}."] if win_rate else []),
             f"{difference} is {signed(margin.value)} (95% interval {signed_span(margin)}, {against_zero(margin)}).",
             displacement(rewards["chosen"], rewards["rejected"]),
             f"KL to the reference: {number(heldout['kl'], 4)} nats per token. On the held-out chosen responses "
