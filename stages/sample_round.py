@@ -10,6 +10,7 @@ from prefdag.runtime.stage import distributed_stage
 PLAN = Path("data/rounds/plan/${key}/sample.json")
 SAID = Path("reports/rounds/${item.last}.json")
 PAIRS = Path("data/pairs")
+EVALS = Path("data/raw/evals")
 FORMATTED = Path("reports/validation/formatted/summary.json")
 REFERENCE = Path("models/reference")
 BEFORE = Path("${item.before}")
@@ -27,10 +28,11 @@ def main(number: RoundNumber, /, format_pairs: FormatPairs) -> None:
             (folder / "off").touch()
         return
 
+    from prefdag.pairs.eval_sets import read_eval_sets
     from prefdag.pairs.limits import resolved
     from prefdag.rounds.answering import answered
     from prefdag.rounds.plan import SamplePlan, read_plan
-    from prefdag.rounds.prompts import KEY, prompt_table, read_prompts
+    from prefdag.rounds.prompts import KEY, prompt_table, read_prompts, without_evals
     from prefdag.rounds.samples import ASKED
     from prefdag.rounds.sampling import picked, prompts_of
     from prefdag.runtime.running import running_stage
@@ -46,7 +48,7 @@ def main(number: RoundNumber, /, format_pairs: FormatPairs) -> None:
         table = prompts_of(train)
     else:
         limits = resolved(format_pairs, FORMATTED)
-        rows = read_prompts(fetched(plan.source, "prompts", KEY))
+        rows = without_evals(read_prompts(fetched(plan.source, "prompts", KEY)), read_eval_sets(EVALS))
         table = prompt_table(rows, PAIRS, tokenizer, limits.max_prompt_tokens)
     picks = picked(table, plan, number)
     prompts = picks[["id", "prompt_ids"]]

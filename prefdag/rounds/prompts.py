@@ -1,9 +1,9 @@
-"""Prompts of a round from files of their own: read, and compared with those of the pipeline's pairs."""
+"""Prompts of a round from files of their own: read, and compared with the eval sets and the pipeline's pairs."""
 
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +16,14 @@ from prefdag.formats.fields import Row, meaningful
 from prefdag.formats.files import data_files
 from prefdag.formats.records import read_records
 from prefdag.formats.values import holds
+from prefdag.gate.contamination import find_overlaps
 from prefdag.lifecycle.errors import DataError
 from prefdag.pairs import turns
 from prefdag.pairs.ngrams import normalised
 from prefdag.runtime.artifacts import read_table
 
 if TYPE_CHECKING:
+    from prefdag.pairs.eval_sets import EvalRow
     from prefdag.tokenizer.tokenizer import ChatTokenizer
 
 log = logging.getLogger(__name__)
@@ -62,6 +64,19 @@ def _row(source: str, row: Row) -> dict[str, Any]:
             raise Fault(other.path, "not read, and the prompt would be another one without it; remove it")
     key = hashlib.sha256(json.dumps([prompt, tools]).encode()).hexdigest()[:16]
     return {"id": key, "source": source, "prompt": prompt, "tools": tools, "chosen": chosen}
+
+
+def without_evals(rows: Iterable[dict[str, Any]], sets: Mapping[str, Sequence["EvalRow"]]) -> list[dict[str, Any]]:
+    """The prompts that contain no row of an eval set, exactly or by 13 words in a row. A line says how many do."""
+    every = list(rows)
+    overlaps = find_overlaps(pd.DataFrame(every, columns=["source", "prompt"]), sets).drop_duplicates("pair")
+    if len(overlaps):
+        first = overlaps.iloc[0]
+        log.warning(
+            "%s: %d prompts contain a row of an eval set (%s has %s); they are dropped",
+            *(KEY, len(overlaps), first["pair"], first["row"]),
+        )
+    return [row for row in every if row["source"] not in set(overlaps["pair"])]
 
 
 def prompt_table(

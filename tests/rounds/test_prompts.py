@@ -10,8 +10,9 @@ import pytest
 from dialogues import user
 
 from prefdag.lifecycle.errors import DataError
+from prefdag.pairs.eval_sets import EvalRow
 from prefdag.pairs.turns import read_dialogues
-from prefdag.rounds.prompts import prompt_table, read_prompts
+from prefdag.rounds.prompts import prompt_table, read_prompts, without_evals
 from prefdag.text.evaluation.judge import chosen_responses
 from prefdag.tokenizer.dialogue import Encoded
 
@@ -106,6 +107,32 @@ def test_prompts_of_the_pairs_and_repeated_ones_are_dropped(
     )
     with pytest.raises(DataError, match=r"^mine.jsonl:1: no template for it$"):
         prompt_table(read(tmp_path, {"prompt": "refused"}), pairs, tokenizer, 9)
+
+
+def test_prompts_with_a_row_of_an_eval_set_are_dropped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A whole question, or 13 of its words in a row, in any turn."""
+    words = [f"w{i}" for i in range(14)]
+    rows = read(
+        tmp_path,
+        {"prompt": "What happens to you if you eat seeds?"},
+        {"prompt": f"Well, {' '.join(words[:13])}?"},
+        {"prompt": f"Well, {' '.join(words[:12])}?"},
+        {"messages": [*user("Why is it dark?"), {"role": "assistant", "content": "It is."}, *user("Why?")]},
+    )
+    asked = ("what happens to you if you eat SEEDS", " ".join(words), "Why is it dark?")
+    sets = {
+        "truthfulqa": [
+            EvalRow(
+                source=f"a.csv:{i}", prompt=user(text), response="Y", right_responses=("Y",), wrong_responses=("N",)
+            )
+            for i, text in enumerate(asked, 1)
+        ]
+    }
+    assert [row["source"] for row in without_evals(rows, sets)] == ["mine.jsonl:3"]
+    assert "3 prompts contain a row of an eval set (mine.jsonl:1 has a.csv:1); they are dropped" in caplog.text
+    caplog.clear()
+    assert without_evals(rows, {}) == rows
+    assert not caplog.text
 
 
 def test_judges_read_the_prompts_as_those_of_pairs(pairs: Path, tmp_path: Path) -> None:
