@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from prefdag.config.dpo_image import DpoImage
-from prefdag.config.health import Health
+from prefdag.config.health import ImageHealth
 from prefdag.runtime.stage import stage
 
 HISTORY = Path("models/dpo_image/history.csv")
@@ -12,7 +12,7 @@ HEALTH = Path("reports/image/health.json")
 
 
 @stage
-def main(dpo_image: DpoImage, health_image: Health) -> None:
+def main(dpo_image: DpoImage, health_image: ImageHealth) -> None:
     from prefdag.dpo.start import START_TOLERANCE
     from prefdag.health.findings import examine
     from prefdag.health.verdict import raise_if_fatal, to_json

@@ -1,6 +1,8 @@
 """The sections health_text and health_image."""
 
-from typing import Literal
+from typing import Literal, get_args
+
+from pydantic import field_validator
 
 from prefdag.runtime.types import Positive, strict
 
@@ -18,3 +20,15 @@ class Health:
 
     kl_budget: Positive  # nats per response
     fail_on: list[FindingName]
+
+
+@strict
+class ImageHealth(Health):
+    """Without the findings on rounds, which images do not have."""
+
+    @field_validator("fail_on")
+    @classmethod
+    def _no_rounds(cls, names: list[FindingName]) -> list[FindingName]:
+        if of_rounds := [name for name in names if name in get_args(RoundsFinding)]:
+            raise ValueError(f"{of_rounds[0]} is a finding on rounds, which images do not have; remove it")
+        return names

@@ -12,7 +12,7 @@ from prefdag.config.dpo_image import DpoImage
 from prefdag.config.dpo_text import DpoText
 from prefdag.config.evaluate_text import EvaluateText
 from prefdag.config.format_pairs import FormatPairs
-from prefdag.config.health import Health
+from prefdag.config.health import Health, ImageHealth
 from prefdag.config.judge_text import JudgeText
 from prefdag.config.label_pairs import LabelPairs
 from prefdag.config.loss import Loss
@@ -57,7 +57,7 @@ class Params:
     rounds: Rounds
     dpo_image: DpoImage
     health_text: Health
-    health_image: Health
+    health_image: ImageHealth
     evaluate_text: EvaluateText
     answer_text: AnswerText
     judge_text: JudgeText

@@ -108,7 +108,9 @@ def rates(contests: pd.DataFrame, verdicts: Mapping[str, pd.DataFrame]) -> dict[
     """Win rates of the policy after the round, by judge; of two judges, also how they differ on the contests both can read:
     `agreement`, the share with the same outcome, and `gap`, the first one's win rate minus the other's.
     """
-    found: dict[str, Any] = {name: win_rates(contests, each)["sampled"] for name, each in verdicts.items()}
+    found: dict[str, Any] = {
+        name: win_rates(contests, each, f"rounds.{name}")["sampled"] for name, each in verdicts.items()
+    }
     if len(verdicts) < 2:
         return found
     one, other = (np.array([OUTCOMES.get(name, np.nan) for name in each["outcome"]]) for each in verdicts.values())

@@ -11,8 +11,9 @@ import pandas as pd
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
-from prefdag.config.health import FindingName, Health, RoundsFinding, TrainingFinding
+from prefdag.config.health import FindingName, Health, ImageHealth, RoundsFinding, TrainingFinding
 from prefdag.health import verdict as verdict_
 from prefdag.health.findings import examine
 from prefdag.health.verdict import Finding, Verdict
@@ -306,3 +307,12 @@ def test_torch_is_not_imported() -> None:
 def test_docs_list_the_findings_in_their_order(root: Path) -> None:
     rows = re.findall(r"^\| (\w+) \| .* \| .* \|$", (root / "docs" / "health.md").read_text("utf-8"), re.MULTILINE)
     assert [name for name in rows if name != "finding"] == [*NAMES, *get_args(RoundsFinding)]
+
+
+def test_images_have_no_findings_on_rounds() -> None:
+    """So a stop on one would never come."""
+    assert ImageHealth(kl_budget=1.0, fail_on=["drift"]).fail_on == ["drift"]
+    with pytest.raises(
+        ValidationError, match="length_drift is a finding on rounds, which images do not have; remove it"
+    ):
+        ImageHealth(kl_budget=1.0, fail_on=["drift", "length_drift"])

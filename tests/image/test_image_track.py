@@ -20,7 +20,7 @@ from torchvision.models.resnet import BasicBlock, ResNet
 
 from prefdag.config.constraints import Constraint
 from prefdag.config.dpo_image import DpoImage
-from prefdag.config.health import Health
+from prefdag.config.health import ImageHealth
 from prefdag.config.loss_options import LossOptions
 from prefdag.config.reference import Reference
 from prefdag.image import evaluate
@@ -504,7 +504,7 @@ def test_the_evaluation_writes_tables_that_agree_with_its_metrics(
     """Four images, one per class, whose names look like numbers: the counts of all files agree."""
     write_json(evaluate_image.IMAGES / "classes.json", ["00", "01", "1e3", "a,b"])
     dpo()
-    health_image.main(SETTINGS, Health(kl_budget=100.0, fail_on=[]))
+    health_image.main(SETTINGS, ImageHealth(kl_budget=100.0, fail_on=[]))
     control_image.main(0, SETTINGS)
     evaluate_image.main(0.5, "sigmoid", OPTIONS)
     metrics, classes, confusion, bins = (
@@ -533,9 +533,9 @@ def test_a_fatal_finding_stops_the_pipeline_and_keeps_the_policy(
     dpo()
     policy = sha256(dpo_image.POLICY)
     with pytest.raises(NumericError, match=r"params.yaml: health_image.fail_on: kl_out_of_budget: at the end"):
-        health_image.main(SETTINGS, Health(kl_budget=1e-9, fail_on=["kl_out_of_budget"]))
+        health_image.main(SETTINGS, ImageHealth(kl_budget=1e-9, fail_on=["kl_out_of_budget"]))
     assert not health_image.HEALTH.exists()
-    health_image.main(SETTINGS, Health(kl_budget=1e-9, fail_on=[]))
+    health_image.main(SETTINGS, ImageHealth(kl_budget=1e-9, fail_on=[]))
     assert "kl_out_of_budget" in {finding["name"] for finding in read_json(health_image.HEALTH)["findings"]}
     assert sha256(dpo_image.POLICY) == policy
 

@@ -215,13 +215,16 @@ def _short(error: BaseException) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def win_rates(pairs: pd.DataFrame, verdicts: pd.DataFrame) -> dict[str, Any]:
+def win_rates(pairs: pd.DataFrame, verdicts: pd.DataFrame, where: str = "judge_text.judge") -> dict[str, Any]:
     """Per decoding: `win_rate`, (wins + ties / 2) / n with a 95% interval, the counts, and `length_controlled`.
 
     (wins - losses) / n is a difference of two shares of the same rows, with Tango's score interval; the win rate is half of it
     plus one half. `n` counts the contests with a verdict, `unread` those without. The length-controlled rate weighs contests
     as if the policy's answer were longer as often as shorter (`rewards.length_controlled`); it needs both kinds. A program adds
     `scores`.
+
+    Args:
+        where: the judge's key in params.yaml.
 
     Raises:
         PrefdagError: a decoding has no readable verdict.
@@ -235,7 +238,7 @@ def win_rates(pairs: pd.DataFrame, verdicts: pd.DataFrame) -> dict[str, Any]:
         n = sum(counts[name] for name in OUTCOMES)
         if not n:
             raise PrefdagError(
-                f"params.yaml: judge_text.judge: none of {len(outcome)} verdicts on {decoding} answers can be read; "
+                f"params.yaml: {where}: none of {len(outcome)} verdicts on {decoding} answers can be read; "
                 "choose another model, or raise max_tokens"
             )
         low, high = paired_difference(counts["win"], counts["loss"], n)
