@@ -75,6 +75,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for path in map(Path, METRICS):
             run, report = json.loads(path.read_text()), json.loads(Path("inputs", path).read_text())
             path.write_text(json.dumps(report | run | {key: report[key] for key in ("heldout",) if key in report}))
+        shutil.copy("inputs/reports/text/win_rate.json", "reports/text")
         shutil.rmtree("inputs")
         shutil.copyfile(ROOT / "params.yaml", "params.yaml")
         shutil.copytree(ROOT / "evals", "evals")

@@ -23,11 +23,13 @@ from safetensors.numpy import load_file
 from sites import COMMIT, Site, serving
 from tars import tar
 
-from prefdag.check_params import load_params
+from prefdag.check_params import check_params
 from prefdag.config.sources import Cifar10Source, HubSource, PathSource, PypiSource
 from prefdag.lifecycle.errors import SourceError
 from prefdag.project.pinning import pins
+from prefdag.project.profiles import merge
 from prefdag.runtime import artifacts
+from prefdag.runtime.yaml import read_yaml
 from prefdag.sources import pypi
 from prefdag.sources.fetching import fetch
 
@@ -621,10 +623,14 @@ def test_the_evals_stage_writes_one_folder_per_set_or_nothing(
 
 @pytest.mark.slow
 def test_the_default_sources_can_be_fetched(tmp_path: Path) -> None:
-    params = load_params(ROOT / "params.yaml")
+    tree = read_yaml(ROOT / "params.yaml")
+    params = check_params(tree, ROOT / "params.yaml")
+    of_profile = check_params(merge(tree, read_yaml(ROOT / "profiles/dialogues.yaml")), ROOT / "params.yaml")
     fetch(params.download_pairs.source, tmp_path / "pairs", "download_pairs.source")
+    fetch(of_profile.download_pairs.source, tmp_path / "dialogues", "download_pairs.source")
     fetch(params.download_images.source, tmp_path / "images", "download_images.source")
     fetch(params.download_model.source, tmp_path / "model", "download_model.source")
-    assert (tmp_path / "pairs/dpo_en_demo.json").stat().st_size == 1_575_286
+    assert (tmp_path / "pairs/pairs.jsonl").read_bytes() == (ROOT / "examples/instructions/pairs.jsonl").read_bytes()
+    assert (tmp_path / "dialogues/dpo_en_demo.json").stat().st_size == 1_575_286
     assert (tmp_path / "images/mnist_5k.csv.gz").read_bytes()[:2] == b"\x1f\x8b"
     assert next((tmp_path / "model").iterdir()).read_bytes()[:4] == b"GGUF"

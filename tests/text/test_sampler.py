@@ -79,6 +79,8 @@ def project(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     folder = tmp_path / "project"
     shutil.copytree(finished, folder)
     monkeypatch.chdir(folder)
+    answer_text.CONTROL.mkdir()
+    (answer_text.CONTROL / "off").touch()
     monkeypatch.delenv("DVC_ROOT", raising=False)
     monkeypatch.delenv(KEY, raising=False)
     monkeypatch.setattr(http, "BACKOFF", 0.01)
