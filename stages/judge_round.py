@@ -34,12 +34,11 @@ def main(
     from prefdag.pairs.turns import read_dialogues
     from prefdag.rounds import pairing
     from prefdag.rounds.asking import judged_by_all
-    from prefdag.rounds.judging import rows_by_prompt
     from prefdag.rounds.people import judged_by_people, with_names
     from prefdag.rounds.places import place
     from prefdag.rounds.plan import JudgePlan, read_plan
     from prefdag.rounds.samples import ASKED, read_samples
-    from prefdag.rounds.votes import merged
+    from prefdag.rounds.votes import merged, rows_by_prompt
     from prefdag.text.evaluation.judging import Needs
     from prefdag.tokenizer.tokenizer import ChatTokenizer
 

@@ -11,21 +11,21 @@ People see neither which model answered nor which answer was sampled first. Nobo
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
-from filelock import FileLock, Timeout
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from prefdag.chat.protocol import error_body
 from prefdag.chat.server import PAGE, guarded_app
 from prefdag.labelling.labels import Label, Outcome, append, latest, read_labels
 from prefdag.lifecycle.errors import PrefdagError
+from prefdag.lifecycle.lock import only_one
 
 if TYPE_CHECKING:
     from prefdag.labelling.comparisons import Comparison
@@ -185,13 +185,7 @@ def make_app(labels: Labels) -> FastAPI:
     return app
 
 
-@contextmanager
-def only_server(name: str) -> Iterator[None]:
+def only_server(name: str) -> AbstractContextManager[None]:
     """Refuse a second server for the same labels in this directory: it would not see what the first one saved."""
-    path = Path(".prefdag", "locks", f"label-{name}.lock")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(path, timeout=0):
-            yield
-    except Timeout:
-        raise PrefdagError(f"labels/{name}: another `prefdag label` serves it; use its page, or stop it") from None
+    refusal = f"labels/{name}: another `prefdag label` serves it; use its page, or stop it"
+    return only_one(f"label-{name}", refusal)

@@ -18,13 +18,20 @@ def stage_lock(name: str) -> Iterator[None]:
     if rank() > 0:  # the first of them has the lock
         yield
         return
+    with only_one(name, f"{name}: already running in this directory; stop that process or wait for it"):
+        yield
+
+
+@contextmanager
+def only_one(name: str, refusal: str) -> Iterator[None]:
+    """Raises `PrefdagError` with the line `refusal` while another process of this directory holds the lock `name`."""
     path = Path(".prefdag", "locks", f"{name}.lock")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(path, timeout=0):
             yield
     except Timeout:
-        raise PrefdagError(f"{name}: already running in this directory; stop that process or wait for it") from None
+        raise PrefdagError(refusal) from None
 
 
 def end_with_dvc() -> psutil.Process | None:

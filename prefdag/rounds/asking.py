@@ -10,8 +10,7 @@ from prefdag.config.judges import EndpointJudge, ImplicitJudge, automatic
 from prefdag.config.verify import VerifyJudge
 from prefdag.lifecycle.launcher import rank
 from prefdag.rounds import judging, selecting
-from prefdag.rounds.judging import rows_by_prompt
-from prefdag.rounds.votes import Judged, only
+from prefdag.rounds.votes import Judged, only, rows_by_prompt
 from prefdag.text.evaluation.judging import SHARED
 
 if TYPE_CHECKING:

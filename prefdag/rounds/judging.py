@@ -10,7 +10,7 @@ import pandas as pd
 from prefdag.config.judges import EndpointJudge, Judge
 from prefdag.config.verify import VerifyJudge
 from prefdag.lifecycle.progress import progress
-from prefdag.rounds.votes import Couple, Judged, Vote, by_scores, by_votes, vote
+from prefdag.rounds.votes import Couple, Judged, Vote, by_scores, by_votes, rows_by_prompt, vote
 from prefdag.text.evaluation import judge, judging, verify
 
 if TYPE_CHECKING:
@@ -53,12 +53,6 @@ def judged(
     for side, column in enumerate(("reward_reference", "reward_policy")):
         scores[[couple[side] for couple in seen]] = found[column]
     return by_scores(scores, couples)
-
-
-def rows_by_prompt(answers: pd.DataFrame) -> list[list[int]]:
-    """The row numbers of the answers to each prompt."""
-    places = pd.Series(range(len(answers)), index=answers["id"])
-    return [rows.tolist() for _, rows in places.groupby(level=0, sort=False)]
 
 
 def _by_program(

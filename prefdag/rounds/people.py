@@ -16,7 +16,7 @@ from prefdag.labelling.comparisons import Comparison, comparisons
 from prefdag.labelling.forms import to_label, write_forms
 from prefdag.labelling.labels import Label, latest, read_labels
 from prefdag.lifecycle.errors import DataError
-from prefdag.rounds.votes import Couple, Judged, Vote, by_votes
+from prefdag.rounds.votes import Couple, Judged, Vote, by_votes, rows_by_prompt
 
 if TYPE_CHECKING:
     from prefdag.config.judges import PeopleJudge
@@ -88,16 +88,11 @@ def _votes(
     name: str, counted: Mapping[tuple[str, str], Label], asked: Mapping[Couple, Comparison], answers: pd.DataFrame
 ) -> Judged:
     """A person's votes on all couples of answers to a prompt; NaN where there is none."""
-    votes = {couple: Vote(np.nan) for rows in _rows(answers) for couple in combinations(rows, 2)}
+    votes = {couple: Vote(np.nan) for rows in rows_by_prompt(answers) for couple in combinations(rows, 2)}
     for couple, each in asked.items():
         if label := counted.get((name, each.id)):
             votes[couple] = Vote(VOTES.get(label.outcome, np.nan))
     return by_votes(len(answers), votes)
-
-
-def _rows(answers: pd.DataFrame) -> list[list[int]]:
-    places = pd.Series(range(len(answers)), index=answers["id"])
-    return [rows.tolist() for _, rows in places.groupby(level=0, sort=False)]
 
 
 def _table(

@@ -5,6 +5,7 @@ from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from scipy.sparse.csgraph import connected_components
 
 from prefdag.pairs.annotators import bradley_terry
@@ -26,6 +27,12 @@ class Judged(NamedTuple):
 
     scores: np.ndarray  # (answers,), comparable among the answers to a prompt; NaN: none
     votes: Mapping[Couple, Vote]
+
+
+def rows_by_prompt(answers: pd.DataFrame) -> list[list[int]]:
+    """The row numbers of the answers to each prompt."""
+    places = pd.Series(range(len(answers)), index=answers["id"])
+    return [rows.tolist() for _, rows in places.groupby(level=0, sort=False)]
 
 
 def vote(first: float, second: float, decided_by: str = "") -> Vote:

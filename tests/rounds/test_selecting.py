@@ -13,7 +13,7 @@ from prefdag.config.verify import JsonCheck, LengthCheck, VerifyJudge
 from prefdag.rounds import asking, judging
 from prefdag.rounds.plan import JudgePlan
 from prefdag.rounds.selecting import at_random, disagreement, highest, uncertainty
-from prefdag.rounds.votes import Judged, Vote, by_scores, only
+from prefdag.rounds.votes import Judged, Vote, by_scores, only, rows_by_prompt
 
 NAN = float("nan")
 ABC = ["a", "b", "c"]
@@ -86,7 +86,7 @@ def ask(monkeypatch: pytest.MonkeyPatch, select: Select, *judges: Any) -> tuple[
         name = config.checks[0].kind if isinstance(config, VerifyJudge) else config.kind
         asked[where if where == "rounds.select" else name] = list(dict.fromkeys(answers["id"]))
         values = score.get(where, score.get(name, range(6)))
-        couples = [couple for rows in judging.rows_by_prompt(answers) for couple in combinations(rows, 2)]
+        couples = [couple for rows in rows_by_prompt(answers) for couple in combinations(rows, 2)]
         return by_scores(np.array(values, dtype=float)[: len(answers)], couples)
 
     monkeypatch.setattr(judging, "judged", judged)
