@@ -45,8 +45,8 @@ def of(*numbers: int) -> set[str]:
 def repro(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Repro:
     """Runs what has changed, given the settings of rounds and the rounds that fail; returns the names of what ran."""
     monkeypatch.chdir(tmp_path)
-    for name in INPUTS:
-        Path(name).mkdir(parents=True)
+    for name in INPUTS:  # of which one may lie in another
+        Path(name).mkdir(parents=True, exist_ok=True)
         (Path(name) / "file").write_text(name)
     known: dict[str, str] = {}
     tree = read_yaml(ROOT / "params.yaml")
