@@ -1,7 +1,7 @@
 """95% confidence intervals of the reported metrics."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -52,8 +52,8 @@ def ratio_difference(
 ) -> tuple[float, float]:
     """Paired bootstrap interval of sum(first) / sum(weights) - sum(second) / sum(weights), rows drawn together.
 
-    Percentiles of 9,999 samples with a fixed seed (Efron and Tibshirani 1993, chapter 13). With fewer than `SMALL` rows they
-    are too narrow if rows are skewed, see `_small`. A single row, or differences that are all zero, count as exactly known.
+    Of `bootstrap`. With fewer than `SMALL` rows it is too narrow if rows are skewed, see `_small`. A single row, or
+    differences that are all zero, count as exactly known.
 
     Args:
         first, second, weights: (rows,).
@@ -68,8 +68,18 @@ def ratio_difference(
     def statistic(difference: Any, weight: Any, axis: int) -> Any:
         return difference.sum(axis=axis) / weight.sum(axis=axis)
 
+    return bootstrap((differences, weights), statistic)
+
+
+def bootstrap(columns: Sequence[npt.NDArray[np.float64]], statistic: Callable[..., Any]) -> tuple[float, float]:
+    """Percentile bootstrap interval: 9,999 samples with a fixed seed (Efron and Tibshirani 1993, chapter 13).
+
+    Args:
+        columns: (rows,) each; a row is drawn with all of its values.
+        statistic: of the columns of a sample, with the keyword `axis`, along which their rows lie.
+    """
     interval = stats.bootstrap(
-        (differences, weights),
+        columns,
         statistic,
         paired=True,
         confidence_level=LEVEL,

@@ -4,10 +4,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy import stats
 from torch import Tensor
 
-from prefdag.stats.intervals import LEVEL, SAMPLES, share
+from prefdag.stats.intervals import bootstrap, share
 from prefdag.stats.rewards import BINS, reward_metrics
 
 
@@ -88,15 +87,5 @@ def length_correlation(rewards: tuple[Tensor, Tensor], lengths: tuple[Tensor, Te
 
     if len(columns[0]) < 2 or any(np.ptp(np.concatenate(both)) == 0 for both in (columns[:2], columns[2:])):
         return {}
-    interval = stats.bootstrap(
-        columns,
-        correlation,
-        paired=True,
-        confidence_level=LEVEL,
-        method="percentile",
-        n_resamples=SAMPLES,
-        batch=100,
-        rng=np.random.default_rng(0),
-    ).confidence_interval
-    value = float(correlation(*columns))
-    return {"correlation": value, "correlation_low": float(interval.low), "correlation_high": float(interval.high)}
+    low, high = bootstrap(columns, correlation)
+    return {"correlation": float(correlation(*columns)), "correlation_low": low, "correlation_high": high}

@@ -33,6 +33,7 @@ from prefdag.runtime.artifacts import read_json, sha256
 from prefdag.text import endpoint as http
 from prefdag.text import trainable
 from prefdag.text.endpoint import Endpoint
+from prefdag.text.generation import answering
 from prefdag.text.generation import endpoint as sampling
 from prefdag.text.generation.endpoint import KEY, ServedModel, seed_of
 from prefdag.text.model import load, load_models
@@ -193,7 +194,7 @@ def test_the_same_run_asks_nothing_again_and_writes_the_same_bytes(server: Compl
 
 
 def test_only_the_first_process_asks(server: CompletionServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(answer_text, "rank", lambda: 1)
+    monkeypatch.setattr(answering, "rank", lambda: 1)
     answer_text.main(FORMAT, settings(server))
     assert (server.asked, written()) == ([], [])
 
