@@ -6,21 +6,37 @@ This imports torch once, not once per stage. Outputs are copied into the folder 
 of one process, in a project that `make_project` has made.
 """
 
+import json
 import shutil
 import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from prefdag.rounds import plan
+from prefdag.rounds.plan import read_plan
 from prefdag.runtime import stage as stages
 from prefdag.runtime.dvc_files import names, read_dag
 
 COMPUTED = ["ref_logps", "ref_evals", "evaluate_text", "answer_text", "judge_text", "evaluate_image"]
 COMPUTED += ["sample_round@1", "judge_round@1", "evaluate_round@1"]
-TRAINED = ["sft_ref", "resnet_warmup", "control_text", "dpo_text", "dpo_image", "control_image", "dpo_round@1"]
+TRAINED = [
+    "sft_ref",
+    "reward_model",
+    "resnet_warmup",
+    "control_text",
+    "dpo_text",
+    "dpo_image",
+    "control_image",
+    "dpo_round@1",
+]
 SHARDED = ["sft_ref", "dpo_text", "ref_logps", "ref_evals", "evaluate_text", "answer_text", "judge_text"]
+ROUNDS = [name for name in COMPUTED + TRAINED if "@" in name]  # how they share their models is in their plans
 STARTS = {
     "sft_ref": "models/base",
     "dpo_image": "models/resnet_reference",
@@ -31,12 +47,13 @@ BOUNDS = {
     "sft_ref": 1e-3,
     "dpo_text": 1e-3,
     "control_text": 1e-3,
+    "reward_model": 1e-3,
     "dpo_round@1": 1e-3,
     "dpo_image": 1e-2,
     "control_image": 1e-2,
     "resnet_warmup": 1e-4,
 }
-RUNS = {f"{name}-none" for name in COMPUTED + TRAINED} | {f"{name}-full" for name in SHARDED}
+RUNS = {f"{name}-none" for name in COMPUTED + TRAINED} | {f"{name}-full" for name in SHARDED + ROUNDS}
 # Outputs are made again.
 LEFT_OUT = (
     ".dvc",
@@ -50,6 +67,7 @@ LEFT_OUT = (
     "dpo_image",
     "control_image",
     "control_text",
+    "reward_model",
     "policy",
 )
 
@@ -59,8 +77,9 @@ def run_stages(results: Path | None) -> None:
     alone = ["plan_rounds", "select_policy"] if results is None else []  # what others read of them stays
     order = [name for name in read_dag() if name in COMPUTED + TRAINED + alone]
     for name in order if results is None else reversed(order):
-        for shard in ("none", "full") if results and name in SHARDED else ("none",):
+        for shard in ("none", "full") if results and name in SHARDED + ROUNDS else ("none",):
             stages.PARAMS = Path(f"shard-{shard}.yaml")
+            plan.read_plan = lambda *which, shard=shard: replace(read_plan(*which), shard=shard)
             script, *number = name.split("@")
             sys.argv = [script, *number]
             import_module(f"stages.{script}").main.run()
@@ -83,7 +102,9 @@ def make_project(tiny: Path, folder: Path) -> None:
     # ref_evals reads that of evaluate_text; the one of rounds is in the plan.
     assert text.count("  shard: none") == len(SHARDED)
     assert text.count("  count: 0 ") == 1
-    text = text.replace("  count: 0 ", "  count: 1 ")
+    off = "  train: false                # true: train it, from the reference"
+    assert text.count(off) == 1
+    text = text.replace("  count: 0 ", "  count: 1 ").replace(off, "  train: true")
     for shard in ("none", "full"):
         (folder / f"shard-{shard}.yaml").write_text(text.replace("  shard: none", f"  shard: {shard}"))
 
@@ -125,12 +146,23 @@ def difference(ours: Path, theirs: Path, start: Path | None) -> float:
         two, one = pd.read_csv(ours), pd.read_csv(theirs)
         assert list(two) == list(one)
         return float((np.abs(two - one) / np.maximum(np.abs(one), 1e-2)).max(axis=None))
+    if ours.suffix == ".json":
+        two, one = (list(numbers(json.loads(path.read_text()))) for path in (ours, theirs))
+        return max(abs(ours - theirs) / max(abs(theirs), 1e-2) for ours, theirs in zip(two, one, strict=True))
     assert ours.suffix == ".safetensors", ours
     two, one, before = load_file(ours), load_file(theirs), load_file(start) if start else {}
     assert two.keys() == one.keys()
     moved = {name: one[name].double() - before[name].double() if before else one[name].double() for name in one}
     off = {name: float((two[name].double() - one[name].double()).norm()) for name in one}
     return max(off[name] / float(moved[name].norm()) for name in one if off[name])
+
+
+def numbers(value: Any) -> Iterator[float]:
+    if isinstance(value, dict | list):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from numbers(each)
+    else:
+        yield float(value)
 
 
 if __name__ == "__main__":
