@@ -125,6 +125,16 @@ def test_a_gguf_becomes_a_folder_with_the_same_function(tmp_path: Path) -> None:
     assert (tmp_path / "out/one/chat_template.jinja").read_text() == TEMPLATE
 
 
+def test_a_gguf_is_parsed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "in").mkdir()
+    write_gguf(tmp_path / "in" / "tiny.gguf", tiny("llama-tied"))
+    parsed = []
+    reader = gguf.GGUFReader
+    monkeypatch.setattr(gguf, "GGUFReader", lambda *arguments: parsed.append(arguments) or reader(*arguments))
+    convert(tmp_path / "in", tmp_path / "out")
+    assert len(parsed) == 1
+
+
 # --- refusals ---------------------------------------------------------------------------------------------------------
 
 
