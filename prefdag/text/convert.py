@@ -84,8 +84,8 @@ def _reading_once() -> Iterator[None]:
     """transformers parses a GGUF file three times, and maps all names of weights again for each module: half of the time."""
     import gguf
 
-    pure = ("GGUFReader", "get_tensor_name_map")
-    with patch.multiple(gguf, **{name: cache(getattr(gguf, name)) for name in pure}):
+    names = cache(gguf.get_tensor_name_map)
+    with patch.multiple(gguf, GGUFReader=cache(gguf.GGUFReader), get_tensor_name_map=names):
         yield
 
 
