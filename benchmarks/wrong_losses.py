@@ -133,12 +133,13 @@ def run(folder: Path) -> None:
     params = load_params(folder / "params.yaml")
     pairs: dict[str, Sequence[Pair]] = {}
     references: dict[str, PairLogps] = {}
-    for split in ("train", "val", "test"):
-        rows = read_split(folder / "data/pairs", split)
+    data, reference = folder / "data/pairs", folder / "models/reference"
+    for split in ("train", "val"):
+        rows = read_split(data, split)
         pairs[split] = pair_rows(rows)
-        references[split] = read_ref_logps(
-            folder / "data/ref_logps", split, rows.ids, folder / "data/pairs", folder / "models/reference"
-        )
+        references[split] = read_ref_logps(folder / "data/ref_logps", split, rows.ids, data, reference)
+    pairs["test"] = pair_rows(read_split(data, "test"))
+    references["test"] = all_pair_logps(lm.load(reference), pairs["test"], 1024, "test")
 
     def task(split: str, count: int, loss: Callable[[PairBatch], Tensor]) -> Task:
         def forward(model: nn.Module, rows: Sequence[int], epoch: int | None) -> PairBatch:

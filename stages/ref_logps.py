@@ -1,4 +1,4 @@
-"""Compute the reference's log-probabilities of every pair, once for all betas, losses and seeds."""
+"""Compute the reference's log-probabilities of the pairs that DPO reads, once for all betas, losses and seeds."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ def main(ref_logps: RefLogps) -> None:
     model = load_to_score(REFERENCE, ref_logps.dtype, shard=ref_logps.shard)
     with writing(REF_LOGPS) as folder:
         folder.mkdir()
-        for split in ("train", "val", "test"):
+        for split in ("train", "val"):  # evaluate_text scores the others, per token
             total, done = count_rows(PAIRS / f"{split}.parquet"), 0
             with pq.ParquetWriter(folder / f"{split}.parquet", schema) as writer:
                 for part in parts_of(PAIRS, split):

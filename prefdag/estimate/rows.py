@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from prefdag.config.training import Training
 
 PAIRS = Path("data/pairs")
-SPLITS = ("train", "val", "test")
+SPLITS = ("train", "val")
 Rows = Mapping[str, Sequence[Pair]]  # by split
 
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from prefdag.dpo.losses import LOSSES
-from prefdag.estimate import rows as data
 from prefdag.estimate.rows import Rows, chosen_groups, groups, largest_micro_batch, tokens
 from prefdag.estimate.trace import Reference, Trace, trace_scoring, trace_training
 from prefdag.text.scoring.packing import Group, batches
@@ -53,11 +52,7 @@ def estimates(
                 dtype=sft.load_dtype,
             )
         )
-    found.append(
-        _scoring(
-            "ref_logps", config, params, [g for split in data.SPLITS for g in groups(rows[split])], gpus, shard=shard
-        )
-    )
+    found.append(_scoring("ref_logps", config, params, groups([*rows["train"], *rows["val"]]), gpus, shard=shard))
     terms = [params.loss] if isinstance(params.loss, str) else list(params.loss)
     known = [LOSSES[name] for name in terms if name in LOSSES]
     mismatched = any("kl" in loss.keywords for loss in known)

@@ -265,10 +265,10 @@ def test_the_lengths_of_pairs_are_read(tmp_path: Path) -> None:
     row = {"prompt_ids": [1, 2, 3], "chosen_ids": [4, 5], "rejected_ids": [6, 7, 8]}
     cut = {"chosen_truncated": False, "rejected_truncated": True}
     table = pa.Table.from_pylist([row | cut, row | cut | {"rejected_ids": [], "rejected_truncated": False}])
-    for split in ("train", "val", "test"):
+    for split in ("train", "val"):
         pq.write_table(table, tmp_path / f"{split}.parquet")
     pair = Pair(range(3), range(2), range(2))
-    assert read_rows(tmp_path) == {key: [pair, pair._replace(rejected=None)] for key in ("train", "val", "test")}
+    assert read_rows(tmp_path) == {key: [pair, pair._replace(rejected=None)] for key in ("train", "val")}
 
 
 def test_the_longest_rows_follow_the_limits() -> None:
