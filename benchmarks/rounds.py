@@ -44,11 +44,11 @@ if TYPE_CHECKING:
 
 RESULTS = Path(__file__).with_name("rounds.csv")
 SEEDS = (0, 1, 2)
-RATES = (3e-4, 1e-3, 3e-3)
+RATES = (3e-4, 1e-3)
 BATCH = 4  # half the default, for twice the steps
 AT_ONCE = 256  # answers generated at once
 VAL_SAMPLES = 4  # answers to each validation prompt
-KL_PROMPTS = 64  # whose answers the KL is measured on
+KL_PROMPTS = 32  # whose answers the KL is measured on
 START = "start"
 KINDS = {  # of instructions, by words in them
     "sentences": "exactly",
@@ -67,7 +67,7 @@ class Study:
     folder: Path
     work: Path
     params: "Params"
-    prompts: int = 64
+    prompts: int = 48
 
     @property
     def pairs(self) -> Path:
