@@ -62,7 +62,7 @@ KINDS = {  # of instructions, by words in them
 
 @dataclass(frozen=True)
 class Study:
-    """Where the study reads and writes, and how many prompts a round has: one of two takes `prompts`, a single one twice as many."""
+    """Where the study reads and writes. Each of two rounds has `prompts` prompts, a single one twice as many."""
 
     folder: Path
     work: Path

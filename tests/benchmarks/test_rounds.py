@@ -57,7 +57,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[study.Study]:
         without_tracking(patch, folder / "checkpoints")
         patch.setattr(study, "RESULTS", folder / "rounds.csv")
         patch.setattr(study, "RATES", (1e-3, 1e-2))
-        patch.setattr(study, "SEEDS", (0, 1))
+        patch.setattr(study, "SEEDS", (0,))
         format_pairs.PAIRS.parent.mkdir(parents=True)
         write_pairs(format_pairs.PAIRS, read_pairs(folder / "raw", "plain"))
         write_tokenizer(write_model(Path("models/base"), "llama", eos_token_id=0))
@@ -82,7 +82,7 @@ def test_arms_have_the_same_prompts_and_nearly_the_same_budget(finished: study.S
 
 def test_the_first_of_two_rounds_has_the_samples_of_the_single_one(finished: study.Study) -> None:
     """As if it had sampled by itself."""
-    single, twice = (finished.rounds(1, n) for n in (8, 16))
+    single, twice = (finished.rounds(0, n) for n in (8, 16))
     alone, shared = (
         study.sample(finished, rounds, 1, finished.start).set_index(["id", "sample"]) for rounds in (single, twice)
     )
