@@ -7,6 +7,7 @@ Every run is a separate process. The last line of its stdout is a JSON object th
 none; `loss_N` is the loss of step N. The harness adds `wall_seconds`, and `peak_rss_gb` in 10^9 bytes.
 """
 
+import csv
 import json
 import os
 import re
@@ -124,6 +125,22 @@ def write(path: Path, summary: pd.DataFrame) -> None:
     """Write the summary as CSV, with the hardware and the versions."""
     table = summary.assign(hardware=hardware(), versions=versions())
     table.to_csv(path, index=False, float_format="%.6g", lineterminator="\n")
+
+
+def append(path: Path, row: Mapping[str, object]) -> None:
+    """Add a row to a CSV file of results, whose columns are those of its first row."""
+    new = not path.exists()
+    with path.open("a", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, list(row), lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerow({name: f"{x:.6g}" if isinstance(x, float) else x for name, x in row.items()})
+
+
+def resident(name: str) -> int:
+    """VmRSS, what is resident now, or VmHWM, the most so far, in bytes."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text("utf-8").splitlines())
+    return 1024 * int(status[name].split()[0])
 
 
 def hardware() -> str:
