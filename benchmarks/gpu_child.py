@@ -202,6 +202,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.device == "cpu":
         os.environ |= {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "1"}
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # TRL refuses several without a launcher
     import torch
 
     try:
