@@ -32,7 +32,7 @@ QUEUE := DVC cannot queue experiments in a path with letters beyond ASCII: move 
 export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help setup repository repro sweep origin test test-slow chaos lint dag same-bytes docs qlora s3 ui lock clean
+.PHONY: help setup repository repro sweep origin bench-gpu test test-slow chaos lint dag same-bytes docs qlora s3 ui lock clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -60,6 +60,9 @@ sweep: repository setup ## run one experiment per beta (BETAS=0.1,0.3,0.5) and p
 origin: setup ## run the experiment this project grew from, small; docs/origin.md has ORIGIN and FILES
 	@$(ACTIVATE) && python -m benchmarks.origin run .prefdag/origin --profile $(ORIGIN) $(FILES)
 
+bench-gpu: $(EXTRA)-test $(EXTRA)-gpu ## measure training on this machine's GPU against TRL, for hours; ARGS="--shape 8B" for a part
+	@$(ACTIVATE) && python -m benchmarks.bench_gpu $(ARGS) && python -m benchmarks.gpu_page > docs/gpu.md
+
 test: $(EXTRA)-s3 $(EXTRA)-qlora $(EXTRA)-test ## run the fast tests
 	@$(ACTIVATE) && pytest
 
@@ -78,10 +81,12 @@ dag: setup ## write deps and params of dvc.yaml, and the table in docs/pipeline.
 same-bytes: $(EXTRA)-s3 $(EXTRA)-test ## compare the outputs of the tiny pipeline with those of a revision: BASE=HEAD~1
 	@$(ACTIVATE) && python tests/pipeline/same_bytes.py $(BASE)
 
-docs: setup ## write docs/losses.md, docs/sizes.md and docs/benchmarks.md from the code and the results
+docs: setup ## write the generated pages of docs from the code and the results
 	@$(ACTIVATE) && python -m prefdag.project.losses_page > docs/losses.md
 	@$(ACTIVATE) && python -m prefdag.estimate.page > docs/sizes.md
 	@$(ACTIVATE) && python -m benchmarks.page > docs/benchmarks.md
+	@$(ACTIVATE) && python -m benchmarks.gpu_page > docs/gpu.md
+	@$(ACTIVATE) && python -m benchmarks.growth_page > docs/growth.md
 
 qlora: $(EXTRA)-qlora ## install bitsandbytes, for kind: qlora on a GPU, and for optimizer: adamw_8bit
 
@@ -95,6 +100,7 @@ lock: $(VENV)/.uv ## update the lock files to pyproject.toml and keep versions; 
 	$(LOCK) $(ARGS) --extra dev pyproject.toml --output-file requirements.lock
 	echo uv | $(LOCK) $(ARGS) - --output-file requirements-uv.lock
 	echo bitsandbytes | $(LOCK) $(ARGS) --no-deps - --output-file requirements-qlora.lock
+	echo liger-kernel | $(LOCK) $(ARGS) --no-deps - --output-file requirements-gpu.lock
 	$(call BESIDE,requirements.lock) $(ARGS) --extra s3 pyproject.toml --output-file requirements-s3.lock
 	printf '%s\n' 'trl==1.16.*' 'moto[s3]' tensorboard wandb $(SERVER) | $(call BESIDE,requirements.lock requirements-s3.lock) \
 		-c requirements-s3.lock - --output-file requirements-test.lock
@@ -157,8 +163,8 @@ $(INSTALLED): $(VENV)/.uv requirements.lock pyproject.toml
 	@rm -f $(CHANGING)
 
 # What only some need, from requirements-NAME.lock. `test`: what only tests import, as TRL, whose losses are compared with ours
-# (tests/dpo/test_against_trl.py), a server that speaks S3, and the trackers beside MLflow. A killed installation is repeated as
-# a whole.
+# (tests/dpo/test_against_trl.py), a server that speaks S3, and the trackers beside MLflow. `gpu`: Liger, for TRL in
+# `make bench-gpu`; FlashAttention is used if it is there, but has no wheel to lock. A killed installation is repeated as a whole.
 $(EXTRA)-%: requirements-%.lock $(INSTALLED)
 	@$(UV) pip install --quiet --python $(VENV)/bin/python --reinstall --no-deps --require-hashes -r $<
 	@touch $@

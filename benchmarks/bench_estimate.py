@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import Contender, end_in_one_line, markdown, positive, run_rounds, summarise, write
+from benchmarks.harness import Contender, end_in_one_line, markdown, positive, resident, run_rounds, summarise, write
 from prefdag.config.adapter import Adapter, Full
 from prefdag.config.loss_options import LossOptions
 from prefdag.config.training import Training
@@ -129,12 +129,6 @@ def estimate(size: str, adapter: str, checkpointing: bool) -> float:
         accumulates=settings.micro_batch_size < settings.batch_size,
     )
     return peak(trace)
-
-
-def resident(name: str) -> int:
-    """VmRSS, what is resident now, or VmHWM, the most so far, in bytes."""
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text("utf-8").splitlines())
-    return 1024 * int(status[name].split()[0])
 
 
 def main() -> None:

@@ -9,8 +9,6 @@ gradient steps. Its learning rate is the one with the lowest cross-entropy on th
 is used once, at the end.
 """
 
-import argparse
-import csv
 import os
 import shutil
 import subprocess
@@ -24,6 +22,7 @@ from typing import Any
 import pandas as pd
 from ruamel.yaml import YAML
 
+from benchmarks.harness import append, run_or_table
 from prefdag.runtime.artifacts import read_json, sha256
 from prefdag.stats.intervals import mean
 
@@ -154,7 +153,8 @@ def run(tars: Path, work: Path) -> None:
             if not (folder / made).exists():
                 stage(folder, name, tree)
         if not have(seed, "reference", 0.0):
-            record({"seed": seed, "arm": "reference", "learning_rate": 0.0, **measure(folder, "resnet_reference")})
+            reference = measure(folder, "resnet_reference")
+            append(RESULTS, {"seed": seed, "arm": "reference", "learning_rate": 0.0, **reference}, COLUMNS)
         for arm in ARMS:
             for rate in arm.rates if seed == SEEDS[0] else (rates[arm.name],):
                 if not have(seed, arm.name, rate):
@@ -166,14 +166,16 @@ def run(tars: Path, work: Path) -> None:
                     else:
                         health.unlink(missing_ok=True)
                     findings = [f["name"] for f in read_json(health)["findings"]] if health.exists() else []
-                    record(
+                    append(
+                        RESULTS,
                         {
                             "seed": seed,
                             "arm": arm.name,
                             "learning_rate": rate,
                             **measure(folder, arm.stage),
                             "likelihood_displacement": int("likelihood_displacement" in findings),
-                        }
+                        },
+                        COLUMNS,
                     )
             rates[arm.name] = chosen_rate(arm.name)
 
@@ -181,16 +183,6 @@ def run(tars: Path, work: Path) -> None:
 COLUMNS = ["seed", "arm", "learning_rate"]
 COLUMNS += [f"{split}_{what}" for split in ("val", "test") for what in ("n", "accuracy", "cross_entropy")]
 COLUMNS += ["likelihood_displacement"]
-
-
-def record(row: Mapping[str, Any]) -> None:
-    """Append a row to the results."""
-    new = not RESULTS.exists()
-    with RESULTS.open("a", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
 
 
 def results() -> pd.DataFrame:
@@ -242,20 +234,5 @@ def spread(values: pd.Series, unit: str, digits: int, *, sign: bool = False) -> 
     return f"{values.mean():{plus}.{digits}f}{unit} ({low:{plus}.{digits}f} to {high:{plus}.{digits}f})"
 
 
-def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    running = commands.add_parser("run")
-    running.add_argument("tars", type=Path)
-    running.add_argument("work", type=Path)
-    commands.add_parser("table")
-    arguments = parser.parse_args()
-    if arguments.command == "run":
-        run(arguments.tars, arguments.work)
-    else:
-        print(table())
-
-
 if __name__ == "__main__":
-    main()
+    run_or_table(__doc__ or "", run, table, "tars", "work")

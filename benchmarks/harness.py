@@ -7,6 +7,8 @@ Every run is a separate process. The last line of its stdout is a JSON object th
 none; `loss_N` is the loss of step N. The harness adds `wall_seconds`, and `peak_rss_gb` in 10^9 bytes.
 """
 
+import argparse
+import csv
 import json
 import os
 import re
@@ -126,6 +128,26 @@ def write(path: Path, summary: pd.DataFrame) -> None:
     table.to_csv(path, index=False, float_format="%.6g", lineterminator="\n")
 
 
+def append(path: Path, row: Mapping[str, object], columns: Sequence[str] = ()) -> None:
+    """Add a row to a CSV file of results.
+
+    Args:
+        columns: of the file, where a row may lack some; the default is those of the row.
+    """
+    new = not path.exists()
+    with path.open("a", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, columns or list(row), lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerow({name: f"{x:.6g}" if isinstance(x, float) else x for name, x in row.items()})
+
+
+def resident(name: str) -> int:
+    """VmRSS, what is resident now, or VmHWM, the most so far, in bytes."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text("utf-8").splitlines())
+    return 1024 * int(status[name].split()[0])
+
+
 def hardware() -> str:
     """This machine's processor, cores, memory and GPUs."""
     match = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text("utf-8"))
@@ -189,3 +211,18 @@ def end_in_one_line(main: Callable[[], None]) -> None:
     except PrefdagError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+
+
+def run_or_table(description: str, run: Callable[..., None], table: Callable[[], str], *folders: str) -> None:
+    """The command line of a study: `run` with these folders, or `table`, which prints its results."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    running = commands.add_parser("run")
+    for folder in folders:
+        running.add_argument(folder, type=Path)
+    commands.add_parser("table")
+    arguments = vars(parser.parse_args())
+    if arguments["command"] == "run":
+        run(*(arguments[folder] for folder in folders))
+    else:
+        print(table())

@@ -10,9 +10,7 @@ reference's first three blocks make of an image; one setting trains the whole ne
 tries with the lowest cross-entropy on the first seed's validation split, whose labels are right.
 """
 
-import argparse
 import copy
-import csv
 import dataclasses
 import math
 import tempfile
@@ -28,6 +26,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
 
+from benchmarks.harness import append, run_or_table
 from prefdag.config.loss_options import LossOptions
 from prefdag.dpo.preference import Preference
 from prefdag.image import evaluate
@@ -392,7 +391,7 @@ def run(folder: Path, results: Path = RESULTS, sizes: Sizes = SIZES) -> None:
         begun = start(setting, splits_of(folder, params, seed), params, seed, sizes, warm)
         common = {"setting": name, "seed": seed, "n": len(begun.held_out["test"][1])}
         if not len(rows_of(results, name, REFERENCE, seed)):
-            record(results, {**common, "arm": REFERENCE, **measure(begun.reference, *begun.held_out["test"])})
+            append(results, {**common, "arm": REFERENCE, **measure(begun.reference, *begun.held_out["test"])}, COLUMNS)
         for arm, how in missing.items():
             trained = {}
             for rate, scale in how.tries if seed == SEEDS[0] else [chosen(results, name, arm)]:
@@ -405,22 +404,13 @@ def run(folder: Path, results: Path = RESULTS, sizes: Sizes = SIZES) -> None:
             tried = [{"learning_rate": r, "scale": s, "val_cross_entropy": v} for (r, s), (v, _) in trained.items()]
             tried.sort(key=lambda row: (row["learning_rate"], row["scale"]) == best)  # the chosen one is the last
             for row in tried[:-1]:
-                record(results, {**common, "arm": arm, **row})
-            record(results, {**common, "arm": arm, **tried[-1], **measure(trained[best][1], *begun.held_out["test"])})
+                append(results, {**common, "arm": arm, **row}, COLUMNS)
+            measured = measure(trained[best][1], *begun.held_out["test"])
+            append(results, {**common, "arm": arm, **tried[-1], **measured}, COLUMNS)
 
 
 COLUMNS = ["setting", "seed", "arm", "learning_rate", "scale", "val_cross_entropy", "n"]
 COLUMNS += list(MEASURES := ("accuracy", "calibration_error", "cross_entropy"))
-
-
-def record(results: Path, row: Mapping[str, Any]) -> None:
-    """Append a row to the results."""
-    new = not results.exists()
-    with results.open("a", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerow({key: round(value, 5) if isinstance(value, float) else value for key, value in row.items()})
 
 
 def rows_of(results: Path, setting: str, arm: str, seed: int) -> pd.DataFrame:
@@ -471,18 +461,5 @@ def spread(values: "pd.Series[float]", digits: str) -> str:
     return f"{values.mean():{digits}} ({low:{digits}} to {high:{digits}})"
 
 
-def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("run").add_argument("folder", type=Path)
-    commands.add_parser("table")
-    arguments = parser.parse_args()
-    if arguments.command == "run":
-        run(arguments.folder)
-    else:
-        print(table())
-
-
 if __name__ == "__main__":
-    main()
+    run_or_table(__doc__ or "", run, table, "folder")

@@ -16,7 +16,6 @@ from benchmarks.harness import end_in_one_line, markdown, rounded
 from prefdag.lifecycle.errors import DataError
 
 RESULTS = Path(__file__).parent
-GPU_RUNS = ("small lora", "small full", "1.7B lora", "1.7B full")
 SIDES: Sequence[tuple[Literal[">=", "<="], float]] = ((">=", 0.85), ("<=", 1.15))
 SIGNS = {">=": operator.ge, "<=": operator.le}
 
@@ -57,18 +56,6 @@ BENCHMARKS: Mapping[str, Benchmark] = {
             Goal("ours", "flops_share", ">=", 0.65),
             Goal("ours - trl", "loss_difference", "<=", 1e-5),
         ],
-    ),
-    "bench_gpu": Benchmark(
-        "Training language models on a GPU",
-        "LoRA and full fine-tuning in bfloat16, of a small model and of one with 1.7 billion weights, by this project and by "
-        "TRL's DPOTrainer with its defaults. `flops share` is the model FLOPs utilisation (MFU): the useful arithmetic of a "
-        "step, relative to the rate of matrix products on this GPU, measured in the same run. n = 1, and not of packed rows: "
-        "benchmarks/README.md says why.",
-        [
-            *(Goal(f"ours, {run} / trl, {run}", "tokens_per_second", ">=", 3) for run in GPU_RUNS),
-            *(Goal(f"ours, {run}", "flops_share", ">=", 0.4) for run in GPU_RUNS if run.startswith("1.7B")),
-        ],
-        partial=True,
     ),
     "bench_sweep": Benchmark(
         "Five betas",
@@ -150,6 +137,9 @@ Generated from the CSV files in `benchmarks` by `make docs`; do not edit. `bench
 Every run is a separate process, and the contenders take turns, round after round: a machine that slows down slows all of
 them. A figure is the median of n rounds, with the lowest and highest in parentheses. A ratio (ours / theirs) compares two
 runs of the same round. Memory is the peak resident set size in 10^9 bytes.
+
+[gpu.md](gpu.md) has trainings on GPUs, [growth.md](growth.md) how time and memory grow with the size of the data and the
+model.
 """
 
 

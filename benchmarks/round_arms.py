@@ -43,6 +43,12 @@ class Study:
     params: "Params"
     prompts: int = 48
 
+    @classmethod
+    def of(cls, folder: Path, work: Path) -> "Study":
+        from prefdag.check_params import load_params
+
+        return cls(folder, work, load_params(folder / "params.yaml"))
+
     @property
     def pairs(self) -> Path:
         return self.folder / "data/pairs"

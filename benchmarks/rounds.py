@@ -10,7 +10,6 @@ the one of `RATES` that follows most instructions on the validation prompts, wit
 are in no training prompt, are answered once by each policy, at the end.
 """
 
-import argparse
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from benchmarks.harness import run_or_table
 from benchmarks.round_arms import ARMS, AT_ONCE, COMPARED, SFT, START, TUNED, Study
 from prefdag.runtime.artifacts import read_json, write_json, writing
 from prefdag.stats import intervals
@@ -259,22 +259,5 @@ def difference(every: pd.DataFrame, arm: str, other: str, decoding: str) -> str:
     return f"{value:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
-def main() -> None:
-    """The command line."""
-    from prefdag.check_params import load_params
-
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    running = commands.add_parser("run")
-    running.add_argument("folder", type=Path)
-    running.add_argument("work", type=Path)
-    commands.add_parser("table")
-    arguments = parser.parse_args()
-    if arguments.command == "run":
-        run(Study(arguments.folder, arguments.work, load_params(arguments.folder / "params.yaml")))
-    else:
-        print(table())
-
-
 if __name__ == "__main__":
-    main()
+    run_or_table(__doc__, lambda folder, work: run(Study.of(folder, work)), table, "folder", "work")

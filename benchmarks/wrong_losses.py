@@ -10,8 +10,6 @@ differ only in the loss. All metrics are measured on the test split.
 The wrong losses exist only here; docs/wrong_losses.md explains what is wrong with them.
 """
 
-import argparse
-import csv
 import itertools
 import math
 import os
@@ -21,12 +19,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from benchmarks.harness import append, run_or_table
 from prefdag.dpo.losses import sigmoid
 from prefdag.dpo.pair_batch import PairBatch
 from prefdag.dpo.preference import kl
@@ -161,7 +159,8 @@ def run(folder: Path) -> None:
             for split in ("train", "test")
             for name, value in wrong_way(references[split].chosen.logps - references[split].rejected.logps).items()
         }
-        record({"study": "", "seed": 0, "arm": "reference", "learning_rate": 0.0, **measure(same), **shares})
+        row = {"study": "", "seed": 0, "arm": "reference", "learning_rate": 0.0, **measure(same), **shares}
+        append(RESULTS, row, COLUMNS)
     for (name, study), seed in itertools.product(STUDIES.items(), SEEDS):
         count = study.pairs or len(pairs["train"])
         steps = study.epochs * math.ceil(count / BATCH)
@@ -195,7 +194,8 @@ def run(folder: Path) -> None:
             batch = pair_batch(pairs["test"], logps, references["test"])
             # Means over the last steps: the final loss, and the margin of pairs that are already learnt.
             last = {key: sum(row[key] for row in history[-8:]) / 8 for key in ("loss", "margin")}
-            record(
+            append(
+                RESULTS,
                 {
                     "study": name,
                     "seed": seed,
@@ -209,7 +209,8 @@ def run(folder: Path) -> None:
                     **measure(batch),
                     "seconds": round(time.monotonic() - start),
                     "hardware": hardware(),
-                }
+                },
+                COLUMNS,
             )
 
 
@@ -275,16 +276,6 @@ COLUMNS += [
 COLUMNS += ["seconds", "hardware"]
 
 
-def record(row: Mapping[str, Any]) -> None:
-    """Append a row to the results."""
-    new = not RESULTS.exists()
-    with RESULTS.open("a", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerow({name: f"{x:.6g}" if isinstance(x, float) else x for name, x in row.items()})
-
-
 def results() -> pd.DataFrame:
     """All results so far."""
     return pd.read_csv(RESULTS).fillna({"study": ""}) if RESULTS.exists() else pd.DataFrame(columns=COLUMNS)
@@ -311,18 +302,10 @@ def table(study: str) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("run").add_argument("folder", type=Path)
-    commands.add_parser("table")
-    arguments = parser.parse_args()
-    if arguments.command == "run":
-        run(arguments.folder)
-    else:
-        print("\n\n".join(f"{name}\n\n{table(name)}" for name in STUDIES))
+def tables() -> str:
+    """The tables of all studies."""
+    return "\n\n".join(f"{name}\n\n{table(name)}" for name in STUDIES)
 
 
 if __name__ == "__main__":
-    main()
+    run_or_table(__doc__ or "", run, tables, "folder")

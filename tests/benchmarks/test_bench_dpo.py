@@ -6,11 +6,9 @@ import math
 import sys
 from pathlib import Path
 
-import pandas as pd
 import pytest
 from tiny_models import write_model, write_tokenizer
 
-from benchmarks import bench_gpu, page
 from benchmarks.harness import Contender, run_rounds, summarise
 
 pytestmark = pytest.mark.slow
@@ -40,22 +38,3 @@ def test_losses_equal_those_of_trl(adapter: str, inputs: list[str]) -> None:
     assert medians["ours", "loss_1"] == pytest.approx(math.log(2), abs=1e-6)
     assert abs(medians["ours", "loss_3"] - math.log(2)) > 1e-3
     assert medians["ours - trl", "loss_difference"] < 1e-5
-
-
-def test_the_benchmark_of_gpus(inputs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a CPU with a small "large" model: every measurement with a goal is made, and losses agree to bfloat16 precision.
-
-    Two of the four runs have both models and both adapters.
-    """
-    runs = {name: bench_gpu.RUNS[name] for name in ("small full", "1.7B lora")}
-    monkeypatch.setattr(bench_gpu, "RUNS", runs)
-    shape = {"hidden_size": 48, "num_hidden_layers": 3, "num_key_value_heads": 4, "head_dim": 12}
-    monkeypatch.setitem(bench_gpu.SHAPES, "1.7B", shape)
-    monkeypatch.setattr(bench_gpu, "RESULTS", tmp_path / "bench_gpu.csv")
-    monkeypatch.setattr(sys, "argv", ["bench_gpu", *inputs, "--batch=4", "--rounds=1"])
-    bench_gpu.main()
-    assert page.page(tmp_path).count("tokens per second >= 3") == len(runs)
-    table = pd.read_csv(tmp_path / "bench_gpu.csv")
-    differences = table[table["metric"] == "loss_difference"]
-    assert len(differences) == len(runs)
-    assert differences["max"].between(0, 0.03).all()
