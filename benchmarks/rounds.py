@@ -260,4 +260,4 @@ def difference(every: pd.DataFrame, arm: str, other: str, decoding: str) -> str:
 
 
 if __name__ == "__main__":
-    run_or_table(__doc__, lambda folder, work: run(Study.of(folder, work)), table, "folder", "work")
+    run_or_table(__doc__ or "", lambda folder, work: run(Study.of(folder, work)), table, "folder", "work")
