@@ -66,6 +66,7 @@ def test_the_page_says_what_grows_faster_than_rows(exponent: float, verdict: str
     assert "- a machine; python.\n" in made
 
 
+@pytest.mark.slow
 def test_the_figure_is_the_same_every_time(tmp_path: Path) -> None:
     path = results(tmp_path, costs(1.0))
     for name in ("one.svg", "two.svg"):

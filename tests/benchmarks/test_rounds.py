@@ -23,6 +23,8 @@ from prefdag.pairs.schema import read_pairs, write_pairs
 from prefdag.runtime.yaml import read_yaml
 from stages import dpo_text, format_pairs, ref_logps
 
+pytestmark = pytest.mark.slow
+
 FORMAT = format_settings(max_prompt_tokens=16, max_response_tokens=8, max_left_out=0.0, val_fraction=0.2)
 ARMS = [*arms.ARMS]
 

@@ -91,6 +91,7 @@ def test_pairing_removes_the_variation_between_rows(runs: tuple[Experiment, Expe
     assert cross_entropy.tone == "worse"  # B is below A
 
 
+@pytest.mark.slow
 def test_other_rows_are_not_compared(runs: tuple[Experiment, Experiment]) -> None:
     first, second = runs
     others = replace(

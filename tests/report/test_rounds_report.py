@@ -118,6 +118,7 @@ def test_dvc_shows_each_round(folder: Path, html: str) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_judge_of_the_test_prompts_that_made_the_pairs_is_named(
     page: Page, folder: Path, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -136,6 +137,7 @@ def test_a_judge_of_the_test_prompts_that_made_the_pairs_is_named(
     assert "Pairs of the last round" not in text
 
 
+@pytest.mark.slow
 def test_people_and_their_agreement_are_named(folder: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """People alone have no win rate on validation answers: no figure, and a dash in the table."""
     monkeypatch.chdir(folder)

@@ -254,6 +254,7 @@ def test_without_rounds_the_policy_is_that_of_dpo_text() -> None:
     assert sha256(Path("models/policy")) == sha256(Path("models/dpo_text"))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("project")
 def test_a_failing_round_is_not_chosen_and_switches_the_next_one_off() -> None:
     plan(kl_budget=1e-9)
@@ -276,6 +277,7 @@ def test_too_few_prompts_are_refused() -> None:
         sample_round.main(2, FORMAT)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("project")
 def test_answers_of_another_policy_are_refused() -> None:
     """In judge_round, and again before training."""
@@ -376,6 +378,7 @@ SERVE_ROUND_1 = (
 )
 
 
+@pytest.mark.slow
 def test_a_killed_round_asks_only_for_what_it_has_not_got(server: CompletionServer) -> None:
     plan_server(server)
     answer = server.send
@@ -497,6 +500,7 @@ def test_prompts_of_which_the_policy_is_unsure_are_judged() -> None:
     assert set(judged) == set(sorted(margins, key=margins.__getitem__)[:2])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("project")
 def test_several_judges_are_merged() -> None:
     """Three programs have a vote each on two answers; the pair keeps what each of them said, and trains on the share."""
@@ -527,6 +531,7 @@ def say(folder: Path, name: str, outcome: Any) -> None:
     table.to_csv(folder / f"{name}.csv", index=False)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("project", "one_thread")
 def test_people_label_and_the_round_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """It stops with one line; labels come; the pairs are those that the labels say, with the share of the people."""

@@ -47,6 +47,7 @@ def test_the_control_learns_the_chosen_responses() -> None:
     assert after > before + 1.0
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("histories", "one_thread")
 def test_the_control_never_sees_the_rejected_responses() -> None:
     first = train()

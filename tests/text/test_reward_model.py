@@ -200,6 +200,7 @@ def test_a_model_that_learned_its_pairs_judges(project: Path) -> None:
     assert verdicts["outcome"].iloc[2] == "tie"
 
 
+@pytest.mark.slow
 def test_a_model_that_learned_nothing_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -228,6 +229,7 @@ def test_an_interval_that_ends_at_one_half_is_refused() -> None:
         check_beats_chance(None, "rounds.judge")
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_goes_on_to_the_same_bytes(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = settings(epochs=2, checkpoint_every=3)  # 16 steps
     reward_model.main(config)
@@ -250,6 +252,7 @@ def test_an_interrupted_training_goes_on_to_the_same_bytes(project: Path, monkey
     assert sha256(reward_model.MODEL) == once
 
 
+@pytest.mark.slow
 def test_a_killed_evaluation_trains_only_the_last_steps_again(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def killed(*_: Any) -> None:
         raise KeyboardInterrupt
