@@ -33,8 +33,8 @@ from prefdag.lifecycle.zygote import LIBRARIES
 RESULTS = Path(__file__).with_name("bench_growth.csv")
 GATE = ("download_pairs", "download_evals", "validate_pairs", "format_pairs")
 TEXT = (
-    *("sft_ref", "ref_logps", "ref_evals", "reward_model", "dpo_text", "control_text", "select_policy"),
-    *("health_text", "evaluate_text", "answer_text", "judge_text"),
+    *("sft_ref", "ref_logps", "ref_evals", "reward_model", "dpo_text", "control_text", "ref_answers"),
+    *("select_policy", "health_text", "evaluate_text", "answer_text", "judge_text"),
 )
 IMAGE_GATE = ("download_images", "validate_images", "label_pairs")
 IMAGE = (

@@ -51,6 +51,7 @@ LIGHTER = {
     "control_image": "lower dpo_image.training.micro_batch_size",
     **{stage: f"lower {stage}.tokens_per_batch" for stage in ("ref_logps", "evaluate_text", "judge_text")},
     "ref_evals": "lower evaluate_text.tokens_per_batch",
+    "ref_answers": "lower answer_text.batch_size",
     "answer_text": "lower answer_text.batch_size",
     "sample_round": "lower rounds.batch_size",
     "judge_round": "lower rounds.tokens_per_batch",

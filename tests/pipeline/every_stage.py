@@ -23,7 +23,7 @@ from prefdag.rounds.plan import read_plan
 from prefdag.runtime import stage as stages
 from prefdag.runtime.dvc_files import names, read_dag
 
-COMPUTED = ["ref_logps", "ref_evals", "evaluate_text", "answer_text", "judge_text", "evaluate_image"]
+COMPUTED = ["ref_logps", "ref_evals", "ref_answers", "evaluate_text", "answer_text", "judge_text", "evaluate_image"]
 COMPUTED += ["sample_round@1", "judge_round@1", "evaluate_round@1"]
 TRAINED = [
     "sft_ref",
@@ -35,7 +35,7 @@ TRAINED = [
     "control_image",
     "dpo_round@1",
 ]
-SHARDED = ["sft_ref", "dpo_text", "ref_logps", "ref_evals", "evaluate_text", "answer_text", "judge_text"]
+SHARDED = ["sft_ref", "dpo_text", "ref_logps", "ref_evals", "ref_answers", "evaluate_text", "answer_text", "judge_text"]
 ROUNDS = [name for name in COMPUTED + TRAINED if "@" in name]  # how they share their models is in their plans
 STARTS = {
     "sft_ref": "models/base",
@@ -99,8 +99,8 @@ def make_project(tiny: Path, folder: Path) -> None:
     """Copy a project in which the pipeline has run, without DVC's records and what these stages make."""
     shutil.copytree(tiny, folder, ignore=shutil.ignore_patterns(*LEFT_OUT), symlinks=True)
     text = (folder / "params.yaml").read_text()
-    # ref_evals reads that of evaluate_text; the one of rounds is in the plan.
-    assert text.count("  shard: none") == len(SHARDED)
+    # ref_evals and ref_answers read that of evaluate_text and answer_text; the one of rounds is in the plan.
+    assert text.count("  shard: none") == len(SHARDED) - 2 + 1
     assert text.count("  count: 0 ") == 1
     off = "  train: false                # true: train it, from the reference"
     assert text.count(off) == 1

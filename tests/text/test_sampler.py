@@ -33,12 +33,11 @@ from prefdag.runtime.artifacts import read_json, sha256
 from prefdag.text import endpoint as http
 from prefdag.text import trainable
 from prefdag.text.endpoint import Endpoint
-from prefdag.text.generation import answering
 from prefdag.text.generation import endpoint as sampling
 from prefdag.text.generation.endpoint import KEY, ServedModel, seed_of
 from prefdag.text.model import load, load_models
 from prefdag.tokenizer.tokenizer import ChatTokenizer
-from stages import answer_text
+from stages import answer_text, ref_answers
 
 pytestmark = pytest.mark.slow
 
@@ -125,6 +124,7 @@ def settings(server: CompletionServer | None = None, **changes: Any) -> AnswerTe
 
 
 def answer(server: CompletionServer | None = None, **changes: Any) -> pd.DataFrame:
+    ref_answers.main(FORMAT, settings(server, **changes))
     answer_text.main(FORMAT, settings(server, **changes))
     return pd.read_parquet(answer_text.ANSWERS)
 
@@ -194,7 +194,7 @@ def test_the_same_run_asks_nothing_again_and_writes_the_same_bytes(server: Compl
 
 
 def test_only_the_first_process_asks(server: CompletionServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(answering, "rank", lambda: 1)
+    monkeypatch.setattr(answer_text, "rank", lambda: 1)
     answer_text.main(FORMAT, settings(server))
     assert (server.asked, written()) == ([], [])
 
@@ -476,7 +476,7 @@ def test_a_killed_run_asks_for_no_answer_twice(server: CompletionServer) -> None
         from pathlib import Path
         from prefdag.config.answer_text import AnswerText, EndpointSampler
         from format_settings import format_settings
-        from stages import answer_text
+        from stages import answer_text, ref_answers
         answer_text.main(format_settings(template="chat"), {settings(server, parallel=2)!r})
     """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests" / "helpers")])}

@@ -64,6 +64,7 @@ from stages import (
     format_pairs,
     health_text,
     judge_text,
+    ref_answers,
     ref_evals,
     ref_logps,
     select_policy,
@@ -471,6 +472,7 @@ def test_dpo_learns_from_unpaired_responses_and_evaluates_them(
         seed=0,
         shard="none",
     )
+    ref_answers.main(FORMAT, sampling)
     answer_text.main(FORMAT, sampling)
     answers = pd.read_parquet(answer_text.ANSWERS)
     distinct = pd.read_parquet(dpo_text.PAIRS / "test.parquet")["prompt_ids"].map(tuple).nunique()

@@ -1,19 +1,16 @@
-"""Answers of reference, policy and control to the same prompts, generated in this process or by a server."""
+"""The table of answers to held-out prompts: which prompts, and what a model in this process answers, greedy and sampled."""
 
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from prefdag.config.answer_text import EndpointSampler
-from prefdag.distributed.process import process
-from prefdag.lifecycle.launcher import rank
-from prefdag.text.generation import endpoint
-from prefdag.text.generation.answers import DECODINGS, rows
+from prefdag.lifecycle.errors import DataError
+from prefdag.runtime.artifacts import read_table
+from prefdag.text.generation.answers import DECODINGS, MODELS, rows
 from prefdag.text.generation.decoding import continuations
-from prefdag.text.sharded import load_both
+from prefdag.text.scoring.rows import pair_rows
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,113 +19,68 @@ if TYPE_CHECKING:
     from prefdag.text.scoring.formatted import FormattedPairs
     from prefdag.tokenizer.tokenizer import ChatTokenizer
 
-log = logging.getLogger(__name__)
 
-# By decoding and model: columns of the table of answers, `ids` among them.
-Columns = dict[tuple[str, str], dict[str, list[Any]]]
+def heldout_prompts(test: "FormattedPairs", count: int | None, tokenizer: "ChatTokenizer") -> pd.DataFrame:
+    """The first `count` prompts of the test split, or all: `id`, `prompt` and `prompt_ids`.
+
+    Several pairs can share a prompt, which is answered once.
+    """
+    every = pd.DataFrame({"id": test.ids, "prompt_ids": [list(map(int, pair.prompt)) for pair in pair_rows(test)]})
+    prompts = every[~every["prompt_ids"].map(tuple).duplicated()][:count]
+    return prompts.assign(prompt=[tokenizer.decode(ids) for ids in prompts["prompt_ids"]])
+
+
+def seeds_of(prompts: pd.DataFrame, seed: int) -> list[list[int]]:
+    """The seeds of the sampled answers, by prompt.
+
+    All models sample with the same noise, so an unchanged policy gives the same answers, and noise cancels out of comparisons.
+    """
+    return [[seed, *key.encode()] for key in prompts["id"]]
 
 
 def answered(
-    config: "AnswerText",
-    prompts: pd.DataFrame,
-    folders: Mapping[str, Path],
-    base: Path,
-    test: "FormattedPairs",
-    tokenizer: "ChatTokenizer",
-) -> tuple[pd.DataFrame, dict[str, Any]] | None:
-    """The table of answers, as `rows`, and what is to be said of a server. None on all processes but the first if one answers.
-
-    All models sample with the same noise, so an unchanged policy gives the same answers, and noise cancels out of comparisons.
-
-    Args:
-        prompts: `id`, `prompt` (text) and `prompt_ids`.
-        folders: of the models that answer: "reference", "policy" and maybe "control".
-        base: the model that the reference started from, which a server might serve in its place.
-        test: pairs on which the models of a server and ours are compared.
-
-    Raises:
-        SourceError: the server does not serve these models, or fails.
-    """
-    ids = prompts["prompt_ids"].tolist()
-    seeds = [[config.seed, *key.encode()] for key in prompts["id"]]
-    described: dict[str, Any] = {}
-    if isinstance(config.sampler, EndpointSampler):
-        process()  # it starts when every process calls this
-        if rank() > 0:  # the first one asks for several answers at once by itself
-            return None
-        if "control" in folders:
-            log.warning("%s: the server does not serve it, so it answers nothing", folders["control"])
-        served, described = endpoint.connect(config.sampler, folders["reference"], folders["policy"], base, test)
-        columns = _by_server(served, config, config.sampler.parallel, ids, seeds, tokenizer)
-    else:
-        columns = _here(folders, config, ids, seeds, tokenizer.stop_ids)
-    parts = []
-    for (decoding, model), found in columns.items():
-        generated = found.pop("ids")
-        texts = [tokenizer.decode(each[:-1] if each[-1] in tokenizer.stop_ids else each) for each in generated]
-        labelled = prompts.assign(decoding=decoding, model=model)
-        parts.append(rows(labelled, texts, generated, tokenizer.stop_ids).assign(**found))
-    table = pd.concat(parts, ignore_index=True)
-    if described:
-        described = {"sampler": described | {"reencoded": int(table["reencoded"].sum())}}
-    return table, described
-
-
-def _here(
-    folders: Mapping[str, Path],
-    config: "AnswerText",
-    prompts: Sequence[Sequence[int]],
-    seeds: Sequence[Sequence[int]],
-    stop_ids: Sequence[int],
-) -> Columns:
-    def written(model: "nn.Module", name: str) -> list[list[list[int]]]:
-        # The greedy and the sampled answer to a prompt are written together.
-        return continuations(
-            model,
-            prompts,
-            [[None, seed] for seed in seeds],
-            sampling=(config.temperature, config.top_p),
-            max_new_tokens=config.max_new_tokens,
-            stop_ids=stop_ids,
-            batch_size=config.batch_size,
-            name=name,
-        )
-
-    models = load_both(folders["reference"], folders["policy"], shard=config.shard, packed=False)
-    both = {name: written(model, name) for name, model in models._asdict().items()}
-    if "control" in folders:
-        del models  # before the next two
-        control = load_both(folders["reference"], folders["control"], shard=config.shard, packed=False).policy
-        both["control"] = written(control, "control")
-    return {
-        (decoding, name): {"ids": [answers[place] for answers in each]}
+    model: "nn.Module", name: str, prompts: pd.DataFrame, config: "AnswerText", tokenizer: "ChatTokenizer"
+) -> pd.DataFrame:
+    """The model's greedy and sampled answers, as `labelled`. Processes share the work, and all get the table."""
+    # The greedy and the sampled answer to a prompt are written together.
+    both = continuations(
+        model,
+        prompts["prompt_ids"].tolist(),
+        [[None, seed] for seed in seeds_of(prompts, config.seed)],
+        sampling=(config.temperature, config.top_p),
+        max_new_tokens=config.max_new_tokens,
+        stop_ids=tokenizer.stop_ids,
+        batch_size=config.batch_size,
+        name=name,
+    )
+    parts = [
+        labelled(prompts, decoding, name, [answers[place] for answers in both], tokenizer)
         for place, decoding in enumerate(DECODINGS)
-        for name, each in both.items()
-    }
+    ]
+    return pd.concat(parts, ignore_index=True)
 
 
-def _by_server(
-    served: Mapping[str, endpoint.ServedModel],
-    config: "AnswerText",
-    parallel: int,
-    prompts: Sequence[Sequence[int]],
-    seeds: Sequence[Sequence[int]],
-    tokenizer: "ChatTokenizer",
-) -> Columns:
-    sent = [endpoint.seed_of(seed) for seed in seeds]
-    columns: Columns = {}
-    for decoding, sampling in zip(DECODINGS, (None, (config.temperature, config.top_p)), strict=True):
-        for name, model in served.items():
-            found = endpoint.completions(
-                model,
-                tokenizer,
-                prompts,
-                max_new_tokens=config.max_new_tokens,
-                parallel=parallel,
-                name=f"{decoding}, {name}",
-                sampling=sampling,
-                seeds=sent,
-            )
-            by_field = {field: [getattr(each, field) for each in found] for field in endpoint.Completion._fields}
-            columns[decoding, name] = {"seed": sent, **by_field}
-    return columns
+def labelled(
+    prompts: pd.DataFrame, decoding: str, model: str, ids: Sequence[Sequence[int]], tokenizer: "ChatTokenizer"
+) -> pd.DataFrame:
+    """One row per answer: `answers.rows` with `decoding` and `model`."""
+    texts = [tokenizer.decode(each[:-1] if each[-1] in tokenizer.stop_ids else each) for each in ids]
+    return rows(prompts.assign(decoding=decoding, model=model), texts, ids, tokenizer.stop_ids)
+
+
+def joined(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """The answers of several models as one table, by decoding, model and prompt."""
+    every = pd.concat(tables, ignore_index=True)
+    order = [*zip(every["decoding"].map(DECODINGS.index), every["model"].map(MODELS.index), strict=True)]
+    return every.iloc[sorted(range(len(every)), key=order.__getitem__)].reset_index(drop=True)
+
+
+def read_answers(path: Path, prompts: pd.DataFrame) -> pd.DataFrame:
+    """The answers that ref_answers wrote. Raises `DataError` if they are to other prompts than these."""
+    table = read_table(path).to_pandas()
+    for _, part in table.groupby(["decoding", "model"]):
+        if part["id"].tolist() != prompts["id"].tolist() or any(
+            list(mine) != list(theirs) for mine, theirs in zip(part["prompt_ids"], prompts["prompt_ids"], strict=True)
+        ):
+            raise DataError(f"{path}: answers to other prompts than those of data/pairs; run ref_answers again")
+    return table

@@ -1,0 +1,46 @@
+"""The table of answers is made of tables of several models, and answers to other prompts are refused."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from prefdag.lifecycle.errors import DataError
+from prefdag.text.generation.answering import joined, read_answers
+
+PROMPTS = pd.DataFrame({"id": ["b", "a"], "prompt_ids": [[1, 2], [3]]})
+
+
+def answers(*models: str) -> pd.DataFrame:
+    """Two decodings of each model."""
+    parts = [PROMPTS.assign(decoding=decoding, model=model) for model in models for decoding in ("greedy", "sampled")]
+    return pd.concat(parts, ignore_index=True)
+
+
+def test_answers_are_by_decoding_then_model_then_prompt() -> None:
+    table = joined([answers("reference", "control"), answers("policy")])
+    expected = [
+        (decoding, model, name)
+        for decoding in ("greedy", "sampled")
+        for model in ("reference", "policy", "control")
+        for name in ("b", "a")
+    ]
+    assert [*table[["decoding", "model", "id"]].itertuples(index=False, name=None)] == expected
+    assert list(table.index) == list(range(12))
+
+
+@pytest.mark.parametrize(
+    "prompts",
+    [
+        PROMPTS[::-1],
+        PROMPTS[:1],
+        PROMPTS.assign(id=["b", "c"]),
+        PROMPTS.assign(prompt_ids=[[1, 2], [4]]),
+    ],
+)
+def test_answers_to_other_prompts_are_refused(prompts: pd.DataFrame, tmp_path: Path) -> None:
+    path = tmp_path / "answers.parquet"
+    answers("reference").to_parquet(path, index=False)
+    assert len(read_answers(path, PROMPTS)) == 4
+    with pytest.raises(DataError, match=r"answers.parquet: answers to other prompts .*; run ref_answers again$"):
+        read_answers(path, prompts)
