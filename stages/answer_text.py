@@ -45,7 +45,7 @@ def main(format_pairs: FormatPairs, answer_text: AnswerText) -> None:
         models = (REFERENCE, POLICY, BASE)
         table, described = answered_by_server(sampler, answer_text, prompts, models, test, tokenizer)
     else:
-        others = read_answers(REF_ANSWERS / "answers.parquet", prompts)
+        others = read_answers(REF_ANSWERS, prompts, answer_text)
         policy = load_both(REFERENCE, POLICY, shard=answer_text.shard, packed=False).policy
         table = joined([others, answered(policy, "policy", prompts, answer_text, tokenizer)])
 

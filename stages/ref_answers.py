@@ -23,7 +23,7 @@ def main(format_pairs: FormatPairs, answer_text: AnswerText) -> None:
                 (folder / "off").touch()
         return
 
-    from prefdag.text.generation.answering import answered, heldout_prompts, joined
+    from prefdag.text.generation.answering import answered, heldout_prompts, joined, write_answers
     from prefdag.text.model import load
     from prefdag.text.scoring.rows import read_split
     from prefdag.text.sharded import load_both, load_sharded
@@ -41,7 +41,7 @@ def main(format_pairs: FormatPairs, answer_text: AnswerText) -> None:
     table = joined([answered(model, name, prompts, answer_text, tokenizer) for name, model in models.items()])
     with writing(REF_ANSWERS) as folder:
         folder.mkdir()
-        table.to_parquet(folder / "answers.parquet", index=False)
+        write_answers(folder, table, answer_text)
 
 
 if __name__ == "__main__":

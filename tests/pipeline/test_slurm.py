@@ -79,15 +79,15 @@ def test_experiments_as_jobs(copy: Path, folder: Path) -> None:
         environment |= {"GIT_COMMITTER_NAME": "a", "GIT_COMMITTER_EMAIL": "a@example.com"}
         run = partial(as_user, cwd=copy, environment=environment)
         job = ["sbatch", "--wait"]
-        only = ["--single-item", "answer_text"]
+        only = ["--single-item", "ref_answers"]
         log = run(*job, "--nodes=2", "slurm/experiment.sh", "-S", "answer_text.seed=4", *only)
-        assert stages_run(log) == ["answer_text"]
+        assert stages_run(log) == ["ref_answers"]
         run(*job, "--array=1-2", "slurm/experiment.sh", "@sweep.txt", *only)
         assert set(run("dvc", "exp", "list", "--name-only").split()) >= {"job-1", "job-2-1", "job-2-2"}
-        before = (copy / "reports/text/answers.parquet").read_bytes()
+        before = (copy / "data/ref_answers/answers.parquet").read_bytes()
         run("dvc", "exp", "apply", "job-2-2")
         assert read_yaml(copy / "params.yaml")["answer_text"]["seed"] == 6
-        assert (copy / "reports/text/answers.parquet").read_bytes() != before
+        assert (copy / "data/ref_answers/answers.parquet").read_bytes() != before
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,27 @@
 """The table of answers is made of tables of several models, and answers to other prompts are refused."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
+from prefdag.config.answer_text import AnswerText
+from prefdag.config.samplers import LocalSampler
 from prefdag.lifecycle.errors import DataError
-from prefdag.text.generation.answering import joined, read_answers
+from prefdag.text.generation.answering import joined, read_answers, write_answers
 
 PROMPTS = pd.DataFrame({"id": ["b", "a"], "prompt_ids": [[1, 2], [3]]})
+CONFIG = AnswerText(
+    sampler=LocalSampler(kind="local"),
+    prompts=None,
+    max_new_tokens=4,
+    temperature=1.0,
+    top_p=0.9,
+    batch_size=3,
+    seed=0,
+    shard="none",
+)
 
 
 def answers(*models: str) -> pd.DataFrame:
@@ -39,8 +52,15 @@ def test_answers_are_by_decoding_then_model_then_prompt() -> None:
     ],
 )
 def test_answers_to_other_prompts_are_refused(prompts: pd.DataFrame, tmp_path: Path) -> None:
-    path = tmp_path / "answers.parquet"
-    answers("reference").to_parquet(path, index=False)
-    assert len(read_answers(path, PROMPTS)) == 4
+    write_answers(tmp_path, answers("reference"), CONFIG)
+    assert len(read_answers(tmp_path, PROMPTS, CONFIG)) == 4
     with pytest.raises(DataError, match=r"answers.parquet: answers to other prompts .*; run ref_answers again$"):
-        read_answers(path, prompts)
+        read_answers(tmp_path, prompts, CONFIG)
+
+
+def test_answers_with_other_settings_are_refused(tmp_path: Path) -> None:
+    """As when `dvc repro --single-item answer_text` runs with another seed."""
+    write_answers(tmp_path, answers("reference"), CONFIG)
+    with pytest.raises(DataError, match=r"key.json: seed is 0, answer_text.seed is 1; run ref_answers again$"):
+        read_answers(tmp_path, PROMPTS, replace(CONFIG, seed=1))
+    assert len(read_answers(tmp_path, PROMPTS, replace(CONFIG, batch_size=9))) == 4

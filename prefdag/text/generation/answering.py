@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from prefdag.lifecycle.errors import DataError
-from prefdag.runtime.artifacts import read_table
+from prefdag.runtime.artifacts import read_json, read_table, write_json
 from prefdag.text.generation.answers import DECODINGS, MODELS, rows
 from prefdag.text.generation.decoding import continuations
 from prefdag.text.scoring.rows import pair_rows
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from prefdag.config.answer_text import AnswerText
     from prefdag.text.scoring.formatted import FormattedPairs
     from prefdag.tokenizer.tokenizer import ChatTokenizer
+
+TABLE, KEY = "answers.parquet", "key.json"  # of the folder that ref_answers writes
 
 
 def heldout_prompts(test: "FormattedPairs", count: int | None, tokenizer: "ChatTokenizer") -> pd.DataFrame:
@@ -75,12 +77,27 @@ def joined(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     return every.iloc[sorted(range(len(every)), key=order.__getitem__)].reset_index(drop=True)
 
 
-def read_answers(path: Path, prompts: pd.DataFrame) -> pd.DataFrame:
-    """The answers that ref_answers wrote. Raises `DataError` if they are to other prompts than these."""
-    table = read_table(path).to_pandas()
+def write_answers(folder: Path, table: pd.DataFrame, config: "AnswerText") -> None:
+    """Write answers for `read_answers`."""
+    table.to_parquet(folder / TABLE, index=False)
+    write_json(folder / KEY, _decoding(config))
+
+
+def read_answers(folder: Path, prompts: pd.DataFrame, config: "AnswerText") -> pd.DataFrame:
+    """The answers of `write_answers`. Raises `DataError` if they are to other prompts, or were decoded with other settings."""
+    for name, value in _decoding(config).items():
+        if (theirs := read_json(folder / KEY).get(name)) != value:
+            raise DataError(f"{folder / KEY}: {name} is {theirs}, answer_text.{name} is {value}; run ref_answers again")
+    table = read_table(folder / TABLE).to_pandas()
+    expected = [*zip(prompts["id"], map(list, prompts["prompt_ids"]), strict=True)]
     for _, part in table.groupby(["decoding", "model"]):
-        if part["id"].tolist() != prompts["id"].tolist() or any(
-            list(mine) != list(theirs) for mine, theirs in zip(part["prompt_ids"], prompts["prompt_ids"], strict=True)
-        ):
-            raise DataError(f"{path}: answers to other prompts than those of data/pairs; run ref_answers again")
+        if [*zip(part["id"], map(list, part["prompt_ids"]), strict=True)] != expected:
+            raise DataError(
+                f"{folder / TABLE}: answers to other prompts than those of data/pairs; run ref_answers again"
+            )
     return table
+
+
+def _decoding(config: "AnswerText") -> dict[str, Any]:
+    """What answers depend on besides the model and the prompts."""
+    return {name: getattr(config, name) for name in ("max_new_tokens", "temperature", "top_p", "seed")}
