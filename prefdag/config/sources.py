@@ -118,6 +118,7 @@ class Cifar10Source:
 
 
 Source = Annotated[PypiSource | HubSource | PathSource | UrlSource | DvcSource, Field(discriminator="kind")]
+FolderSource = Annotated[HubSource | PathSource | DvcSource, Field(discriminator="kind")]
 ModelSource = Annotated[HubSource | PathSource | UrlSource | DvcSource, Field(discriminator="kind")]
 ImageSource = Annotated[
     PypiSource | HubSource | PathSource | UrlSource | DvcSource | Cifar10Source, Field(discriminator="kind")

@@ -16,6 +16,7 @@ from prefdag.report.page.numbers import Estimate
 from prefdag.report.page.provenance import source_name
 
 if TYPE_CHECKING:
+    from prefdag.config.download_model import DownloadModel
     from prefdag.config.params import Params
 
 WHOLE = """\
@@ -70,9 +71,9 @@ class Reference:
 
     @classmethod
     def of(cls, params: "Params", sha256: str) -> "Reference":
-        """The reference whose model.safetensors has this hash. It is the hub's model only if it was not fine-tuned."""
-        source = params.download_model.source
-        if isinstance(source, HubSource) and params.sft_ref.training.epochs == 0:
+        """The reference whose model.safetensors has this hash. It is the hub's model only if nothing was changed."""
+        source, adapter = params.download_model.source, params.download_model.adapter
+        if isinstance(source, HubSource) and adapter is None and params.sft_ref.training.epochs == 0:
             return cls(source.repo, source.revision, sha256)
         return cls(f"sha256:{sha256}", None, sha256)
 
@@ -95,17 +96,23 @@ def policy_card(card: str, params: "Params") -> str:
 
 def adapter_card(card: str, params: "Params", reference: Reference) -> str:
     """The model card of the adapter alone."""
-    source, fine_tuned = params.download_model.source, settings.supervised(params.sft_ref)
+    model, fine_tuned = params.download_model, settings.supervised(params.sft_ref)
     if reference.revision:
         base = HUB_REFERENCE.format(repo=reference.name, revision=reference.revision, sha256=reference.sha256)
         load = f'"{reference.name}", revision="{reference.revision}"'
     else:
-        base = OWN_REFERENCE.format(sha256=reference.sha256, reference=fine_tuned, base=pinned_name(source))
+        base = OWN_REFERENCE.format(sha256=reference.sha256, reference=fine_tuned, base=pinned_model(model))
         load = '"./reference"'
     new = _with_note(card, "peft", ADAPTER.format(base=base, load=load))
     if new.data.base_model:  # a hub that took it for the adapter's own base would load the adapter on the wrong weights
         new.data.base_model_relation = "adapter" if reference.revision else "finetune"
     return str(new)
+
+
+def pinned_model(model: "DownloadModel") -> str:
+    """The model that everything starts from, with its pins."""
+    name = pinned_name(model.source)
+    return name if model.adapter is None else f"{name}, with the adapter {pinned_name(model.adapter)} merged into it"
 
 
 def pinned_name(source: Source) -> str:

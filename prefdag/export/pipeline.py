@@ -77,7 +77,7 @@ def check_current(lock: Path, params: Path) -> None:
 def _text(target: Path, params: "Params", echo: Callable[[str], None]) -> None:
     """The whole policy and its adapter alone, if it has one. A prefix gives no whole model."""
     from prefdag.export import cards, text
-    from prefdag.report.page.card import licence
+    from prefdag.report.page.card import model_licence
     from prefdag.text.model import ADAPTER_CONFIG, load_models
     from prefdag.tokenizer.tokenizer import ChatTokenizer
 
@@ -94,7 +94,7 @@ def _text(target: Path, params: "Params", echo: Callable[[str], None]) -> None:
         text.check_template(folder, tokenizer, heldout.dialogues)
         echo(f"{TEXT}: {text.check_merged(folder, merged, expected, heldout.ids)}")
         (folder / "README.md").write_text(cards.policy_card(card, params), "utf-8")
-        if licence(params.download_model.source) == "apache-2.0":
+        if model_licence(params.download_model) == "apache-2.0":
             shutil.copyfile(LICENCE, folder / "LICENSE")
     if not (POLICY / ADAPTER_CONFIG).exists():
         echo(f"{ADAPTER}: not exported, since full fine-tuning has no adapter")

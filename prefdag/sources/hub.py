@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from prefdag.lifecycle.errors import SourceError
 from prefdag.runtime.artifacts import remove, sha256
-from prefdag.sources.model_files import adapter_fault
+from prefdag.sources.model_files import mixture_fault
 from prefdag.sources.pins import COMMIT, PinError, check_hash, is_pin, masked, not_found, one_line
 from prefdag.sources.resuming import kept_transfer
 
@@ -80,7 +80,7 @@ def _download(source: "HubSource", patterns: list[str], into: Path) -> "dict[str
     wanted = _listing(source, patterns)
     for name in wanted:
         _reject_code(name, source)
-    if source.repo_type == "model" and (fault := adapter_fault(wanted)):
+    if source.repo_type == "model" and (fault := mixture_fault(wanted)):
         raise SourceError(f"{_where(source)}: {fault}; narrow `files`")
     logger.info("fetching %s from the %s", " ".join(patterns), _where(source))
     with _one_line_errors(source):

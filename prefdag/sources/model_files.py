@@ -10,7 +10,7 @@ from prefdag.lifecycle.errors import DataError
 from prefdag.runtime.artifacts import read_json
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
-ADAPTER = "adapter_config.json"
+ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "tekken.json")
 SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.(safetensors|gguf)$")
 HEADER = 100_000_000  # bytes; safetensors itself allows no longer one
@@ -27,7 +27,7 @@ def main_file(source: Path) -> tuple[Path, str]:
     """
     folder = _model_folder(source)
     names = sorted(path.name for path in folder.iterdir() if path.is_file())
-    fault = adapter_fault(names, _base(folder)) or _gguf_fault(names)
+    fault = mixture_fault(names) or _adapter_alone(folder, names) or _gguf_fault(names)
     ggufs = [name for name in names if name.endswith(".gguf")]
     if not fault and not ggufs:
         fault = _weights_fault(folder, names) or _damage(folder, names) or _quantisation_fault(folder)
@@ -36,25 +36,73 @@ def main_file(source: Path) -> tuple[Path, str]:
     return folder, ggufs[0] if ggufs else CONFIG
 
 
-def adapter_fault(names: Iterable[str], base: str | None = None) -> str | None:
-    """What is wrong with a model that has an adapter's files, if it has. `base` is the model that the adapter names."""
+def adapter_folder(source: Path) -> Path:
+    """The folder of the adapter in `source`: itself, or the only one below it that has an adapter.
+
+    Raises:
+        DataError: there is no such adapter in safetensors, only a part of one, or more than one.
+    """
+    files = sorted(path for path in source.rglob("*") if path.is_file())
+    folders = [path.parent for path in files if path.name == ADAPTER]
+    folder = source if source in folders or not folders else folders[0]
+    names = sorted(path.name for path in folder.iterdir() if path.is_file())
+    there = ", ".join(names[:12]) or "no file"
+    if not folders:
+        raise DataError(f"{ADAPTER}: not found; the source has {there}; a whole model is a download_model.source")
+    if folder != source and len(folders) > 1:
+        places = ", ".join(each.relative_to(source).as_posix() for each in folders[:5])
+        raise DataError(
+            f"{ADAPTER}: not at the top of the source, but there are adapters in {places}; choose one of them"
+        )
+    fault = mixture_fault(names)
+    if not fault and ADAPTER_WEIGHTS not in names:
+        pickled = next((name for name in names if name.startswith("adapter_") and name.endswith(PICKLED)), None)
+        why = f"{pickled} is refused, since it can run code when it is loaded" if pickled else f"the source has {there}"
+        fault = f"{ADAPTER_WEIGHTS}: not found; {why}; save the adapter with peft's save_pretrained"
+    if fault := fault or _damage(folder, names):
+        raise DataError(fault)
+    return folder
+
+
+def adapter_fault(names: Iterable[str]) -> str | None:
+    """What is wrong with a model that has an adapter's files, if it has."""
+    there = list(names)
+    alone = next((name for name in sorted(there) if _of_adapter(name)), None)
+    return mixture_fault(there) or (
+        alone
+        and f"{alone}: an adapter, not a whole model; merge it into its base model (peft's merge_and_unload) and use the result"
+    )
+
+
+def mixture_fault(names: Iterable[str]) -> str | None:
+    """What is wrong if there is an adapter beside a whole model."""
     there = sorted(names)
-    adapters = [
-        name for name in there if PurePosixPath(name).name.startswith(("adapter_config.json", "adapter_model."))
-    ]
+    adapters = [name for name in there if _of_adapter(name)]
     if not adapters:
         return None
     folder = PurePosixPath(adapters[0]).parent
     beside = [name for name in there if PurePosixPath(name).parent == folder and _is_model(PurePosixPath(name).name)]
-    if beside:
-        return (
-            f"{adapters[0]}: an adapter beside a whole model ({beside[0]}), and only one of them would be used; "
-            "merge the adapter into the model (peft's merge_and_unload), or leave its files out"
-        )
     return (
-        f"{adapters[0]}: an adapter, not a whole model; merge it into its base model{f' {base}' if base else ''} "
-        "(peft's merge_and_unload) and use the result, or use the base model itself"
+        f"{adapters[0]}: an adapter beside a whole model ({beside[0]}), and only one of them would be used; "
+        "merge the adapter into the model (peft's merge_and_unload), or leave its files out"
+        if beside
+        else None
     )
+
+
+def _adapter_alone(folder: Path, names: list[str]) -> str | None:
+    """What to do with an adapter in place of a model, if it is one."""
+    if not any(map(_of_adapter, names)):
+        return None
+    base = _base(folder)
+    return (
+        f"{ADAPTER}: an adapter, not a whole model; make it download_model.adapter, and its base model"
+        f"{f' {base}' if base else ''} download_model.source"
+    )
+
+
+def _of_adapter(name: str) -> bool:
+    return PurePosixPath(name).name.startswith((ADAPTER, "adapter_model."))
 
 
 def _is_model(name: str) -> bool:
@@ -150,7 +198,7 @@ def _damage(folder: Path, names: list[str]) -> str | None:
         ):
             of = "its header cannot be read" if size is None else f"it has {there:,} of {size:,} bytes"
             return f"{name}: not whole, {of}; fetch or copy it again"
-        if name in (CONFIG, "tokenizer.json"):
+        if name in (CONFIG, ADAPTER, "tokenizer.json"):
             try:
                 read_json(folder / name)
             except DataError:

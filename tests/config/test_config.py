@@ -280,6 +280,17 @@ def test_every_key_takes_every_kind_of_source(source: dict[str, Any]) -> None:
     assert check_params(tree, PARAMS).download_evals.winogrande.kind == source["kind"]
 
 
+def test_an_adapter_is_a_folder() -> None:
+    """A source of one file cannot be one."""
+    tree = copy.deepcopy(TREE)
+    for source in (HUB, {"kind": "path", "path": "x", "sha256": None}, None):
+        tree["download_model"]["adapter"] = source
+        check_params(tree, PARAMS)
+    tree["download_model"]["adapter"] = {"kind": "url", "url": "https://localhost/a", "sha256": None}
+    with pytest.raises(ParamsError, match=r"params\.yaml: download_model\.adapter: input tag 'url'"):
+        check_params(tree, PARAMS)
+
+
 @given(
     key=st.sampled_from(sorted([*TREE, *flatten(TREE)])),
     value=st.sampled_from([None, [], {}, "x", -1, float("inf"), [[]]]),

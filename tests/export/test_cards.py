@@ -10,8 +10,10 @@ from paths import ROOT
 from report_inputs import write_inputs
 
 from prefdag.check_params import load_params
+from prefdag.config.download_model import DownloadModel
 from prefdag.config.params import Params
-from prefdag.export.cards import Reference, adapter_card, policy_card
+from prefdag.config.sources import HubSource
+from prefdag.export.cards import Reference, adapter_card, pinned_model, policy_card
 from stages import report
 
 
@@ -67,6 +69,20 @@ def test_the_adapters_card_names_its_reference(card: str, params: Params) -> Non
     assert "models/reference" not in own.partition("| Artefact |")[0], "elsewhere that is a repository of the hub"
     (code,) = re.findall(r"```python\n(.*?)```", own, re.DOTALL)
     assert 'from_pretrained("./reference", dtype="float32")' in code
+
+
+def test_a_merged_adapter_is_no_model_of_the_hub(params: Params) -> None:
+    """With it, even the reference of a run without fine-tuning is not the hub's model."""
+    source = HubSource(kind="hub", repo="owner/model", repo_type="model", revision="a" * 40, files=["*.safetensors"])
+    unchanged = replace(params.sft_ref, training=replace(params.sft_ref.training, epochs=0))
+    plain = replace(params, download_model=DownloadModel(source=source, adapter=None), sft_ref=unchanged)
+    assert Reference.of(plain, "ab" * 32).revision == "a" * 40
+    model = DownloadModel(source=source, adapter=replace(source, repo="owner/adapter"))
+    merged = replace(plain, download_model=model)
+    assert Reference.of(merged, "ab" * 32) == Reference(f"sha256:{'ab' * 32}", None, "ab" * 32)
+    assert pinned_model(model) == (
+        f"`owner/model` at revision `{'a' * 40}`, with the adapter `owner/adapter` at revision `{'a' * 40}` merged into it"
+    )
 
 
 @pytest.mark.slow

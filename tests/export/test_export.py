@@ -37,6 +37,8 @@ from prefdag.lifecycle.errors import DataError, PrefdagError
 from prefdag.pairs.turns import Asked
 from prefdag.runtime.artifacts import sha256
 from prefdag.text import model as lm
+from prefdag.text.convert import convert
+from prefdag.text.merge import merge
 from prefdag.text.trainable import copy_tokenizer
 from prefdag.tokenizer.tokenizer import ChatTokenizer
 
@@ -526,7 +528,9 @@ def test_a_reference_that_is_the_hubs_model_is_named_by_id_and_commit(project: P
     params = load_params()
     training = replace(params.sft_ref.training, epochs=0)
     params = replace(
-        params, download_model=DownloadModel(source=source), sft_ref=replace(params.sft_ref, training=training)
+        params,
+        download_model=DownloadModel(source=source, adapter=None),
+        sft_ref=replace(params.sft_ref, training=training),
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline, "check_current", lambda *arguments: None)
@@ -537,3 +541,24 @@ def test_a_reference_that_is_the_hubs_model_is_named_by_id_and_commit(project: P
     readme = (project / "export/text_adapter/README.md").read_text()
     assert f'from_pretrained("owner/model", revision="{"a" * 40}", dtype="float32")' in readme
     assert "it was not fine-tuned before DPO" in readme
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("graph")
+@pytest.mark.parametrize("part", ["text", "text_adapter"])
+def test_another_run_starts_from_an_export(part: str, project: Path) -> None:
+    """From the whole model, or from the adapter and the reference beside it: with the policy's logits and token ids."""
+    pipeline.export(Path("export"), load_params(), lambda line: None)
+    base, whole = project / "base", part == "text"
+    base.mkdir()
+    source = Path("export/text" if whole else "export/text_adapter/reference")
+    convert(source, base)
+    if not whole:
+        merge(Path("export/text_adapter"), source, base)
+        with pytest.raises(DataError, match=r"made for a model whose model\.safetensors has the SHA-256 "):
+            merge(Path("export/text_adapter"), Path("export/text"), Path("export/text"))
+    policy = lm.load_models(Path("models/reference"), Path("models/policy"), packed=False).policy
+    assert close(text.logits(lm.load(base, packed=False), ROWS), text.logits(policy, ROWS))
+    before, after = (ChatTokenizer(folder, "chat") for folder in (Path("models/reference"), base))
+    assert all(before.prompt(each).ids == after.prompt(each).ids for each in DIALOGUES)
+    assert before.stop_ids == after.stop_ids

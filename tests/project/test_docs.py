@@ -25,7 +25,15 @@ IDS = [page.relative_to(ROOT).as_posix() for page in PAGES]
 # export by `prefdag export`, labels by people
 WRITTEN_BY_STAGES = ("data/", "models/", "reports/", "export/", "labels/")
 TO_LABEL = {"comparisons.json", "to_label.csv", "label_studio.json", "records.json"}
-MADE_BY_RUNS = {"dvc.lock", "metrics.json", "history.csv", "validation.csv", "model_card.md", *TO_LABEL}
+MADE_BY_RUNS = {
+    "dvc.lock",
+    "adapter_config.json",
+    "metrics.json",
+    "history.csv",
+    "validation.csv",
+    "model_card.md",
+    *TO_LABEL,
+}
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=IDS)
 

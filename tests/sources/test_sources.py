@@ -323,6 +323,16 @@ def test_a_hub_model_with_an_adapter_is_refused_before_it_comes(hub: Site, tmp_p
     fetch(at("model", "config.json", "*.safetensors"), tmp_path / "out", KEY)
 
 
+def test_an_adapter_of_the_hub_comes_alone(hub: Site, tmp_path: Path) -> None:
+    names = ("adapter_config.json", "adapter_model.safetensors")
+    tree = [{"type": "file", "path": name, "size": 2, **listed(b"{}", large=False)} for name in names]
+    hub.pages[f"/api/models/some/repo/tree/{COMMIT}"] = json.dumps(tree).encode(), "application/json"
+    for name in names:
+        hub.pages[f"/some/repo/resolve/{COMMIT}/{name}"] = b"{}", "application/json"
+    fetch(at("model", "adapter_*"), tmp_path / "out", "download_model.adapter")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == list(names)
+
+
 def test_a_hub_dataset_keeps_its_folders(hub: Site, tmp_path: Path) -> None:
     fetch(at("dataset", "a/*"), tmp_path / "out", KEY)
     assert [p for p in (tmp_path / "out").rglob("*") if p.is_file()] == [tmp_path / "out/a/train.jsonl"]

@@ -116,7 +116,8 @@ def encoder(folder: Path) -> None:
 
 HALF: dict[Callable[[Path], None], str] = {
     adapter: "adapter_config.json: an adapter beside a whole model (model.safetensors), and only one of them would be used",
-    only_adapter: "adapter_config.json: an adapter, not a whole model; merge it into its base model 'some/base' (peft's",
+    only_adapter: "adapter_config.json: an adapter, not a whole model; make it download_model.adapter, and its base "
+    "model 'some/base' download_model.source",
     pickled: "*.safetensors: not found; pytorch_model.bin is refused, since it can run code when it is loaded",
     lost_shard: "model.safetensors.index.json: names model-00002-of-",
     lost_index: "model.safetensors.index.json: not found, but it must name the parts, such as model-00001-of-",

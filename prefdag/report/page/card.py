@@ -11,12 +11,13 @@ from prefdag.report.image import sentences as image_sentences
 from prefdag.report.page import settings
 from prefdag.report.page.environment import environment
 from prefdag.report.page.numbers import Estimate
-from prefdag.report.page.provenance import source_name, versions
+from prefdag.report.page.provenance import model_name, source_name, versions
 from prefdag.report.text import answers, rounds
 from prefdag.report.text import sentences as text_sentences
 from prefdag.report.text.tables import SETS
 
 if TYPE_CHECKING:
+    from prefdag.config.download_model import DownloadModel
     from prefdag.config.loss import Loss
     from prefdag.config.params import Params
     from prefdag.report.page.results import Results
@@ -39,6 +40,18 @@ def hub_id(source: Source) -> str | None:
     return source.repo if isinstance(source, HubSource) else None
 
 
+def model_licence(model: "DownloadModel") -> str:
+    """The licence of the model that everything starts from; "unknown" if an adapter is part of it."""
+    return licence(model.source) if model.adapter is None else "unknown"
+
+
+def ancestors(model: "DownloadModel") -> str | list[str] | None:
+    """The hub ids of the model that everything starts from, and of the adapter in it, as far as they have one."""
+    ids = [hub_id(source) for source in (model.source, model.adapter) if source]
+    known = [name for name in ids if name]
+    return known if len(known) > 1 else next(iter(known), None)
+
+
 def render(results: "Results", params: "Params") -> str:
     """The card, as Markdown."""
     text = results.text.metrics
@@ -53,7 +66,9 @@ def render(results: "Results", params: "Params") -> str:
             loss_settings=settings.loss_settings(params),
             override=override(params.loss),
             source_name=source_name,
+            model_name=model_name,
             licence=licence,
+            model_licence=model_licence,
             software=", ".join(f"{name} {versions()[name]}" for name in SOFTWARE),
             text=text,
             unit="pairs" if text_sentences.is_paired(text) else "responses",
@@ -85,7 +100,7 @@ def front_matter(results: "Results", params: "Params") -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
     adapter = params.dpo_text.adapter
-    heldout, source = results.text.metrics["heldout"], params.download_model.source
+    heldout, model = results.text.metrics["heldout"], params.download_model
     if text_sentences.is_paired(results.text.metrics):
         ranking, rows = ("accuracy", "Held-out implicit-reward accuracy"), "held-out preference pairs"
     else:
@@ -95,10 +110,10 @@ def front_matter(results: "Results", params: "Params") -> str:
     task: dict[str, Any] = {"task_type": "text-generation", "dataset_split": "test", **dataset}
     data = ModelCardData(
         model_name=f"dpo-{'-'.join([params.loss] if isinstance(params.loss, str) else params.loss)}-beta-{params.beta}",
-        license=licence(source),
+        license=model_licence(model),
         library_name="transformers" if isinstance(adapter, Full) else "peft",
         pipeline_tag="text-generation",
-        base_model=hub_id(source),
+        base_model=ancestors(model),
         datasets=[pairs.repo] if isinstance(pairs, HubSource) else None,
         tags=["dpo", *([adapter.kind] if isinstance(adapter, Lora) else []), "preference-optimization", "prefdag"],
         eval_results=[

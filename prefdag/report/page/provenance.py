@@ -8,8 +8,12 @@ import os
 import platform
 from importlib import metadata
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 from prefdag.config.sources import DvcSource, HubSource, ImageSource, PathSource, PypiSource, UrlSource
+
+if TYPE_CHECKING:
+    from prefdag.config.download_model import DownloadModel
 
 # Packages whose version can change a number or a figure. Importing them to read the version would take seconds.
 PACKAGES = (
@@ -55,6 +59,12 @@ def source_name(source: ImageSource) -> str:
             return label or PurePosixPath(address.partition("?")[0]).name
         case _:
             return "CIFAR-10"
+
+
+def model_name(model: "DownloadModel") -> str:
+    """A short name of the model that everything starts from."""
+    name = source_name(model.source)
+    return name if model.adapter is None else f"{name} with the adapter {source_name(model.adapter)} merged into it"
 
 
 def _processor() -> str:

@@ -37,6 +37,7 @@ def render(results: "Results", params: "Params") -> str:
             flat_params=flatten(params),
             loss_settings=settings.loss_settings(params),
             source_name=provenance.source_name,
+            model_name=provenance.model_name,
             text=text,
             paired=paired,
             text_conclusion=text_sentences.conclusion(text.metrics, text.answers.win_rate),
