@@ -15,7 +15,7 @@ a start is the one of `RATES` with the lower loss on the new domain's validation
 import argparse
 import csv
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -40,13 +40,15 @@ RESULTS = Path(__file__).with_name("few_shot.csv")
 SHA256 = "f9bd9e859cc102cb1f647f1064da7e009be752c416845cf9fa56e6eaae403a7d"  # of TruthfulQA.csv
 SEEDS = (0, 1, 2)
 COUNTS = (8, 32, 128)
-EPOCHS, BATCH = 4, 4
-RATES = {"lora": (3e-4, 1e-3), "prefix": (1e-3, 1e-2)}
+EPOCHS, BATCH = 2, 4
+RATES = {"lora": (1e-3, 3e-3), "prefix": (1e-2, 3e-2)}
 TUNED_ON = 32  # pairs
 BASE, GENERAL = "base model", "general policy"
 STARTS = {"lora": (BASE, GENERAL), "prefix": (GENERAL,)}
+PREFIX_SEEDS = (0,)  # which cost less
 PREFIX = 8  # tokens
 AT_ONCE = 1024  # tokens scored at once
+OLD_PAIRS = 100  # of the general domain's test split, the first ones
 NEW, OLD, VAL = "new", "general", "validation"  # sets of pairs; all but the last are held out
 
 
@@ -95,10 +97,11 @@ class Study:
 
     @cached_property
     def sets(self) -> dict[str, "FormattedPairs"]:
-        """The pairs that every model scores."""
+        """The pairs that models score."""
         from prefdag.text.scoring.rows import read_split
 
-        return {NEW: self.new["test"], OLD: read_split(self.general / "data/pairs", "test"), VAL: self.new["val"]}
+        old = read_split(self.general / "data/pairs", "test")
+        return {NEW: self.new["test"], OLD: old.take(np.arange(min(OLD_PAIRS, len(old)))), VAL: self.new["val"]}
 
 
 def write_new(study: Study, folder: Path) -> None:
@@ -109,7 +112,7 @@ def write_new(study: Study, folder: Path) -> None:
     from prefdag.tokenizer.tokenizer import ChatTokenizer
 
     model, settings = study.starts[BASE], study.params.format_pairs
-    settings = replace(settings, max_pairs=None, val_fraction=0.1, test_fraction=0.25, seed=0)
+    settings = replace(settings, max_pairs=None, val_fraction=0.05, test_fraction=0.2, seed=0)
     tokenizer = ChatTokenizer(model, settings.template, settings.template_options)
     with TemporaryDirectory() as temporary:
         raw, validated = Path(temporary, "raw"), Path(temporary, "pairs.parquet")
@@ -193,8 +196,8 @@ def trained(study: Study, arm: Arm, seed: int, rate: float) -> "nn.Module":
 # The measurement
 
 
-def scored(study: Study, name: str, make: Callable[[], "nn.Module"]) -> pd.DataFrame:
-    """Log-probabilities of all sets under the model that `make` makes: kept in WORK under `name`."""
+def scored(study: Study, name: str, sets: Sequence[str], make: Callable[[], "nn.Module"]) -> pd.DataFrame:
+    """Log-probabilities of the sets under the model that `make` makes: kept in WORK under `name`."""
     from prefdag.text.scoring.logps import all_pair_logps
     from prefdag.text.scoring.rows import pair_rows
 
@@ -202,7 +205,8 @@ def scored(study: Study, name: str, make: Callable[[], "nn.Module"]) -> pd.DataF
     if not path.exists():
         print(name, flush=True)
         model, parts = make(), []
-        for of, rows in study.sets.items():
+        for of in sets:
+            rows = study.sets[of]
             logps = all_pair_logps(model, pair_rows(rows), AT_ONCE, f"{name}, {of}")
             table = {"set": of, "id": rows.ids, "chosen": logps.chosen.logps, "rejected": logps.rejected.logps}
             parts.append(
@@ -210,22 +214,23 @@ def scored(study: Study, name: str, make: Callable[[], "nn.Module"]) -> pd.DataF
             )
         with writing(path) as temporary:
             pd.concat(parts).to_parquet(temporary, index=False)
-    return pd.read_parquet(path)
+    return pd.read_parquet(path).set_index(["set", "id"])
 
 
 def of_start(study: Study, start: str) -> pd.DataFrame:
     from prefdag.text.model import load
 
-    return scored(study, start, lambda: load(study.starts[start]))
+    return scored(study, start, (NEW, OLD, VAL), lambda: load(study.starts[start]))
 
 
 def of_arm(study: Study, arm: Arm, seed: int, rate: float) -> pd.DataFrame:
     name = f"{arm.kind}, {arm.start}, {arm.pairs} pairs, seed {seed}, {rate:g}"
-    return scored(study, name, lambda: trained(study, arm, seed, rate))
+    sets = (NEW, OLD, VAL) if (arm.pairs, seed) == (TUNED_ON, SEEDS[0]) else (NEW, OLD)
+    return scored(study, name, sets, lambda: trained(study, arm, seed, rate))
 
 
 def measured(policy: pd.DataFrame, start: pd.DataFrame, base: pd.DataFrame) -> pd.DataFrame:
-    """Measures of each pair: `set`, `id`, and
+    """Measures of each pair of `policy`:
 
     reward: whether the chosen response has the higher log-ratio to the base model, which DPO's reward is (½: equal)
     own: the same to the arm's own start
@@ -234,15 +239,17 @@ def measured(policy: pd.DataFrame, start: pd.DataFrame, base: pd.DataFrame) -> p
     kl: from the start, estimated on both responses, in nats per response
     """
     ratio = {
-        name: policy[["chosen", "rejected"]] - of[["chosen", "rejected"]]
+        name: policy[["chosen", "rejected"]] - of.loc[policy.index, ["chosen", "rejected"]]
         for name, of in (("reward", base), ("own", start))
     }
     per_token = {side: policy[side] / policy[f"{side}_tokens"] for side in ("chosen", "rejected")}
-    return policy[["set", "id"]].assign(
-        **{name: right(each["chosen"] - each["rejected"]) for name, each in ratio.items()},
-        likely=right(per_token["chosen"] - per_token["rejected"]),
-        chosen=per_token["chosen"],
-        kl=(ratio["own"] ** 2).mean(axis=1) / 2,
+    return pd.DataFrame(
+        {
+            **{name: right(each["chosen"] - each["rejected"]) for name, each in ratio.items()},
+            "likely": right(per_token["chosen"] - per_token["rejected"]),
+            "chosen": per_token["chosen"],
+            "kl": (ratio["own"] ** 2).mean(axis=1) / 2,
+        }
     )
 
 
@@ -252,8 +259,8 @@ def right(margin: "pd.Series[float]") -> Any:
 
 def loss(policy: pd.DataFrame, start: pd.DataFrame, beta: float) -> float:
     """DPO's loss on the validation pairs."""
-    difference = (policy["chosen"] - start["chosen"]) - (policy["rejected"] - start["rejected"])
-    return float(np.logaddexp(0, -beta * difference[policy["set"] == VAL]).mean())
+    ratio = policy.loc[VAL, ["chosen", "rejected"]] - start.loc[VAL, ["chosen", "rejected"]]
+    return float(np.logaddexp(0, -beta * (ratio["chosen"] - ratio["rejected"])).mean())
 
 
 def best_rate(study: Study, kind: str, start: str) -> float:
@@ -274,7 +281,7 @@ def run(study: Study) -> None:
     rates: dict[tuple[str, str], float] = {}
     for kind, starts in STARTS.items():
         rates |= {(kind, start): best_rate(study, kind, start) for start in starts}
-        for seed in SEEDS:
+        for seed in SEEDS if kind == "lora" else PREFIX_SEEDS:
             for start in starts:
                 for pairs in COUNTS:
                     arm = Arm(start, kind, pairs)
@@ -301,7 +308,7 @@ def results(
     """
     arms = list(dict.fromkeys(arm for arm, _ in every))
     for of in (NEW, OLD):
-        tables = {key: table[table["set"] == of].set_index("id") for key, table in every.items()}
+        tables = {key: table.loc[of] for key, table in every.items()}
         seeds = {arm: [seed for own, seed in tables if own == arm] for arm in arms}
         means = {arm: sum(tables[arm, seed][[*MEASURES]] for seed in seeds[arm]) / len(seeds[arm]) for arm in arms}
         for arm in arms:

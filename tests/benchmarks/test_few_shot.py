@@ -123,7 +123,7 @@ def test_a_start_has_no_reward_over_itself(finished: study.Study) -> None:
     assert starts.loc[(BASE, OLD), "reward"] == 0.5 != starts.loc[(GENERAL, OLD), "reward"]
     trained = rows[(rows["pairs"] == 6) & (rows["against"] == "")]
     assert (trained["kl"] > 0).all()
-    assert set(trained["steps"]) == {8}
+    assert set(trained["steps"]) == {4}
 
 
 @pytest.mark.slow
@@ -135,14 +135,13 @@ def test_the_tables_name_every_arm(finished: study.Study) -> None:
 
 def logps(chosen: list[float], rejected: list[float], of: str = NEW) -> pd.DataFrame:
     tokens = {"chosen_tokens": [2] * len(chosen), "rejected_tokens": [1] * len(chosen)}
-    return pd.DataFrame(
-        {"set": of, "id": list("abcd")[: len(chosen)], "chosen": chosen, "rejected": rejected, **tokens}
-    )
+    columns = {"set": of, "id": list("abcd")[: len(chosen)], "chosen": chosen, "rejected": rejected, **tokens}
+    return pd.DataFrame(columns).set_index(["set", "id"])
 
 
 def test_measures_by_hand() -> None:
     base, start = logps([-4.0, -4.0], [-3.0, -1.0]), logps([-3.0, -4.0], [-3.0, -1.0])
-    found = study.measured(logps([-3.0, -6.0], [-3.0, -2.0]), start, base).set_index("id")
+    found = study.measured(logps([-3.0, -6.0], [-3.0, -2.0]), start[::-1], base)
     assert found["reward"].tolist() == [1.0, 0.0]  # +1 against 0; -2 against -1
     assert found["own"].tolist() == [0.5, 0.0]
     assert found["likely"].tolist() == [1.0, 0.0]  # -1.5 against -3; -3 against -2
@@ -162,7 +161,7 @@ def test_differences_are_paired_by_pair() -> None:
     def table(reward: str, order: int = 1) -> pd.DataFrame:
         values: dict[str, Any] = {"set": NEW, "id": list("abcd"), "reward": [float(mark) for mark in reward]}
         one = pd.DataFrame({**values, "own": 0.5, "likely": 0.5, "chosen": -1.0, "kl": 0.0})
-        return pd.concat([one, one.assign(set=OLD)])[::order]
+        return pd.concat([one, one.assign(set=OLD)])[::order].set_index(["set", "id"])
 
     arm = Arm(BASE, "lora", 8)
     every = {(Arm(BASE, "", 0), 0): table("1100", -1), (arm, 0): table("1110"), (arm, 1): table("1111")}
@@ -174,5 +173,7 @@ def test_differences_are_paired_by_pair() -> None:
 
 def test_another_file_than_truthfulqa_is_refused(tmp_path: Path) -> None:
     write_questions(tmp_path / "TruthfulQA.csv", 3)
-    with pytest.raises(DataError, match=r"^TruthfulQA\.csv: its SHA-256 is [0-9a-f]{64}, not .*; use TruthfulQA\.csv of "):
+    with pytest.raises(
+        DataError, match=r"^TruthfulQA\.csv: its SHA-256 is [0-9a-f]{64}, not .*; use TruthfulQA\.csv of "
+    ):
         list(study.pairs_of(tmp_path / "TruthfulQA.csv"))
