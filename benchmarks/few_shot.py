@@ -9,7 +9,8 @@ incorrect one. WORK keeps the merged policy, the pairs, and every model's log-pr
 
 Each arm is a start, a kind of adapter and a number of pairs, which it sees `EPOCHS` times in steps of four. Its start is also
 its reference. A seed draws the pairs (8 of the 32, 32 of the 128), their order and the adapter. The learning rate of a kind and
-a start is the one of `RATES` with the lower loss on the new domain's validation pairs, with 32 pairs and the first seed.
+a start is the one of `RATES` with the lower loss on the new domain's validation pairs, with 32 pairs and the first seed, of
+those that keep the KL on these pairs within health_text.kl_budget; the lowest rate, if none does.
 """
 
 import argparse
@@ -257,18 +258,20 @@ def right(margin: "pd.Series[float]") -> Any:
     return (np.sign(margin) + 1) / 2
 
 
-def loss(policy: pd.DataFrame, start: pd.DataFrame, beta: float) -> float:
-    """DPO's loss on the validation pairs."""
+def loss_and_kl(policy: pd.DataFrame, start: pd.DataFrame, beta: float) -> tuple[float, float]:
+    """DPO's loss on the validation pairs, and the KL from the start, in nats per response."""
     ratio = policy.loc[VAL, ["chosen", "rejected"]] - start.loc[VAL, ["chosen", "rejected"]]
-    return float(np.logaddexp(0, -beta * (ratio["chosen"] - ratio["rejected"])).mean())
+    loss = np.logaddexp(0, -beta * (ratio["chosen"] - ratio["rejected"]))
+    return float(loss.mean()), float((ratio**2).to_numpy().mean() / 2)
 
 
 def best_rate(study: Study, kind: str, start: str) -> float:
-    """The learning rate with the lower loss on the validation pairs."""
-    arm, before = Arm(start, kind, TUNED_ON), of_start(study, start)
-    losses = {rate: loss(of_arm(study, arm, SEEDS[0], rate), before, study.params.beta) for rate in RATES[kind]}
-    print(f"{kind}, {start}: validation loss by learning rate: {losses}", flush=True)
-    return min(losses, key=lambda rate: losses[rate])
+    """The learning rate with the lower loss on the validation pairs, of those within the KL budget."""
+    arm, before, params = Arm(start, kind, TUNED_ON), of_start(study, start), study.params
+    tried = {rate: loss_and_kl(of_arm(study, arm, SEEDS[0], rate), before, params.beta) for rate in RATES[kind]}
+    print(f"{kind}, {start}: loss and KL on validation pairs by learning rate: {tried}", flush=True)
+    near = [rate for rate, (_, kl) in tried.items() if kl <= params.health_text.kl_budget]
+    return min(near or [min(tried)], key=lambda rate: tried[rate][0])
 
 
 def run(study: Study) -> None:

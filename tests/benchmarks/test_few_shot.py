@@ -149,10 +149,24 @@ def test_measures_by_hand() -> None:
     assert found["kl"].tolist() == [0.0, (2**2 + 1**2) / 4]
 
 
-def test_the_loss_is_of_validation_pairs() -> None:
+def test_loss_and_kl_are_of_validation_pairs() -> None:
     start = pd.concat([logps([-1.0], [-1.0], VAL), logps([-1.0], [-1.0])])
     policy = pd.concat([logps([1.0], [-1.0], VAL), logps([-9.0], [-1.0])])
-    assert study.loss(policy, start, 0.5) == pytest.approx(np.log(1 + np.exp(-1.0)))
+    assert study.loss_and_kl(policy, start, 0.5) == pytest.approx((np.log(1 + np.exp(-1.0)), 2**2 / 4))
+
+
+@pytest.mark.parametrize(("budget", "chosen"), [(100.0, 3e-3), (10.0, 1e-3), (0.1, 1e-3)])
+def test_the_lower_loss_within_the_kl_budget_wins(
+    budget: float, chosen: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lowest rate, if none is within it."""
+    params = load_params(ROOT / "params.yaml")
+    params = replace(params, health_text=replace(params.health_text, kl_budget=budget))
+    start = logps([-1.0], [-1.0], VAL)
+    found = {1e-3: logps([1.0], [-3.0], VAL), 3e-3: logps([9.0], [-9.0], VAL)}
+    monkeypatch.setattr(study, "of_start", lambda *_: start)
+    monkeypatch.setattr(study, "of_arm", lambda own, arm, seed, rate: found[rate])
+    assert study.best_rate(study.Study(Path(), Path(), Path(), params), "lora", BASE) == chosen
 
 
 def test_differences_are_paired_by_pair() -> None:
