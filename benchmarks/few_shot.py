@@ -19,6 +19,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -284,15 +285,12 @@ def run(study: Study) -> None:
     rates: dict[tuple[str, str], float] = {}
     for kind, starts in STARTS.items():
         rates |= {(kind, start): best_rate(study, kind, start) for start in starts}
-        for seed in SEEDS if kind == "lora" else PREFIX_SEEDS:
+        for pairs, seed in product(COUNTS, SEEDS if kind == "lora" else PREFIX_SEEDS):
             for start in starts:
-                for pairs in COUNTS:
-                    arm = Arm(start, kind, pairs)
-                    table = of_arm(study, arm, seed, rates[kind, start])
-                    every[arm, seed] = measured(table, of_start(study, start), base)
-                pd.DataFrame(results(every, rates)).to_csv(
-                    RESULTS, index=False, float_format="%.5g", lineterminator="\n"
-                )
+                arm = Arm(start, kind, pairs)
+                table = of_arm(study, arm, seed, rates[kind, start])
+                every[arm, seed] = measured(table, of_start(study, start), base)
+            pd.DataFrame(results(every, rates)).to_csv(RESULTS, index=False, float_format="%.5g", lineterminator="\n")
 
 
 # The results

@@ -177,11 +177,17 @@ def test_differences_are_paired_by_pair() -> None:
         one = pd.DataFrame({**values, "own": 0.5, "likely": 0.5, "chosen": -1.0, "kl": 0.0})
         return pd.concat([one, one.assign(set=OLD)])[::order].set_index(["set", "id"])
 
-    arm = Arm(BASE, "lora", 8)
-    every = {(Arm(BASE, "", 0), 0): table("1100", -1), (arm, 0): table("1110"), (arm, 1): table("1111")}
+    arm, same = Arm(BASE, "lora", 8), Arm(BASE, "lora", 32)
+    every = {
+        (Arm(BASE, "", 0), 0): table("1100", -1),
+        (arm, 0): table("1110"),
+        (arm, 1): table("1111"),
+        (same, 0): table("1100"),
+    }
     found = pd.DataFrame(study.results(every, {("lora", BASE): 1e-3})).set_index(["set", "pairs", "seed", "against"])
     assert found.loc[(NEW, 8, "all", ""), "reward"] == 0.875
     assert found.loc[(NEW, 8, "all", "start"), "reward"] == 0.375
+    assert found.loc[(NEW, 32, "all", "start"), ["reward_low", "reward_high"]].tolist() == [0, 0]
     assert found.loc[(NEW, 8, "all", "start"), "reward_low"] <= 0 < found.loc[(NEW, 8, "all", "start"), "reward_high"]
 
 
