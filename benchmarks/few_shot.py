@@ -409,7 +409,7 @@ def difference(every: pd.DataFrame, of: str, measure: str, arm: Arm, against: st
         return ""
     every_value: Any = rows.loc["all"]
     value, low, high = (100 * every_value[name] for name in (measure, f"{measure}_low", f"{measure}_high"))
-    return f"{value:+.0f} ({low:+.0f} to {high:+.0f})"
+    return f"{value:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
 def main() -> None:
