@@ -127,7 +127,10 @@ def test_the_page_of_losses_is_complete() -> None:
         assert re.search(rf"^\| {option} \| \w+", page(), re.MULTILINE), option
 
 
-@pytest.mark.parametrize(("study", "function"), [("cifar10", "table"), ("origin", "page"), ("rounds", "table")])
+@pytest.mark.parametrize(
+    ("study", "function"),
+    [("cifar10", "table"), ("origin", "page"), ("rounds", "table"), ("few_shot", "table")],
+)
 def test_a_study_shows_its_own_results(study: str, function: str) -> None:
     """The tables in docs/STUDY.md match its results file."""
     import runpy
