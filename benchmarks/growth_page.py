@@ -16,7 +16,7 @@ from benchmarks.harness import end_in_one_line, rounded
 
 RESULTS = Path(__file__).with_name("bench_growth.csv")
 FIGURE = Path(__file__).resolve().parents[1] / "docs/growth.svg"
-METRICS = {"seconds": "s", "peak_mb": "MB"}
+METRICS = {"cpu_seconds": "CPU seconds", "peak_mb": "MB"}
 EXPONENTS = np.round(np.arange(0.05, 3.005, 0.01), 2)
 CONFIDENCE = 0.95
 GROWS = 0.1  # growth below this share of the cost at the largest size is taken for noise
@@ -34,11 +34,12 @@ INTRO = """# Growth
 
 Generated from `benchmarks/bench_growth.csv` by `make docs`; do not edit. `benchmarks/README.md` explains how to run it.
 
-Time and memory of each stage against the size of what it gets, on one thread. A stage is a fork of a process that has
+CPU time and peak memory of each stage against the size of what it gets, on one thread. A stage is a fork of a process that has
 imported the libraries, so neither their time nor their memory is included. The rows are random words, and the model is a
 Llama of two layers with random weights and a token per word: the figures tell how stages grow, not how long they take with
-a real model. Every size is a project of its own, with 500 rows of 64 tokens, 1,024 tokens in the vocabulary and rank 8,
-except for what is varied. The number of validations of an epoch is the same for all sizes.
+a real model. Every size is a project of its own, with 250 rows of 64 tokens, 1,024 tokens in the vocabulary and rank 8,
+except for what is varied, and with 64 rows where tokens or the vocabulary are. Training validates before and after it
+only: with a fixed `validate_every`, validations grow with the square of the rows.
 
 A cost is fitted as a + b n^p (least squares of relative errors, a and b not negative); a is what a stage takes however
 small n is. The interval of the exponent p holds the values that an F test at 95% does not reject. A cost is said not to grow
@@ -82,10 +83,12 @@ def section(axis: Any, rows: pd.DataFrame) -> str:
     """The table of an axis, and the stages that do not grow along it."""
     lines = list(cells(axis, rows))
     still = sorted(set(rows["stage"]) - {line[0] for line in lines}, key=list(rows["stage"]).index)
-    headings = ["stage", "time", "exponent", "memory", "exponent", *(["goal"] if "rows" in axis else [])]
+    headings = ["stage", "CPU seconds", "exponent", "MB", "exponent", *(["goal"] if "rows" in axis else [])]
     table = "\n".join(f"| {' | '.join(line)} |" for line in [headings, ["---"] * len(headings), *lines])
     sizes = sorted(set(rows["size"]))
-    text = f"From {sizes[0]:,} to {sizes[-1]:,}, {len(sizes)} sizes, n = {rows['round'].nunique()} each."
+    rounds = rows.groupby("size")["round"].nunique()
+    n = " to ".join(map(str, sorted({rounds.min(), rounds.max()})))
+    text = f"From {sizes[0]:,} to {sizes[-1]:,}, {len(sizes)} sizes, n = {n} each."
     if still:
         text += f" Neither time nor memory grows: {', '.join(still)}."
     return f"## {TITLES[axis]}\n\n{textwrap.fill(text, 120)}\n\n{table}\n"
@@ -98,9 +101,9 @@ def cells(axis: str, rows: pd.DataFrame) -> Iterator[list[str]]:
         if max(each.grows for each in fits.values()) < GROWS:
             continue
         line = [str(stage)]
-        for metric, unit in METRICS.items():
+        for metric in METRICS:
             medians = part.groupby("size")[metric].median()
-            line += [f"{rounded(medians.iloc[0])} to {rounded(medians.iloc[-1])} {unit}", exponent(fits[metric])]
+            line += [f"{rounded(medians.iloc[0])} to {rounded(medians.iloc[-1])}", exponent(fits[metric])]
         yield [*line, *([verdict(fits.values())] if "rows" in axis else [])]
 
 

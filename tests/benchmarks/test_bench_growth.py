@@ -18,7 +18,7 @@ from pathlib import Path
 from benchmarks import bench_growth, growth_project
 bench_growth.LIBRARIES = ("pandas",)
 growth_project.write_model = lambda *_: None  # which these stages do not read
-bench_growth.AXES = {"rows": ((40, 80), ("download_pairs", "download_evals"))}
+bench_growth.AXES = {"rows": ((40, 80), bench_growth.Size(), ("download_pairs", "download_evals"))}
 bench_growth.run(["rows"], 2, Path("growth.csv"))
 """
 
@@ -53,7 +53,7 @@ def results(folder: Path, seconds: list[float]) -> Path:
     path = folder / "growth.csv"
     for size, value in zip(SIZES, seconds, strict=True):
         for stage, cost in (("format_pairs", value), ("download_evals", 0.2)):
-            row = {"axis": "rows", "size": size, "round": 0, "stage": stage, "seconds": cost, "peak_mb": 10.0}
+            row = {"axis": "rows", "size": size, "round": 0, "stage": stage, "cpu_seconds": cost, "peak_mb": 10.0}
             harness.append(path, {**row, "hardware": "a machine", "versions": "python"})
     return path
 
@@ -64,6 +64,10 @@ def test_the_page_says_what_grows_faster_than_rows(exponent: float, verdict: str
     assert f"| exponent <= 1.1: {verdict} |" in made
     assert "Neither time nor memory grows: download_evals." in made
     assert "- a machine; python.\n" in made
+
+
+def test_the_page_matches_the_results() -> None:
+    assert (ROOT / "docs/growth.md").read_text("utf-8") == growth_page.page(), "run `make docs`"
 
 
 def test_the_figure_is_the_same_every_time(tmp_path: Path) -> None:
@@ -85,7 +89,7 @@ def test_what_is_measured_is_not_measured_again(tmp_path: Path) -> None:
 
     first = measure()
     assert len(first) == 2 * 2 * 2
-    assert first[["seconds", "peak_mb"]].gt(0).all(axis=None)
+    assert first[["seconds", "cpu_seconds", "peak_mb"]].gt(0).all(axis=None)
     first[:6].to_csv(tmp_path / "growth.csv", index=False)
     second = measure()
     pd.testing.assert_frame_equal(second[:6], first[:6])
