@@ -127,6 +127,7 @@ def draw(results: Path = RESULTS, figure_path: Path = FIGURE) -> None:
     mpl.use("svg")
     mpl.rcParams |= {"svg.hashsalt": "prefdag", "svg.fonttype": "none", "font.size": 8}
     from matplotlib import pyplot as plt
+    from matplotlib import ticker
 
     rows = pd.read_csv(results)
     axes_names = list(dict.fromkeys(rows["axis"]))
@@ -140,6 +141,10 @@ def draw(results: Path = RESULTS, figure_path: Path = FIGURE) -> None:
             for stage in curves.iloc[-1].sort_values(ascending=False).index[:SHOWN]:
                 panel.plot(curves[stage], marker="o", markersize=3, linewidth=1, label=stage)
             panel.set(xscale="log", yscale="log", xlabel=axis, ylabel=unit)
+            panel.set_xticks(list(curves.index), [f"{size:,}" for size in curves.index], rotation=45)
+            panel.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+            panel.yaxis.set_major_formatter("{x:g}")
+            panel.minorticks_off()
             panel.spines[["top", "right"]].set_visible(False)
             panel.legend(frameon=False, fontsize=6)
     figure.savefig(figure_path, metadata={"Date": None})
