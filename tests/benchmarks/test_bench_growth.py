@@ -61,9 +61,18 @@ def results(folder: Path, seconds: list[float]) -> Path:
 @pytest.mark.parametrize(("exponent", "verdict"), [(1.0, "met"), (1.5, "missed")])
 def test_the_page_says_what_grows_faster_than_rows(exponent: float, verdict: str, tmp_path: Path) -> None:
     made = growth_page.page(results(tmp_path, costs(exponent)))
-    assert f"| exponent <= 1.1: {verdict} |" in made
+    assert f"| exponent <= 1.1: {verdict}; slope " in made
     assert "Neither time nor memory grows: download_evals." in made
     assert "- a machine; python.\n" in made
+
+
+def test_a_steep_last_step_misses_the_goal() -> None:
+    """As a step function would have it, of which no exponent is sure."""
+    unsure = growth_page.Fit(1.0, 0.05, 3.0, 0.5)
+    medians = pd.DataFrame({"cpu_seconds": [1.0, 3.0], "peak_mb": [5.0, 5.0]}, index=[100, 200])
+    assert growth_page.slope(medians) == pytest.approx(np.log2(3))
+    assert growth_page.verdict([unsure], growth_page.slope(medians)) == "exponent <= 1.1: missed; slope 1.58"
+    assert growth_page.verdict([unsure], 1.0) == "exponent <= 1.1: open; slope 1.00"
 
 
 def test_the_page_matches_the_results() -> None:
