@@ -18,7 +18,7 @@ from pathlib import Path
 from benchmarks import bench_growth, growth_project
 bench_growth.LIBRARIES = ("pandas",)
 growth_project.write_model = lambda *_: None  # which these stages do not read
-bench_growth.AXES = {"rows": ((40, 80), ("download_pairs", "download_evals"))}
+bench_growth.AXES = {"rows": ((40, 80), bench_growth.Size(), ("download_pairs", "download_evals"))}
 bench_growth.run(["rows"], 2, Path("growth.csv"))
 """
 
@@ -53,7 +53,7 @@ def results(folder: Path, seconds: list[float]) -> Path:
     path = folder / "growth.csv"
     for size, value in zip(SIZES, seconds, strict=True):
         for stage, cost in (("format_pairs", value), ("download_evals", 0.2)):
-            row = {"axis": "rows", "size": size, "round": 0, "stage": stage, "seconds": cost, "peak_mb": 10.0}
+            row = {"axis": "rows", "size": size, "round": 0, "stage": stage, "cpu_seconds": cost, "peak_mb": 10.0}
             harness.append(path, {**row, "hardware": "a machine", "versions": "python"})
     return path
 
@@ -61,12 +61,24 @@ def results(folder: Path, seconds: list[float]) -> Path:
 @pytest.mark.parametrize(("exponent", "verdict"), [(1.0, "met"), (1.5, "missed")])
 def test_the_page_says_what_grows_faster_than_rows(exponent: float, verdict: str, tmp_path: Path) -> None:
     made = growth_page.page(results(tmp_path, costs(exponent)))
-    assert f"| exponent <= 1.1: {verdict} |" in made
+    assert f"| exponent <= 1.1: {verdict}; slope " in made
     assert "Neither time nor memory grows: download_evals." in made
     assert "- a machine; python.\n" in made
 
 
-@pytest.mark.slow
+def test_a_steep_last_step_misses_the_goal() -> None:
+    """As a step function would have it, of which no exponent is sure."""
+    unsure = growth_page.Fit(1.0, 0.05, 3.0, 0.5)
+    medians = pd.DataFrame({"cpu_seconds": [1.0, 3.0], "peak_mb": [5.0, 5.0]}, index=[100, 200])
+    assert growth_page.slope(medians) == pytest.approx(np.log2(3))
+    assert growth_page.verdict([unsure], growth_page.slope(medians)) == "exponent <= 1.1: missed; slope 1.58"
+    assert growth_page.verdict([unsure], 1.0) == "exponent <= 1.1: open; slope 1.00"
+
+
+def test_the_page_matches_the_results() -> None:
+    assert (ROOT / "docs/growth.md").read_text("utf-8") == growth_page.page(), "run `make docs`"
+
+
 def test_the_figure_is_the_same_every_time(tmp_path: Path) -> None:
     path = results(tmp_path, costs(1.0))
     for name in ("one.svg", "two.svg"):
@@ -86,7 +98,7 @@ def test_what_is_measured_is_not_measured_again(tmp_path: Path) -> None:
 
     first = measure()
     assert len(first) == 2 * 2 * 2
-    assert first[["seconds", "peak_mb"]].gt(0).all(axis=None)
+    assert first[["seconds", "cpu_seconds", "peak_mb"]].gt(0).all(axis=None)
     first[:6].to_csv(tmp_path / "growth.csv", index=False)
     second = measure()
     pd.testing.assert_frame_equal(second[:6], first[:6])

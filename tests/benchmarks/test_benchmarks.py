@@ -147,6 +147,29 @@ def test_numbers_have_three_digits(value: float, text: str) -> None:
     assert harness.rounded(value) == text
 
 
+# Results of studies
+
+
+def test_rows_are_added_under_the_columns_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "study.csv"
+    harness.append(path, {"arm": "DPO", "loss": 0.123456789}, ["arm", "loss", "accuracy"])
+    harness.append(path, {"accuracy": 1, "arm": "a, b"}, ["arm", "loss", "accuracy"])
+    assert path.read_text() == 'arm,loss,accuracy\nDPO,0.123457,\n"a, b",,1\n'
+    with pytest.raises(ValueError, match="other"):
+        harness.append(path, {"other": 1}, ["arm", "loss", "accuracy"])
+
+
+def test_a_study_is_run_with_its_folders_or_shows_its_table(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls: list[tuple[Path, ...]] = []
+    for words in (["run", "a", "b"], ["table"]):
+        monkeypatch.setattr(sys, "argv", ["study", *words])
+        harness.run_or_table("A study.", lambda *folders: calls.append(folders), lambda: "| a table |", "one", "two")
+    assert calls == [(Path("a"), Path("b"))]
+    assert capsys.readouterr().out == "| a table |\n"
+
+
 # The page
 
 
