@@ -20,6 +20,7 @@ METRICS = {"cpu_seconds": "CPU seconds", "peak_mb": "MB"}
 EXPONENTS = np.round(np.arange(0.05, 3.005, 0.01), 2)
 CONFIDENCE = 0.95
 GROWS = 0.2  # growth below this share of the cost at the largest size is taken for noise
+SIZES = 4  # at least; fewer do not tell an exponent from a constant
 GOAL = 1.1  # of the exponent in rows
 SHOWN = 5  # stages in a panel of the figure
 TITLES = {
@@ -39,7 +40,8 @@ imported the libraries, so neither their time nor their memory is included. The 
 Llama of two layers with random weights and a token per word: the figures tell how stages grow, not how long they take with
 a real model. Every size is a project of its own, with 250 rows of 64 tokens, 1,024 tokens in the vocabulary and rank 8,
 except for what is varied, and with 64 rows where tokens or the vocabulary are. Training validates before and after it
-only: with a fixed `validate_every`, validations grow with the square of the rows.
+only: with a fixed `validate_every`, validations grow with the square of the rows. The machine had other work meanwhile,
+which CPU time feels less than the clock does.
 
 A cost is fitted as a + b n^p (least squares of relative errors, a and b not negative); a is what a stage takes however
 small n is. The interval of the exponent p holds the values that an F test at 95% does not reject. A cost
@@ -78,7 +80,10 @@ def page(results: Path = RESULTS) -> str:
     rows = pd.read_csv(results)
     machines = dict.fromkeys(zip(rows["hardware"], rows["versions"], strict=True))
     measured = "".join(f"- {hardware}; {versions}.\n" for hardware, versions in machines)
-    return "\n".join([INTRO, measured, *(section(axis, part) for axis, part in rows.groupby("axis", sort=False))])
+    axes = {str(axis): part for axis, part in rows.groupby("axis", sort=False) if part["size"].nunique() >= SIZES}
+    missing = ", ".join(title for axis, title in TITLES.items() if axis not in axes)
+    parts = [INTRO, measured, *(section(axis, part) for axis, part in axes.items())]
+    return "\n".join([*parts, *([f"Not measured yet: {missing}.\n"] if missing else [])])
 
 
 def section(axis: Any, rows: pd.DataFrame) -> str:
@@ -86,14 +91,14 @@ def section(axis: Any, rows: pd.DataFrame) -> str:
     lines = list(cells(axis, rows))
     still = sorted(set(rows["stage"]) - {line[0] for line in lines}, key=list(rows["stage"]).index)
     headings = ["stage", "CPU seconds", "exponent", "MB", "exponent", *(["goal"] if "rows" in axis else [])]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in [headings, ["---"] * len(headings), *lines])
+    table = [f"| {' | '.join(line)} |" for line in [headings, ["---"] * len(headings), *lines]] if lines else []
     sizes = sorted(set(rows["size"]))
     rounds = rows.groupby("size")["round"].nunique()
     n = " to ".join(map(str, sorted({rounds.min(), rounds.max()})))
     text = f"From {sizes[0]:,} to {sizes[-1]:,}, {len(sizes)} sizes, n = {n} each."
     if still:
         text += f" Neither time nor memory grows: {', '.join(still)}."
-    return f"## {TITLES[axis]}\n\n{textwrap.fill(text, 120)}\n\n{table}\n"
+    return "\n".join([f"## {TITLES[axis]}\n", textwrap.fill(text, 120), *(["", *table] if table else []), ""])
 
 
 def cells(axis: str, rows: pd.DataFrame) -> Iterator[list[str]]:
@@ -139,7 +144,7 @@ def draw(results: Path = RESULTS, figure_path: Path = FIGURE) -> None:
     from matplotlib import ticker
 
     rows = pd.read_csv(results)
-    axes_names = list(dict.fromkeys(rows["axis"]))
+    axes_names = [axis for axis, sizes in rows.groupby("axis", sort=False)["size"].nunique().items() if sizes >= SIZES]
     figure, panels = plt.subplots(
         2, len(axes_names), figsize=(3 * len(axes_names), 6), layout="constrained", squeeze=False
     )

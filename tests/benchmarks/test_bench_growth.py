@@ -63,6 +63,7 @@ def test_the_page_says_what_grows_faster_than_rows(exponent: float, verdict: str
     made = growth_page.page(results(tmp_path, costs(exponent)))
     assert f"| exponent <= 1.1: {verdict}; slope " in made
     assert "Neither time nor memory grows: download_evals." in made
+    assert "Not measured yet: Rows of pairs, data stages, Images, " in made
     assert "- a machine; python.\n" in made
 
 
