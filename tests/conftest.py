@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # On a busy machine the first example, which imports modules, exceeds hypothesis's deadline.
 settings.register_profile("prefdag", deadline=None)
 settings.load_profile("prefdag")
+
+
+@pytest.fixture(autouse=True)
+def no_precision_left() -> Iterator[None]:
+    """accelerate keeps the precision of a process's first training, and each test stands for a process."""
+    yield
+    if "accelerate.state" in sys.modules:
+        sys.modules["accelerate.state"].AcceleratorState._reset_state()
 
 
 @pytest.fixture(scope="session")

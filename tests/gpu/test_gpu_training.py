@@ -1,13 +1,12 @@
 """Training on a GPU: the numbers of a CPU, exact resume, bfloat16 and 4-bit weights."""
 
 import importlib.util
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from attention_models import MODELS, long_groups, write
 from gradients import assert_close, gradients
 from naive_logps import naive_logps
@@ -31,13 +30,6 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 LORA = Lora(kind="lora", rank=4, alpha=8, dropout=0.1, target_modules=["q_proj", "v_proj"], rslora=False, dora=False)
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerator() -> Iterator[None]:
-    """A process has one precision; each test stands for a process."""
-    yield
-    AcceleratorState._reset_state()
 
 
 @pytest.mark.parametrize("name", MODELS)

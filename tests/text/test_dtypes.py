@@ -1,14 +1,12 @@
 """Weights in bfloat16: a reference that is written in it, and a frozen base that is trained on in it."""
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from tasks import NO_OPTIONS, without_tracking
 from text_project import dpo_settings, write_text_project
@@ -68,14 +66,6 @@ def test_lora_on_weights_in_bfloat16_is_merged_in_float32(kind: str, tmp_path: P
         assert not torch.equal(tensors[f"{name}.weight"], tensors[f"{name}.weight"].bfloat16().float())
 
 
-@pytest.fixture
-def any_precision() -> Iterator[None]:
-    """accelerate keeps the precision of a process's first training."""
-    AcceleratorState._reset_state()
-    yield
-    AcceleratorState._reset_state()
-
-
 def train(dtype: Dtype, adapter: Adapter, **changes: Any) -> None:
     settings = {"epochs": 1, "precision": dtype, "learning_rate": 1e-2}
     sft_ref.main(
@@ -97,7 +87,7 @@ def train(dtype: Dtype, adapter: Adapter, **changes: Any) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "adapter"), [("float32", lora()), ("float32", FULL), ("bfloat16", lora())])
-@pytest.mark.usefixtures("one_thread", "any_precision")
+@pytest.mark.usefixtures("one_thread")
 def test_the_policy_starts_at_a_reference_in_bfloat16(
     dtype: Dtype, adapter: Adapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
