@@ -40,8 +40,8 @@ imported the libraries, so neither their time nor their memory is included. The 
 Llama of two layers with random weights and a token per word: the figures tell how stages grow, not how long they take with
 a real model. Every size is a project of its own, with 250 rows of 64 tokens, 1,024 tokens in the vocabulary and rank 8,
 except for what is varied, and with 64 rows where tokens or the vocabulary are. Training validates before and after it
-only: with a fixed `validate_every`, validations grow with the square of the rows. The machine had other work meanwhile,
-which CPU time feels less than the clock does.
+only: with a number of steps as `validate_every`, validations grow with the square of the rows. The machine had other work
+meanwhile, which CPU time feels less than the clock does.
 
 A cost is fitted as a + b n^p (least squares of relative errors, a and b not negative); a is what a stage takes however
 small n is. The interval of the exponent p holds the values that an F test at 95% does not reject. A cost

@@ -1,5 +1,6 @@
 """The settings of one training run, for any model."""
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag
@@ -45,5 +46,13 @@ class Training:
     ]
     max_grad_norm: Positive
     precision: Dtype  # bfloat16: autocast; weights keep their dtype
-    validate_every: PositiveInt  # in optimiser steps
+    validate_every: Annotated[  # in optimiser steps, or as a share of all steps
+        Annotated[PositiveInt, Tag("<steps>")] | Annotated[float, Field(gt=0, lt=1), Tag("<share>")],
+        Discriminator(lambda value: "<share>" if isinstance(value, float) else "<steps>"),
+    ]
     checkpoint_every: PositiveInt  # in optimiser steps
+
+    def steps_between_validations(self, steps: int) -> int:
+        """`validate_every` in optimiser steps, for a training of `steps` of them. A share is rounded up."""
+        every = self.validate_every
+        return every if isinstance(every, int) else math.ceil(every * steps)

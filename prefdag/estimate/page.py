@@ -65,7 +65,8 @@ trained weight until the forward pass ends, 2 bytes each; a sharded model is tak
 Time is arithmetic over rate. With N parameters, a token takes 2 N to score, 4 N with LoRA, 6 N with all weights, and 2 N
 more with gradient checkpointing (arXiv:2001.08361). Attention's own products are left out: rows of many thousand tokens
 take longer. Scoring and training are taken to use all GPUs at the given rate. Validations are counted: with many pairs
-and a small `validate_every`, they take more than the training.
+and a small number of steps in `validate_every`, they take more than the training. A share of all steps, `0.5` say, keeps
+their number.
 
 AdamW's state takes 8 bytes for each trained number, and with `optimizer: adamw_8bit` 2.03
 ([training.md](training.md#the-optimiser) says for which). On a CPU, bitsandbytes takes about 20 bytes for each number of

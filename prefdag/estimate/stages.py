@@ -107,7 +107,7 @@ def _training(
         dtype=dtype,
     )
     steps = training.epochs * math.ceil(len(train) / training.batch_size)
-    validations = math.ceil(steps / training.validate_every) + 1
+    validations = math.ceil(steps / training.steps_between_validations(steps)) + 1
     trained, checked = training.epochs * tokens(train), validations * tokens(val)
     forward = 1 + (reference != "none")
     each = step_flops(trace, full=adapter.kind == "full", checkpointing=checkpointing)

@@ -36,7 +36,7 @@ TRAINING: Mapping[str, Any] = {
     "schedule": "cosine",
     "max_grad_norm": 1.0,
     "precision": "float32",
-    "validate_every": 10,
+    "validate_every": 0.1,
 }
 ROWS: Mapping[str, Any] = {
     "template": "chat",

@@ -128,7 +128,7 @@ def train(
         constraints: as in params.yaml.
         options: all optional.
             Training: epochs=1, batch_size=8, micro_batch_size=4, optimizer="adamw", learning_rate=1e-4, weight_decay=0.0,
-            warmup_fraction=0.1, schedule="cosine", max_grad_norm=1.0, precision="float32", validate_every=10,
+            warmup_fraction=0.1, schedule="cosine", max_grad_norm=1.0, precision="float32", validate_every=0.1,
             gradient_checkpointing=False, tokens_per_batch=4096 (when the reference is scored).
             Rows: template="chat", template_options={}, max_prompt_tokens="auto", max_response_tokens="auto" (lengths that
             hold 95% of the rows), max_auto_tokens=2048 (of both together), max_left_out=0.05, max_rendered=0.1,

@@ -158,7 +158,7 @@ def fit(
     def validated(step: int) -> bool:
         return bool(history.validation) and history.validation[-1]["step"] == step
 
-    done = start
+    done, between = start, config.steps_between_validations(len(steps))
     alone = accelerator.num_processes == 1
     # The bar ends with the block, so that an error message starts on a new line.
     with (
@@ -167,7 +167,7 @@ def fit(
     ):
         try:
             for step in range(start, len(steps)):
-                if step % config.validate_every == 0 and not validated(step):
+                if step % between == 0 and not validated(step):
                     with nullcontext() if alone else whole():  # alone, it ends at once
                         validate(step)
                 with whole():

@@ -253,6 +253,10 @@ def test_arithmetic_by_hand(rows: Rows, models: dict[str, Path]) -> None:
     assert (scored.tokens, scored.flops) == (44, 2 * n * 44)
     assert (dpo.tokens, dpo.checked, dpo.flops) == (38, 12, 4 * m * 38 + 2 * m * 12)
     assert dpo.hours(2, 1e-6) == dpo.flops / 2e6 / 3600
+    often = dataclasses.replace(params.dpo_text, training=dataclasses.replace(once, batch_size=1, validate_every=0.5))
+    assert (
+        estimates(config, dataclasses.replace(params, dpo_text=often), rows)[-1].checked == 18
+    )  # one more, in the middle
     live = dataclasses.replace(params.dpo_text.reference, logps="live")
     params = dataclasses.replace(params, dpo_text=dataclasses.replace(params.dpo_text, reference=live))
     assert estimates(config, params, rows)[-1].flops == 6 * m * 38 + 4 * m * 12

@@ -293,6 +293,17 @@ def test_history_numbers_steps_and_measures_before_the_update(tmp_path: Path) ->
     assert [step for step, metrics in logged if metrics == {"val/loss", "val/error"}] == [0, 4, 6]
 
 
+@pytest.mark.parametrize(
+    ("every", "rows", "steps"),
+    [(0.5, 8, [0, 2, 4]), (0.5, 80, [0, 20, 40]), (0.4, 10, [0, 2, 4, 5]), (0.01, 4, [0, 1, 2]), (0.99, 8, [0, 4])],
+)
+def test_a_share_of_the_steps_validates_as_often_with_any_number_of_rows(
+    every: float, rows: int, steps: list[int], tmp_path: Path
+) -> None:
+    history = train(linear(), regression(rows), tmp_path, batch_size=2, epochs=1, validate_every=every)
+    assert [row["step"] for row in history.validation] == steps
+
+
 def test_training_and_validation_agree_on_the_loss_before_an_update(tmp_path: Path) -> None:
     history = train(linear(), regression(8), tmp_path, batch_size=8, epochs=3, validate_every=1)
     assert [row["loss"] for row in history.train] == pytest.approx([row["loss"] for row in history.validation[:3]])
