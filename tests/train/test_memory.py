@@ -76,8 +76,8 @@ def test_five_hundred_steps(leak: int, tmp_path: Path) -> None:
 
 # A large file
 
-# A long path makes a row wide without adding tokens, so a few rows suffice to show whether they are kept. A reader holds a whole
-# row group, so both files have groups of the same size.
+# A long path makes a row wide without adding tokens, so a few rows suffice to show whether they are kept. A reader holds a
+# whole row group, so both files have groups of the same size.
 ROWS = """
 import pyarrow as pa, pyarrow.parquet as pq
 schema = None
