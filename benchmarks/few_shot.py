@@ -13,7 +13,6 @@ a start is the one of `RATES` with the lower loss on the new domain's validation
 those that keep the KL on these pairs within health_text.kl_budget; the lowest rate, if none does.
 """
 
-import argparse
 import csv
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,6 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from benchmarks.harness import run_or_table
 from prefdag.lifecycle.errors import DataError
 from prefdag.runtime.artifacts import sha256, writing
 from prefdag.stats import intervals
@@ -412,23 +412,11 @@ def difference(every: pd.DataFrame, of: str, measure: str, arm: Arm, against: st
     return f"{value:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
-def main() -> None:
-    """The command line."""
+def study_of(general: Path, truthfulqa: Path, work: Path) -> Study:
     from prefdag.check_params import load_params
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    running = commands.add_parser("run")
-    for name in ("general", "truthfulqa", "work"):
-        running.add_argument(name, type=Path)
-    commands.add_parser("table")
-    arguments = parser.parse_args()
-    if arguments.command == "run":
-        params = load_params(arguments.general / "params.yaml")
-        run(Study(arguments.general, arguments.truthfulqa, arguments.work, params))
-    else:
-        print(table())
+    return Study(general, truthfulqa, work, load_params(general / "params.yaml"))
 
 
 if __name__ == "__main__":
-    main()
+    run_or_table(__doc__ or "", lambda *folders: run(study_of(*folders)), table, "general", "truthfulqa", "work")
