@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from benchmarks.fitting import fitted, unwatched
 from benchmarks.harness import run_or_table
 from prefdag.lifecycle.errors import DataError
 from prefdag.runtime.artifacts import sha256, writing
@@ -145,16 +146,8 @@ def settings_of(study: Study, kind: str, rate: float) -> "DpoText":
     from prefdag.config.adapter import Prefix
 
     own = study.params.dpo_text
-    never = 10**9
-    training = replace(
-        own.training,
-        epochs=EPOCHS,
-        batch_size=BATCH,
-        micro_batch_size=BATCH,
-        learning_rate=rate,
-        validate_every=never,
-        checkpoint_every=never,
-    )
+    sizes = {"epochs": EPOCHS, "batch_size": BATCH, "micro_batch_size": BATCH}
+    training = unwatched(own.training, **sizes, learning_rate=rate)
     adapter = Prefix(kind="prefix", tokens=PREFIX) if kind == "prefix" else own.adapter
     return replace(own, adapter=adapter, training=training)
 
@@ -171,8 +164,6 @@ def trained(study: Study, arm: Arm, seed: int, rate: float) -> "nn.Module":
     from prefdag.text.dpo_run import dpo_run, new_policy
     from prefdag.text.scoring.logps import all_pair_logps
     from prefdag.text.trainable import before_training
-    from prefdag.train.checkpoint import Checkpoints
-    from prefdag.train.loop import fit
 
     params, config = study.params, settings_of(study, arm.kind, rate)
     policy = new_policy(study.starts[arm.start], config, seed)
@@ -182,16 +173,7 @@ def trained(study: Study, arm: Arm, seed: int, rate: float) -> "nn.Module":
     run = dpo_run(
         policy, splits, preference, config, lambda *rows: all_pair_logps(start, rows[-1], AT_ONCE, "reference"), str
     )
-    with TemporaryDirectory() as empty:
-        fit(
-            policy,
-            run.tasks,
-            config.training,
-            seed=seed,
-            checkpoints=Checkpoints(Path(empty)),
-            log=lambda *_: None,
-            hooks=run.hooks,
-        )
+    fitted(policy, run.tasks, config.training, seed, run.hooks)
     return policy.eval()
 
 

@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
 
+from benchmarks.fitting import fitted, unwatched
 from benchmarks.harness import append, run_or_table
 from prefdag.config.loss_options import LossOptions
 from prefdag.dpo.preference import Preference
@@ -276,13 +277,7 @@ def features_of(frozen: nn.Module, images: Tensor) -> Tensor:
 
 def train(model: nn.Module, task: Task, config: "Training", seed: int) -> None:
     """Train in place, without validation and checkpoints."""
-    from prefdag.train.checkpoint import Checkpoints
-    from prefdag.train.loop import fit
-
-    config = replace(config, checkpoint_every=1_000_000)
-    with tempfile.TemporaryDirectory() as empty:
-        checkpoints = Checkpoints(Path(empty))
-        fit(model, Tasks(task, None), config, seed=seed, checkpoints=checkpoints, log=lambda step, metrics: None)
+    fitted(model, Tasks(task, None), unwatched(config), seed)
 
 
 def splits_of(folder: Path, params: "Params", seed: int) -> dict[str, ImagePairs]:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,6 +13,7 @@ import pandas as pd
 from pydantic import TypeAdapter
 from pydantic_core import to_jsonable_python
 
+from benchmarks.fitting import fitted, unwatched
 from prefdag.runtime.artifacts import read_json, read_table, sha256, write_json, writing
 
 if TYPE_CHECKING:
@@ -87,10 +87,8 @@ class Study:
 
     def dpo_text(self, rate: float) -> "DpoText":
         own = self.params.dpo_text
-        never = 10**9  # no checkpoint, and no validation between the first and the last
         changes = {"batch_size": BATCH, "micro_batch_size": BATCH, "learning_rate": rate}
-        training = replace(own.training, **changes, validate_every=never, checkpoint_every=never)
-        return replace(own, training=training)
+        return replace(own, training=unwatched(own.training, **changes))
 
 
 # What the stages of a round do
@@ -199,14 +197,8 @@ def fit_and_save(
 ) -> None:
     """Train, and write the adapter to `target`, with the number of rows and steps in `trained.json`."""
     from prefdag.text.trainable import save_policy
-    from prefdag.train.checkpoint import Checkpoints
-    from prefdag.train.loop import fit
 
-    with tempfile.TemporaryDirectory() as empty:
-        checkpoints = Checkpoints(Path(empty))
-        history = fit(
-            policy, tasks, config.training, seed=seed, checkpoints=checkpoints, log=lambda *_: None, hooks=hooks
-        )
+    history = fitted(policy, tasks, config.training, seed, hooks)
     with writing(target) as folder:
         folder.mkdir()
         save_policy(policy, folder, study.reference)

@@ -14,16 +14,16 @@ import itertools
 import math
 import os
 import re
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from benchmarks.fitting import fitted, unwatched
 from benchmarks.harness import append, run_or_table
 from prefdag.dpo.losses import sigmoid
 from prefdag.dpo.pair_batch import PairBatch
@@ -124,8 +124,6 @@ def run(folder: Path) -> None:
     from prefdag.text.dpo_batch import pair_batch
     from prefdag.text.scoring.logps import Pair, PairLogps, all_pair_logps, pair_logps
     from prefdag.text.scoring.rows import pair_rows, read_ref_logps, read_split
-    from prefdag.train.checkpoint import Checkpoints
-    from prefdag.train.loop import fit
     from prefdag.train.task import Task, Tasks
 
     params = load_params(folder / "params.yaml")
@@ -164,32 +162,17 @@ def run(folder: Path) -> None:
     for (name, study), seed in itertools.product(STUDIES.items(), SEEDS):
         count = study.pairs or len(pairs["train"])
         steps = study.epochs * math.ceil(count / BATCH)
-        never = steps + 1  # no checkpoint, and no validation between the first and the last
-        training = replace(
-            params.dpo_text.training,
-            epochs=study.epochs,
-            batch_size=BATCH,
-            micro_batch_size=BATCH,
-            learning_rate=RATE,
-            validate_every=never,
-            checkpoint_every=never,
-        )
+        sizes = {"epochs": study.epochs, "batch_size": BATCH, "micro_batch_size": BATCH}
+        training = unwatched(params.dpo_text.training, **sizes, learning_rate=RATE)
         for arm in study.arms:
             if have(name, seed, arm):
                 continue
             start = time.monotonic()
             reference = lm.load(folder / "models/reference")
             policy = trainable.add_adapter(reference, params.dpo_text.adapter, seed, "dpo_text.adapter")
-            with tempfile.TemporaryDirectory() as empty:
-                history = fit(
-                    policy,
-                    # `fit` needs a validation task; one row is enough, since the test split is measured afterwards.
-                    Tasks(task("train", count, ARMS[arm]), task("val", 1, ARMS[arm])),
-                    training,
-                    seed=seed,
-                    checkpoints=Checkpoints(Path(empty)),
-                    log=lambda step, metrics: None,
-                ).train
+            # `fit` needs a validation task; one row is enough, since the test split is measured afterwards.
+            tasks = Tasks(task("train", count, ARMS[arm]), task("val", 1, ARMS[arm]))
+            history = fitted(policy, tasks, training, seed).train
             logps = all_pair_logps(policy, pairs["test"], 1024, arm)
             batch = pair_batch(pairs["test"], logps, references["test"])
             # Means over the last steps: the final loss, and the margin of pairs that are already learnt.

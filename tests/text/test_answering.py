@@ -5,23 +5,13 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from answer_settings import answer_settings
 
-from prefdag.config.answer_text import AnswerText
-from prefdag.config.samplers import LocalSampler
 from prefdag.lifecycle.errors import DataError
 from prefdag.text.generation.answering import joined, read_answers, write_answers
 
 PROMPTS = pd.DataFrame({"id": ["b", "a"], "prompt_ids": [[1, 2], [3]]})
-CONFIG = AnswerText(
-    sampler=LocalSampler(kind="local"),
-    prompts=None,
-    max_new_tokens=4,
-    temperature=1.0,
-    top_p=0.9,
-    batch_size=3,
-    seed=0,
-    shard="none",
-)
+CONFIG = answer_settings()
 
 
 def answers(*models: str) -> pd.DataFrame:

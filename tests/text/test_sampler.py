@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from answer_settings import answer_settings
 from completion_server import CompletionServer, Handler, send_json, write
 from dialogues import user
 from export_project import write_policy, write_reference
@@ -111,16 +112,7 @@ def settings(server: CompletionServer | None = None, **changes: Any) -> AnswerTe
         if server
         else LocalSampler(kind="local")
     )
-    return AnswerText(
-        sampler=sampler,
-        prompts=None,
-        max_new_tokens=TOKENS,
-        temperature=0.9,
-        top_p=0.8,
-        batch_size=3,
-        seed=0,
-        shard="none",
-    )
+    return answer_settings(sampler=sampler, max_new_tokens=TOKENS, temperature=0.9, top_p=0.8)
 
 
 def answer(server: CompletionServer | None = None, **changes: Any) -> pd.DataFrame:

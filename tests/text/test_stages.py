@@ -12,6 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 import torch
+from answer_settings import answer_settings
 from format_settings import format_settings
 from gradients import PRECISIONS, assert_close, gradients
 from naive_logps import naive_logps
@@ -25,7 +26,6 @@ from tokenizers import models as tokenizer_models
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from prefdag.config.answer_text import AnswerText
 from prefdag.config.control_text import ControlText
 from prefdag.config.evaluate_text import EvaluateText
 from prefdag.config.health import Health
@@ -33,7 +33,6 @@ from prefdag.config.judge_text import JudgeText
 from prefdag.config.judges import ImplicitJudge
 from prefdag.config.loss_options import LossOptions
 from prefdag.config.ref_logps import RefLogps
-from prefdag.config.samplers import LocalSampler
 from prefdag.config.sft_ref import SftRef, SupervisedTraining
 from prefdag.dpo.pair_batch import PairBatch, Response
 from prefdag.lifecycle.errors import DataError, NumericError
@@ -462,16 +461,7 @@ def test_dpo_learns_from_unpaired_responses_and_evaluates_them(
     evaluate_text.main(0.5, loss, OPTIONS, FORMAT, config)
 
     control_text.main(0, dpo_settings(), ControlText(train=True, learning_rate=1e-2))
-    sampling = AnswerText(
-        sampler=LocalSampler(kind="local"),
-        prompts=None,
-        max_new_tokens=4,
-        temperature=1.0,
-        top_p=0.9,
-        batch_size=3,
-        seed=0,
-        shard="none",
-    )
+    sampling = answer_settings()
     ref_answers.main(FORMAT, sampling)
     answer_text.main(FORMAT, sampling)
     answers = pd.read_parquet(answer_text.ANSWERS)
