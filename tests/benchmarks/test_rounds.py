@@ -12,8 +12,7 @@ from format_settings import format_settings
 from paths import ROOT
 from tasks import without_tracking
 from text_project import dpo_settings
-from tiny_models import write_model
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tiny_models import write_model, write_word_tokenizer
 
 from benchmarks import round_arms as arms
 from benchmarks import rounds as study
@@ -25,20 +24,9 @@ from stages import dpo_text, format_pairs, ref_logps
 
 pytestmark = pytest.mark.slow
 
+WORDS = ["Use", "at", "most", "words", "."]
 FORMAT = format_settings(max_prompt_tokens=16, max_response_tokens=8, max_left_out=0.0, val_fraction=0.2)
 ARMS = [*arms.ARMS]
-
-
-def write_tokenizer(folder: Path) -> None:
-    """One token per word, within the vocabulary of the tiny models."""
-    words = {
-        word: i for i, word in enumerate(["</s>", "<unk>", "Use", "at", "most", "words", ".", *map(str, range(40))])
-    }
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.add_special_tokens(["</s>"])
-    tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>"}')
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +51,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[arms.Study]:
         patch.setattr(study, "SEEDS", (0,))
         format_pairs.PAIRS.parent.mkdir(parents=True)
         write_pairs(format_pairs.PAIRS, read_pairs(folder / "raw", "plain"))
-        write_tokenizer(write_model(Path("models/base"), "llama", eos_token_id=0))
+        write_word_tokenizer(write_model(Path("models/base"), "llama", eos_token_id=0), WORDS)
         format_pairs.main(FORMAT)
         shutil.copytree("models/base", dpo_text.REFERENCE)
         ref_logps.main(RefLogps(dtype="float32", tokens_per_batch=100, shard="none"))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,16 @@ def write_tokenizer(folder: Path) -> Path:
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>"}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     return folder
+
+
+def write_word_tokenizer(folder: Path, words: Sequence[str]) -> None:
+    """A token per word: these, and the numbers up to 39; within the vocabulary of `write_model`."""
+    every = {word: i for i, word in enumerate(["</s>", "<unk>", *words, *map(str, range(40))])}
+    tokenizer = Tokenizer(models.WordLevel(every, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.add_special_tokens(["</s>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>"}')
 
 
 def write_both(folder: Path) -> dict[str, Path]:

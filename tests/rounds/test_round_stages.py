@@ -20,8 +20,7 @@ from paths import ROOT
 from safetensors.torch import load_file, save_file
 from tasks import NO_OPTIONS, without_tracking
 from text_project import dpo_settings
-from tiny_models import ADAPTERS, disturb, random_groups, with_adapter, write_model
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tiny_models import ADAPTERS, disturb, random_groups, with_adapter, write_model, write_word_tokenizer
 
 from prefdag.check_params import check_params
 from prefdag.config.health import Health, RoundsFinding
@@ -57,21 +56,12 @@ from stages import (
 )
 
 OPTIONS = LossOptions(**NO_OPTIONS)
+WORDS = ["good", "bad", "Is", "it"]
 FORMAT = format_settings(max_prompt_tokens=16, max_response_tokens=8, max_left_out=0.0, val_fraction=0.3)
 SETTINGS = {"count": 2, "prompts": 5, "samples": 3, "max_new_tokens": 6, "batch_size": 8, "kl_budget": 1e6}
 BETA, SEED = 0.5, 0
 OTHER_STARTS = [("previous", "previous"), ("first", "first"), ("first", "previous")]
 DPO = dpo_settings(epochs=3, batch_size=8, checkpoint_every=1)
-
-
-def write_tokenizer(folder: Path) -> None:
-    """One token per word, within the vocabulary of the tiny models."""
-    words = {word: i for i, word in enumerate(["</s>", "<unk>", "good", "bad", "Is", "it", *map(str, range(40))])}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.add_special_tokens(["</s>"])
-    tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>"}')
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +77,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         without_tracking(patch, folder / "checkpoints")
         format_pairs.PAIRS.parent.mkdir(parents=True)
         write_pairs(format_pairs.PAIRS, read_pairs(raw, "plain"))
-        write_tokenizer(write_model(Path("models/base"), "llama", eos_token_id=0))
+        write_word_tokenizer(write_model(Path("models/base"), "llama", eos_token_id=0), WORDS)
         format_pairs.main(FORMAT)
         shutil.copytree("models/base", dpo_text.REFERENCE)
         ref_logps.main(RefLogps(dtype="float32", tokens_per_batch=100, shard="none"))
