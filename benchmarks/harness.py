@@ -122,9 +122,12 @@ def summarise(frame: pd.DataFrame, *baselines: str) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["what", "metric", "n", "min", "median", "max"])
 
 
-def write(path: Path, summary: pd.DataFrame) -> None:
-    """Write the summary as CSV, with the hardware and the versions."""
-    table = summary.assign(hardware=hardware(), versions=versions())
+def write(path: Path, summary: pd.DataFrame, prefix: str = "") -> None:
+    """Write the summary as CSV, with the hardware and the versions. Rows whose `what` does not start with `prefix` stay."""
+    table = summary.assign(what=prefix + summary["what"], hardware=hardware(), versions=versions())
+    if prefix and path.exists():
+        old = pd.read_csv(path)
+        table = pd.concat([old[~old["what"].str.startswith(prefix)], table])
     table.to_csv(path, index=False, float_format="%.6g", lineterminator="\n")
 
 

@@ -117,10 +117,18 @@ BENCHMARKS: Mapping[str, Benchmark] = {
             for sign, bound in SIDES
         ],
     ),
-    "bench_imports": Benchmark(
-        "Imports",
-        "The tiny profile's `dvc repro` after a change of beta: both DPO trainings and all that follows them. The stages that "
-        "compute are forks of a process that has imported their libraries, or each imports them itself (`PREFDAG_WARM=off`).",
+    "bench_journey": Benchmark(
+        "The journey",
+        "A `dvc repro` in a fresh clone (`whole run`), of the default and of the tiny profile, and one after a change of beta: "
+        "both DPO trainings and all that follows them. Its stages are forks of a process that has imported their libraries, or "
+        "each imports them itself (`PREFDAG_WARM=off`). `work seconds` are those in which a stage trains, scores or samples; "
+        "`share outside` is that of all other ones.",
+        [
+            Goal("default, whole run", "wall_seconds", "<=", 300),
+            Goal("default, another beta", "share_outside", "<=", 0.25),
+            Goal("tiny, whole run", "wall_seconds", "<=", 60),
+        ],
+        partial=True,
     ),
     "bench_pipeline": Benchmark(
         "The pipeline itself",

@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 
 from prefdag.config.download_model import DownloadModel
 from prefdag.runtime import artifacts
-from prefdag.runtime.stage import stage
+from prefdag.runtime.stage import torch_stage
 from prefdag.sources.fetching import fetch
 from prefdag.text.convert import convert
 from prefdag.text.merge import merge
@@ -16,7 +16,7 @@ from prefdag.text.merge import merge
 MODEL = Path("models/base")
 
 
-@stage
+@torch_stage
 def main(download_model: DownloadModel) -> None:
     with artifacts.writing(MODEL) as folder:
         folder.mkdir()

@@ -1,14 +1,16 @@
 """Runs a stage as a fork of a process that has its libraries imported already, while one `dvc repro` lasts.
 
-To import torch, transformers, peft and MLflow takes longer than many a stage does. The first stage that computes starts a
-process that imports them (`zygote.py`), and becomes a fork of it, as do the next ones under the same DVC. The process that DVC
-started waits: it passes signals on and ends as the fork ends, so DVC and the user see no difference.
+To import torch, transformers, peft and MLflow takes longer than many a stage does. The first stage under a DVC starts a process
+that imports them (`zygote.py`). A stage that needs torch waits for that, and becomes a fork of it. Any other stage does so if
+the process is ready, and goes on by itself otherwise. The process that DVC started waits for its fork: it passes signals on and
+ends as the fork ends, so DVC and the user see no difference.
 """
 
 import hashlib
 import json
 import os
 import resource
+import select
 import signal
 import socket
 import subprocess
@@ -25,6 +27,7 @@ from prefdag.lifecycle.launcher import started_by_launcher
 
 WARM = "PREFDAG_WARM"  # off: every stage imports everything by itself
 FORKED = "PREFDAG_FORKED"  # for the fork
+PATIENCE = 0.1  # seconds for a process that is ready to say so
 OWN = ("DVC_STAGE", FORKED)  # variables that differ between the stages of one `dvc repro`
 # What a process inherits and a fork of another one would not have, in /proc/self/status.
 INHERITED = ("Umask:", "Uid:", "Gid:", "Groups:", "CapEff:", "Cpus_allowed:", "Seccomp:")
@@ -45,23 +48,32 @@ def can_fork() -> bool:
     )
 
 
-def run_forked(command: Sequence[str], dvc: psutil.Process) -> bool:
+def run_forked(command: Sequence[str], dvc: psutil.Process, waits: bool, from_the_start: bool = False) -> bool:
     """Run `python -m COMMAND`, a module and its arguments, as a fork, and wait for it.
 
     If it fails, this process ends as it did.
 
+    Args:
+        command: the module and its arguments.
+        dvc: the process to serve.
+        waits: whether to wait until the libraries are imported.
+        from_the_start: whether the stages that read and check data are still to come.
+
     Returns:
-        Whether it ran: False if no process can be asked.
+        Whether it ran: False if no process can be asked, or none is ready.
 
     Raises:
         PrefdagError: the process that forks was killed meanwhile.
     """
     request = json.dumps({"command": command, "environment": {**os.environ, FORKED: "1"}}).encode()
     pid = status = b""
-    with suppress(OSError), connect(dvc) as connection, connection.makefile("rb") as answers:
+    with suppress(OSError), connect(dvc, from_the_start) as connection, connection.makefile("rb") as answers:
+        if not waits and not select.select([connection], [], [], PATIENCE)[0]:
+            return False
+        answers.readline()  # as soon as the libraries are imported
         socket.send_fds(connection, [len(request).to_bytes(4)], [0, 1, 2])
         connection.sendall(request)
-        if pid := answers.readline():  # as soon as the libraries are imported
+        if pid := answers.readline():
             with received_by(lambda number, frame: send(int(pid), number)):  # passed on
                 status = answers.readline()
     if not pid:
@@ -78,8 +90,11 @@ def send(pid: int, number: int) -> None:
         os.kill(pid, number)
 
 
-def connect(dvc: psutil.Process) -> socket.socket:
-    """A connection to the process that forks. Without one for this DVC and all that a process inherits, it is started."""
+def connect(dvc: psutil.Process, from_the_start: bool) -> socket.socket:
+    """A connection to the process that forks. Without one for this DVC and all that a process inherits, it is started.
+
+    It writes a line when it is ready.
+    """
     folder = Path(".prefdag", "warm")
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = folder / hashlib.sha256(inherited(dvc).encode()).hexdigest()[:16]
@@ -88,12 +103,12 @@ def connect(dvc: psutil.Process) -> socket.socket:
         client.connect(str(path))
     except OSError:
         path.unlink(missing_ok=True)  # of one that was killed
-        start(path, dvc)
+        start(path, dvc, from_the_start)
         client.connect(str(path))
     return client
 
 
-def start(path: Path, dvc: psutil.Process) -> None:
+def start(path: Path, dvc: psutil.Process, from_the_start: bool) -> None:
     """Start the process that forks, listening on `path` until DVC ends."""
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
@@ -101,7 +116,12 @@ def start(path: Path, dvc: psutil.Process) -> None:
         pidfd = os.pidfd_open(dvc.pid)
         try:
             subprocess.Popen(
-                [sys.executable, "-m", "prefdag.lifecycle.zygote", str(listener.fileno()), str(pidfd)],
+                [
+                    sys.executable,
+                    "-m",
+                    "prefdag.lifecycle.zygote",
+                    *map(str, (listener.fileno(), pidfd, int(from_the_start))),
+                ],
                 pass_fds=(listener.fileno(), pidfd),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

@@ -1,6 +1,9 @@
-"""Imports the libraries of the stages that compute, then forks itself into each of them. `warm.py` starts and asks it.
+"""Imports the libraries of the stages, then forks itself into each of them. `warm.py` starts and asks it.
 
-    python -m prefdag.lifecycle.zygote LISTENER PIDFD    file descriptors: a listening socket, and the process to end with
+    python -m prefdag.lifecycle.zygote LISTENER PIDFD FROM_THE_START
+
+LISTENER and PIDFD are file descriptors: a listening socket, and the process to end with. FROM_THE_START is 1 if the stages that
+read and check data are still to come.
 
 It imports nothing of the project's own, so a stage always runs the code that is on disk.
 """
@@ -16,6 +19,7 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -38,24 +42,28 @@ LIBRARIES = (
     "mlflow",
     "mlflow.store.tracking.sqlalchemy_store",
 )
+OTHERS = ("great_expectations.expectations", "matplotlib.figure", "jinja2")  # of stages that only read and write
 PR_SET_PDEATHSIG, PR_SET_NAME = 1, 15  # linux/prctl.h
 
 
-def serve(listener: socket.socket, pidfd: int) -> list[str] | None:
-    """Serve one stage after the other, until the process of `pidfd` ends.
+def serve(listener: socket.socket, pidfd: int, later: Sequence[str]) -> list[str] | None:
+    """Serve one stage after the other, until the process of `pidfd` ends. Import `later` while the first one runs.
 
     Returns:
         In a fork: the module to run, and its arguments. Otherwise None.
     """
     for library in LIBRARIES:
-        with suppress(Exception):  # the stage will say so
-            importlib.import_module(library)
-    gc.freeze()  # what is shared with the forks is not written to by their garbage collection
+        if select.select([pidfd], [], [], 0)[0]:
+            return None
+        import_(library)
+    rest = [*later]
     while pidfd not in select.select([listener.fileno(), pidfd], [], [])[0]:
         connection, _ = listener.accept()
         with connection, suppress(OSError, ValueError):  # whoever asked may have gone
+            connection.sendall(b"ready\n")
             asked, streams, _, _ = socket.recv_fds(connection, 4, 3)
             request = json.loads(connection.recv(int.from_bytes(asked), socket.MSG_WAITALL))
+            gc.freeze()  # what is shared with the forks is not written to by their garbage collection
             if not (pid := os.fork()):
                 listener.close()
                 become(request["command"][0], request["environment"], streams, connection.dup())
@@ -63,9 +71,17 @@ def serve(listener: socket.socket, pidfd: int) -> list[str] | None:
             for stream in streams:
                 os.close(stream)
             connection.sendall(b"%d\n" % pid)
+            while rest and not os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                import_(rest.pop(0))
             _, status = os.waitpid(pid, 0)
             connection.sendall(b"%d\n" % status)
     return None
+
+
+def import_(library: str) -> None:
+    """Import a library, if that works: otherwise the stage that needs it will say so."""
+    with suppress(Exception):
+        importlib.import_module(library)
 
 
 def become(module: str, environment: dict[str, str], streams: list[int], connection: socket.socket) -> None:
@@ -91,9 +107,9 @@ def end_with(connection: socket.socket) -> None:
 
 
 if __name__ == "__main__":
-    listening, outlived = (int(each) for each in sys.argv[1:])
+    listening, outlived, from_the_start = (int(each) for each in sys.argv[1:])
     with socket.socket(fileno=listening) as listening_socket:
-        asked_for = serve(listening_socket, outlived)
+        asked_for = serve(listening_socket, outlived, OTHERS if from_the_start else ())
         path = listening_socket.getsockname() if asked_for is None else ""
     if asked_for is None:
         with suppress(OSError):

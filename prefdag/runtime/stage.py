@@ -1,6 +1,6 @@
 """Turns a function into a stage of the DAG. Its arguments are the keys of params.yaml that the stage reads.
 
-    @stage  # or @distributed_stage, if several processes can share its work
+    @stage  # or @torch_stage, if it needs torch, or @distributed_stage, if several processes can share its work
     def main(beta: Positive, dpo_text: DpoText) -> None: ...
 
     if __name__ == "__main__":
@@ -51,6 +51,7 @@ class stage:  # noqa: N801 - it is used as a decorator
     """A stage. Calling it calls `main`; `run` is its command line."""
 
     main: Callable[..., None]
+    torch: bool = False  # whether it needs torch, which takes seconds to import
     distributed: bool = False  # whether several processes can share its work
 
     @property
@@ -124,25 +125,28 @@ class stage:  # noqa: N801 - it is used as a decorator
             numbers: list[int] = list(vars(parser.parse_args()).values())
             name = self.named(numbers[0] if numbers else None)
             command = [f"stages.{self.name}", *map(str, numbers)]
+            dvc = None
             if not forked():
                 set_environment()
                 dvc = end_with_dvc()
                 end_with_parent()
                 follow_launch()
-                if dvc and self.distributed and not to_launch() and can_fork() and run_forked(command, dvc):
-                    return
             gc.set_threshold(100_000)  # importing torch creates objects for seconds, and none of them is garbage
             logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
             logging.getLogger("prefdag").setLevel(logging.INFO)
-            from prefdag.check_params import check_params
-            from prefdag.lifecycle.version import check_version
-
-            check_version()
             tree = read_yaml(PARAMS)
-            check_params(tree, PARAMS)
-            self.check_inputs(name)
+            if not forked():
+                from prefdag.check_params import check_params
+                from prefdag.lifecycle.version import check_version
+
+                check_version()
+                check_params(tree, PARAMS)
+                self.check_inputs(name)
             if self.distributed and to_launch():
                 launch(command)
+                return
+            from_the_start = self.torch and not self.distributed
+            if dvc and not to_launch() and can_fork() and run_forked(command, dvc, self.torch, from_the_start):
                 return
             with stage_lock(name):
                 start = time.monotonic()
@@ -156,5 +160,8 @@ class stage:  # noqa: N801 - it is used as a decorator
             os._exit(0)
 
 
-distributed_stage = partial(stage, distributed=True)
-"""The decorator of a stage whose work several processes share (see `prefdag.lifecycle.launcher`)."""
+torch_stage = partial(stage, torch=True)
+"""The decorator of a stage that needs torch (see `prefdag.lifecycle.warm`)."""
+
+distributed_stage = partial(stage, torch=True, distributed=True)
+"""The decorator of a stage whose work several processes share, with torch (see `prefdag.lifecycle.launcher`)."""

@@ -81,17 +81,23 @@ def _require_language_model(model: Any, name: str) -> None:
 
 @contextmanager
 def _reading_once() -> Iterator[None]:
-    """transformers parses a GGUF file three times, and maps all names of weights again for each module: half of the time."""
-    import gguf
+    """transformers parses a GGUF file three times, and maps all names of weights again for each module: half of the time.
 
-    names = cache(gguf.get_tensor_name_map)
-    with patch.multiple(gguf, GGUFReader=cache(gguf.GGUFReader), get_tensor_name_map=names):
+    And it cuts a vocabulary into hundreds of thousands of slices. One of `numpy.memmap` takes several times as long as one of a
+    plain array of the same mapped file.
+    """
+    import gguf
+    import numpy as np
+
+    names, mapped = cache(gguf.get_tensor_name_map), np.memmap
+    plain = patch.object(np, "memmap", lambda *arguments, **named: np.asarray(mapped(*arguments, **named)))
+    with plain, patch.multiple(gguf, GGUFReader=cache(gguf.GGUFReader), get_tensor_name_map=names):
         yield
 
 
 def _load(source: Path, name: str) -> tuple[Any, Any, list[str], list[str]]:
     """The model (float32, on the CPU), its tokenizer, and the names of weights that are missing from the files or unused."""
-    # These imports take eight seconds. Here, they cost nothing if the source cannot be fetched.
+    # These imports take eight seconds, if this is no fork (`warm.py`). Here, they cost nothing if the source cannot be fetched.
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
     from transformers.utils import logging as noise

@@ -1,6 +1,8 @@
 """The benchmarks' arithmetic by hand, and their page against their results. No benchmark is run."""
 
+import os
 import resource
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +11,7 @@ import pandas as pd
 import pytest
 from paths import ROOT
 
-from benchmarks import bench_pipeline, harness, page
+from benchmarks import bench_journey, bench_pipeline, harness, page
 from benchmarks.harness import Contender, run_rounds, summarise
 from prefdag.lifecycle.errors import DataError, PrefdagError
 from prefdag.runtime.yaml import read_yaml
@@ -99,6 +101,49 @@ def test_the_imports_of_a_stage_are_timed_apart_from_its_work(tmp_path: Path) ->
     metrics = harness.measure(Contender("slow", [sys.executable, timed, "slow"], tmp_path))
     assert 0.5 <= metrics["import_seconds"] < 1
     assert metrics["wall_seconds"] >= metrics["import_seconds"] + 1
+
+
+def test_the_work_of_a_stage_is_timed_once(tmp_path: Path) -> None:
+    """A training that scores within it, then scoring by itself: half a second and a second, whatever else takes time."""
+    files = {
+        "prefdag/__init__.py": "",
+        "prefdag/train/loop.py": "import time\nfrom prefdag.text.scoring.logps import group_logps\n"
+        "def fit():\n    group_logps(0.3)\n    time.sleep(0.2)\n",
+        "prefdag/text/scoring/logps.py": "import time\ndef group_logps(seconds):\n    time.sleep(seconds)\n",
+        "stage.py": "import time\nfrom prefdag.train.loop import fit, group_logps\nfit(); group_logps(1); time.sleep(0.5)\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).write_text(text)
+    env = {**os.environ, "PYTHONPATH": str(bench_journey.SITE), "PREFDAG_WORK": str(tmp_path / "work")}
+    subprocess.run([sys.executable, "stage.py"], cwd=tmp_path, env=env, check=True)
+    assert [*map(float, (tmp_path / "work").read_text().split())] == pytest.approx([0.5, 1], rel=0.2)
+
+
+def test_the_functions_that_work_exist() -> None:
+    """Their time is counted by name."""
+    site = runpy.run_path(str(bench_journey.SITE / "sitecustomize.py"))
+    for module, name in site["WORK"].items():
+        assert f"\ndef {name}(" in (ROOT / f"{module.replace('.', '/')}.py").read_text()
+
+
+def test_the_share_outside_of_the_work_is_of_each_run() -> None:
+    values = [(0, "a", "wall_seconds", 10.0), (0, "a", "work_seconds", 4.0), (1, "a", "wall_seconds", 8.0)]
+    values += [(1, "a", "work_seconds", 6.0)]
+    frame = bench_journey.with_shares(pd.DataFrame(values, columns=["round", "contender", "metric", "value"]))
+    assert frame[frame["metric"] == "share_outside"]["value"].tolist() == [0.6, 0.25]
+
+
+def test_results_of_other_settings_stay(tmp_path: Path) -> None:
+    def measured(value: float) -> pd.DataFrame:
+        return pd.DataFrame(
+            [("whole run", "x", 1, *[value] * 3)], columns=["what", "metric", "n", "min", "median", "max"]
+        )
+
+    for prefix, value in (("tiny, ", 1.0), ("default, ", 2.0), ("tiny, ", 3.0)):
+        harness.write(tmp_path / "a.csv", measured(value), prefix)
+    table = pd.read_csv(tmp_path / "a.csv")
+    assert [*zip(table["what"], table["median"], strict=True)] == [("default, whole run", 2), ("tiny, whole run", 3)]
 
 
 @pytest.mark.slow

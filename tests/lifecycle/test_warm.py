@@ -14,7 +14,7 @@ import pytest
 from toy_stage import make_project, write_stage
 
 from prefdag.lifecycle.environment import BESIDE_OTHERS
-from prefdag.lifecycle.zygote import LIBRARIES
+from prefdag.lifecycle.zygote import LIBRARIES, OTHERS
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="only there are stages forked")]
 
@@ -26,7 +26,10 @@ for number, command in enumerate(sys.argv[1:]):
     with open("ended", "a") as ended:
         print(code, file=ended)
 """
-FAKED = {"torch", "torchvision", "scipy", "transformers", "accelerate", "peft", "mlflow"}  # imported within no time
+FAKED = {
+    *("torch", "torchvision", "scipy", "transformers", "accelerate", "peft", "mlflow"),  # imported within no time
+    *("great_expectations", "matplotlib"),
+}
 STAGE = f"exec {sys.executable} -m stages.toy"
 Start = Callable[..., "subprocess.Popen[str]"]
 
@@ -38,18 +41,20 @@ def start(tmp_path: Path, root: Path) -> Start:
     for name in FAKED:
         (tmp_path / f"{name}.py").touch()
 
-    def dvc(body: str, *commands: str, **environment: str) -> "subprocess.Popen[str]":
+    def dvc(
+        body: str, *commands: str, decorator: str = "distributed_stage", **environment: str
+    ) -> "subprocess.Popen[str]":
         head = """\
             import json, os, sys, time
             from pathlib import Path
             LOADED = "torch" in sys.modules
             from prefdag.lifecycle.errors import DataError, NumericError
-            from prefdag.runtime.stage import distributed_stage
+            from prefdag.runtime.stage import distributed_stage, stage
 
-            @distributed_stage
+            @DECORATOR
             def main(beta: float) -> None:
             """
-        write_stage(tmp_path, head, body)
+        write_stage(tmp_path, head.replace("DECORATOR", decorator), body)
         return subprocess.Popen(
             [sys.executable, "-c", DVC, *(commands or [STAGE])],
             cwd=tmp_path,
@@ -82,7 +87,7 @@ def gone(*pids: int) -> bool:
 
 
 def test_the_libraries_exist() -> None:
-    for library in LIBRARIES:
+    for library in LIBRARIES + OTHERS:
         assert __import__(library)
 
 
@@ -109,6 +114,33 @@ def test_stages_of_one_dvc_are_forks_of_one_process_that_ends_with_it(start: Sta
         -1,
     ]  # the code is that of the edit
     assert gone(first[1])
+    assert [*(tmp_path / ".prefdag/warm").iterdir()] == []
+
+
+def test_a_stage_that_does_not_compute_waits_for_no_imports(start: Start, tmp_path: Path) -> None:
+    """It starts them, for the next ones."""
+    (tmp_path / "torch.py").write_text("import os, time\nwhile not os.path.exists('imported'): time.sleep(0.02)")
+    (tmp_path / "ready.py").write_text(
+        "import socket\nfrom pathlib import Path\nconnection = socket.socket(socket.AF_UNIX)\n"
+        "connection.connect(str(next(Path('.prefdag/warm').iterdir())))\nassert connection.recv(6) == b'ready\\n'"
+    )
+    ready = f"touch imported; {sys.executable} ready.py"
+    printed, errors = start(NOTE, STAGE, ready, STAGE, decorator="stage").communicate(timeout=60)
+    first, second = (json.loads(line) for line in printed.splitlines())
+    assert errors == ""
+    assert (first[0], second[0]) == (False, True)
+    assert gone(second[1])
+
+
+def test_imports_that_nobody_waits_for_end_with_dvc(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text(
+        "import os, pathlib, select, sys\npathlib.Path('pid').write_text(str(os.getpid()))\n"
+        "select.select([int(sys.argv[2])], [], [])"  # until DVC has ended
+    )
+    (tmp_path / "peft.py").write_text("import pathlib\npathlib.Path('imported').touch()")
+    start("pass", STAGE, decorator="stage").communicate(timeout=60)
+    assert gone(wait_for(tmp_path / "pid"))
+    assert not (tmp_path / "imported").exists()
     assert [*(tmp_path / ".prefdag/warm").iterdir()] == []
 
 
