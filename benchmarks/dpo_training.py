@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from benchmarks.arithmetic import Model
 from benchmarks.hh_rows import MAX_LENGTH
 from prefdag.config.adapter import Adapter, Full, Lora
 from prefdag.config.loss_options import LossOptions
@@ -246,21 +247,12 @@ def losses(values: Sequence[float]) -> dict[str, float]:
 
 
 def useful_flops(policy: nn.Module, pair: Pair) -> float:
-    """The multiplications and additions that a training step needs for a pair.
-
-    Per weight and token: 2 in the forward pass, 2 for the gradient of activations, and 2 for the gradient of the weights if
-    they are trained. The head counts for scored tokens. Attention takes 4 d forward and 8 d backward per token attended to.
-    LoRA's own products are left out.
-    """
+    """The multiplications and additions that a training step needs for a pair (see `Model.flops`)."""
     config: Any = policy.config
     layers = [p for name, p in policy.named_parameters() if ".layers." in name and "lora" not in name]
-    each = 6 if layers[0].requires_grad else 4
-    head = config.vocab_size * config.hidden_size
+    model = Model(config.num_hidden_layers, config.hidden_size, sum(p.numel() for p in layers), config.vocab_size)
     prompt, *responses = (len(ids or ()) for ids in pair[:3])
-    seen = prompt * (prompt + 1) / 2 + sum(n * prompt + n * (n + 1) / 2 for n in responses)
-    attention = 12 * config.hidden_size * seen * config.num_hidden_layers
-    weights = sum(p.numel() for p in layers)
-    return each * (weights * (prompt + sum(responses)) + head * sum(responses)) + attention
+    return model.flops(prompt, responses, 6 if layers[0].requires_grad else 4)
 
 
 def product_rate(precision: str) -> float:

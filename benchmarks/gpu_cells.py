@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from benchmarks.arithmetic import Model
+
 SIDES = ("ours", "trl", "trl best")
 ADAPTER_NAMES = ("lora", "full")
 TOKENS = (4_096, 512)
@@ -66,6 +68,16 @@ class Cell(NamedTuple):
     def pairs(self) -> int:
         """Pairs of a training."""
         return self.batch * (WARMUP + TIMED)
+
+
+def model_of(shape: str) -> Model:
+    """The sizes of a Llama of this shape."""
+    sizes = SHAPES[shape]
+    width, layers = sizes["hidden_size"], sizes["num_hidden_layers"]
+    keys = width * sizes["num_key_value_heads"] // sizes["num_attention_heads"]
+    # Queries and output, keys and values, three matrices of the gated product, two norms.
+    weights = 2 * width**2 + 2 * width * keys + 3 * width * sizes["intermediate_size"] + 2 * width
+    return Model(layers, width, layers * weights, sizes["vocab_size"])
 
 
 def config_of(shape: str) -> Any:

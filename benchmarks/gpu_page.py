@@ -5,12 +5,13 @@ python -m benchmarks.gpu_page [--price 3.00] > docs/gpu.md
 
 import argparse
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from benchmarks.gpu_cells import SIDES, Cell
+from benchmarks.gpu_cells import ADAPTER_NAMES, SHARES, SIDES, TOKENS, Cell, model_of
 from benchmarks.harness import end_in_one_line, markdown, rounded, spread, summarise
 
 RESULTS = Path(__file__).with_name("bench_gpu.csv")
@@ -151,7 +152,7 @@ def cost(rows: pd.DataFrame | None, price: float) -> str:
     title = "## Cost on paper\n\n"
     measured = None if rows is None else rows[(rows["shape"] == "8B") & (rows["note"] == "")]
     if measured is None or measured.empty:
-        return f"{title}No rates of an 8B model have been measured, so there are no hours and dollars to give.\n"
+        return f"{title}No rates of an 8B model have been measured, so there are no dollars to give.\n\n{arithmetic()}"
     lines = ["| card | trained | tokens | share | side | hours | dollars |", "|---|---|---|---|---|---|---|"]
     for key, part in measured.groupby(["hardware", "adapter", "tokens", "share", "side"], sort=False):
         hardware, *names = map(str, key)
@@ -167,7 +168,30 @@ def cost(rows: pd.DataFrame | None, price: float) -> str:
         f"given, on one card at ${price:.2f} an hour (an assumption: `--price`). The reference's pass is included once; "
         "loading, validation and evaluation are not.\n\n"
     )
-    return title + text + "\n".join(lines) + "\n"
+    return title + text + "\n".join(lines) + f"\n\n{arithmetic()}"
+
+
+def arithmetic(card: str = "H100") -> str:
+    """The least time that the arithmetic of an epoch takes, in this project and in TRL as it comes."""
+    text = (
+        f"The arithmetic alone of one epoch of {ULTRAFEEDBACK:,} pairs, for the 8B shape on one {card} ({PEAKS[card]} TFLOP/s "
+        "by its data sheet), with the reference's pass. No training reaches the peak, and none of these hours is a measurement: "
+        f"`at {MFU_GOAL:.0%}` is what they would be at our goal for the MFU. Ours computes each prompt once. TRL as it comes "
+        "computes it with each response, and the policy's forward pass twice.\n\n"
+    )
+    lines = ["| trained | tokens | share | ours: hours at the peak | at 45% | TRL: hours at the peak | its / ours |"]
+    lines.append("|---" * 7 + "|")
+    model = model_of("8B")
+    for adapter, tokens, share in product(ADAPTER_NAMES, TOKENS, SHARES):
+        prompt = round(tokens * share)
+        response = tokens - prompt
+        gradients = 6 if adapter == "full" else 4
+        ours = sum(model.flops(prompt, [response, response], each) for each in (2, gradients))
+        trl = 2 * sum(model.flops(prompt, [response], each) for each in (2, 2, gradients))
+        floor, theirs = (ULTRAFEEDBACK * flops / (PEAKS[card] * 1e12) / 3600 for flops in (ours, trl))
+        cells = [adapter, f"{tokens:,}", f"{share:g}", *map(rounded, (floor, floor / MFU_GOAL, theirs, trl / ours))]
+        lines.append(f"| {' | '.join(cells)} |")
+    return text + "\n".join(lines) + "\n"
 
 
 def card(hardware: str) -> str:

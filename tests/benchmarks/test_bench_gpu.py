@@ -10,7 +10,8 @@ import pytest
 from paths import ROOT
 
 from benchmarks import bench_gpu, gpu_page
-from benchmarks.gpu_cells import SIDES, Cell
+from benchmarks.arithmetic import Model
+from benchmarks.gpu_cells import SHAPES, SIDES, Cell, config_of, model_of
 from prefdag.lifecycle.errors import ParamsError, PrefdagError
 
 LARGE = Cell("8B", "lora", 4_096, 0.5)
@@ -116,8 +117,29 @@ def test_the_page_has_ratios_goals_and_the_cost(children: dict[Any, Any], tmp_pa
 def test_without_measurements_the_page_says_so(tmp_path: Path) -> None:
     made = gpu_page.page(*[tmp_path / "none"] * 3)
     assert gpu_page.NOT_MEASURED in made
-    assert "there are no hours and dollars to give" in made
+    assert "there are no dollars to give" in made
     assert "$" not in made
+
+
+def test_the_arithmetic_of_a_pair_by_hand() -> None:
+    """A prompt of two tokens, and responses of one and two; layers of 10 weights, width 4, a vocabulary of 5."""
+    model = Model(layers=3, width=4, weights=30, vocabulary=5)
+    # Five tokens meet 30 weights, three of them the head's 20. The prompt's tokens see 1 and 2, the responses' 3, and 3 and 4.
+    products, seen = 5 * 30 + 3 * 20, 1 + 2 + 3 + 3 + 4
+    assert model.flops(2, [1, 2], 2) == 2 * products + 4 * 4 * seen * 3
+    assert model.flops(2, [1, 2], 6) == 6 * products + 12 * 4 * seen * 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_shapes_have_the_weights_of_the_models(shape: str) -> None:
+    import torch
+    from transformers import LlamaForCausalLM
+
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config_of(shape))
+    layers = sum(each.numel() for name, each in model.named_parameters() if ".layers." in name)
+    assert model_of(shape).weights == layers
 
 
 def test_the_page_matches_the_results() -> None:
