@@ -175,7 +175,7 @@ def arithmetic(card: str = "H100") -> str:
     """The least time that the arithmetic of an epoch takes, in this project and in TRL as it comes."""
     text = (
         f"The arithmetic alone of one epoch of {ULTRAFEEDBACK:,} pairs, for the 8B shape on one {card} ({PEAKS[card]} TFLOP/s "
-        "by its data sheet), with the reference's pass. No training reaches the peak, and none of these hours is a measurement: "
+        "by its data sheet), with the reference's pass. No training reaches the peak, and no hour here is a measurement: "
         f"`at {MFU_GOAL:.0%}` is what they would be at our goal for the MFU. Ours computes each prompt once. TRL as it comes "
         "computes it with each response, and the policy's forward pass twice.\n\n"
     )
