@@ -1,10 +1,10 @@
 """What a user waits for: a whole run, and an experiment with another beta. How much of it is training, scoring and sampling.
 
-    python -m benchmarks.bench_journey PROFILE [--rounds N]
+    python -m benchmarks.bench_journey PROFILE [--rounds N] [--folder FOLDER]
 
-PROFILE is `default`, `tiny` or another profile, which runs in a clone of the committed project. An experiment runs both DPO
-trainings again and all that follows them; its stages are forks of a process with their libraries, or import these themselves.
-Results go to benchmarks/bench_journey.csv, in place of those of the same profile.
+PROFILE is `default`, `tiny` or another profile, which runs in a clone of the committed project: in a temporary folder, or in
+FOLDER, which stays. An experiment runs both DPO trainings again and all that follows them; its stages are forks of a process with
+their libraries, or import these themselves. Results go to benchmarks/bench_journey.csv, in place of those of the same profile.
 """
 
 import argparse
@@ -32,10 +32,10 @@ WORK = "import os, json, pathlib; p = pathlib.Path(os.environ['PREFDAG_WORK']); 
 WORK += "print(json.dumps({'work_seconds': sum(map(float, p.read_text().split()))})); p.unlink()"
 
 
-def journeys(profile: str, rounds: int) -> pd.DataFrame:
+def journeys(profile: str, rounds: int, clone: Path | None) -> pd.DataFrame:
     """Time the contenders in a clone, round after round."""
     with tempfile.TemporaryDirectory() as name:
-        clone = Path(name, "clone")
+        clone = clone.absolute() if clone else Path(name, "clone")
         for command in (
             ["git", "clone", "--quiet", str(ROOT), str(clone)],
             [sys.executable, "-c", f"from prefdag.project.profiles import apply; apply({profile!r})"],
@@ -72,8 +72,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("profile")
     parser.add_argument("--rounds", type=positive, default=3)
+    parser.add_argument("--folder", type=Path, help="a new folder to run in")
     arguments = parser.parse_args()
-    summary = summarise(with_shares(journeys(arguments.profile, arguments.rounds)), ALONE)
+    summary = summarise(with_shares(journeys(arguments.profile, arguments.rounds, arguments.folder)), ALONE)
     write(RESULTS, summary, prefix=f"{arguments.profile}, ")
     print(markdown(summary))
 
