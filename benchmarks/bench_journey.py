@@ -3,8 +3,8 @@
     python -m benchmarks.bench_journey PROFILE [--rounds N] [--folder FOLDER]
 
 PROFILE is `default`, `tiny` or another profile, which runs in a clone of the committed project: in a temporary folder, or in
-FOLDER, which stays. An experiment runs both DPO trainings again and all that follows them; its stages are forks of a process with
-their libraries, or import these themselves. Results go to benchmarks/bench_journey.csv, in place of those of the same profile.
+FOLDER, which stays. An experiment runs both DPO trainings again and all that follows them. Its stages are forks of a process
+with their libraries, or import these themselves. Results go to benchmarks/bench_journey.csv, in place of those of the profile.
 """
 
 import argparse
