@@ -139,7 +139,7 @@ def run(tars: Path, work: Path) -> None:
     for seed in SEEDS:
         folder = (work / f"seed-{seed}").resolve()
         folder.mkdir(parents=True, exist_ok=True)
-        for code in ("prefdag", "stages", "dvc.yaml"):
+        for code in ("prefdag", "stages", "dvc.yaml", "dag"):
             if not (folder / code).exists():
                 (folder / code).symlink_to(ROOT / code)
         tree = parameters(images, seed)

@@ -41,7 +41,7 @@ def write_project(folder: Path, size: Size) -> None:
     (folder / "models/base").mkdir(parents=True)
     for name in ("prefdag", "stages", "evals", "dvc.yaml"):
         (folder / name).symlink_to(ROOT / name)
-    shutil.copytree(ROOT / "rounds", folder / "rounds", ignore=shutil.ignore_patterns("dvc.lock"))
+    shutil.copytree(ROOT / "dag", folder / "dag", ignore=shutil.ignore_patterns("dvc.lock"))
     words = [f"w{i:x}" for i in range(size.vocabulary - len(SPECIALS))]
     write_model(folder / "models/base", size, words)
     with (folder / "rows.jsonl").open("w", encoding="utf-8") as file:

@@ -32,7 +32,7 @@ export MLFLOW_TRACKING_URI=${MLFLOW_TRACKING_URI:-sqlite:///$project/mlflow.db}
 if [[ ! -d $clone ]]; then
     mkdir -p "${clone%/*}"
     git clone --quiet "$project" "$clone.part"
-    for file in "$project"/{params.yaml,dvc.lock,rounds/*/dvc.lock}; do
+    for file in "$project"/{params.yaml,dvc.lock,dag/*/dvc.lock}; do
         [[ ! -e $file ]] || cp "$file" "$clone.part/${file#"$project/"}"
     done
     (cd "$clone.part" && dvc cache dir --quiet --local "$(cd "$project" && dvc cache dir)")

@@ -117,7 +117,7 @@ def test_a_broken_file_is_one_line(content: bytes, tmp_path: Path) -> None:
 
 
 def test_an_output_of_a_stage_in_a_folder_is_checked() -> None:
-    folder = Path("rounds/more")
+    folder = Path("dag/more")
     folder.mkdir(parents=True)
     (folder / "dvc.lock").write_text(f"stages: {{more: {{cmd: x, outs: [{{path: own.json, md5: {FILE}}}]}}}}")
     Path("own.json").write_text(CONTENT)

@@ -27,7 +27,7 @@ COPIED = [
     "evals",
     "examples",
     "slurm",
-    "rounds",
+    "dag",
     "params.yaml",
     "dvc.yaml",
     *LOCKS,

@@ -2,8 +2,8 @@
 
 A stage has the name that DVC gives it. A stage under `foreach` is several, such as sample_round@1 and sample_round@2.
 
-The stages of rounds are in files of their own, `rounds/*/dvc.yaml`, and recorded in `rounds/*/dvc.lock`: after each stage, DVC
-reads and writes the whole dvc.lock that records it, which costs less if it is small. Their paths start at the root, too.
+Some stages are in files of their own, `dag/*/dvc.yaml`, and recorded in `dag/*/dvc.lock`: after each stage, DVC reads and writes
+the whole dvc.lock that records it, which costs less if it is small. Their paths start at the root, too.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,7 +14,7 @@ from prefdag.lifecycle.errors import ParamsError
 from prefdag.runtime.yaml import parse_mapping, read_text, read_yaml
 
 DAG, LOCK = Path("dvc.yaml"), Path("dvc.lock")
-FOLDERS = "rounds/*"  # that have files of their own
+FOLDERS = "dag/*"  # that have files of their own
 RESTORE = "`git restore {}` takes the committed one"
 
 

@@ -67,7 +67,7 @@ COMMENTED: list[tuple[Iterable[str], set[str]]] = [
         ["prefdag/train/loop.py"],
         {
             *("sft_ref", "reward_model", "resnet_warmup", "control_image", "control_text", "dpo_text", "dpo_image"),
-            "rounds/plan/dvc.yaml:plan_rounds",
+            "dag/plan_rounds/dvc.yaml:plan_rounds",
         },
     ),
 ]

@@ -44,7 +44,7 @@ def project(small: Path, tmp_path: Path) -> Path:
     run_in(folder, "git", "init", "--quiet")
     run_in(folder, "dvc", "init", "--quiet", "--force")
     set_params(folder, {f"rounds.{key}": value for key, value in SETTINGS.items()})
-    repro(folder, ["rounds/plan/dvc.yaml:plan_rounds", *FIRST])
+    repro(folder, ["dag/plan_rounds/dvc.yaml:plan_rounds", *FIRST])
     return folder
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 from clones import Run, set_params, stages_run
 
-JUDGE = "rounds/judge/dvc.yaml:judge_round@1"
+JUDGE = "dag/judge_round/dvc.yaml:judge_round@1"
 
 
 def test_a_round_waits_for_people_and_goes_on(copy: Path, run: Run) -> None:

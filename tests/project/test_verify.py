@@ -257,7 +257,7 @@ def test_a_missing_lock_is_refused() -> None:
 
 
 def test_a_stage_in_a_folder_is_checked_too() -> None:
-    folder = Path("rounds/more")
+    folder = Path("dag/more")
     folder.mkdir(parents=True)
     (folder / "dvc.yaml").write_text(
         "stages: {more: {wdir: ../.., cmd: cp one.txt more.txt, deps: [one.txt], outs: [more.txt]}}"

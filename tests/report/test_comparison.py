@@ -369,9 +369,9 @@ def repository(tmp_path: Path, own_git: None) -> Path:
     metrics = [{f"reports/{track}/metrics.json": {"cache": False}} for track in ("text", "image")]
     stage = {"cmd": f"{sys.executable} write.py", "params": ["beta"], "outs": OUTS, "metrics": metrics}
     Path("dvc.yaml").write_text(json.dumps({"stages": {"write": stage | {"deps": ["models/more"]}}}))
-    Path("rounds/more").mkdir(parents=True)
+    Path("dag/more").mkdir(parents=True)
     more = {"cmd": "mkdir -p models && touch models/more", "wdir": "../..", "outs": ["models/more"]}
-    Path("rounds/more/dvc.yaml").write_text(json.dumps({"stages": {"more": more}}))
+    Path("dag/more/dvc.yaml").write_text(json.dumps({"stages": {"more": more}}))
     Path(".gitignore").write_text(
         ".site\n/data\n/models\n/reports/*/*\n!/reports/*/metrics.json\n/reports/comparison*\n"
     )

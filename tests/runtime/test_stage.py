@@ -181,8 +181,8 @@ def test_a_round_that_does_not_exist_is_refused(arguments: list[str], root: Path
 
 
 def in_folder(text: str, name: str = "dvc.yaml") -> None:
-    Path("rounds/more").mkdir(parents=True, exist_ok=True)
-    Path("rounds/more", name).write_text(text)
+    Path("dag/more").mkdir(parents=True, exist_ok=True)
+    Path("dag/more", name).write_text(text)
 
 
 def test_stages_in_folders_come_where_they_are_needed(project: Path) -> None:
@@ -194,7 +194,7 @@ def test_stages_in_folders_come_where_they_are_needed(project: Path) -> None:
     assert read_stage("e") == {"deps": ["x"], "outs": ["w"]}
     with pytest.raises(ParamsError, match=r"^dvc.yaml: stages: has no k; `git restore dvc.yaml`"):
         read_stage("k")
-    assert [lock_of(name) for name in ("a", "e")] == [Path("dvc.lock"), Path("rounds/more/dvc.lock")]
+    assert [lock_of(name) for name in ("a", "e")] == [Path("dvc.lock"), Path("dag/more/dvc.lock")]
     note_duration("e", 5.0)
     assert durations()["e"] == 5.0
 
@@ -203,8 +203,8 @@ def test_stages_in_folders_come_where_they_are_needed(project: Path) -> None:
 def test_a_damaged_file_in_a_folder_is_one_line(project: Path, name: str) -> None:
     Path(name).write_text("stages: {}")
     in_folder("stages: 3", name)
-    with pytest.raises(ParamsError, match=rf"^rounds/more/{name}: stages: .*`git restore rounds/more/{name}`"):
+    with pytest.raises(ParamsError, match=rf"^dag/more/{name}: stages: .*`git restore dag/more/{name}`"):
         check_files()
     in_folder("stages: {a: {outs: 3}}", name)
-    with pytest.raises(ParamsError, match=rf"^rounds/more/{name}: stages.a.outs: .*`git restore rounds/more/{name}`"):
+    with pytest.raises(ParamsError, match=rf"^dag/more/{name}: stages.a.outs: .*`git restore dag/more/{name}`"):
         check_files()
