@@ -18,12 +18,13 @@ import pandas as pd
 
 from benchmarks.harness import Contender, end_in_one_line, markdown, positive, run_rounds, summarise, write
 from prefdag.lifecycle.errors import PrefdagError
+from prefdag.runtime.dvc_files import target
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).with_name("bench_journey.csv")
 SITE = Path(__file__).with_name("journey_site")
 REPRO = [sys.executable, "-m", "dvc", "repro"]
-AGAIN = [*REPRO, "--force", "--no-run-cache", "--downstream", "dpo_text", "dpo_image"]
+AGAIN = [*REPRO, "--force", "--no-run-cache", "--downstream", "dpo_text", target("dpo_image")]
 WHOLE, BETA, ALONE = "whole run", "another beta", "another beta, imported by each stage"
 # What git does not know is what a run makes, with the cache and the MLflow store. MLflow's writes are part of the run.
 COMMANDS = {WHOLE: f"git clean -fdxq && {shlex.join(REPRO)}", BETA: shlex.join(AGAIN), ALONE: shlex.join(AGAIN)}

@@ -2,8 +2,8 @@
 
 A stage has the name that DVC gives it. A stage under `foreach` is several, such as sample_round@1 and sample_round@2.
 
-Some stages are in files of their own, `dag/*/dvc.yaml`, and recorded in `dag/*/dvc.lock`: after each stage, DVC reads and writes
-the whole dvc.lock that records it, which costs less if it is small. Their paths start at the root, too.
+Most stages are in other files, `dag/*/dvc.yaml`, and recorded in `dag/*/dvc.lock`: after each stage, DVC reads and writes the
+whole dvc.lock that records it, which costs less if it is small. Their paths start at the root, too.
 """
 
 from collections.abc import Iterator, Mapping
@@ -90,9 +90,20 @@ def names(entry: Mapping[str, Any], *keys: str) -> list[str]:
     return [name for item in items for name in ([item] if isinstance(item, str) else item)]
 
 
+def file_of(name: str) -> Path:
+    """The dvc.yaml that has a stage."""
+    return next((file for file in files(DAG) if DAG.exists() and name in _read_dag(file)), DAG)
+
+
 def lock_of(name: str) -> Path:
     """The dvc.lock in which DVC records a stage."""
-    return next((file.with_suffix(LOCK.suffix) for file in files(DAG) if name in _read_dag(file)), LOCK)
+    return file_of(name).with_suffix(LOCK.suffix)
+
+
+def target(name: str) -> str:
+    """A stage as DVC's commands name it: `dag/images/dvc.yaml:dpo_image`, or its name alone if it is in the root's dvc.yaml."""
+    file = file_of(name)
+    return name if file == DAG else f"{file.as_posix()}:{name}"
 
 
 def script(name: str) -> str:

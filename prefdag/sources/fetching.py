@@ -19,6 +19,7 @@ from prefdag.config.sources import (
     UrlSource,
 )
 from prefdag.lifecycle.errors import SourceError
+from prefdag.runtime.dvc_files import target
 from prefdag.sources import local
 from prefdag.sources.dvc_project import fetch_dvc
 from prefdag.sources.hub import fetch_hub
@@ -72,7 +73,7 @@ def _fetch_path(source: PathSource, into: Path, key: str) -> None:
         key,
         source.path,
         actual,
-        key.partition(".")[0],
+        target(key.partition(".")[0]),
     )
 
 

@@ -30,8 +30,8 @@ def stopping(self, target):
 Path.replace = stopping
 """
 SETTINGS = {"count": 2, "batch_size": 1, "kl_budget": 1e6}
-FIRST = [f"rounds/{name}/dvc.yaml:{name}_round@1" for name in ("sample", "judge", "dpo", "evaluate")]
-SECOND = [f"rounds/{name}/dvc.yaml:{name}_round@2" for name in ("sample", "judge", "dpo")]
+FIRST = [f"dag/{name}_round/dvc.yaml:{name}_round@1" for name in ("sample", "judge", "dpo", "evaluate")]
+SECOND = [f"dag/{name}_round/dvc.yaml:{name}_round@2" for name in ("sample", "judge", "dpo")]
 OUTPUTS = [Path("data/rounds/2/samples"), Path("models/rounds/2")]
 
 

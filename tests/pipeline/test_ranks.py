@@ -8,6 +8,8 @@ from clones import Run, run_in, stages_run
 from every_stage import too_far
 from team_server import free_port
 
+from prefdag.runtime.dvc_files import files
+
 # Two machines, as srun would start them: one process on each, with the same folder.
 NODES = """\
 for node in 1 2; do
@@ -21,11 +23,12 @@ PROCESSES = "torchrun --standalone --nproc-per-node 2"
 
 
 def test_with_a_launcher_dvc_records_the_same(copy: Path, run: Run) -> None:
-    before = (copy / "dvc.lock").read_bytes()
-    stages = ["ref_logps", "evaluate_image"]
+    locks = files(copy / "dvc.lock")
+    before = [lock.read_bytes() for lock in locks]
+    stages = ["ref_logps", "dag/images/dvc.yaml:evaluate_image"]
     output = run("dvc", "repro", "--single-item", "--force", *stages, PREFDAG_LAUNCHER=PROCESSES).stdout
-    assert stages_run(output) == stages
-    assert (copy / "dvc.lock").read_bytes() == before  # commands, too
+    assert stages_run(output) == ["ref_logps", "evaluate_image"]
+    assert [lock.read_bytes() for lock in locks] == before  # commands, too
 
 
 @pytest.mark.parametrize("places", ["one machine", "two machines"])

@@ -30,7 +30,7 @@ def test_a_server_gives_the_tokens_of_the_local_sampler(copy: Path, run: Run, mo
         names = {"reference": "reference", "policy": "policy"}
         sampler = {"kind": "endpoint", "url": server.url, **names, "timeout": 120, "tolerance": 0.001}
         set_params(copy, {"answer_text.sampler": sampler})
-        output = run("dvc", "repro", "--single-item", "answer_text", **LAUNCHER).stdout
+        output = run("dvc", "repro", "--single-item", "dag/evaluation/dvc.yaml:answer_text", **LAUNCHER).stdout
     assert stages_run(output) == ["answer_text"]
     served = pd.read_parquet(answer_text.ANSWERS)
     assert greedy(served) == greedy(local[local["model"] != "control"])  # the server does not serve the control

@@ -79,7 +79,7 @@ def test_experiments_as_jobs(copy: Path, folder: Path) -> None:
         environment |= {"GIT_COMMITTER_NAME": "a", "GIT_COMMITTER_EMAIL": "a@example.com"}
         run = partial(as_user, cwd=copy, environment=environment)
         job = ["sbatch", "--wait"]
-        only = ["--single-item", "ref_answers"]
+        only = ["--single-item", "dag/evaluation/dvc.yaml:ref_answers"]
         log = run(*job, "--nodes=2", "slurm/experiment.sh", "-S", "answer_text.seed=4", *only)
         assert stages_run(log) == ["ref_answers"]
         run(*job, "--array=1-2", "slurm/experiment.sh", "@sweep.txt", *only)

@@ -81,7 +81,7 @@ def test_the_dag_of_a_project_is_written_from_its_scripts(mine: Path, monkeypatc
         )
     )
     subprocess.run([sys.executable, "-m", "prefdag.project.dag"], check=True)
-    assert {"stages/own.py", "stages/report.py"} < set(read_yaml(mine / "dvc.yaml")["stages"]["report"]["deps"])
+    assert {"stages/own.py", "stages/report.py"} < set(read_dag(mine / "dvc.yaml")["report"]["deps"])
 
 
 def test_a_project_inside_a_repository(own_git: None, tmp_path: Path, root: Path) -> None:

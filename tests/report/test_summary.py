@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from prefdag.cli import app
 from prefdag.report.page.summary import lines, main_metrics
-from prefdag.runtime.yaml import read_yaml
+from prefdag.runtime.dvc_files import read_dag
 
 ENDS = ("", "_low", "_high")
 
@@ -102,7 +102,7 @@ def test_unpaired_responses_are_no_pairs(metrics: dict[str, Any]) -> None:
 
 
 def test_dvc_reads_one_small_file_of_metrics_and_caches_the_others() -> None:
-    stages = read_yaml(ROOT / "dvc.yaml")["stages"]
+    stages = read_dag(ROOT / "dvc.yaml")
     assert {name: entry["metrics"] for name, entry in stages.items() if "metrics" in entry} == {
         "report": [{"reports/metrics.json": {"cache": False}}]
     }

@@ -14,7 +14,7 @@ from prefdag.lifecycle import environment
 from prefdag.lifecycle.environment import BESIDE_OTHERS, other_stages, set_environment
 from prefdag.lifecycle.errors import ParamsError
 from prefdag.runtime import stage
-from prefdag.runtime.dvc_files import check_files, lock_of, read_dag, read_stage
+from prefdag.runtime.dvc_files import check_files, lock_of, read_dag, read_stage, target
 from prefdag.runtime.running import running_stage
 from prefdag.runtime.types import Positive
 from prefdag.tracking.durations import PROBE, durations, note_duration
@@ -195,6 +195,7 @@ def test_stages_in_folders_come_where_they_are_needed(project: Path) -> None:
     with pytest.raises(ParamsError, match=r"^dvc.yaml: stages: has no k; `git restore dvc.yaml`"):
         read_stage("k")
     assert [lock_of(name) for name in ("a", "e")] == [Path("dvc.lock"), Path("dag/more/dvc.lock")]
+    assert [target(name) for name in ("a", "e")] == ["a", "dag/more/dvc.yaml:e"]
     note_duration("e", 5.0)
     assert durations()["e"] == 5.0
 
