@@ -13,6 +13,14 @@ class Model:
     weights: int  # of all layers
     vocabulary: int
 
+    @classmethod
+    def llama(cls, layers: int, width: int, keys: int, inner: int, vocabulary: int) -> "Model":
+        """A Llama, whose keys have `keys` entries a token, and whose gated product is `inner` wide."""
+        # Queries and output, keys and values, three matrices of the gated product, two norms.
+        return cls(
+            layers, width, layers * (2 * width**2 + 2 * width * keys + 3 * width * inner + 2 * width), vocabulary
+        )
+
     def flops(self, prompt: int, responses: Sequence[int], per_weight: int) -> float:
         """Multiplications and additions for a prompt and its responses, in tokens, with the prompt computed once.
 

@@ -76,6 +76,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="a new folder to run in")
     arguments = parser.parse_args()
     summary = summarise(with_shares(journeys(arguments.profile, arguments.rounds, arguments.folder)), ALONE)
+    summary = summary[summary["what"] != f"{WHOLE} / {ALONE}"]
     write(RESULTS, summary, prefix=f"{arguments.profile}, ")
     print(markdown(summary))
 

@@ -73,11 +73,9 @@ class Cell(NamedTuple):
 def model_of(shape: str) -> Model:
     """The sizes of a Llama of this shape."""
     sizes = SHAPES[shape]
-    width, layers = sizes["hidden_size"], sizes["num_hidden_layers"]
+    width = sizes["hidden_size"]
     keys = width * sizes["num_key_value_heads"] // sizes["num_attention_heads"]
-    # Queries and output, keys and values, three matrices of the gated product, two norms.
-    weights = 2 * width**2 + 2 * width * keys + 3 * width * sizes["intermediate_size"] + 2 * width
-    return Model(layers, width, layers * weights, sizes["vocab_size"])
+    return Model.llama(sizes["num_hidden_layers"], width, keys, sizes["intermediate_size"], sizes["vocab_size"])
 
 
 def config_of(shape: str) -> Any:

@@ -17,7 +17,7 @@ from typing import Any
 
 WORK = {
     "prefdag.train.loop": "fit",
-    "prefdag.text.scoring.logps": "group_logps",
+    "prefdag.distributed.sharing": "shared_out",
     "prefdag.text.generation.decoding": "continuations",
     "prefdag.image.classify": "class_logps",
 }

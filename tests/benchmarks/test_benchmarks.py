@@ -107,10 +107,10 @@ def test_the_work_of_a_stage_is_timed_once(tmp_path: Path) -> None:
     """A training that scores within it, then scoring by itself: half a second and a second, whatever else takes time."""
     files = {
         "prefdag/__init__.py": "",
-        "prefdag/train/loop.py": "import time\nfrom prefdag.text.scoring.logps import group_logps\n"
-        "def fit():\n    group_logps(0.3)\n    time.sleep(0.2)\n",
-        "prefdag/text/scoring/logps.py": "import time\ndef group_logps(seconds):\n    time.sleep(seconds)\n",
-        "stage.py": "import time\nfrom prefdag.train.loop import fit, group_logps\nfit(); group_logps(1); time.sleep(0.5)\n",
+        "prefdag/train/loop.py": "import time\nfrom prefdag.distributed.sharing import shared_out\n"
+        "def fit():\n    shared_out(0.3)\n    time.sleep(0.2)\n",
+        "prefdag/distributed/sharing.py": "import time\ndef shared_out(seconds):\n    time.sleep(seconds)\n",
+        "stage.py": "import time\nfrom prefdag.train.loop import fit, shared_out\nfit(); shared_out(1); time.sleep(0.5)\n",
     }
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
