@@ -54,7 +54,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, params: Params, root: Path
     write_run(folder / "models/rounds/1", np.random.default_rng(1), 9, dpo=True)
     shutil.copytree(folder / "models/policy", folder / "models/dpo_text")
     shutil.copy(root / "dvc.yaml", folder)
-    shutil.copytree(root / "dag", folder / "dag")
+    shutil.copytree(root / "dag", folder / "dag", ignore=shutil.ignore_patterns("dvc.lock"))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("DVC_ROOT", str(folder))

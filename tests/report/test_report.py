@@ -921,7 +921,7 @@ def test_the_published_page_has_details_of_its_run(
     """`publish` sends a copy with these details. The page that DVC tracks is unchanged."""
     report.main(params)
     shutil.copy(root / "dvc.yaml", here)
-    shutil.copytree(root / "dag", here / "dag")
+    shutil.copytree(root / "dag", here / "dag", ignore=shutil.ignore_patterns("dvc.lock"))
     sent: dict[str, Any] = {}
     monkeypatch.setattr(
         publish, "publish", lambda params, metrics, curves, files, **others: sent.update(metrics, files=files, **others)
@@ -956,7 +956,7 @@ def test_the_published_page_has_the_frontier(
 ) -> None:
     report.main(params)
     shutil.copy(root / "dvc.yaml", here)
-    shutil.copytree(root / "dag", here / "dag")
+    shutil.copytree(root / "dag", here / "dag", ignore=shutil.ignore_patterns("dvc.lock"))
     monkeypatch.setattr(publish, "publish", lambda *arguments, **others: None)
     metrics = {track: read_json(publish.METRICS[track]) for track in ("text", "image", "win_rate")}
     metrics["text"]["heldout"]["kl"] += 1.0
