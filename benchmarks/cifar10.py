@@ -139,9 +139,11 @@ def run(tars: Path, work: Path) -> None:
     for seed in SEEDS:
         folder = (work / f"seed-{seed}").resolve()
         folder.mkdir(parents=True, exist_ok=True)
-        for code in ("prefdag", "stages", "dvc.yaml", "dag"):
+        for code in ("prefdag", "stages", "dvc.yaml"):
             if not (folder / code).exists():
                 (folder / code).symlink_to(ROOT / code)
+        if not (folder / "dag").exists():
+            shutil.copytree(ROOT / "dag", folder / "dag", ignore=shutil.ignore_patterns("dvc.lock"))
         tree = parameters(images, seed)
         for name, made in (
             ("download_images", "data/raw/images"),

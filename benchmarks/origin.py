@@ -25,6 +25,7 @@ from ruamel.yaml import YAML
 
 from prefdag.project import profiles
 from prefdag.runtime.artifacts import read_json, sha256
+from prefdag.runtime.dvc_files import target
 from prefdag.runtime.yaml import read_yaml
 from prefdag.stats.intervals import mean, ratio_difference
 
@@ -60,7 +61,7 @@ def run(work: Path, profile: str, files: Mapping[str, Path | None]) -> None:
             with (work / "params.yaml").open("w", encoding="utf-8") as stream:
                 YAML().dump(tree, stream)
             environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-            subprocess.run(["dvc", "repro", "evaluate_text"], cwd=work, env=environment, check=True)
+            subprocess.run(["dvc", "repro", target("evaluate_text")], cwd=work, env=environment, check=True)
             kept = done(work, rate, seed)
             kept.mkdir(parents=True, exist_ok=True)
             for name in (*KEPT, ROWS):
