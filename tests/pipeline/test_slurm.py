@@ -44,7 +44,7 @@ def give(*folders: Path) -> None:
 def as_user(*command: str, cwd: Path, environment: dict[str, str]) -> str:
     """Run a command; returns what it prints, or of a job, its log."""
     user = ["setpriv", f"--reuid={ID}", f"--regid={ID}", "--clear-groups", *command]
-    done = subprocess.run(user, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(user, cwd=cwd, env=environment, capture_output=True, text=True, timeout=900)
     logs = "\n".join(path.read_text() for path in cwd.glob("slurm-*"))
     assert done.returncode == 0, f"{done.stdout}{done.stderr}\n{logs}"
     return logs if command[0] == "sbatch" else done.stdout
