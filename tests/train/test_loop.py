@@ -506,7 +506,9 @@ except ParamsError as error:
 """
 
 
-ROUNDING = 1e-9  # of parameters whose gradient is zero; 1.7e-10 on one processor
+# Of a bias before batch normalisation, whose gradient is zero: Adam divides its rounding errors, which depend on the number of
+# processes and on the processor, by an epsilon of 1e-8. Up to 4e-8 was seen.
+ROUNDING = 1e-6
 
 
 @pytest.mark.slow
