@@ -1,7 +1,8 @@
 """The arithmetic that DPO needs, counted by hand."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -14,12 +15,13 @@ class Model:
     vocabulary: int
 
     @classmethod
-    def llama(cls, layers: int, width: int, keys: int, inner: int, vocabulary: int) -> "Model":
-        """A Llama, whose keys have `keys` entries a token, and whose gated product is `inner` wide."""
+    def llama(cls, config: Mapping[str, Any]) -> "Model":
+        """That of a Llama's config.json."""
+        layers, width = config["num_hidden_layers"], config["hidden_size"]
+        keys = width * config["num_key_value_heads"] // config["num_attention_heads"]
         # Queries and output, keys and values, three matrices of the gated product, two norms.
-        return cls(
-            layers, width, layers * (2 * width**2 + 2 * width * keys + 3 * width * inner + 2 * width), vocabulary
-        )
+        each = 2 * width**2 + 2 * width * keys + 3 * width * config["intermediate_size"] + 2 * width
+        return cls(layers, width, layers * each, config["vocab_size"])
 
     def flops(self, prompt: int, responses: Sequence[int], per_weight: int) -> float:
         """Multiplications and additions for a prompt and its responses, in tokens, with the prompt computed once.

@@ -9,18 +9,16 @@ with their libraries, or import these themselves. Results go to benchmarks/bench
 
 import argparse
 import shlex
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 import pandas as pd
 
+from benchmarks.bench_pipeline import clone_with
 from benchmarks.harness import Contender, end_in_one_line, markdown, positive, run_rounds, summarise, write
-from prefdag.lifecycle.errors import PrefdagError
 from prefdag.runtime.dvc_files import target
 
-ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).with_name("bench_journey.csv")
 SITE = Path(__file__).with_name("journey_site")
 REPRO = [sys.executable, "-m", "dvc", "repro"]
@@ -37,12 +35,7 @@ def journeys(profile: str, rounds: int, clone: Path | None) -> pd.DataFrame:
     """Time the contenders in a clone, round after round."""
     with tempfile.TemporaryDirectory() as name:
         clone = clone.absolute() if clone else Path(name, "clone")
-        for command in (
-            ["git", "clone", "--quiet", str(ROOT), str(clone)],
-            [sys.executable, "-c", f"from prefdag.project.profiles import apply; apply({profile!r})"],
-        ):
-            if subprocess.run(command, cwd=clone if clone.exists() else ROOT, check=False).returncode:
-                raise PrefdagError(f"{shlex.join(command)}: failed; its output is above")
+        clone_with(profile, clone)
         env = {
             "PYTHONPATH": f"{clone}:{SITE}",
             "PREFDAG_WORK": str(Path(name, "work")),

@@ -62,8 +62,7 @@ def tiny(rounds: int) -> pd.DataFrame:
     """Time the stages of the tiny profile one by one, in the order in which DVC runs them."""
     with tempfile.TemporaryDirectory() as name:
         clone = Path(name)
-        call(["git", "clone", "--quiet", str(ROOT), str(clone)], ROOT)
-        call([sys.executable, "-c", "from prefdag.project.profiles import apply; apply('tiny')"], clone)
+        clone_with("tiny", clone)
         printed = call([*DVC, "repro", "--dry", "--force"], clone)
         order = re.findall(r"^Running stage '(?:\S+:)?(\S+)'", printed, re.MULTILINE)
         dag = read_dag(clone / "dvc.yaml")
@@ -72,6 +71,12 @@ def tiny(rounds: int) -> pd.DataFrame:
         script = ROOT / "benchmarks/timed_stage.py"
         contenders = [Contender(stage, off.get(stage, [sys.executable, script, stage]), clone, env) for stage in order]
         return summarise(run_rounds(contenders, rounds))
+
+
+def clone_with(profile: str, folder: Path) -> None:
+    """Clone the committed project into a new or empty folder, and write a profile into its params.yaml."""
+    call(["git", "clone", "--quiet", str(ROOT), str(folder)], ROOT)
+    call([sys.executable, "-c", f"from prefdag.project.profiles import apply; apply({profile!r})"], folder)
 
 
 def call(command: list[str], folder: Path) -> str:

@@ -72,10 +72,7 @@ class Cell(NamedTuple):
 
 def model_of(shape: str) -> Model:
     """The sizes of a Llama of this shape."""
-    sizes = SHAPES[shape]
-    width = sizes["hidden_size"]
-    keys = width * sizes["num_key_value_heads"] // sizes["num_attention_heads"]
-    return Model.llama(sizes["num_hidden_layers"], width, keys, sizes["intermediate_size"], sizes["vocab_size"])
+    return Model.llama(SHAPES[shape])
 
 
 def config_of(shape: str) -> Any:

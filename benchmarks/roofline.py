@@ -40,9 +40,7 @@ def model_of(folder: Path) -> Model:
     config = read_json(folder / "config.json")
     if config["model_type"] != "llama":
         raise DataError(f"{folder}: its model_type is {config['model_type']}, and the arithmetic is that of a llama")
-    width, heads = config["hidden_size"], config["num_attention_heads"]
-    keys = width * config["num_key_value_heads"] // heads
-    return Model.llama(config["num_hidden_layers"], width, keys, config["intermediate_size"], config["vocab_size"])
+    return Model.llama(config)
 
 
 def stages(model: Model) -> dict[str, float]:
