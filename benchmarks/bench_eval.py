@@ -15,8 +15,11 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.arithmetic import Model
+from benchmarks.dpo_training import product_rate
 from benchmarks.harness import Contender, end_in_one_line, markdown, run_rounds, summarise, write
 from benchmarks.hh_rows import arguments, encode, sample
+from benchmarks.roofline import FORWARD, model_of
 from prefdag.text.scoring.logps import Pair
 
 RESULTS = Path(__file__).with_name("bench_eval.csv")
@@ -57,6 +60,13 @@ def plain(folder: Path, pairs: list[Pair]) -> tuple[float, float]:
     return time.perf_counter() - start, nats
 
 
+def figures(model: Model, pairs: list[Pair], seconds: float, rate: float) -> dict[str, float]:
+    """The speed, and the share of `rate`, that of matrix products, that the arithmetic needed for the pairs makes of it."""
+    lengths = [(len(pair.prompt), [len(each) for each in (pair.chosen, pair.rejected) if each]) for pair in pairs]
+    needed = sum(model.flops(prompt, responses, FORWARD) for prompt, responses in lengths)
+    return {"pairs_per_second": len(pairs) / seconds, "flops_share": needed / seconds / rate}
+
+
 def main() -> None:
     """The command line."""
     args = arguments(__doc__, CONTENDERS, pairs=64, rounds=3).parse_args()
@@ -65,8 +75,10 @@ def main() -> None:
 
         tokenizer = AutoTokenizer.from_pretrained(args.model)
         pairs = [encode(texts, tokenizer) for texts in sample(args.rows, tokenizer, args.pairs)]
+        before = product_rate("float32")
         seconds, nats = {"ours": ours, "transformers": plain}[args.contender](args.model, pairs)
-        print(json.dumps({"pairs_per_second": len(pairs) / seconds, "nats_a_pair": nats / len(pairs)}))
+        rate = (before + product_rate("float32")) / 2
+        print(json.dumps(figures(model_of(args.model), pairs, seconds, rate) | {"nats_a_pair": nats / len(pairs)}))
         return
     shared = ["--rows", args.rows, "--model", args.model, "--pairs", args.pairs]
     command = [sys.executable, "-m", "benchmarks.bench_eval"]

@@ -1,6 +1,6 @@
 """The data gate: time and memory for validating and formatting hh-rlhf rows, real ones and many synthetic ones.
 
-    python -m benchmarks.bench_gate --rows FILE --model FOLDER [--synthetic 160000] [--rounds 1]
+    python -m benchmarks.bench_gate --rows FILE --model FOLDER [--synthetic 160000] [--rounds 3]
 
 FILE is an hh-rlhf .jsonl.gz, FOLDER a model whose tokenizer and template format the pairs. The synthetic rows are
 single-turn dialogues of words drawn from FILE. All other settings come from the profile hh-rlhf.
@@ -20,7 +20,7 @@ from typing import Any
 
 import pandas as pd
 
-from benchmarks.bench_pipeline import ROOT, call
+from benchmarks.bench_pipeline import clone_with
 from benchmarks.harness import Contender, end_in_one_line, markdown, positive, run_rounds, summarise, write
 from benchmarks.hh_rows import TURN
 
@@ -49,8 +49,7 @@ def project(folder: Path, rows: Path, model: Path) -> None:
     """Clone the committed project into `folder` and run the stages before the validation of `rows`."""
     from ruamel.yaml import YAML
 
-    call(["git", "clone", "--quiet", str(ROOT), str(folder)], ROOT)
-    call([sys.executable, "-c", "from prefdag.project.profiles import apply; apply('hh-rlhf')"], folder)
+    clone_with("hh-rlhf", folder, recorded=False)
     params: Any = YAML().load(folder / "params.yaml")
     sha256 = hashlib.sha256(rows.read_bytes()).hexdigest()
     params["download_pairs"]["source"] = {"kind": "path", "path": str(rows), "sha256": sha256}
@@ -84,7 +83,7 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, required=True, help="hh-rlhf .jsonl.gz")
     parser.add_argument("--model", type=Path, required=True, help="folder of a causal language model")
     parser.add_argument("--synthetic", type=positive, default=160_000)
-    parser.add_argument("--rounds", type=positive, default=1)
+    parser.add_argument("--rounds", type=positive, default=3)
     args = parser.parse_args()
     summary = gate(args.rows.resolve(), args.model.resolve(), args.synthetic, args.rounds)
     write(RESULTS, summary)

@@ -1,6 +1,6 @@
 """Memory and time of the token ids of many pairs, in the stages that read them: this code against an earlier one.
 
-    python -m benchmarks.bench_rows [--pairs 160000] [--before REVISION] [--rounds 2]
+    python -m benchmarks.bench_rows [--pairs 160000] [--before REVISION] [--rounds 3]
 
 The pairs are synthetic: a prompt of 130 tokens and two responses of 90 each, with texts of that length. Nothing is computed
 from them but packed rows. REVISION is a commit of this project; the default is the last one with Python lists of token ids.
@@ -111,7 +111,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=positive, default=160_000)
     parser.add_argument("--before", default=BEFORE)
-    parser.add_argument("--rounds", type=positive, default=2)
+    parser.add_argument("--rounds", type=positive, default=3)
     args = parser.parse_args()
     summary = compare(args.pairs, args.before, args.rounds)
     write(RESULTS, summary)

@@ -1,6 +1,6 @@
 """A sweep over five betas, from a reference model and pairs to five policies: ours against TRL's DPOTrainer.
 
-    python -m benchmarks.bench_sweep --rows FILE --model FOLDER [--pairs 96] [--rounds 1]
+    python -m benchmarks.bench_sweep --rows FILE --model FOLDER [--pairs 96] [--rounds 3]
 
 Rows are drawn from an hh-rlhf .jsonl.gz file; the model is a folder that transformers loads. The
 settings are those of bench_dpo.
@@ -20,7 +20,7 @@ from typing import Any
 
 import pandas as pd
 
-from benchmarks.bench_pipeline import ROOT, call
+from benchmarks.bench_pipeline import clone_with
 from benchmarks.dpo_training import RATE, TARGETS, TRAINING
 from benchmarks.harness import Contender, end_in_one_line, markdown, run_rounds, summarise, write
 from benchmarks.hh_rows import arguments, encode, sample
@@ -38,7 +38,7 @@ def ours(rows: Path, folder: Path, n: int) -> None:
     frame = as_formatted([encode(texts, tokenizer) for texts in sample(rows, tokenizer, n)])
     with tempfile.TemporaryDirectory() as name:
         clone = Path(name)
-        call(["git", "clone", "--quiet", str(ROOT), str(clone)], ROOT)
+        clone_with("default", clone, recorded=False)
         (clone / "data/pairs").mkdir(parents=True)
         (clone / "models").mkdir(exist_ok=True)
         (clone / "models/reference").symlink_to(folder.resolve())
@@ -86,7 +86,7 @@ def trl(shared: list[Any]) -> None:
 
 def main() -> None:
     """The command line."""
-    args = arguments(__doc__, ("ours", "trl"), pairs=96, rounds=1).parse_args()
+    args = arguments(__doc__, ("ours", "trl"), pairs=96, rounds=3).parse_args()
     shared = ["--rows", args.rows.resolve(), "--model", args.model.resolve(), "--pairs", args.pairs]
     if args.contender:
         ours(args.rows, args.model, args.pairs) if args.contender == "ours" else trl(shared)

@@ -51,7 +51,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         "in the first 8 steps.",
         [
             Goal("ours / trl", "pairs_per_second", ">=", 12),
-            Goal("ours sparing / trl", "peak_rss_gb", "<=", 0.35),
+            Goal("ours / trl", "peak_rss_gb", "<=", 0.3),
             Goal("ours / trl precomputed", "pairs_per_second", ">=", 7),
             Goal("ours", "flops_share", ">=", 0.65),
             Goal("ours - trl", "loss_difference", "<=", 1e-5),
@@ -60,18 +60,19 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "bench_sweep": Benchmark(
         "Five betas",
         "From the reference model to five policies, end to end. The ratio is TRL's value divided by ours.",
-        [Goal("trl / ours", "wall_seconds", ">=", 12)],
+        [Goal("trl / ours", "wall_seconds", ">=", 14)],
     ),
     "bench_image": Benchmark(
         "Training a classifier",
         "A DPO step of ResNet-50 in this project, with cached or live reference log-probabilities, and in the project that "
         "this one grew from.",
-        [Goal("ours-cached / seed", "images_per_second", ">=", 2.5)],
+        [Goal("ours-cached / seed", "images_per_second", ">=", 4)],
     ),
     "bench_eval": Benchmark(
         "Scoring responses",
         "Log-probabilities of responses, as in an evaluation, by this project and by a plain transformers loop over padded "
         "batches.",
+        [Goal("ours / transformers", "pairs_per_second", ">=", 6)],
     ),
     "bench_generate": Benchmark(
         "Generating answers",
@@ -93,9 +94,9 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         "The two stages between raw rows and training: `validate_pairs` reads and checks all rows of hh-rlhf's harmless-base "
         "file, `format_pairs` formats them. Then the same for many synthetic rows of the same shape.",
         [
-            Goal("hh-rlhf, validate_pairs", "wall_seconds", "<=", 60),
-            Goal("160,000 synthetic rows, validate_pairs", "wall_seconds", "<=", 180),
-            Goal("160,000 synthetic rows, validate_pairs", "peak_rss_gb", "<=", 4),
+            Goal(f"160,000 synthetic rows, {stage}", metric, "<=", bound)
+            for stage in ("validate_pairs", "format_pairs")
+            for metric, bound in (("wall_seconds", 60), ("peak_rss_gb", 1))
         ],
     ),
     "bench_rows": Benchmark(
@@ -134,7 +135,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         "The pipeline itself",
         "A `dvc repro` with nothing to do, against one in a DAG with as many empty stages. Below it, each stage of the tiny "
         "profile by itself, and how much of its time its imports take.",
-        [Goal("done pipeline / empty DAG", "wall_seconds", "<=", 1.3)],
+        [Goal("done pipeline / empty DAG", "wall_seconds", "<=", 1.4)],
     ),
 }
 

@@ -28,10 +28,7 @@ from prefdag.tokenizer.tokenizer import ChatTokenizer
 from prefdag.tracking.durations import durations
 from stages import answer_text, evaluate_text
 
-FORWARD, BACKWARD = (
-    2,
-    2,
-)  # multiplications and additions a weight and token: a pass, and the gradient of its activations
+FORWARD, BACKWARD = 2, 2  # multiplications and additions a weight and token: a pass, and its activations' gradient
 Lengths = tuple[int, Sequence[int]]  # of a prompt, and of its responses
 
 

@@ -43,7 +43,10 @@ def environment_of(folder: Path) -> dict[str, str]:
 
 
 def clone(root: Path, folder: Path) -> None:
-    """Create or update a clone of the repository, including uncommitted changes, which are committed in the clone."""
+    """Create or update a clone of the repository and of its uncommitted changes, as one commit.
+
+    Without the history, which DVC copies for each experiment that runs in a folder of its own.
+    """
 
     def git(*arguments: str, at: Path = folder) -> str:
         return run_in(at, "git", *arguments).stdout
@@ -61,7 +64,8 @@ def clone(root: Path, folder: Path) -> None:
         else:
             (folder / name).unlink(missing_ok=True)
     git("add", "--all")
-    git("commit", "--quiet", "--allow-empty", "--message", "Uncommitted changes")
+    commit = git("commit-tree", git("write-tree").strip(), "-m", "The repository and its uncommitted changes").strip()
+    git("reset", "--quiet", commit)
 
 
 def link_copy(tiny: Path, folder: Path) -> None:

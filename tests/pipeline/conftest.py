@@ -1,6 +1,6 @@
 """The pipeline on the tiny profile runs once. Every test here starts from the result, most from their own copy.
 
-Its language model is a small random one. test_rebuild.py runs the profile with its own model.
+Its language model is a small random one.
 
 The result is kept in the scratch folder `.prefdag/tests`, where DVC reruns only what has changed since.
 """
@@ -70,6 +70,7 @@ def tiny(root: Path, once: Callable[[str, Callable[[Path], None]], Path]) -> Pat
         for lock in files(folder / "dvc.lock"):
             lock.unlink()
         run_in(folder, "dvc", "repro", "download_model")  # for its tokenizer
+        shutil.copyfile(folder / "dvc.lock", folder.with_name("own_model.lock"))
         model = folder.with_name("model")
         write_small(folder / "models" / "base", model)
         set_params(folder, {"download_model.source": {"kind": "path", "path": str(model), "sha256": None}})

@@ -1,6 +1,6 @@
 """A project that `prefdag init` starts from the wheel gives the bytes that the repository gives, with another hash seed.
 
-Secrets in the environment are not written anywhere.
+The model of the default run has the same bytes on every machine. Secrets in the environment are not written anywhere.
 """
 
 import os
@@ -28,7 +28,7 @@ SECRETS = {
 
 
 @pytest.fixture(scope="module")
-def again(root: Path, once: Callable[[str, Callable[[Path], None]], Path]) -> Path:
+def again(root: Path, tiny: Path, once: Callable[[str, Callable[[Path], None]], Path]) -> Path:
     """A project started from the wheel, in which the tiny profile has run with secrets in the environment.
 
     uvx makes an environment of the wheel and the locked versions, as a user of the wheel does who has nothing installed.
@@ -44,6 +44,7 @@ def again(root: Path, once: Callable[[str, Callable[[Path], None]], Path]) -> Pa
         # Python compiles the modules that it imports; uv would compile all 26,000.
         environment = {**SECRETS, "PYTHONHASHSEED": "2", "PYTHONPATH": "", "PYTHONDONTWRITEBYTECODE": ""}
         run_in(folder.parent, *uvx, "prefdag", "init", folder.name, "--profile", "tiny", **environment)
+        set_params(folder, {"download_model.source": read_yaml(tiny / "params.yaml")["download_model"]["source"]})
         log = run_in(folder, *uvx, "dvc", "repro", **environment).stdout
         log += run_in(folder, *uvx, "prefdag", "sync", check=False, **environment).stdout
         (folder / "run.log").write_text(log)
@@ -57,14 +58,19 @@ def outputs(folder: Path) -> dict[str, str]:
     return {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs", [])}
 
 
-def test_a_rebuild_has_the_same_bytes(root: Path, copy: Path, run: Run, again: Path) -> None:
-    """With the model of the profile, in place of the small one."""
-    set_params(copy, {"download_model.source": read_yaml(root / "params.yaml")["download_model"]["source"]})
-    run("dvc", "repro")
+def test_a_rebuild_has_the_same_bytes(tiny: Path, again: Path) -> None:
     assert len(outputs(again)) > 20
-    assert outputs(again) == outputs(copy)
-    for folder in (copy, again):  # the files match the lock
+    assert outputs(again) == outputs(tiny)
+    for folder in (tiny, again):  # the files match the lock
         assert "everything present matches dvc.lock" in run_in(folder, "prefdag", "verify").stdout
+
+
+def test_the_model_of_the_default_run_has_the_committed_bytes(root: Path, tiny: Path) -> None:
+    """Before the small model took its place: converted here, and where dvc.lock was committed."""
+    here, committed = (
+        read_lock(lock)["download_model"]["outs"] for lock in (tiny.with_name("own_model.lock"), root / "dvc.lock")
+    )
+    assert here == committed
 
 
 def test_another_seed_has_other_bytes(tiny: Path, copy: Path, run: Run) -> None:
