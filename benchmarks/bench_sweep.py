@@ -20,7 +20,7 @@ from typing import Any
 
 import pandas as pd
 
-from benchmarks.bench_pipeline import clone_with
+from benchmarks.bench_pipeline import ROOT, clone_with
 from benchmarks.dpo_training import RATE, TARGETS, TRAINING
 from benchmarks.harness import Contender, end_in_one_line, markdown, run_rounds, summarise, write
 from benchmarks.hh_rows import arguments, encode, sample

@@ -13,18 +13,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
-from prefdag.pairs.ngrams import words
+from prefdag.pairs.ngrams import run_hashes, words
 
 if TYPE_CHECKING:
     from prefdag.pairs.eval_sets import EvalRow
 
 RUN = 13  # words
 CHUNK = 1000  # pairs per batch
-# The hash of a run is the sum of its words' numbers times these weights, modulo 2^64. Matches are then compared word by word.
-WEIGHTS = np.random.default_rng(0).integers(1, 2**63, RUN, dtype=np.uint64) | np.uint64(1)
 
 TEXTS = ["prompt", "chosen", "rejected", "chosen_extra", "rejected_extra"]  # tool calls and reasoning are JSON
 COLUMNS = ["set", "row", "pair", "how", "words"]
@@ -102,7 +99,8 @@ class _Index:
                         self._runs.setdefault(" ".join(own[i : i + RUN]), {})[key] = None
         in_runs = [word for run in self._runs for word in run.split()]
         self._numbers = {word: number for number, word in enumerate(dict.fromkeys(in_runs), 1)}
-        self._hashes = np.unique(_hashes(np.array([self._numbers[word] for word in in_runs], np.uint64), RUN))
+        numbers = np.array([self._numbers[word] for word in in_runs], np.uint64)
+        self._hashes = np.unique(run_hashes(numbers, RUN, step=RUN))
 
     def runs_in(self, pairs: Sequence[Sequence[str]]) -> list[dict[_EvalKey, str]]:
         """The eval rows that share a run with each pair, given as its texts, and the first such run."""
@@ -117,19 +115,8 @@ class _Index:
                 all_words += [*own, ""]  # not a word of any run, so that no run extends into the next text
                 owners += [owner] * (len(own) + 1)
         numbers = np.array([self._numbers.get(word, 0) for word in all_words], dtype=np.uint64)
-        for i in np.flatnonzero(np.isin(_hashes(numbers, 1), self._hashes)).tolist():
+        for i in np.flatnonzero(np.isin(run_hashes(numbers, RUN), self._hashes)).tolist():  # compared word by word
             run = " ".join(all_words[i : i + RUN])
             for key in self._runs.get(run, ()):
                 first_runs[owners[i]].setdefault(key, run)
         return first_runs
-
-
-def _hashes(numbers: npt.NDArray[np.uint64], step: int) -> npt.NDArray[np.uint64]:
-    """The hash of every `step`-th run of `RUN` numbers."""
-    if len(numbers) < RUN:
-        return np.zeros(0, np.uint64)
-    n = len(numbers) - RUN + 1
-    total = np.zeros(len(range(0, n, step)), np.uint64)
-    for place, weight in enumerate(WEIGHTS):
-        total += numbers[place : place + n : step] * weight
-    return total

@@ -1,11 +1,16 @@
 """Rows that duplicate or contradict other rows."""
 
+import hashlib
 import json
+from collections import defaultdict
+from collections.abc import Iterable
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from datasketch import MinHash, MinHashLSH
 
-from prefdag.pairs.ngrams import normalised, runs
+from prefdag.pairs.ngrams import normalised, run_hashes, words
 
 RUN = 5  # words
 PERMUTATIONS = 128  # bounds the standard error of an estimated similarity by 0.045
@@ -22,24 +27,69 @@ def copy_of(sources: "pd.Series[str]", content: "pd.Series[str]") -> "pd.Series[
 def near_copy_of(sources: "pd.Series[str]", texts: "pd.Series[str]", similarity: float) -> "pd.Series[str]":
     """The source of the first earlier row with nearly the same text, per row; null if there is none, or no text.
 
-    The similarity of two texts is the Jaccard index of their runs of five words, estimated by MinHash (Broder 1997). Rows
-    are not compared with earlier rows that are near copies themselves.
+    The similarity of two texts is the Jaccard index of their runs of five words, estimated by MinHash (Broder 1997). A text
+    of fewer words is one run. Rows are not compared with earlier rows that are near copies themselves.
     """
-    blank = MinHash(PERMUTATIONS)
-    index = MinHashLSH(similarity, PERMUTATIONS)
-    sketches: dict[int, MinHash] = {}
-    originals: list[str | None] = []
-    for number, text in enumerate(texts):
-        near = None
-        if isinstance(text, str):
-            sketch = blank.copy()
-            sketch.update_batch([run.encode() for run in runs(text, RUN)])
-            near = min((i for i in index.query(sketch) if sketches[i].jaccard(sketch) >= similarity), default=None)
-            if near is None:
-                index.insert(number, sketch)
-                sketches[number] = sketch
-        originals.append(None if near is None else sources.iloc[near])
-    return pd.Series(originals, sources.index, "str")
+    rows = np.flatnonzero(texts.notna())
+    sketches = _sketches(texts.iloc[rows])
+    crowded = _shared_buckets(sketches, similarity)
+    originals: defaultdict[int, list[int]] = defaultdict(list)  # of each bucket
+    first: list[str | None] = [None] * len(texts)
+    for i, buckets in crowded.items():
+        candidates = sorted({j for bucket in buckets for j in originals[bucket]})
+        alike = (sketches[candidates] == sketches[i]).mean(1) >= similarity
+        if alike.any():
+            first[rows[i]] = sources.iloc[rows[candidates[alike.argmax()]]]
+        else:
+            for bucket in buckets:
+                originals[bucket].append(i)
+    return pd.Series(first, sources.index, "str")
+
+
+class _Numbers(dict[str, int]):
+    """A number of 64 bits for each word, the same on every machine."""
+
+    def __missing__(self, word: str) -> int:
+        self[word] = number = int.from_bytes(hashlib.sha1(word.encode(), usedforsecurity=False).digest()[:8], "little")
+        return number
+
+
+def _sketches(texts: Iterable[str]) -> npt.NDArray[np.uint32]:
+    """The MinHash of the runs of each text, (T, `PERMUTATIONS`)."""
+    numbers = _Numbers()
+    sketch = MinHash(PERMUTATIONS, hashfunc=int)
+    rows = []
+    for text in texts:
+        own = [numbers[word] for word in words(text)]
+        own += [0] * (RUN - len(own))
+        sketch.clear()
+        sketch.update_batch((run_hashes(np.array(own, np.uint64), RUN) >> np.uint64(32)).tolist())
+        rows.append(sketch.hashvalues)
+    return np.stack(rows) if rows else np.zeros((0, PERMUTATIONS), np.uint32)
+
+
+def _shared_buckets(sketches: npt.NDArray[np.uint32], similarity: float) -> dict[int, list[int]]:
+    """The rows that share buckets with other rows, and these buckets: locality-sensitive hashing, in as many bands as
+    datasketch chooses for the similarity. Its own index takes 10 kB per row."""
+    chosen = MinHashLSH(similarity, PERMUTATIONS)
+    of_row: defaultdict[int, list[int]] = defaultdict(list)
+    first = 0
+    for band in range(chosen.b):
+        values = np.ascontiguousarray(sketches[:, band * chosen.r : (band + 1) * chosen.r], np.uint64)
+        _, bucket, sizes = np.unique(_folded(values), return_inverse=True, return_counts=True)
+        for row in np.flatnonzero(sizes[bucket] > 1).tolist():
+            of_row[row].append(first + int(bucket[row]))
+        first += len(sizes)
+    return dict(sorted(of_row.items()))
+
+
+def _folded(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """One number for the values of a row, (T, R) to (T,). Other values have another one, except by a chance of 2^-64."""
+    total = np.zeros(len(values), np.uint64)
+    for column in values.T:
+        total = (total ^ column) * np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio
+        total ^= total >> np.uint64(32)
+    return total
 
 
 def conflict_with(pairs: pd.DataFrame) -> "pd.Series[str]":

@@ -25,6 +25,7 @@ ORIGINS = 10  # only the largest origins are measured
 ALL = "all rows"
 
 COLUMNS = ["source", "measure", "share", "low", "high", "n"]
+NO_LETTERS = bytes(i for i in range(128) if not chr(i).isalpha())
 
 
 class Share(NamedTuple):
@@ -180,8 +181,10 @@ def scripts(pairs: pd.DataFrame) -> "pd.Series[str]":
 
 def _script(text: str, script_of: dict[str, str | None]) -> str:
     """The script of most letters of a text. `script_of` caches the script per character, None if it is not a letter."""
-    if text.isascii():
-        return "LATIN" if any(map(str.isalpha, text)) else "none"
+    plain = text.encode("ascii", "ignore")
+    latin, others = len(plain.translate(None, NO_LETTERS)), len(text) - len(plain)
+    if latin > others or not others:  # most letters, whatever the others are
+        return "LATIN" if latin else "none"
     letters: Counter[str] = Counter()
     for letter, count in Counter(text).items():
         if letter not in script_of:

@@ -27,6 +27,7 @@ def summary(
         overlaps: with the eval sets `sets`, from `contamination.find_overlaps`.
     """
     kept = pairs[~dropped & pairs["fault"].isna()]
+    overlaps = overlaps.assign(kept=overlaps["pair"].isin(kept["source"]))
     return {
         "rows": {
             "read": len(pairs) + len(merged),
@@ -40,7 +41,7 @@ def summary(
         "kinds": kinds(kept),
         "origins": _counts(kept["origin"]),
         "scripts": _counts(scripts(kept)),
-        "evals": {name: _overlap_counts(rows, overlaps[overlaps["set"] == name], kept) for name, rows in sets.items()},
+        "evals": {name: _overlap_counts(rows, overlaps[overlaps["set"] == name]) for name, rows in sets.items()},
     }
 
 
@@ -49,16 +50,15 @@ def _counts(values: "pd.Series[str]") -> dict[str, int]:
     return {str(value): int(count) for value, count in values.value_counts().items()}
 
 
-def _overlap_counts(rows: Sequence["EvalRow"], overlaps: pd.DataFrame, kept: pd.DataFrame) -> dict[str, int]:
+def _overlap_counts(rows: Sequence["EvalRow"], overlaps: pd.DataFrame) -> dict[str, int]:
     """How many rows of an eval set overlap with a pair, how many exactly, and how many with a pair that is kept."""
     exact = overlaps[overlaps["how"] == "exact"]
-    with_kept = overlaps[overlaps["pair"].isin(kept["source"])]
     return {
         "rows": len(rows),
         "met": overlaps["row"].nunique(),
         "met_exactly": exact["row"].nunique(),
         "pairs": overlaps["pair"].nunique(),
-        "met_by_kept": with_kept["row"].nunique(),
+        "met_by_kept": overlaps["row"][overlaps["kept"]].nunique(),
     }
 
 

@@ -1,5 +1,6 @@
 """Copies and contradictions among rows, by hand and against a brute-force comparison."""
 
+import random
 from typing import Any
 
 import pandas as pd
@@ -7,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefdag.gate.duplicates import conflict_with, copy_of, near_copy_of
-from prefdag.pairs.ngrams import normalised, runs
+from prefdag.pairs.ngrams import normalised
+from prefdag.pairs.ngrams import words as words_of
 
 
 def frame(*rows: tuple[str, str | None, str | None, float]) -> pd.DataFrame:
@@ -30,12 +32,6 @@ def test_copies_by_hand() -> None:
     sources = pd.Series(["a:1", "a:2", "a:3", "a:4", "a:5"])
     content = pd.Series(["x", "y", "x", None, "x"])
     assert as_list(copy_of(sources, content)) == [None, None, "a:1", None, "a:1"]
-
-
-def test_runs_of_words() -> None:
-    assert runs("A b\n c  d", 3) == {"a b c", "b c d"}
-    assert runs("a B", 3) == {"a b"}
-    assert runs("", 3) == {""}
 
 
 def words(*changed: int, n: int = 100) -> str:
@@ -61,6 +57,33 @@ def test_candidates_below_the_similarity_are_no_near_copies() -> None:
     texts = [text.replace("w", f"v{n}w") for n in range(100) for text in (words(), words(10, 30, 50, 70))]
     sources = pd.Series([f"a:{i}" for i in range(len(texts))])
     assert as_list(near_copy_of(sources, pd.Series(texts), 0.8)) == [None] * len(texts)
+
+
+def similarity(one: str, other: str) -> float:
+    """The Jaccard index of the runs of five words."""
+    sets = [{tuple(own[i : i + 5]) for i in range(max(1, len(own) - 4))} for own in map(words_of, (one, other))]
+    return len(sets[0] & sets[1]) / len(sets[0] | sets[1])
+
+
+def test_near_copies_are_those_of_a_brute_force_comparison() -> None:
+    """Texts of 1 to 60 words, many with a few words changed. Those near the limit may differ: it is an estimate."""
+    rng = random.Random(0)
+    texts: list[str] = []
+    for _ in range(400):
+        own = (
+            rng.choice(texts).split()
+            if texts and rng.random() < 0.7
+            else rng.choices("abcdefghij", k=rng.randint(1, 60))
+        )
+        for _ in range(rng.randint(0, 4)):
+            own[rng.randrange(len(own))] = rng.choice("abcdefghij")
+        texts.append(" ".join(own))
+    sources = pd.Series([f"a:{i}" for i in range(len(texts))])
+    found = as_list(near_copy_of(sources, pd.Series(texts), 0.8))
+    for number, (text, near) in enumerate(zip(texts, found, strict=True)):
+        alike = [similarity(text, other) for other, copy in zip(texts[:number], found, strict=False) if not copy]
+        assert max(alike, default=0.0) < 0.95 if near is None else similarity(text, texts[int(near[2:])]) > 0.65
+    assert 50 < sum(near is not None for near in found) < 300
 
 
 def test_conflicts_by_hand() -> None:
