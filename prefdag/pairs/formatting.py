@@ -2,14 +2,12 @@
 
 There are two passes over the rows, in batches. The first encodes all rows. When every prompt is known and has a split, the
 second writes each row to its split. In between, only a few numbers per row are kept in memory. If a limit is `auto`, a pass
-before them measures the lengths.
+before them encodes the rows and measures the lengths, and the first pass only cuts.
 """
 
 import csv
 import logging
-from array import array
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,13 +17,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from prefdag.lifecycle.errors import DataError
-from prefdag.pairs import limits, turns
+from prefdag.pairs import limits
+from prefdag.pairs.batches import batches, encoded_rows, measure
 from prefdag.pairs.changes import FormattingChange, boundary_joins, example, formatting_changes
-from prefdag.pairs.encoding import PAIRS_SCHEMA, PARTS, columns_of, encode_pair
+from prefdag.pairs.encoding import PAIRS_SCHEMA, PARTS, columns_of
 from prefdag.pairs.ngrams import normalised
 from prefdag.pairs.observations import Observations, cut_lines, template_lines, template_writes, turn_marks
 from prefdag.pairs.splits import LEFT_OUT, SPLITS, check_fractions, digest, split_by_prompt
-from prefdag.runtime.artifacts import read_batches
 
 if TYPE_CHECKING:
     from prefdag.config.format_pairs import FormatPairs
@@ -35,7 +33,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-BATCH = 2_000  # rows in memory at once
 BOUNDARIES = 2_000  # rows whose boundary is checked, evenly spaced; enough to estimate the share
 
 
@@ -83,10 +80,11 @@ def format_pairs(
         ParamsError: the fractions leave nothing to train on, or the limits do not fit into the window.
     """
     check_fractions("format_pairs", params)
-    everything = out / "everything.parquet"
-    lengths = limits.given(params) or limits.choose(params, *_measure(source, tokenizer, params), window)
+    everything, uncut = out / "everything.parquet", out / "uncut.parquet"
+    lengths = limits.given(params) or limits.choose(params, *measure(source, uncut, tokenizer, params), window)
     limits.check_window(lengths, window)
-    first_pass = _encode(source, everything, changed, tokenizer, params, lengths)
+    first_pass = _encode(source, uncut, everything, changed, tokenizer, params, lengths)
+    uncut.unlink(missing_ok=True)
     first_pass.observations.check(params.max_rendered)
     n = len(first_pass.keys)
     if first_pass.first_left_out:
@@ -149,39 +147,14 @@ def _list_leaks(leaks: list[FormattingChange], changed: Path, counts: Counter[tu
     )
 
 
-def batches(path: Path, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
-    """The rows of a parquet file, in batches."""
-    yield from read_batches(path, BATCH, columns)
-
-
-def _first_rows(source: Path, max_pairs: int | None) -> Iterator[list[dict[str, Any]]]:
-    """The validated rows in batches: all, or of each published split the first `max_pairs`."""
-    read: Counter[str | None] = Counter()
-    for batch in batches(source):
-        published = batch["split"].to_pylist() if "split" in batch.schema.names else [None] * len(batch)
-        wanted = []
-        for split in published:
-            read[split] += 1
-            wanted.append(max_pairs is None or read[split] <= max_pairs)
-        if any(wanted):
-            yield batch.filter(pa.array(wanted)).to_pylist()
-
-
-def _measure(
-    source: Path, tokenizer: "ChatTokenizer", params: "FormatPairs"
-) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-    """The lengths in tokens of all prompts and of all responses, before any cut."""
-    prompts, responses = array("i"), array("i")
-    for rows in _first_rows(source, params.max_pairs):
-        for row in rows:
-            encoded = encode_pair(row, tokenizer)
-            prompts.append(encoded["prompt"].length)
-            responses.extend(encoded[side].length for side in turns.SIDES if encoded[side].ids)
-    return np.frombuffer(prompts, np.int32), np.frombuffer(responses, np.int32)
-
-
 def _encode(
-    source: Path, out: Path, changed: Path, tokenizer: "ChatTokenizer", params: "FormatPairs", lengths: "Limits"
+    source: Path,
+    uncut: Path,
+    out: Path,
+    changed: Path,
+    tokenizer: "ChatTokenizer",
+    params: "FormatPairs",
+    lengths: "Limits",
 ) -> FirstPass:
     """The first pass: write every row that is kept, encoded, to `out`, and all changes to `changed`."""
     keys: list[npt.NDArray[np.uint64]] = []
@@ -193,10 +166,9 @@ def _encode(
     with pq.ParquetWriter(out, PAIRS_SCHEMA) as writer, changed.open("w", encoding="utf-8", newline="") as file:
         listing = csv.writer(file, lineterminator="\n")
         listing.writerow(FormattingChange._fields)
-        for rows in _first_rows(source, params.max_pairs):
+        for rows in encoded_rows(source, uncut, tokenizer, params, lengths):
             kept_rows = []
-            for row in rows:
-                encoded = encode_pair(row, tokenizer, *lengths)
+            for row, encoded in rows:
                 observations.add(row, encoded)
                 changes = formatting_changes(row, encoded, tokenizer)
                 listing.writerows(changes)

@@ -19,9 +19,11 @@ from hypothesis import strategies as st
 
 from prefdag.config.format_pairs import FormatPairs
 from prefdag.lifecycle.errors import DataError, ParamsError
+from prefdag.pairs import batches
 from prefdag.pairs import formatting as pairs
 from prefdag.pairs.encoding import PAIRS_SCHEMA
 from prefdag.pairs.formatting import FormattingReport, format_pairs
+from prefdag.pairs.limits import Limits
 from prefdag.pairs.splits import SPLITS, Keys, digest, group_rows, split_by_prompt
 from prefdag.tokenizer.tokenizer import ChatTokenizer
 
@@ -181,14 +183,40 @@ def test_the_batch_size_changes_nothing(
     rows = [(f"question {n // 2}", "x" * n, "no" if n % 3 else "x" * (n + 1)) for n in range(1, 41)]
     params = replace(FORMAT, max_left_out=0.9)
     monkeypatch.setattr(pairs, "BOUNDARIES", 10)
-    monkeypatch.setattr(pairs, "BATCH", 1000)
+    monkeypatch.setattr(batches, "BATCH", 1000)
     at_once = format_rows(table(rows), tokenizer, params)
     assert 0 < at_once[1]["boundary"]["responses"] < 40
     assert {change["change"] for change in at_once[1]["changes"]} == {"cut", "left out"}
-    monkeypatch.setattr(pairs, "BATCH", batch)
+    monkeypatch.setattr(batches, "BATCH", batch)
     in_batches = format_rows(table(rows), tokenizer, params)
     assert in_batches[1:] == at_once[1:]
     assert all(in_batches[0][split].equals(at_once[0][split]) for split in SPLITS)
+
+
+@pytest.mark.parametrize("batch", [3, 1000])
+@pytest.mark.parametrize("bos", [False, True])
+def test_limits_of_auto_cut_as_the_same_limits_of_params(
+    bos: bool, batch: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A row is encoded once, and cut when the limits are known. Some have one response, or control tokens typed in them."""
+    specials = ["<s>", "</s>"]
+    folder = write_byte_tokenizer(tmp_path, specials, None, bos, (), bos_token="<s>", eos_token="</s>")
+    tokenizer = ChatTokenizer(folder, "instruction")
+    rows = [
+        (f"question</s> {n // 2} {'y' * n}", "x" * n, None if n % 5 == 0 else "no" if n % 3 else f"<s>{'x' * (n + 1)}")
+        for n in range(1, 61)
+    ]
+    monkeypatch.setattr(batches, "BATCH", batch)
+    auto = format_rows(table(rows), tokenizer, replace(FORMAT, max_prompt_tokens="auto", max_response_tokens="auto"))
+    limits = {name: auto[1][name] for name in Limits._fields}
+    given = format_rows(table(rows), tokenizer, replace(FORMAT, **limits))
+    assert auto[1:] == given[1:]
+    assert all(auto[0][split].equals(given[0][split]) for split in SPLITS)
+    assert {part for part in ("prompt", "chosen", "rejected") if auto[1][part]["truncated"] > 0} == {
+        "prompt",
+        "chosen",
+        "rejected",
+    }
 
 
 def test_a_row_that_cannot_be_encoded_is_named(tokenizer: ChatTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -110,8 +110,9 @@ def keeping(read):
     return batches
 
 if stage == "format_pairs":
-    from prefdag.pairs import formatting
-    formatting.BATCH, formatting.batches = 50, keeping(formatting.batches)
+    from prefdag.pairs import batches, formatting
+    batches.BATCH = 50
+    batches.batches = formatting.batches = keeping(batches.batches)
 else:
     from prefdag.text.scoring import rows
     read = rows.read_batches
