@@ -58,11 +58,6 @@ def own_git(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None
         monkeypatch.setenv(f"GIT_{name}_EMAIL", "a@example.com")
 
 
-def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
-    """Four for two cores if all tests are slow: half of the time, those wait for servers and other processes."""
-    return 2 * (os.cpu_count() or 1) if config.getoption("markexpr") in ("slow", "chaos") else None
-
-
 def pytest_collection_finish() -> None:
     """Leave the imported modules out of every later garbage collection."""
     gc.freeze()
