@@ -4,16 +4,20 @@ When a stage ends, DVC records the hashes of its outputs in dvc.lock. Whatever r
 file that was damaged or edited since is never read as if a stage had written it:
 
     frame = read_table(recorded(Path("data/pairs/test.parquet")))
+
+A stage may read what it has just written itself: dvc.lock still has the hashes of its last run.
 """
 
 import functools
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from prefdag.lifecycle.errors import DataError
 from prefdag.runtime.dvc_files import LOCK, files, parse_lock
 from prefdag.runtime.hashing import dvc_hash
+from prefdag.runtime.running import running_stage
 from prefdag.runtime.yaml import read_text
 
 _checks = True  # False inside `unchecked`
@@ -31,15 +35,17 @@ def unchecked() -> Iterator[None]:
 
 
 def recorded(path: Path) -> Path:
-    """`path`, if the output that contains it has the bytes that dvc.lock records. An unrecorded path is not checked.
+    """`path`, if the output that contains it has the bytes that dvc.lock records.
+
+    An unrecorded path is not checked, and neither is an output of the current stage.
 
     Raises:
         DataError: the bytes differ.
     """
     output = _output(path) if _checks else None
-    if output is None:
+    if output is None or output.stage == _current_stage():
         return path
-    name, expected = output
+    name, expected, _ = output
     if Path(name).exists() and dvc_hash(Path(name)) != expected:
         raise DataError(
             f"{name}: changed since its stage wrote it, as {LOCK} shows; `prefdag verify` names the files, `dvc checkout "
@@ -61,20 +67,39 @@ def check_recorded(path: Path) -> None:
     recorded(path)
 
 
-def _output(path: Path) -> tuple[str, str] | None:
-    """The recorded output that `path` is or is in, and its hash."""
+class Output(NamedTuple):
+    """An output that dvc.lock records."""
+
+    path: str
+    hash: str
+    stage: str
+
+
+def _current_stage() -> str | None:
+    """The name of the stage that runs in this process."""
+    with suppress(LookupError):
+        return running_stage().name
+    return None
+
+
+def _output(path: Path) -> Output | None:
+    """The recorded output that `path` is or is in."""
     here = path.relative_to(Path.cwd()) if path.is_absolute() and path.is_relative_to(Path.cwd()) else path
     names = [parent.as_posix() for parent in (here, *here.parents)]
     for lock in filter(Path.exists, files(LOCK)):
         status = lock.stat()
-        hashes = outputs(lock, status.st_ino, status.st_size, status.st_mtime_ns)
-        if name := next((name for name in names if name in hashes), None):
-            return name, hashes[name]
+        known = outputs(lock, status.st_ino, status.st_size, status.st_mtime_ns)
+        if name := next((name for name in names if name in known), None):
+            return known[name]
     return None
 
 
 @functools.lru_cache(maxsize=16)
-def outputs(lock: Path, *identity: int) -> Mapping[str, str]:
-    """The hashes of the outputs in one dvc.lock, by path. Raises `ParamsError` if DVC did not write it."""
+def outputs(lock: Path, *identity: int) -> Mapping[str, Output]:
+    """The outputs in one dvc.lock, by path. Raises `ParamsError` if DVC did not write it."""
     stages = parse_lock(read_text(lock), str(lock))
-    return {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs") or []}
+    return {
+        out["path"]: Output(out["path"], out["md5"], name)
+        for name, stage in stages.items()
+        for out in stage.get("outs") or []
+    }

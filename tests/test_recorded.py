@@ -8,6 +8,7 @@ import pytest
 from prefdag.lifecycle.errors import DataError, ParamsError
 from prefdag.recorded import check_recorded, recorded
 from prefdag.runtime import artifacts
+from prefdag.runtime.running import running
 
 CONTENT = "1\n"
 # DVC's hashes: `printf '1\n' | md5sum`, and that of the list [{"md5": FILE, "relpath": "x.json"}].
@@ -29,6 +30,15 @@ def test_what_dvc_wrote_is_read() -> None:
     for path in (Path("out"), Path("out/x.json"), Path("y.json"), Path("out/x.json").absolute()):
         assert recorded(path) == path
     assert artifacts.read_json(Path("out/x.json")) == 1
+
+
+def test_a_stage_reads_what_it_has_just_written() -> None:
+    """dvc.lock has the hash of its last run, with other parameters perhaps."""
+    Path("y.json").write_text("2\n")
+    with running("make", {}):
+        assert artifacts.read_json(Path("y.json")) == 2
+    with running("other", {}), pytest.raises(DataError, match=r"^y\.json: changed"):
+        artifacts.read_json(Path("y.json"))
 
 
 @pytest.mark.parametrize(
