@@ -67,7 +67,7 @@ def check_recorded(path: Path) -> None:
     recorded(path)
 
 
-class Output(NamedTuple):
+class RecordedOutput(NamedTuple):
     """An output that dvc.lock records."""
 
     path: str
@@ -82,7 +82,7 @@ def _current_stage() -> str | None:
     return None
 
 
-def _output(path: Path) -> Output | None:
+def _output(path: Path) -> RecordedOutput | None:
     """The recorded output that `path` is or is in."""
     here = path.relative_to(Path.cwd()) if path.is_absolute() and path.is_relative_to(Path.cwd()) else path
     names = [parent.as_posix() for parent in (here, *here.parents)]
@@ -95,11 +95,11 @@ def _output(path: Path) -> Output | None:
 
 
 @functools.lru_cache(maxsize=16)
-def outputs(lock: Path, *identity: int) -> Mapping[str, Output]:
+def outputs(lock: Path, *identity: int) -> Mapping[str, RecordedOutput]:
     """The outputs in one dvc.lock, by path. Raises `ParamsError` if DVC did not write it."""
     stages = parse_lock(read_text(lock), str(lock))
     return {
-        out["path"]: Output(out["path"], out["md5"], name)
+        out["path"]: RecordedOutput(out["path"], out["md5"], name)
         for name, stage in stages.items()
         for out in stage.get("outs") or []
     }

@@ -69,27 +69,20 @@ def _sketches(texts: Iterable[str]) -> npt.NDArray[np.uint32]:
 
 
 def _shared_buckets(sketches: npt.NDArray[np.uint32], similarity: float) -> dict[int, list[int]]:
-    """The rows that share buckets with other rows, and these buckets: locality-sensitive hashing, in as many bands as
-    datasketch chooses for the similarity. Its own index takes 10 kB per row."""
+    """The rows that share a bucket with another row, and these buckets: locality-sensitive hashing.
+
+    The bands are as many as datasketch chooses for the similarity. Its own index keeps each row, which takes 2 kB more per row.
+    """
     chosen = MinHashLSH(similarity, PERMUTATIONS)
     of_row: defaultdict[int, list[int]] = defaultdict(list)
-    first = 0
+    before = 0  # buckets of earlier bands
     for band in range(chosen.b):
-        values = np.ascontiguousarray(sketches[:, band * chosen.r : (band + 1) * chosen.r], np.uint64)
-        _, bucket, sizes = np.unique(_folded(values), return_inverse=True, return_counts=True)
+        values = sketches[:, band * chosen.r : (band + 1) * chosen.r]
+        _, bucket, sizes = np.unique(values, axis=0, return_inverse=True, return_counts=True)
         for row in np.flatnonzero(sizes[bucket] > 1).tolist():
-            of_row[row].append(first + int(bucket[row]))
-        first += len(sizes)
+            of_row[row].append(before + int(bucket[row]))
+        before += len(sizes)
     return dict(sorted(of_row.items()))
-
-
-def _folded(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """One number for the values of a row, (T, R) to (T,). Other values have another one, except by a chance of 2^-64."""
-    total = np.zeros(len(values), np.uint64)
-    for column in values.T:
-        total = (total ^ column) * np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio
-        total ^= total >> np.uint64(32)
-    return total
 
 
 def conflict_with(pairs: pd.DataFrame) -> "pd.Series[str]":

@@ -75,7 +75,7 @@ def test_training_does_not_need_mlflow(trouble: object, copy: Path, tiny: Path, 
     assert re.search(r"WARNING prefdag\.tracking\.delivery: MLflow at .*; `prefdag sync` sends it\n", output), output
     assert "Traceback" not in output
     assert sha256(copy / "models" / "dpo_image") == sha256(tiny / "models" / "dpo_image")
-    assert later < 2 * usual + 10  # a delivery may wait eight seconds, and the machine may be busier than before
+    assert later < usual + 10  # seconds; a delivery may wait eight of them
     before = runs(copy)
     sent = run("prefdag", "sync", MLFLOW_TRACKING_URI=database).stdout
     assert sent == "sent 1, left 0\n"
