@@ -25,7 +25,7 @@ from benchmarks.harness import Contender, end_in_one_line, markdown, positive, r
 from benchmarks.hh_rows import TURN
 
 RESULTS = Path(__file__).with_name("bench_gate.csv")
-BEFORE = ("download_pairs", "download_evals")
+BEFORE = ("hash_code", "download_pairs", "download_evals")
 TIMED = ("validate_pairs", "format_pairs")
 
 

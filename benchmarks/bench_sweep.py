@@ -58,7 +58,7 @@ def ours(rows: Path, folder: Path, n: int) -> None:
         for number, beta in enumerate(BETAS):
             params["beta"] = beta
             YAML().dump(params, clone / "params.yaml")
-            for stage in ("ref_logps", "dpo_text") if number == 0 else ("dpo_text",):
+            for stage in ("hash_code", "ref_logps", "dpo_text") if number == 0 else ("dpo_text",):
                 subprocess.run([sys.executable, "-m", f"stages.{stage}"], cwd=clone, env=environment, check=True)
 
 

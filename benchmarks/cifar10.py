@@ -146,6 +146,7 @@ def run(tars: Path, work: Path) -> None:
             shutil.copytree(ROOT / "dag", folder / "dag", ignore=shutil.ignore_patterns("dvc.lock"))
         tree = parameters(images, seed)
         for name, made in (
+            ("hash_code", "data/code"),
             ("download_images", "data/raw/images"),
             ("download_resnet", "models/resnet_base"),
             ("validate_images", "data/validated/images"),

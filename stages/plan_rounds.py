@@ -35,7 +35,7 @@ def main(
     rounds: Rounds,
 ) -> None:
     from prefdag.config.judges import is_trained
-    from prefdag.project.dependencies import fingerprint
+    from prefdag.dependencies import fingerprint
     from prefdag.rounds.plan import KEY, SCRIPTS, plans
     from prefdag.rounds.supported import check_pins, check_training
     from prefdag.runtime.running import running_stage

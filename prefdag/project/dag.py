@@ -14,25 +14,15 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedSeq
 
+from prefdag import check_code
 from prefdag.config.params import Params
-from prefdag.project.dependencies import CODE, EXEMPT, arguments, artifacts, code, parsed
+from prefdag.dependencies import CODE, EXEMPT, LIBRARY, arguments, artifacts, code, parsed
 from prefdag.runtime.artifacts import writing
 from prefdag.runtime.dvc_files import files, names, read_dag, script
 
 DVC, PAGE = Path("dvc.yaml"), Path("docs/pipeline.md")
 PLANNER = "plan_rounds"
 BEGIN, END = "<!-- written by `make dag` -->\n", "<!-- end -->\n"
-
-
-def whole_folders(paths: list[str], root: Path) -> list[str]:
-    """`paths`, sorted, with a folder in place of its modules if all of them are listed: DVC is faster with fewer deps."""
-    listed, all_modules = set(paths), _modules(root)
-    for folder in {Path(path).parent for path in paths}:
-        modules = {module for module in all_modules if Path(module).parent == folder}
-        plain = not any(any(child.glob("*.py")) for child in (root / folder).iterdir() if child.is_dir())
-        if plain and len(modules) > 1 and modules <= listed:
-            listed = (listed - modules) | {folder.as_posix()}
-    return sorted(listed)
 
 
 def params(tree: ast.Module) -> list[str]:
@@ -50,6 +40,14 @@ def planned(root: Path) -> list[str]:
     return list(dict.fromkeys(script(name) for name in read_dag(root / DVC) if name != script(name)))
 
 
+def hashes(stage: str, by_plan: list[str], root: Path) -> list[str]:
+    """What a stage depends on for its code: the hashes of it, or for `check_code.STAGE`, which writes them, all of the code."""
+    if stage == check_code.STAGE:
+        return [path for path in (*(folder.rstrip("/") for folder in CODE), LIBRARY) if (root / path).exists()]
+    readers = [] if stage in by_plan else [stage, *by_plan] if stage == PLANNER else [stage]
+    return [check_code.hashes_of(reader).as_posix() for reader in readers]
+
+
 def written(dag: dict[str, Any], root: Path) -> dict[str, Any]:
     """Set `deps` and `params` of every stage in `dag`, the content of dvc.yaml, from the scripts below `root`, in place."""
     by_plan = planned(root)
@@ -57,10 +55,8 @@ def written(dag: dict[str, Any], root: Path) -> dict[str, Any]:
         entry = stages.get("do", stages)  # of a `foreach`
         tree = parsed(stage, root)
         outs = names(entry, "outs", "metrics", "plots")
-        readers = [] if stage in by_plan else [stage, *by_plan] if stage == PLANNER else [stage]
-        modules = sorted({path for reader in readers for path in code(reader, root)})
         for key, values in {
-            "deps": [*(path for path in artifacts(tree) if path not in outs), *whole_folders(modules, root)],
+            "deps": [*(path for path in artifacts(tree) if path not in outs), *hashes(stage, by_plan, root)],
             "params": [] if stage in by_plan else params(tree),
         }.items():
             if values != list(entry.get(key, [])):

@@ -136,12 +136,14 @@ class stage:  # noqa: N801 - it is used as a decorator
             logging.getLogger("prefdag").setLevel(logging.INFO)
             tree = read_yaml(PARAMS)
             if not forked():
+                from prefdag.check_code import check_code
                 from prefdag.check_params import check_params
                 from prefdag.lifecycle.version import check_version
 
                 check_version()
                 check_params(tree, PARAMS)
                 self.check_inputs(name)
+                check_code(self.name)
             if self.distributed and to_launch():
                 launch(command)
                 return

@@ -7,11 +7,12 @@ from pathlib import Path
 from clones import Run
 from full_disk import outs
 
-from prefdag.project.dependencies import EXEMPT
+from prefdag.dependencies import EXEMPT
 from prefdag.runtime.artifacts import sha256
 
 # Code that is appended to each module and changes its behaviour.
 ALTERED = {
+    "prefdag/check_code.py": "check_code = lambda script: None",
     "prefdag/check_params.py": "check_params = lambda tree, path: None",
     "prefdag/recorded.py": "recorded = lambda path: path",
     "prefdag/tracking/durations.py": "note_duration = lambda name, seconds: None",
@@ -57,14 +58,16 @@ def test_outputs_are_the_same_whatever_exempt_modules_do(tiny: Path, copy: Path,
 
 
 HEALTH, REPORT = {"health_text", "health_image"}, {"report"}
-COMMENTED: list[tuple[Iterable[str], set[str]]] = [
-    (EXEMPT, set()),  # all of them together
-    (["prefdag/health/findings.py"], HEALTH),
-    (["prefdag/config/health.py"], HEALTH | REPORT),
-    (["prefdag/config/report.py"], REPORT),
+EDITS: list[tuple[Iterable[str], str, set[str]]] = [
+    (["prefdag/train/loop.py", "prefdag/dpo/losses.py", "stages/dpo_text.py"], "# a comment", set()),
+    (EXEMPT, "EDITED = True", set()),  # all of them together
+    (["prefdag/health/findings.py"], "EDITED = True", HEALTH),
+    (["prefdag/config/health.py"], "EDITED = True", HEALTH | REPORT),
+    (["prefdag/config/report.py"], "EDITED = True", REPORT),
     # The test can fail.
     (
         ["prefdag/train/loop.py"],
+        "EDITED = True",
         {
             *("sft_ref", "reward_model", "resnet_warmup", "control_image", "control_text", "dpo_text", "dpo_image"),
             "plan_rounds",
@@ -73,13 +76,27 @@ COMMENTED: list[tuple[Iterable[str], set[str]]] = [
 ]
 
 
-def test_a_comment_reruns_only_the_stages_that_depend_on_its_module(copy: Path, run: Run) -> None:
-    """According to `dvc status`."""
-    for paths, expected in COMMENTED:
+def test_an_edit_reruns_only_the_stages_whose_code_it_changes(copy: Path, run: Run) -> None:
+    """According to `dvc status`, after hash_code. A comment reruns nothing."""
+    for paths, line, expected in EDITS:
         texts = {path: (copy / path).read_text("utf-8") for path in paths}
         for path, text in texts.items():
-            (copy / path).write_text(f"{text}# a comment\n", "utf-8")
+            (copy / path).write_text(f"{text}{line}\n", "utf-8")
+        run("python", "-m", "stages.hash_code")
         changed = set(re.findall(r"^(?:\S+:)?(\S+):\n\tchanged deps:$", run("dvc", "status").stdout, re.MULTILINE))
-        assert changed == expected, paths
+        assert changed == expected | {"hash_code"}, paths
         for path, text in texts.items():
             (copy / path).write_text(text, "utf-8")
+
+
+def test_code_that_changes_while_the_pipeline_runs_is_refused(copy: Path, run: Run) -> None:
+    """Otherwise dvc.lock would record outputs of the new code with the hashes of the old one."""
+    module = copy / "prefdag/health/findings.py"
+    command = ["dvc", "repro", "--single-item", "--force", "dag/images/dvc.yaml:health_image"]
+    text = module.read_text("utf-8")
+    module.write_text(f"{text}# a comment\n", "utf-8")
+    run(*command)
+    module.write_text(f"{text}EDITED = True\n", "utf-8")
+    done = run(*command, check=False)
+    assert done.returncode
+    assert "error: prefdag/health/findings.py: changed since hash_code read it" in done.stdout

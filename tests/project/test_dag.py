@@ -16,11 +16,12 @@ from typing import Any
 import pytest
 from paths import ROOT
 
+from prefdag import check_code, dependencies
 from prefdag.config.params import Params
-from prefdag.project import dag, dependencies
-from prefdag.project.dependencies import CODE
+from prefdag.dependencies import CODE
+from prefdag.project import dag
 from prefdag.rounds.plan import SCRIPTS
-from prefdag.runtime.dvc_files import files, read_dag
+from prefdag.runtime.dvc_files import files, read_dag, script
 from prefdag.runtime.yaml import read_yaml
 
 STAGES = sorted(
@@ -35,14 +36,26 @@ HEAVY = {"torch", "torchvision", "transformers", "peft", "accelerate", "mlflow",
 
 @pytest.fixture(scope="module")
 def stages() -> dict[str, Any]:
-    """The entries of dvc.yaml. Those of stages that run again by their plan have the code and parameters that are in it."""
+    """The entries of dvc.yaml, each with its code. Those that run again by their plan have the parameters that are in it."""
     entries = {name: entry for file in files(ROOT / "dvc.yaml") for name, entry in read_yaml(file)["stages"].items()}
     stages = {name: {"params": [], **entry.get("do", entry)} for name, entry in entries.items()}
     for name in dag.planned(ROOT):
-        stages[name]["deps"] = [*stages[name]["deps"], *dependencies.code(name, ROOT)]
         stages[name]["params"] = dependencies.arguments(dependencies.parsed(name, ROOT))
-    stages[dag.PLANNER]["deps"] = dependencies.code(dag.PLANNER, ROOT)
-    return stages
+    del stages[check_code.STAGE]  # it runs again for any code
+    return {name: {**entry, "code": dependencies.code(name, ROOT)} for name, entry in stages.items()}
+
+
+def test_every_stage_depends_on_the_hashes_of_its_code() -> None:
+    """Those under `foreach` depend on them by their plan."""
+    every = read_dag(ROOT / "dvc.yaml")
+    assert every[check_code.STAGE]["deps"] == ["prefdag", "stages"]
+    written = dag.names(every[check_code.STAGE], "outs")
+    assert written == [str(check_code.CODE), str(check_code.FILES)]
+    for name, entry in every.items():
+        by_plan = name != script(name)
+        found = {path for path in entry["deps"] if path.startswith(f"{check_code.CODE}/")}
+        readers = {dag.PLANNER, *SCRIPTS.values()} if name == dag.PLANNER else {name} - {check_code.STAGE}
+        assert found == (set() if by_plan else {str(check_code.hashes_of(reader)) for reader in readers}), name
 
 
 def test_the_plan_has_what_changes_the_stages_of_rounds() -> None:
@@ -50,12 +63,10 @@ def test_the_plan_has_what_changes_the_stages_of_rounds() -> None:
     entry = read_dag(ROOT / "dvc.yaml")[dag.PLANNER]
     for name in SCRIPTS.values():
         assert set(dependencies.arguments(dependencies.parsed(name, ROOT))) <= set(entry["params"])
-        for path in dependencies.code(name, ROOT):
-            assert {path, *(parent.as_posix() for parent in Path(path).parents)} & set(entry["deps"]), path
 
 
 def test_every_script_is_a_stage(stages: dict[str, Any]) -> None:
-    assert sorted(stages) == STAGES
+    assert sorted([*stages, check_code.STAGE]) == STAGES
     for name, entry in stages.items():
         command = f"python -m stages.{name}"
         assert entry["cmd"] == command or re.fullmatch(rf"if .*; else {command} \${{key}}; fi", entry["cmd"]), name
@@ -134,10 +145,7 @@ def project(tmp_path: Path) -> Path:
 
 
 def test_deps_and_params_are_written_from_the_code(project: Path) -> None:
-    """Inputs, imported modules and templates, but no exempt modules, nor modules imported only by those or only for types.
-
-    All modules of stats are imported, so their folder replaces them.
-    """
+    """Inputs, and the hashes of the code."""
     dag.main(project)
     text = (project / "dvc.yaml").read_text()
     assert text.startswith("# a comment that stays\n")
@@ -145,15 +153,20 @@ def test_deps_and_params_are_written_from_the_code(project: Path) -> None:
     (entry,) = read_yaml(project / "dvc.yaml")["stages"].values()
     assert entry == {
         "cmd": "python -m stages.page",
-        "deps": [
-            *("data/rows", "prefdag/report/page.py", "prefdag/report/parts.py", "prefdag/report/templates"),
-            *("prefdag/stats", "stages/page.py"),
-        ],
+        "deps": ["data/rows", "data/code/page.json"],
         "params": ["beta", "page"],
         "outs": [{"reports/page.html": {"cache": False}}],
     }
     dag.main(project)
     assert (project / "dvc.yaml").read_text() == text
+
+
+def test_the_code_of_a_stage(project: Path) -> None:
+    """Imported modules and templates, but no exempt modules, nor modules imported only by those or only for types."""
+    assert dependencies.code("page", project) == [
+        *("prefdag/report/page.py", "prefdag/report/parts.py", "prefdag/report/templates"),
+        *("prefdag/stats/a.py", "prefdag/stats/b.py", "stages/page.py"),
+    ]
 
 
 def test_the_table_says_what_a_module_reruns(project: Path) -> None:
@@ -187,9 +200,9 @@ TRAININGS = {
 
 
 def reruns(path: str, stages: dict[str, Any]) -> set[str]:
-    """The stages that depend on a file, by name or by its folder."""
+    """The stages whose code a file is part of, by name or by its folder."""
     folders = {parent.as_posix() for parent in Path(path).parents}
-    return {name for name, entry in stages.items() if {path, *folders} & set(entry["deps"])}
+    return {name for name, entry in stages.items() if {path, *folders} & set(entry["code"])}
 
 
 @pytest.mark.parametrize("path", sorted(dependencies.EXEMPT))
@@ -267,8 +280,8 @@ FLOORS = [
         "distributed",
         "lifecycle",
         "runtime",
-        "config",
-        "check_params recorded sources stats tracking",
+        "config dependencies",
+        "check_code check_params recorded sources stats tracking",
         "formats tokenizer",
         "pairs train",
         "images dpo health labelling",
@@ -338,7 +351,7 @@ def test_the_import_rule(importer: str, imported: str, allowed: bool) -> None:
 
 
 def test_packages_contain_only_a_docstring() -> None:
-    """Importing a module runs its packages, but `deps` do not list them."""
+    """Importing a module runs its packages, but they are not part of its code."""
     for path in [*ROOT.glob("prefdag/**/__init__.py"), ROOT / "stages" / "__init__.py"]:
         body = ast.parse(path.read_text("utf-8")).body
         if path == ROOT / "prefdag" / "dpo" / "__init__.py":  # what notebooks use, imported at its first use

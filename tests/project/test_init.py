@@ -14,6 +14,7 @@ from prefdag.cli import app
 from prefdag.lifecycle import version
 from prefdag.lifecycle.errors import PrefdagError
 from prefdag.project import init
+from prefdag.runtime.artifacts import read_json
 from prefdag.runtime.dvc_files import read_dag
 from prefdag.runtime.yaml import read_yaml
 
@@ -32,8 +33,7 @@ def mine(own_git: None, tmp_path: Path) -> Path:
 
 
 def test_a_new_project(mine: Path, root: Path) -> None:
-    """It is committed, has the repository's files, and its stages depend on their script, on losses and checks of the user's
-    own if they use them, and on the library's version."""
+    """It is committed, and has the repository's files. Its code is its scripts and the library's version."""
     assert git(mine, "log", "--format=%s") == "mine: a project of prefdag\n"
     assert (
         git(mine, "status", "--porcelain") == " M params.yaml\n"
@@ -53,11 +53,11 @@ def test_a_new_project(mine: Path, root: Path) -> None:
         assert (mine / name).read_bytes() == (root / name).read_bytes()
     ours, theirs = (read_dag(folder / "dvc.yaml") for folder in (mine, root))
     assert list(ours) == list(theirs)
-    for name, stage in ours.items():
-        code = [dep for dep in stage["deps"] if not re.match(r"(data|models|reports|evals|labels)/", dep)]
-        scripts = [dep for dep in theirs[name]["deps"] if dep.startswith("stages/")]
-        assert code == (["requirements.txt", *scripts] if scripts else [])  # none: its plan has its code
-        assert {**stage, "deps": []} == {**theirs[name], "deps": []}
+    assert (ours["hash_code"]["deps"], theirs["hash_code"]["deps"]) == (
+        ["stages", "requirements.txt"],
+        ["prefdag", "stages"],
+    )
+    assert {**ours, "hash_code": {}} == {**theirs, "hash_code": {}}
 
 
 def test_its_workflow_runs_the_tiny_profile(mine: Path) -> None:
@@ -70,8 +70,8 @@ def test_its_workflow_runs_the_tiny_profile(mine: Path) -> None:
     assert "--require-hashes -r requirements.lock" in commands
 
 
-def test_the_dag_of_a_project_is_written_from_its_scripts(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A module that the user adds to a stage becomes a dependency."""
+def test_the_code_of_a_stage_in_a_project(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its script, losses and checks of the user's own if it uses them, any other module that it imports, and the library."""
     monkeypatch.chdir(mine)
     (mine / "stages" / "own.py").write_text("X = 1\n")
     script = mine / "stages" / "report.py"
@@ -80,8 +80,12 @@ def test_the_dag_of_a_project_is_written_from_its_scripts(mine: Path, monkeypatc
             "from prefdag.runtime.stage", "from stages.own import X\nfrom prefdag.runtime.stage", 1
         )
     )
-    subprocess.run([sys.executable, "-m", "prefdag.project.dag"], check=True)
-    assert {"stages/own.py", "stages/report.py"} < set(read_dag(mine / "dvc.yaml")["report"]["deps"])
+    subprocess.run([sys.executable, "-m", "stages.hash_code"], check=True)
+    assert list(read_json(mine / "data/code/report.json")) == ["requirements.txt", "stages/own.py", "stages/report.py"]
+    assert list(read_json(mine / "data/code/judge_text.json")) == [
+        *("requirements.txt", "stages/judge_text.py", "stages/losses.py", "stages/verify.py")
+    ]
+    assert list(read_json(mine / "data/code/sft_ref.json")) == ["requirements.txt", "stages/sft_ref.py"]
 
 
 def test_a_project_inside_a_repository(own_git: None, tmp_path: Path, root: Path) -> None:

@@ -14,9 +14,9 @@ from pydantic import TypeAdapter
 from prefdag.check_params import check_params, load_params
 from prefdag.config.round import NUMBERS
 from prefdag.config.rounds import Rounds
+from prefdag.dependencies import fingerprint, imports
 from prefdag.lifecycle.errors import ParamsError
 from prefdag.project import dag
-from prefdag.project.dependencies import fingerprint, imports
 from prefdag.project.pin import pin
 from prefdag.rounds.places import place
 from prefdag.rounds.plan import PLANS, SCRIPTS, SamplePlan, plans
@@ -251,7 +251,7 @@ def test_an_edit_changes_the_plans_of_the_stages_that_use_the_module(
 ) -> None:
     before = fingerprints(copied)
     with (copied / path).open("a") as file:
-        file.write("\n# a comment\n")
+        file.write("\nEDITED = True\n")
     imports.cache_clear()
     assert differing(copied, before) == scripts
 

@@ -15,8 +15,8 @@ import pytest
 from paths import ROOT
 from tasks import slow
 
+from prefdag.dependencies import EXEMPT
 from prefdag.lifecycle.errors import ParamsError
-from prefdag.project.dependencies import EXEMPT
 from prefdag.tracking import runs, trackers
 
 WANDB = """

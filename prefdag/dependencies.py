@@ -3,23 +3,29 @@
 import ast
 import functools
 import hashlib
+import io
 import json
 import re
+import tokenize
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic_core import to_jsonable_python
 
+from prefdag.lifecycle.errors import DataError
 from prefdag.runtime.artifacts import sha256
 
 LIBRARY = "requirements.txt"  # pins the library in a project that `prefdag init` made, which has only its stages
 CODE = ("prefdag/", "stages/")
+READS_DOCSTRINGS = re.compile(r"\b(__doc__|getdoc|getsource)\b")
+PLAIN_TEXT = re.compile(r"[rbu]*['\"]", re.IGNORECASE)  # no f-string, which can call something
 CACHE = "__pycache__"  # which modules name too
 ARTIFACT = re.compile(r"(data|models|reports|evals|labels)/\S+|\$\{item\.\w+\}")
 
 # Modules that cannot change an output (see docs/pipeline.md), with the reason.
 EXEMPT: Mapping[str, str] = {
+    "prefdag/check_code.py": "refuses code that changed since its hashes were written",
     "prefdag/check_params.py": "accepts or rejects params.yaml",
     "prefdag/recorded.py": "refuses outputs that changed since a stage wrote them",
     "prefdag/own_losses/names.py": "accepts or rejects names of losses, options and checks",
@@ -51,11 +57,12 @@ def imports(file: str, root: Path) -> frozenset[str]:
     Packages are left out, since they hold only a docstring, and so are imports for type checkers.
     """
     names: set[str] = set()
-    for node in executed(ast.parse((root / file).read_text("utf-8"))):
+    for node in executed(parse(root / file)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert not node.level, f"{file}:{node.lineno}: relative import; name the module in full"
+            if node.level:
+                raise DataError(f"{file}: line {node.lineno}: relative import; name the module in full")
             names |= {str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)}
     paths = {f"{name.replace('.', '/')}.py" for name in names}
     return frozenset(path for path in paths if path.startswith(CODE) and (root / path).is_file())
@@ -114,7 +121,26 @@ def arguments(tree: ast.Module) -> list[str]:
 
 def parsed(stage: str, root: Path) -> ast.Module:
     """The script of a stage."""
-    return ast.parse((root / "stages" / f"{stage}.py").read_text("utf-8"))
+    return parse(root / "stages" / f"{stage}.py")
+
+
+def parse(path: Path) -> ast.Module:
+    """A module. Raises `DataError` if it is not Python."""
+    try:
+        return ast.parse(path.read_text("utf-8"))
+    except SyntaxError as error:
+        row = f"line {error.lineno}: " if error.lineno else ""
+        raise DataError(f"{path}: {row}not Python ({error.msg})") from None
+    except ValueError as error:  # not UTF-8
+        raise DataError(f"{path}: not Python ({error})") from None
+
+
+# What of the code can change a stage's outputs
+
+
+def code_hashes(stage: str, root: Path) -> dict[str, str]:
+    """The hash of each part of the code that a stage depends on (see `code` and `code_hash`), by path."""
+    return {path: code_hash(root / path) for path in code(stage, root)}
 
 
 def fingerprint(stage: str, sections: Mapping[str, Any], root: Path) -> str:
@@ -123,6 +149,52 @@ def fingerprint(stage: str, sections: Mapping[str, Any], root: Path) -> str:
     Args:
         sections: of params.yaml, by key: at least those that the stage takes.
     """
-    modules = {path: sha256(root / path) for path in code(stage, root)}
     taken = {key: to_jsonable_python(sections[key]) for key in arguments(parsed(stage, root))}
-    return hashlib.sha256(json.dumps([modules, taken], sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([code_hashes(stage, root), taken], sort_keys=True).encode()).hexdigest()
+
+
+def code_hash(path: Path) -> str:
+    """SHA-256 of a file or a folder; of a module, only of what can change what it does (see `statements`)."""
+    return (
+        sha256(path)
+        if path.suffix != ".py"
+        else hashlib.sha256(statements(path.read_text("utf-8")).encode()).hexdigest()
+    )
+
+
+def statements(source: str) -> str:
+    """The tokens of a module, without comments, blank lines, line breaks inside a statement, and docstrings.
+
+    A module that reads docstrings keeps them. The result is the same in every version of Python.
+    """
+    keeps_text = READS_DOCSTRINGS.search(source) is not None
+    rows = io.StringIO(source).readlines()
+    found: list[str] = []
+    tokens: list[str] = []  # of the current statement
+    only_text, start, depth = True, (0, 0), 0
+    for token in tokenize.generate_tokens(iter(rows).__next__):
+        kind = tokenize.tok_name[token.type]
+        if kind == "NEWLINE":
+            if keeps_text or not only_text:
+                found.append("\0".join(tokens))
+            tokens, only_text = [], True
+        elif kind in ("INDENT", "DEDENT"):
+            found.append(kind[0] + "\0")  # no statement ends so
+        elif kind == "FSTRING_START":  # since Python 3.12, an f-string is several tokens, and others may be inside
+            start, depth, only_text = start if depth else token.start, depth + 1, False
+        elif kind == "FSTRING_END":
+            depth -= 1
+            if not depth:
+                tokens.append(_between(rows, start, token.end))
+        elif not depth and kind not in ("COMMENT", "NL", "ENDMARKER"):
+            tokens.append(token.string)
+            only_text = only_text and kind == "STRING" and PLAIN_TEXT.match(token.string) is not None
+    return "\0\0".join(found)
+
+
+def _between(rows: list[str], start: tuple[int, int], end: tuple[int, int]) -> str:
+    """The source between two places: rows, from 1, and columns, from 0."""
+    text = rows[start[0] - 1 : end[0]]
+    text[-1] = text[-1][: end[1]]
+    text[0] = text[0][start[1] :]
+    return "".join(text)
