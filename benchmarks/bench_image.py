@@ -4,7 +4,8 @@
     python -m benchmarks.bench_image ours-cached|ours-live|seed    one, once; prints its figures as JSON
 
 Each takes steps of 64 random images of 10 classes in float32: imagenet stem, beta 0.1, Adam at 1e-5, gradients clipped at 10.
-A step is timed from the end of the previous one, loading included. Validation, checkpoints and start-up are not timed.
+A step is timed from the end of the previous one, loading included. Validation, checkpoints and start-up are not timed. The
+`flops_share` is that of the arithmetic that the step needs, at the rate of matrix products, in the time that it takes.
 
 ours-cached  The trainer on the task of stages/dpo_image.py, without augmentation. The reference's log-probabilities are
              looked up; they are computed once before the first step, outside the timing (`cache_images_per_second`).
@@ -48,6 +49,7 @@ def ours(max_shift: int, flip: bool) -> Figures:
     """Time this project's step."""
     import torch
 
+    from benchmarks.dpo_training import product_rate
     from prefdag.check_params import load_params
     from prefdag.config.loss_options import LossOptions
     from prefdag.config.reference import Reference
@@ -94,16 +96,34 @@ def ours(max_shift: int, flip: bool) -> Figures:
         return dpo_task(split, augment, y_l, ref_logps, preference), speed
 
     train, speed = task(BATCH * (WARM_UP + STEPS))
+    needed = flops(policy, backward=True) + (flops(reference, backward=False) if augment.changes else 0)
     ends: list[float] = []
 
     def log(step: int, metrics: Mapping[str, float]) -> None:
         if "loss" in metrics:  # not a validation
             ends.append(time.perf_counter())
 
+    before = product_rate("float32")
     with tempfile.TemporaryDirectory() as empty:
         # `fit` needs a validation task; one image is enough.
         fit(policy, Tasks(train, task(1)[0]), training, seed=0, checkpoints=Checkpoints(Path(empty)), log=log)
-    return figures(ends) | ({} if augment.changes else {"cache_images_per_second": speed})
+    measured = figures(ends)
+    rate = (before + product_rate("float32")) / 2  # a machine's speed varies
+    measured["flops_share"] = needed / measured["step_seconds"] / rate
+    return measured | ({} if augment.changes else {"cache_images_per_second": speed})
+
+
+def flops(model: Any, backward: bool) -> int:
+    """The multiplications and additions of a pass of a batch, and of the gradients of all weights."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(backward):
+        output = model(torch.zeros(BATCH, 3, SIZE, SIZE, device=next(model.parameters()).device))
+        if backward:
+            output.sum().backward()
+    model.zero_grad()
+    return int(counter.get_total_flops())
 
 
 class SeedImages:

@@ -155,17 +155,18 @@ def fingerprint(stage: str, sections: Mapping[str, Any], root: Path) -> str:
 
 def code_hash(path: Path) -> str:
     """SHA-256 of a file or a folder; of a module, only of what can change what it does (see `statements`)."""
-    return (
-        sha256(path)
-        if path.suffix != ".py"
-        else hashlib.sha256(statements(path.read_text("utf-8")).encode()).hexdigest()
-    )
+    return _module_hash(path.read_text("utf-8")) if path.suffix == ".py" else sha256(path)
+
+
+@functools.cache
+def _module_hash(source: str) -> str:
+    return hashlib.sha256(statements(source).encode()).hexdigest()
 
 
 def statements(source: str) -> str:
     """The tokens of a module, without comments, blank lines, line breaks inside a statement, and docstrings.
 
-    A module that reads docstrings keeps them. The result is the same in every version of Python.
+    A module that reads docstrings keeps its own. The result is the same in every version of Python.
     """
     keeps_text = READS_DOCSTRINGS.search(source) is not None
     rows = io.StringIO(source).readlines()

@@ -16,22 +16,21 @@ FILES = Path("data/code.json")
 
 @stage
 def main() -> None:
-    from prefdag.dependencies import code, code_hash
+    from prefdag.dependencies import code_hashes
     from prefdag.runtime.dvc_files import read_dag, script
 
     root, stages = Path(), set(map(script, read_dag()))
-    parts: dict[str, list[str]] = {}
+    hashes: dict[str, dict[str, str]] = {}
     for name in sorted(path.stem for path in (root / "stages").glob("[!_]*.py")):
         try:
-            parts[name] = code(name, root)
+            hashes[name] = code_hashes(name, root)
         except DataError:
             if name in stages:
                 raise  # any other may be unfinished. If it is not, dvc.yaml may have it as a stage by the next run
-    paths = sorted({path for of_stage in parts.values() for path in of_stage})
-    hashes = {path: code_hash(root / path) for path in paths}
+    paths = sorted({path for parts in hashes.values() for path in parts})
     with writing(CODE) as folder, writing(FILES) as files:
-        for name, of_stage in parts.items():
-            write_json(folder / f"{name}.json", {path: hashes[path] for path in of_stage})
+        for name, parts in hashes.items():
+            write_json(folder / f"{name}.json", parts)
         write_json(files, {path: sha256(root / path) for path in paths})
 
 
