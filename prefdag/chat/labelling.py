@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, Field
 
-from prefdag.chat.protocol import error_body
+from prefdag.chat.protocol import StrictModel, error_body
 from prefdag.chat.server import PAGE, guarded_app
 from prefdag.labelling.labels import Label, Outcome, append, latest, read_labels
 from prefdag.lifecycle.errors import PrefdagError
@@ -53,17 +53,13 @@ def _one_line(note: str) -> str:
     return "".join(c if c.isprintable() else " " for c in note).strip()
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class Person(_Strict):
+class Person(StrictModel):
     """Who labels."""
 
     annotator: Annotated[str, AfterValidator(_name)]
 
 
-class Said(Person):
+class LabelRequest(Person):
     """What a person said of a comparison."""
 
     id: str
@@ -81,7 +77,7 @@ class Labels:
             key: label for key, label in latest(read_labels(folder)).items() if label.id in self.comparisons
         }
 
-    def add(self, said: Said) -> None:
+    def add(self, said: LabelRequest) -> None:
         """Raises `KeyError` if there is no such comparison."""
         left = side(said.annotator, self.comparisons[said.id])
         outcomes: dict[str, Outcome] = {"left": left, "right": SWAPPED[left], "tie": "tie", "skip": "skip"}
@@ -168,7 +164,7 @@ def make_app(labels: Labels) -> FastAPI:
         return labels.state(annotator, labels.next(annotator))
 
     @app.post("/v1/labels")
-    async def label(body: Said) -> Any:
+    async def label(body: LabelRequest) -> Any:
         if body.id not in labels.comparisons:
             message = "no such comparison; reload the page"
             return JSONResponse(error_body(message, param="id"), 404)

@@ -11,7 +11,7 @@ MAX_MESSAGES = 256
 MAX_NEW_TOKENS = 4096
 
 
-class _Strict(BaseModel):
+class StrictModel(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
@@ -31,24 +31,24 @@ def _encodable(text: str) -> str:
     return text
 
 
-class Message(_Strict):
+class ChatMessage(StrictModel):
     """A turn of a dialogue."""
 
     role: Literal["system", "user", "assistant"]
     content: Annotated[str, BeforeValidator(_joined), AfterValidator(_encodable)]
 
 
-class StreamOptions(_Strict):
+class StreamOptions(StrictModel):
     """Options of a streamed answer: whether a final chunk has the token counts."""
 
     include_usage: bool = False
 
 
-class CompletionRequest(_Strict):
+class CompletionRequest(StrictModel):
     """A request for the next turn of a dialogue."""
 
     model: str
-    messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
+    messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
     max_tokens: int | None = Field(None, ge=1, le=MAX_NEW_TOKENS)
     max_completion_tokens: int | None = Field(None, ge=1, le=MAX_NEW_TOKENS)  # the newer name
     temperature: float = Field(0.0, ge=0, le=2)

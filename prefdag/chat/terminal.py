@@ -18,7 +18,7 @@ from prefdag.lifecycle.errors import PrefdagError
 if TYPE_CHECKING:
     from prefdag.chat.dialogue import ChatModels
 
-Histories = dict[str, list[dict[str, str]]]
+Conversations = dict[str, list[dict[str, str]]]
 # Characters that would move the cursor, ring the bell or change the writing direction. They are shown as escapes.
 UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
@@ -42,7 +42,7 @@ def ask_once(chat: "ChatModels", question: str, max_new_tokens: int) -> None:
     _answer(chat, _empty(chat), question, max_new_tokens)
 
 
-def _empty(chat: "ChatModels") -> Histories:
+def _empty(chat: "ChatModels") -> Conversations:
     return {name: [] for name in chat.models}
 
 
@@ -54,7 +54,7 @@ def _read_line() -> str:
     return sys.stdin.readline().strip().encode("utf-8", "replace").decode()
 
 
-def _answer(chat: "ChatModels", histories: Histories, question: str, max_new_tokens: int) -> None:
+def _answer(chat: "ChatModels", histories: Conversations, question: str, max_new_tokens: int) -> None:
     """Show the answers side by side, on a terminal as they are generated, and add them to the histories."""
     dialogues = {name: [*history, {"role": "user", "content": question}] for name, history in histories.items()}
     prompts = {name: chat.prompt(messages, max_new_tokens) for name, messages in dialogues.items()}

@@ -8,7 +8,7 @@ from prefdag.runtime.types import Count, Fraction, PositiveInt, shape, strict
 
 # auto: the length that holds 95% of the rows
 Auto = Annotated[Literal["auto"], Tag("<name>")]
-Share = Annotated[float, Field(ge=0, le=1)]
+Proportion = Annotated[float, Field(ge=0, le=1)]
 
 
 @strict
@@ -23,7 +23,7 @@ class FormatPairs:
     ]
     max_auto_tokens: Annotated[int, Field(ge=4)]  # of a prompt and its response together, if chosen by auto
     max_left_out: Fraction  # share of all rows
-    max_rendered: Share  # share of all rows
+    max_rendered: Proportion  # share of all rows
     max_pairs: PositiveInt | None
     val_fraction: Fraction
     test_fraction: Fraction

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from prefdag.dpo.losses import LOSSES
 from prefdag.estimate.rows import Rows, chosen_groups, groups, largest_micro_batch, tokens
-from prefdag.estimate.trace import Reference, Trace, trace_scoring, trace_training
+from prefdag.estimate.trace import ReferenceKind, Trace, trace_scoring, trace_training
 from prefdag.text.scoring.packing import Group, batches
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class StageEstimate:
     """What one stage takes, over all its processes unless said otherwise."""
 
     stage: str
@@ -37,7 +37,7 @@ class Estimate:
 
 def estimates(
     config: "PretrainedConfig", params: "Params", rows: Rows, *, gpus: int = 1, shard: bool = False
-) -> list[Estimate]:
+) -> list[StageEstimate]:
     """The three stages, in order; without sft_ref if it trains nothing."""
     sft, dpo = params.sft_ref, params.dpo_text
     found = []
@@ -87,12 +87,12 @@ def _training(
     seed: int,
     *,
     checkpointing: bool,
-    reference: Reference = "none",
+    reference: ReferenceKind = "none",
     twice: bool = False,  # a joint loss: all log-probabilities first, then those of each micro-batch again
     gpus: int,
     shard: bool,
     dtype: "Dtype",
-) -> Estimate:
+) -> StageEstimate:
     several = training.micro_batch_size * gpus < training.batch_size
     trace = trace_training(
         config,
@@ -113,7 +113,7 @@ def _training(
     each = step_flops(trace, full=adapter.kind == "full", checkpointing=checkpointing)
     extra = 2 * trace.parameters * ((reference != "none") + (twice and several))
     flops = trained * (each + extra) + checked * 2 * trace.parameters * forward
-    return Estimate(stage, trace, trained, checked, flops, sharded=shard and gpus > 1)
+    return StageEstimate(stage, trace, trained, checked, flops, sharded=shard and gpus > 1)
 
 
 def step_flops(trace: Trace, *, full: bool, checkpointing: bool) -> int:
@@ -127,10 +127,10 @@ def step_flops(trace: Trace, *, full: bool, checkpointing: bool) -> int:
 
 def _scoring(
     stage: str, config: "PretrainedConfig", params: "Params", rows: Sequence[Group], gpus: int, *, shard: bool
-) -> Estimate:
+) -> StageEstimate:
     settings = params.ref_logps
     largest = max(batches(rows, settings.tokens_per_batch), key=lambda part: sum(rows[i].n_tokens for i in part))
     trace = trace_scoring(config, [rows[i] for i in largest], settings.dtype)
     scored = tokens(rows)
     sharded = (shard or settings.shard == "full") and gpus > 1
-    return Estimate(stage, trace, scored, 0, 2.0 * trace.parameters * scored, sharded=sharded)
+    return StageEstimate(stage, trace, scored, 0, 2.0 * trace.parameters * scored, sharded=sharded)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from prefdag.check_params import load_params
 from prefdag.estimate.models import read_config
 from prefdag.estimate.rows import longest_rows, read_rows
-from prefdag.estimate.stages import Estimate, estimates
+from prefdag.estimate.stages import StageEstimate, estimates
 from prefdag.estimate.trace import checkpoint, peak
 
 HEAD: tuple[str, ...] = ("stage", "GB a process", "weights", "gradients", "optimiser", "reference", "activations")
@@ -28,7 +28,7 @@ def lines(model: str | None, pairs: int | None, gpus: int, tflops: float | None,
     ]
 
 
-def row(each: Estimate, gpus: int, tflops: float) -> tuple[str, ...]:
+def row(each: StageEstimate, gpus: int, tflops: float) -> tuple[str, ...]:
     """A stage as cells."""
     trace, shards = each.trace, gpus if each.sharded else 1
     parts = (trace.weights, trace.gradients, trace.optimizer, trace.reference)

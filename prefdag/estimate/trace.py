@@ -41,7 +41,7 @@ ATTENTION = "prefdag_estimate"
 ALLOCATOR, KERNELS = 1.03, 95e6
 # Bytes of a 4-bit weight: half a byte, a byte of scale for 64 of them, and four for 256 of those.
 NF4 = 1 / 2 + 1 / 64 + 4 / (64 * 256)
-Reference = Literal["none", "live", "moving"]
+ReferenceKind = Literal["none", "live", "moving"]
 
 
 def attention(
@@ -132,7 +132,7 @@ def trace_training(
     key: str,
     *,
     checkpointing: bool = False,
-    reference: Reference = "none",
+    reference: ReferenceKind = "none",
     accumulates: bool = True,
     sharded: bool = False,
     dtype: "Dtype" = "float32",
@@ -179,7 +179,7 @@ def trace_training(
     return Trace(*sizes, copied, states, gradients, working=peak.most - states - gradients)
 
 
-def _copied(policy: Policy, reference: Reference) -> int:
+def _copied(policy: Policy, reference: ReferenceKind) -> int:
     """The bytes that a reference does not share with the policy: see `trainable.frozen_copy` and `trainable.untrained`."""
     if reference == "none" or (reference == "live" and isinstance(policy, PeftModel)):
         return 0

@@ -59,7 +59,7 @@ ONLY_WITH = "The trained weights work only with the reference"  # a paragraph of
 
 
 @dataclass(frozen=True)
-class Reference:
+class AdapterBase:
     """The model that an adapter belongs to: how the adapter's configuration names it, and how to load it.
 
     `name` is a hub id, with the commit in `revision`; or "sha256:" and the hash of its weights, which is no valid id.
@@ -70,7 +70,7 @@ class Reference:
     sha256: str
 
     @classmethod
-    def of(cls, params: "Params", sha256: str) -> "Reference":
+    def of(cls, params: "Params", sha256: str) -> "AdapterBase":
         """The reference whose model.safetensors has this hash. It is the hub's model only if nothing was changed."""
         source, adapter = params.download_model.source, params.download_model.adapter
         if isinstance(source, HubSource) and adapter is None and params.sft_ref.training.epochs == 0:
@@ -94,7 +94,7 @@ def policy_card(card: str, params: "Params") -> str:
     return str(new)
 
 
-def adapter_card(card: str, params: "Params", reference: Reference) -> str:
+def adapter_card(card: str, params: "Params", reference: AdapterBase) -> str:
     """The model card of the adapter alone."""
     model, fine_tuned = params.download_model, settings.supervised(params.sft_ref)
     if reference.revision:

@@ -16,7 +16,7 @@ from mlflow.pyfunc import PythonModel
 MAX_TOKENS = 256  # longest answer if the request sets no limit
 
 
-class Policy(PythonModel):
+class PolicyModel(PythonModel):
     """The policy, with the chat template of its training."""
 
     def load_context(self, context: Any) -> None:
@@ -109,4 +109,4 @@ def _bad_request(message: str) -> MlflowException:
     return MlflowException.invalid_parameter_value(message)
 
 
-mlflow.models.set_model(Policy())
+mlflow.models.set_model(PolicyModel())

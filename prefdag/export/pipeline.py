@@ -101,7 +101,7 @@ def _text(target: Path, params: "Params", echo: Callable[[str], None]) -> None:
         return
     folder = target / ADAPTER
     folder.mkdir()
-    reference = cards.Reference.of(params, sha256(REFERENCE / WEIGHTS))
+    reference = cards.AdapterBase.of(params, sha256(REFERENCE / WEIGHTS))
     shutil.copyfile(POLICY / "adapter_model.safetensors", folder / "adapter_model.safetensors")
     config = read_json(POLICY / ADAPTER_CONFIG)
     # Here it is a path in this project, which elsewhere would be the id of somebody's repository on the hub.

@@ -9,7 +9,7 @@ from prefdag.formats.values import decoded
 
 if TYPE_CHECKING:
     from prefdag.formats.fields import Field, Row
-    from prefdag.formats.pair import Pair
+    from prefdag.formats.pair import RecordPair
 
 A, B, TIE = "model_a", "model_b", "tie"
 # "a", "model_a" and "response A"; a judge of MT-bench writes "[[A]]".
@@ -17,7 +17,7 @@ ONE_SIDE = re.compile(r"(?:\[\[|(?:model|assistant|response|answer|conversation)
 EQUAL = {"tie", "tie (bothbad)", "tie (both bad)", "both_bad", "bothbad", "both bad", "both", "draw", "equal", "[[c]]"}
 
 
-def safe_rlhf(row: "Row") -> "Pair":
+def safe_rlhf(row: "Row") -> "RecordPair":
     """PKU-SafeRLHF: `response_0`, `response_1`, and `better_response_id`, 0 or 1."""
     better = row["better_response_id"].number()
     if better not in (0, 1):
@@ -25,12 +25,12 @@ def safe_rlhf(row: "Row") -> "Pair":
     return _in_order(paired(row, "prompt", "response_0", "response_1"), B if better else A)
 
 
-def arena(row: "Row") -> "Pair":
+def arena(row: "Row") -> "RecordPair":
     """Chatbot Arena: `conversation_a`, `conversation_b`, and the `winner`. The two differ only in the last turn."""
     return _in_order(paired(row, "prompt", "conversation_a", "conversation_b"), _winner(row["winner"]))
 
 
-def versus(row: "Row") -> "Pair":
+def versus(row: "Row") -> "RecordPair":
     """A prompt, two responses, A and B, and the `winner`; or three columns, of which one is 1: `winner_model_a`, ..."""
     prompt, sides = "prompt|instruction|question", ("response_a|answer_a", "response_b|answer_b")
     if row.has("winner"):
@@ -55,7 +55,7 @@ def _winner(field: "Field") -> str:
     return A if side[1] == "a" else B
 
 
-def _in_order(pair: "Pair", winner: str) -> "Pair":
+def _in_order(pair: "RecordPair", winner: str) -> "RecordPair":
     """`pair`, whose responses are those of A and B, with the better one as chosen."""
     if winner == TIE:
         return pair._replace(preference=0.5)

@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from prefdag.formats.judgements import Scores
 
 
-class Pair(NamedTuple):
+class RecordPair(NamedTuple):
     """The pair in one record. An unpaired row has one response: chosen if it is desirable, else rejected."""
 
     prompt: list["Message"]

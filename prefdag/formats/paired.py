@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING
 from prefdag.formats.context import tools_of
 from prefdag.formats.dialogues import Message, dialogue, ends_with_user, reply, transcript
 from prefdag.formats.faults import Fault, shown
-from prefdag.formats.pair import Pair
+from prefdag.formats.pair import RecordPair
 
 if TYPE_CHECKING:
     from prefdag.formats.fields import Field, Row
 
 
-def paired(row: "Row", prompt: str = "prompt", chosen: str = "chosen", rejected: str = "rejected") -> Pair:
+def paired(row: "Row", prompt: str = "prompt", chosen: str = "chosen", rejected: str = "rejected") -> RecordPair:
     """A prompt and two responses, each as text, a turn or a whole dialogue. Names may be alternatives: "a|b".
 
     If the responses are whole dialogues, they differ only in the last turn, and a prompt beside them must agree with them.
@@ -20,35 +20,39 @@ def paired(row: "Row", prompt: str = "prompt", chosen: str = "chosen", rejected:
     (before, better), (other, worse) = (reply(field) for field in sides)
     if before != other:
         raise Fault(sides[1].path, f"not the same prompt as {sides[0].path}; the two may differ only in the last turn")
-    return Pair(_whole_prompt(row, prompt, before, sides[0]), better, worse)
+    return RecordPair(_whole_prompt(row, prompt, before, sides[0]), better, worse)
 
 
-def instructed(row: "Row", prompt: str = "instruction", chosen: str = "chosen", rejected: str = "rejected") -> Pair:
+def instructed(
+    row: "Row", prompt: str = "instruction", chosen: str = "chosen", rejected: str = "rejected"
+) -> RecordPair:
     """Alpaca's: an `instruction`, and an `input` that follows it after a blank line. `chosen` goes before `output`."""
     output = "output" if chosen == "chosen" and not row.has("chosen") and "output" in row else chosen
     pair = paired(row, prompt, output, rejected)
     return pair._replace(prompt=_with_input(row, pair.prompt))
 
 
-def single(row: "Row", prompt: str, completion: str, label: str) -> Pair:
+def single(row: "Row", prompt: str, completion: str, label: str) -> RecordPair:
     """One response, desirable or not."""
     field = one(row, completion)
     before, response = reply(field)
     whole = _whole_prompt(row, prompt, before, field)
     if "instruction" in row:
         whole = _with_input(row, whole)
-    return Pair(whole, response, None) if one(row, label).label() else Pair(whole, None, response)
+    return RecordPair(whole, response, None) if one(row, label).label() else RecordPair(whole, None, response)
 
 
-def labelled_dialogue(row: "Row") -> Pair:
+def labelled_dialogue(row: "Row") -> RecordPair:
     """`messages` or `conversations` that end with the response, and `label` or `kto_tag`."""
     field = one(row, "messages|conversations")
     before, response = reply(field)
     ends_with_user(before, field.path)
-    return Pair(before, response, None) if one(row, "label|kto_tag").label() else Pair(before, None, response)
+    return (
+        RecordPair(before, response, None) if one(row, "label|kto_tag").label() else RecordPair(before, None, response)
+    )
 
 
-def openai(row: "Row") -> Pair:
+def openai(row: "Row") -> RecordPair:
     """`input` with `messages` and `tools`, `preferred_output`, `non_preferred_output`: OpenAI's preference files."""
     (before, better), (other, worse) = reply(row["preferred_output"]), reply(row["non_preferred_output"])
     if before or other:
@@ -57,10 +61,10 @@ def openai(row: "Row") -> Pair:
         )
     prompt = dialogue(row["input"]["messages"], "user")
     tools = tools_of(row["input"]["tools"]) if row["input"].has("tools") else None
-    return Pair(ends_with_user(prompt, "input.messages"), better, worse, tools=tools)
+    return RecordPair(ends_with_user(prompt, "input.messages"), better, worse, tools=tools)
 
 
-def hh_rlhf(row: "Row") -> Pair:
+def hh_rlhf(row: "Row") -> RecordPair:
     r"""`chosen`, `rejected`: transcripts "\n\nHuman: ...\n\nAssistant: ..." that differ only in the last reply."""
     prompts, responses = [], []
     for column in ("chosen", "rejected"):
@@ -77,7 +81,7 @@ def hh_rlhf(row: "Row") -> Pair:
         )
     turns = transcript(prompts[0], "chosen")
     chosen, rejected = responses
-    return Pair(ends_with_user(turns, "chosen"), chosen, rejected)
+    return RecordPair(ends_with_user(turns, "chosen"), chosen, rejected)
 
 
 def agreeing(stated: list[Message], before: list[Message], column: str, other: str) -> list[Message]:

@@ -18,7 +18,7 @@ from prefdag.formats.scored import distilabel, helpsteer, nectar, shp, strength,
 
 if TYPE_CHECKING:
     from prefdag.formats.fields import Field, Row
-    from prefdag.formats.pair import Pair
+    from prefdag.formats.pair import RecordPair
 
 SIDES = ("chosen", "rejected")
 
@@ -31,7 +31,7 @@ class RowFormat(NamedTuple):
     """The keys of a record in this format ("a|b": either), and the function that parses it, which raises `Fault`."""
 
     keys: tuple[str, ...]
-    parse: Callable[["Row"], "Pair"]
+    parse: Callable[["Row"], "RecordPair"]
     like: Callable[["Row"], bool] = lambda row: True  # for `detect_format`, if other formats have the same keys
     several: bool = False  # consecutive rows with the same prompt are one record: a row and its `others`
 
@@ -119,7 +119,7 @@ DIFFERENT = {
 }
 
 
-def parse_row(row: "Row", name: str) -> "Pair":
+def parse_row(row: "Row", name: str) -> "RecordPair":
     """The pair in a row of the format `name`, with its system text, history and tools."""
     row_format = ROW_FORMATS[name]
     for keys in missing(row, row_format):

@@ -19,7 +19,7 @@ CHANGED = (
     0.1  # of the value before the rounds: with many prompts, an interval alone finds changes that nobody would notice
 )
 
-Row = Mapping[Any, Any]
+RoundMetrics = Mapping[Any, Any]
 
 
 def examine(table: DataFrame) -> Verdict:
@@ -44,7 +44,7 @@ def examine(table: DataFrame) -> Verdict:
     )
 
 
-def judge_exploitation(rows: Sequence[Row]) -> str | None:
+def judge_exploitation(rows: Sequence[RoundMetrics]) -> str | None:
     """In a round, the judge that made the pairs prefers the new policy, the stopping judge is not shown to, and the two differ.
 
     That is, the interval of the first one's win rate is above 1/2, that of the other's is not, and that of their difference on
@@ -59,7 +59,7 @@ def judge_exploitation(rows: Sequence[Row]) -> str | None:
     return "; ".join(found) or None
 
 
-def length_drift(first: Row, last: Row) -> str | None:
+def length_drift(first: RoundMetrics, last: RoundMetrics) -> str | None:
     """The answers became longer or shorter: by more than `CHANGED`, and the interval of the difference does not have zero.
 
     The interval is that of independent answers. Both policies answered the same prompts, so it is rather too wide.
@@ -74,7 +74,7 @@ def length_drift(first: Row, last: Row) -> str | None:
     )
 
 
-def falling_diversity(first: Row, rows: Sequence[Row]) -> str | None:
+def falling_diversity(first: RoundMetrics, rows: Sequence[RoundMetrics]) -> str | None:
     """distinct-2 of the answers fell at equal lengths: by more than `CHANGED`, and the interval of the change is below zero.
 
     The change is the sum over the rounds.
@@ -91,10 +91,10 @@ def falling_diversity(first: Row, rows: Sequence[Row]) -> str | None:
     )
 
 
-def _estimate(row: Row, name: str) -> tuple[float, float, float]:
+def _estimate(row: RoundMetrics, name: str) -> tuple[float, float, float]:
     return row[name], row[f"{name}_low"], row[f"{name}_high"]
 
 
-def _shares(row: Row, name: str) -> str:
+def _shares(row: RoundMetrics, name: str) -> str:
     value, low, high = (100 * each for each in _estimate(row, name))
     return f"{value:.1f}%, {low:.1f}% to {high:.1f}%"

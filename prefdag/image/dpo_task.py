@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from prefdag.dpo.preference import Preference
 
 # The reference's `class_logps` of some images, augmented for an epoch, and their row numbers; without gradient.
-RefLogps = Callable[[Tensor, Sequence[int]], Tensor]
+ReferenceLogps = Callable[[Tensor, Sequence[int]], Tensor]
 
 
 class Outputs(NamedTuple):
@@ -30,7 +30,7 @@ def dpo_task(
     split: ImagePairs,
     augment: Augmentation,
     y_l: Callable[[Sequence[int], int | None], Tensor],
-    ref_logps: RefLogps,
+    ref_logps: ReferenceLogps,
     preference: "Preference",
 ) -> Task:
     """Training by `preference`. `y_l` returns the rejected classes, by row numbers and epoch (see `negatives.Negatives`)."""
@@ -47,7 +47,7 @@ def dpo_task(
     return Task(forward, loss, [1.0] * len(split), split.ids, preference.jointly)
 
 
-def reference_logps(reference: nn.Module, images: Tensor, augment: Augmentation, config: "DpoImage") -> RefLogps:
+def reference_logps(reference: nn.Module, images: Tensor, augment: Augmentation, config: "DpoImage") -> ReferenceLogps:
     """The reference's log-probabilities: computed once for all `images` of a split, then looked up.
 
     If the reference is updated or the images are augmented, they are computed in every step instead.

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from PIL import ExifTags, Image
 
 from prefdag.formats.faults import Fault
-from prefdag.images.kinds import Kind, kind_of
+from prefdag.images.kinds import FileKind, kind_of
 
 # How to turn an image upright, by its EXIF orientation.
 TURNS = {
@@ -77,7 +77,7 @@ def decode(name: str, content: bytes) -> Decoded:
 def _opened(name: str, content: bytes) -> Iterator[Image.Image]:
     """A still image of at most 8 bits per channel. Raises `Fault`, also for errors while it is used."""
     kind = kind_of(name, content)
-    if isinstance(kind, Kind):
+    if isinstance(kind, FileKind):
         raise Fault("format", f"{kind.name}; {kind.remedy}")
     if kind is None:
         raise Fault("content", "not an image; fix or remove it")

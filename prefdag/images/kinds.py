@@ -27,24 +27,28 @@ REMOVE = "remove it"
 UNPACK = "unpack it, or pack it again as a tar"
 
 
-class Kind(NamedTuple):
+class FileKind(NamedTuple):
     """A kind of file that is not read, and what to do about it."""
 
     name: str
     remedy: str
 
 
-HEIC, AVIF, RAW = Kind("HEIC", CONVERT), Kind("AVIF", CONVERT), Kind("a camera's raw format", CONVERT)
-JPEG_XL, JPEG_2000 = Kind("JPEG XL", CONVERT), Kind("JPEG 2000", CONVERT)
-SVG, PSD, ICO = Kind("SVG", CONVERT), Kind("PSD (Photoshop)", CONVERT), Kind("ICO (icons)", CONVERT)
-VIDEO, ZIP, PICKLE = Kind("a video", REMOVE), Kind("a zip archive", UNPACK), Kind("a pickle, never opened", REMOVE)
-NUMPY = Kind("a NumPy array", "save each image as PNG")
-IDX = Kind("an IDX file, MNIST's own format", "convert it to a CSV file of pixels and label (mnist-csv)")
-ARCHIVE, HDF5 = Kind("an archive", UNPACK), Kind("HDF5", "save each image as PNG")
-LFS = Kind("a Git LFS pointer, not the file itself", "run `git lfs pull` where it comes from")
+HEIC, AVIF, RAW = FileKind("HEIC", CONVERT), FileKind("AVIF", CONVERT), FileKind("a camera's raw format", CONVERT)
+JPEG_XL, JPEG_2000 = FileKind("JPEG XL", CONVERT), FileKind("JPEG 2000", CONVERT)
+SVG, PSD, ICO = FileKind("SVG", CONVERT), FileKind("PSD (Photoshop)", CONVERT), FileKind("ICO (icons)", CONVERT)
+VIDEO, ZIP, PICKLE = (
+    FileKind("a video", REMOVE),
+    FileKind("a zip archive", UNPACK),
+    FileKind("a pickle, never opened", REMOVE),
+)
+NUMPY = FileKind("a NumPy array", "save each image as PNG")
+IDX = FileKind("an IDX file, MNIST's own format", "convert it to a CSV file of pixels and label (mnist-csv)")
+ARCHIVE, HDF5 = FileKind("an archive", UNPACK), FileKind("HDF5", "save each image as PNG")
+LFS = FileKind("a Git LFS pointer, not the file itself", "run `git lfs pull` where it comes from")
 HTML, EMPTY = (
-    Kind("a web page", "fetch the image again or remove it"),
-    Kind("an empty file", "fetch it again or remove it"),
+    FileKind("a web page", "fetch the image again or remove it"),
+    FileKind("an empty file", "fetch it again or remove it"),
 )
 
 BY_SUFFIX = {
@@ -57,9 +61,10 @@ BY_SUFFIX = {
     **dict.fromkeys((".psd", ".psb"), PSD),
     **dict.fromkeys((".ico", ".cur"), ICO),
     **{
-        suffix: Kind(suffix[1:].upper(), CONVERT) for suffix in (".tga", ".exr", ".hdr", ".dds", ".eps", ".pcx", ".qoi")
+        suffix: FileKind(suffix[1:].upper(), CONVERT)
+        for suffix in (".tga", ".exr", ".hdr", ".dds", ".eps", ".pcx", ".qoi")
     },
-    ".dcm": Kind("DICOM", CONVERT),
+    ".dcm": FileKind("DICOM", CONVERT),
     **dict.fromkeys((".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg"), VIDEO),
     ".zip": ZIP,
     **dict.fromkeys((".7z", ".rar", ".gz", ".bz2", ".xz", ".zst"), ARCHIVE),
@@ -73,7 +78,7 @@ BRANDS = {
     **dict.fromkeys((b"avif", b"avis"), AVIF),
     b"crx ": RAW,
 }
-BY_CONTENT: dict[bytes, str | Kind] = {  # by the first bytes; a text is the name of a format that is read
+BY_CONTENT: dict[bytes, str | FileKind] = {  # by the first bytes; a text is the name of a format that is read
     b"\xff\xd8\xff": "JPEG",
     b"\x89PNG\r\n\x1a\n": "PNG",
     b"GIF8": "GIF",
@@ -95,7 +100,7 @@ BY_CONTENT: dict[bytes, str | Kind] = {  # by the first bytes; a text is the nam
     b"PK\x03\x04": ZIP,
     **dict.fromkeys((b"7z\xbc\xaf\x27\x1c", b"Rar!\x1a", b"\x1f\x8b", b"BZh", b"\xfd7zXZ"), ARCHIVE),
     b"version https://git-lfs": LFS,
-    b"%PDF": Kind("a PDF", CONVERT),
+    b"%PDF": FileKind("a PDF", CONVERT),
 }
 
 
@@ -122,8 +127,8 @@ def has_image_suffix(name: str) -> bool:
     return any(suffix in suffixes for suffixes in READ.values()) or (other is not None and other.remedy == CONVERT)
 
 
-def kind_of(name: str, content: bytes) -> str | Kind | None:
-    """The kind of a file, by its first bytes or else by its name: a name of `READ`, or a `Kind`; None if it is not known."""
+def kind_of(name: str, content: bytes) -> str | FileKind | None:
+    """The kind of a file, by its first bytes or else by its name: a name of `READ`, or a `FileKind`; None if unknown."""
     by_suffix = BY_SUFFIX.get(PurePosixPath(name.lower()).suffix)
     if not content:
         return EMPTY

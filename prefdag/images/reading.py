@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 from prefdag.formats.archives import unpacked
 from prefdag.formats.files import file_name, listed
 from prefdag.images.folders import read_folder
-from prefdag.images.kinds import TARS, Kind, has_image_suffix, kind_of, role
+from prefdag.images.kinds import TARS, FileKind, has_image_suffix, kind_of, role
 from prefdag.images.labelled import Images, Notes, printed
 from prefdag.images.published import splits_of_files
 from prefdag.lifecycle.errors import DataError
@@ -80,7 +80,7 @@ def recognise(files: Mapping[str, Path]) -> Recognised:
             return Recognised(known, f"{what} ({printed(found[0])})")
     name, path = next(iter(files.items()))
     kind = kind_of(name, _start(path))
-    return Recognised(None, f"{printed(name)}{f' ({kind.name}; {kind.remedy})' if isinstance(kind, Kind) else ''}")
+    return Recognised(None, f"{printed(name)}{f' ({kind.name}; {kind.remedy})' if isinstance(kind, FileKind) else ''}")
 
 
 def _start(path: Path) -> bytes:

@@ -54,7 +54,7 @@ def _right_and_wrong(targets: dict[str, int]) -> dict[str, int]:
 
 Text = Annotated[str, AfterValidator(_utf8)]
 NotBlank = Annotated[Text, AfterValidator(_not_blank)]
-Answers = Annotated[list[NotBlank], BeforeValidator(_split_answers)]
+AnswerTexts = Annotated[list[NotBlank], BeforeValidator(_split_answers)]
 Targets = Annotated[dict[NotBlank, int], BeforeValidator(_targets_of_lists), AfterValidator(_right_and_wrong)]
 
 
@@ -65,8 +65,8 @@ class TruthfulQARecord(BaseModel):
 
     question: NotBlank = Field(validation_alias=AliasChoices("Question", "question"))
     best: NotBlank = Field(validation_alias=AliasChoices("Best Answer", "best_answer"))
-    right: Answers = Field([], validation_alias=AliasChoices("Correct Answers", "correct_answers"))
-    wrong: Answers = Field(validation_alias=AliasChoices("Incorrect Answers", "incorrect_answers"))
+    right: AnswerTexts = Field([], validation_alias=AliasChoices("Correct Answers", "correct_answers"))
+    wrong: AnswerTexts = Field(validation_alias=AliasChoices("Incorrect Answers", "incorrect_answers"))
 
 
 class MultipleChoiceRecord(BaseModel):

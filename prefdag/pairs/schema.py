@@ -29,7 +29,7 @@ from prefdag.recorded import recorded
 
 if TYPE_CHECKING:
     from prefdag.formats.dialogues import Message
-    from prefdag.formats.pair import Pair
+    from prefdag.formats.pair import RecordPair
 
 # Validated pairs. `prompt` ends with a user turn, or with the result of a tool. `preference` is the probability that chosen is
 # preferred to rejected. `source` is FILE:ROW, with rows counted from 1 (lines in JSON lines, rows below the header in CSV); in
@@ -226,7 +226,7 @@ def _side(name: str, message: "Message | None") -> dict[str, str | None]:
     return {name: text, f"{name}_extra": extra}
 
 
-def _preference(pair: "Pair", score_scale: float | None) -> float:
+def _preference(pair: "RecordPair", score_scale: float | None) -> float:
     if score_scale is None or pair.scores is None:
         return 1.0 if pair.preference is None else pair.preference
     chosen, rejected = pair.scores

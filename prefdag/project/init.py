@@ -41,7 +41,7 @@ KEEP = ".gitkeep"
 WHEELS = "wheels"  # a library that was installed from a file goes along in this folder
 
 
-class Pin(NamedTuple):
+class LibraryPin(NamedTuple):
     """The line of requirements.txt that installs this version of the library, and a wheel that it needs, if any."""
 
     requirement: str
@@ -93,19 +93,19 @@ def init(folder: Path, profile: str = profiles.DEFAULT) -> list[str]:
     return notes
 
 
-def library() -> Pin:
+def library() -> LibraryPin:
     """How to install the library as it is installed here: from an index, an address, or a wheel that goes along."""
     installed = distribution("prefdag")
     origin: dict[str, Any] = json.loads(installed.read_text("direct_url.json") or "{}")  # PEP 610
     url, version = origin.get("url", ""), f"prefdag=={installed.version}"
     if "vcs_info" in origin:
-        return Pin(f"prefdag @ {origin['vcs_info']['vcs']}+{url}@{origin['vcs_info']['commit_id']}")
+        return LibraryPin(f"prefdag @ {origin['vcs_info']['vcs']}+{url}@{origin['vcs_info']['commit_id']}")
     if url.startswith(("http://", "https://")):
-        return Pin(f"prefdag @ {url}")
+        return LibraryPin(f"prefdag @ {url}")
     wheel = Path(unquote(urlsplit(url).path)) if url.startswith("file:") else None
     if wheel and wheel.suffix == ".whl" and wheel.is_file():
-        return Pin(f"./{WHEELS}/{wheel.name} --hash=sha256:{sha256(wheel)}", wheel)
-    return Pin(version)
+        return LibraryPin(f"./{WHEELS}/{wheel.name} --hash=sha256:{sha256(wheel)}", wheel)
+    return LibraryPin(version)
 
 
 def _repository(new: Path, name: str, *, inside: bool) -> list[str]:

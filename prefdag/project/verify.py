@@ -58,7 +58,7 @@ class ObjectStore:
 
 
 @dataclass
-class Row:
+class StageRow:
     """What was checked of a stage: how many outputs, dependencies and parameters are as dvc.lock says, and how many not."""
 
     stage: str
@@ -89,10 +89,10 @@ HEAD = ("stage", "in dvc.lock", "outs ok", "changed", "absent", "deps ok", "chan
 
 
 @dataclass
-class Result:
+class Verification:
     """What was checked, a row for each stage; every difference; and what could not be checked, by name."""
 
-    rows: list[Row] = field(default_factory=list)
+    rows: list[StageRow] = field(default_factory=list)
     differences: list[str] = field(default_factory=list)
     absent: list[str] = field(default_factory=list)
 
@@ -114,7 +114,7 @@ def differences(remote: str | None = None) -> Iterator[str]:
     yield from verify(remote).differences
 
 
-def verify(remote: str | None = None) -> Result:
+def verify(remote: str | None = None) -> Verification:
     """Compare dvc.yaml with dvc.lock, dvc.lock with the working tree, and the cache's objects and those of `remote` with their
     names.
 
@@ -136,13 +136,13 @@ def verify(remote: str | None = None) -> Result:
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
-    result = Result()
+    result = Verification()
     stale: dict[str, list[str]] = {}  # the stages by what they would read differently now
     writers = {out["path"]: (stage, out["md5"]) for stage, entry in lock.items() for out in entry.get("outs") or ()}
     with Repo() as repo:
         cache = ObjectStore("cache", repo.cache.local)
         for stage in [*dag, *(name for name in lock if name not in dag)]:
-            row = Row(stage)
+            row = StageRow(stage)
             result.rows.append(row)
             result.differences += _shape_differences(row, dag.get(stage), lock.get(stage))
             if stage in lock:
@@ -177,7 +177,9 @@ def _params_files(lock: Mapping[str, Any]) -> set[str]:
     return {path for entry in lock.values() for path in entry.get("params") or () if Path(path).is_file()}
 
 
-def _shape_differences(row: Row, wanted: Mapping[str, Any] | None, entry: Mapping[str, Any] | None) -> Iterator[str]:
+def _shape_differences(
+    row: StageRow, wanted: Mapping[str, Any] | None, entry: Mapping[str, Any] | None
+) -> Iterator[str]:
     """Where the entries of a stage in dvc.yaml and dvc.lock do not belong together."""
     stage = row.stage
     if entry is None:
@@ -203,7 +205,7 @@ def _shape_differences(row: Row, wanted: Mapping[str, Any] | None, entry: Mappin
     yield from problems
 
 
-def _check_outs(row: Row, entry: Mapping[str, Any], cache: ObjectStore, result: Result) -> None:
+def _check_outs(row: StageRow, entry: Mapping[str, Any], cache: ObjectStore, result: Verification) -> None:
     """Hash the outputs of a stage again, and count them in its row."""
     for output in locked({row.stage: entry}):
         if not output.path.exists():
@@ -217,7 +219,7 @@ def _check_outs(row: Row, entry: Mapping[str, Any], cache: ObjectStore, result: 
 
 
 def _wrong_deps(
-    row: Row, entry: Mapping[str, Any], writers: Mapping[str, tuple[str, str]], repo: "Repo"
+    row: StageRow, entry: Mapping[str, Any], writers: Mapping[str, tuple[str, str]], repo: "Repo"
 ) -> Iterator[str]:
     """What is wrong with the dependencies of a stage, as the beginning of a line that ends with the stage.
 
@@ -251,7 +253,7 @@ def _md5_of_dep(path: Path, repo: "Repo") -> str:
     return folder_hash({file.relative_to(top).as_posix(): file_hash(file, "md5") for file in files})
 
 
-def _wrong_params(row: Row, entry: Mapping[str, Any], trees: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+def _wrong_params(row: StageRow, entry: Mapping[str, Any], trees: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     """Parameters whose values changed since the stage ran, as the beginning of a line that ends with the stage."""
     for file, values in (entry.get("params") or {}).items():
         for key, value in values.items():

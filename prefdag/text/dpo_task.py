@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from prefdag.dpo.preference import Preference
 
 # The reference's log-probabilities of some of a task's pairs, by row numbers; without gradient.
-RefLogps = Callable[[Sequence[int]], PairLogps]
+ReferenceLogps = Callable[[Sequence[int]], PairLogps]
 
 
 def dpo_task(
     pairs: Sequence[Pair],
     ids: Sequence[str],
     preference: "Preference",
-    ref_logps: RefLogps,
+    ref_logps: ReferenceLogps,
     *,
     labels: Tensor | None = None,
     present: tuple[Tensor, Tensor] | None = None,
@@ -57,7 +57,7 @@ def dpo_task(
     return Task(forward, preference, [1.0] * len(pairs), ids, preference.jointly)
 
 
-def live_logps(reference: nn.Module, pairs: Sequence[Pair]) -> RefLogps:
+def live_logps(reference: nn.Module, pairs: Sequence[Pair]) -> ReferenceLogps:
     """Computed by `reference` in every step."""
 
     @torch.no_grad()
@@ -67,7 +67,7 @@ def live_logps(reference: nn.Module, pairs: Sequence[Pair]) -> RefLogps:
     return ref_logps
 
 
-def cached_logps(logps: PairLogps, live: RefLogps | None = None) -> RefLogps:
+def cached_logps(logps: PairLogps, live: ReferenceLogps | None = None) -> ReferenceLogps:
     """Looked up in `logps`, which has all rows; mismatched responses, which are never cached, come from `live`."""
 
     def ref_logps(rows: Sequence[int]) -> PairLogps:

@@ -38,7 +38,7 @@ MAX_REPLY = 4 * 2**20  # bytes; a longer reply is read no further
 RETRIED_STATUS = (408, 429, 500, 502, 503, 504)
 
 
-class Response(NamedTuple):
+class HttpResponse(NamedTuple):
     """What a server sent."""
 
     status: int
@@ -123,7 +123,7 @@ class Endpoint:
         except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError):
             raise self.error(address, f"does not answer in the form of {path}", "check url") from None
 
-    def request(self, session: requests.Session, address: str, body: Mapping[str, Any] | None = None) -> Response:
+    def request(self, session: requests.Session, address: str, body: Mapping[str, Any] | None = None) -> HttpResponse:
         """The server's answer after at most `RETRIES` retries. Raises `SourceError` if it cannot be reached."""
         wait = 0.0
         for tried in range(RETRIES + 1):
@@ -180,7 +180,7 @@ class Endpoint:
             "Replies received so far are kept for the next run"
         )
 
-    def _request_once(self, session: requests.Session, address: str, body: Mapping[str, Any] | None) -> Response:
+    def _request_once(self, session: requests.Session, address: str, body: Mapping[str, Any] | None) -> HttpResponse:
         end = time.monotonic() + self.timeout
         with session.request(
             "GET" if body is None else "POST",
@@ -193,7 +193,7 @@ class Endpoint:
         ) as response:
             server = response.headers.get("Server")
             if response.status_code != 200:
-                return Response(response.status_code, b"", server, _retry_after(response))
+                return HttpResponse(response.status_code, b"", server, _retry_after(response))
             data = bytearray()
             for part in response.iter_content(65536):
                 data += part
@@ -201,7 +201,7 @@ class Endpoint:
                     raise self.error(address, f"answers with more than {MAX_REPLY // 2**20} MiB", "check url")
                 if time.monotonic() > end:  # nobody waits for it any more
                     raise requests.Timeout
-            return Response(200, bytes(data), server, None)
+            return HttpResponse(200, bytes(data), server, None)
 
     def _authorize(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
         """Put the key into the header. Used without a key, too, so that requests takes no password from a .netrc."""

@@ -27,7 +27,7 @@ from prefdag.train.batch_statistics import composed, warn_of_idle_processes
 from prefdag.train.checkpoint import Checkpoints, TrainState
 from prefdag.train.optimizer import batch_order, learning_rate, make_optimizer
 from prefdag.train.random_state import seed_step
-from prefdag.train.step import PreparedModel, Row, forward_backward, not_finite
+from prefdag.train.step import PreparedModel, StepMetrics, forward_backward, not_finite
 
 if TYPE_CHECKING:
     from prefdag.config.training import Training
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 class History:
     """Metrics: one row per optimiser step, taken before its update, and one row per validation, if any."""
 
-    train: list[Row]
-    validation: list[Row]
+    train: list[StepMetrics]
+    validation: list[StepMetrics]
 
 
 def fit(

@@ -23,7 +23,7 @@ from prefdag.train.outputs import map_tensors, tensors
 from prefdag.train.random_state import random_state, set_random_state
 from prefdag.train.task import Task, split_evenly
 
-Row = dict[str, float]
+StepMetrics = dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class PreparedModel:
 
 def forward_backward(
     prepared: PreparedModel, task: Task, rows: Sequence[int], epoch: int | None, *, where: str, backward: bool
-) -> Row:
+) -> StepMetrics:
     """Forward (and backward) over `rows` in micro-batches; the loss and mean metrics over all processes.
 
     Gradients are those of sum(losses) / sum(weights) over all rows of all processes.

@@ -13,7 +13,7 @@ from prefdag.check_params import load_params
 from prefdag.config.download_model import DownloadModel
 from prefdag.config.params import Params
 from prefdag.config.sources import HubSource
-from prefdag.export.cards import Reference, adapter_card, pinned_model, policy_card
+from prefdag.export.cards import AdapterBase, adapter_card, pinned_model, policy_card
 from stages import report
 
 
@@ -55,7 +55,7 @@ def test_the_merged_models_card_is_about_the_merged_model(card: str, params: Par
 
 @pytest.mark.slow
 def test_the_adapters_card_names_its_reference(card: str, params: Params) -> None:
-    own = adapter_card(card, params, Reference.of(params, "ab" * 32))
+    own = adapter_card(card, params, AdapterBase.of(params, "ab" * 32))
     data: dict[str, Any] = ModelCard(own).data.to_dict()
     assert (data["library_name"], data["base_model_relation"]) == ("peft", "finetune")
     assert "lora" in data["tags"]
@@ -76,10 +76,10 @@ def test_a_merged_adapter_is_no_model_of_the_hub(params: Params) -> None:
     source = HubSource(kind="hub", repo="owner/model", repo_type="model", revision="a" * 40, files=["*.safetensors"])
     unchanged = replace(params.sft_ref, training=replace(params.sft_ref.training, epochs=0))
     plain = replace(params, download_model=DownloadModel(source=source, adapter=None), sft_ref=unchanged)
-    assert Reference.of(plain, "ab" * 32).revision == "a" * 40
+    assert AdapterBase.of(plain, "ab" * 32).revision == "a" * 40
     model = DownloadModel(source=source, adapter=replace(source, repo="owner/adapter"))
     merged = replace(plain, download_model=model)
-    assert Reference.of(merged, "ab" * 32) == Reference(f"sha256:{'ab' * 32}", None, "ab" * 32)
+    assert AdapterBase.of(merged, "ab" * 32) == AdapterBase(f"sha256:{'ab' * 32}", None, "ab" * 32)
     assert pinned_model(model) == (
         f"`owner/model` at revision `{'a' * 40}`, with the adapter `owner/adapter` at revision `{'a' * 40}` merged into it"
     )

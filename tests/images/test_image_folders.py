@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.numpy import save_file
 from tars import tar
 
-from prefdag.images.kinds import BY_SUFFIX, READ, Kind, kind_of, role
+from prefdag.images.kinds import BY_SUFFIX, READ, FileKind, kind_of, role
 from prefdag.images.reading import read_images
 from prefdag.lifecycle.errors import DataError
 
@@ -59,6 +59,7 @@ NAMED: dict[str, tuple[bytes, str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("name", NAMED)
 def test_a_file_of_another_kind_is_named(tmp_path: Path, name: str, packed: bool) -> None:
@@ -198,4 +199,4 @@ def test_every_file_has_a_role_and_a_kind(suffix: str, content: bytes) -> None:
     name = f"a/b{suffix}"
     assert role(name) == "image"
     kind = kind_of(name, content)
-    assert kind is None or kind in READ or isinstance(kind, Kind)
+    assert kind is None or kind in READ or isinstance(kind, FileKind)

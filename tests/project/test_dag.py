@@ -324,6 +324,18 @@ def test_imports_go_one_way() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+def test_no_two_classes_have_the_same_name() -> None:
+    names = [
+        (node.name, file)
+        for file in modules()
+        for node in ast.walk(ast.parse((ROOT / file).read_text()))
+        if isinstance(node, ast.ClassDef)
+    ]
+    places = dict(names)
+    assert len(places) > 250
+    assert not [f"{name}: {file}, {places[name]}" for name, file in names if places[name] != file]
+
+
 @pytest.mark.parametrize(
     ("importer", "imported", "allowed"),
     [

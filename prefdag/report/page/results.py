@@ -15,7 +15,7 @@ from prefdag.runtime.artifacts import read_json, read_table, read_tensors
 
 if TYPE_CHECKING:
     from prefdag.report.text.answers import Answers
-    from prefdag.report.text.rounds import Rounds
+    from prefdag.report.text.rounds import RoundsReport
 
 SPLITS = ("train", "val", "test")
 RESPONSES = ("chosen", "rejected", "chosen_truncated", "rejected_truncated")  # as the model has to write them
@@ -113,7 +113,7 @@ class Results:
     images: ImagesDataset
     hashes: Mapping[str, str]
     ref_logps: Mapping[str, Any]
-    rounds: "Rounds | None"  # None if none ran
+    rounds: "RoundsReport | None"  # None if none ran
     reward_models: Mapping[str, Mapping[str, Any] | None]  # the figures of each track's; None if there is none
 
 

@@ -42,7 +42,7 @@ COUNTS = {"pairs": "Pairs kept", "prompts_kept": "Prompts with a pair", "prompts
 
 
 @dataclass(frozen=True)
-class Rounds:
+class RoundsReport:
     """The table of rounds that ran, what select_policy chose, and of the last round that ran its new pairs and its people."""
 
     table: pd.DataFrame
@@ -51,17 +51,17 @@ class Rounds:
     people: Mapping[str, Any] | None  # as `agreement.summary`; None if no people labelled
 
 
-def read_rounds(table: Path, chosen: Path, pairs: Sequence[Path]) -> Rounds | None:
+def read_rounds(table: Path, chosen: Path, pairs: Sequence[Path]) -> RoundsReport | None:
     """The rounds; None if none ran. `pairs` are the folders of their pairs, from the first round on. Raises `DataError`."""
     if not len(rows := read_csv(table)):
         return None
     last = int(rows["round"].iloc[-1])
     every = read_table(pairs[last - 1] / "train.parquet").to_pandas()
     people = read_json(pairs[last - 1] / "summary.json").get("people")
-    return Rounds(rows, read_json(chosen), every[every["round"] == last], people)
+    return RoundsReport(rows, read_json(chosen), every[every["round"] == last], people)
 
 
-def view(rounds: Rounds, params: "Params") -> dict[str, Any]:
+def view(rounds: RoundsReport, params: "Params") -> dict[str, Any]:
     """The content of the section."""
     records = rounds.table.to_dict("records")
     made = [identity(judge) for judge in _of_rounds(rounds, params, "judge")]
@@ -77,7 +77,7 @@ def view(rounds: Rounds, params: "Params") -> dict[str, Any]:
     }
 
 
-def summary(rounds: Rounds, params: "Params") -> str:
+def summary(rounds: RoundsReport, params: "Params") -> str:
     """How many rounds ran, which policy was chosen, and why no further one ran. The report and the card print it unchanged."""
     last, chosen, count = int(rounds.table["round"].iloc[-1]), rounds.chosen["round"], params.rounds.count
     policy = f"the policy of round {chosen}" if chosen else "no round was good, so the policy of dpo_text"
@@ -87,7 +87,7 @@ def summary(rounds: Rounds, params: "Params") -> str:
     return ran if last == count else f"{ran} No pair could be made in round {last + 1}."
 
 
-def judges(rounds: Rounds, params: "Params") -> str:
+def judges(rounds: RoundsReport, params: "Params") -> str:
     """Who made the pairs, and who could stop the rounds."""
     made = " or ".join(
         dict.fromkeys(OF_ROUNDS.get(each.kind, each.kind) for each in _of_rounds(rounds, params, "judge"))
@@ -114,7 +114,7 @@ def labelled(people: Mapping[str, Any] | None) -> list[str]:
     return [f"{said}; {agreed}, n = {people['compared_twice']}{kappa}."]
 
 
-def _of_rounds(rounds: Rounds, params: "Params", key: str) -> list[Any]:
+def _of_rounds(rounds: RoundsReport, params: "Params", key: str) -> list[Any]:
     """The judges of the rounds that ran, which may have several each."""
     last = int(rounds.table["round"].iloc[-1])
     every = (getattr(params.rounds.round(number), key) for number in NUMBERS if number <= last)
