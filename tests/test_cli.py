@@ -25,6 +25,7 @@ def prefdag(*arguments: str, typed: str = "") -> Result:
     return CliRunner().invoke(app, arguments, input=typed)
 
 
+@pytest.mark.slow
 def test_help_names_the_commands_and_imports_little() -> None:
     command = [sys.executable, "-X", "importtime", "-c", "from prefdag.cli import app; app(['--help'])"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

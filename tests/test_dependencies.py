@@ -61,6 +61,7 @@ def test_an_f_string_is_the_source_in_every_version_of_python() -> None:
 SOURCES = [path.read_text("utf-8") for path in sorted([*ROOT.glob("prefdag/**/*.py"), *ROOT.glob("stages/*.py")])]
 
 
+@pytest.mark.slow
 @given(st.sampled_from(SOURCES), st.data())
 def test_an_edit_that_python_sees_counts(source: str, data: st.DataObject) -> None:
     """Python's own parser is the twin: where it finds other statements, so do we."""

@@ -52,6 +52,7 @@ def run(path: Path, rounds: int = 3) -> pd.DataFrame:
 # What is kept
 
 
+@pytest.mark.slow
 def test_sides_take_turns_and_a_stopped_run_continues(children: dict[Any, Any], tmp_path: Path) -> None:
     path = tmp_path / "gpu.csv"
     rows = run(path)

@@ -76,10 +76,12 @@ def test_a_steep_last_step_misses_the_goal() -> None:
     assert growth_page.verdict([unsure], 1.0) == "exponent <= 1.1: open; slope 1.00"
 
 
+@pytest.mark.slow
 def test_the_page_matches_the_results() -> None:
     assert (ROOT / "docs/growth.md").read_text("utf-8") == growth_page.page(), "run `make docs`"
 
 
+@pytest.mark.slow
 def test_the_figure_is_the_same_every_time(tmp_path: Path) -> None:
     path = results(tmp_path, costs(1.0))
     for name in ("one.svg", "two.svg"):

@@ -41,6 +41,7 @@ def frame() -> pd.DataFrame:
 # Running
 
 
+@pytest.mark.slow
 def test_contenders_take_turns_and_report_their_metrics() -> None:
     frame = run_rounds([script("a", "print('hello'); print('{\"x\": 3}')"), script("b", "print({})")], rounds=2)
     assert frame[frame["metric"] == "wall_seconds"]["contender"].tolist() == ["a", "b", "a", "b"]
@@ -103,6 +104,7 @@ def test_the_imports_of_a_stage_are_timed_apart_from_its_work(tmp_path: Path) ->
     assert metrics["wall_seconds"] >= metrics["import_seconds"] + 1
 
 
+@pytest.mark.slow
 def test_the_work_of_a_stage_is_timed_once(tmp_path: Path) -> None:
     """A training that scores within it, then scoring by itself: half a second and a second, whatever else takes time."""
     files = {

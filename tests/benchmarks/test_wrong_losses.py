@@ -80,6 +80,7 @@ def margin(logits: Tensor) -> float:
 # The difference of two cross-entropies
 
 
+@pytest.mark.slow
 def test_the_difference_of_cross_entropies_has_no_bound() -> None:
     """It is linear in the margin: it falls as fast at step 1,000 as at the first, and takes y_l to probability 0."""
     losses, norms, logits = descend(DIFFERENCE, INDIFFERENT, 1000)
@@ -88,6 +89,7 @@ def test_the_difference_of_cross_entropies_has_no_bound() -> None:
     assert logits.log_softmax(0)[1].item() == pytest.approx(-2 * 1000, abs=1)  # two nats per step
 
 
+@pytest.mark.slow
 def test_dpo_has_a_bound_and_a_vanishing_gradient() -> None:
     """Its gradient, beta s(-beta h), vanishes as the margin grows. This keeps the policy near its reference."""
     losses, norms, logits = descend(DPO, INDIFFERENT, 1000)

@@ -49,6 +49,7 @@ def events(text: str) -> list[Any]:
     return [json.loads(event.removeprefix("data: ")) for event in data]
 
 
+@pytest.mark.slow
 def test_an_answer_without_streaming(client: TestClient, prompts: list[str]) -> None:
     response = client.post(COMPLETIONS, json=asking())
     assert response.status_code == 200
@@ -138,6 +139,7 @@ def naive_prompt(models: ChatModels, messages: list[dict[str, str]], room: int) 
     return None
 
 
+@pytest.mark.slow
 def test_no_more_turns_are_left_out_than_needed(tmp_path: Path) -> None:
     models = stand_ins(tmp_path, {"policy": ""}, window=300)
     messages = [user("x" * 17)]
@@ -339,6 +341,7 @@ def wait(semaphore: threading.Semaphore) -> None:
     assert semaphore.acquire(timeout=60)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_disconnects_stops_its_answer_and_the_next_is_served(slow: Any, stream: bool) -> None:
     model, address = slow
@@ -370,6 +373,7 @@ def test_a_client_that_disconnects_stops_its_answer_and_the_next_is_served(slow:
     assert model.started == model.ended == [1, 2]
 
 
+@pytest.mark.slow
 def test_answers_come_one_at_a_time_and_in_order(slow: Any) -> None:
     model, address = slow
     with httpx.Client(base_url=address, timeout=60, trust_env=False) as client, contextlib.ExitStack() as stack:

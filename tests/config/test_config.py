@@ -291,6 +291,7 @@ def test_an_adapter_is_a_folder() -> None:
         check_params(tree, PARAMS)
 
 
+@pytest.mark.slow
 @given(
     key=st.sampled_from(sorted([*TREE, *flatten(TREE)])),
     value=st.sampled_from([None, [], {}, "x", -1, float("inf"), [[]]]),

@@ -139,6 +139,7 @@ def agree(ours: Tensor, trl: Tensor, leaf: Tensor, tolerance: float = 1e-6) -> N
     assert gradients[0].abs().max() > 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(
     ("loss", "options", "trl", "settings"),

@@ -183,6 +183,7 @@ def test_f_divergences_are_the_log_ratio_near_the_reference(divergence: str) -> 
 LOG_RATIOS = st.floats(-300, 300)
 
 
+@pytest.mark.slow
 @given(
     loss=st.sampled_from(OF_MARGIN),
     beta=st.floats(0.01, 2),
@@ -200,6 +201,7 @@ def test_losses_of_the_margin_equal_their_naive_twins(
     assert value(loss, chosen, rejected, beta, **keywords).tolist() == pytest.approx(expected, rel=1e-9, abs=1e-9)
 
 
+@pytest.mark.slow
 @given(
     loss=st.sampled_from(OF_REWARDS),
     beta=st.floats(0.01, 2),
@@ -260,6 +262,7 @@ def test_sigmoid_starts_at_ln_2(beta: float, e: float) -> None:
     assert losses.item() == pytest.approx(log(2), rel=1e-6)
 
 
+@pytest.mark.slow
 @given(e=st.floats(0, 0.45), beta=st.floats(0.01, 2), c=st.floats(-10, 10), r=st.floats(-10, 10))
 @settings(deadline=None)
 def test_robust_dpo_is_unbiased(e: float, beta: float, c: float, r: float) -> None:

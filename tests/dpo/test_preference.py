@@ -217,6 +217,7 @@ def test_any_options_equal_the_naive_twin(loss: LossName, data: st.DataObject, b
     assert losses_of(preference(loss, beta, **options), *pairs) == pytest.approx(expected, rel=1e-7, abs=1e-9)
 
 
+@pytest.mark.slow
 @given(data=st.data(), beta=st.floats(0.05, 2))
 @settings(deadline=None, max_examples=60)
 def test_sums_equal_the_naive_twin(data: st.DataObject, beta: float) -> None:
@@ -281,6 +282,7 @@ def with_logps(of: PairBatch, logps: Sequence[Tensor], shared_logps: Sequence[Te
     return of._replace(chosen=chosen, rejected=rejected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("loss", "options"), [(loss, o) for loss, o in LOSSES_AND_OPTIONS if loss != "bco"])
 def test_gradients_equal_finite_differences(loss: LossName, options: dict[str, Any]) -> None:
     """With respect to the log-probabilities that have a gradient in training."""
@@ -293,6 +295,7 @@ def test_gradients_equal_finite_differences(loss: LossName, options: dict[str, A
     assert torch.autograd.gradcheck(losses, [t.requires_grad_() for t in tensors])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("loss", "options"), LOSSES_AND_OPTIONS)
 def test_gradients_equal_those_of_the_naive_twin(loss: LossName, options: dict[str, Any]) -> None:
     """Central differences of the naive sum of losses; the shifts of KTO and BCO stay fixed."""
@@ -513,6 +516,7 @@ def test_the_loss_follows_from_the_logged_rewards(loss: LossName, options: dict[
     assert losses.tolist() == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.slow
 @given(beta=st.floats(1e-3, 1e2), pairs=st.lists(st.builds(Pair, RESPONSES, RESPONSES), min_size=1, max_size=4))
 @settings(deadline=None, max_examples=30)
 def test_a_policy_equal_to_its_reference_has_accuracy_one_half(beta: float, pairs: list[Pair]) -> None:
@@ -564,6 +568,7 @@ EXAMPLES: Mapping[str, Any] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", EXAMPLES)
 @pytest.mark.parametrize("loss", LOSS_NAMES)
 def test_an_option_changes_the_loss_or_is_refused(loss: LossName, option: str) -> None:

@@ -293,6 +293,7 @@ def test_a_dead_server_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "secret" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_the_run_is_the_newest_with_these_parameters_and_metrics(root: Path) -> None:
     params = load_params(root / "params.yaml")
     flat = {key: value if isinstance(value, str) else json.dumps(value) for key, value in flatten(params).items()}

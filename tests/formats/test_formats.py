@@ -352,6 +352,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_a_format_is_recognised_and_read(tmp_path: Path, name: str) -> None:
     case = CASES[name]

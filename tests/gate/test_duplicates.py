@@ -4,6 +4,7 @@ import random
 from typing import Any
 
 import pandas as pd
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -65,6 +66,7 @@ def similarity(one: str, other: str) -> float:
     return len(sets[0] & sets[1]) / len(sets[0] | sets[1])
 
 
+@pytest.mark.slow
 def test_near_copies_are_those_of_a_brute_force_comparison() -> None:
     """Texts of 1 to 60 words, many with a few words changed. Those near the limit may differ: it is an estimate."""
     rng = random.Random(0)
@@ -127,6 +129,7 @@ def test_other_tool_calls_or_tools_are_no_contradiction() -> None:
 texts = st.sampled_from(["a", "b", "A ", "c"])
 
 
+@pytest.mark.slow
 @given(
     st.lists(st.tuples(st.sampled_from(["p", "q"]), texts, texts, st.sampled_from([0.0, 0.3, 0.5, 1.0])), max_size=8)
 )

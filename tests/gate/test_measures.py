@@ -71,6 +71,7 @@ def test_the_interval_of_longer_preferred_is_that_of_a_proportion(tmp_path: Path
     assert tuple(table.loc["longer_preferred", ["low", "high"]]) == intervals.proportion(30, 40)
 
 
+@pytest.mark.slow
 def test_repeated_runs_of_four_words(tmp_path: Path) -> None:
     rows = [row("p", "one two three four five", "r"), row("q", "ONE, two; three four. six", "r")]
     assert shares_of(read(tmp_path, {"a.jsonl": rows}))["repeated_runs"] == (
@@ -98,6 +99,7 @@ def test_each_origin_is_measured(tmp_path: Path) -> None:
     assert "largest_origin" not in shares_of(pairs, "web")
 
 
+@pytest.mark.slow
 def test_the_largest_origins_are_measured(tmp_path: Path) -> None:
     """Also if one of them has the name that stands for all rows."""
     rows = [row(f"p{i}", "a", "b", source=f"o{i % 12:02}") for i in range(36)]

@@ -19,6 +19,8 @@ from prefdag.lifecycle.errors import DataError
 from prefdag.runtime.artifacts import read_json, sha256
 from stages import label_pairs, validate_images
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def raw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -90,7 +92,6 @@ def folder_of(raw: Path, classes: str = "abcd", of_each: int = 10) -> dict[tuple
     return files
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("level", "kept"), [("warn", 40), ("drop", 40 - 2)])
 def test_copies_are_dropped_or_kept_with_their_labels_and_sources(raw: Path, level: str, kept: int) -> None:
     """d/8 is a/0 with another label, and d/9 is a/1 made brighter."""
@@ -118,7 +119,6 @@ def test_copies_are_dropped_or_kept_with_their_labels_and_sources(raw: Path, lev
     assert [summary[key] for key in ("exact_copies", "near_copies", "conflicting_copies")] == [1, 1, 2]
 
 
-@pytest.mark.slow
 def test_images_that_cannot_be_read_are_dropped_or_stop_the_stage(raw: Path) -> None:
     folder_of(raw)
     write(raw, {"a/0.png": b"x", "b/3.png": picture((16, 17)), "c/4.png": picture((16, 16), "I;16")})
@@ -174,7 +174,6 @@ def test_webp_images_pass_the_gate(raw: Path) -> None:
     assert len(load_file(validate_images.IMAGES / "images.safetensors")["labels"]) == 30
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("level", ["error", "drop"])
 def test_a_class_of_another_format_is_named_before_its_class_is_missed(raw: Path, level: str) -> None:
     folder_of(raw, "bc")
@@ -186,7 +185,6 @@ def test_a_class_of_another_format_is_named_before_its_class_is_missed(raw: Path
         run({"invalid": level}, format="image-folder")
 
 
-@pytest.mark.slow
 def test_published_splits_are_kept_from_the_files_to_the_pairs(raw: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """train/a/0 is a darker copy of test/a/0, so it is in no split."""
     files = {
@@ -214,14 +212,12 @@ def test_published_splits_are_kept_from_the_files_to_the_pairs(raw: Path, capsys
     assert "label_pairs: left out as copies of images that are held out further: 1\n" in printed
 
 
-@pytest.mark.slow
 def test_images_without_published_splits_have_no_such_column(raw: Path) -> None:
     folder_of(raw)
     run(format="image-folder")
     assert sorted(pd.read_parquet(validate_images.IMAGES / "rows.parquet")) == ["exact", "perceptual", "source"]
 
 
-@pytest.mark.slow
 def test_too_many_dropped_images_stop_the_stage(raw: Path) -> None:
     folder_of(raw)
     write(raw, {"a/0.png": b"x"})
@@ -230,7 +226,6 @@ def test_too_many_dropped_images_stop_the_stage(raw: Path) -> None:
         run({"invalid": "drop"}, format="image-folder", max_dropped=0.024)
 
 
-@pytest.mark.slow
 def test_classes_are_counted_without_dropped_images(raw: Path) -> None:
     files = folder_of(raw, "ab")
     write(raw, {f"b/{n}.png": files["a", n] for n in range(10)})
@@ -241,7 +236,6 @@ def test_classes_are_counted_without_dropped_images(raw: Path) -> None:
         run(format="image-folder")
 
 
-@pytest.mark.slow
 def test_a_suspected_label_is_listed_if_the_judge_is_good_enough(raw: Path) -> None:
     """30 dark and 30 bright images, one of each with the other's label."""
     for label, brightness in (("dark", 30), ("light", 220)):
@@ -261,7 +255,6 @@ def test_a_suspected_label_is_listed_if_the_judge_is_good_enough(raw: Path) -> N
     assert run(format="image-folder", min_judge_accuracy=0.99).empty
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("labels", "blank", "line"),
     [
@@ -283,7 +276,6 @@ def test_the_stage_refuses(raw: Path, labels: list[int], blank: int | None, line
     assert not validate_images.REPORT.exists()
 
 
-@pytest.mark.slow
 def test_rows_without_a_class_and_blank_images_can_be_dropped(raw: Path) -> None:
     write(raw, {"a.csv": mnist_csv([*range(10), 10, 3], lambda rows: rows[11].__setitem__(slice(784), ["7"] * 784))})
     listed = run({"invalid": "drop"})
@@ -297,7 +289,6 @@ def test_rows_without_a_class_and_blank_images_can_be_dropped(raw: Path) -> None
     assert load_file(validate_images.IMAGES / "images.safetensors")["labels"].tolist() == [*range(10)]
 
 
-@pytest.mark.slow
 @cifar10_tars
 def test_tars_of_cifar10_pass_the_gate(raw: Path, tars: Path | None) -> None:
     """Both tars together. A few photographs are in them twice, at least one of them in both published splits."""

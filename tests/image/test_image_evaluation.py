@@ -95,6 +95,7 @@ def test_mcnemar_equals_a_published_value() -> None:
     assert (result["difference_low"], result["difference_high"]) == paired_difference(6, 16, 161)
 
 
+@pytest.mark.slow
 @given(alone=st.integers(0, 40), other=st.integers(0, 40))
 def test_mcnemar_is_the_exact_sign_test(alone: int, other: int) -> None:
     """Twice the probability of at most min(alone, other) heads in n coin throws; concordant images do not count."""

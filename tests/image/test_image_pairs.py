@@ -20,6 +20,7 @@ from stages import label_pairs as stage
 LABEL = LabelPairs(max_images=None, val_fraction=0.1, test_fraction=0.2, seed=0)
 
 
+@pytest.mark.slow
 @given(st.integers(2, 6), st.integers(0, 5), st.none() | st.integers(30, 200))
 def test_label_pairs_are_stratified_and_never_pair_a_class_with_itself(
     n_classes: int, seed: int, max_images: int | None

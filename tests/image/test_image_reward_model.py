@@ -30,6 +30,7 @@ def drawn(n: int, seed: int, *, shuffled: bool = False) -> tuple[Tensor, ImagePa
     return x, pairs_of(y_w, y_l)
 
 
+@pytest.mark.slow
 def test_features_are_what_the_last_layer_gets() -> None:
     torch.manual_seed(0)
     classifier = resnet.build(SMALL).eval()
@@ -79,6 +80,7 @@ def test_it_ranks_unseen_pairs_and_not_those_of_shuffled_labels() -> None:
             assert found["accuracy_low"] > 0.9
 
 
+@pytest.mark.slow
 def test_the_stage_publishes_its_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import pandas as pd
     from safetensors.torch import save_file

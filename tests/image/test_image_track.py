@@ -65,6 +65,7 @@ class Brightness(nn.Module):
 # Models
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("stem", ["imagenet", "cifar"])
 def test_a_classifier_maps_images_to_classes(stem: Any, channels: int) -> None:
@@ -77,6 +78,7 @@ def test_a_classifier_maps_images_to_classes(stem: Any, channels: int) -> None:
     assert maps == [(2, 512, size, size)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("arch", "blocks"), [("resnet18", 8), ("resnet34", 16), ("resnet50", 16)])
 def test_every_architecture_can_be_built(arch: Any, blocks: int) -> None:
     model = resnet.build(resnet.Architecture(arch, "cifar", 0.1, 3, 10))
@@ -86,6 +88,7 @@ def test_every_architecture_can_be_built(arch: Any, blocks: int) -> None:
     assert head == [("Dropout", 0.1, None), ("Linear", None, width), ("Dropout", 0.1, None), ("Linear", None, 10)]
 
 
+@pytest.mark.slow
 def test_a_saved_classifier_loads_unchanged(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = resnet.build(SMALL).train()
@@ -264,6 +267,7 @@ def dpo(seed: int = 0, settings: DpoImage = SETTINGS, loss: Any = "sigmoid") -> 
     dpo_image.main(0.5, loss, seed, OPTIONS, {}, settings)
 
 
+@pytest.mark.slow
 def test_dpo_starts_at_ln_2_and_learns(project: Path, ran: list[tuple[History, nn.Module]]) -> None:
     dpo(settings=dataclasses.replace(SETTINGS, training=training(epochs=5, learning_rate=3e-4, batch_size=8)))
     history, _ = ran[0]
@@ -377,6 +381,7 @@ STILL = dataclasses.replace(SETTINGS, max_shift=0)
 POLYAK = Reference(update="polyak", alpha=0.5, every=None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "augment", "cached"),
     [
@@ -429,6 +434,7 @@ def test_validation_is_cached_under_augmentation_too(
     assert sizes == cached
 
 
+@pytest.mark.slow
 def test_cached_log_probabilities_have_the_precision_of_training() -> None:
     """Otherwise the policy would not start at its reference: float32 and bfloat16 scores differ too much."""
     torch.manual_seed(0)
@@ -470,6 +476,7 @@ def test_cached_log_probabilities_train_as_live_ones_do(
     assert parameters > 1e-3
 
 
+@pytest.mark.slow
 def test_a_reference_that_the_loss_does_not_use_cannot_move(
     project: Path, ran: list[tuple[History, nn.Module]]
 ) -> None:
@@ -567,6 +574,7 @@ def test_other_losses_train_the_classifier_too(project: Path, ran: list[tuple[Hi
     assert {"accuracy", "kl", "rewards/margin"} <= history.validation[-1].keys()
 
 
+@pytest.mark.slow
 def test_splits_hold_their_images_and_labels(project: Path) -> None:
     splits = load_splits(dpo_image.IMAGES, dpo_image.PAIRS)
     assert {name: len(split) for name, split in splits.items()} == {"train": 16, "val": 4, "test": 4}
@@ -577,6 +585,7 @@ def test_splits_hold_their_images_and_labels(project: Path) -> None:
     assert splits["val"].ids[0] == "image 7"
 
 
+@pytest.mark.slow
 def test_a_split_without_images_is_named(project: Path) -> None:
     """`label_pairs.val_fraction: 0` is within its range."""
     frame = pd.read_parquet(dpo_image.PAIRS / "pairs.parquet")

@@ -51,6 +51,7 @@ def world(classes: int, seed: int = 0, n: int = 60) -> tuple[dict[str, ImagePair
 # Negatives
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(
     kind=st.sampled_from(KINDS),

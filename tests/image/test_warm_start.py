@@ -65,6 +65,7 @@ def test_tensors_that_fit_are_loaded_and_the_others_are_named(
         assert torch.equal(tensor, before[name] if name in left + HEAD else given[name]), name
 
 
+@pytest.mark.slow
 def test_the_body_computes_what_the_published_one_does(file: Path) -> None:
     """Names and shapes could match although the network differs, for example in its strides."""
     model, original = fresh().eval(), torchvision.models.resnet18(weights=None).eval()
@@ -75,12 +76,14 @@ def test_the_body_computes_what_the_published_one_does(file: Path) -> None:
     torch.testing.assert_close(model(images), original(images))
 
 
+@pytest.mark.slow
 def test_tensors_that_stay_fresh_are_logged(file: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "prefdag.image.model"):
         resnet.warm_start(fresh("cifar"), file)
     assert "fresh: conv1.weight, fc.1.weight" in caplog.text
 
 
+@pytest.mark.slow
 def test_half_precision_without_counters_is_accepted(file: Path, tmp_path: Path) -> None:
     weights = {name: t.bfloat16() for name, t in load_file(file).items() if not name.endswith("num_batches_tracked")}
     save_file(weights, tmp_path / "half.safetensors")
@@ -91,6 +94,7 @@ def test_half_precision_without_counters_is_accepted(file: Path, tmp_path: Path)
     assert torch.equal(loaded, weights["layer1.0.conv1.weight"].float())
 
 
+@pytest.mark.slow
 def test_a_head_is_never_loaded(file: Path, tmp_path: Path) -> None:
     """Another of our classifiers may have a head with the same names and shapes, but for other classes."""
     save_file(published("resnet18") | {"fc.3.weight": torch.zeros(4, 512)}, tmp_path / "ours.safetensors")
@@ -123,6 +127,7 @@ def test_architectures_are_recognised(arch: str, tmp_path: Path) -> None:
     assert resnet.recognise(tmp_path / "x.safetensors") == arch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [
@@ -167,6 +172,7 @@ def test_without_a_source_only_a_note_is_written(workspace: Path) -> None:
     assert read_json(download_resnet.BASE / "base.json") == {"arch": None}
 
 
+@pytest.mark.slow
 def test_weights_of_any_name_are_fetched(workspace: Path, file: Path, tmp_path: Path) -> None:
     folder = tmp_path / "from/deeper"
     folder.mkdir(parents=True)
@@ -238,6 +244,7 @@ def trained(workspace: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> Any
     return run
 
 
+@pytest.mark.slow
 def test_the_warm_up_starts_from_the_downloaded_weights_if_any(trained: Any, file: Path) -> None:
     cold, warm = trained(None)[0].state_dict(), trained(file)[0].state_dict()
     for name, tensor in load_file(file).items():
@@ -247,6 +254,7 @@ def test_the_warm_up_starts_from_the_downloaded_weights_if_any(trained: Any, fil
     assert all(torch.equal(cold[name], warm[name]) for name in HEAD)  # the head depends on the seed only
 
 
+@pytest.mark.slow
 def test_the_warm_up_trains_in_train_mode_and_validates_on_other_images(trained: Any) -> None:
     """The seed project's validation loops read the training loader."""
     model, (train, validation), *_ = trained(None)
@@ -255,6 +263,7 @@ def test_the_warm_up_trains_in_train_mode_and_validates_on_other_images(trained:
     assert validation.ids == [f"image {i}" for i in range(12, 20)]
 
 
+@pytest.mark.slow
 def test_a_missing_download_is_named(trained: Any, root: Path) -> None:
     trained(None)
     (resnet_warmup.BASE / "base.json").unlink()

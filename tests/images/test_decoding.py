@@ -42,6 +42,7 @@ def channels_first(image: Image.Image) -> np.ndarray:
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 
+@pytest.mark.slow
 @given(
     st.sampled_from(sorted(WRITERS)),
     st.integers(1, 8),
@@ -131,6 +132,7 @@ def test_exif_that_cannot_be_read_is_noted() -> None:
     assert not decode("a", saved(smooth(5, 5), "JPEG")).unreadable_exif
 
 
+@pytest.mark.slow
 @given(st.sampled_from(["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM"]), st.data())
 @settings(max_examples=300)
 def test_a_damaged_file_is_an_image_or_a_fault(kind: str, data: st.DataObject) -> None:

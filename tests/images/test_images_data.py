@@ -200,6 +200,7 @@ def test_malformed_cifar10_is_a_one_line_error(tmp_path: Path) -> None:
         read_images(tmp_path, "cifar10")
 
 
+@pytest.mark.slow
 @given(st.sampled_from(["a.csv", "a.csv.gz", "c/a.png", "x.tar", "cifar10.safetensors"]), st.binary(max_size=300))
 @settings(max_examples=100, deadline=None)
 def test_random_bytes_are_a_data_error(tmp_path_factory: pytest.TempPathFactory, name: str, content: bytes) -> None:

@@ -60,6 +60,7 @@ def test_a_judge_of_random_labels_has_a_low_accuracy() -> None:
     assert noise.estimate > 0.5  # worthless, as the accuracy shows
 
 
+@pytest.mark.slow
 @given(st.integers(0, 30), st.integers(1, 4), st.integers(0, 5))
 def test_any_number_of_images_and_classes(n: int, n_classes: int, seed: int) -> None:
     rng = np.random.default_rng(seed)

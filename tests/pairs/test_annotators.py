@@ -110,6 +110,7 @@ def test_without_annotators_nothing_changes(tmp_path: Path) -> None:
     assert merged.empty
 
 
+@pytest.mark.slow
 @given(st.integers(2, 5), st.data())
 def test_bradley_terry_maximises_the_likelihood(n: int, data: st.DataObject) -> None:
     """The likelihood equations: at the maximum, each response wins as often as the model expects."""

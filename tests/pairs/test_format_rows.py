@@ -249,6 +249,7 @@ def test_max_pairs_counts_in_each_published_split(tmp_path: Path) -> None:
     assert formatted.places == {"0": "test", "1": "test", "5": "train", "6": "train"}
 
 
+@pytest.mark.slow
 @given(
     rows=st.lists(
         st.tuples(st.integers(0, 20), st.integers(0, 20), st.sampled_from(["", "", "train", "val", "test"])),

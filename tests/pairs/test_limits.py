@@ -64,6 +64,7 @@ def test_a_given_limit_leaves_the_rest_of_the_window() -> None:
         choose(params, lengths(5), lengths(500), 91)
 
 
+@pytest.mark.slow
 @given(
     st.lists(st.integers(1, 5000), min_size=1, max_size=50),
     st.lists(st.integers(2, 5000), min_size=1, max_size=50),

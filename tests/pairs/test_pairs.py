@@ -175,6 +175,7 @@ def test_examples_are_the_shortest_the_median_and_the_longest(tokenizer: ChatTok
     assert len(report.examples) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 7, 100])
 def test_the_batch_size_changes_nothing(
     tokenizer: ChatTokenizer, batch: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -193,6 +194,7 @@ def test_the_batch_size_changes_nothing(
     assert all(in_batches[0][split].equals(at_once[0][split]) for split in SPLITS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [3, 1000])
 @pytest.mark.parametrize("bos", [False, True])
 def test_limits_of_auto_cut_as_the_same_limits_of_params(
@@ -239,6 +241,7 @@ def test_group_rows_by_hand() -> None:
     assert len(set(group_rows(keys_of([("a", "b"), ("b", "a")])))) == 2  # keys in different places are different keys
 
 
+@pytest.mark.slow
 @given(
     keys=st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), min_size=1, max_size=60),
     val=st.sampled_from([0.0, 0.1, 0.3]),

@@ -426,6 +426,7 @@ MALFORMED_ROWS: dict[str, tuple[str, bytes | str, str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", MALFORMED_ROWS)
 def test_a_malformed_row_is_one_line(tmp_path: Path, kind: str) -> None:
     row_format, content, start = MALFORMED_ROWS[kind]
@@ -578,6 +579,7 @@ def test_any_bytes_give_rows_of_the_schema_or_a_data_error(
     assert all(line.startswith(f"a.{suffix}:") and "\n" not in line for line in faults(pairs))
 
 
+@pytest.mark.slow
 @hh_rlhf_files
 def test_hh_rlhf_as_it_is_published(tmp_path: Path, file: Path | None) -> None:
     """Joining prompt and response again gives the original row."""

@@ -188,6 +188,7 @@ def test_an_environment_of_the_users_own_is_used_and_never_removed(clone: Path) 
     assert (mine / "notes").read_text() == "years"
 
 
+@pytest.mark.slow
 def test_folders_that_are_no_environment_of_ours_stay(clone: Path) -> None:
     (clone / "thesis").mkdir()
     (clone / "thesis/thesis.tex").write_text("years")

@@ -57,6 +57,7 @@ def put(old: str, new: str) -> str:
 ROWS = "\n    kind: path   # mine\n    path: rows.jsonl\n    sha256: {}   # later"
 
 
+@pytest.mark.slow
 def test_it_pins_an_adapter(project: Path) -> None:
     adapter = "adapter: {kind: path, path: pictures, sha256: null}"
     text = Path("params.yaml").read_text()
@@ -68,6 +69,7 @@ def test_it_pins_an_adapter(project: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_it_pins_the_sources_in_a_list(project: Path) -> None:
     """Several judges of rounds."""
     judge = "{kind: reward_model, source: {kind: path, path: PATH}}"
@@ -88,6 +90,7 @@ def test_it_pins_the_sources_in_a_list(project: Path) -> None:
     assert load_params().rounds.count == 0
 
 
+@pytest.mark.slow
 def test_it_writes_files_and_folders_and_changes_nothing_else(project: Path) -> None:
     put("download_images", " {kind: path, path: pictures, sha256: null}  # a folder")
     before = put("download_pairs", ROWS.format("..."))
@@ -116,6 +119,7 @@ def test_it_writes_files_and_folders_and_changes_nothing_else(project: Path) -> 
     assert load_params().download_pairs.source.sha256 == sha256(Path("rows.jsonl"))  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "source",
     [
@@ -173,6 +177,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
         yield site
 
 
+@pytest.mark.slow
 def test_a_hub_source_gets_its_commit_and_hashes(project: Path, hub: Site) -> None:
     put(
         "download_pairs",

@@ -174,6 +174,7 @@ def test_what_a_profile_wrote_is_no_edit(repo: Path) -> None:
     assert profiles.apply("default").backup is None
 
 
+@pytest.mark.slow
 def test_a_file_anywhere_is_a_profile(repo: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     (elsewhere / "mine.yaml").write_text("beta: 0.3\n")
@@ -187,6 +188,7 @@ def test_a_file_anywhere_is_a_profile(repo: Path, tmp_path_factory: pytest.TempP
         profiles.apply("nowhere/mine.yaml")
 
 
+@pytest.mark.slow
 def test_the_projects_own_profile_comes_first(
     repo: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -202,6 +204,7 @@ def test_the_projects_own_profile_comes_first(
     assert profiles.list_profiles()["tiny"] == "Mine."
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overlay", "message"),
     [

@@ -38,6 +38,7 @@ def by_key(first: Experiment, second: Experiment) -> dict[str, differences.Diffe
     return {f"{d.measure.track}.{d.measure.key}": d for d in differences.differences(first, second)}
 
 
+@pytest.mark.slow
 def test_the_rows_of_a_measure_give_its_metric(runs: tuple[Experiment, Experiment]) -> None:
     """sum(value) / sum(weight) is the metric. A measure with other rows would have a wrong interval."""
     counted = 0
@@ -61,6 +62,7 @@ def test_differences_are_those_of_the_metrics(runs: tuple[Experiment, Experiment
             assert difference.estimate.low <= difference.estimate.value <= difference.estimate.high
 
 
+@pytest.mark.slow
 def test_ranking_by_hand(runs: tuple[Experiment, Experiment]) -> None:
     """Of 40 pairs, only B ranks 12 correctly and only A ranks 3."""
     a, b = np.repeat([1.0, 1.0, -1.0, -1.0], (10, 3, 12, 15)), np.repeat([1.0, -1.0, 1.0, -1.0], (10, 3, 12, 15))
@@ -124,6 +126,7 @@ def test_soft_labels_have_no_exact_test(runs: tuple[Experiment, Experiment]) -> 
     assert accuracy.n == 40
 
 
+@pytest.mark.slow
 def test_single_responses_and_missing_keys_have_no_interval(runs: tuple[Experiment, Experiment]) -> None:
     first, second = runs
     single = [replace(run, pairs=run.pairs.assign(margin=np.nan)) for run in runs]
@@ -180,6 +183,7 @@ def test_the_verdict_follows_interval_and_test(
     assert ("No significant difference." in verdict.sentences[0]) == (tone == "unclear")
 
 
+@pytest.mark.slow
 def test_the_page_shows_what_differs(runs: tuple[Experiment, Experiment]) -> None:
     table = differences.differences(*runs)
     html = comparison.render(*runs, table)

@@ -57,6 +57,7 @@ def test_experiments_with_equal_metrics_are_one_point(caplog: pytest.LogCaptureF
         frontier.points([])
 
 
+@pytest.mark.slow
 def test_the_page_names_every_experiment_with_its_intervals() -> None:
     html = frontier.render(frontier.points([experiment("<b>one</b>", 0.1), experiment("two", 0.4, loss="ipo")]))
     assert html.count("<svg") == 3
@@ -69,6 +70,7 @@ def test_the_page_names_every_experiment_with_its_intervals() -> None:
     assert not re.search("https?:", html.replace("http://www.w3.org", ""))
 
 
+@pytest.mark.slow
 def test_no_axis_has_rewards() -> None:
     """Rewards of different betas are on different scales; only rates are drawn or listed on the page."""
     table = frontier.points([experiment("one", 0.1), experiment("two", 0.4)])
@@ -77,6 +79,7 @@ def test_no_axis_has_rewards() -> None:
     assert "margin" not in re.sub(r"<style>.*?</style>", "", frontier.render(table), flags=re.DOTALL)
 
 
+@pytest.mark.slow
 def test_win_rates_of_different_judges_are_never_joined() -> None:
     table = frontier.points([experiment("one", 0.1), experiment("two", 0.4, "reward_model"), experiment("three", 0.2)])
     titles = {figure["title"]: str(figure["svg"]) for figure in frontier.figures(table)}

@@ -43,6 +43,7 @@ def test_plots_are_drawn_from_outputs(dag: dict[str, Any]) -> None:
     assert used == templates
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", TEMPLATES, ids=[path.stem for path in TEMPLATES])
 def test_templates_are_valid_vega_lite(path: Path) -> None:
     altair = pytest.importorskip("altair", reason="altair, which has Vega-Lite's schema, is not installed")

@@ -87,6 +87,7 @@ def page(built: tuple[str, str]) -> Page:
     return Page(built[0])
 
 
+@pytest.mark.slow
 def test_the_page_is_well_formed_and_headings_skip_no_level(page: Page) -> None:
     assert page.open == []
     levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch("h[1-6]", tag)]
@@ -244,6 +245,7 @@ def test_of_many_classes_only_the_worst_are_shown(here: Path, params: Params) ->
     assert "a class without any image" not in text
 
 
+@pytest.mark.slow
 def test_long_class_names_are_cut_in_the_figure() -> None:
     """The 20 worst of 25 classes are shown, in the order of the classes. The description has the full names."""
     names = [f"class number {i:02}" for i in range(25)]

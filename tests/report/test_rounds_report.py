@@ -49,6 +49,7 @@ def page(html: str) -> Page:
     return Page(html)
 
 
+@pytest.mark.slow
 def test_the_table_has_every_measure_with_its_interval(page: Page) -> None:
     """The numbers of `write_rounds`."""
     assert page.open == []

@@ -30,6 +30,7 @@ def metrics(folder: Path) -> dict[str, Any]:
     return {name: json.loads((folder / "reports" / path).read_text("utf-8")) for name, path in paths.items()}
 
 
+@pytest.mark.slow
 def test_the_command_prints_five_lines(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     done = CliRunner().invoke(app, ["summary"])

@@ -83,6 +83,7 @@ def test_a_judge_that_prefers_length_is_found(tmp_path: Path) -> None:
     assert found.not_checked == []
 
 
+@pytest.mark.slow
 def test_a_fair_judge_is_not_found(tmp_path: Path) -> None:
     """More answers are right, and two different programs see it."""
     judges = {"judge": RIGHT, "stopping_judge": SAME_NUMBER}
@@ -93,6 +94,7 @@ def test_a_fair_judge_is_not_found(tmp_path: Path) -> None:
     assert verdict(tmp_path, *results) == Verdict([], ["judge_exploitation", "length_drift", "falling_diversity"], [])
 
 
+@pytest.mark.slow
 def test_noise_raises_no_finding(tmp_path: Path) -> None:
     """Four rounds in which nothing changes."""
     judges = {"judge": LONG, "stopping_judge": RIGHT}

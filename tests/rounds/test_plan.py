@@ -235,6 +235,7 @@ def differing(root: Path, before: dict[str, str], **changes: Any) -> set[str]:
     return {script for script, key in fingerprints(root, **changes).items() if key != before[script]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "scripts"),
     [

@@ -55,12 +55,13 @@ from stages import (
     select_policy,
 )
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = LossOptions(**NO_OPTIONS)
 WORDS = ["good", "bad", "Is", "it"]
 FORMAT = format_settings(max_prompt_tokens=16, max_response_tokens=8, max_left_out=0.0, val_fraction=0.3)
 SETTINGS = {"count": 2, "prompts": 5, "samples": 3, "max_new_tokens": 6, "batch_size": 8, "kl_budget": 1e6}
 BETA, SEED = 0.5, 0
-OTHER_STARTS = [("previous", "previous"), ("first", "first"), ("first", "previous")]
 DPO = dpo_settings(epochs=3, batch_size=8, checkpoint_every=1)
 
 
@@ -137,7 +138,6 @@ def pairs(number: int) -> pd.DataFrame:
     return pd.read_parquet(f"data/rounds/{number}/pairs/train.parquet")
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("project", "one_thread")
 def test_two_rounds() -> None:
     """Each round samples from the policy before it, on prompts of its own, and trains on all pairs so far."""
@@ -203,7 +203,6 @@ def check_table(*results: Mapping[str, Any]) -> None:
         assert row["pairs"] == result["pairs"]["pairs"] == (pairs(2)["round"] == row["round"]).sum()
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("project", "one_thread")
 def test_round_2_goes_on_after_a_kill_to_the_same_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if it were killed after its second checkpoint."""
@@ -244,7 +243,6 @@ def test_without_rounds_the_policy_is_that_of_dpo_text() -> None:
     assert sha256(Path("models/policy")) == sha256(Path("models/dpo_text"))
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("project")
 def test_a_failing_round_is_not_chosen_and_switches_the_next_one_off() -> None:
     plan(kl_budget=1e-9)
@@ -267,7 +265,6 @@ def test_too_few_prompts_are_refused() -> None:
         sample_round.main(2, FORMAT)
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("project")
 def test_answers_of_another_policy_are_refused() -> None:
     """In judge_round, and again before training."""
@@ -336,7 +333,6 @@ def samples() -> pd.DataFrame:
     return pd.read_parquet("data/rounds/1/samples/answers.parquet")
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 def test_a_server_samples_and_each_reply_is_kept(server: CompletionServer) -> None:
     plan_server(server)
@@ -368,7 +364,6 @@ SERVE_ROUND_1 = (
 )
 
 
-@pytest.mark.slow
 def test_a_killed_round_asks_only_for_what_it_has_not_got(server: CompletionServer) -> None:
     plan_server(server)
     answer = server.send
@@ -490,7 +485,6 @@ def test_prompts_of_which_the_policy_is_unsure_are_judged() -> None:
     assert set(judged) == set(sorted(margins, key=margins.__getitem__)[:2])
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("project")
 def test_several_judges_are_merged() -> None:
     """Three programs have a vote each on two answers; the pair keeps what each of them said, and trains on the share."""
@@ -521,7 +515,6 @@ def say(folder: Path, name: str, outcome: Any) -> None:
     table.to_csv(folder / f"{name}.csv", index=False)
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("project", "one_thread")
 def test_people_label_and_the_round_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """It stops with one line; labels come; the pairs are those that the labels say, with the share of the people."""
@@ -588,10 +581,8 @@ def test_people_and_a_program_are_merged(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.usefixtures("project", "one_thread")
-@pytest.mark.parametrize(
-    ("start", "reference"),
-    [("previous", "first"), *(pytest.param(*each, marks=pytest.mark.slow) for each in OTHER_STARTS)],
-)
+@pytest.mark.parametrize("reference", ["first", "previous"])
+@pytest.mark.parametrize("start", ["previous", "first"])
 def test_step_0_is_where_start_and_reference_say(start: str, reference: str) -> None:
     plan(count=1, start=start, reference=reference)
     run_round(1)

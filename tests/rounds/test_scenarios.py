@@ -22,6 +22,8 @@ from prefdag.runtime.dvc_files import read_dag, script
 from prefdag.runtime.yaml import read_yaml
 from stages import plan_rounds, sample_round, select_policy
 
+pytestmark = pytest.mark.slow
+
 FOLDERS = ("data/", "models/", "reports/")
 DAG = {
     name: entry

@@ -169,6 +169,7 @@ def test_a_stage_knows_which_of_a_foreach_it_is() -> None:
     assert names == [(2, 0.5, "test_stage@2", {"beta": 0.5}), (1, 0.3, "test_stage@1", {"beta": 0.3})]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [[], ["4"], ["one"]])
 def test_a_round_that_does_not_exist_is_refused(arguments: list[str], root: Path) -> None:
     command = [sys.executable, "-m", "stages.sample_round", *arguments]

@@ -80,6 +80,7 @@ def refusal(source: PathSource | UrlSource | DvcSource | HubSource) -> str:
     return said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("answer", "says"),
     [
@@ -166,6 +167,7 @@ def test_an_empty_file_in_a_folder_may_be_meant(here: Path) -> None:
     assert sorted(path.name for path in Path("out").iterdir()) == [".gitkeep", "rows.jsonl"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("repo", "says"),
     [

@@ -353,6 +353,7 @@ def test_unknown_hub_names_are_refused(hub: Site, tmp_path: Path) -> None:
     assert "'not a repo'" in refusal(at("model", "*", repo="not a repo"), tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_an_absent_hub_is_one_line(hub: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # nobody listens

@@ -12,6 +12,7 @@ from prefdag.stats import intervals
 from prefdag.stats.intervals import gap, mean, paired_difference, proportion, ratio_difference, share, weighted
 
 
+@pytest.mark.slow
 @given(n=st.integers(1, 10_000), share=st.floats(0, 1))
 @example(n=10, share=0.5)
 @example(n=10, share=0.0)  # the interval of none of 10 ends at z^2 / (10 + z^2), not at 0
@@ -74,6 +75,7 @@ def test_paired_difference_ends_where_the_likelihoods_score_test_rejects(
         assert abs(score) == pytest.approx(1.959964, abs=1e-4)
 
 
+@pytest.mark.slow
 @given(data=st.data(), n=st.integers(1, 500))
 def test_paired_difference_covers_its_estimate_and_mirrors_its_arguments(data: st.DataObject, n: int) -> None:
     first_only = data.draw(st.integers(0, n))

@@ -32,6 +32,7 @@ def test_answers_are_by_decoding_then_model_then_prompt() -> None:
     assert list(table.index) == list(range(12))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "prompts",
     [

@@ -54,6 +54,7 @@ def answers_of(
 SAMPLING: Any = pytest.mark.parametrize("sampling", [None, (1.0, 1.0), (0.8, 0.7)])
 
 
+@pytest.mark.slow
 @SAMPLING
 def test_answers_in_batches_equal_answers_one_by_one(sampling: Any, model: nn.Module) -> None:
     together = answers_of(model, batch_size=6, sampling=sampling, seeds=SEEDS)
@@ -63,6 +64,7 @@ def test_answers_in_batches_equal_answers_one_by_one(sampling: Any, model: nn.Mo
     assert len(set(map(tuple, together))) > 1
 
 
+@pytest.mark.slow
 def test_greedy_answers_equal_the_naive_continuation(model: nn.Module) -> None:
     outputs = answers_of(model)
     expected = [continuation(model, prompt, 7, EOS) for prompt in PROMPTS]
@@ -85,6 +87,7 @@ def test_a_policy_answers_the_same_in_a_batch_and_alone(config: Adapter, tmp_pat
         assert alone == together
 
 
+@pytest.mark.slow
 def test_a_seed_repeats_its_answer_and_another_seed_gives_another(model: nn.Module) -> None:
     first, again = (answers_of(model, sampling=(1.0, 1.0), seeds=SEEDS) for _ in range(2))
     torch.manual_seed(7)  # the process's own generators play no part
@@ -115,6 +118,7 @@ def generated(model: Any, prompts: list[list[int]] = PROMPTS, max_new_tokens: in
     return [row[: row.index(EOS) + 1] if EOS in row else row for row in output[:, width:].tolist()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", ADAPTERS.values(), ids=ADAPTERS)
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_greedy_answers_equal_those_of_generate_in_the_same_batch(kind: str, config: Adapter, tmp_path: Path) -> None:
@@ -126,6 +130,7 @@ def test_greedy_answers_equal_those_of_generate_in_the_same_batch(kind: str, con
     assert answers_of(policy, batch_size=6) == generated(policy)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["lora", "prefix"])
 def test_a_policy_without_its_adapter_answers_as_its_reference(kind: str, tmp_path: Path) -> None:
     reference = lm.load(write_model(tmp_path / "model", "llama"), packed=False).double()
@@ -184,6 +189,7 @@ def random_model(kind: str, options: dict[str, Any]) -> Any:
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [*COMMON, *SPECIAL])
 def test_greedy_answers_of_other_architectures_equal_those_of_generate(
     kind: str, monkeypatch: pytest.MonkeyPatch
@@ -222,6 +228,7 @@ def test_greedy_answers_in_bfloat16_are_likeliest_up_to_rounding(tmp_path: Path)
         assert float(behind.max()) < 0.05 * float(logits.std())
 
 
+@pytest.mark.slow
 @SAMPLING
 def test_the_smallest_requests(sampling: Any, model: nn.Module) -> None:
     assert several_of(model, [], []) == []
@@ -261,6 +268,7 @@ def test_answers_that_end_leave_the_batch_and_the_others_stay_the_same(model: nn
     assert rows[-1] < 6
 
 
+@pytest.mark.slow
 def test_several_answers_equal_single_ones_and_read_their_prompt_once(model: nn.Module) -> None:
     sampling = (0.9, 0.9)
     seeds: Any = [[None, [0, i], [1, i], [2, i]][: 1 + i % 4] for i in range(len(PROMPTS))]
@@ -335,6 +343,7 @@ def test_samples_are_distributed_as_the_softmax(temperature: float, top_p: float
     assert chi < 23.5
 
 
+@pytest.mark.slow
 def test_answers_follow_the_models_probabilities(model: Any) -> None:
     """The second tokens of 4,000 answers to one prompt, by the first token, with the model's own softmax as the oracle."""
     n = 4_000
@@ -376,6 +385,7 @@ def test_draws_among_ties_do_not_depend_on_the_other_rows() -> None:
     assert torch.equal(alone, with_flat[:-1])
 
 
+@pytest.mark.slow
 def test_nearly_equal_models_draw_nearly_always_the_same_token() -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(2000, 500, generator=generator)

@@ -47,6 +47,7 @@ def test_values_and_gradients_are_those_of_eager_attention(name: str, weights: f
     assert_close(gradients(results, model), gradients(expected, plain), 5e-3)
 
 
+@pytest.mark.slow
 def test_a_window_is_followed_in_layers_that_are_computed_twice(tmp_path: Path) -> None:
     policy = lm.load(write(tmp_path, "gpt-oss: sinks, window", 0.3))
     expected = gradients(response_logps(policy, pack(long_groups())), policy)
@@ -184,6 +185,7 @@ def test_the_trial_leaves_the_model_as_it_was_and_is_strict(tmp_path: Path) -> N
     assert trial._tolerance(model, rows, torch.zeros(0), 1.0) == 0.3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "gemma2: soft cap, window", "gpt-oss: sinks, window"])
 def test_in_bfloat16_too(name: str, tmp_path: Path) -> None:
     folder = write(tmp_path, name, 0.1)
@@ -210,6 +212,7 @@ def test_a_cap_inside_the_attention_shows_even_if_scores_are_small(
     assert "log-probabilities differ by up to" in warnings()[0]
 
 
+@pytest.mark.slow
 def test_a_bent_head_shows_even_if_logits_are_small(tmp_path: Path) -> None:
     config = Gemma2Config(**SMALL, final_logit_softcapping=30.0, initializer_range=0.02)
     torch.manual_seed(0)

@@ -38,6 +38,7 @@ def train(peak: float = 1e-2, **changes: Any) -> str:
     return sha256(control_text.CONTROL)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("histories")
 def test_the_control_learns_the_chosen_responses() -> None:
     train()
@@ -58,6 +59,7 @@ def test_the_control_never_sees_the_rejected_responses() -> None:
     assert train() == first
 
 
+@pytest.mark.slow
 def test_it_has_the_budget_of_dpo_and_a_learning_rate_of_its_own(histories: list[Any]) -> None:
     train(2e-3, epochs=2, learning_rate=1e-4, warmup_fraction=0.0)
     ((history, _),) = histories

@@ -112,6 +112,7 @@ def write_gguf(path: Path, model: PreTrainedModel) -> None:
     writer.close()
 
 
+@pytest.mark.slow
 def test_a_gguf_becomes_a_folder_with_the_same_function(tmp_path: Path) -> None:
     model = tiny("llama-tied")
     for place in ("one", "two/deeper"):

@@ -33,6 +33,7 @@ def saved(policy: lm.Policy, folder: Path, dtype: Dtype) -> dict[str, torch.Tens
     return tensors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 @pytest.mark.parametrize("adapter", ["lora", "dora", "full"])
 def test_a_reference_in_bfloat16_is_the_rounded_one(kind: str, adapter: str, tmp_path: Path) -> None:

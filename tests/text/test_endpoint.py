@@ -184,6 +184,7 @@ def test_a_dead_server_is_a_one_line_error(server: Server) -> None:
         judge_all(server, url=url)
 
 
+@pytest.mark.slow
 def test_a_server_that_hangs_times_out(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http, "RETRIES", 1)
     server.reply = lambda body: time.sleep(1) or completion("[[A]]")
@@ -213,6 +214,7 @@ def test_an_address_with_secrets_or_without_a_scheme_is_refused(url: str, root: 
         check_params(tree, tmp_path / "params.yaml")
 
 
+@pytest.mark.slow
 def test_the_stage_writes_its_verdicts_but_never_the_key(
     server: Server, root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capfd: Any
 ) -> None:

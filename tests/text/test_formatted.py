@@ -76,6 +76,7 @@ def test_rows_are_views_of_one_mapped_file(tmp_path: Path) -> None:
         assert np.shares_memory(ids, pairs.tokens)
 
 
+@pytest.mark.slow
 def test_tasks_keep_a_few_numbers_per_row_and_no_tokens(tmp_path: Path) -> None:
     """Tokens would take 4,800 bytes per row in arrays, a pair of arrays 500; `tracemalloc` counts them, not mapped files."""
     n, length = 1_000, 400

@@ -114,6 +114,7 @@ def test_the_timeout_covers_the_whole_reply(send: Any, server: Server) -> None:
     assert time.monotonic() - start < 3
 
 
+@pytest.mark.slow
 def test_a_name_that_is_never_resolved_times_out(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: time.sleep(10))
     start = time.monotonic()
@@ -122,6 +123,7 @@ def test_a_name_that_is_never_resolved_times_out(server: Server, monkeypatch: py
     assert time.monotonic() - start < 3
 
 
+@pytest.mark.slow
 def test_a_large_reply_is_not_read_to_its_end(server: Server) -> None:
     sent = 0
 
@@ -165,6 +167,7 @@ FORMS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data", FORMS.values(), ids=FORMS)
 def test_a_reply_of_another_form_is_one_line(data: bytes, server: Server) -> None:
     server.send = lambda handler, _: reply(handler, data)
@@ -278,6 +281,7 @@ def test_contests_are_judged_in_parallel_in_a_fixed_order(server: Server, monkey
     assert len(server.asked) == 2 * 2 * len(MANY)
 
 
+@pytest.mark.slow
 def test_equal_contests_at_the_same_time_are_asked_about_once(server: Server) -> None:
     server.send = lambda handler, body: (time.sleep(0.1), rose(handler, body))[1]
     same = pd.concat([contests_of([("stone", "rose")])] * 8, ignore_index=True)
@@ -285,6 +289,7 @@ def test_equal_contests_at_the_same_time_are_asked_about_once(server: Server) ->
     assert len(server.asked) == 2
 
 
+@pytest.mark.slow
 def test_a_failure_in_parallel_keeps_every_reply(server: Server) -> None:
     def fails(handler: Handler, body: dict[str, Any]) -> None:
         if len(server.asked) > 30:

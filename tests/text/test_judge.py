@@ -99,6 +99,7 @@ def test_the_higher_reward_wins_and_the_same_answer_ties() -> None:
 # Implicit rewards
 
 
+@pytest.mark.slow
 def test_implicit_rewards_are_beta_times_the_log_ratio(tmp_path: Path) -> None:
     """Against `group_logps`; a mean over tokens if the loss takes one."""
     folder = write_model(tmp_path / "llama", "llama")
@@ -191,6 +192,7 @@ def test_two_processes_share_the_contests_of_a_reward_model(
     assert written[0] == written[1]
 
 
+@pytest.mark.slow
 def test_folders_that_hold_no_reward_model_are_refused_in_one_line(tmp_path: Path) -> None:
     pairs = contests_of([("a", "b")])
     cases: dict[str, Any] = {

@@ -22,6 +22,8 @@ from prefdag.text.convert import convert
 from prefdag.text.merge import merge
 from stages import download_model
 
+pytestmark = pytest.mark.slow
+
 UNSEEN = torch.randint(0, 250, (4, 24), generator=torch.Generator().manual_seed(7))
 
 

@@ -137,6 +137,7 @@ HALF: dict[Callable[[Path], None], str] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", HALF, ids=lambda change: change.__name__)
 def test_half_a_model_is_one_line(change: Callable[[Path], None], tmp_path: Path) -> None:
     change(model_folder(tmp_path / "in"))

@@ -39,6 +39,7 @@ def test_batches_keep_order_and_budget() -> None:
     assert list(batches([Group([1] * 9, ([2],))], 5)) == [[0]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", TARGETS)
 def test_packed_rows_equal_one_response_at_a_time(kind: str, tmp_path: Path) -> None:
     folder = write_model(tmp_path / kind, kind)
@@ -100,6 +101,7 @@ def test_log_probabilities_of_pairs_are_those_of_their_responses(tmp_path: Path)
     assert float(scores.chosen.confidence[0]) == pytest.approx(float(by_hand), abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", TARGETS)
 @torch.no_grad()
 def test_neither_padding_nor_other_rows_change_a_score(kind: str, tmp_path: Path) -> None:

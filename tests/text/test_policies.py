@@ -64,18 +64,21 @@ def save(policy: lm.Policy, folder: Path, reference: Path) -> Path:
 # The start of a policy, and its trained parameters
 
 
+@pytest.mark.slow
 @each_model
 @pytest.mark.parametrize("adapter", [*LORAS, "full"])
 def test_a_fresh_policy_is_its_reference(kind: str, adapter: str, folders: dict[str, Path]) -> None:
     assert torch.equal(logps(with_adapter(folders[kind], ADAPTERS[adapter])), logps(lm.load(folders[kind])))
 
 
+@pytest.mark.slow
 def test_a_fresh_prefix_is_a_function_of_its_seed(folders: dict[str, Path]) -> None:
     a, b, c = (logps(with_adapter(folders["llama"], ADAPTERS["prefix"], seed)) for seed in (0, 0, 1))
     assert torch.equal(a, b)
     differ(a, c)
 
 
+@pytest.mark.slow
 @each_model
 @each_adapter
 def test_training_changes_only_the_trained_parameters(kind: str, adapter: str, folders: dict[str, Path]) -> None:
@@ -96,6 +99,7 @@ def test_training_changes_only_the_trained_parameters(kind: str, adapter: str, f
     assert adapter != "full" or len(changed) == len(parameters)
 
 
+@pytest.mark.slow
 @each_model
 @each_adapter
 def test_only_the_dropout_of_adapters_is_on(kind: str, adapter: str, folders: dict[str, Path]) -> None:
@@ -212,6 +216,7 @@ def test_merged_equals_adapted_and_differs_from_base(
 # Copied
 
 
+@pytest.mark.slow
 @each_model
 @each_adapter
 def test_a_frozen_copy_changes_only_when_it_is_updated(kind: str, adapter: str, folders: dict[str, Path]) -> None:
@@ -234,6 +239,7 @@ def test_a_frozen_copy_changes_only_when_it_is_updated(kind: str, adapter: str, 
     assert all(torch.equal(parameters[name], before) for name, before in frozen_weights.items())
 
 
+@pytest.mark.slow
 @each_model
 @each_adapter
 def test_a_frozen_copy_owns_only_the_tensors_that_can_differ(kind: str, adapter: str, folders: dict[str, Path]) -> None:
@@ -374,6 +380,7 @@ def first(tensors: Tensors, change: Callable[[Tensor], Tensor]) -> Tensors:
     return tensors | {name: change(tensors[name])}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "fault"),
     [

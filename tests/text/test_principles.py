@@ -155,6 +155,7 @@ def test_the_file_has_the_pinned_content(server: Server) -> None:
         read_principles(several, key)
 
 
+@pytest.mark.slow
 def test_the_stage_writes_which_principle_decided(server: Server) -> None:
     write_two_contests()
     params: Any = load_params(ROOT / "params.yaml")

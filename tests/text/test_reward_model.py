@@ -57,6 +57,7 @@ def test_the_loss_by_hand() -> None:
     assert metrics["rewards/margin"].tolist() == [1, 1, 0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapter", ["lora", "full"])
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_rewards_and_gradients_are_those_of_transformers(kind: str, adapter: str, tmp_path: Path) -> None:
@@ -91,6 +92,7 @@ def test_rewards_and_gradients_are_those_of_transformers(kind: str, adapter: str
             torch.testing.assert_close(own[name], gradient, rtol=2e-3, atol=2e-4, msg=name)
 
 
+@pytest.mark.slow
 def test_a_response_that_ends_with_the_padding_token_is_read_to_its_end(tmp_path: Path) -> None:
     """As of SmolLM2, whose padding token ends a response: transformers would take the last token before it."""
     folder = write_model(tmp_path / "llama", "llama", pad_token_id=0)
@@ -182,6 +184,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_model_that_learned_its_pairs_judges(project: Path) -> None:
     reward_model.main(settings(epochs=4))
     found = read_json(reward_model.FIGURES)
@@ -298,6 +301,7 @@ print(sorted({"torch", "scipy", "pandas", "transformers"} & set(sys.modules)))
 """
 
 
+@pytest.mark.slow
 def test_off_costs_no_import_and_writes_nothing_but_null(
     tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -334,6 +338,7 @@ def test_a_judge_that_nothing_trains_is_refused(place: str, root: Path) -> None:
     check_params(tree, Path("params.yaml"))
 
 
+@pytest.mark.slow
 def test_rounds_do_not_start_with_a_judge_at_chance(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

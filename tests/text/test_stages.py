@@ -216,6 +216,7 @@ def train(loss: Any = "sigmoid", seed: int = 0, **changes: Any) -> None:
     dpo_text.main(0.5, loss, seed, OPTIONS, {}, dpo_settings(**changes))
 
 
+@pytest.mark.slow
 def test_cached_references_do_not_depend_on_batches(project: str) -> None:
     """A budget of 30 tokens makes other batches than one of 1000."""
     ref_logps.main(RefLogps(dtype="float32", tokens_per_batch=30, shard="none"))
@@ -230,6 +231,7 @@ def test_cached_references_do_not_depend_on_batches(project: str) -> None:
         torch.testing.assert_close(logps, expected, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_dpo_starts_at_ln_2_and_learns(project: str, histories: list[tuple[History, nn.Module]]) -> None:
     ref_logps.main(RefLogps(dtype="float32", tokens_per_batch=30, shard="none"))
     before = sha256(dpo_text.REFERENCE)
@@ -258,6 +260,7 @@ def test_dpo_is_a_function_of_its_seed() -> None:
     assert sha256(Path("a")) == sha256(Path("b")) != sha256(Path("c"))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("project", "histories")
 def test_wrong_references_stop_dpo_before_or_at_its_first_step() -> None:
     """Before the first step if one of the rows that are scored again is wrong, at the first step if only others are."""
@@ -407,6 +410,7 @@ def unpaired_project(unpaired: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.mark.slow
 def test_every_response_is_in_one_split_and_scored_once(unpaired: Path) -> None:
     frames = {split: pd.read_parquet(unpaired / dpo_text.PAIRS / f"{split}.parquet") for split in SPLITS}
     assert sum(map(len, frames.values())) == 41
@@ -707,6 +711,7 @@ def test_difference_of_single_or_equal_values_is_a_number() -> None:
     assert low < 1 - (2 + 3 + 4) / 3 < high
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", TARGETS)
 def test_heldout_log_probabilities_equal_a_naive_loop(tmp_path: Path, kind: str) -> None:
     """KL(policy || reference) = sum over the vocabulary of p (ln p - ln q), at every scored position of both responses."""
@@ -754,6 +759,7 @@ def test_heldout_log_probabilities_equal_a_naive_loop(tmp_path: Path, kind: str)
         assert (absent.logps[i], present.present[i], absent.present[i]) == (0, 1, 0)
 
 
+@pytest.mark.slow
 def test_log_probabilities_are_saved_by_model_and_set(tmp_path: Path) -> None:
     folder = write_model(tmp_path / "llama", "llama")
     policy = with_lora(folder).eval()

@@ -44,6 +44,7 @@ def groups(seed: int = 0) -> list[Group]:
     return [Group(ids(prompt), tuple(ids(n) for n in responses)) for prompt, responses in LENGTHS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", TARGETS)
 @pytest.mark.parametrize("dtype", PRECISIONS)
 def test_shared_prompts_padded_rows_and_single_responses_agree(kind: str, dtype: Any, tmp_path: Path) -> None:
@@ -122,6 +123,7 @@ def test_a_head_that_is_more_than_a_layer_is_left_to_the_model(tmp_path: Path) -
     torch.testing.assert_close(response_logps(model, pack(few)), expected, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_sliding_window_slides_over_prompt_and_response(tmp_path: Path) -> None:
     folder = write(tmp_path, MistralForCausalLM(MistralConfig(**SMALL, **HEADS, sliding_window=7)))
     model, plain = lm.load(folder), AutoModelForCausalLM.from_pretrained(folder).eval()
@@ -215,6 +217,7 @@ def test_chunked_attention_replaces_flex_attention_that_cannot_be_compiled(
 # Gradient checkpointing
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", TARGETS)
 @pytest.mark.parametrize("adapter", ["lora", "full"])
 def test_checkpointed_gradients_are_the_same(kind: str, adapter: str, tmp_path: Path) -> None:

@@ -82,6 +82,7 @@ def test_a_character_of_several_tokens_arrives_in_one_piece() -> None:
     assert streamed(Scripted([6, 5]))[0] == ["", "\ufffda", ""]
 
 
+@pytest.mark.slow
 def test_the_eos_ends_an_answer_and_is_not_part_of_it(models: lm.ReferenceAndPolicy) -> None:
     greedy = continuation(models.policy, PROMPT, 24, NEVER)
     eos = next(token for token in greedy[3:] if greedy.index(token) >= 3)
@@ -90,6 +91,7 @@ def test_the_eos_ends_an_answer_and_is_not_part_of_it(models: lm.ReferenceAndPol
     assert "".join(pieces) == decode(greedy[: greedy.index(eos)])
 
 
+@pytest.mark.slow
 def test_a_listener_can_stop_an_answer(models: lm.ReferenceAndPolicy) -> None:
     heard: list[str] = []
 
@@ -104,6 +106,7 @@ def test_a_listener_can_stop_an_answer(models: lm.ReferenceAndPolicy) -> None:
     assert "".join(streamed(models.policy)[0]) == answer, "a stopped answer changes the next one"
 
 
+@pytest.mark.slow
 def test_a_seed_repeats_its_answer_and_another_seed_gives_another(models: lm.ReferenceAndPolicy) -> None:
     first, again, other = (streamed(models.policy, temperature=1.5, seed=seed)[0] for seed in (1, 1, 2))
     assert first == again

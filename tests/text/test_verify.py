@@ -67,6 +67,7 @@ def test_the_last_number_of_a_text(text: str, number: str | None) -> None:
     assert last_number(text) == (None if number is None else Decimal(number))
 
 
+@pytest.mark.slow
 @given(st.decimals(allow_nan=False, allow_infinity=False, places=3), st.text())
 def test_a_number_at_the_end_is_found_whatever_comes_before(number: Decimal, before: str) -> None:
     assert last_number(f"{before} = {number:f}.") == number
@@ -146,6 +147,7 @@ def test_json_without_a_schema() -> None:
     assert score({"kind": "json"}, "[1").value == 0
 
 
+@pytest.mark.slow
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda inner: st.lists(inner), max_leaves=8))
 def test_whatever_json_writes_is_json(value: Any) -> None:
     assert score({"kind": "json"}, json.dumps(value)).value == 1
@@ -252,6 +254,7 @@ def endless(*_: Any) -> float:
             continue
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("check", "own"),
     [
@@ -299,6 +302,7 @@ def test_in_order_the_first_check_that_differs_decides() -> None:
 SCORES = st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=3, max_size=3)
 
 
+@pytest.mark.slow
 @given(SCORES, SCORES, st.sampled_from(["mean", "in_order"]))
 def test_swapped_answers_swap_their_rewards(one: list[float], other: list[float], combine: str) -> None:
     config = judge_of(*[{"kind": "json"}] * 3, combine=combine)

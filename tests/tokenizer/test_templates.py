@@ -64,6 +64,7 @@ def test_the_end_of_a_turn_is_what_the_template_writes(tmp_path: Path, name: str
     assert response.ids.count(tokenizer.end_id) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NO_BLOCKS)
 @pytest.mark.parametrize("messages", [user("hi"), EARLIER], ids=["one turn", "three turns"])
 @pytest.mark.parametrize("text", ["Blue.", "Blue:\n\n- as the sky", "im_end", "é€😀 1 + 1 = 2"])
@@ -149,6 +150,7 @@ def test_tokenizers_that_put_a_space_before_a_text_do_not_put_it_before_a_respon
 SPECIALS = sorted({token for model in MODELS.values() for token in model.controls})
 
 
+@pytest.mark.slow
 @given(
     name=st.sampled_from(NO_BLOCKS),
     question=st.lists(st.sampled_from([*SPECIALS, "hi", " ", "\n", OPEN, CLOSE, "</think>"])).map("".join),
@@ -497,6 +499,7 @@ def test_a_key_that_is_no_template_is_named(tmp_path: Path, value: Any) -> None:
         ChatTokenizer(tmp_path, "chat")
 
 
+@pytest.mark.slow
 @given(
     st.lists(st.sampled_from(["a", " ", "\n", "{{ 'b' }}", "{% if true %}", "{%- if true %}", "{# c #}"])),
     st.lists(st.sampled_from(["a", " ", "\n", "{{ 'b' }}", "{{- 'b' -}}", "{% set x = 1 %}"])),

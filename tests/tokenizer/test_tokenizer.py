@@ -138,6 +138,7 @@ def test_a_cut_response_keeps_its_beginning(gpt2: ChatTokenizer) -> None:
     assert cut.length == len("abc") + 1  # with EOS
 
 
+@pytest.mark.slow
 @given(text=typed, answer=typed, limit=st.none() | st.integers(1, 30))
 def test_bos_eos_and_limits_hold_for_any_text(
     chatml: ChatTokenizer,
@@ -160,6 +161,7 @@ def test_bos_eos_and_limits_hold_for_any_text(
     assert (sum(i == chatml.bos_id for i in unsafe), unsafe.count(chatml.eos_id)) == (2, 1)  # the template's own
 
 
+@pytest.mark.slow
 @given(typed, st.integers(0, 40))
 def test_texts_of_tokens_join_to_the_decoded_text(chatml: ChatTokenizer, text: str, cut: int) -> None:
     """Also if the tokens end within a character."""

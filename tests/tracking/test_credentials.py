@@ -56,6 +56,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Refusing
     server.server_close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("environment", "message"),
     [
@@ -81,6 +82,7 @@ def test_the_line_says_what_to_correct(
     assert not store.Store().known_dead()  # the next stage asks again: the variable may be corrected by then
 
 
+@pytest.mark.slow
 def test_the_first_refusal_ends_a_sync(server: Refusing, caplog: pytest.LogCaptureFixture) -> None:
     for _ in range(3):
         publish(flatten(load_params()), {}, {}, [])

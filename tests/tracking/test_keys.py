@@ -44,6 +44,7 @@ def test_mlflow_accepts_every_parameter_and_none_is_lost(params: Mapping[str, An
     assert keys.parameters(sent) == sent, "a parameter that was rewritten stays as it is"
 
 
+@pytest.mark.slow
 @given(st.lists(KEYS, max_size=12), st.integers(0, 12))
 def test_a_metric_has_the_same_name_whatever_comes_later(names: list[str], cut: int) -> None:
     first, whole = keys.Names(), keys.Names()
@@ -68,6 +69,7 @@ def test_refused_characters_become_an_underscore(key: str, name: str) -> None:
     assert keys.accepted(key) == name
 
 
+@pytest.mark.slow
 def test_long_values_that_differ_stay_different() -> None:
     one, other = (keys.parameters({"files": ["x" * 7000 + end]})["files"] for end in "ab")
     assert len(one) == len(other) == keys.VALUE_LENGTH

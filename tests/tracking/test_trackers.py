@@ -130,6 +130,7 @@ def test_a_tracker_that_fails_stops_nothing(
     assert messages == ["wandb: OSError: no space left; the run goes on without it"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hanging", ["log", *map(slow, ["init", "config", "finish"])])
 def test_a_tracker_that_hangs_is_given_up(
     hanging: str, project: Path, calls: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

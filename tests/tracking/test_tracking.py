@@ -186,6 +186,7 @@ def fail(key: str, steps: int, error: type[BaseException] = RuntimeError) -> Non
         raise error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("error", "status"), [(ValueError, "FAILED"), (KeyboardInterrupt, "KILLED")])
 def test_a_run_has_the_outcome_of_its_stage(error: type[BaseException], status: str) -> None:
     with pytest.raises(error):
@@ -282,6 +283,7 @@ def check_pipeline(run: Any) -> None:
     assert Path(client.download_artifacts(run.info.run_id, "reports/index.html")).read_text() == "<h1>Report</h1>"
 
 
+@pytest.mark.slow
 def test_publish_writes_one_run_with_everything(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DVC_EXP_NAME", "whole-pipe")
     params = load_params(ROOT / "params.yaml")
@@ -295,6 +297,7 @@ def test_publish_writes_one_run_with_everything(project: Path, monkeypatch: pyte
     check_pipeline(run)
 
 
+@pytest.mark.slow
 def test_the_pipelines_run_lasts_as_long_as_its_stages(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DVC_EXP_NAME", "long-one")
     start = time.time()
@@ -312,6 +315,7 @@ def test_the_pipelines_run_lasts_as_long_as_its_stages(project: Path, monkeypatc
     assert names.index("long-one") < names.index("later-but-longer")
 
 
+@pytest.mark.slow
 def test_the_list_of_runs_shows_the_main_metrics(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """MLflow reads the view from a tag of the experiment. Every column is a metric or a parameter of the run."""
     monkeypatch.setenv("DVC_EXP_NAME", "seen")
@@ -333,6 +337,7 @@ def test_the_list_of_runs_shows_the_main_metrics(project: Path, monkeypatch: pyt
     assert address in (ROOT / "Makefile").read_text("utf-8")
 
 
+@pytest.mark.slow
 def test_each_round_is_a_step(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DVC_EXP_NAME", "in-rounds")
     table = Path("table.csv")
@@ -360,6 +365,7 @@ def test_a_missing_curve_is_one_line(project: Path) -> None:
 # --- a server that does not answer, and processes that die
 
 
+@pytest.mark.slow
 def test_a_dead_server_causes_warnings_and_sync_sends_everything_once(
     closed_port: str, monkeypatch: pytest.MonkeyPatch, project: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -396,6 +402,7 @@ def test_a_dead_server_causes_warnings_and_sync_sends_everything_once(
     assert spool.folders() == []
 
 
+@pytest.mark.slow
 def test_a_server_that_never_answers_is_abandoned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "600")  # even so, the stage must end
     monkeypatch.setattr(delivery, "PATIENCE", 0.3)
@@ -411,6 +418,7 @@ def test_a_server_that_never_answers_is_abandoned(monkeypatch: pytest.MonkeyPatc
     join_delivery()
 
 
+@pytest.mark.slow
 def test_a_locked_database_delays_no_stage(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with tracking.stage_run("dpo_text", {}, "before"):  # creates the database
         pass
@@ -454,6 +462,7 @@ def test_a_killed_process_loses_nothing_that_was_logged() -> None:
     assert killed.info.status == "KILLED"
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_no_partial_event(tmp_path: Path) -> None:
     """A file size limit acts like a full disk: the write that does not fit is cut short."""
     process = child(f"""
@@ -491,6 +500,7 @@ def test_unacknowledged_events_are_sent_again_without_duplicates(
     assert history(run_of("ambiguous"), "loss") == [(step, step / 7) for step in range(20)]
 
 
+@pytest.mark.slow
 def test_a_refused_run_does_not_block_the_others() -> None:
     for key in ("gone", "kept"):
         with pytest.raises(RuntimeError):
@@ -575,6 +585,7 @@ def test_a_server_that_is_killed_midway(project: Path, tmp_path: Path, monkeypat
     assert len(list((tmp_path / "a").rglob("reports/*"))) == 2
 
 
+@pytest.mark.slow
 def test_importing_tracking_imports_neither_mlflow_nor_torch() -> None:
     process = child("import sys; print(*sorted({'mlflow', 'torch', 'pandas', 'numpy'} & set(sys.modules)))")
     assert process.communicate()[0].strip() == ""

@@ -90,6 +90,7 @@ def test_a_step_does_not_depend_on_the_micro_batch(
         torch.testing.assert_close(gradients, expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", [name for name in EVERY_LOSS if LOSSES[name].jointly])
 def test_joint_losses_would_differ_if_each_micro_batch_were_taken_alone(
     policy: nn.Module, task_for: Any, loss: Any

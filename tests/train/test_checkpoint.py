@@ -108,11 +108,13 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Result:
     return result
 
 
+@pytest.mark.slow
 def test_the_run_is_deterministic(tmp_path: Path, uninterrupted: Result) -> None:
     assert same(start(tmp_path), uninterrupted)
     assert [row["step"] for row in uninterrupted[1].train] == list(range(STEPS))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", range(STEPS))
 def test_killed_once(tmp_path: Path, uninterrupted: Result, step: int) -> None:
     killed(tmp_path, step)
@@ -126,6 +128,7 @@ def test_killed_again_and_again(tmp_path: Path, uninterrupted: Result) -> None:
     assert same(start(tmp_path), uninterrupted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("step", [0, 4, STEPS - 1])
 def test_a_signal_ends_a_run_after_its_step(tmp_path: Path, uninterrupted: Result, number: int, step: int) -> None:
@@ -138,6 +141,7 @@ def test_a_signal_ends_a_run_after_its_step(tmp_path: Path, uninterrupted: Resul
     assert same(start(tmp_path), uninterrupted)
 
 
+@pytest.mark.slow
 def test_a_signal_ends_a_validation_at_once(tmp_path: Path, uninterrupted: Result) -> None:
     task = classification()
     validations: list[int] = []
@@ -156,6 +160,7 @@ def test_a_signal_ends_a_validation_at_once(tmp_path: Path, uninterrupted: Resul
     assert same(start(tmp_path), uninterrupted)
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_the_run_without_saving_the_step(tmp_path: Path, uninterrupted: Result) -> None:
     def twice() -> None:
         os.kill(os.getpid(), signal.SIGINT)
@@ -167,6 +172,7 @@ def test_a_second_signal_ends_the_run_without_saving_the_step(tmp_path: Path, un
     assert same(start(tmp_path), uninterrupted)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_does_only_what_is_left(tmp_path: Path) -> None:
     killed(tmp_path, 9)
     steps: list[int] = []
@@ -180,6 +186,7 @@ def test_a_resumed_run_does_only_what_is_left(tmp_path: Path) -> None:
     assert steps == [2, 3, 3, 3]  # the epochs of steps 8 to 11: the last checkpoint was taken before step 8
 
 
+@pytest.mark.slow
 def test_weights_in_channels_last_order_resume_exactly(tmp_path: Path) -> None:
     """As in the ResNets: a fused optimiser goes through weights and moments in the order of their memory."""
 
@@ -207,6 +214,7 @@ def test_adapters_with_dropout_resume_exactly(tmp_path: Path, kind: str) -> None
     assert same(start(tmp_path / "killed", model=model(), task=task), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "optimizer", ["adam", "sgd", Momentum(kind="sgd", momentum=0.9), Momentum(kind="rmsprop", momentum=0.9)], ids=str
 )
@@ -318,6 +326,7 @@ def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(
     assert "damaged-step-00000008" in names(tmp_path)
 
 
+@pytest.mark.slow
 def test_the_run_starts_over_if_every_checkpoint_is_damaged(tmp_path: Path, uninterrupted: Result) -> None:
     killed(tmp_path, 9)
     for folder in tmp_path.iterdir():
@@ -325,6 +334,7 @@ def test_the_run_starts_over_if_every_checkpoint_is_damaged(tmp_path: Path, unin
     assert same(start(tmp_path), uninterrupted)
 
 
+@pytest.mark.slow
 def test_a_half_written_checkpoint_is_ignored(tmp_path: Path, uninterrupted: Result) -> None:
     killed(tmp_path, 5)
     half = tmp_path / ".step-00000006.123.tmp"

@@ -183,6 +183,7 @@ def test_a_naive_twin() -> None:
     assert off.max() < 0.1 * rate
 
 
+@pytest.mark.slow
 @needs_kernels
 @pytest.mark.parametrize("rate", [0.01, 0.001])
 def test_it_stays_close_to_float32(rate: float) -> None:

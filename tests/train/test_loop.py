@@ -194,6 +194,7 @@ def test_gradients_are_scaled_down_to_the_norm_and_reported_before(tmp_path: Pat
     assert float(norms[0]) == pytest.approx(0.01, rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("micro_batch_size", [1, 2, 3, 5, 8])
 def test_weights_do_not_depend_on_the_micro_batch(micro_batch_size: int, tmp_path: Path) -> None:
     """In float64: 19 rows of unequal weight in batches of 8 = 5 + 3 = 3 + 3 + 2, and a smaller last batch."""
@@ -259,6 +260,7 @@ def test_a_policy_starts_at_its_reference(models: dict[str, Path], kind: str, tm
     assert (first["rewards/chosen"], first["rewards/rejected"]) == pytest.approx((0, 0), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_overfits_eight_pairs(models: dict[str, Path], tmp_path: Path) -> None:
     policy = with_lora(models["llama"], rank=8)
     history = train(
@@ -293,6 +295,7 @@ def test_history_numbers_steps_and_measures_before_the_update(tmp_path: Path) ->
     assert [step for step, metrics in logged if metrics == {"val/loss", "val/error"}] == [0, 4, 6]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("every", "rows", "steps"),
     [(0.5, 8, [0, 2, 4]), (0.5, 80, [0, 20, 40]), (0.4, 10, [0, 2, 4, 5]), (0.01, 4, [0, 1, 2]), (0.99, 8, [0, 4])],
