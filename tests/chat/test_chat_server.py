@@ -220,6 +220,7 @@ def test_requests_in_the_form_of_other_clients_are_accepted(client: TestClient) 
 # Other sites
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("headers", "status"),
     [

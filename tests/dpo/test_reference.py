@@ -176,6 +176,7 @@ def test_the_reference_is_the_policy_at_the_end_of_each_epoch(tmp_path: Path) ->
     assert history.validation[-1]["rewards/margin"] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kill", [3, 5])
 def test_multipliers_resume_exactly(tmp_path: Path, kill: int) -> None:
     """The checkpoint holds the multipliers of dual ascent; without them, the loss after the kill would differ."""

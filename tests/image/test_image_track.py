@@ -128,6 +128,7 @@ def test_our_convolution_equals_torchs(kernel: int, stride: int, size: int, monk
     assert (ours(images) is None) == (results[0][0].shape[2:] != (1, 1))
 
 
+@pytest.mark.slow
 def test_every_convolution_of_a_classifier_is_ours() -> None:
     model = resnet.build(SMALL)
     assert {type(module) for module in model.modules() if isinstance(module, nn.Conv2d)} == {resnet.Convolution}

@@ -145,6 +145,7 @@ def test_files_that_are_not_a_resnet_are_refused(change: Any, file: Path, tmp_pa
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_broken_file_is_refused(file: Path, tmp_path: Path) -> None:
     (tmp_path / "cut.safetensors").write_bytes(file.read_bytes()[:5000])
     with pytest.raises(DataError, match=r"^cut\.safetensors: not a whole safetensors file .*; fetch it again$"):
@@ -185,6 +186,7 @@ def test_weights_of_any_name_are_fetched(workspace: Path, file: Path, tmp_path: 
         assert read_json(download_resnet.BASE / "base.json") == {"arch": "resnet18"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("names", "message"),
     [

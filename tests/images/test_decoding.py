@@ -62,6 +62,7 @@ def test_a_photograph_is_as_it_was_taken(kind: str, value: int, width: int, heig
     assert (image.turned, image.unreadable_exif) == (value > 1, False)
 
 
+@pytest.mark.slow
 @given(st.sampled_from(sorted(WRITERS)), st.integers(1, 8), st.integers(2, 20), st.integers(2, 20))
 @settings(max_examples=60)
 def test_it_is_what_pillow_makes_of_it(kind: str, value: int, width: int, height: int) -> None:

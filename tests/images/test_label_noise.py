@@ -31,6 +31,7 @@ def test_confident_learning_by_hand() -> None:
     assert confident_learning(unused, np.array([0, 0, 0, 1, 1]))[0] == estimate
 
 
+@pytest.mark.slow
 def test_neighbours_are_the_other_images() -> None:
     """Two images of one class and a distant one of another. An image is not its own neighbour."""
     pixels = np.array([[0, 0], [1, 0], [200, 200]], np.uint8)

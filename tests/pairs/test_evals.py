@@ -62,6 +62,7 @@ def test_truthfulqa_row(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
     assert tokenizer.decode(encode_row(row, tokenizer, 100, 100, row.wrong_responses[0]).response_ids) == "Yes</s>"
 
 
+@pytest.mark.slow
 def test_truthfulqa_in_every_format(tmp_path: Path) -> None:
     """The CSV, its multiple-choice JSON, and both configurations of the hub's parquet."""
     right, wrong = ["No", "It is not"], ["Yes", "Of course"]
@@ -373,6 +374,7 @@ def both_forms(request: pytest.FixtureRequest, tmp_path: Path) -> SimpleNamespac
     )
 
 
+@pytest.mark.slow
 def test_both_files_of_truthfulqa_agree_and_winogrande_is_read(tmp_path: Path, both_forms: SimpleNamespace) -> None:
     repeated = rf"^truthfulqa/mc_task.json:1: repeats the question of truthfulqa/{both_forms.repeated}"
     with pytest.raises(DataError, match=repeated):

@@ -3,6 +3,7 @@
 Runs arrive, once, whatever was wrong with the credentials before; the frontier and the registry are read from there.
 """
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,7 +68,7 @@ def test_runs_arrive_once_after_the_credentials_are_corrected(
         outputs.append(done.stdout)
         assert line in done.stdout
         assert done.returncode == status
-        assert "401" not in done.stdout
+        assert not re.search(r"\b401\b", done.stdout)  # a port or a hash may have these digits
         assert "when it answers" not in done.stdout
 
     shutil.rmtree(copy / "models/dpo_image")

@@ -52,6 +52,7 @@ def test_the_rows_of_a_measure_give_its_metric(runs: tuple[Experiment, Experimen
     assert counted == 2 * 13  # runs, measures with rows
 
 
+@pytest.mark.slow
 def test_differences_are_those_of_the_metrics(runs: tuple[Experiment, Experiment]) -> None:
     metrics = [flatten(run.metrics) for run in runs]
     for key, difference in by_key(*runs).items():
@@ -228,6 +229,7 @@ def test_pictures_are_images_whose_class_changed(runs: tuple[Experiment, Experim
     assert {item["label"] for group in groups for item in group["items"]} <= set(CLASSES)
 
 
+@pytest.mark.slow
 def test_curves_of_two_runs_are_matched_by_step() -> None:
     """Runs of different lengths, one of them without a margin."""
     first = Histories(pd.DataFrame({"step": [1, 2], "loss": [0.7, 0.6]}), pd.DataFrame({"step": [0], "loss": [0.69]}))

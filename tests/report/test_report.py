@@ -103,6 +103,7 @@ def test_the_page_is_well_formed_and_headings_skip_no_level(page: Page) -> None:
     assert clips <= set(ids)
 
 
+@pytest.mark.slow
 def test_the_page_requests_nothing_and_runs_only_its_own_script(page: Page, built: tuple[str, str]) -> None:
     assert not {"iframe", "object", "embed", "base"} & {tag for tag, _ in page.tags}
     # There is one script, and the policy allows only a script with its hash.

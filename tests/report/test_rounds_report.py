@@ -71,6 +71,7 @@ def test_the_table_has_every_measure_with_its_interval(page: Page) -> None:
     assert "by the stopping judge – – –" not in page.text  # a line without any number is left out
 
 
+@pytest.mark.slow
 def test_report_and_card_say_which_policy_and_why_no_further_round_ran(page: Page, folder: Path) -> None:
     sentence = (
         "2 of 3 rounds of DPO on the policy’s own answers ran; the policy of round 1 was chosen. Round 2 was the "

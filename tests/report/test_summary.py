@@ -58,6 +58,7 @@ def test_a_run_that_has_not_finished_is_one_line(tmp_path: Path, monkeypatch: py
     assert done.stderr == "error: reports/text/metrics.json: not found; `dvc repro` makes it\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("low", "high", "words"),
     [

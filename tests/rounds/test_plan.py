@@ -257,6 +257,7 @@ def test_an_edit_changes_the_plans_of_the_stages_that_use_the_module(
     assert differing(copied, before) == scripts
 
 
+@pytest.mark.slow
 def test_another_parameter_changes_the_plans_of_the_stages_that_take_it(copied: Path) -> None:
     before = fingerprints(copied)
     assert differing(copied, before) == set()

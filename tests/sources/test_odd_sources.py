@@ -99,6 +99,7 @@ def test_answers_that_are_no_file(answer: str, says: str, server: str, monkeypat
         assert says in refusal(UrlSource(kind="url", url=address, sha256=None))
 
 
+@pytest.mark.slow
 def test_what_is_pinned_may_look_like_anything(server: str) -> None:
     page = ANSWERS["page"][2]
     source = UrlSource(kind="url", url=f"{server}/page/rows.txt", sha256=hashlib.sha256(page).hexdigest())

@@ -375,6 +375,7 @@ def test_the_nucleus_equals_that_of_a_full_sort(top_p: float) -> None:
         assert float((kept.sum(-1) - expected.sum(-1)).abs().max()) < 1e-3
 
 
+@pytest.mark.slow
 def test_draws_among_ties_do_not_depend_on_the_other_rows() -> None:
     """As in bfloat16: many tokens are equally likely, also at the end of the nucleus. A flat row has the widest nucleus."""
     generator = torch.Generator().manual_seed(0)

@@ -173,6 +173,7 @@ def test_qlora_names_what_is_missing(
 # Merged
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rslora", "scale"), [(False, 8 / 4), (True, 8 / 4**0.5)])
 @each_model
 def test_the_merged_weight_by_hand(kind: str, rslora: bool, scale: float, folders: dict[str, Path]) -> None:

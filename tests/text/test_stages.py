@@ -506,6 +506,7 @@ def test_dpo_learns_from_unpaired_responses_and_evaluates_them(
     assert table["reward_rejected"].isna().tolist() == test["rejected"].isna().tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unpaired_project")
 def test_without_supervised_steps_the_base_is_the_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     without_tracking(monkeypatch, tmp_path / "checkpoints")

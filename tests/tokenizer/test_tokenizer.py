@@ -177,6 +177,7 @@ def test_a_character_belongs_to_the_last_token_that_spells_it(chatml: ChatTokeni
     assert chatml.texts([]) == []
 
 
+@pytest.mark.slow
 @given(
     text=st.text(st.characters(exclude_categories=["Cs"])).filter(lambda t: "<" not in t and not {OPEN, CLOSE} & set(t))
 )

@@ -93,6 +93,7 @@ def test_the_first_refusal_ends_a_sync(server: Refusing, caplog: pytest.LogCaptu
     assert server.asked == 2  # a request that fails is tried once more
 
 
+@pytest.mark.slow
 def test_a_user_without_the_permission_is_told_so(server: Refusing) -> None:
     server.status = 403
     with pytest.raises(

@@ -194,6 +194,7 @@ def test_a_run_has_the_outcome_of_its_stage(error: type[BaseException], status: 
     assert run_of(status).info.status == status
 
 
+@pytest.mark.slow
 def test_a_stage_that_is_run_again_continues_its_run() -> None:
     with pytest.raises(RuntimeError):
         fail("again", 7)
@@ -553,6 +554,7 @@ def test_a_server_that_is_killed_midway(project: Path, tmp_path: Path, monkeypat
 
     monkeypatch.setattr(delivery, "INTERVAL", 0.2)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")  # the other tests share the machine with the server
     server = serve()
     try:
         with tracking.stage_run("dpo_text", {"beta": 0.1}, "midway") as run:

@@ -240,6 +240,7 @@ def tamper(folder: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]
     manifest.write_text(manifest.read_text().replace(before, sha256(path)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["model", "buffer", "optimizer"])
 def test_everything_in_a_checkpoint_is_needed(tmp_path: Path, uninterrupted: Result, kind: str) -> None:
     """With the weights, batch statistics or AdamW moments of a new run, the result differs."""
