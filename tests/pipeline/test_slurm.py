@@ -82,8 +82,8 @@ def test_experiments_as_jobs(copy: Path, folder: Path) -> None:
         only = ["--single-item", "dag/evaluation/dvc.yaml:ref_answers"]
         log = run(*job, "--nodes=2", "slurm/experiment.sh", "-S", "answer_text.seed=4", *only)
         assert stages_run(log) == ["ref_answers"]
-        run(*job, "--array=2", "slurm/experiment.sh", "@sweep.txt", *only)
-        assert set(run("dvc", "exp", "list", "--name-only").split()) >= {"job-1", "job-2-2"}
+        run(*job, "--array=1-2", "slurm/experiment.sh", "@sweep.txt", *only)
+        assert set(run("dvc", "exp", "list", "--name-only").split()) >= {"job-1", "job-2-1", "job-2-2"}
         before = (copy / "data/ref_answers/answers.parquet").read_bytes()
         run("dvc", "exp", "apply", "job-2-2")
         assert read_yaml(copy / "params.yaml")["answer_text"]["seed"] == 6
