@@ -1,9 +1,10 @@
 """The docs name only existing files, `make` targets, `prefdag` commands and links."""
 
+import ast
 import functools
 import re
 import subprocess
-from collections.abc import Set
+from collections.abc import Iterator, Set
 from pathlib import Path
 
 import pytest
@@ -140,10 +141,21 @@ def test_a_study_shows_its_own_results(study: str, function: str) -> None:
 
 
 def test_the_commands_of_reliability_select_tests() -> None:
-    """The files exist, and the words are in the name of one of their tests."""
+    """The files exist, and the words are in the name of one of their tests, which is slow if the command is for slow ones."""
     page = (ROOT / "docs" / "reliability.md").read_text("utf-8")
-    commands = re.findall(r"`pytest (?:-m slow )?((?:tests/\S+? ?)+)(?: ?-k (\w+))?`", page)
+    commands = re.findall(r"`pytest (?:-m (\S+|\"[^`\"]+\") )?((?:tests/\S+? ?)+)(?: ?-k (\w+))?`", page)
     assert len(commands) > 20
-    for names, word in commands:
-        texts = [(ROOT / name).read_text("utf-8") for name in names.split()]
-        assert any(word in test for text in texts for test in re.findall(r"^def (test_\w+)", text, re.M)), (names, word)
+    for mark, names, word in commands:
+        slow = [is_slow for name in names.split() for test, is_slow in marks_of(ROOT / name) if word in test]
+        selected = {"slow": slow, "": [not each for each in slow]}.get(mark, [True for _ in slow])
+        assert any(selected), (mark, names, word)
+
+
+def marks_of(file: Path) -> Iterator[tuple[str, bool]]:
+    """Each test function of a file, and whether it is marked as slow, alone or with all of its file."""
+    tree = ast.parse(file.read_text("utf-8"))
+    whole = any(isinstance(node, ast.Assign) and "mark.slow" in ast.unparse(node) for node in tree.body)
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+            marks = map(ast.unparse, node.decorator_list)
+            yield node.name, whole or "tests/pipeline" in file.as_posix() or "pytest.mark.slow" in marks
