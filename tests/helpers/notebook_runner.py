@@ -20,8 +20,10 @@ Cell = dict[str, Any]
 def run(notebook: dict[str, Any]) -> dict[str, Any]:
     """The notebook with new outputs. An exception in a cell is raised."""
     import matplotlib
+    import matplotlib.pyplot as plt
 
     matplotlib.use("agg")
+    plt.close("all")  # figures that are open already are not of a cell
     names: dict[str, Any] = {"__name__": "__main__"}
     number = 0
     cells = []
