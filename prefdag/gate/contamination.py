@@ -10,18 +10,21 @@ Letter case, punctuation and white space are ignored.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from prefdag.lifecycle.progress import tracked
 from prefdag.pairs.ngrams import run_hashes, words
+from prefdag.runtime.processes import apply_each
 
 if TYPE_CHECKING:
     from prefdag.pairs.eval_sets import EvalRow
 
 RUN = 13  # words
-CHUNK = 1000  # pairs per batch
+CHUNK = 1000  # pairs that a process compares at a time
 
 TEXTS = ["prompt", "chosen", "rejected", "chosen_extra", "rejected_extra"]  # tool calls and reasoning are JSON
 COLUMNS = ["set", "row", "pair", "how", "words"]
@@ -45,9 +48,10 @@ def find_overlaps(pairs: pd.DataFrame, sets: Mapping[str, Sequence["EvalRow"]]) 
         `words`, the common words. A row and a pair are listed once: as exact, or with their first common run.
     """
     index = _Index(sets)
-    overlaps = []
     readable = pairs[pairs["prompt"].notna()]
-    for start in range(0, len(readable), CHUNK):
+
+    def some(start: int) -> list[tuple[str, ...]]:
+        overlaps: list[tuple[str, ...]] = []
         part = readable.iloc[start : start + CHUNK]
         texts = [list(_texts(*row)) for row in part.reindex(columns=TEXTS).itertuples(index=False)]
         runs = index.runs_in(texts)
@@ -55,7 +59,11 @@ def find_overlaps(pairs: pd.DataFrame, sets: Mapping[str, Sequence["EvalRow"]]) 
             exact = {key: ("exact", text) for text in own for key in index.exact.get(text, ())}
             matches = {key: (f"{RUN} words", text) for key, text in shared.items()} | exact
             overlaps += [(key.set, key.source, source, how, text) for key, (how, text) in sorted(matches.items())]
-    return pd.DataFrame(overlaps, columns=COLUMNS, dtype="str")
+        return overlaps
+
+    starts = range(0, len(readable), CHUNK)
+    parts = tracked(apply_each(some, starts, len(starts)), f"{CHUNK:,} rows", "overlaps", len(starts))
+    return pd.DataFrame(list(chain.from_iterable(parts)), columns=COLUMNS, dtype="str")
 
 
 def _texts(prompt: Sequence[Mapping[str, str]], *responses: str | None) -> Iterator[str]:

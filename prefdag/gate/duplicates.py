@@ -3,17 +3,21 @@
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from datasketch import MinHash, MinHashLSH
 
+from prefdag.lifecycle.progress import tracked
 from prefdag.pairs.ngrams import normalised, run_hashes, words
+from prefdag.runtime.processes import apply_each
 
 RUN = 5  # words
 PERMUTATIONS = 128  # bounds the standard error of an estimated similarity by 0.045
+
+CHUNK = 1000  # texts that a process sketches at a time
 
 COLUMNS = ["source", "prompt", "tools", "chosen", "rejected", "preference"]
 
@@ -31,7 +35,7 @@ def near_copy_of(sources: "pd.Series[str]", texts: "pd.Series[str]", similarity:
     of fewer words is one run. Rows are not compared with earlier rows that are near copies themselves.
     """
     rows = np.flatnonzero(texts.notna())
-    sketches = _sketches(texts.iloc[rows])
+    sketches = _sketches(texts.iloc[rows].tolist())
     crowded = _shared_buckets(sketches, similarity)
     originals: defaultdict[int, list[int]] = defaultdict(list)  # of each bucket
     first: list[str | None] = [None] * len(texts)
@@ -54,18 +58,24 @@ class _Numbers(dict[str, int]):
         return number
 
 
-def _sketches(texts: Iterable[str]) -> npt.NDArray[np.uint32]:
+def _sketches(texts: Sequence[str]) -> npt.NDArray[np.uint32]:
     """The MinHash of the runs of each text, (T, `PERMUTATIONS`)."""
     numbers = _Numbers()
     sketch = MinHash(PERMUTATIONS, hashfunc=int)
-    rows = []
-    for text in texts:
-        own = [numbers[word] for word in words(text)]
-        own += [0] * (RUN - len(own))
-        sketch.clear()
-        sketch.update_batch((run_hashes(np.array(own, np.uint64), RUN) >> np.uint64(32)).tolist())
-        rows.append(sketch.hashvalues)
-    return np.stack(rows) if rows else np.zeros((0, PERMUTATIONS), np.uint32)
+
+    def some(start: int) -> npt.NDArray[np.uint32]:
+        rows = []
+        for text in texts[start : start + CHUNK]:
+            own = [numbers[word] for word in words(text)]
+            own += [0] * (RUN - len(own))
+            sketch.clear()
+            sketch.update_batch((run_hashes(np.array(own, np.uint64), RUN) >> np.uint64(32)).tolist())
+            rows.append(sketch.hashvalues)
+        return np.stack(rows)
+
+    starts = range(0, len(texts), CHUNK)
+    parts = tracked(apply_each(some, starts, len(starts)), f"{CHUNK:,} rows", "near copies", len(starts))
+    return np.concatenate([np.zeros((0, PERMUTATIONS), np.uint32), *parts])
 
 
 def _shared_buckets(sketches: npt.NDArray[np.uint32], similarity: float) -> dict[int, list[int]]:

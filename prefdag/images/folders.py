@@ -15,6 +15,7 @@ from prefdag.images.kinds import TARS, role
 from prefdag.images.labelled import ImageFault, Images, Notes, select
 from prefdag.images.published import splits_of_folders
 from prefdag.lifecycle.errors import DataError
+from prefdag.lifecycle.progress import tracked
 
 Size = tuple[int, int, int]  # (C, H, W)
 TO_FOLDERS = "put each image into the folder of its class"
@@ -33,7 +34,7 @@ def read_folder(folder: Path, files: list[Path], notes: Notes) -> Images:
     """
     shapes: dict[str, Shape] = {}
     faults: dict[str, ImageFault] = {}
-    for name, image in _members(folder, files, notes):
+    for name, image in tracked(_members(folder, files, notes), "image", "headers"):
         try:
             shapes[name] = shape(name, image)
         except Fault as fault:
@@ -50,7 +51,7 @@ def read_folder(folder: Path, files: list[Path], notes: Notes) -> Images:
         for i, name in enumerate(name for name in names if name in shapes and shapes[name].size[1:] == usual[1:])
     }
     images = np.zeros((len(row), *usual), dtype=np.uint8)
-    for name, image in _members(folder, files):
+    for name, image in tracked(_members(folder, files), "image", "pixels", len(names)):
         try:
             if name in row:
                 decoded = decode(name, image)

@@ -1,9 +1,12 @@
 """Progress bars with the remaining time, which do not flood a log."""
 
 import sys
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
 
 from tqdm import tqdm
+
+T = TypeVar("T")
 
 
 def progress(total: int | None, unit: str, name: str = "", initial: int = 0, **options: Any) -> tqdm:
@@ -18,3 +21,11 @@ def progress(total: int | None, unit: str, name: str = "", initial: int = 0, **o
         mininterval=0.2 if live else 10,
         **options,
     )
+
+
+def tracked(items: Iterable[T], unit: str, name: str, total: int | None = None) -> Iterator[T]:
+    """The items, with a progress bar if they take longer than two seconds. It ends when the loop ends, however it does."""
+    with progress(total, unit, name, delay=2) as bar:
+        for item in items:
+            yield item
+            bar.update()

@@ -25,6 +25,7 @@ from prefdag.formats.judgements import unreadable_score
 from prefdag.formats.records import Record, read_records
 from prefdag.formats.registry import ROW_FORMATS, detect_format, parse_row
 from prefdag.lifecycle.errors import DataError
+from prefdag.lifecycle.progress import tracked
 from prefdag.recorded import recorded
 
 if TYPE_CHECKING:
@@ -96,7 +97,8 @@ def read_pairs(
         _check_columns(first, columns, name)
         known = _format(first, columns, name) if row_format == "auto" else row_format
         pooled = "split" in columns and columns["split"] is None
-        for place, record in _grouped(chain(first, records), ROW_FORMATS[known].several, columns):
+        grouped = _grouped(chain(first, records), ROW_FORMATS[known].several, columns)
+        for place, record in tracked(grouped, "row", name):
             part = split_of_name(place.rpartition(":")[0]) if isinstance(place, str) else None
             split = None if pooled else part or split_of_name(plain_name)
             given = {"format": known, "origin": name, "split": split}

@@ -1,1 +1,1 @@
-"""What every stage is made of: its parameters, and files that are written atomically."""
+"""What every stage is made of: its parameters, files that are written atomically, and work on several cores."""

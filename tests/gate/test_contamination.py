@@ -91,9 +91,12 @@ def test_the_joined_turns_of_a_dialogue_are_compared() -> None:
     assert len(find_overlaps(two, {"truthfulqa": [question(1, "One two three?", "no")]})) == 1
 
 
-def test_pairs_beyond_the_first_chunk_are_compared() -> None:
+@pytest.mark.parametrize("cores", ["1", "3"])
+def test_pairs_beyond_the_first_chunk_are_compared(cores: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", cores)
     many = pairs(*((["is it true"], "a", "b") for _ in range(CHUNK + 2)))
-    assert len(find_overlaps(many, {"truthfulqa": [question(1, "Is it true?", "no")]})) == CHUNK + 2
+    overlaps = find_overlaps(many, {"truthfulqa": [question(1, "Is it true?", "no")]})
+    assert overlaps["pair"].tolist() == many["source"].tolist()
 
 
 def test_words_of_scripts_without_spaces() -> None:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prefdag.gate import duplicates
 from prefdag.gate.duplicates import conflict_with, copy_of, near_copy_of
 from prefdag.pairs.ngrams import normalised
 from prefdag.pairs.ngrams import words as words_of
@@ -67,8 +68,11 @@ def similarity(one: str, other: str) -> float:
 
 
 @pytest.mark.slow
-def test_near_copies_are_those_of_a_brute_force_comparison() -> None:
+@pytest.mark.parametrize("cores", ["1", "3"])
+def test_near_copies_are_those_of_a_brute_force_comparison(cores: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Texts of 1 to 60 words, many with a few words changed. Those near the limit may differ: it is an estimate."""
+    monkeypatch.setenv("OMP_NUM_THREADS", cores)
+    monkeypatch.setattr(duplicates, "CHUNK", 50)
     rng = random.Random(0)
     texts: list[str] = []
     for _ in range(400):

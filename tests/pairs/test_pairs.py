@@ -176,9 +176,9 @@ def test_examples_are_the_shortest_the_median_and_the_longest(tokenizer: ChatTok
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("batch", [1, 7, 100])
-def test_the_batch_size_changes_nothing(
-    tokenizer: ChatTokenizer, batch: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize(("batch", "cores"), [(1, "1"), (7, "1"), (7, "3"), (100, "3")])
+def test_the_batch_size_and_the_cores_change_nothing(
+    tokenizer: ChatTokenizer, batch: int, cores: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows of which some are cut and some are left out. Boundaries are checked for a sample of the rows."""
     rows = [(f"question {n // 2}", "x" * n, "no" if n % 3 else "x" * (n + 1)) for n in range(1, 41)]
@@ -189,6 +189,8 @@ def test_the_batch_size_changes_nothing(
     assert 0 < at_once[1]["boundary"]["responses"] < 40
     assert {change["change"] for change in at_once[1]["changes"]} == {"cut", "left out"}
     monkeypatch.setattr(batches, "BATCH", batch)
+    monkeypatch.setattr(batches, "CHUNK", 3)
+    monkeypatch.setenv("OMP_NUM_THREADS", cores)
     in_batches = format_rows(table(rows), tokenizer, params)
     assert in_batches[1:] == at_once[1:]
     assert all(in_batches[0][split].equals(at_once[0][split]) for split in SPLITS)
