@@ -1,5 +1,6 @@
 """Progress bars with the remaining time, which do not flood a log."""
 
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
@@ -11,13 +12,17 @@ T = TypeVar("T")
 
 def progress(total: int | None, unit: str, name: str = "", initial: int = 0, **options: Any) -> tqdm:
     """A progress bar on stderr: live on a terminal or in a notebook, otherwise one line every ten seconds."""
-    live = sys.stderr.isatty() or "ipykernel" in sys.modules
+    terminal = sys.stderr.isatty()
+    live = terminal or "ipykernel" in sys.modules
+    # Some terminals, those of containers for instance, say that they have no rows and columns, where tqdm would show nothing.
+    unsized = terminal and 0 in os.get_terminal_size(sys.stderr.fileno())
+    size: dict[str, Any] = {"ncols": 80, "nrows": 24} if unsized else {"dynamic_ncols": live}
     return tqdm(
         total=total,
         initial=initial,
         unit=unit,
         desc=name,
-        dynamic_ncols=live,
+        **size,
         mininterval=0.2 if live else 10,
         **options,
     )

@@ -1,10 +1,17 @@
 """Bars for loops over many things: none for a short loop, and a line of its own for the error that ends a long one."""
 
+import fcntl
+import os
+import pty
+import struct
+import subprocess
 import sys
+import termios
 from collections.abc import Iterator
 from itertools import count
 
 import pytest
+from paths import ROOT
 
 from prefdag.lifecycle.progress import tracked
 
@@ -34,3 +41,18 @@ def test_a_long_loop_has_one_that_ends_with_the_loop(
     *_, bar, error, end = capsys.readouterr().err.replace("\r", "\n").split("\n")
     assert bar.startswith(expected)
     assert (error, end) == ("error", "")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("columns", [0, 60])
+def test_a_terminal_shows_it_whether_it_says_its_size_or_not(columns: int) -> None:
+    """In containers, it often has 0 rows and 0 columns."""
+    ours, its = pty.openpty()
+    fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", columns and 20, columns, 0, 0))
+    script = "from prefdag.lifecycle.progress import progress; [*map(str, progress(2, 'row', 'read', iterable=[1, 2]))]"
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, stderr=its, check=True)
+    os.close(its)
+    shown = os.read(ours, 10_000).decode()
+    os.close(ours)
+    assert "read: 100%" in shown
+    assert max(map(len, shown.split("\r"))) <= (columns or 80) + 1
