@@ -1,15 +1,21 @@
 """Applies a function on several cores, in processes: threads would run its Python one at a time."""
 
 import gc
+import logging
 import os
 import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from threading import Thread
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from prefdag.lifecycle.errors import PrefdagError
+
+if TYPE_CHECKING:
+    from concurrent.futures import ProcessPoolExecutor
+
+logger = logging.getLogger(__name__)
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -21,7 +27,7 @@ AHEAD = 20  # results that wait for the caller, or are being made
 def apply_each(function: Callable[[A], B], items: Iterable[A], total: int) -> Iterator[B]:
     """The function of each item, in order. Several processes work on the next items while the caller has one.
 
-    One process does it if there is one core or one item, or if the system cannot fork.
+    This process does it if there is one core or one item, or if the system gives no other processes.
 
     Args:
         function: it may be a closure; its result must be one that pickle takes.
@@ -33,15 +39,12 @@ def apply_each(function: Callable[[A], B], items: Iterable[A], total: int) -> It
         Exception: what the function raises for the first item for which it does.
     """
     processes = min(cores(), PROCESSES, total)
-    if processes < 2:
+    pool = None if processes < 2 else _pool(function, processes)
+    if pool is None:
         yield from map(function, items)
         return
-    from concurrent.futures import ProcessPoolExecutor  # these imports take 0.03 s
     from concurrent.futures.process import BrokenProcessPool
-    from multiprocessing import get_context
 
-    # A fork has the function, and all that it needs, from the start.
-    pool = ProcessPoolExecutor(processes, get_context("fork"), _start, (function,))
     rest = iter(items)
     try:
         waiting = deque(pool.submit(_apply, item) for item in islice(rest, AHEAD))
@@ -62,6 +65,21 @@ def cores() -> int:
         return 1
     threads = os.environ.get("OMP_NUM_THREADS", "")
     return int(threads) if threads.isdigit() else len(os.sched_getaffinity(0))
+
+
+def _pool(function: Callable[[Any], Any], processes: int) -> "ProcessPoolExecutor | None":
+    """Processes that have started. None if the system gives none, or no shared memory, as in some containers."""
+    from concurrent.futures import ProcessPoolExecutor  # this import takes 0.03 s
+    from multiprocessing import get_context
+
+    try:
+        # A fork has the function, and all that it needs, from the start.
+        pool = ProcessPoolExecutor(processes, get_context("fork"), _start, (function,))
+        pool.submit(int).result()
+    except (OSError, NotImplementedError) as error:
+        logger.warning("one process instead of %d: %s", processes, error)
+        return None
+    return pool
 
 
 def _start(function: Callable[[Any], Any]) -> None:

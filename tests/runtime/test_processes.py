@@ -84,6 +84,20 @@ def test_a_killed_process_is_one_line() -> None:
         list(apply_each(die, range(60), 60))
 
 
+def refused(*_: object, **__: object) -> Any:
+    raise OSError(11, "Resource temporarily unavailable")
+
+
+@pytest.mark.parametrize("name", ["os.fork", "_multiprocessing.SemLock"])
+def test_without_other_processes_this_one_does_it(
+    name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A limit of processes, or a container without shared memory."""
+    monkeypatch.setattr(name, refused)
+    assert list(apply_each(where, range(9), 9)) == [(number, os.getpid()) for number in range(9)]
+    assert caplog.messages == ["one process instead of 3: [Errno 11] Resource temporarily unavailable"]
+
+
 SLOW = """
 import time
 from prefdag.runtime.processes import apply_each
