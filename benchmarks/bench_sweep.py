@@ -1,6 +1,6 @@
 """A sweep over five betas, from a reference model and pairs to five policies: ours against TRL's DPOTrainer.
 
-    python -m benchmarks.bench_sweep --rows FILE --model FOLDER [--pairs 96] [--rounds 3]
+    python -m benchmarks.bench_sweep --rows FILE --model FOLDER [--pairs 32] [--rounds 3]
 
 Rows are drawn from an hh-rlhf .jsonl.gz file; the model is a folder that transformers loads. The
 settings are those of bench_dpo.
@@ -8,7 +8,7 @@ settings are those of bench_dpo.
     ours  the pipeline's stages in a clone of the committed project: ref_logps once, dpo_text once per beta
     trl   one process per beta, which computes the reference's log-probabilities and trains
 
-The timing runs from the start of the first process to the end of the last. With few pairs, most of it is process start-up.
+The timing runs from the start of the first process to the end of the last. The fewer pairs, the more of it is start-up.
 """
 
 import os
@@ -86,7 +86,7 @@ def trl(shared: list[Any]) -> None:
 
 def main() -> None:
     """The command line."""
-    args = arguments(__doc__, ("ours", "trl"), pairs=96, rounds=3).parse_args()
+    args = arguments(__doc__, ("ours", "trl"), pairs=32, rounds=3).parse_args()
     shared = ["--rows", args.rows.resolve(), "--model", args.model.resolve(), "--pairs", args.pairs]
     if args.contender:
         ours(args.rows, args.model, args.pairs) if args.contender == "ours" else trl(shared)
