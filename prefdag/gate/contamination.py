@@ -62,7 +62,7 @@ def find_overlaps(pairs: pd.DataFrame, sets: Mapping[str, Sequence["EvalRow"]]) 
         return overlaps
 
     starts = range(0, len(readable), CHUNK)
-    parts = tracked(apply_each(some, starts, len(starts)), f"{CHUNK:,} rows", "overlaps", len(starts))
+    parts = tracked(apply_each(some, starts, len(starts)), "row", "overlaps", len(starts), CHUNK)
     return pd.DataFrame(list(chain.from_iterable(parts)), columns=COLUMNS, dtype="str")
 
 

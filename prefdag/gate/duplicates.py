@@ -74,7 +74,7 @@ def _sketches(texts: Sequence[str]) -> npt.NDArray[np.uint32]:
         return np.stack(rows)
 
     starts = range(0, len(texts), CHUNK)
-    parts = tracked(apply_each(some, starts, len(starts)), f"{CHUNK:,} rows", "near copies", len(starts))
+    parts = tracked(apply_each(some, starts, len(starts)), "row", "near copies", len(starts), CHUNK)
     return np.concatenate([np.zeros((0, PERMUTATIONS), np.uint32), *parts])
 
 

@@ -28,9 +28,13 @@ def progress(total: int | None, unit: str, name: str = "", initial: int = 0, **o
     )
 
 
-def tracked(items: Iterable[T], unit: str, name: str, total: int | None = None) -> Iterator[T]:
-    """The items, with a progress bar if they take longer than two seconds. It ends when the loop ends, however it does."""
-    with progress(total, unit, name, delay=2) as bar:
+def tracked(items: Iterable[T], unit: str, name: str, total: int | None = None, each: int = 1) -> Iterator[T]:
+    """The items, with a progress bar if they take longer than two seconds. It ends when the loop ends, however it does.
+
+    Args:
+        each: units of an item; the last one may have fewer.
+    """
+    with progress(total, unit, name, delay=2, unit_scale=each > 1 and each) as bar:
         for item in items:
             yield item
             bar.update()
